@@ -1,0 +1,37 @@
+"""potstill: dataset distillation. A labelled data set of thousands becomes a handful of synthetic examples.
+
+>>> distilled = potstill.distill(images, labels, images_per_class=10)
+>>> network = potstill.train(distilled)
+>>> network(distilled.preprocess(real_images)).argmax(1)
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from potstill.config import Config
+    from potstill.distillation import distill
+    from potstill.distilled import DistilledSet
+    from potstill.evaluation import evaluate, train
+    from potstill.export import export
+    from potstill.registry import InputError
+    from potstill.store import load, save
+
+__version__ = "0.1.0"
+__all__ = ["Config", "DistilledSet", "InputError", "distill", "evaluate", "export", "load", "save", "train"]
+
+# Imported when first used (PEP 562), so that `potstill --help` does not wait for torch.
+_HOMES = {
+    "Config": "config", "DistilledSet": "distilled", "InputError": "registry", "distill": "distillation",
+    "evaluate": "evaluation", "export": "export", "load": "store", "save": "store", "train": "evaluation",
+}  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'potstill' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"potstill.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

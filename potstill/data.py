@@ -1,0 +1,171 @@
+"""Real data behind one interface, in memory or memory-mapped.
+
+A source (sources.py) gives raw `Arrays`; loading.py cuts them into train, validation and test splits and preprocesses them.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+Transform = Callable[[Tensor], Tensor]
+CHUNK = 1024
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """Labelled images as a source gives them.
+
+    Args:
+        images: (N, C, H, W), uint8 in 0..255 or float32; may be a memory map.
+        labels: (N,) int64 classes.
+    """
+
+    images: npt.NDArray[Any]
+    labels: npt.NDArray[np.int64]
+
+    def floats(self, indices: npt.NDArray[np.int64]) -> Tensor:
+        """Images as float32 on the CPU; bytes are scaled to [0, 1]. Reads only these rows of a memory map."""
+        order = np.argsort(indices, kind="stable")
+        rows = np.empty((len(indices), *self.images.shape[1:]), self.images.dtype)
+        rows[order] = self.images[indices[order]]  # sorted: a memory map is read from front to back
+        images = torch.from_numpy(rows)
+        return images.float().div_(255) if images.dtype == torch.uint8 else images.float()
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What a source reads.
+
+    Args:
+        train: the training images.
+        test: the test images; None where the source has none.
+        class_names: name of class 0, 1, ...
+        fingerprint: a hash of the content, the same wherever the data lie.
+        notes: sentences that a user should see: what was converted, padded, resized.
+        mapped: whether the arrays are memory maps, to be preprocessed batch by batch.
+    """
+
+    train: Arrays
+    test: Arrays | None
+    class_names: tuple[str, ...]
+    fingerprint: str
+    notes: tuple[str, ...] = ()
+    mapped: bool = False
+
+
+class Split(Protocol):
+    """Preprocessed labelled images: what the outer loss, the validation and the evaluation read."""
+
+    labels: Tensor
+    """(N,) int64 on the CPU."""
+
+    def __len__(self) -> int: ...
+
+    def take(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """(images (n, C, H, W), labels (n,)) at these positions, on the device."""
+        ...
+
+
+@dataclass(frozen=True)
+class TensorSplit:
+    """A split as one tensor on the device."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        device = self.images.device
+        return self.images[indices.to(device)], self.labels[indices].to(device)
+
+
+@dataclass(frozen=True)
+class MappedSplit:
+    """A split that stays on disk; a batch is read, scaled and preprocessed when it is asked for.
+
+    Args:
+        arrays: the memory-mapped images.
+        indices: positions in `arrays` that belong to this split.
+        transform: the preprocessing, float images in, float images out.
+        device: where batches go.
+    """
+
+    arrays: Arrays
+    indices: npt.NDArray[np.int64]
+    transform: Transform
+    device: torch.device
+
+    @property
+    def labels(self) -> Tensor:
+        return torch.from_numpy(self.arrays.labels[self.indices])
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def take(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        rows = self.indices[indices.numpy()]
+        images = self.transform(self.arrays.floats(rows).to(self.device))
+        return images, torch.from_numpy(self.arrays.labels[rows]).to(self.device)
+
+
+def make_split(
+    arrays: Arrays, indices: npt.NDArray[np.int64], transform: Transform, device: torch.device, *, mapped: bool
+) -> Split:
+    """The rows `indices` of `arrays` as a split: mapped, or preprocessed once and kept on the device."""
+    if mapped:
+        return MappedSplit(arrays, indices, transform, device)
+    images = [transform(arrays.floats(rows).to(device)) for rows in chunks(indices)]
+    empty = torch.empty(0, *arrays.images.shape[1:], device=device)
+    return TensorSplit(torch.cat(images) if images else empty, torch.from_numpy(arrays.labels[indices]))
+
+
+def chunks(indices: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
+    """`indices` in pieces of at most CHUNK."""
+    return [indices[start : start + CHUNK] for start in range(0, len(indices), CHUNK)]
+
+
+def batches(split: Split, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The whole split in order, `size` examples at a time."""
+    for indices in torch.arange(len(split)).split(size):
+        yield split.take(indices)
+
+
+def sample(split: Split, count: int, rng: torch.Generator) -> Tensor:
+    """Positions of `count` examples without replacement; of all, in random order, if there are fewer."""
+    return torch.randperm(len(split), generator=rng)[:count]
+
+
+def sample_per_class(labels: Tensor, classes: int, count: int, rng: torch.Generator) -> Tensor:
+    """Positions of `count` random examples of each class, class by class.
+
+    Each class must have that many.
+    """
+    picks = []
+    for label in range(classes):
+        members = torch.nonzero(labels == label)[:, 0]
+        picks.append(members[torch.randperm(len(members), generator=rng)[:count]])
+    return torch.cat(picks)
+
+
+def hold_out(
+    labels: npt.NDArray[np.int64], share: float, seed: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Positions kept and held out, both ascending: the same share of every class, at least one of it and one kept.
+
+    A class with a single example stays whole. (scikit-learn's stratified split refuses such a class and may leave a small
+    one out of the held-out part.)
+    """
+    rng = np.random.default_rng(seed)
+    held = []
+    for label in np.unique(labels):
+        members = rng.permutation(np.flatnonzero(labels == label))
+        held.append(members[: min(max(1, round(share * len(members))), len(members) - 1)])
+    held_out = np.sort(np.concatenate(held)).astype(np.int64)
+    return np.setdiff1d(np.arange(len(labels)), held_out), held_out

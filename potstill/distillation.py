@@ -1,0 +1,310 @@
+"""`distill`: from real data and a configuration to a distilled set. The command line is a thin layer over it."""
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from potstill import store
+from potstill.config import Config, options_from_preset
+from potstill.data import Dataset
+from potstill.devices import pick_device, versions
+from potstill.distilled import Block, DistilledSet, Recipe, initial_block
+from potstill.evaluation import Figure, score_set
+from potstill.inner import FlatModel, couples_batch, symmetry_error
+from potstill.loading import RealData, prepare
+from potstill.methods.base import Problem
+from potstill.models import ModelSpec, check_model, fresh, model_name, resolve
+from potstill.models.convnet import auto_depth
+from potstill.outer import Hooks, OuterState, Record, optimise
+from potstill.registry import METHODS, InputError
+from potstill.runs import RunFolder
+from potstill.seeds import derive, generator
+from potstill.sources import from_arrays, read
+
+AUTO_SYNTHETIC_BATCH = 100
+AUTO_MICRO_BATCH = {"cpu": 250, "mps": 500, "cuda": 1000}
+SYMMETRY_TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True)
+class Listener:
+    """How a run tells of itself; every part is optional.
+
+    Args:
+        say: takes a sentence that the user should see.
+        step: takes (record of the step, number of outer steps).
+        work: takes (what, done, of how many) outside the outer loop.
+        stop: whether the user asked to stop.
+    """
+
+    say: Callable[[str], None] = field(default=lambda sentence: None)
+    step: Callable[[Record, int], None] = field(default=lambda record, steps: None)
+    work: Callable[[str, int, int], None] = field(default=lambda what, done, total: None)
+    stop: Callable[[], bool] = field(default=lambda: False)
+
+
+SILENT = Listener()
+
+
+def distill(
+    images: Any = None,
+    labels: Any = None,
+    *,
+    images_per_class: int | None = None,
+    test_images: Any = None,
+    test_labels: Any = None,
+    class_names: Sequence[str] | None = None,
+    model: ModelSpec | None = None,
+    preset: str | None = None,
+    out: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+    listener: Listener = SILENT,
+    **options: Any,
+) -> DistilledSet:
+    """Distill labelled images, or the data that `data=` names, into a few synthetic examples per class.
+
+    Args:
+        images: (N, H, W) or (N, C, H, W) arrays or tensors, C 1 or 3; integers 0..255, or floats. None: `data=` is read.
+        labels: (N,) whole numbers 0 .. K-1.
+        images_per_class: size of the result; the same as ipc.
+        test_images: held out for tests only; None holds 20 % out.
+        test_labels: their classes.
+        class_names: name of each class.
+        model: a registered name, "package.module:factory", or a callable that makes a fresh network.
+        preset: a named set of options from the paper, e.g. "cifar10-ipc10".
+        out: folder to keep checkpoints, log and result in; None keeps nothing on disk.
+        overwrite: replace a run that `out` holds.
+        listener: told of progress.
+        **options: any option of `potstill distill --help` by its name, e.g. steps=500, window=40, learn_labels=True.
+    Returns:
+        The set that was best on the held-out validation images, on the CPU.
+    Raises:
+        InputError: something given is wrong; the sentence says what, the rule, the value found and the way out.
+    """
+    config = Config.from_options(**(options_from_preset(preset) if preset else {}))
+    if images_per_class is not None:
+        options["ipc"] = images_per_class
+    if model is not None:
+        options["model"] = model_name(model)
+    if (images is None) != (labels is None):
+        raise InputError("images and labels must be given together, got only one of them")
+    if images is None and test_images is not None:
+        raise InputError("test_images needs images, got none")
+    if images is not None:
+        options["data"] = "arrays"
+    config = Config.from_options(config, **options)
+    dataset = read(config.data) if images is None else from_arrays(images, labels, test_images, test_labels, class_names)
+    return run(config, dataset, None if out is None else Path(out), model=model, overwrite=overwrite, listener=listener)
+
+
+def run(
+    config: Config,
+    dataset: Dataset,
+    out: Path | None,
+    *,
+    model: ModelSpec | None = None,
+    overwrite: bool = False,
+    listener: Listener = SILENT,
+) -> DistilledSet:
+    """Distill `dataset` as `config` says, with checkpoints and result in the folder `out` if one is given."""
+    setup = Setup.of(config, dataset, model, listener)
+    folder = RunFolder.create(out, setup.config, overwrite=overwrite) if out else None
+    return finish(setup, folder, OuterState.start(setup.learned, setup.method.init()), listener)
+
+
+def resume(path: Path, dataset: Dataset, *, model: ModelSpec | None = None, listener: Listener = SILENT) -> DistilledSet:
+    """Go on with the run in `path` from its last whole checkpoint, to exactly what the undisturbed run would have given.
+
+    Raises:
+        InputError: no run there, or other data than it was started with.
+    """
+    folder = RunFolder.open(path)
+    if folder.finished:
+        raise InputError(f"the run in {path} is finished; evaluate it with `potstill evaluate {path}`")
+    setup = Setup.of(folder.config(), dataset, model, listener)
+    found = folder.newest(setup.device)
+    if found and found[1] != dataset.fingerprint:
+        raise InputError(f"the run in {path} was started with other data; its content has changed since")
+    state = found[0] if found else OuterState.start(setup.learned, setup.method.init())
+    folder.forget_after(state.step)
+    listener.say(f"going on after outer step {state.step} of {setup.config.outer.steps}")
+    return finish(setup, folder, state, listener)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """All that an outer loop needs, made from a configuration and data."""
+
+    config: Config
+    real: RealData
+    block: Block
+    problem: Problem
+    device: torch.device
+    listener: Listener
+
+    @classmethod
+    def of(cls, config: Config, dataset: Dataset, model: ModelSpec | None, listener: Listener) -> "Setup":
+        """Resolve every "auto", prepare the data, and check the network."""
+        device = pick_device(config.run.device)
+        if config.run.threads != "auto":
+            torch.set_num_threads(int(config.run.threads))
+        real = prepare(dataset, config.data, device)
+        config = resolve_auto(config, real, mapped=dataset.mapped, device=device)
+        for note in real.notes:
+            listener.say(note)
+        classes = len(real.class_names)
+        inner, seed = config.inner, config.run.seed
+        spec = inner.model if model is None else model
+        factory = resolve(spec, real.shape, classes, width=inner.width, depth=inner.depth, norm=inner.norm)
+        check_model(inner.model, factory, real.shape, classes)
+        check_second_derivative(inner.model, factory, real.shape, classes)
+        if couples_batch(factory()):
+            listener.say("the network has batch norm: the real batch is taken whole, and its memory grows with --real-batch")
+        block = initial_block(config.distilled.init, config.distilled.ipc, classes, real.shape, real.train, seed, device)
+        fixed = {} if config.distilled.learn_labels else {"targets": block.targets}
+        problem = Problem(real.train, block.labels, fixed, classes, factory, config, device)
+        return cls(config, real, block, problem, device, listener)
+
+    @property
+    def learned(self) -> dict[str, Tensor]:
+        """The leaves that are learned."""
+        return {name: leaf for name, leaf in self.block.leaves.items() if name not in self.problem.fixed}
+
+    @property
+    def method(self) -> Any:
+        """The method, ready to estimate."""
+        return METHODS[self.config.outer.method](self.problem)
+
+    @property
+    def recipe(self) -> Recipe:
+        """How networks train on the set; as in the inner loop, for the first of the lengths."""
+        inner = self.config.inner
+        return Recipe(
+            inner.model, inner.width, inner.depth, inner.norm, inner.inner_optimizer, inner.inner_lr, inner.momentum,
+            inner.weight_decay, inner.lr_milestones, inner.lr_decay, int(inner.batch_per_class),
+            int(inner.classes_per_batch), inner.augment, self.lengths[0],
+        )  # fmt: skip
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Candidate training lengths, ascending."""
+        return tuple(sorted(set(self.config.evaluation.lengths)))
+
+    def validation_scores(self, leaves: Mapping[str, Tensor], lengths: Sequence[int], **how: Any) -> Tensor:
+        """(networks, lengths) accuracies on the validation split of networks trained on a set; the networks' seeds are fixed."""
+        block = self.with_leaves(leaves)
+        return score_set(
+            block.images, block.targets, block.labels, self.recipe, self.problem.factory,
+            lengths=lengths, splits=(self.real.validation,), nets=self.config.evaluation.validation_nets,
+            seed=derive(self.config.run.seed, "validation"), device=self.device, **how,
+        )[:, :, 0]  # fmt: skip
+
+    def with_leaves(self, leaves: Mapping[str, Tensor]) -> Block:
+        """The block with these values of what is learned."""
+        return dataclasses.replace(self.block, leaves={**self.block.leaves, **leaves})
+
+
+def finish(setup: Setup, folder: RunFolder | None, state: OuterState, listener: Listener) -> DistilledSet:
+    """Run the outer loop from `state` to its end, choose the training length, and write the result."""
+
+    def validate(leaves: Mapping[str, Tensor]) -> tuple[Record, float]:
+        figure = Figure.of(setup.validation_scores(leaves, setup.lengths[:1])[:, 0])
+        return dataclasses.asdict(figure), figure.mean
+
+    def log(record: Record) -> None:
+        if folder:
+            folder.log(record)
+        listener.step(record, setup.config.outer.steps)
+
+    def save(state: OuterState) -> None:
+        if folder:
+            folder.save(state, setup.real.fingerprint)
+
+    method = setup.method
+    state = optimise(method, setup.config.outer, state, setup.device, Hooks(validate, save, log, listener.stop))
+    assert state.best is not None  # the last step validates
+    distilled = make_set(setup, state.best.leaves, method.finish(state.method), state.best.step)
+    if folder:
+        store.save(distilled, folder.path / store.ARTEFACT)
+    return distilled
+
+
+def make_set(setup: Setup, leaves: Mapping[str, Tensor], learned: dict[str, Any], step: int) -> DistilledSet:
+    """The finished set: the training length chosen on validation data, and all that a file records."""
+    scores = setup.validation_scores(leaves, setup.lengths, progress=setup.listener.work, label="choosing the training length")
+    place = int(scores.mean(0).argmax())
+    recipe = dataclasses.replace(setup.recipe, steps=setup.lengths[place])
+    figure = Figure.of(scores[:, place])
+    real, config = setup.real, setup.config
+    tables = dataclasses.asdict(config)
+    tables["data"] |= {"data": config.data.data.partition(":")[0], "cache_dir": ""}  # no path: equal runs, equal bytes
+    meta = {
+        "method": config.outer.method,
+        "config": tables,
+        "seed": config.run.seed,
+        "versions": versions(),
+        "data": {"fingerprint": real.fingerprint, "train": len(real.train), "validation": len(real.validation), "test": len(real.test)},
+        "outer_step": step,
+        "accuracy": {
+            **dataclasses.asdict(figure),
+            "split": "validation",
+            "protocol": f"fresh networks, {recipe.steps} steps; outer step and length were chosen on this split",
+        },
+        **({"learned": learned} if learned else {}),
+    }
+    return DistilledSet(
+        (setup.with_leaves(leaves).to(torch.device("cpu")),), real.class_names, real.preprocess.to(torch.device("cpu")),
+        recipe, learned_labels=config.distilled.learn_labels, meta=meta,
+    )  # fmt: skip
+
+
+def resolve_auto(config: Config, real: RealData, *, mapped: bool, device: torch.device) -> Config:
+    """`config` with every "auto" replaced by what it means here; a resumed run reads these back."""
+    inner, classes, ipc = config.inner, len(real.class_names), config.distilled.ipc
+    found: dict[str, Any] = {
+        "storage": "mapped" if mapped else "memory",
+        "preprocess": real.preprocess.kind,
+        "batch_per_class": min(ipc, max(1, AUTO_SYNTHETIC_BATCH // classes)),
+        "classes_per_batch": classes,
+        "label_lr": config.outer.outer_lr,
+        "real_augment": inner.augment,
+        "micro_batch": AUTO_MICRO_BATCH[device.type],
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+    }
+    if inner.model == "convnet":
+        found["depth"] = auto_depth(real.shape)
+    if inner.model == "mlp":
+        found["depth"] = 2
+    if inner.classes_per_batch != "auto" and int(inner.classes_per_batch) > classes:
+        raise InputError(f"classes_per_batch must be at most the number of classes, {classes}, got {inner.classes_per_batch}")
+    flat = config.flat()
+    return Config.from_options(config, **{name: value for name, value in found.items() if flat[name] == "auto"})
+
+
+def check_second_derivative(name: str, factory: Callable[[], nn.Module], shape: tuple[int, int, int], classes: int) -> None:
+    """Try one Hessian product in float64, so that an unfit network fails with its name before the first step.
+
+    Raises:
+        InputError: it has no second derivative, or one that is not symmetric (a detach or a straight-through estimator).
+    """
+    rng = generator(0, "second derivative")
+    module = fresh(factory, 0, torch.device("cpu")).double()
+    inputs = torch.randn(2, *shape, generator=rng, dtype=torch.float64)
+    targets = torch.eye(classes, dtype=torch.float64)[:2]
+    try:
+        error = symmetry_error(FlatModel(module), inputs, targets, rng)
+    except (RuntimeError, NotImplementedError) as reason:
+        raise InputError(f"model {name} cannot be differentiated twice: {reason}; distillation needs a second derivative") from reason
+    if not error < SYMMETRY_TOLERANCE:
+        raise InputError(
+            f"model {name} must be a differentiable function, its second derivative is not symmetric (relative error {error:.1e}): "
+            "it uses detach or a straight-through estimator; remove it"
+        )
+

@@ -1,0 +1,258 @@
+"""The distilled set: blocks of learned examples with all that is needed to train on them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from potstill.data import Split, sample_per_class
+from potstill.images import PADDED_SIDE, UNPADDED_SIDE
+from potstill.preprocess import Preprocess
+from potstill.registry import InputError
+from potstill.seeds import generator
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is to be trained on the set; the same inner loop as in distillation, for `steps` steps.
+
+    Args:
+        model: registered name or "package.module:factory".
+        width: channels or units, for registered models.
+        depth: blocks or layers, for registered models.
+        norm: normalisation, for the ConvNet.
+        optimizer: "adam" or "sgd".
+        lr: its learning rate.
+        momentum: of sgd.
+        weight_decay: of sgd.
+        lr_milestones: of sgd: steps at which the learning rate is multiplied by lr_decay.
+        lr_decay: that factor.
+        batch_per_class: synthetic images of a class in a batch.
+        classes_per_batch: random classes in a batch.
+        augment: augmentation operations, one a batch.
+        steps: how many steps.
+    """
+
+    model: str = "convnet"
+    width: int = 128
+    depth: int | str = "auto"
+    norm: str = "instance"
+    optimizer: str = "adam"
+    lr: float = 0.001
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    lr_milestones: tuple[int, ...] = ()
+    lr_decay: float = 0.2
+    batch_per_class: int = 1
+    classes_per_batch: int = 10
+    augment: tuple[str, ...] = ()
+    steps: int = 300
+
+    @property
+    def model_options(self) -> dict[str, Any]:
+        """What `models.resolve` takes."""
+        return {"width": self.width, "depth": self.depth, "norm": self.norm}
+
+
+@dataclass(frozen=True)
+class Block:
+    """Examples that were distilled together, `ipc` of every class, class by class.
+
+    Args:
+        leaves: what is learned, by name: "images" (n, C, H, W) and "targets" (n, K).
+        labels: (n,) the class of each example.
+        parameterisation: how leaves decode to examples; "pixels" keeps the examples themselves.
+    """
+
+    leaves: Mapping[str, Tensor]
+    labels: Tensor
+    parameterisation: str = "pixels"
+
+    @property
+    def images(self) -> Tensor:
+        """(n, C, H, W) as a network reads them."""
+        return self.leaves["images"]
+
+    @property
+    def targets(self) -> Tensor:
+        """(n, K) what a network is trained to answer; one-hot unless learned."""
+        return self.leaves["targets"]
+
+    def to(self, device: torch.device) -> "Block":
+        """The same on a device."""
+        leaves = {name: leaf.to(device) for name, leaf in self.leaves.items()}
+        return Block(leaves, self.labels.to(device), self.parameterisation)
+
+
+class DistilledSet(Dataset[tuple[Tensor, Tensor]]):
+    """A distilled set, as a data set of (image, target) pairs.
+
+    Args:
+        blocks: the examples; a nested set has several, and a prefix of blocks is a set of its own.
+        class_names: name of each class.
+        fitted: the preprocessing that the real data went through.
+        recipe: how a network is to be trained on it.
+        learned_labels: whether targets are soft and learned.
+        meta: method, configuration, seed, versions, data, accuracy: plain data, as it is in the file.
+    """
+
+    def __init__(
+        self,
+        blocks: tuple[Block, ...],
+        class_names: tuple[str, ...],
+        fitted: Preprocess,
+        recipe: Recipe,
+        *,
+        learned_labels: bool = False,
+        meta: Mapping[str, Any] | None = None,
+    ):
+        self.blocks = blocks
+        self.class_names = class_names
+        self.fitted = fitted
+        self.recipe = recipe
+        self.learned_labels = learned_labels
+        self.meta = dict(meta or {})
+
+    @property
+    def images(self) -> Tensor:
+        """(n, C, H, W): what a network trains on."""
+        return torch.cat([block.images for block in self.blocks])
+
+    @property
+    def targets(self) -> Tensor:
+        """(n, K): what it is trained to answer, as non-negative weights; one-hot unless the labels were learned."""
+        return torch.cat([block.targets for block in self.blocks])
+
+    @property
+    def labels(self) -> Tensor:
+        """(n,): the class of each example."""
+        return torch.cat([block.labels for block in self.blocks])
+
+    @property
+    def pixels(self) -> Tensor:
+        """(n, C, H, W) in [0, 1]: pictures for the eye, see `Preprocess.pictures`. Train on `images`, not on these."""
+        return self.fitted.pictures(self.images)
+
+    @property
+    def ipc(self) -> int:
+        """Images per class."""
+        return len(self) // len(self.class_names)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image."""
+        channels, height, width = self.blocks[0].images.shape[1:]
+        return channels, height, width
+
+    def __len__(self) -> int:
+        return sum(len(block.labels) for block in self.blocks)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """(image, class), or (image, weights (K,)) if the labels were learned; torch's cross-entropy takes either."""
+        return self.images[index], (self.targets if self.learned_labels else self.labels)[index]
+
+    def __repr__(self) -> str:
+        return f"DistilledSet({self.ipc} of each of {len(self.class_names)} classes, {tuple(self.shape)}, {self.fitted.kind})"
+
+    def preprocess(self, real: Tensor) -> Tensor:
+        """Make real images fit for a network that was trained on this set.
+
+        Args:
+            real: (N, C, H, W) or one (C, H, W); bytes 0..255, or floats on the scale of the data it was distilled from
+                ([0, 1] for image files). 28 x 28 images are padded where the set's were.
+        Returns:
+            (N, C, H, W) float32.
+        Raises:
+            InputError: another shape than the set's.
+        """
+        images = real[None] if real.ndim == 3 else real
+        images = images.float() / 255 if images.dtype == torch.uint8 else images.float()
+        if images.shape[-2:] == (UNPADDED_SIDE, UNPADDED_SIDE) and self.shape[1:] == (PADDED_SIDE, PADDED_SIDE):
+            images = torch.nn.functional.pad(images, [(PADDED_SIDE - UNPADDED_SIDE) // 2] * 4)
+        if images.ndim != 4 or tuple(images.shape[1:]) != self.shape:
+            raise InputError(f"real images must have shape (N, {', '.join(map(str, self.shape))}), got {tuple(real.shape)}")
+        return self.fitted(images)
+
+    def prefix(self, ipc: int) -> "DistilledSet":
+        """The set of the first blocks that hold `ipc` images per class; an InputError if no blocks add up to it."""
+        sizes, total = [], 0
+        for count, block in enumerate(self.blocks, start=1):
+            total += len(block.labels) // len(self.class_names)
+            sizes.append(total)
+            if total == ipc:
+                return DistilledSet(
+                    self.blocks[:count], self.class_names, self.fitted, self.recipe,
+                    learned_labels=self.learned_labels, meta=self.meta,
+                )  # fmt: skip
+        raise InputError(f"ipc must be a budget that the set holds, {', '.join(map(str, sizes))}, got {ipc}")
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """Which synthetic examples make up a batch: of each class (or of some random classes) a few, without replacement.
+
+    Args:
+        labels: (n,) class of each example.
+        classes: number of classes.
+        per_class: examples of a class in a batch; all, if it has no more.
+        classes_per_batch: random classes in a batch.
+    """
+
+    labels: Tensor
+    classes: int
+    per_class: int
+    classes_per_batch: int
+    members: list[Tensor] = field(init=False)
+
+    def __post_init__(self) -> None:
+        labels = self.labels.cpu()
+        object.__setattr__(self, "members", [torch.nonzero(labels == label)[:, 0] for label in range(self.classes)])
+
+    def draw(self, rng: torch.Generator) -> Tensor:
+        """Positions of one batch, on the CPU."""
+        chosen = range(self.classes)
+        if self.classes_per_batch < self.classes:
+            chosen = torch.randperm(self.classes, generator=rng)[: self.classes_per_batch].tolist()
+        picks = []
+        for label in chosen:
+            members = self.members[label]
+            if self.per_class < len(members):
+                members = members[torch.randperm(len(members), generator=rng)[: self.per_class]]
+            picks.append(members)
+        return torch.cat(picks)
+
+
+def initial_block(
+    kind: str, ipc: int, classes: int, shape: tuple[int, int, int], train: Split, seed: int, device: torch.device
+) -> Block:
+    """A block before distillation.
+
+    Args:
+        kind: "gaussian": N(0, 1) images, each divided by its L2 norm (paper D.1); "real": random train images.
+        ipc: images per class.
+        classes: number of classes.
+        shape: (C, H, W).
+        train: where real images come from, preprocessed.
+        seed: of the draw.
+        device: where the block lives.
+    Raises:
+        InputError: a class has fewer than `ipc` train images.
+    """
+    counts = torch.bincount(train.labels, minlength=classes)
+    if int(counts.min()) < ipc:
+        raise InputError(
+            f"ipc must be at most the smallest class's number of train images (after the held-out shares), "
+            f"{int(counts.min())} in class {int(counts.argmin())}, got {ipc}"
+        )
+    labels = torch.arange(classes).repeat_interleave(ipc)
+    rng = generator(seed, "initial images")
+    if kind == "gaussian":
+        noise = torch.randn(classes * ipc, *shape, generator=rng)
+        images = (noise / noise.flatten(1).norm(dim=1).view(-1, 1, 1, 1)).to(device)
+    else:
+        images = train.take(sample_per_class(train.labels, classes, ipc, rng))[0]
+    targets = torch.nn.functional.one_hot(labels, classes).float()
+    return Block({"images": images, "targets": targets.to(device)}, labels.to(device))

@@ -1,0 +1,300 @@
+"""How good a set is: fresh networks trained on it from scratch, measured on real data, as mean, standard deviation and n."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from potstill import augment
+from potstill.data import Split, batches, sample_per_class
+from potstill.devices import pick_device
+from potstill.distilled import BatchPlan, DistilledSet, Recipe
+from potstill.loading import RealData
+from potstill.models import ModelSpec, check_model, fresh, model_name, resolve
+from potstill.registry import InputError
+from potstill.seeds import derive, generator, global_seed
+
+PAPER_LENGTHS = (300, 600, 1000, 3000)
+TEST_BATCH = 512
+FULL_BATCH = 256
+Batches = Callable[[int], tuple[Tensor, Tensor]]
+"""step -> (inputs, targets) of that training step."""
+Progress = Callable[[str, int, int], None]
+"""(what is being done, done, of how many)."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A measured fraction: mean and sample standard deviation over n networks; no deviation of a single one."""
+
+    mean: float
+    std: float | None
+    n: int
+
+    @classmethod
+    def of(cls, values: Tensor) -> "Figure":
+        """Over a 1-d tensor."""
+        std = float(values.std()) if len(values) > 1 else None
+        return cls(float(values.mean()), std, len(values))
+
+    def __str__(self) -> str:
+        spread = "" if self.std is None else f" ± {100 * self.std:.1f}"
+        return f"{100 * self.mean:.1f}{spread} % (n = {self.n})"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measured line of an evaluation.
+
+    Args:
+        name: "distilled", "random" or "full".
+        model: the network.
+        images: how many examples it was trained on.
+        steps: for how many steps.
+        accuracy: on the test split.
+        protocol: what chose the number of steps, in words.
+    """
+
+    name: str
+    model: str
+    images: int
+    steps: int
+    accuracy: Figure
+    protocol: str
+
+
+def set_batches(images: Tensor, targets: Tensor, labels: Tensor, recipe: Recipe, seed: int) -> Batches:
+    """Batches of a small set as the recipe draws and augments them; the same set, recipe and seed give the same."""
+    plan = BatchPlan(labels, targets.shape[1], recipe.batch_per_class, recipe.classes_per_batch)
+    rng = generator(seed, "batches")
+
+    def batch(_: int) -> tuple[Tensor, Tensor]:
+        rows = plan.draw(rng)
+        drawn = augment.draw(recipe.augment, len(rows), rng)
+        rows = rows.to(images.device)
+        return augment.apply(images[rows], drawn), targets[rows]
+
+    return batch
+
+
+def split_batches(split: Split, recipe: Recipe, seed: int) -> Batches:
+    """Shuffled batches of a real split, epoch after epoch; the same seed gives the same."""
+    rng = generator(seed, "batches")
+    queue: list[Tensor] = []
+
+    def batch(_: int) -> tuple[Tensor, Tensor]:
+        if not queue:
+            queue.extend(torch.randperm(len(split), generator=rng).split(FULL_BATCH))
+        images, labels = split.take(queue.pop(0))
+        return augment.apply(images, augment.draw(recipe.augment, len(labels), rng)), labels
+
+    return batch
+
+
+def train_network(module: nn.Module, batch: Batches, recipe: Recipe, stops: Sequence[int], seed: int) -> Iterator[int]:
+    """Train a network by a recipe and pause, yielding the number of steps taken, at each of the ascending `stops`.
+
+    The loss is cross-entropy; the optimizer is torch's, with the recipe's settings.
+    """
+    module.train()
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    optimizer: torch.optim.Optimizer
+    if recipe.optimizer == "adam":
+        optimizer = torch.optim.Adam(parameters, lr=recipe.lr)
+    else:
+        optimizer = torch.optim.SGD(parameters, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+    milestones = recipe.lr_milestones if recipe.optimizer == "sgd" else ()
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, list(milestones), recipe.lr_decay)
+    done = 0
+    for stop in stops:
+        with global_seed(derive(seed, "dropout", done), parameters[0].device):
+            for step in range(done, stop):
+                inputs, targets = batch(step)
+                optimizer.zero_grad()
+                F.cross_entropy(module(inputs), targets).backward()
+                optimizer.step()
+                schedule.step()
+        done = stop
+        yield done
+        module.train()
+
+
+@torch.no_grad()
+def accuracy(module: nn.Module, split: Split) -> float:
+    """The fraction of a split that the network, in evaluation mode, classifies rightly."""
+    module.eval()
+    right = sum(int((module(images).argmax(1) == labels).sum()) for images, labels in batches(split, TEST_BATCH))
+    return right / len(split)
+
+
+def score(
+    make_batches: Callable[[int], Batches],
+    factory: Callable[[], nn.Module],
+    recipe: Recipe,
+    lengths: Sequence[int],
+    splits: Sequence[Split],
+    nets: int,
+    seed: int,
+    device: torch.device,
+    progress: Progress | None = None,
+    label: str = "networks",
+) -> Tensor:
+    """Train `nets` fresh networks and measure each on every split at every length.
+
+    Args:
+        make_batches: seed of a network -> its batches.
+        factory: makes a fresh network.
+        recipe: how it is trained.
+        lengths: ascending numbers of steps at which to measure.
+        splits: what to measure on.
+        nets: how many networks.
+        seed: networks start from seeds that follow from this one, the same for whatever set they train on.
+        device: where to train.
+        progress: called after each network.
+        label: what `progress` is told.
+    Returns:
+        (nets, lengths, splits) accuracies, fractions.
+    """
+    scores = torch.zeros(nets, len(lengths), len(splits))
+    for net in range(nets):
+        own = derive(seed, "network", net)
+        module = fresh(factory, own, device)
+        for place, _ in enumerate(train_network(module, make_batches(own), recipe, lengths, own)):
+            scores[net, place] = torch.tensor([accuracy(module, split) for split in splits])
+        if progress:
+            progress(label, net + 1, nets)
+    return scores
+
+
+def score_set(
+    images: Tensor, targets: Tensor, labels: Tensor, recipe: Recipe, factory: Callable[[], nn.Module], **how: Any
+) -> Tensor:
+    """`score` for networks that train on a small set; `how` holds its other arguments."""
+    return score(lambda seed: set_batches(images, targets, labels, recipe, seed), factory, recipe, **how)
+
+
+def train(
+    distilled: DistilledSet, model: ModelSpec | None = None, *, steps: int | None = None, seed: int = 0, device: str = "auto"
+) -> nn.Module:
+    """Train a network on a distilled set by its recipe.
+
+    Args:
+        distilled: the set.
+        model: a registered name, "package.module:factory" or a callable that makes a network; None: the recipe's.
+        steps: training steps; None: the recipe's.
+        seed: of the start and of the batches.
+        device: where to train.
+    Returns:
+        The network in evaluation mode, ready to use on `distilled.preprocess(real_images)`.
+    Raises:
+        InputError: a model that does not exist or does not fit the images.
+    """
+    place, recipe = pick_device(device), distilled.recipe
+    factory = factory_for(distilled, model)
+    module = fresh(factory, derive(seed, "network", 0), place)
+    images, targets, labels = (part.to(place) for part in (distilled.images, distilled.targets, distilled.labels))
+    own = derive(seed, "network", 0)
+    for _ in train_network(module, set_batches(images, targets, labels, recipe, own), recipe, (steps or recipe.steps,), own):
+        pass
+    return module.eval()
+
+
+def factory_for(distilled: DistilledSet, model: ModelSpec | None) -> Callable[[], nn.Module]:
+    """A checked factory for the given model or, without one, for the recipe's own."""
+    recipe = distilled.recipe
+    spec = recipe.model if model is None else model
+    if isinstance(spec, str) and ("<" in spec or spec.startswith("__main__:")):
+        raise InputError(f"this set was distilled with the model {spec}, which cannot be imported; give it with model=")
+    # Depth and width are the recipe's own model's; another registered model takes its defaults.
+    options = recipe.model_options if model is None or model == recipe.model else {"norm": recipe.norm}
+    factory = resolve(spec, distilled.shape, len(distilled.class_names), **options)
+    check_model(model_name(spec), factory, distilled.shape, len(distilled.class_names))
+    return factory
+
+
+def evaluate(
+    distilled: DistilledSet,
+    real: RealData,
+    *,
+    nets: int = 10,
+    model: ModelSpec | None = None,
+    steps: int | None = None,
+    protocol: str = "validation",
+    baselines: Sequence[str] = (),
+    full_epochs: int = 20,
+    lengths: Sequence[int] = (300, 600, 1000),
+    seed: int = 0,
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> list[Row]:
+    """Test accuracy of fresh networks trained on the set and, if asked for, on real data under the same protocol.
+
+    Args:
+        distilled: the set.
+        real: data that went through the set's own preprocessing (`loading.prepare(..., preprocess=distilled.fitted)`).
+        nets: fresh networks for each row.
+        model: another network than the recipe's.
+        steps: a fixed number of training steps.
+        protocol: "validation": the length is the recipe's (which validation data chose), or chosen on validation data for
+            another model and for baselines. "paper": the best of 300, 600, 1,000 and 3,000 steps **on the test set**, as
+            the paper's released code does; optimistic.
+        baselines: "random": as many real images, chosen anew for each network; "full": all real training images.
+        full_epochs: most epochs of "full"; the best one is chosen on validation data.
+        lengths: candidates for a choice on validation data.
+        seed: of the networks.
+        device: where to train.
+        progress: called as networks finish.
+    Returns:
+        One row for the set and one for each baseline.
+    """
+    place = pick_device(device)
+    factory = factory_for(distilled, model)
+    name = model_name(distilled.recipe.model if model is None else model)
+    recipe = distilled.recipe
+    images, targets, labels = (part.to(place) for part in (distilled.images, distilled.targets, distilled.labels))
+
+    def row(row_name: str, make: Callable[[int], Batches], candidates: Sequence[int], count: int) -> Row:
+        scores = score(
+            make, factory, recipe, lengths=candidates, splits=(real.validation, real.test), nets=nets, seed=derive(seed, "test"),
+            device=place, progress=progress, label=row_name,
+        )  # fmt: skip
+        on_test = protocol == "paper" and row_name != "full"
+        best = int(scores[:, :, 1 if on_test else 0].mean(0).argmax())
+        return Row(row_name, name, count, candidates[best], Figure.of(scores[:, best, 1]), describe(candidates, on_test))
+
+    own = model is None or model == recipe.model
+    fixed = (steps,) if steps else None
+    searched = fixed or (PAPER_LENGTHS if protocol == "paper" else tuple(sorted(lengths)))
+    first = fixed or ((recipe.steps,) if own and protocol == "validation" else searched)
+    rows = [row("distilled", lambda own: set_batches(images, targets, labels, recipe, own), first, len(distilled))]
+    if own and not fixed and protocol == "validation":
+        rows[0] = dataclasses.replace(rows[0], protocol="steps chosen on validation data when distilling")
+    if "random" in baselines:
+        rows.append(row("random", lambda own: random_subset(real, distilled, own), searched, len(distilled)))
+    if "full" in baselines:
+        epoch = -(-len(real.train) // FULL_BATCH)
+        stops = tuple(epoch * (count + 1) for count in range(full_epochs))
+        rows.append(row("full", lambda own: split_batches(real.train, recipe, own), stops, len(real.train)))
+    return rows
+
+
+def describe(candidates: Sequence[int], on_test: bool) -> str:
+    """In words, what chose the number of steps."""
+    if len(candidates) == 1:
+        return "fixed steps"
+    if on_test:
+        return f"paper: best of {', '.join(map(str, candidates))} steps on the test set (optimistic)"
+    few = ", ".join(map(str, candidates)) if len(candidates) < 6 else f"{candidates[0]}, {candidates[1]}, .. {candidates[-1]}"
+    return f"best of {few} steps on validation data"
+
+
+def random_subset(real: RealData, distilled: DistilledSet, seed: int) -> Batches:
+    """Batches of real train images, as many of each class as the set has, drawn by `seed`."""
+    classes = len(distilled.class_names)
+    rows = sample_per_class(real.train.labels, classes, distilled.ipc, generator(seed, "subset"))
+    images, labels = real.train.take(rows)
+    return set_batches(images, F.one_hot(labels, classes).float(), labels, distilled.recipe, seed)

@@ -1,0 +1,121 @@
+"""A distilled set in other programs' formats, with a plain word on what each loses."""
+
+import io
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from potstill.distilled import DistilledSet
+from potstill.registry import InputError, near_miss
+from potstill.report import to_bytes, to_image, write_grid
+from potstill.store import write
+
+EXACT = "exact: holds the arrays that a network trains on"
+LOSSY = "for the eye: 8-bit pixels of a typical brightness and contrast; a network trained on them is not the same"
+
+
+def export_png(distilled: DistilledSet, path: Path) -> None:
+    """One annotated picture of all images."""
+    write_grid(distilled, path)
+
+
+def export_folder(distilled: DistilledSet, path: Path) -> None:
+    """One PNG an image, in a folder for each class."""
+    if path.exists():
+        raise InputError(f"{path} exists; choose another place with --out, or remove it")
+    building = path.with_name(f".{path.name}.tmp")
+    shutil.rmtree(building, ignore_errors=True)
+    try:
+        for index, (pixels, label) in enumerate(zip(distilled.pixels, distilled.labels.tolist(), strict=True)):
+            folder = building / file_name(distilled.class_names[label])
+            folder.mkdir(parents=True, exist_ok=True)
+            to_image(pixels).save(folder / f"{index:05d}.png")
+        building.rename(path)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}; choose another place with --out") from error
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def file_name(name: str) -> str:
+    """A class name as a folder name: without the characters that file systems keep for themselves."""
+    return "".join("_" if character in '/\\:*?"<>|' or ord(character) < 32 else character for character in name).strip(". ") or "_"
+
+
+def export_parquet(distilled: DistilledSet, path: Path) -> None:
+    """Hugging Face's layout: image (PNG bytes), label (ClassLabel), and exactly: input and target as lists of float32."""
+    import pyarrow as pa  # here: only this format needs it
+    import pyarrow.parquet as pq
+
+    features = {
+        "image": {"_type": "Image"},
+        "label": {"names": list(distilled.class_names), "_type": "ClassLabel"},
+        "input": {"feature": {"dtype": "float32", "_type": "Value"}, "_type": "List"},
+        "target": {"feature": {"dtype": "float32", "_type": "Value"}, "_type": "List"},
+    }
+    pictures = [{"bytes": png(pixels), "path": f"{index:05d}.png"} for index, pixels in enumerate(distilled.pixels)]
+    table = pa.table(
+        {
+            "image": pa.array(pictures, pa.struct({"bytes": pa.binary(), "path": pa.string()})),
+            "label": pa.array(distilled.labels.numpy()),
+            "input": pa.array(list(distilled.images.flatten(1).numpy()), pa.list_(pa.float32())),
+            "target": pa.array(list(distilled.targets.numpy()), pa.list_(pa.float32())),
+        }
+    )
+    described = {
+        "huggingface": json.dumps({"info": {"features": features}}),
+        "potstill": json.dumps({"input_shape": distilled.shape, "preprocess": distilled.fitted.kind, "recipe": vars(distilled.recipe)}),
+    }
+    buffer = io.BytesIO()
+    pq.write_table(table.replace_schema_metadata(described), buffer)
+    write(path, buffer.getvalue())
+
+
+def png(pixels: Tensor) -> bytes:
+    """(C, H, W) in [0, 1] as PNG bytes."""
+    buffer = io.BytesIO()
+    to_image(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def export_npz(distilled: DistilledSet, path: Path) -> None:
+    """Plain arrays: images, targets, labels (all exact), pixels (bytes), class_names."""
+    buffer = io.BytesIO()
+    arrays = {"images": distilled.images, "targets": distilled.targets, "labels": distilled.labels, "pixels": to_bytes(distilled.pixels)}
+    np.savez(buffer, class_names=np.array(distilled.class_names), **{name: tensor.numpy() for name, tensor in arrays.items()})
+    write(path, buffer.getvalue())
+
+
+FORMATS: dict[str, tuple[Callable[[DistilledSet, Path], None], str, str]] = {
+    "png": (export_png, "distilled.png", LOSSY),
+    "folder": (export_folder, "images", LOSSY),
+    "parquet": (export_parquet, "distilled.parquet", f"column image is {LOSSY}; columns input and target are {EXACT}"),
+    "npz": (export_npz, "distilled.npz", f"array pixels is {LOSSY}; images, targets and labels are {EXACT}"),
+}
+
+
+def export(distilled: DistilledSet, format: str, path: Path) -> str:
+    """Write a set in one of FORMATS; a sentence on what the file loses.
+
+    Raises:
+        InputError: an unknown format, or a place that cannot be written.
+    """
+    if format not in FORMATS:
+        raise InputError(f"format must be one of {', '.join(FORMATS)}; got {format!r}{near_miss(format, FORMATS)}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the folder {path.parent}: {error.strerror}") from error
+    FORMATS[format][0](distilled, path)
+    return FORMATS[format][2]
+
+
+def exported_images(distilled: DistilledSet) -> Tensor:
+    """What a network would read if it were trained on the exported 8-bit pictures, preprocessed as real images are."""
+    return distilled.preprocess(to_bytes(distilled.pixels))
+
+

@@ -1,0 +1,210 @@
+"""Image files to arrays: one layout for a whole data set, decoded in a second pass, into memory or a memory-mapped cache."""
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import platformdirs
+from PIL import Image, ImageOps
+
+from potstill.data import Arrays
+from potstill.registry import InputError
+
+PADDED_SIDE, UNPADDED_SIDE = 32, 28
+GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N")
+MAPPED_ABOVE_BYTES = 4 * 10**9
+FORMAT = "potstill-mapped-1"
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The images of one split, before decoding.
+
+    Args:
+        labels: (N,) int64.
+        files: gives, each time it is called, (name for messages, path or encoded bytes) of every image, in order.
+    """
+
+    labels: npt.NDArray[np.int64]
+    files: Callable[[], Iterator[tuple[str, Path | bytes]]]
+
+
+@dataclass
+class Layout:
+    """What a pass over the headers found: the one shape that all images will have."""
+
+    grey: bool = True
+    converted: dict[str, int] = field(default_factory=dict)
+    sizes: dict[tuple[int, int], str] = field(default_factory=dict)
+
+    def see(self, name: str, image: Image.Image) -> None:
+        self.grey = self.grey and image.mode in GREY_MODES
+        if image.mode not in ("L", "RGB"):
+            self.converted[image.mode] = self.converted.get(image.mode, 0) + 1
+        # EXIF orientations 5 to 8 turn the picture by a quarter.
+        turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+        self.sizes.setdefault(image.size[::-1] if turned else image.size, name)
+
+
+def open_image(name: str, source: Path | bytes) -> Image.Image:
+    """An image whose header is read; an InputError if it is none."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+    except (OSError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        reason = "no image format that Pillow knows" if isinstance(error, Image.UnidentifiedImageError) else error
+        raise InputError(f"cannot read the image {name}: {reason}; repair or remove it") from error
+
+
+def scan(listings: list[Listing], image_size: int) -> tuple[Layout, tuple[int, int, int], list[str]]:
+    """Read every header; the layout, the common shape (C, H, W), and notes on what will be changed.
+
+    Raises:
+        InputError: an unreadable image, or several sizes and no `image_size`.
+    """
+    layout = Layout()
+    for listing in listings:
+        for name, source in listing.files():
+            with open_image(name, source) as image:
+                layout.see(name, image)
+    if image_size:
+        width = height = image_size
+    elif len(layout.sizes) > 1:
+        (first, first_name), (second, second_name), *_ = layout.sizes.items()
+        raise InputError(
+            f"images have {len(layout.sizes)} sizes, such as {first[0]} x {first[1]} ({first_name}) and {second[0]} x {second[1]} "
+            f"({second_name}); give --image-size to resize and crop them all to one"
+        )
+    else:
+        ((width, height),) = layout.sizes
+    notes = []
+    if image_size and set(layout.sizes) != {(width, height)}:
+        count = len(layout.sizes)
+        notes.append(f"images of {count} size{'s'[: count > 1]} were resized and centre-cropped to {image_size} x {image_size}")
+    if layout.converted:
+        found = ", ".join(f"{mode} ({count})" for mode, count in sorted(layout.converted.items()))
+        notes.append(f"images of mode {found} were converted to {'grey' if layout.grey else 'RGB'}")
+    if height == width == UNPADDED_SIDE:
+        height = width = PADDED_SIDE
+        notes.append("28 x 28 images were padded with zeros to 32 x 32")
+    return layout, (1 if layout.grey else 3, height, width), notes
+
+
+def decode(name: str, image: Image.Image, *, grey: bool, image_size: int) -> npt.NDArray[np.uint8]:
+    """One image as uint8 (C, H, W): upright, grey or RGB, resized and cropped if `image_size` is given.
+
+    Transparent pixels become white. 16-bit grey keeps its upper 8 bits.
+    """
+    try:
+        upright = ImageOps.exif_transpose(image)
+    except OSError as error:
+        raise InputError(f"cannot read the image {name}: {error}; repair or remove it") from error
+    if upright.mode.startswith("I"):
+        upright = Image.fromarray((np.asarray(upright).clip(0, 65535) >> 8).astype(np.uint8))
+    if upright.has_transparency_data:
+        upright = upright.convert("RGBA")
+        upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
+    upright = upright.convert("L" if grey else "RGB")
+    if image_size and upright.size != (image_size, image_size):
+        upright = ImageOps.fit(upright, (image_size, image_size), Image.Resampling.BICUBIC)
+    pixels = np.asarray(upright)
+    return pixels[None] if grey else pixels.transpose(2, 0, 1)
+
+
+def fill(images: npt.NDArray[Any], listing: Listing, *, grey: bool, image_size: int) -> None:
+    """Decode every image of the listing into its row of `images` (N, C, H, W)."""
+    for row, (name, source) in enumerate(listing.files()):
+        with open_image(name, source) as image:
+            pixels = decode(name, image, grey=grey, image_size=image_size)
+        images[row] = pad(pixels) if pixels.shape[1:] != images.shape[2:] else pixels
+
+
+def pad(pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """28 x 28 images, (..., 28, 28), with two rows and columns of zeros on every side; others as they are."""
+    if pixels.shape[-2:] != (UNPADDED_SIDE, UNPADDED_SIDE):
+        return pixels
+    margin = (PADDED_SIDE - UNPADDED_SIDE) // 2
+    return np.pad(pixels, [(0, 0)] * (pixels.ndim - 2) + [(margin, margin)] * 2)
+
+
+def decode_in_memory(listing: Listing, layout: Layout, shape: tuple[int, int, int], image_size: int) -> Arrays:
+    """All images of the listing as one array."""
+    images = np.empty((len(listing.labels), *shape), np.uint8)
+    fill(images, listing, grey=layout.grey, image_size=image_size)
+    return Arrays(images, listing.labels)
+
+
+def cached_arrays(
+    listings: dict[str, Listing],
+    fingerprint: str,
+    cache_dir: Path,
+    image_size: int,
+    layout: tuple[Layout, tuple[int, int, int], list[str]] | None,
+) -> tuple[dict[str, Arrays], list[str]]:
+    """Memory-mapped images of every split; converted once and found again by content and size.
+
+    The headers are scanned here unless `layout` is given; a conversion that exists needs neither.
+    """
+    folder = cache_dir / hashlib.sha256(f"{FORMAT}/{fingerprint}/{image_size}".encode()).hexdigest()[:32]
+    if not (folder / "notes.json").exists():
+        found, shape, notes = layout or scan(list(listings.values()), image_size)
+        building = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
+        shutil.rmtree(building, ignore_errors=True)
+        building.mkdir(parents=True)
+        try:
+            for split, listing in listings.items():
+                images = np.lib.format.open_memmap(
+                    building / f"{split}.npy", mode="w+", dtype=np.uint8, shape=(len(listing.labels), *shape)
+                )
+                fill(images, listing, grey=found.grey, image_size=image_size)
+                images.flush()
+            (building / "notes.json").write_text(json.dumps(notes))
+            shutil.rmtree(folder, ignore_errors=True)
+            building.rename(folder)
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+    notes = json.loads((folder / "notes.json").read_text())
+    arrays = {
+        split: Arrays(np.load(folder / f"{split}.npy", mmap_mode="r"), listing.labels) for split, listing in listings.items()
+    }
+    return arrays, notes
+
+
+def cache_folder(given: str) -> Path:
+    """The folder for memory-mapped data: the one given, or the user's cache folder."""
+    return Path(given) if given else platformdirs.user_cache_path("potstill")
+
+
+def content_hash(files: list[tuple[str, Path]], cache_dir: Path) -> str:
+    """A hash over the names and bytes of files, wherever they lie.
+
+    It is remembered by size and time of change, so that a large data set is read for it once.
+    """
+    stats = [(name, str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for name, path in files]
+    memo = cache_dir / "hashes" / hashlib.sha256(json.dumps(stats).encode()).hexdigest()[:32]
+    try:
+        return memo.read_text()
+    except OSError:
+        pass
+    total = hashlib.sha256()
+    for name, path in files:
+        with path.open("rb") as file:
+            total.update(f"{name}/{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    try:
+        memo.parent.mkdir(parents=True, exist_ok=True)
+        temporary = memo.with_suffix(f".{os.getpid()}.tmp")
+        temporary.write_text(total.hexdigest())
+        temporary.replace(memo)
+    except OSError:
+        pass  # a read-only home costs time, not the run
+    return total.hexdigest()

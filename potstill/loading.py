@@ -1,0 +1,90 @@
+"""From a named source to three preprocessed splits: train, validation (held out of train), test."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from potstill.config import DataConfig
+from potstill.data import Arrays, Dataset, Split, chunks, hold_out, make_split
+from potstill.preprocess import Preprocess, fit, resolved_kind
+from potstill.registry import InputError
+
+TEST_SHARE = 0.2
+
+
+@dataclass(frozen=True)
+class RealData:
+    """Real data, ready to distil and to evaluate on.
+
+    Args:
+        train: what is distilled.
+        validation: held out of the source's train split; every choice is made on it.
+        test: only ever measured on.
+        shape: (C, H, W) of an image.
+        class_names: name of each class.
+        preprocess: the fitted preprocessing that all three went through.
+        fingerprint: a hash of the source's content.
+        notes: sentences that a user should see.
+    """
+
+    train: Split
+    validation: Split
+    test: Split
+    shape: tuple[int, int, int]
+    class_names: tuple[str, ...]
+    preprocess: Preprocess
+    fingerprint: str
+    notes: tuple[str, ...]
+
+
+def prepare(dataset: Dataset, config: DataConfig, device: torch.device, preprocess: Preprocess | None = None) -> RealData:
+    """Cut `dataset` into splits and preprocess them.
+
+    Args:
+        dataset: the raw images.
+        config: shares, seeds and kind of preprocessing.
+        device: where in-memory splits and batches live.
+        preprocess: one that is fitted already (that of a distilled set); None fits one to the train split.
+    Raises:
+        InputError: a class without training images.
+    """
+    notes = list(dataset.notes)
+    test, rest = dataset.test, np.arange(len(dataset.train.labels))
+    test_rows = np.arange(0 if test is None else len(test.labels))
+    if test is None:
+        rest, test_rows = hold_out(dataset.train.labels, TEST_SHARE, config.split_seed)
+        notes.append(
+            f"the data has no test split: {len(test_rows)} of {len(dataset.train.labels)} images (20 % of each class, "
+            f"split seed {config.split_seed}) are held out as test"
+        )
+    kept, held = hold_out(dataset.train.labels[rest], config.validation, config.split_seed + 1)
+    train_rows, validation_rows = rest[kept], rest[held]
+    require_every_class(dataset.train, train_rows, dataset.class_names)
+    if preprocess is None:
+        kind = resolved_kind(config.preprocess, dataset.train.images.shape[1:])
+        preprocess = fit(kind, lambda: map(dataset.train.floats, chunks(train_rows)), config.zca_regularization)
+    preprocess = preprocess.to(device)
+    channels, height, width = dataset.train.images.shape[1:]
+
+    def split(arrays: Arrays, rows: "np.ndarray[tuple[int], np.dtype[np.int64]]") -> Split:
+        return make_split(arrays, rows, preprocess, device, mapped=dataset.mapped)
+
+    return RealData(
+        train=split(dataset.train, train_rows),
+        validation=split(dataset.train, validation_rows),
+        test=split(test or dataset.train, test_rows),
+        shape=(channels, height, width),
+        class_names=dataset.class_names,
+        preprocess=preprocess,
+        fingerprint=dataset.fingerprint,
+        notes=tuple(notes),
+    )
+
+
+def require_every_class(arrays: Arrays, rows: "np.ndarray[tuple[int], np.dtype[np.int64]]", names: tuple[str, ...]) -> None:
+    """Raise an InputError if some class has no training image."""
+    counts = np.bincount(arrays.labels[rows], minlength=len(names))
+    if not counts.all():
+        empty = names[int(counts.argmin())]
+        raise InputError(f"every class must have training images, class {empty!r} has none; add some or drop the class")

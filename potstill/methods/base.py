@@ -1,0 +1,78 @@
+"""What a method is: it estimates the meta-gradient of one outer step."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from potstill.config import Config
+from potstill.data import Split
+from potstill.distilled import BatchPlan
+
+MethodState = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What every method works on.
+
+    Args:
+        train: the real data.
+        labels: (n,) the class of each distilled example.
+        fixed: leaves that are not learned, by name.
+        classes: number of classes.
+        factory: makes a fresh network.
+        config: the run's configuration, without "auto".
+        device: where to compute.
+    """
+
+    train: Split
+    labels: Tensor
+    fixed: Mapping[str, Tensor]
+    classes: int
+    factory: Callable[[], nn.Module]
+    config: Config
+    device: torch.device
+
+    @property
+    def plan(self) -> BatchPlan:
+        """How a synthetic batch is drawn."""
+        inner = self.config.inner
+        return BatchPlan(self.labels, self.classes, int(inner.batch_per_class), int(inner.classes_per_batch))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One outer step's meta-gradient.
+
+    Args:
+        loss: the outer loss.
+        grads: d loss / d leaf.
+        state: the method's state after it.
+        info: plain figures for the log, such as burn_in and window.
+    """
+
+    loss: float
+    grads: dict[str, Tensor]
+    state: MethodState
+    info: dict[str, Any]
+
+
+class Method(Protocol):
+    """init, estimate once for each outer step, finish."""
+
+    def __init__(self, problem: Problem): ...
+
+    def init(self) -> MethodState:
+        """The state before the first outer step: plain data, which a checkpoint holds."""
+        ...
+
+    def estimate(self, leaves: Mapping[str, Tensor], state: MethodState, outer_step: int) -> Estimate:
+        """The meta-gradient at `leaves`. All randomness follows from (seed, outer_step), so a step can be repeated."""
+        ...
+
+    def finish(self, state: MethodState) -> dict[str, Any]:
+        """What of the state the recipe of the finished set needs."""
+        ...

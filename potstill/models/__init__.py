@@ -1,0 +1,84 @@
+"""Networks. A factory makes a fresh one; `resolve` finds it by registered name, by "package.module:factory", or takes a callable."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from potstill.registry import MODELS, InputError, import_object
+from potstill.seeds import global_seed
+
+ModelSpec = str | Callable[..., nn.Module]
+Shape = tuple[int, int, int]
+
+
+def model_name(spec: ModelSpec) -> str:
+    """The name under which a model is stored: the registered name or "module:qualified.name" of a callable."""
+    if isinstance(spec, str):
+        return spec
+    return f"{getattr(spec, '__module__', '?')}:{getattr(spec, '__qualname__', type(spec).__name__)}"
+
+
+def resolve(spec: ModelSpec, shape: Shape, classes: int, **options: Any) -> Callable[[], nn.Module]:
+    """A function without arguments that makes a freshly initialised network.
+
+    Args:
+        spec: a registered name, "package.module:factory", or a callable that returns an nn.Module.
+        shape: (C, H, W) of an input.
+        classes: number of outputs.
+        options: width, depth and norm, for registered models, which take those that they know.
+    Returns:
+        The factory. A user's callable gets those of input_shape, in_channels, num_classes that it names (num_classes too if
+        it takes **kwargs).
+    Raises:
+        InputError: no such model, a module instead of a factory, or an option that the model refuses.
+    """
+    if isinstance(spec, nn.Module):
+        name = type(spec).__name__
+        raise InputError(f"model must make a fresh network at every call, got a {name} that exists; give `lambda: {name}(...)`")
+    if isinstance(spec, str) and ":" not in spec:
+        registered = MODELS[spec]
+        known = {name: value for name, value in options.items() if name in inspect.signature(registered).parameters}
+        registered.check(shape, **known)
+        return lambda: registered(shape, classes, **known)
+    factory = import_object(spec) if isinstance(spec, str) else spec
+    if not callable(factory):
+        raise InputError(f"model {model_name(spec)} must be a function or class that returns a network, got {factory!r}")
+    return bind(factory, {"input_shape": shape, "in_channels": shape[0], "num_classes": classes})
+
+
+def bind(factory: Callable[..., nn.Module], offered: dict[str, Any]) -> Callable[[], nn.Module]:
+    """`factory` with those of the offered keyword arguments that it takes."""
+    parameters = inspect.signature(factory).parameters
+    taken = {name: value for name, value in offered.items() if name in parameters}
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+        taken.setdefault("num_classes", offered["num_classes"])
+    return lambda: factory(**taken)
+
+
+def fresh(factory: Callable[[], nn.Module], seed: int, device: torch.device) -> nn.Module:
+    """A network initialised from `seed`. It is made on the CPU and then moved, so that every device starts from the same."""
+    with global_seed(seed, torch.device("cpu")):
+        return factory().to(device)
+
+
+def check_model(name: str, factory: Callable[[], nn.Module], shape: Shape, classes: int) -> None:
+    """Call a network once, so that a user's own fails here with a sentence and not deep inside a run.
+
+    Raises:
+        InputError: it cannot be made or called, or its output is not (B, classes) of floating point.
+    """
+    try:
+        module = fresh(factory, 0, torch.device("cpu"))
+        if not isinstance(module, nn.Module):
+            raise TypeError(f"it returned {type(module).__name__}, which is no torch.nn.Module")
+        output = module(torch.zeros(2, *shape))
+    except Exception as error:
+        raise InputError(f"model {name} fails on inputs of shape (2, {', '.join(map(str, shape))}): {error}") from error
+    if not any(p.requires_grad for p in module.parameters()):
+        raise InputError(f"model {name} must have parameters to train, it has none")
+    found = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+    if found != (2, classes):
+        raise InputError(f"model {name} must return logits of shape (B, {classes}), got {found} for B = 2")

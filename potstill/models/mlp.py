@@ -1,0 +1,36 @@
+"""A fully connected network."""
+
+import torch
+from torch import Tensor, nn
+
+
+class MLP(nn.Module):
+    """`depth` layers of `width` ReLU units, then one linear layer.
+
+    Args:
+        shape: (C, H, W) of an input, which is flattened.
+        classes: number of outputs.
+        width: units of every hidden layer.
+        depth: hidden layers; "auto" is 2.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], classes: int, width: int = 128, depth: int | str = "auto"):
+        super().__init__()
+        layers: list[nn.Module] = []
+        units = shape[0] * shape[1] * shape[2]
+        for _ in range(2 if depth == "auto" else int(depth)):
+            layers += [nn.Linear(units, width), nn.ReLU()]
+            units = width
+        self.blocks = nn.Sequential(*layers)
+        self.head = nn.Linear(units, classes)
+
+    @staticmethod
+    def check(shape: tuple[int, int, int], width: int = 128, depth: int | str = "auto") -> None:
+        """Every shape is fine."""
+
+    def features(self, inputs: Tensor) -> Tensor:
+        """What the last layer reads: (B, width)."""
+        return self.blocks(torch.flatten(inputs, 1))  # type: ignore[no-any-return]
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.head(self.features(inputs))  # type: ignore[no-any-return]

@@ -1,0 +1,161 @@
+"""The only outer loop: estimate the meta-gradient, clip it, step, validate, keep the best, save."""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from potstill.config import OuterConfig
+from potstill.devices import peak_memory_mb
+from potstill.inner import Adam
+from potstill.methods.base import Method, MethodState
+from potstill.registry import InputError
+
+CLIP_DECAY = 0.9
+MOST_SKIPPED = 20
+OUTER_ADAM = Adam()
+Record = dict[str, Any]
+
+
+class Interrupted(Exception):
+    """The user asked to stop; the state after `step` outer steps is saved."""
+
+    def __init__(self, step: int):
+        super().__init__(f"interrupted after outer step {step}")
+        self.step = step
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best set so far, by validation accuracy."""
+
+    step: int
+    accuracy: float
+    leaves: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class OuterState:
+    """All that the loop carries from step to step; a checkpoint holds just this.
+
+    Args:
+        leaves: what is learned.
+        moments: Adam's two moments of each leaf.
+        step: outer steps done.
+        updates: of those, the ones that changed the set; the others' meta-gradient was not finite.
+        skipped_in_a_row: non-finite ones just before.
+        clip_average: moving average of the images' meta-gradient norm; None before the first.
+        method: the method's own state.
+        best: the best set so far; None before the first validation.
+    """
+
+    leaves: Mapping[str, Tensor]
+    moments: Mapping[str, tuple[Tensor, Tensor]]
+    method: MethodState
+    step: int = 0
+    updates: int = 0
+    skipped_in_a_row: int = 0
+    clip_average: float | None = None
+    best: Best | None = None
+
+    @classmethod
+    def start(cls, leaves: Mapping[str, Tensor], method: MethodState) -> "OuterState":
+        """The state before the first step."""
+        kept = {name: leaf.detach().clone() for name, leaf in leaves.items()}
+        return cls(kept, {name: (torch.zeros_like(leaf), torch.zeros_like(leaf)) for name, leaf in kept.items()}, method)
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What the loop calls; every one is optional.
+
+    Args:
+        validate: leaves -> (record for the log, accuracy); called every `validate_every` steps and after the last.
+        save: keeps a state; called every `checkpoint_every` steps, after the last and at an interruption.
+        log: takes one record a step.
+        stop: whether the user asked to stop.
+    """
+
+    validate: Callable[[Mapping[str, Tensor]], tuple[Record, float]] | None = None
+    save: Callable[[OuterState], None] = field(default=lambda state: None)
+    log: Callable[[Record], None] = field(default=lambda record: None)
+    stop: Callable[[], bool] = field(default=lambda: False)
+
+
+def optimise(method: Method, config: OuterConfig, state: OuterState, device: torch.device, hooks: Hooks) -> OuterState:
+    """Run the outer loop from `state` to `config.steps`.
+
+    Raises:
+        InputError: the meta-gradient was not finite 20 times in a row.
+        Interrupted: `hooks.stop` said so; the state is saved.
+    """
+    while state.step < config.steps:
+        began = time.perf_counter()
+        state, record = outer_step(method, config, state)
+        record |= {"seconds": round(time.perf_counter() - began, 4), "memory_mb": round(peak_memory_mb(device), 1)}
+        last = state.step == config.steps
+        if hooks.validate and (last or state.step % config.validate_every == 0):
+            record["validation"], accuracy = hooks.validate(state.leaves)
+            if state.best is None or accuracy > state.best.accuracy:
+                state = replace(state, best=Best(state.step, accuracy, state.leaves))
+        hooks.log(record)
+        stopping = hooks.stop() and not last
+        if last or stopping or state.step % config.checkpoint_every == 0:
+            hooks.save(state)
+        if stopping:
+            raise Interrupted(state.step)
+    return state
+
+
+def outer_step(method: Method, config: OuterConfig, state: OuterState) -> tuple[OuterState, Record]:
+    """One outer step: the state after it and its record for the log."""
+    estimate = method.estimate(state.leaves, state.method, state.step)
+    norm = float(estimate.grads["images"].norm()) if "images" in estimate.grads else 0.0
+    finite = all(bool(grad.isfinite().all()) for grad in estimate.grads.values()) and math.isfinite(estimate.loss)
+    record: Record = {"step": state.step + 1, "loss": estimate.loss, "grad_norm": norm, "clipped": False, "skipped": not finite}
+    record |= estimate.info
+    if not finite:
+        skipped = state.skipped_in_a_row + 1
+        if skipped >= MOST_SKIPPED:
+            raise InputError(
+                f"the meta-gradient was not finite in {MOST_SKIPPED} outer steps in a row, up to step {state.step + 1}; "
+                "lower --inner-lr, --unroll or --window"
+            )
+        record |= {name: None for name in ("loss", "grad_norm") if not math.isfinite(record[name])}
+        return replace(state, step=state.step + 1, skipped_in_a_row=skipped), record
+    average, factor = clip(norm, state.clip_average, config.clip)
+    record["clipped"] = factor < 1
+    leaves, moments = {}, {}
+    for name, leaf in state.leaves.items():
+        # Only the images are clipped: the labels' gradient has another scale (released code; paper D.4 does not say).
+        grad = estimate.grads[name] * (factor if name == "images" else 1)
+        hyper = {"lr": torch.tensor(config.outer_lr if name == "images" else float(config.label_lr), device=leaf.device)}
+        leaf, *rest = OUTER_ADAM.step((leaf, *state.moments[name]), grad, hyper, state.updates)
+        leaves[name] = leaf.clamp_min(0) if name == "targets" else leaf  # weights of classes stay non-negative (paper D.1)
+        moments[name] = (rest[0], rest[1])
+    after = replace(
+        state, leaves=leaves, moments=moments, method=estimate.state, step=state.step + 1, updates=state.updates + 1,
+        skipped_in_a_row=0, clip_average=average,
+    )  # fmt: skip
+    return after, record
+
+
+def clip(norm: float, average: float | None, limit: float) -> tuple[float, float]:
+    """Clipping by a moving average of the norm.
+
+    Args:
+        norm: of the raw meta-gradient.
+        average: before this step; None at the first.
+        limit: the norm may be this times the new average; 0: no limit.
+    Returns:
+        (the new average, the factor to multiply the meta-gradient with).
+    Source: paper D.4 (decay 0.9, twice the average); as in the released code, the raw norm enters the average first.
+    """
+    average = norm if average is None else CLIP_DECAY * average + (1 - CLIP_DECAY) * norm
+    if limit == 0 or norm <= limit * average:
+        return average, 1.0
+    return average, limit * average / norm

@@ -1,0 +1,147 @@
+"""Preprocessing fitted on the train split and stored with the distilled set, with a way back to pixels for pictures."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+ZCA_UP_TO = 3072
+SMALLEST_NORM = 1e-8
+Chunks = Callable[[], Iterable[Tensor]]
+"""Gives, each time it is called, the training images (n, C, H, W) in [0, 1], piece by piece."""
+
+
+class Preprocess:
+    """A fitted preprocessing; calling it turns images in [0, 1] into what the network reads.
+
+    Args:
+        kind: "none", "normalize" or "zca".
+        tensors: what was fitted: always "typical", the mean over train images of their pixels' mean and of their pixels'
+            standard deviation; "mean" and "std" (C, 1, 1) for normalize; the symmetric "matrix" (D, D) for zca.
+    """
+
+    def __init__(self, kind: str, tensors: Mapping[str, Tensor]):
+        self.kind = kind
+        self.tensors = dict(tensors)
+
+    def to(self, device: torch.device) -> "Preprocess":
+        """The same on a device."""
+        return Preprocess(self.kind, {name: tensor.to(device) for name, tensor in self.tensors.items()})
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) in [0, 1] -> the same shape, as the network reads it."""
+        if self.kind == "normalize":
+            return (images - self.tensors["mean"]) / self.tensors["std"]
+        if self.kind == "zca":
+            return (centred(images) @ self.tensors["matrix"]).view_as(images)
+        return images
+
+    def inverse(self, images: Tensor) -> Tensor:
+        """The way back. For zca, where each image's own mean and norm are lost, it ends at centred images of norm 1."""
+        if self.kind == "normalize":
+            return images * self.tensors["std"] + self.tensors["mean"]
+        if self.kind == "zca":
+            return (images.flatten(1) @ self.unwhiten.to(images)).view_as(images)
+        return images
+
+    def state(self) -> dict[str, Tensor]:
+        """What a file keeps, on the CPU: the fitted tensors, of the symmetric zca matrix only the upper triangle."""
+        kept = {name: tensor.cpu() for name, tensor in self.tensors.items()}
+        if "matrix" in kept:
+            side = len(kept["matrix"])
+            rows, columns = torch.triu_indices(side, side)
+            kept["matrix"] = kept["matrix"][rows, columns]
+        return kept
+
+    @classmethod
+    def from_state(cls, kind: str, kept: Mapping[str, Tensor]) -> "Preprocess":
+        """The preprocessing that `state` was taken of."""
+        tensors = dict(kept)
+        if "matrix" in tensors:
+            packed = tensors["matrix"]
+            side = math.isqrt(2 * len(packed))
+            rows, columns = torch.triu_indices(side, side)
+            tensors["matrix"] = packed.new_empty(side, side)
+            tensors["matrix"][rows, columns] = packed
+            tensors["matrix"][columns, rows] = packed
+        return cls(kind, tensors)
+
+    @cached_property
+    def unwhiten(self) -> Tensor:
+        """The inverse of the zca matrix. It is derived, not stored."""
+        return torch.linalg.inv(self.tensors["matrix"].cpu().double()).float()
+
+    def pictures(self, images: Tensor) -> Tensor:
+        """Images as the network reads them -> pixels in [0, 1], (N, C, H, W), **for the eye only**.
+
+        The way back, then each image gets the mean and the standard deviation of a typical train image, and what lies
+        outside [0, 1] is cut off. (A network with instance norm hardly sees an image's brightness and contrast, so
+        distilled images come in arbitrary ones.)
+        """
+        back = self.inverse(images)
+        flat = back.flatten(1)
+        mean, std = self.tensors["typical"].to(images)
+        standard = (flat - flat.mean(1, keepdim=True)) / flat.std(1, correction=0, keepdim=True).clamp_min(SMALLEST_NORM)
+        return (standard * std + mean).clamp(0, 1).view_as(back)
+
+
+def centred(images: Tensor) -> Tensor:
+    """(N, D): each image less its own mean, divided by its own norm."""
+    flat = images.flatten(1)
+    flat = flat - flat.mean(1, keepdim=True)
+    return flat / flat.norm(dim=1, keepdim=True).clamp_min(SMALLEST_NORM)
+
+
+def resolved_kind(kind: str, shape: tuple[int, ...]) -> str:
+    """`kind`, or for "auto": zca up to 3,072 values an image, beyond which its matrix grows out of hand, else normalize."""
+    if kind != "auto":
+        return kind
+    return "zca" if torch.Size(shape).numel() <= ZCA_UP_TO else "normalize"
+
+
+def fit(kind: str, chunks: Chunks, regularization: float = 0.1) -> Preprocess:
+    """Fit a preprocessing to the train split.
+
+    Args:
+        kind: "none", "normalize" (per channel) or "zca".
+        chunks: the training images.
+        regularization: ZCA adds this times the mean eigenvalue to every eigenvalue.
+    Returns:
+        The preprocessing, on the CPU, in float32.
+    Source: paper D.1 for ZCA; as its released code does it: each image less its own mean and divided by its own norm,
+    C = X'X / n, W = V diag(1 / sqrt(E + regularization * mean(E))) V'. No mean over images is removed.
+    """
+    tensors = {"typical": average((mean_and_std(part), len(part)) for part in chunks())}
+    if kind == "normalize":
+        mean = average((part.double().mean((0, 2, 3)), len(part)) for part in chunks())
+        square = average((part.double().square().mean((0, 2, 3)), len(part)) for part in chunks())
+        std = (square - mean.square()).clamp_min(0).sqrt().clamp_min(SMALLEST_NORM)
+        tensors |= {"mean": mean.view(-1, 1, 1), "std": std.view(-1, 1, 1)}
+    if kind == "zca":
+        gram = average((second_moment(centred(part.double())), len(part)) for part in chunks())
+        values, vectors = torch.linalg.eigh(gram)
+        scale = (values.clamp_min(0) + regularization * values.mean()).rsqrt()
+        matrix = (vectors * scale) @ vectors.T
+        tensors["matrix"] = (matrix + matrix.T) / 2  # symmetric to the last bit: a file keeps one triangle
+    return Preprocess(kind, {name: tensor.float().contiguous() for name, tensor in tensors.items()})
+
+
+def mean_and_std(images: Tensor) -> Tensor:
+    """(2,): the mean over images of their pixels' mean and of their pixels' standard deviation."""
+    flat = images.double().flatten(1)
+    return torch.stack((flat.mean(), flat.std(1, correction=0).mean()))
+
+
+def second_moment(rows: Tensor) -> Tensor:
+    """X'X / n for X of shape (n, D)."""
+    return rows.T @ rows / len(rows)
+
+
+def average(parts: Iterable[tuple[Tensor, int]]) -> Tensor:
+    """The mean of (mean over n examples, n) pairs."""
+    total, count = torch.zeros((), dtype=torch.float64), 0
+    for part, size in parts:
+        total, count = total + part * size, count + size
+    return total / count

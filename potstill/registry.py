@@ -1,0 +1,103 @@
+"""Tables of named parts. A part is imported only when it is asked for, so listing names costs nothing."""
+
+import difflib
+import importlib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+
+class InputError(ValueError):
+    """Something a user gave is wrong; the message is one sentence: what, the rule, the value found, the way out."""
+
+
+def near_miss(name: str, known: Iterable[str]) -> str:
+    """The text " (did you mean 'x'?)" for the closest known name, or nothing."""
+    return "".join(f" (did you mean {near!r}?)" for near in difflib.get_close_matches(name, list(known), n=1))
+
+
+def import_object(path: str) -> Any:
+    """Import "package.module:name".
+
+    Raises:
+        InputError: the path has another form, or there is no such module or name.
+    """
+    module, colon, name = path.partition(":")
+    if not (module and colon and name):
+        raise InputError(f"expected 'package.module:name', got {path!r}")
+    try:
+        loaded = importlib.import_module(module)
+    except ImportError as error:
+        raise InputError(f"cannot import {module!r} of {path!r}: {error}") from error
+    if not hasattr(loaded, name):
+        raise InputError(f"module {module!r} has no {name!r}{near_miss(name, dir(loaded))}")
+    return getattr(loaded, name)
+
+
+class Registry:
+    """Name -> part of one kind ("method", "model", ...); a wrong name is told the nearest right one.
+
+    Args:
+        kind: what the parts are, for messages.
+        rows: name -> ("module:object", one line of description); an underscore in a name reads as a hyphen.
+    """
+
+    def __init__(self, kind: str, **rows: tuple[str, str]):
+        self.kind = kind
+        self.rows = {name.replace("_", "-"): row for name, row in rows.items()}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.rows)
+
+    def check(self, name: str) -> None:
+        """Raise an InputError unless `name` is registered."""
+        if name not in self.rows:
+            known = ", ".join(sorted(self.rows))
+            raise InputError(f"unknown {self.kind} {name!r}{near_miss(name, self.rows)}; known: {known}")
+
+    def __getitem__(self, name: str) -> Any:
+        self.check(name)
+        return import_object(self.rows[name][0])
+
+    def described(self) -> list[tuple[str, str]]:
+        """(name, one line) of every part, in the order of registration."""
+        return [(name, row[1]) for name, row in self.rows.items()]
+
+
+SOURCES = Registry(
+    "data source",
+    digits=("potstill.sources:read_digits", "digits: 1,797 grey 8 x 8 digits that scikit-learn carries (default)"),
+    folder=("potstill.sources:read_folder", "folder:PATH: class sub-folders of images, with or without train/ and test/"),
+    parquet=("potstill.sources:read_parquet", "parquet:PATH: Hugging Face layout; a file, or a folder of train and test files"),
+    hf=("potstill.sources:read_hub", "hf:NAME: a data set of the Hugging Face hub (pip install 'potstill[hf]')"),
+)
+MODELS = Registry(
+    "model",
+    convnet=("potstill.models.convnet:ConvNet", "the paper's ConvNet: 3 x 3 convolution, norm, ReLU, average pool, repeated"),
+    mlp=("potstill.models.mlp:MLP", "fully connected layers with ReLU between them"),
+)
+WINDOWS = Registry(
+    "window",
+    rat_bptt=("potstill.windows:RandomTruncated", "N ~ U{M..T} inner steps, the last M differentiated (Algorithm 1)"),
+    bptt=("potstill.windows:Full", "T inner steps, every one differentiated (equation 2)"),
+    t_bptt=("potstill.windows:Truncated", "T inner steps, the last M differentiated (equation 3)"),
+    r_bptt=("potstill.windows:RandomFull", "N ~ U{1..T} inner steps, every one differentiated"),
+)
+METHODS = Registry(
+    "method",
+    rat_bptt=("potstill.methods.bptt:Bptt", "random truncated backpropagation through time (default)"),
+    bptt=("potstill.methods.bptt:Bptt", "full backpropagation through time"),
+    t_bptt=("potstill.methods.bptt:Bptt", "truncated backpropagation through time, the window at the end"),
+    r_bptt=("potstill.methods.bptt:Bptt", "backpropagation through time of random length"),
+)
+OPTIMIZERS = Registry(
+    "inner optimizer",
+    adam=("potstill.inner:Adam", "Adam; eps after bias correction (torch) or before it (higher 0.2.1)"),
+    sgd=("potstill.inner:SGD", "SGD with momentum, weight decay and step decay of the learning rate"),
+)
+PREPROCESSING = Registry(
+    "preprocessing",
+    auto=("potstill.preprocess:fit", "zca up to 3,072 values an image, else normalize (default)"),
+    none=("potstill.preprocess:fit", "pixels in [0, 1]"),
+    normalize=("potstill.preprocess:fit", "per channel: mean 0, standard deviation 1 over the train split"),
+    zca=("potstill.preprocess:fit", "each image centred and scaled to norm 1, then ZCA whitening (regularised)"),
+)

@@ -1,0 +1,34 @@
+"""Randomness that can be replayed: every generator follows from (seed, purpose, step, ...), so a resumed run needs no state."""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+def derive(seed: int, *parts: str | int) -> int:
+    """A 63-bit seed for one purpose, e.g. derive(seed, "window", outer_step); other parts give independent streams."""
+    text = "/".join(str(part) for part in (seed, *parts))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def generator(seed: int, *parts: str | int) -> torch.Generator:
+    """A CPU generator seeded by `derive`. Draws are made on the CPU on every device, so that all devices see the same."""
+    return torch.Generator().manual_seed(derive(seed, *parts))
+
+
+@contextmanager
+def global_seed(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed torch's global generators inside the block and put them back after it.
+
+    For code that can only use the global generator: initialisers of nn.Module and dropout.
+    """
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+        elif device.type == "mps":
+            torch.mps.manual_seed(seed)
+        yield
