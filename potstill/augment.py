@@ -87,7 +87,7 @@ def cutout(images: Tensor, values: Tensor) -> Tensor:
         (torch.arange(side, device=images.device) - (place * side).floor()[:, None] + HOLE * side / 2).floor()
         for side, place in ((height, values[:, 0]), (width, values[:, 1]))
     ]
-    hole = [(0 <= axis) & (axis < round(HOLE * side)) for axis, side in zip(inside, (height, width), strict=True)]
+    hole = [(axis >= 0) & (axis < round(HOLE * side)) for axis, side in zip(inside, (height, width), strict=True)]
     return images * ~(hole[0][:, None, :, None] & hole[1][:, None, None, :])
 
 

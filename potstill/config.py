@@ -85,7 +85,10 @@ class OuterConfig:
     unroll: int = option(60, "T: most inner steps of one outer step (paper D.2: about 3 windows)", low=1)
     window: int = option(20, "M: last inner steps that are differentiated", low=1)
     steps: int = option(1000, "outer steps", low=1)
-    outer_lr: float = option(0.001, "learning rate of the outer Adam on the images (paper D.1)", low=0, open_low=True)
+    outer_lr: float | Auto = option(
+        "auto", "learning rate of the outer Adam on the images; auto: 0.001 at 3,072 values an image (paper D.1), in proportion "
+        "to the initial pixel scale elsewhere", low=0, open_low=True,
+    )  # fmt: skip
     label_lr: float | Auto = option("auto", "learning rate on learned labels; auto: outer_lr", low=0, open_low=True)
     clip: float = option(2.0, "clip the meta-gradient at this times its moving average; 0: never (paper D.4)", low=0)
     real_batch: int = option(500, "real images in the outer loss (paper D.1: 1,000 to 5,000)", low=1)
@@ -99,7 +102,9 @@ class OuterConfig:
 class EvaluationConfig:
     """How long a network trains on the result: chosen on validation data."""
 
-    lengths: tuple[int, ...] = option((300, 600, 1000), "training lengths tried, in steps; the best on validation data is kept", low=1)
+    lengths: tuple[int, ...] = option(
+        (300, 600, 1000), "training lengths tried, in steps; the best on validation data is kept", low=1
+    )
     validation_nets: int = option(3, "fresh networks in each validation", low=1)
 
 
@@ -212,9 +217,7 @@ def validated(config: Config) -> Config:
     PREPROCESSING.check(config.data.preprocess)
     SOURCES.check(config.data.data.partition(":")[0]) if config.data.data != "arrays" else None
     if outer.window > outer.unroll:
-        raise InputError(
-            f"window must lie in [1, unroll={outer.unroll}], got {outer.window}; lower --window or raise --unroll"
-        )
+        raise InputError(f"window must lie in [1, unroll={outer.unroll}], got {outer.window}; lower --window or raise --unroll")
     for name, value in (("augment", inner.augment), ("real_augment", outer.real_augment)):
         for part in value if isinstance(value, tuple) else ():
             if part not in AUGMENTATIONS:

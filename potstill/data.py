@@ -61,8 +61,10 @@ class Dataset:
 class Split(Protocol):
     """Preprocessed labelled images: what the outer loss, the validation and the evaluation read."""
 
-    labels: Tensor
-    """(N,) int64 on the CPU."""
+    @property
+    def labels(self) -> Tensor:
+        """(N,) int64 on the CPU."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -154,9 +156,7 @@ def sample_per_class(labels: Tensor, classes: int, count: int, rng: torch.Genera
     return torch.cat(picks)
 
 
-def hold_out(
-    labels: npt.NDArray[np.int64], share: float, seed: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def hold_out(labels: npt.NDArray[np.int64], share: float, seed: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Positions kept and held out, both ascending: the same share of every class, at least one of it and one kept.
 
     A class with a single example stays whole. (scikit-learn's stratified split refuses such a class and may leave a small

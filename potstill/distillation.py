@@ -1,6 +1,7 @@
 """`distill`: from real data and a configuration to a distilled set. The command line is a thin layer over it."""
 
 import dataclasses
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ from potstill.sources import from_arrays, read
 
 AUTO_SYNTHETIC_BATCH = 100
 AUTO_MICRO_BATCH = {"cpu": 250, "mps": 500, "cuda": 1000}
+PAPER_LR, PAPER_VALUES = 0.001, 3072
 SYMMETRY_TOLERANCE = 1e-6
 
 
@@ -128,7 +130,7 @@ def resume(path: Path, dataset: Dataset, *, model: ModelSpec | None = None, list
     if folder.finished:
         raise InputError(f"the run in {path} is finished; evaluate it with `potstill evaluate {path}`")
     setup = Setup.of(folder.config(), dataset, model, listener)
-    found = folder.newest(setup.device)
+    found = folder.newest(setup.device, listener.say)
     if found and found[1] != dataset.fingerprint:
         raise InputError(f"the run in {path} was started with other data; its content has changed since")
     state = found[0] if found else OuterState.start(setup.learned, setup.method.init())
@@ -249,7 +251,12 @@ def make_set(setup: Setup, leaves: Mapping[str, Tensor], learned: dict[str, Any]
         "config": tables,
         "seed": config.run.seed,
         "versions": versions(),
-        "data": {"fingerprint": real.fingerprint, "train": len(real.train), "validation": len(real.validation), "test": len(real.test)},
+        "data": {
+            "fingerprint": real.fingerprint,
+            "train": len(real.train),
+            "validation": len(real.validation),
+            "test": len(real.test),
+        },
         "outer_step": step,
         "accuracy": {
             **dataclasses.asdict(figure),
@@ -267,12 +274,17 @@ def make_set(setup: Setup, leaves: Mapping[str, Tensor], learned: dict[str, Any]
 def resolve_auto(config: Config, real: RealData, *, mapped: bool, device: torch.device) -> Config:
     """`config` with every "auto" replaced by what it means here; a resumed run reads these back."""
     inner, classes, ipc = config.inner, len(real.class_names), config.distilled.ipc
+    # An image of norm 1 has pixels of scale 1 / sqrt(D), and Adam moves each by about its learning rate (paper D.1).
+    outer_lr = (
+        config.outer.outer_lr if config.outer.outer_lr != "auto" else PAPER_LR * (PAPER_VALUES / math.prod(real.shape)) ** 0.5
+    )
     found: dict[str, Any] = {
         "storage": "mapped" if mapped else "memory",
         "preprocess": real.preprocess.kind,
         "batch_per_class": min(ipc, max(1, AUTO_SYNTHETIC_BATCH // classes)),
         "classes_per_batch": classes,
-        "label_lr": config.outer.outer_lr,
+        "outer_lr": outer_lr,
+        "label_lr": outer_lr,
         "real_augment": inner.augment,
         "micro_batch": AUTO_MICRO_BATCH[device.type],
         "device": str(device),
@@ -301,10 +313,11 @@ def check_second_derivative(name: str, factory: Callable[[], nn.Module], shape: 
     try:
         error = symmetry_error(FlatModel(module), inputs, targets, rng)
     except (RuntimeError, NotImplementedError) as reason:
-        raise InputError(f"model {name} cannot be differentiated twice: {reason}; distillation needs a second derivative") from reason
+        raise InputError(
+            f"model {name} cannot be differentiated twice: {reason}; distillation needs a second derivative"
+        ) from reason
     if not error < SYMMETRY_TOLERANCE:
         raise InputError(
             f"model {name} must be a differentiable function, its second derivative is not symmetric (relative error {error:.1e}): "
             "it uses detach or a straight-through estimator; remove it"
         )
-

@@ -1,6 +1,6 @@
 """The distilled set: blocks of learned examples with all that is needed to train on them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -213,7 +213,7 @@ class BatchPlan:
 
     def draw(self, rng: torch.Generator) -> Tensor:
         """Positions of one batch, on the CPU."""
-        chosen = range(self.classes)
+        chosen: Iterable[int] = range(self.classes)
         if self.classes_per_batch < self.classes:
             chosen = torch.randperm(self.classes, generator=rng)[: self.classes_per_batch].tolist()
         picks = []

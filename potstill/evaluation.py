@@ -298,3 +298,20 @@ def random_subset(real: RealData, distilled: DistilledSet, seed: int) -> Batches
     rows = sample_per_class(real.train.labels, classes, distilled.ipc, generator(seed, "subset"))
     images, labels = real.train.take(rows)
     return set_batches(images, F.one_hot(labels, classes).float(), labels, distilled.recipe, seed)
+
+
+def accuracy_of_export(
+    distilled: DistilledSet, pictures: Tensor, real: RealData, *, nets: int = 3, seed: int = 0, progress: Progress | None = None
+) -> tuple[Figure, Figure]:
+    """Validation accuracy of networks trained by the recipe on the set, and on `pictures` of it (n, C, H, W), preprocessed."""
+    device = pick_device("auto")
+    factory, recipe = factory_for(distilled, None), distilled.recipe
+    figures = []
+    for label, images in (("the set", distilled.images), ("the pictures", pictures)):
+        scores = score_set(
+            images.to(device), distilled.targets.to(device), distilled.labels.to(device), recipe, factory,
+            lengths=(recipe.steps,), splits=(real.validation,), nets=nets, seed=derive(seed, "export"), device=device,
+            progress=progress, label=f"networks on {label}",
+        )  # fmt: skip
+        figures.append(Figure.of(scores[:, 0, 0]))
+    return figures[0], figures[1]

@@ -60,7 +60,7 @@ def export_parquet(distilled: DistilledSet, path: Path) -> None:
     pictures = [{"bytes": png(pixels), "path": f"{index:05d}.png"} for index, pixels in enumerate(distilled.pixels)]
     table = pa.table(
         {
-            "image": pa.array(pictures, pa.struct({"bytes": pa.binary(), "path": pa.string()})),
+            "image": pa.array(pictures, pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
             "label": pa.array(distilled.labels.numpy()),
             "input": pa.array(list(distilled.images.flatten(1).numpy()), pa.list_(pa.float32())),
             "target": pa.array(list(distilled.targets.numpy()), pa.list_(pa.float32())),
@@ -68,7 +68,9 @@ def export_parquet(distilled: DistilledSet, path: Path) -> None:
     )
     described = {
         "huggingface": json.dumps({"info": {"features": features}}),
-        "potstill": json.dumps({"input_shape": distilled.shape, "preprocess": distilled.fitted.kind, "recipe": vars(distilled.recipe)}),
+        "potstill": json.dumps(
+            {"input_shape": distilled.shape, "preprocess": distilled.fitted.kind, "recipe": vars(distilled.recipe)}
+        ),
     }
     buffer = io.BytesIO()
     pq.write_table(table.replace_schema_metadata(described), buffer)
@@ -85,8 +87,14 @@ def png(pixels: Tensor) -> bytes:
 def export_npz(distilled: DistilledSet, path: Path) -> None:
     """Plain arrays: images, targets, labels (all exact), pixels (bytes), class_names."""
     buffer = io.BytesIO()
-    arrays = {"images": distilled.images, "targets": distilled.targets, "labels": distilled.labels, "pixels": to_bytes(distilled.pixels)}
-    np.savez(buffer, class_names=np.array(distilled.class_names), **{name: tensor.numpy() for name, tensor in arrays.items()})
+    np.savez(
+        buffer,
+        images=distilled.images.numpy(),
+        targets=distilled.targets.numpy(),
+        labels=distilled.labels.numpy(),
+        pixels=to_bytes(distilled.pixels).numpy(),
+        class_names=np.array(distilled.class_names),
+    )
     write(path, buffer.getvalue())
 
 
@@ -96,6 +104,10 @@ FORMATS: dict[str, tuple[Callable[[DistilledSet, Path], None], str, str]] = {
     "parquet": (export_parquet, "distilled.parquet", f"column image is {LOSSY}; columns input and target are {EXACT}"),
     "npz": (export_npz, "distilled.npz", f"array pixels is {LOSSY}; images, targets and labels are {EXACT}"),
 }
+
+
+LOSSY_FORMATS = ("png", "folder")
+"""Those that hold nothing but 8-bit pictures."""
 
 
 def export(distilled: DistilledSet, format: str, path: Path) -> str:
@@ -117,5 +129,3 @@ def export(distilled: DistilledSet, format: str, path: Path) -> str:
 def exported_images(distilled: DistilledSet) -> Tensor:
     """What a network would read if it were trained on the exported 8-bit pictures, preprocessed as real images are."""
     return distilled.preprocess(to_bytes(distilled.pixels))
-
-

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import platformdirs
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from potstill.data import Arrays
 from potstill.registry import InputError
@@ -62,7 +62,7 @@ def open_image(name: str, source: Path | bytes) -> Image.Image:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
     except (OSError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        reason = "no image format that Pillow knows" if isinstance(error, Image.UnidentifiedImageError) else error
+        reason = "no image format that Pillow knows" if isinstance(error, UnidentifiedImageError) else error
         raise InputError(f"cannot read the image {name}: {reason}; repair or remove it") from error
 
 
@@ -174,9 +174,7 @@ def cached_arrays(
         finally:
             shutil.rmtree(building, ignore_errors=True)
     notes = json.loads((folder / "notes.json").read_text())
-    arrays = {
-        split: Arrays(np.load(folder / f"{split}.npy", mmap_mode="r"), listing.labels) for split, listing in listings.items()
-    }
+    arrays = {split: Arrays(np.load(folder / f"{split}.npy", mmap_mode="r"), listing.labels) for split, listing in listings.items()}
     return arrays, notes
 
 

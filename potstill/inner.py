@@ -286,9 +286,7 @@ def step_product(
     if not reached:
         return of_theta, {}
     tensors, cotangents = zip(*reached, strict=True)
-    of_leaves = torch.autograd.grad(
-        tensors, list(wanted.values()), cotangents, allow_unused=True, materialize_grads=True
-    )
+    of_leaves = torch.autograd.grad(tensors, list(wanted.values()), cotangents, allow_unused=True, materialize_grads=True)
     return of_theta, dict(zip(wanted, of_leaves, strict=True))
 
 

@@ -133,7 +133,7 @@ def outer_step(method: Method, config: OuterConfig, state: OuterState) -> tuple[
     for name, leaf in state.leaves.items():
         # Only the images are clipped: the labels' gradient has another scale (released code; paper D.4 does not say).
         grad = estimate.grads[name] * (factor if name == "images" else 1)
-        hyper = {"lr": torch.tensor(config.outer_lr if name == "images" else float(config.label_lr), device=leaf.device)}
+        hyper = {"lr": torch.tensor(float(config.outer_lr if name == "images" else config.label_lr), device=leaf.device)}
         leaf, *rest = OUTER_ADAM.step((leaf, *state.moments[name]), grad, hyper, state.updates)
         leaves[name] = leaf.clamp_min(0) if name == "targets" else leaf  # weights of classes stay non-negative (paper D.1)
         moments[name] = (rest[0], rest[1])

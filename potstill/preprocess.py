@@ -33,17 +33,17 @@ class Preprocess:
     def __call__(self, images: Tensor) -> Tensor:
         """(N, C, H, W) in [0, 1] -> the same shape, as the network reads it."""
         if self.kind == "normalize":
-            return (images - self.tensors["mean"]) / self.tensors["std"]
+            images = (images - self.tensors["mean"]) / self.tensors["std"]
         if self.kind == "zca":
-            return (centred(images) @ self.tensors["matrix"]).view_as(images)
+            images = (centred(images) @ self.tensors["matrix"]).view_as(images)
         return images
 
     def inverse(self, images: Tensor) -> Tensor:
         """The way back. For zca, where each image's own mean and norm are lost, it ends at centred images of norm 1."""
         if self.kind == "normalize":
-            return images * self.tensors["std"] + self.tensors["mean"]
+            images = images * self.tensors["std"] + self.tensors["mean"]
         if self.kind == "zca":
-            return (images.flatten(1) @ self.unwhiten.to(images)).view_as(images)
+            images = (images.flatten(1) @ self.unwhiten.to(images)).view_as(images)
         return images
 
     def state(self) -> dict[str, Tensor]:
@@ -71,7 +71,8 @@ class Preprocess:
     @cached_property
     def unwhiten(self) -> Tensor:
         """The inverse of the zca matrix. It is derived, not stored."""
-        return torch.linalg.inv(self.tensors["matrix"].cpu().double()).float()
+        inverse: Tensor = torch.linalg.inv(self.tensors["matrix"].cpu().double())
+        return inverse.float()
 
     def pictures(self, images: Tensor) -> Tensor:
         """Images as the network reads them -> pixels in [0, 1], (N, C, H, W), **for the eye only**.
@@ -84,7 +85,7 @@ class Preprocess:
         flat = back.flatten(1)
         mean, std = self.tensors["typical"].to(images)
         standard = (flat - flat.mean(1, keepdim=True)) / flat.std(1, correction=0, keepdim=True).clamp_min(SMALLEST_NORM)
-        return (standard * std + mean).clamp(0, 1).view_as(back)
+        return torch.clamp(standard * std + mean, 0, 1).reshape(back.shape)
 
 
 def centred(images: Tensor) -> Tensor:

@@ -66,9 +66,9 @@ class Registry:
 SOURCES = Registry(
     "data source",
     digits=("potstill.sources:read_digits", "digits: 1,797 grey 8 x 8 digits that scikit-learn carries (default)"),
-    folder=("potstill.sources:read_folder", "folder:PATH: class sub-folders of images, with or without train/ and test/"),
-    parquet=("potstill.sources:read_parquet", "parquet:PATH: Hugging Face layout; a file, or a folder of train and test files"),
-    hf=("potstill.sources:read_hub", "hf:NAME: a data set of the Hugging Face hub (pip install 'potstill[hf]')"),
+    folder=("potstill.folders:read_folder", "folder:PATH: class sub-folders of images, with or without train/ and test/"),
+    parquet=("potstill.tables:read_parquet", "parquet:PATH: Hugging Face layout; a file, or a folder of train and test files"),
+    hf=("potstill.tables:read_hub", "hf:NAME: a data set of the Hugging Face hub (pip install 'potstill[hf]')"),
 )
 MODELS = Registry(
     "model",

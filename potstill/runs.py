@@ -2,8 +2,7 @@
 
 import json
 import shutil
-import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,18 +35,22 @@ class RunFolder:
         """
         run = cls(path)
         try:
-            occupied = path.exists() and (not path.is_dir() or any(path.iterdir()))
-            if occupied and not (path / CONFIG).is_file():
-                raise InputError(f"{path} exists and is no run of potstill; choose another folder with --out")
-            if occupied and not overwrite:
-                raise InputError(f"{path} already holds a run; go on with --resume {path}, or replace it with --overwrite")
-            if occupied:
-                run.clear()
+            cls.check_free(path, overwrite=overwrite)
+            run.clear()
             (path / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"cannot make the run folder {path}: {error.strerror}; choose another with --out") from error
         store.write(path / CONFIG, to_toml(config, f"potstill distill --config {CONFIG}"))
         return run
+
+    @staticmethod
+    def check_free(path: Path, *, overwrite: bool = False) -> None:
+        """Raise an InputError if `path` holds anything, except a run that is to be overwritten."""
+        occupied = path.exists() and (not path.is_dir() or any(path.iterdir()))
+        if occupied and not (path / CONFIG).is_file():
+            raise InputError(f"{path} exists and is no run of potstill; choose another folder with --out")
+        if occupied and not overwrite:
+            raise InputError(f"{path} already holds a run; go on with --resume {path}, or replace it with --overwrite")
 
     @classmethod
     def open(cls, path: Path) -> "RunFolder":
@@ -102,13 +105,13 @@ class RunFolder:
         for old in sorted(folder.glob("step-*.safetensors"))[:-KEPT_CHECKPOINTS]:
             old.unlink(missing_ok=True)
 
-    def newest(self, device: torch.device) -> tuple[OuterState, str] | None:
-        """The newest checkpoint that is whole, and the fingerprint of its data; None if there is none."""
+    def newest(self, device: torch.device, say: Callable[[str], None]) -> tuple[OuterState, str] | None:
+        """The newest checkpoint that is whole, and the fingerprint of its data; None if there is none. `say` hears of damage."""
         for path in sorted((self.path / CHECKPOINTS).glob("step-*.safetensors"), reverse=True):
             try:
                 tensors, meta = store.load_tensors(path, "checkpoint")
             except InputError as error:
-                warnings.warn(f"{error}; going on from the one before", stacklevel=2)
+                say(f"{error}; trying the checkpoint before")
                 continue
             return unpack({name: tensor.to(device) for name, tensor in tensors.items()}, meta), meta["data"]
         return None
@@ -124,8 +127,8 @@ def pack(state: OuterState) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "step": state.step, "updates": state.updates, "skipped_in_a_row": state.skipped_in_a_row,
         "clip_average": state.clip_average, "method": state.method,
     }  # fmt: skip
-    if state.best:
-        tensors |= {f"best.{name}": leaf for name, leaf in state.best.leaves.items()}
+    if state.best:  # cloned: the best leaves may be the present ones, and safetensors refuses shared memory
+        tensors |= {f"best.{name}": leaf.clone() for name, leaf in state.best.leaves.items()}
         meta["best"] = {"step": state.best.step, "accuracy": state.best.accuracy}
     return tensors, meta
 

@@ -126,14 +126,14 @@ def load(path: str | os.PathLike[str], ipc: int | None = None) -> DistilledSet:
         Block(with_prefix(tensors, f"blocks.{number}.", but="labels"), tensors[f"blocks.{number}.labels"], name)
         for number, name in enumerate(meta.pop("blocks"))
     )
-    recipe = meta.pop("recipe")
-    fields = {item.name for item in dataclasses.fields(Recipe)}
+    recipe: dict[str, Any] = meta.pop("recipe")
+    known: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in recipe.items()}
     fitted = Preprocess.from_state(meta.pop("preprocess"), with_prefix(tensors, "preprocess."))
     distilled = DistilledSet(
         blocks,
         tuple(meta.pop("class_names")),
         fitted,
-        Recipe(**{name: tuple(value) if isinstance(value, list) else value for name, value in recipe.items() if name in fields}),
+        Recipe(**known),
         learned_labels=meta.pop("learned_labels"),
         meta={name: value for name, value in meta.items() if name not in ("format_version", "kind", "input_shape")},
     )
@@ -143,7 +143,5 @@ def load(path: str | os.PathLike[str], ipc: int | None = None) -> DistilledSet:
 def with_prefix(tensors: Mapping[str, Tensor], prefix: str, but: str = "") -> dict[str, Tensor]:
     """The tensors whose name starts with `prefix`, without it, except the one called `but`."""
     return {
-        name.removeprefix(prefix): tensor
-        for name, tensor in tensors.items()
-        if name.startswith(prefix) and name != prefix + but
+        name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix) and name != prefix + but
     }

@@ -1,4 +1,4 @@
-"""Networks. A factory makes a fresh one; `resolve` finds it by registered name, by "package.module:factory", or takes a callable."""
+"""Networks. A factory makes a fresh one; `resolve` finds it by registered name or "package.module:factory"."""
 
 import inspect
 from collections.abc import Callable

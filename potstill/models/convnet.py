@@ -20,7 +20,9 @@ class ConvNet(nn.Module):
     Source: Gidaris & Komodakis 2018; as used in Feng et al. 2024, section 4: width 128, depth 3 for 32 and 4 for 64 pixels.
     """
 
-    def __init__(self, shape: tuple[int, int, int], classes: int, width: int = 128, depth: int | str = "auto", norm: str = "instance"):
+    def __init__(
+        self, shape: tuple[int, int, int], classes: int, width: int = 128, depth: int | str = "auto", norm: str = "instance"
+    ):
         super().__init__()
         channels, height, width_px = shape
         layers: list[nn.Module] = []

@@ -1,0 +1,91 @@
+"""Image folders as a data set, and the way that every listing of image files takes to arrays."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from potstill.config import DataConfig
+from potstill.data import Dataset
+from potstill.images import (
+    MAPPED_ABOVE_BYTES,
+    Listing,
+    cache_folder,
+    cached_arrays,
+    content_hash,
+    decode_in_memory,
+    scan,
+)
+from potstill.registry import InputError, near_miss
+
+TEST_NAMES = ("test", "validation", "valid", "val")
+
+
+def read_folder(path: str, config: DataConfig) -> Dataset:
+    """Class sub-folders of images, under train/ and test/ (or validation/) where those exist."""
+    root = existing(path, "folder")
+    roots = split_folders(root)
+    names = sorted(entry.name for entry in roots["train"].iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if not names:
+        raise InputError(f"folder {roots['train']} must hold one sub-folder of images for each class, found none")
+    splits = {split: list(class_files(folder, names)) for split, folder in roots.items()}
+    listings = {}
+    for split, files in splits.items():
+        labels = np.array([label for label, _ in files], np.int64)
+        listings[split] = Listing(labels, lambda files=files: iter([(str(path), path) for _, path in files]))  # type: ignore[misc]
+    tracked = [(str(path.relative_to(root)), path) for files in splits.values() for _, path in files]
+    return assemble(listings, tuple(names), lambda: content_hash(tracked, cache_folder(config.cache_dir)), config)
+
+
+def existing(path: str, kind: str) -> Path:
+    """`path`, if it is there and can be read."""
+    found = Path(path).expanduser()
+    if not found.exists():
+        raise InputError(f"{kind} {path} does not exist; check the path after '{kind}:'")
+    if kind == "folder" and not found.is_dir():
+        raise InputError(f"{kind} {path} is a file; give the folder that holds the class folders")
+    return found
+
+
+def split_folders(root: Path) -> dict[str, Path]:
+    """The folders of the splits: train and test where `root` has train/, else `root` as train."""
+    if not (root / "train").is_dir():
+        return {"train": root}
+    found = {"train": root / "train"}
+    for name in TEST_NAMES:
+        if (root / name).is_dir():
+            return {**found, "test": root / name}
+    return found
+
+
+def class_files(folder: Path, names: list[str]) -> Iterator[tuple[int, Path]]:
+    """(class, file) of every image, classes and files in the order of their names."""
+    strangers = [entry.name for entry in sorted(folder.iterdir()) if entry.is_dir() and entry.name not in names]
+    if strangers and not strangers[0].startswith("."):
+        raise InputError(
+            f"class folder {folder / strangers[0]} has no counterpart in train/{near_miss(strangers[0], names)}; "
+            "both splits need the same class folders"
+        )
+    known = Image.registered_extensions()
+    for label, name in enumerate(names):
+        inside = sorted((folder / name).rglob("*")) if (folder / name).is_dir() else []
+        files = [file for file in inside if file.suffix.lower() in known and not file.name.startswith(".")]
+        if not files:
+            raise InputError(f"class folder {folder / name} holds no images; add some or remove the class")
+        yield from ((label, file) for file in files)
+
+
+def assemble(listings: dict[str, Listing], names: tuple[str, ...], fingerprint: Callable[[], str], config: DataConfig) -> Dataset:
+    """Decode listings into memory or the mapped cache, as `config.storage` says or their size asks for."""
+    content = fingerprint()
+    count = sum(len(listing.labels) for listing in listings.values())
+    found = None
+    if config.storage != "mapped":
+        found = scan(list(listings.values()), config.image_size)
+    layout, shape, notes = found or (None, None, [])
+    if layout and shape and (config.storage == "memory" or 4 * count * int(np.prod(shape)) <= MAPPED_ABOVE_BYTES):
+        arrays = {name: decode_in_memory(listing, layout, shape, config.image_size) for name, listing in listings.items()}
+        return Dataset(arrays["train"], arrays.get("test"), names, content, tuple(notes))
+    arrays, notes = cached_arrays(listings, content, cache_folder(config.cache_dir), config.image_size, found)
+    return Dataset(arrays["train"], arrays.get("test"), names, content, tuple(notes), mapped=True)
