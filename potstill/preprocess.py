@@ -83,16 +83,17 @@ class Preprocess:
         """
         back = self.inverse(images)
         flat = back.flatten(1)
-        mean, std = self.tensors["typical"].to(images)
+        mean, std = self.tensors["typical"].to(images).unbind()
         standard = (flat - flat.mean(1, keepdim=True)) / flat.std(1, correction=0, keepdim=True).clamp_min(SMALLEST_NORM)
-        return torch.clamp(standard * std + mean, 0, 1).reshape(back.shape)
+        return (standard * std + mean).clamp(0, 1).reshape(back.shape)
 
 
 def centred(images: Tensor) -> Tensor:
     """(N, D): each image less its own mean, divided by its own norm."""
     flat = images.flatten(1)
     flat = flat - flat.mean(1, keepdim=True)
-    return flat / flat.norm(dim=1, keepdim=True).clamp_min(SMALLEST_NORM)
+    norm: Tensor = torch.linalg.vector_norm(flat, dim=1, keepdim=True)
+    return flat / norm.clamp_min(SMALLEST_NORM)
 
 
 def resolved_kind(kind: str, shape: tuple[int, ...]) -> str:
