@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from potstill.distillation import distill
     from potstill.distilled import DistilledSet
     from potstill.evaluation import evaluate, train
-    from potstill.export import export
+    from potstill.exports import export
     from potstill.registry import InputError
     from potstill.store import load, save
 
@@ -23,7 +23,7 @@ __all__ = ["Config", "DistilledSet", "InputError", "distill", "evaluate", "expor
 # Imported when first used (PEP 562), so that `potstill --help` does not wait for torch.
 _HOMES = {
     "Config": "config", "DistilledSet": "distilled", "InputError": "registry", "distill": "distillation",
-    "evaluate": "evaluation", "export": "export", "load": "store", "save": "store", "train": "evaluation",
+    "evaluate": "evaluation", "export": "exports", "load": "store", "save": "store", "train": "evaluation",
 }  # fmt: skip
 
 

@@ -64,7 +64,7 @@ def rotate(images: Tensor, values: Tensor) -> Tensor:
 
 
 def scale(images: Tensor, values: Tensor) -> Tensor:
-    """Stretch each axis about the centre by U(1/1.2, 1.2) of its own, bilinear."""
+    """Shrink each axis about the centre by U(1/1.2, 1.2) of its own (below 1: stretch it), bilinear."""
     factor = 1 / SCALE + values[:, :2] * (SCALE - 1 / SCALE)
     zero = torch.zeros_like(factor[:, 0])
     rows = (torch.stack((factor[:, 0], zero, zero), 1), torch.stack((zero, factor[:, 1], zero), 1))
@@ -81,7 +81,7 @@ def crop(images: Tensor, values: Tensor) -> Tensor:
 
 
 def cutout(images: Tensor, values: Tensor) -> Tensor:
-    """Set a square of half the side to 0, its centre anywhere in the image."""
+    """Set a rectangle of half the height and half the width to 0, its centre anywhere in the image."""
     height, width = images.shape[2:]
     inside = [
         (torch.arange(side, device=images.device) - (place * side).floor()[:, None] + HOLE * side / 2).floor()

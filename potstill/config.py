@@ -18,6 +18,8 @@ import tomli_w
 from potstill.registry import METHODS, OPTIMIZERS, PREPROCESSING, SOURCES, InputError, near_miss
 
 Auto = Literal["auto"]
+EVALUATION_DATA_OPTIONS = ("image_column", "label_column", "image_size", "storage", "cache_dir")
+"""Options that tell how real data are read, not how they were distilled."""
 AUGMENTATIONS = ("flip", "rotate", "crop", "cutout", "color", "scale")
 
 

@@ -34,7 +34,7 @@ def read_folder(path: str, config: DataConfig) -> Dataset:
     for split, files in splits.items():
         labels = np.array([label for label, _ in files], np.int64)
         listings[split] = Listing(labels, lambda files=files: iter([(str(path), path) for _, path in files]))  # type: ignore[misc]
-    tracked = [(str(path.relative_to(root)), path) for files in splits.values() for _, path in files]
+    tracked = [(path.relative_to(root).as_posix(), path) for files in splits.values() for _, path in files]
     return assemble(listings, tuple(names), lambda: content_hash(tracked, cache_folder(config.cache_dir)), config)
 
 
@@ -61,19 +61,25 @@ def split_folders(root: Path) -> dict[str, Path]:
 
 def class_files(folder: Path, names: list[str]) -> Iterator[tuple[int, Path]]:
     """(class, file) of every image, classes and files in the order of their names."""
-    strangers = [entry.name for entry in sorted(folder.iterdir()) if entry.is_dir() and entry.name not in names]
-    if strangers and not strangers[0].startswith("."):
+    inside = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    strangers = [name for name in inside if name not in names]
+    if strangers:
         raise InputError(
             f"class folder {folder / strangers[0]} has no counterpart in train/{near_miss(strangers[0], names)}; "
             "both splits need the same class folders"
         )
-    known = Image.registered_extensions()
+    known = {extension for extension, form in Image.registered_extensions().items() if form in Image.OPEN}
     for label, name in enumerate(names):
-        inside = sorted((folder / name).rglob("*")) if (folder / name).is_dir() else []
-        files = [file for file in inside if file.suffix.lower() in known and not file.name.startswith(".")]
+        found = sorted((folder / name).rglob("*")) if (folder / name).is_dir() else []
+        files = [file for file in found if file.suffix.lower() in known and file.is_file() and not hidden(file, folder)]
         if not files:
             raise InputError(f"class folder {folder / name} holds no images; add some or remove the class")
         yield from ((label, file) for file in files)
+
+
+def hidden(file: Path, folder: Path) -> bool:
+    """Whether the file, or a folder between it and `folder`, has a name with a leading dot."""
+    return any(part.startswith(".") for part in file.relative_to(folder).parts)
 
 
 def assemble(listings: dict[str, Listing], names: tuple[str, ...], fingerprint: Callable[[], str], config: DataConfig) -> Dataset:

@@ -7,6 +7,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from potstill.data import Arrays
 from potstill.registry import InputError
 
 PADDED_SIDE, UNPADDED_SIDE = 32, 28
+PADDED_NOTE = "28 x 28 images were padded with zeros to 32 x 32"
 GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N")
 MAPPED_ABOVE_BYTES = 4 * 10**9
 FORMAT = "potstill-mapped-1"
@@ -50,18 +52,23 @@ class Layout:
         self.grey = self.grey and image.mode in GREY_MODES
         if image.mode not in ("L", "RGB"):
             self.converted[image.mode] = self.converted.get(image.mode, 0) + 1
-        # EXIF orientations 5 to 8 turn the picture by a quarter.
-        turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+        # EXIF orientations 5 to 8 turn the picture by a quarter. A square one is not asked: a PNG would be decoded for it.
+        turned = image.width != image.height and image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
         self.sizes.setdefault(image.size[::-1] if turned else image.size, name)
 
 
-def open_image(name: str, source: Path | bytes) -> Image.Image:
-    """An image whose header is read; an InputError if it is none."""
+@contextmanager
+def reading(name: str, source: Path | bytes) -> Iterator[Image.Image]:
+    """An image whose header is read; whatever goes wrong with it inside the block becomes an InputError with its name."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
-    except (OSError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+            image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+        with image:
+            yield image
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:  # a broken file makes Pillow raise ValueError, SyntaxError, RuntimeError, ...: no closed list
         reason = "no image format that Pillow knows" if isinstance(error, UnidentifiedImageError) else error
         raise InputError(f"cannot read the image {name}: {reason}; repair or remove it") from error
 
@@ -75,7 +82,7 @@ def scan(listings: list[Listing], image_size: int) -> tuple[Layout, tuple[int, i
     layout = Layout()
     for listing in listings:
         for name, source in listing.files():
-            with open_image(name, source) as image:
+            with reading(name, source) as image:
                 layout.see(name, image)
     if image_size:
         width = height = image_size
@@ -96,19 +103,21 @@ def scan(listings: list[Listing], image_size: int) -> tuple[Layout, tuple[int, i
         notes.append(f"images of mode {found} were converted to {'grey' if layout.grey else 'RGB'}")
     if height == width == UNPADDED_SIDE:
         height = width = PADDED_SIDE
-        notes.append("28 x 28 images were padded with zeros to 32 x 32")
+        notes.append(PADDED_NOTE)
     return layout, (1 if layout.grey else 3, height, width), notes
 
 
-def decode(name: str, image: Image.Image, *, grey: bool, image_size: int) -> npt.NDArray[np.uint8]:
+def decode(image: Image.Image, *, grey: bool, image_size: int) -> npt.NDArray[np.uint8]:
     """One image as uint8 (C, H, W): upright, grey or RGB, resized and cropped if `image_size` is given.
 
     Transparent pixels become white. 16-bit grey keeps its upper 8 bits.
+
+    Raises:
+        ValueError: floating-point pixels.
     """
-    try:
-        upright = ImageOps.exif_transpose(image)
-    except OSError as error:
-        raise InputError(f"cannot read the image {name}: {error}; repair or remove it") from error
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode == "F":
+        raise ValueError("its pixels are floating-point numbers of no known range, they must be whole numbers")
     if upright.mode.startswith("I"):
         upright = Image.fromarray((np.asarray(upright).clip(0, 65535) >> 8).astype(np.uint8))
     if upright.has_transparency_data:
@@ -124,8 +133,8 @@ def decode(name: str, image: Image.Image, *, grey: bool, image_size: int) -> npt
 def fill(images: npt.NDArray[Any], listing: Listing, *, grey: bool, image_size: int) -> None:
     """Decode every image of the listing into its row of `images` (N, C, H, W)."""
     for row, (name, source) in enumerate(listing.files()):
-        with open_image(name, source) as image:
-            pixels = decode(name, image, grey=grey, image_size=image_size)
+        with reading(name, source) as image:
+            pixels = decode(image, grey=grey, image_size=image_size)
         images[row] = pad(pixels) if pixels.shape[1:] != images.shape[2:] else pixels
 
 
@@ -158,6 +167,7 @@ def cached_arrays(
     folder = cache_dir / hashlib.sha256(f"{FORMAT}/{fingerprint}/{image_size}".encode()).hexdigest()[:32]
     if not (folder / "notes.json").exists():
         found, shape, notes = layout or scan(list(listings.values()), image_size)
+        require_room(cache_dir, sum(len(listing.labels) for listing in listings.values()) * int(np.prod(shape)))
         building = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
         shutil.rmtree(building, ignore_errors=True)
         building.mkdir(parents=True)
@@ -176,6 +186,20 @@ def cached_arrays(
     notes = json.loads((folder / "notes.json").read_text())
     arrays = {split: Arrays(np.load(folder / f"{split}.npy", mmap_mode="r"), listing.labels) for split, listing in listings.items()}
     return arrays, notes
+
+
+def require_room(cache_dir: Path, size: int) -> None:
+    """Raise an InputError unless `size` bytes fit into `cache_dir`: a memory map on a full disk kills the process."""
+    try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(cache_dir).free
+    except OSError as error:
+        raise InputError(f"cannot write the cache folder {cache_dir}: {error}; give another with --cache-dir") from error
+    if free < size:
+        raise InputError(
+            f"cache folder {cache_dir} must have room for {size:,} bytes of memory-mapped images, {free:,} are free; "
+            "give another with --cache-dir"
+        )
 
 
 def cache_folder(given: str) -> Path:
@@ -197,7 +221,7 @@ def content_hash(files: list[tuple[str, Path]], cache_dir: Path) -> str:
     total = hashlib.sha256()
     for name, path in files:
         with path.open("rb") as file:
-            total.update(f"{name}/{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+            total.update(os.fsencode(f"{name}/{hashlib.file_digest(file, 'sha256').hexdigest()}\n"))
     try:
         memo.parent.mkdir(parents=True, exist_ok=True)
         temporary = memo.with_suffix(f".{os.getpid()}.tmp")

@@ -47,7 +47,7 @@ def prepare(dataset: Dataset, config: DataConfig, device: torch.device, preproce
         device: where in-memory splits and batches live.
         preprocess: one that is fitted already (that of a distilled set); None fits one to the train split.
     Raises:
-        InputError: a class without training images.
+        InputError: a class without training images; too few images to hold any out.
     """
     notes = list(dataset.notes)
     test, rest = dataset.test, np.arange(len(dataset.train.labels))
@@ -60,6 +60,12 @@ def prepare(dataset: Dataset, config: DataConfig, device: torch.device, preproce
         )
     kept, held = hold_out(dataset.train.labels[rest], config.validation, config.split_seed + 1)
     train_rows, validation_rows = rest[kept], rest[held]
+    if not (len(validation_rows) and len(test_rows)):
+        raise InputError(
+            f"some class must have at least {2 if dataset.test else 3} training images, so that validation "
+            f"{'data' if dataset.test else 'and test data'} can be held out, found at most "
+            f"{np.bincount(dataset.train.labels).max()} in a class; add images"
+        )
     require_every_class(dataset.train, train_rows, dataset.class_names)
     if preprocess is None:
         kind = resolved_kind(config.preprocess, dataset.train.images.shape[1:])

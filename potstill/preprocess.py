@@ -7,6 +7,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from potstill.registry import InputError
+
 ZCA_UP_TO = 3072
 SMALLEST_NORM = 1e-8
 Chunks = Callable[[], Iterable[Tensor]]
@@ -92,6 +94,8 @@ def centred(images: Tensor) -> Tensor:
     """(N, D): each image less its own mean, divided by its own norm."""
     flat = images.flatten(1)
     flat = flat - flat.mean(1, keepdim=True)
+    # Again: the mean of a constant image is rounded, and the division would blow the remainder up to norm 1.
+    flat = flat - flat.mean(1, keepdim=True)
     norm: Tensor = torch.linalg.vector_norm(flat, dim=1, keepdim=True)
     return flat / norm.clamp_min(SMALLEST_NORM)
 
@@ -112,16 +116,22 @@ def fit(kind: str, chunks: Chunks, regularization: float = 0.1) -> Preprocess:
         regularization: ZCA adds this times the mean eigenvalue to every eigenvalue.
     Returns:
         The preprocessing, on the CPU, in float32.
+    Raises:
+        InputError: zca, and every image is constant.
     Source: paper D.1 for ZCA; as its released code does it: each image less its own mean and divided by its own norm,
     C = X'X / n, W = V diag(1 / sqrt(E + regularization * mean(E))) V'. No mean over images is removed.
     """
     tensors = {"typical": average((mean_and_std(part), len(part)) for part in chunks())}
     if kind == "normalize":
         mean = average((part.double().mean((0, 2, 3)), len(part)) for part in chunks())
-        square = average((part.double().square().mean((0, 2, 3)), len(part)) for part in chunks())
-        std = (square - mean.square()).clamp_min(0).sqrt().clamp_min(SMALLEST_NORM)
-        tensors |= {"mean": mean.view(-1, 1, 1), "std": std.view(-1, 1, 1)}
+        mean = mean.view(-1, 1, 1)
+        variance = average(((part.double() - mean).square().mean((0, 2, 3)), len(part)) for part in chunks())
+        std = variance.sqrt().view(-1, 1, 1)
+        # A constant channel keeps its scale: divided by next to nothing, other images would be blown up in it.
+        tensors |= {"mean": mean, "std": torch.where(std > SMALLEST_NORM, std, 1)}
     if kind == "zca":
+        if tensors["typical"][1] < SMALLEST_NORM:
+            raise InputError("preprocess zca needs train images that are not constant, found none; give --preprocess none")
         gram = average((second_moment(centred(part.double())), len(part)) for part in chunks())
         values, vectors = torch.linalg.eigh(gram)
         scale = (values.clamp_min(0) + regularization * values.mean()).rsqrt()

@@ -10,7 +10,7 @@ import torch
 
 from potstill.config import DataConfig
 from potstill.data import Arrays, Dataset
-from potstill.images import pad
+from potstill.images import PADDED_NOTE, UNPADDED_SIDE, pad
 from potstill.registry import SOURCES, InputError
 
 
@@ -32,11 +32,12 @@ def read(config: DataConfig) -> Dataset:
 def checked(dataset: Dataset) -> Dataset:
     """`dataset` again, if it can be distilled: at least two classes, finite pixels."""
     if len(dataset.class_names) < 2:
-        raise InputError(f"the data must have at least 2 classes, found {len(dataset.class_names)}: {dataset.class_names}")
-    for arrays in (dataset.train, dataset.test):
+        found = "".join(f": {name}" for name in dataset.class_names)
+        raise InputError(f"the data must have at least 2 classes, found {len(dataset.class_names)}{found}; add another")
+    for split, arrays in (("train", dataset.train), ("test", dataset.test)):
         if arrays is not None and arrays.images.dtype != np.uint8 and not np.isfinite(arrays.images).all():
             bad = int(np.flatnonzero(~np.isfinite(arrays.images).all(axis=(1, 2, 3)))[0])
-            raise InputError(f"pixels must be finite numbers, image {bad} holds NaN or infinity; repair or remove it")
+            raise InputError(f"pixels must be finite numbers, {split} image {bad} holds NaN or infinity; repair or remove it")
     return dataset
 
 
@@ -82,17 +83,32 @@ def from_arrays(
     count = len(class_names) if class_names is not None else int(train.labels.max()) + 1
     for name, arrays in (("labels", train), ("test_labels", test)):
         if arrays is not None and arrays.labels.max() >= count:
-            raise InputError(f"{name} must lie in 0..{count - 1} ({count} classes), got {arrays.labels.max()}")
+            source = "labels" if class_names is None else "class_names"
+            raise InputError(
+                f"{name} must lie in 0..{count - 1} (the {count} classes of {source}), got {arrays.labels.max()}; "
+                "correct the labels or name every class"
+            )
+    notes = (PADDED_NOTE,) if train.images.shape[2:] == (UNPADDED_SIDE, UNPADDED_SIDE) else ()
+    train, test = Arrays(pad(train.images), train.labels), test and Arrays(pad(test.images), test.labels)
     names = tuple(map(str, class_names if class_names is not None else range(count)))
     parts = [part for arrays in (train, test) if arrays for part in (arrays.images, arrays.labels)]
-    return checked(Dataset(train, test, names, array_hash(*parts)))
+    return checked(Dataset(train, test, names, array_hash(*parts), notes))
+
+
+def as_array(name: str, given: Any) -> npt.NDArray[Any]:
+    """An array, tensor or list as an array."""
+    if isinstance(given, torch.Tensor):
+        given = given.detach().cpu()
+        return np.asarray(given.float() if given.is_floating_point() else given)  # NumPy knows no bfloat16
+    try:
+        return np.asarray(given)
+    except (ValueError, TypeError) as error:  # rows of several lengths
+        raise InputError(f"{name} must be an array, got a {type(given).__name__} that is none: {error}") from error
 
 
 def as_arrays(images_name: str, images: Any, labels_name: str, labels: Any) -> Arrays:
     """Check and normalise one split that a user gave in Python."""
-    pixels, classes = (
-        part.detach().cpu().numpy() if isinstance(part, torch.Tensor) else np.asarray(part) for part in (images, labels)
-    )
+    pixels, classes = as_array(images_name, images), as_array(labels_name, labels)
     if pixels.ndim == 3:
         pixels = pixels[:, None]
     if pixels.ndim != 4 or pixels.shape[1] not in (1, 3) or not pixels.size:
@@ -112,4 +128,4 @@ def as_arrays(images_name: str, images: Any, labels_name: str, labels: Any) -> A
         pixels = pixels.astype(np.float32)
     else:
         raise InputError(f"{images_name} must be numbers, got values of type {pixels.dtype}")
-    return Arrays(pad(pixels), classes.astype(np.int64))
+    return Arrays(pixels, classes.astype(np.int64))

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ def read_parquet(path: str, config: DataConfig) -> Dataset:
     tables = {split: [open_parquet(pq, file) for file in paths] for split, paths in files.items()}
     schema = tables["train"][0].schema_arrow
     metadata = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    features = metadata.get("info", {}).get("features", {})
+    described = metadata.get("info", {}).get("features", {})
+    features = {name: feature for name, feature in described.items() if isinstance(feature, dict)}
     image, label = choose_columns(list(schema.names), features, config)
 
     def columns(split: str, wanted: list[str]) -> Iterator[dict[str, Any]]:
@@ -32,8 +34,9 @@ def read_parquet(path: str, config: DataConfig) -> Dataset:
             missing = set(wanted) - set(table.schema_arrow.names)
             if missing:
                 raise InputError(f"{file} has no column {missing.pop()!r}; every file needs the same columns")
-            for batch in table.iter_batches(batch_size=256, columns=wanted):
-                yield from batch.to_pylist()
+            with parquet_errors(file):
+                for batch in table.iter_batches(batch_size=256, columns=wanted):
+                    yield from batch.to_pylist()
 
     def listing(split: str) -> tuple[list[Any], Callable[[], Iterator[tuple[str, Path | bytes]]]]:
         labels = [row[label] for row in columns(split, [label])]
@@ -41,22 +44,37 @@ def read_parquet(path: str, config: DataConfig) -> Dataset:
 
     names = features.get(label, {}).get("names")
     root = Path(path).expanduser()
-    tracked = [(str(file.relative_to(root) if root.is_dir() else split), file) for split, paths in files.items() for file in paths]
-    listings = {split: listing(split) for split in files}
-    return from_table(listings, names, label, lambda: content_hash(tracked, cache_folder(config.cache_dir)), config)
+    places = {file: file.relative_to(root).as_posix() if root.is_dir() else "" for paths in files.values() for file in paths}
+    tracked = [(f"{split}/{places[file]}", file) for split, paths in files.items() for file in paths]
+
+    def fingerprint() -> str:
+        # The columns are part of it: other columns of the same files are other data.
+        content = content_hash(tracked, cache_folder(config.cache_dir))
+        return hashlib.sha256(json.dumps([content, image, label]).encode()).hexdigest()
+
+    return from_table({split: listing(split) for split in files}, names, label, fingerprint, config)
 
 
 def parquet_files(path: Path) -> dict[str, list[Path]]:
-    """Split name -> files. In a folder, a file belongs to the split whose name its own starts with."""
+    """Split name -> files. In a folder, a file is of the split that its name starts with, or else that its folder is named."""
     if path.is_file():
         return {"train": [path]}
     found = sorted(file for file in path.rglob("*.parquet") if not file.name.startswith("."))
     if not found:
         raise InputError(f"parquet folder {path} holds no *.parquet file")
-    splits = {name: [file for file in found if file.name.lower().startswith(name)] for name in ("train", *TEST_NAMES)}
+    splits: dict[str, list[Path]] = {name: [] for name in ("train", *TEST_NAMES)}
+    for file in found:
+        *folders, own = (part.lower() for part in file.relative_to(path).parts)
+        split = next((name for name in splits if own.startswith(name)), None)
+        split = split or next((folder for folder in reversed(folders) if folder in splits), None)
+        if split:
+            splits[split].append(file)
     if not splits["train"]:
         if any(splits.values()):
-            raise InputError(f"parquet folder {path} has no file whose name starts with train, found {found[0].name}")
+            raise InputError(
+                f"parquet folder {path} must have a file or folder named train..., found {found[0].relative_to(path)} and "
+                "the like; rename the training files"
+            )
         return {"train": found}
     test = next((splits[name] for name in TEST_NAMES if splits[name]), [])
     return {"train": splits["train"], "test": test} if test else {"train": splits["train"]}
@@ -64,10 +82,20 @@ def parquet_files(path: Path) -> dict[str, list[Path]]:
 
 def open_parquet(pq: Any, file: Path) -> Any:
     """An open parquet file; an InputError if it is none."""
+    with parquet_errors(file):
+        # memory_map: without it, pyarrow 26 reads all row groups ahead, so that the whole set comes into memory.
+        return pq.ParquetFile(file, memory_map=True)
+
+
+@contextmanager
+def parquet_errors(file: Path) -> Iterator[None]:
+    """Turns what pyarrow says of a broken file into an InputError."""
     try:
-        return pq.ParquetFile(file)
+        yield
+    except InputError:
+        raise
     except (OSError, ValueError) as error:  # pyarrow's errors derive from these
-        raise InputError(f"cannot read {file} as parquet: {first_line(error)}") from error
+        raise InputError(f"cannot read {file} as parquet: {first_line(error)}; repair or replace it") from error
 
 
 def first_line(error: Exception) -> str:
@@ -88,7 +116,7 @@ def choose_columns(names: list[str], features: dict[str, Any], config: DataConfi
             wrong = (
                 f"has no column {given!r}{near_miss(given, names)}"
                 if given != "auto"
-                else f"has no {kind} column that is known by name"
+                else f"has no {kind} column with a usual name ({', '.join(usual[kind])})"
             )
             raise InputError(f"the data {wrong}; give --{kind}-column, one of: {', '.join(names)}")
         chosen.append(found)
@@ -101,10 +129,15 @@ def encoded(rows: Iterator[dict[str, Any]], column: str, place: str) -> Iterator
         value = row[column]
         name = f"{place} {index}"
         if isinstance(value, dict):
-            name = f"{name} ({value['path']})" if value.get("path") else name
-            value = value["bytes"] if value.get("bytes") is not None else Path(value.get("path") or "")
+            path = value.get("path")
+            name = f"{name} ({path})" if path else name
+            value = value["bytes"] if value.get("bytes") is not None else path and Path(path)
         if not isinstance(value, bytes | Path):
-            raise InputError(f"column {column!r} must hold encoded images, {place} {index} holds {type(value).__name__}")
+            found = "nothing" if value is None else f"a {type(value).__name__}"
+            raise InputError(
+                f"column {column!r} must hold encoded images (PNG, JPEG, ...), {place} {index} holds {found}; "
+                "repair or drop the row, or give another --image-column"
+            )
         yield name, value
 
 
@@ -118,10 +151,13 @@ def from_table(
     """A data set from label values and image readers by split; label values become 0 .. K-1."""
     for split, (values, _) in splits.items():
         if not values:
-            raise InputError(f"the {split} split holds no rows")
-        bad = next((value for value in values if not isinstance(value, int | str) or value == -1), None)
+            raise InputError(f"the {split} split must hold labelled images, it has no rows; add some or remove its files")
+        bad = next((row for row, value in enumerate(values) if not isinstance(value, int | str) or value == -1), None)
         if bad is not None:
-            raise InputError(f"column {column!r} must hold a class for each image, the {split} split holds {bad!r}")
+            raise InputError(
+                f"column {column!r} must hold a class, a whole number or a text, for each image, {split} row {bad} holds "
+                f"{values[bad]!r}; drop such rows or give another --label-column"
+            )
     if names is None:
         values = splits["train"][0]
         known = sorted(set(values), key=lambda value: (isinstance(value, str), value))
@@ -135,7 +171,8 @@ def from_table(
         if strange is not None:
             reach = f"lie in 0..{len(names) - 1}" if places.keys() == set(range(len(names))) else "occur in train"
             raise InputError(
-                f"labels in column {column!r} must {reach} ({len(names)} classes), the {split} split holds {strange!r}"
+                f"labels in column {column!r} must {reach} ({len(names)} classes), {split} row {values.index(strange)} holds "
+                f"{strange!r}; correct or drop such rows"
             )
         listings[split] = Listing(np.array([places[value] for value in values], np.int64), files)
     return assemble(listings, tuple(map(str, names)), fingerprint, config)
@@ -158,17 +195,24 @@ def read_hub(name: str, config: DataConfig) -> Dataset:
     features = loaded["train"].features
     described = {column: {"_type": type(feature).__name__} for column, feature in features.items()}
     image, label = choose_columns(list(features), described, config)
-    raw = {split: part.cast_column(image, datasets.Image(decode=False)) for split, part in chosen.items()}
+    try:
+        raw = {split: part.cast_column(image, datasets.Image(decode=False)) for split, part in chosen.items()}
+    except Exception as error:
+        raise InputError(
+            f"column {image!r} of hf:{name} must hold encoded images, found {features[image]}; give another --image-column"
+        ) from error
+    labels = {split: list(part[label]) for split, part in raw.items()}
+    names = getattr(features[label], "names", None)
 
     def files(split: str) -> Iterator[tuple[str, Path | bytes]]:
         return encoded(iter(raw[split].select_columns([image])), image, f"{split} row")
 
     def fingerprint() -> str:
-        total = hashlib.sha256()
+        total = hashlib.sha256(json.dumps([image, names, labels]).encode())
         for split in raw:
             for _, source in files(split):
                 total.update(hashlib.sha256(source if isinstance(source, bytes) else source.read_bytes()).digest())
         return total.hexdigest()
 
-    splits = {split: (list(part[label]), partial(files, split)) for split, part in raw.items()}
-    return from_table(splits, getattr(features[label], "names", None), label, fingerprint, config)
+    splits = {split: (labels[split], partial(files, split)) for split in raw}
+    return from_table(splits, names, label, fingerprint, config)
