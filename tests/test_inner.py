@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from twins import CPU, OPTIMIZERS, Tiny, lr, plain_unroll
 
-from potstill.inner import SGD, Adam, FlatModel, InnerProblem, Leaves, couples_batch, meta_gradient, derivative_error
+from potstill.inner import SGD, Adam, FlatModel, InnerProblem, Leaves, couples_batch, derivative_error, meta_gradient
 from potstill.seeds import generator, global_seed
 
 NETWORKS = ["mlp", "instance", "batch", "group", "layer", "none"]

@@ -71,7 +71,8 @@ def check_model(name: str, factory: Callable[[], nn.Module], shape: Shape, class
         InputError: it cannot be made or called, or its output is not (B, classes) of floating point.
     """
     try:
-        module = fresh(factory, 0, torch.device("cpu"))
+        with global_seed(0, torch.device("cpu")):
+            module = factory()
         if not isinstance(module, nn.Module):
             raise TypeError(f"it returned {type(module).__name__}, which is no torch.nn.Module")
         output = module(torch.zeros(2, *shape))

@@ -1,0 +1,149 @@
+"""The networks, and a user's own."""
+
+import pytest
+import torch
+from torch import nn
+
+from potstill.distillation import check_second_derivative
+from potstill.models import check_model, fresh, model_name, resolve
+from potstill.models.convnet import ConvNet, auto_depth
+from potstill.models.mlp import MLP
+from potstill.registry import InputError
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(("side", "depth"), [(4, 1), (8, 2), (12, 2), (16, 3), (28, 3), (32, 3), (64, 4), (128, 5)])
+def test_depth_fits_itself_and_no_norm_sees_less_than_4_x_4_pixels(side, depth):
+    assert auto_depth((3, side, side)) == depth
+    net = ConvNet((3, side, side), 10, width=4)
+    seen = []
+    for part in net.modules():
+        if isinstance(part, nn.GroupNorm):
+            part.register_forward_hook(lambda module, inputs, output: seen.append(min(inputs[0].shape[2:])))
+    assert net(torch.zeros(2, 3, side, side)).shape == (2, 10)
+    assert len(seen) == depth
+    assert min(seen) >= 4
+
+
+def test_the_papers_network_has_its_published_size():
+    # Three 3 x 3 convolutions without bias, three affine norms, a linear layer on 128 * 4 * 4 features.
+    expected = 9 * 128 * (3 + 128 + 128) + 3 * 2 * 128 + 2048 * 10 + 10
+    assert sum(p.numel() for p in ConvNet((3, 32, 32), 10).parameters()) == expected
+
+
+def test_the_instance_norm_is_one():
+    inputs = torch.randn(3, 5, 6, 6)
+    norm = ConvNet((5, 8, 8), 2, width=5, depth=1).blocks[1]
+    torch.testing.assert_close(norm(inputs), nn.functional.instance_norm(inputs))
+
+
+@pytest.mark.parametrize("network", [ConvNet((1, 8, 8), 3, width=8), MLP((1, 8, 8), 3, width=8)])
+def test_the_head_on_the_features_is_the_network(network):
+    inputs = torch.randn(2, 1, 8, 8)
+    torch.testing.assert_close(network.head(network.features(inputs)), network(inputs))
+
+
+def test_a_fresh_network_follows_from_its_seed_and_leaves_the_global_generator_alone():
+    factory = resolve("convnet", (1, 8, 8), 3, width=8)
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    one, same, other = (fresh(factory, seed, CPU).head.weight for seed in (1, 1, 2))
+    assert torch.equal(torch.rand(3), expected)
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
+def named_like_torchvision(weights=None, **options):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, options["num_classes"]))
+
+
+def with_shape(input_shape, num_classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(torch.Size(input_shape).numel(), num_classes))
+
+
+@pytest.mark.parametrize("factory", [named_like_torchvision, with_shape])
+def test_a_users_factory_gets_what_it_names(factory):
+    for spec in (factory, f"{__name__}:{factory.__name__}"):
+        made = resolve(spec, (1, 8, 8), 3)
+        check_model(model_name(spec), made, (1, 8, 8), 3)
+        assert made()(torch.zeros(2, 1, 8, 8)).shape == (2, 3)
+    assert model_name(factory) == f"{__name__}:{factory.__name__}"
+
+
+class Detaching(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.first, self.second = nn.Linear(64, 6), nn.Linear(6, num_classes)
+
+    def forward(self, inputs):
+        hidden = self.first(inputs.flatten(1)).tanh()
+        return self.second(hidden / hidden.norm(dim=1, keepdim=True).detach())
+
+
+class Attending(nn.Module):
+    """torch's fused attention has no second derivative."""
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.embed, self.linear = nn.Linear(8, 16), nn.Linear(128, num_classes)
+
+    def forward(self, inputs):
+        tokens = self.embed(inputs.view(-1, 1, 8, 8))
+        return self.linear(nn.functional.scaled_dot_product_attention(tokens, tokens, tokens).flatten(1))
+
+
+@pytest.mark.parametrize(
+    ("factory", "sentence"),
+    [(Detaching, r"model mine must be differentiable throughout"), (Attending, r"mine cannot be differentiated twice")],
+)
+def test_a_network_unfit_for_second_derivatives_is_refused_by_name(factory, sentence):
+    made = resolve(factory, (1, 8, 8), 3)
+    with pytest.raises(InputError, match=sentence):
+        check_second_derivative("mine", made, (1, 8, 8), 3)
+
+
+@pytest.mark.parametrize("name", ["convnet", "mlp"])
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32)])
+def test_registered_networks_are_fit_for_second_derivatives(name, shape):
+    check_second_derivative(name, resolve(name, shape, 10, width=16), shape, 10)
+
+
+@pytest.mark.parametrize(
+    ("spec", "options", "sentence"),
+    [
+        ("convnett", {}, r"unknown model 'convnett' \(did you mean 'convnet'\?\); known: convnet, mlp"),
+        ("no.such.module:net", {}, r"cannot import 'no.such.module' of 'no.such.module:net'"),
+        ("torch.nn:Linea", {}, r"module 'torch.nn' has no 'Linea' \(did you mean 'Linear'\?\)"),
+        (":", {}, r"expected 'package.module:name', got ':'"),
+        ("math:pi", {}, r"model math:pi must be a function or class that returns a network, got 3.14"),
+        (nn.Linear(2, 2), {}, r"must make a fresh network at every call, got a Linear that exists; give `lambda: Linear"),
+        (
+            "convnet",
+            {"depth": 3},
+            r"depth must be at most 2 for images of 8 x 8 pixels with instance norm .*, got 3; leave it at auto",
+        ),
+        ("convnet", {"norm": "group", "width": 12}, r"width must be a multiple of 8 for group norm, got 12"),
+    ],
+)
+def test_a_wrong_model_is_told_how_to_get_right(spec, options, sentence):
+    with pytest.raises(InputError, match=sentence):
+        resolve(spec, (1, 8, 8), 3, **options)
+
+
+@pytest.mark.parametrize(
+    ("factory", "sentence"),
+    [
+        (lambda: nn.Flatten(), r"model mine must have parameters to train, it has none"),
+        (
+            lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 4)),
+            r"model mine must return logits of shape \(B, 3\), got \(2, 4\) for B = 2",
+        ),
+        (lambda: nn.Linear(9, 3), r"model mine fails on inputs of shape \(2, 1, 8, 8\): mat1 and mat2"),
+        (lambda: 3, r"model mine fails on .*: it returned int, which is no torch.nn.Module"),
+    ],
+)
+def test_a_network_that_does_not_fit_is_told_before_the_run(factory, sentence):
+    with pytest.raises(InputError, match=sentence):
+        check_model("mine", factory, (1, 8, 8), 3)

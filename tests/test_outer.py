@@ -1,0 +1,141 @@
+"""The outer loop: clipping, Adam, what is skipped, what is kept."""
+
+import math
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+
+from potstill.config import OuterConfig
+from potstill.methods.base import Estimate
+from potstill.outer import Hooks, Interrupted, OuterState, clip, optimise, outer_step
+from potstill.registry import InputError
+
+CPU = torch.device("cpu")
+
+
+def test_clipping_follows_the_moving_average_of_the_raw_norm():
+    # The released code's arithmetic: s <- 0.9 s + 0.1 g first, then clip to 2 s; so it acts only above 2.25 times the old s.
+    average, factor = clip(1.0, None, 2.0)
+    assert (average, factor) == (1.0, 1.0)
+    assert clip(2.24, 1.0, 2.0)[1] == 1.0
+    average, factor = clip(100.0, 1.0, 2.0)
+    assert average == pytest.approx(10.9)
+    assert factor * 100 == pytest.approx(21.8)
+    assert clip(100.0, 1.0, 0.0) == (pytest.approx(10.9), 1.0)
+
+
+@dataclass
+class Scripted:
+    """A method whose meta-gradients are written down: of the images, and of the targets."""
+
+    images: list[float]
+    targets: float = 0.0
+    seen: list[int] = field(default_factory=list)
+
+    def init(self):
+        return {"calls": 0}
+
+    def estimate(self, leaves, state, outer_step):
+        self.seen.append(outer_step)
+        grads = {
+            name: torch.full_like(leaf, self.images[outer_step] if name == "images" else self.targets)
+            for name, leaf in leaves.items()
+        }
+        return Estimate(1.0, grads, {"calls": state["calls"] + 1}, {"window": 3})
+
+    def finish(self, state):
+        return {}
+
+
+def config(**options):
+    return OuterConfig(**{"outer_lr": 0.1, "label_lr": 0.2, **options})
+
+
+LEAVES = {"images": torch.zeros(4), "targets": torch.full((2,), 0.5)}
+
+
+def test_the_step_is_adam_on_the_clipped_images_and_the_raw_labels():
+    script = [1.0, 1.0, 50.0, -1.0]
+    method, leaf = Scripted(script, targets=3.0), torch.zeros(4, requires_grad=True)
+    label = torch.full((2,), 5.0, requires_grad=True)
+    adam = torch.optim.Adam([{"params": [leaf], "lr": 0.1}, {"params": [label], "lr": 0.2}])
+    state, average = OuterState.start({"images": torch.zeros(4), "targets": torch.full((2,), 5.0)}, method.init()), None
+    for raw in script:
+        state, record = outer_step(method, config(), state)
+        norm = math.sqrt(4) * abs(raw)  # of a vector of four equal entries
+        average, factor = clip(norm, average, 2.0)
+        leaf.grad, label.grad = torch.full((4,), raw * factor), torch.full((2,), 3.0)
+        adam.step()
+        torch.testing.assert_close(state.leaves["images"], leaf.detach())
+        torch.testing.assert_close(state.leaves["targets"], label.detach())
+        assert record["clipped"] == (raw == 50.0)
+        assert record["grad_norm"] == pytest.approx(norm)
+        assert record["window"] == 3
+
+
+def test_learned_labels_stay_non_negative_and_images_do_not():
+    method = Scripted([1.0] * 5, targets=1.0)
+    state = OuterState.start(LEAVES, method.init())
+    for _ in range(5):
+        state, _ = outer_step(method, config(), state)
+    assert torch.equal(state.leaves["targets"], torch.zeros(2))
+    assert (state.leaves["images"] < 0).all()
+
+
+def test_a_meta_gradient_that_is_not_finite_is_skipped_and_counted_and_poisons_nothing():
+    method = Scripted([1.0, float("nan"), float("inf"), 1.0])
+    without = Scripted([1.0, 1.0])
+    state, plain = OuterState.start(LEAVES, method.init()), OuterState.start(LEAVES, without.init())
+    records = []
+    for _ in range(4):
+        state, record = outer_step(method, config(), state)
+        records.append(record)
+    for _ in range(2):
+        plain, _ = outer_step(without, config(), plain)
+    assert [record["skipped"] for record in records] == [False, True, True, False]
+    assert records[1]["grad_norm"] is None
+    assert (state.step, state.updates, state.skipped_in_a_row) == (4, 2, 0)
+    assert torch.equal(state.leaves["images"], plain.leaves["images"])
+    assert state.clip_average == plain.clip_average
+
+
+def test_twenty_in_a_row_end_the_run_with_a_way_out():
+    method = Scripted([float("nan")] * 25)
+    with pytest.raises(InputError, match=r"not finite in 20 outer steps in a row, up to step 20; lower --inner-lr"):
+        optimise(method, config(steps=25), OuterState.start(LEAVES, method.init()), CPU, Hooks())
+    assert len(method.seen) == 20
+    nineteen = Scripted([float("nan")] * 19 + [1.0])
+    assert optimise(nineteen, config(steps=20), OuterState.start(LEAVES, nineteen.init()), CPU, Hooks()).updates == 1
+
+
+def test_the_best_set_by_validation_is_kept_and_the_first_wins_a_tie():
+    method, marks = Scripted([1.0] * 8), iter([0.3, 0.7, 0.7, 0.2])
+    seen = []
+
+    def validate(leaves):
+        seen.append(float(leaves["images"][0]))
+        return {"mean": 0}, next(marks)
+
+    state = optimise(method, config(steps=8, validate_every=2), OuterState.start(LEAVES, method.init()), CPU, Hooks(validate))
+    assert state.best.step == 4
+    assert state.best.accuracy == 0.7
+    assert float(state.best.leaves["images"][0]) == seen[1] != float(state.leaves["images"][0])
+
+
+def test_the_last_step_is_validated_and_saved_whatever_the_intervals():
+    method, validated, saved = Scripted([1.0] * 5), [], []
+    hooks = Hooks(lambda leaves: (validated.append(1) or {}, 0.5), lambda state: saved.append(state.step))
+    optimise(method, config(steps=5, validate_every=3, checkpoint_every=2), OuterState.start(LEAVES, method.init()), CPU, hooks)
+    assert len(validated) == 2
+    assert saved == [2, 4, 5]
+
+
+def test_a_stop_ends_after_its_step_and_saves():
+    method, saved, logged = Scripted([1.0] * 5), [], []
+    hooks = Hooks(None, lambda state: saved.append(state.step), logged.append, lambda: len(logged) == 3)
+    with pytest.raises(Interrupted, match="interrupted after outer step 3"):
+        optimise(method, config(steps=5), OuterState.start(LEAVES, method.init()), CPU, hooks)
+    assert saved == [3]
+    assert [record["step"] for record in logged] == [1, 2, 3]
+    assert all(record["seconds"] >= 0 and record["memory_mb"] > 0 for record in logged)
