@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn, get_args
 
 from potstill import __version__
-from potstill.config import EVALUATION_DATA_OPTIONS, Config, convert, options_of_config, preset_names
+from potstill.config import EVALUATION_DATA_OPTIONS, Config, options_of_config, preset_names
 from potstill.registry import METHODS, MODELS, OPTIMIZERS, PREPROCESSING, SOURCES, WINDOWS, InputError, near_miss
 
 EXPORT_FORMATS = ("png", "folder", "parquet", "npz")
@@ -147,12 +147,7 @@ def add_options(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
         if hint is bool:
             groups[section].add_argument(flag, action=argparse.BooleanOptionalAction, **common)
         else:
-            groups[section].add_argument(flag, type=typed(item.name, hint), metavar=metavar(hint), **common)
-
-
-def typed(name: str, hint: Any) -> Callable[[str], Any]:
-    """A converter of a flag's text; its InputError passes through argparse unchanged."""
-    return lambda text: convert(name, text, hint)
+            groups[section].add_argument(flag, metavar=metavar(hint), **common)
 
 
 def metavar(hint: Any) -> str:
@@ -196,3 +191,7 @@ def list_parts() -> int:
     for title, rows in tables:
         print(f"{title}\n" + "\n".join(f"  {name:<{width}}  {line}" for name, line in rows) + "\n")
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -143,12 +143,18 @@ def flat_options(distilled: DistilledSet) -> dict[str, Any]:
     return flat
 
 
-def open_real(distilled: DistilledSet, data: DataConfig, parsed: argparse.Namespace, say: Callable[[str], None]) -> RealData:
+def machine(parsed: argparse.Namespace) -> torch.device:
+    """The device that a command asks for; its threads are set."""
+    given = {name: getattr(parsed, name) for name in ("device", "threads") if hasattr(parsed, name)}
+    config = Config.from_options(**given).run
+    if config.threads != "auto":
+        torch.set_num_threads(config.threads)
+    return pick_device(config.device)
+
+
+def open_real(distilled: DistilledSet, data: DataConfig, device: torch.device, say: Callable[[str], None]) -> RealData:
     """The real data of a set, through the set's own preprocessing; an InputError if they do not fit it."""
 
-    threads = getattr(parsed, "threads", distilled.meta.get("config", {}).get("run", {}).get("threads", "auto"))
-    if threads != "auto":
-        torch.set_num_threads(int(threads))
     dataset = sources.read(data)
     shape = tuple(dataset.train.images.shape[1:])
     if shape != distilled.shape:
@@ -160,7 +166,7 @@ def open_real(distilled: DistilledSet, data: DataConfig, parsed: argparse.Namesp
         )
     if dataset.fingerprint != distilled.meta.get("data", {}).get("fingerprint"):
         say("note: these are not the data that the set was distilled from; its validation and test images may differ")
-    return prepare(dataset, data, pick_device(getattr(parsed, "device", "auto")), distilled.fitted)
+    return prepare(dataset, data, device, distilled.fitted)
 
 
 def evaluate(parsed: argparse.Namespace) -> int:
@@ -172,27 +178,26 @@ def evaluate(parsed: argparse.Namespace) -> int:
     folder = parsed.path if parsed.path.is_dir() else parsed.path.parent
     if not os.access(folder, os.W_OK):
         raise InputError(f"cannot write {folder / runs.EVALUATION}: no permission; copy the set to a folder of your own")
-    device = getattr(parsed, "device", "auto")
+    device = machine(parsed)
     with Display() as display:
-        real = open_real(distilled, data, parsed, display.say)
+        real = open_real(distilled, data, device, display.say)
         config = Config.from_options(**flat_options(distilled))
         rows = evaluation.evaluate(
             distilled, real, nets=parsed.nets, model=parsed.model, steps=parsed.steps, protocol=parsed.protocol,
             baselines=parsed.baseline, full_epochs=parsed.full_epochs, lengths=config.evaluation.lengths, seed=parsed.seed,
-            device=device, progress=display.work,
+            device=str(device), progress=display.work,
         )  # fmt: skip
-    machine = hardware(pick_device(device))
     result = {
         "rows": [dataclasses.asdict(row) for row in rows],
         "split": "test",
         "test_images": len(real.test),
         "data": {"source": data.data.partition(":")[0], "fingerprint": real.fingerprint},
         "seed": parsed.seed,
-        "hardware": machine,
+        "hardware": hardware(device),
         "versions": versions(),
     }
     store.write(folder / runs.EVALUATION, json.dumps(result, indent=2) + "\n")
-    show(rows, len(real.test), machine)
+    show(rows, len(real.test), hardware(device))
     print(f"written: {folder / runs.EVALUATION}")
     return 0
 
@@ -223,8 +228,11 @@ def export(parsed: argparse.Namespace) -> int:
     if data is None:
         print("what accuracy the pictures cost was not measured; give the real data with --data")
         return 0
+    device = machine(parsed)
     with Display() as display:
-        real = open_real(distilled, data, parsed, display.say)
-        exact, pictures = evaluation.accuracy_of_export(distilled, exports.exported_images(distilled), real, progress=display.work)
+        real = open_real(distilled, data, device, display.say)
+        exact, pictures = evaluation.accuracy_of_export(
+            distilled, exports.exported_images(distilled), real, device=str(device), progress=display.work
+        )
     print(f"validation accuracy of networks trained on the set: {exact}; on these pictures: {pictures}")
     return 0

@@ -1,6 +1,7 @@
 """`distill`: from real data and a configuration to a distilled set. The command line is a thin layer over it."""
 
 import dataclasses
+import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -244,7 +245,7 @@ def make_set(setup: Setup, leaves: Mapping[str, Tensor], learned: dict[str, Any]
     recipe = dataclasses.replace(setup.recipe, steps=setup.lengths[place])
     figure = Figure.of(scores[:, place])
     real, config = setup.real, setup.config
-    tables = dataclasses.asdict(config)
+    tables = json.loads(store.canonical(dataclasses.asdict(config)))  # plain data, as a file gives it back
     tables["data"] |= {"data": config.data.data.partition(":")[0], "cache_dir": ""}  # no path: equal runs, equal bytes
     meta = {
         "method": config.outer.method,

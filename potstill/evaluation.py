@@ -301,16 +301,23 @@ def random_subset(real: RealData, distilled: DistilledSet, seed: int) -> Batches
 
 
 def accuracy_of_export(
-    distilled: DistilledSet, pictures: Tensor, real: RealData, *, nets: int = 3, seed: int = 0, progress: Progress | None = None
+    distilled: DistilledSet,
+    pictures: Tensor,
+    real: RealData,
+    *,
+    nets: int = 3,
+    seed: int = 0,
+    device: str = "auto",
+    progress: Progress | None = None,
 ) -> tuple[Figure, Figure]:
     """Validation accuracy of networks trained by the recipe on the set, and on `pictures` of it (n, C, H, W), preprocessed."""
-    device = pick_device("auto")
+    place = pick_device(device)
     factory, recipe = factory_for(distilled, None), distilled.recipe
     figures = []
     for label, images in (("the set", distilled.images), ("the pictures", pictures)):
         scores = score_set(
-            images.to(device), distilled.targets.to(device), distilled.labels.to(device), recipe, factory,
-            lengths=(recipe.steps,), splits=(real.validation,), nets=nets, seed=derive(seed, "export"), device=device,
+            images.to(place), distilled.targets.to(place), distilled.labels.to(place), recipe, factory,
+            lengths=(recipe.steps,), splits=(real.validation,), nets=nets, seed=derive(seed, "export"), device=place,
             progress=progress, label=f"networks on {label}",
         )  # fmt: skip
         figures.append(Figure.of(scores[:, 0, 0]))

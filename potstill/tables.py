@@ -12,7 +12,7 @@ import numpy as np
 
 from potstill.config import DataConfig
 from potstill.data import Dataset
-from potstill.folders import TEST_NAMES, assemble, existing
+from potstill.folders import TEST_NAMES, assemble, existing, hidden
 from potstill.images import Listing, cache_folder, content_hash
 from potstill.registry import InputError, near_miss
 
@@ -59,9 +59,9 @@ def parquet_files(path: Path) -> dict[str, list[Path]]:
     """Split name -> files. In a folder, a file is of the split that its name starts with, or else that its folder is named."""
     if path.is_file():
         return {"train": [path]}
-    found = sorted(file for file in path.rglob("*.parquet") if not file.name.startswith("."))
+    found = sorted(file for file in path.rglob("*.parquet") if file.is_file() and not hidden(file, path))
     if not found:
-        raise InputError(f"parquet folder {path} holds no *.parquet file")
+        raise InputError(f"parquet folder {path} must hold *.parquet files, found none; check the path after 'parquet:'")
     splits: dict[str, list[Path]] = {name: [] for name in ("train", *TEST_NAMES)}
     for file in found:
         *folders, own = (part.lower() for part in file.relative_to(path).parts)
@@ -187,9 +187,9 @@ def read_hub(name: str, config: DataConfig) -> Dataset:
     try:
         loaded = datasets.load_dataset(name)
     except Exception as error:
-        raise InputError(f"cannot load hf:{name}: {first_line(error)}") from error
+        raise InputError(f"cannot load hf:{name}: {first_line(error)}; check its name and the network") from error
     if "train" not in loaded:
-        raise InputError(f"hf:{name} has no train split, found: {', '.join(loaded)}")
+        raise InputError(f"hf:{name} must have a train split, found: {', '.join(loaded)}; give other data")
     test = next((split for split in TEST_NAMES if split in loaded), None)
     chosen = {"train": loaded["train"], **({"test": loaded[test]} if test else {})}
     features = loaded["train"].features

@@ -67,12 +67,12 @@ def plain_unroll(
         (grad,) = torch.autograd.grad(problem.loss(theta, problem.batch(wanted, step), step), theta, create_graph=True)
         theta = plain_step(problem.optimizer, theta, grad, memory, lr, step)
     loss = outer(theta, wanted)
-    grads = torch.autograd.grad(
-        loss, [*wanted.values(), lr, first, *first_memory], allow_unused=True, materialize_grads=True
-    )
+    grads = torch.autograd.grad(loss, [*wanted.values(), lr, first, *first_memory], allow_unused=True, materialize_grads=True)
     count = len(wanted)
     found = dict(zip(wanted, grads[:count], strict=True))
-    return MetaGradient(loss.detach(), found, {"lr": grads[count]}, tuple(grads[count + 1 :]), tuple(t.detach() for t in (theta, *memory)))
+    return MetaGradient(
+        loss.detach(), found, {"lr": grads[count]}, tuple(grads[count + 1 :]), tuple(t.detach() for t in (theta, *memory))
+    )
 
 
 OPTIMIZERS: dict[str, InnerOptimizer] = {

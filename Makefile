@@ -1,0 +1,37 @@
+# make demo    install into .venv, distill a small data set, test it, show it
+# make test    install what tests need and run them
+# make check   format, lint, types
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test check clean
+
+demo: .venv/installed
+	$(BIN)/potstill distill --preset digits-ipc1 --out runs/demo --overwrite
+	$(BIN)/potstill evaluate runs/demo --nets 10 --baseline random
+	@echo "Ten digits were distilled to ten images. Look at them: runs/demo/distilled.png"
+
+test: .venv/installed-dev
+	$(BIN)/python -m pytest -n auto
+
+check: .venv/installed-dev
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv runs .pytest_cache .mypy_cache .ruff_cache
+
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else f"potstill needs Python 3.11 or newer, {sys.executable} is {sys.version.split()[0]}; try: make PYTHON=python3.12")'
+	@echo "Installing into .venv (PyTorch first; about a minute)"
+	$(PYTHON) -m venv .venv
+	$(PIP) torch==2.13.0
+	$(PIP) --editable .
+	@touch $@
+
+.venv/installed-dev: .venv/installed
+	$(PIP) --editable '.[test,check]'
+	@touch $@

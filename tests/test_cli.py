@@ -1,0 +1,286 @@
+"""The command line as a new user meets it."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from test_runs import QUICK, flags
+
+import potstill
+from potstill import runs, store
+from potstill.cli import main
+from potstill.registry import METHODS, MODELS, SOURCES, WINDOWS
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("cli") / "run"
+    assert main(["distill", "--out", str(out), *flags(), "--quiet"]) == 0
+    return out
+
+
+def told(capsys, *words: object) -> str:
+    """The one sentence of a command that must fail with exit code 2."""
+    assert main(list(map(str, words))) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("potstill: error: ")]
+    assert len(errors) == 1
+    return errors[0].removeprefix("potstill: error: ")
+
+
+def photos(root: Path, sizes: list[tuple[int, int]], *, classes: int = 2, count: int = 8) -> Path:
+    """Class folders of random images, in turn of these (width, height)."""
+    rng = np.random.default_rng(0)
+    for label in range(classes):
+        for index in range(count):
+            width, height = sizes[index % len(sizes)]
+            path = root / f"class{label}" / f"{index}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(path)
+    return root
+
+
+def test_distill_says_where_everything_is(tmp_path, capsys):
+    assert main(["distill", "--out", str(tmp_path / "r"), *flags(steps=2)]) == 0
+    output = capsys.readouterr()
+    for name in ("distilled.safetensors", "distilled.png"):
+        assert str(tmp_path / "r" / name) in output.out
+    assert "% (n = 2)" in output.out
+    assert f"potstill evaluate {tmp_path / 'r'}" in output.out
+    assert "held out as test" in output.err
+
+
+def test_evaluate_prints_a_table_and_writes_the_same(run, capsys):
+    words = ["evaluate", run, "--nets", 3, "--baseline", "random", "--baseline", "full", "--full-epochs", 2]
+    assert main(list(map(str, words))) == 0
+    output = capsys.readouterr().out
+    written = json.loads((run / runs.EVALUATION).read_text())
+    assert [row["name"] for row in written["rows"]] == ["distilled", "random", "full"]
+    for row in written["rows"]:
+        assert set(row["accuracy"]) == {"mean", "std", "n"}
+        assert 0 <= row["accuracy"]["mean"] <= 1
+        assert row["accuracy"]["n"] == 3
+        assert f"{100 * row['accuracy']['mean']:.1f} ± {100 * row['accuracy']['std']:.1f} % (n = 3)" in output
+    assert written["test_images"] == 359
+    assert {"hardware", "versions", "seed", "data"} <= set(written)
+
+
+def test_evaluating_twice_gives_the_same(run):
+    results = []
+    for _ in range(2):
+        assert main(["evaluate", str(run), "--nets", "2"]) == 0
+        results.append((run / runs.EVALUATION).read_text())
+    assert results[0] == results[1]
+
+
+def test_a_file_alone_is_enough_to_evaluate_the_embedded_digits(run, tmp_path):
+    alone = tmp_path / "mine.safetensors"
+    alone.write_bytes((run / store.ARTEFACT).read_bytes())
+    assert main(["evaluate", str(alone), "--nets", "2"]) == 0
+    main(["evaluate", str(run), "--nets", "2"])
+    assert (tmp_path / runs.EVALUATION).read_text() == (run / runs.EVALUATION).read_text()
+
+
+def test_another_model_and_fixed_steps(run):
+    assert main(["evaluate", str(run), "--nets", "1", "--model", "test_models:with_shape", "--steps", "7"]) == 0
+    (row,) = json.loads((run / runs.EVALUATION).read_text())["rows"]
+    assert (row["model"], row["steps"], row["accuracy"]["std"]) == ("test_models:with_shape", 7, None)
+
+
+def test_a_users_model_is_found_where_the_user_stands(tmp_path, monkeypatch, capsys):
+    (tmp_path / "mynets.py").write_text(
+        "from torch import nn\ndef net(input_shape, num_classes):\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    options = flags(model="mynets:net", steps=2)
+    assert main(["distill", "--out", "r", *options]) == 0
+    assert main(["evaluate", "r", "--nets", "1"]) == 0
+    assert potstill.load("r").recipe.model == "mynets:net"
+
+
+def test_photos_of_several_sizes_need_a_size_and_then_work(tmp_path, capsys):
+    data = f"folder:{photos(tmp_path / 'photos', [(40, 30), (25, 60), (32, 32)])}"
+    options = flags(steps=2, ipc=1, data=data, classes_per_batch="auto", cache_dir=tmp_path)
+    sentence = told(capsys, "distill", "--out", tmp_path / "r", *options)
+    assert "3 sizes" in sentence
+    assert "--image-size" in sentence
+    assert not (tmp_path / "r").exists()
+    assert main(["distill", "--out", str(tmp_path / "r"), *options, "--image-size", "16"]) == 0
+    assert "resized and centre-cropped to 16 x 16" in capsys.readouterr().err
+    assert potstill.load(tmp_path / "r").shape == (3, 16, 16)
+    assert main(["evaluate", str(tmp_path / "r"), "--nets", "1"]) == 0
+
+
+def test_a_file_of_other_data_asks_for_them(tmp_path, capsys):
+    data = f"folder:{photos(tmp_path / 'photos', [(16, 16)])}"
+    options = flags(steps=1, ipc=1, data=data, classes_per_batch="auto", cache_dir=tmp_path)
+    assert main(["distill", "--out", str(tmp_path / "r"), *options]) == 0
+    alone = tmp_path / "alone" / "set.safetensors"
+    alone.parent.mkdir()
+    alone.write_bytes((tmp_path / "r" / store.ARTEFACT).read_bytes())
+    assert "does not tell where its data lie; give them with --data" in told(capsys, "evaluate", alone)
+    assert main(["evaluate", str(alone), "--nets", "1", "--data", data, "--cache-dir", str(tmp_path)]) == 0
+    capsys.readouterr()
+    assert "must have images of shape (3, 16, 16) like the distilled set, got (1, 8, 8)" in told(
+        capsys, "evaluate", alone, "--data", "digits"
+    )
+    more = f"folder:{photos(tmp_path / 'more', [(16, 16)], classes=3)}"
+    assert "must have the classes of the distilled set (2, class0 ..), got 3" in told(capsys, "evaluate", alone, "--data", more)
+    other = f"folder:{photos(tmp_path / 'other', [(16, 16)], count=9)}"
+    assert main(["evaluate", str(alone), "--nets", "1", "--data", other, "--cache-dir", str(tmp_path)]) == 0
+    assert "these are not the data that the set was distilled from" in capsys.readouterr().err
+
+
+def test_list_names_everything_that_is_registered(capsys):
+    assert main(["list"]) == 0
+    output = capsys.readouterr().out
+    for registry in (SOURCES, METHODS, WINDOWS, MODELS):
+        for name, line in registry.described():
+            assert f"  {name}" in output
+            assert line in output
+    assert "potstill distill --preset cifar10-ipc10" in output
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["distill", "--ipcc", "3"], "unknown argument '--ipcc' (did you mean '--ipc'?); see `potstill distill --help`"),
+        (["distill", "--ipc", "0"], "ipc must be at least 1, got 0"),
+        (["distill", "--ipc", "two"], "ipc must be a whole number, got 'two'"),
+        (["distill", "--window", "99"], "window must lie in [1, unroll=60], got 99; lower --window or raise --unroll"),
+        (["distill", "--method", "ratbptt"], "unknown method 'ratbptt' (did you mean 'rat-bptt'?)"),
+        (["distill", "--model", "conv"], "unknown model 'conv' (did you mean 'convnet'?)"),
+        (["distill", "--data", "digit"], "unknown data source 'digit' (did you mean 'digits'?)"),
+        (["distill", "--data", "folder:/no/such"], "folder /no/such does not exist"),
+        (["distill", "--data", "parquet:/no/such"], "parquet /no/such does not exist"),
+        (["distill", "--preset", "cifar10"], "unknown preset 'cifar10' (did you mean 'cifar10-ipc"),
+        (["distill", "--config", "/no/such.toml"], "cannot read the configuration /no/such.toml"),
+        (["distill", "--resume", "/no/such"], "/no/such holds no run of potstill"),
+        (
+            ["distill", "--resume", "/no/such", "--steps", "3"],
+            "--resume takes every option from the run's config.toml; remove --steps",
+        ),
+        (["distill", "--ipc", "200"], "ipc must be at most the smallest class's number of train images"),
+        (["distill", "--depth", "3"], "depth must be at most 2 for images of 8 x 8 pixels"),
+        (["distill", "--classes-per-batch", "11"], "classes_per_batch must be at most the number of classes, 10, got 11"),
+        (["distill", "--device", "cuda:7"], "device cuda:7 is not available here; use --device auto"),
+        (["distill", "--out", "/proc/nowhere"], "cannot make the run folder /proc/nowhere"),
+        (["evaluate"], "the following arguments are required: RUN_OR_FILE; see `potstill evaluate --help`"),
+        (["evaluate", "/no/such"], "there is no file /no/such"),
+        (["evaluate", "x", "--nets", "0"], "argument --nets: must be a whole number of at least 1, got '0'"),
+        (["evaluate", "x", "--protocol", "test"], "argument --protocol: invalid choice: 'test'"),
+        (["export", "x", "--format", "gif"], "argument --format: invalid choice: 'gif'"),
+        (["distil"], "argument COMMAND: invalid choice: 'distil'"),
+        ([], "the following arguments are required: COMMAND"),
+    ],
+)
+def test_bad_input_gets_one_sentence_and_exit_code_2(words, sentence, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert sentence in told(capsys, *words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_is_not_finished_does_not_evaluate(run, tmp_path, capsys):
+    half = tmp_path / "half"
+    half.mkdir()
+    (half / runs.CONFIG).write_bytes((run / runs.CONFIG).read_bytes())
+    sentence = told(capsys, "evaluate", half)
+    assert sentence == f"the run in {half} is not finished; go on with `potstill distill --resume {half}`"
+
+
+def test_a_damaged_set_is_told(run, tmp_path, capsys):
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes((run / store.ARTEFACT).read_bytes()[:-1])
+    assert "damaged" in told(capsys, "evaluate", broken)
+    assert "damaged" in told(capsys, "export", broken)
+
+
+def exported(run: Path, format: str, out: Path, capsys, *more: str) -> str:
+    assert main(["export", str(run), "--format", format, "--out", str(out), *more]) == 0
+    return capsys.readouterr().out
+
+
+def test_export_of_a_folder_is_a_data_set_again_and_tells_its_cost(run, tmp_path, capsys):
+    output = exported(run, "folder", tmp_path / "images", capsys)
+    assert "8-bit pixels" in output
+    assert output.count("% (n = 3)") == 2  # networks on the set, networks on the pictures
+    distilled = potstill.load(run)
+    files = sorted((tmp_path / "images").rglob("*.png"))
+    assert len(files) == 20
+    for index, path in enumerate(sorted(files, key=lambda path: path.name)):
+        assert path.parent.name == distilled.class_names[distilled.labels[index]]
+        found = np.asarray(Image.open(path)) / 255
+        np.testing.assert_allclose(found, distilled.pixels[index, 0], atol=0.5 / 255 + 1e-6)
+    assert "exists; choose another place" in told(capsys, "export", run, "--format", "folder", "--out", tmp_path / "images")
+
+
+def test_export_of_parquet_loads_as_a_hugging_face_data_set_and_is_exact(run, tmp_path, capsys):
+    output = exported(run, "parquet", tmp_path / "set.parquet", capsys)
+    assert "exact" in output
+    table, distilled = pq.read_table(tmp_path / "set.parquet"), potstill.load(run)
+    assert torch.equal(torch.tensor(table["input"].to_pylist()).view_as(distilled.images), distilled.images)
+    assert torch.equal(torch.tensor(table["target"].to_pylist()), distilled.targets)
+    features = json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]
+    assert features["label"]["names"] == list(distilled.class_names)
+    assert table.schema.field("image").type == pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    import datasets
+
+    loaded = datasets.Dataset.from_parquet(str(tmp_path / "set.parquet"), cache_dir=str(tmp_path))
+    assert loaded[3]["image"].size == (8, 8)
+    assert loaded.features["label"].names == list(distilled.class_names)
+    assert loaded["label"][:4] == distilled.labels[:4].tolist()
+
+
+def test_export_of_npz_is_exact(run, tmp_path, capsys):
+    exported(run, "npz", tmp_path / "set.npz", capsys)
+    arrays, distilled = np.load(tmp_path / "set.npz"), potstill.load(run)
+    for name in ("images", "targets", "labels"):
+        np.testing.assert_array_equal(arrays[name], getattr(distilled, name))
+    assert arrays["class_names"].tolist() == list(distilled.class_names)
+    assert arrays["pixels"].dtype == np.uint8
+
+
+def test_export_of_a_png_shows_every_image_enlarged_without_smoothing(run, tmp_path, capsys):
+    exported(run, "png", tmp_path / "grid.png", capsys, "--no-check")
+    sheet, distilled = np.asarray(Image.open(tmp_path / "grid.png")), potstill.load(run)
+    assert np.asarray(Image.open(run / runs.PICTURE)).shape == sheet.shape
+    # A 12-fold enlargement of an image somewhere on the sheet, pixel by pixel.
+    picture = np.kron((distilled.pixels[0, 0] * 255).round().numpy().astype(np.uint8), np.ones((12, 12), np.uint8))
+    windows = np.lib.stride_tricks.sliding_window_view(sheet[:, :, 0], picture.shape)
+    assert (windows[:40, :200] == picture).all(axis=(2, 3)).any()
+
+
+def test_export_is_lossless_where_it_says_so_and_costs_accuracy_where_it_says_so(run):
+    distilled = potstill.load(run)
+    from potstill.exports import exported_images
+
+    assert exported_images(distilled).shape == distilled.images.shape
+    assert not torch.equal(exported_images(distilled), distilled.images)
+
+
+def test_version_and_help_end_with_0(capsys):
+    for words in (["--version"], ["--help"], ["distill", "--help"], ["evaluate", "--help"], ["export", "--help"]):
+        with pytest.raises(SystemExit) as ending:
+            main(words)
+        assert ending.value.code == 0
+    assert "paper D.2" in capsys.readouterr().out
+
+
+def test_python_takes_arrays_and_a_model_of_its_own():
+    images = torch.rand(90, 8, 8)
+    quick = {**QUICK, "ipc": 1, "classes_per_batch": "auto", "steps": 2}
+    net = lambda: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))  # noqa: E731
+    options = {name: value for name, value in quick.items() if name not in ("model", "ipc")}
+    distilled = potstill.distill(
+        images, torch.arange(90) % 3, images_per_class=2, model=net, class_names=["x", "y", "z"], **options
+    )
+    assert (len(distilled), distilled.class_names) == (6, ("x", "y", "z"))
+    assert potstill.train(distilled, net)(distilled.preprocess(images[:4, None])).shape == (4, 3)
+    with pytest.raises(potstill.InputError, match="cannot be imported; give it with model="):
+        potstill.train(distilled)
+    with pytest.raises(potstill.InputError, match="images and labels must be given together"):
+        potstill.distill(images)

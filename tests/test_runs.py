@@ -1,0 +1,276 @@
+"""Whole runs: same seed same bytes, resume after a kill or Ctrl-C, and what lies on disk."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import potstill
+from potstill import distillation, runs, store
+from potstill.config import Config, options_from_file
+from potstill.distillation import Listener
+from potstill.outer import Interrupted
+from potstill.registry import InputError
+from potstill.seeds import generator
+from potstill.sources import from_arrays
+
+# A run of a second that exercises all state: learned labels, augmentation, class subsets, clipping, validation, the best.
+QUICK = {
+    "model": "mlp", "width": 16, "depth": 1, "steps": 12, "unroll": 5, "window": 3, "real_batch": 60, "micro_batch": 25,
+    "validate_every": 3, "checkpoint_every": 4, "lengths": (5, 10), "validation_nets": 2, "learn_labels": True, "ipc": 2,
+    "augment": ("flip", "rotate"), "classes_per_batch": 7, "outer_lr": 0.02, "threads": 1,
+}  # fmt: skip
+
+
+def flags(**options) -> list[str]:
+    """Options as the command line takes them."""
+    words = []
+    for name, value in {**QUICK, **options}.items():
+        flag = "--" + name.replace("_", "-")
+        words += [flag] if value is True else [flag, ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
+    return words
+
+
+def command(*words: object) -> list[str]:
+    return [sys.executable, "-m", "potstill.cli", *map(str, words)]
+
+
+def bytes_of(run: Path) -> bytes:
+    return (run / store.ARTEFACT).read_bytes()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> Path:
+    """A finished run that nothing disturbed."""
+    out = tmp_path_factory.mktemp("undisturbed") / "run"
+    subprocess.run(command("distill", "--out", out, *flags()), check=True, capture_output=True)
+    return out
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_does_not(undisturbed, tmp_path):
+    potstill.distill(**QUICK, out=tmp_path / "again")
+    potstill.distill(**QUICK, out=tmp_path / "other", seed=1)
+    assert bytes_of(tmp_path / "again") == bytes_of(undisturbed)
+    assert bytes_of(tmp_path / "other") != bytes_of(undisturbed)
+
+
+def test_nothing_on_disk_gives_the_same_set(undisturbed):
+    distilled = potstill.distill(**QUICK)
+    assert torch.equal(distilled.images, potstill.load(undisturbed).images)
+    assert distilled.meta == potstill.load(undisturbed).meta
+
+
+def test_micro_batches_change_the_memory_and_not_the_result(undisturbed):
+    whole = potstill.distill(**{**QUICK, "micro_batch": 60, "steps": 3})
+    parts = potstill.distill(**{**QUICK, "micro_batch": 7, "steps": 3})
+    torch.testing.assert_close(whole.images, parts.images, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("after", [5, 9])
+def test_a_killed_run_resumes_to_the_undisturbed_bytes(undisturbed, tmp_path, after):
+    out = tmp_path / "run"
+    process = subprocess.Popen(
+        command("distill", "--out", out, *flags(steps=12)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    metrics = out / runs.METRICS
+    while not (metrics.exists() and len(metrics.read_text().splitlines()) >= after):
+        assert process.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (out / store.ARTEFACT).exists()
+    result = subprocess.run(command("distill", "--resume", out), check=True, capture_output=True, text=True)
+    assert "going on after outer step" in result.stderr
+    assert bytes_of(out) == bytes_of(undisturbed)
+    steps = [record["step"] for record in runs.RunFolder(out).records()]
+    assert steps == list(range(1, 13))
+
+
+def test_ctrl_c_finishes_the_step_saves_and_says_how_to_resume(undisturbed, tmp_path):
+    out = tmp_path / "run"
+    process = subprocess.Popen(
+        command("distill", "--out", out, *flags()), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while not (out / runs.METRICS).exists():
+        time.sleep(0.002)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"go on with `potstill distill --resume {out}`" in errors
+    assert "Traceback" not in errors
+    saved = sorted((out / runs.CHECKPOINTS).iterdir())
+    steps = [record["step"] for record in runs.RunFolder(out).records()]
+    assert saved[-1].name == f"step-{steps[-1]:08d}.safetensors"
+    subprocess.run(command("distill", "--resume", out), check=True, capture_output=True)
+    assert bytes_of(out) == bytes_of(undisturbed)
+
+
+def interrupted_run(out: Path, after: int) -> None:
+    """A run that was stopped after a step."""
+    seen: list[int] = []
+    listener = Listener(step=lambda record, steps: seen.append(record["step"]), stop=lambda: len(seen) == after)
+    with pytest.raises(Interrupted):
+        potstill.distill(**QUICK, out=out, listener=listener)
+
+
+def resume(out: Path, **how) -> potstill.DistilledSet:
+    return distillation.resume(out, distillation.read(runs.RunFolder.open(out).config().data), **how)
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(undisturbed, tmp_path):
+    interrupted_run(tmp_path / "run", after=9)
+    newest = sorted((tmp_path / "run" / runs.CHECKPOINTS).iterdir())[-1]
+    newest.write_bytes(newest.read_bytes()[:-3])
+    said: list[str] = []
+    resume(tmp_path / "run", listener=Listener(say=said.append))
+    assert any("damaged" in sentence and "trying the checkpoint before" in sentence for sentence in said)
+    assert "going on after outer step 8 of 12" in said
+    assert bytes_of(tmp_path / "run") == bytes_of(undisturbed)
+
+
+def test_no_checkpoint_yet_starts_anew(undisturbed, tmp_path):
+    interrupted_run(tmp_path / "run", after=2)
+    for path in (tmp_path / "run" / runs.CHECKPOINTS).iterdir():
+        path.unlink()
+    resume(tmp_path / "run")
+    assert bytes_of(tmp_path / "run") == bytes_of(undisturbed)
+
+
+def test_a_log_line_cut_short_by_a_kill_does_not_hinder(undisturbed, tmp_path):
+    interrupted_run(tmp_path / "run", after=6)
+    with (tmp_path / "run" / runs.METRICS).open("a") as file:
+        file.write('{"step": 7, "lo')
+    resume(tmp_path / "run")
+    assert [record["step"] for record in runs.RunFolder(tmp_path / "run").records()] == list(range(1, 13))
+
+
+def test_a_run_of_arrays_resumes_with_the_same_arrays_and_refuses_others(tmp_path):
+    images = torch.rand(90, 8, 8, generator=generator(0))
+    labels = torch.arange(90) % 3
+    quick = {**QUICK, "ipc": 1, "classes_per_batch": 2}
+    whole = potstill.distill(images, labels, **quick)
+    seen: list[int] = []
+    listener = Listener(step=lambda record, steps: seen.append(1), stop=lambda: len(seen) == 5)
+    with pytest.raises(Interrupted):
+        potstill.distill(images, labels, **quick, out=tmp_path / "run", listener=listener)
+    with pytest.raises(InputError, match=r"was started with other data; its content has changed"):
+        distillation.resume(tmp_path / "run", from_arrays(images + 1, labels))
+    with pytest.raises(InputError, match=r"data is 'arrays': .* give the data again"):
+        resume(tmp_path / "run")
+    assert torch.equal(distillation.resume(tmp_path / "run", from_arrays(images, labels)).images, whole.images)
+
+
+def test_a_finished_run_does_not_resume(undisturbed):
+    with pytest.raises(InputError, match=r"is finished; evaluate it with `potstill evaluate"):
+        resume(undisturbed)
+
+
+def test_a_run_folder_tells_all(undisturbed):
+    assert {path.name for path in undisturbed.iterdir()} == {
+        "config.toml", "metrics.jsonl", "checkpoints", "distilled.safetensors", "distilled.png",
+    }  # fmt: skip
+    config = Config.from_options(**options_from_file(undisturbed / runs.CONFIG))
+    assert "auto" not in {value for name, value in config.flat().items() if name not in ("image_column", "label_column")}
+    records = runs.RunFolder(undisturbed).records()
+    wanted = {"step", "loss", "grad_norm", "clipped", "skipped", "burn_in", "window", "seconds", "memory_mb"}
+    assert all(wanted <= set(record) for record in records)
+    assert [record["step"] for record in records if "validation" in record] == [3, 6, 9, 12]
+    assert set(records[2]["validation"]) == {"mean", "std", "n"}
+    assert len(list((undisturbed / runs.CHECKPOINTS).iterdir())) == runs.KEPT_CHECKPOINTS
+    assert {record["window"] for record in records} == {3}
+    assert {record["burn_in"] for record in records} <= {0, 1, 2}
+
+
+def test_the_best_validated_set_is_the_one_kept(undisturbed):
+    records = runs.RunFolder(undisturbed).records()
+    means = {record["step"]: record["validation"]["mean"] for record in records if "validation" in record}
+    distilled = potstill.load(undisturbed)
+    assert distilled.meta["outer_step"] == max(means, key=lambda step: (means[step], -step))
+    assert distilled.recipe.steps in QUICK["lengths"]
+    assert distilled.meta["accuracy"]["n"] == 2
+
+
+def test_the_complete_configuration_repeats_the_run(undisturbed, tmp_path):
+    out = tmp_path / "run"
+    subprocess.run(command("distill", "--config", undisturbed / runs.CONFIG, "--out", out), check=True, capture_output=True)
+    assert bytes_of(out) == bytes_of(undisturbed)
+
+
+def test_an_occupied_folder_is_left_alone_unless_told(undisturbed, tmp_path):
+    before = bytes_of(undisturbed)
+    with pytest.raises(InputError, match=r"already holds a run; go on with --resume .*, or replace it with --overwrite"):
+        potstill.distill(**QUICK, out=undisturbed)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "mine.txt").write_text("keep")
+    with pytest.raises(InputError, match=r"exists and is no run of potstill; choose another folder with --out"):
+        potstill.distill(**QUICK, out=tmp_path / "notes", overwrite=True)
+    # Overwriting starts only after data and options have proved good.
+    with pytest.raises(InputError, match="ipc must be at most"):
+        potstill.distill(**{**QUICK, "ipc": 999}, out=undisturbed, overwrite=True)
+    assert bytes_of(undisturbed) == before
+    assert (tmp_path / "notes" / "mine.txt").read_text() == "keep"
+
+
+def test_overwriting_replaces_the_run_and_keeps_foreign_files(tmp_path):
+    interrupted_run(tmp_path / "run", after=6)
+    (tmp_path / "run" / "mine.txt").write_text("keep")
+    potstill.distill(**{**QUICK, "steps": 3}, out=tmp_path / "run", overwrite=True)
+    assert [path.name for path in (tmp_path / "run" / runs.CHECKPOINTS).iterdir()] == ["step-00000003.safetensors"]
+    assert len(runs.RunFolder(tmp_path / "run").records()) == 3
+    assert (tmp_path / "run" / "mine.txt").read_text() == "keep"
+
+
+def test_a_full_disk_ends_the_run_with_a_sentence_and_the_checkpoints_stay(tmp_path):
+    out = tmp_path / "run"
+    script = (
+        "import resource, signal, sys; from potstill.cli import main; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY)); sys.exit(main(sys.argv[2:]))"
+    )
+    interrupted_run(out, after=6)
+    size = max(path.stat().st_size for path in (out / runs.CHECKPOINTS).iterdir())
+    before = {path.name: path.read_bytes() for path in (out / runs.CHECKPOINTS).iterdir()}
+    result = subprocess.run(
+        [sys.executable, "-c", script, str(size // 2), "distill", "--resume", str(out)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 2
+    assert "potstill: error: cannot write" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert {path.name: path.read_bytes() for path in (out / runs.CHECKPOINTS).iterdir()} == before
+    resume(out)
+
+
+def test_batch_norm_takes_the_real_batch_whole_and_says_so():
+    said: list[str] = []
+    options = {**QUICK, "model": "convnet", "norm": "batch", "width": 8, "depth": 1, "steps": 1}
+    potstill.distill(**options, listener=Listener(say=said.append))
+    assert any("batch norm: the real batch is taken whole" in sentence for sentence in said)
+
+
+def test_the_run_says_that_it_holds_out_a_test_split():
+    said: list[str] = []
+    potstill.distill(**{**QUICK, "steps": 1}, listener=Listener(say=said.append))
+    assert any("no test split: 359 of 1797 images (20 % of each class, split seed 0) are held out as test" in line for line in said)
+
+
+@pytest.mark.parametrize("method", ["rat-bptt", "bptt", "t-bptt", "r-bptt"])
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_every_method_lowers_the_outer_loss_of_a_small_problem(method, optimizer, tmp_path):
+    # One image a class of three well-separated blobs: from chance to nearly all right.
+    centres = torch.randn(3, 1, 4, 4, generator=generator(1))
+    labels = torch.arange(240) % 3
+    images = centres[labels] + 0.5 * torch.randn(240, 1, 4, 4, generator=generator(2))
+    distilled = potstill.distill(
+        images, labels, method=method, inner_optimizer=optimizer, inner_lr=0.01, model="mlp", width=16, depth=1, steps=60,
+        unroll=20, window=8, real_batch=100, outer_lr=0.03, lengths=(20,), validate_every=60, preprocess="none",
+        out=tmp_path / "run",
+    )  # fmt: skip
+    records = [json.loads(line) for line in (tmp_path / "run" / runs.METRICS).read_text().splitlines()]
+    # The first loss is near log 3 or above.
+    assert records[0]["loss"] > 0.9
+    assert distilled.meta["accuracy"]["mean"] > 0.9
