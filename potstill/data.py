@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 Transform = Callable[[Tensor], Tensor]
-CHUNK = 1024
+CHUNK, CHUNK_VALUES = 1024, 2**24
 
 
 @dataclass(frozen=True)
@@ -123,14 +123,15 @@ def make_split(
     """The rows `indices` of `arrays` as a split: mapped, or preprocessed once and kept on the device."""
     if mapped:
         return MappedSplit(arrays, indices, transform, device)
-    images = [transform(arrays.floats(rows).to(device)) for rows in chunks(indices)]
+    images = [transform(arrays.floats(rows).to(device)) for rows in chunks(indices, arrays)]
     empty = torch.empty(0, *arrays.images.shape[1:], device=device)
     return TensorSplit(torch.cat(images) if images else empty, torch.from_numpy(arrays.labels[indices]))
 
 
-def chunks(indices: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
-    """`indices` in pieces of at most CHUNK."""
-    return [indices[start : start + CHUNK] for start in range(0, len(indices), CHUNK)]
+def chunks(indices: npt.NDArray[np.int64], arrays: Arrays) -> list[npt.NDArray[np.int64]]:
+    """`indices` in pieces of at most CHUNK images and CHUNK_VALUES pixel values (64 MiB as float32) of `arrays`."""
+    size = max(1, min(CHUNK, CHUNK_VALUES // int(np.prod(arrays.images.shape[1:]))))
+    return [indices[start : start + size] for start in range(0, len(indices), size)]
 
 
 def batches(split: Split, size: int) -> Iterator[tuple[Tensor, Tensor]]:

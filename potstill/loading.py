@@ -69,7 +69,7 @@ def prepare(dataset: Dataset, config: DataConfig, device: torch.device, preproce
     require_every_class(dataset.train, train_rows, dataset.class_names)
     if preprocess is None:
         kind = resolved_kind(config.preprocess, dataset.train.images.shape[1:])
-        preprocess = fit(kind, lambda: map(dataset.train.floats, chunks(train_rows)), config.zca_regularization)
+        preprocess = fit(kind, lambda: map(dataset.train.floats, chunks(train_rows, dataset.train)), config.zca_regularization)
     preprocess = preprocess.to(device)
     channels, height, width = dataset.train.images.shape[1:]
 

@@ -523,6 +523,15 @@ def test_hub_data_that_cannot_be_used_say_why(train, columns, message, tmp_path)
 
 
 @pytest.mark.usefixtures("hub_offline")
+def test_a_secret_test_split_gives_way_to_the_validation_split(tmp_path):
+    for split, labels in (("train", [0, 1, 2]), ("test", [-1, -1, -1]), ("validation", [2, 0])):
+        write(tmp_path / "set" / f"{split}.parquet", [png(image) for image in pixels(len(labels))], labels, names=NAMES)
+    dataset = read(DataConfig(data=f"hf:{tmp_path / 'set'}", cache_dir=str(tmp_path / "cache")))
+    assert dataset.test is not None
+    assert dataset.test.labels.tolist() == [2, 0]
+
+
+@pytest.mark.usefixtures("hub_offline")
 def test_hub_data_that_do_not_exist_are_named(tmp_path):
     with pytest.raises(InputError, match=r"cannot load hf:.*/nowhere: .*; check its name and the network"):
         read(DataConfig(data=f"hf:{tmp_path / 'nowhere'}"))
