@@ -3,7 +3,7 @@
     python benchmarks/distill.py digits-ipc1 --preset digits-ipc1
     python benchmarks/distill.py mnist-ipc1 --title "MNIST" --data parquet:PATH --ipc 1 --steps 300
 
-All options after the name go to `potstill distill`. A run that was cut off goes on where it was when the same command is given again.
+Other options go to `potstill distill`. A run that was cut off goes on where it was when the same command is given again.
 """
 
 import argparse

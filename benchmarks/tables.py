@@ -9,7 +9,8 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 RESULTS, README = ROOT / "benchmarks" / "results", ROOT / "README.md"
 BEGIN, END = "<!-- results: made by benchmarks/tables.py -->", "<!-- end of results -->"
-HEAD = "| data | images per class | distilled | as many random real images | outer steps | seconds per step |\n|---|---|---|---|---|---|\n"
+COLUMNS = ("data", "images per class", "distilled", "as many random real images", "outer steps", "seconds per step")
+HEAD = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|\n"
 
 
 def percent(figure: dict[str, Any]) -> str:
@@ -34,9 +35,11 @@ def table() -> str:
     versions = sorted({f"torch {result['evaluation']['versions']['torch']}" for result in results})
     commands = "\n".join(f"    {result['command']}" for result in results)
     return (
-        f"{HEAD}{''.join(map(row, results))}\nTest accuracy in %, mean ± standard deviation over {', '.join(map(str, counts))} fresh networks "
-        f"trained on one distilled set (random: a new subset for each network); training length and best step chosen on "
-        f"held-out validation images. {'; '.join(machines)}; {', '.join(versions)}. The commands:\n\n{commands}\n"
+        f"{HEAD}{''.join(map(row, results))}\n"
+        f"Test accuracy in %, mean ± standard deviation over {', '.join(map(str, counts))} fresh networks trained on one\n"
+        "distilled set (random: a new subset for each network); training length and best step were chosen on\n"
+        "held-out validation images.\n"
+        f"{'; '.join(machines)}; {', '.join(versions)}. The commands:\n\n{commands}\n"
     )
 
 

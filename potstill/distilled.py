@@ -157,23 +157,25 @@ class DistilledSet(Dataset[tuple[Tensor, Tensor]]):
     def __repr__(self) -> str:
         return f"DistilledSet({self.ipc} of each of {len(self.class_names)} classes, {tuple(self.shape)}, {self.fitted.kind})"
 
-    def preprocess(self, real: Tensor) -> Tensor:
+    def preprocess(self, real: Any) -> Tensor:
         """Make real images fit for a network that was trained on this set.
 
         Args:
-            real: (N, C, H, W) or one (C, H, W); bytes 0..255, or floats on the scale of the data it was distilled from
-                ([0, 1] for image files). 28 x 28 images are padded where the set's were.
+            real: tensor or array, (N, C, H, W) or one (C, H, W); bytes 0..255, or floats on the scale of
+                the data it was distilled from ([0, 1] for image files). 28 x 28 images are padded where the set's were.
         Returns:
             (N, C, H, W) float32.
         Raises:
             InputError: another shape than the set's.
         """
-        images = real[None] if real.ndim == 3 else real
+        images = torch.as_tensor(real)
+        images = images[None] if images.ndim == 3 else images
         images = images.float() / 255 if images.dtype == torch.uint8 else images.float()
         if images.shape[-2:] == (UNPADDED_SIDE, UNPADDED_SIDE) and self.shape[1:] == (PADDED_SIDE, PADDED_SIDE):
             images = torch.nn.functional.pad(images, [(PADDED_SIDE - UNPADDED_SIDE) // 2] * 4)
         if images.ndim != 4 or tuple(images.shape[1:]) != self.shape:
-            raise InputError(f"real images must have shape (N, {', '.join(map(str, self.shape))}), got {tuple(real.shape)}")
+            wanted = ", ".join(map(str, self.shape))
+            raise InputError(f"real images must have shape (N, {wanted}), got {tuple(images.shape)}")
         return self.fitted(images)
 
     def prefix(self, ipc: int) -> "DistilledSet":

@@ -11,6 +11,7 @@ from potstill.registry import InputError
 
 ZCA_UP_TO = 3072
 SMALLEST_NORM = 1e-8
+SMALLEST_STD = 1e-6
 Chunks = Callable[[], Iterable[Tensor]]
 """Gives, each time it is called, the training images (n, C, H, W) in [0, 1], piece by piece."""
 
@@ -121,39 +122,44 @@ def fit(kind: str, chunks: Chunks, regularization: float = 0.1) -> Preprocess:
     Source: paper D.1 for ZCA; as its released code does it: each image less its own mean and divided by its own norm,
     C = X'X / n, W = V diag(1 / sqrt(E + regularization * mean(E))) V'. No mean over images is removed.
     """
-    tensors = {"typical": average((mean_and_std(part), len(part)) for part in chunks())}
+    found = average((statistics(kind, part.double()), len(part)) for part in chunks())
+    tensors = {"typical": found["typical"]}
     if kind == "normalize":
-        mean = average((part.double().mean((0, 2, 3)), len(part)) for part in chunks())
-        mean = mean.view(-1, 1, 1)
-        variance = average(((part.double() - mean).square().mean((0, 2, 3)), len(part)) for part in chunks())
-        std = variance.sqrt().view(-1, 1, 1)
+        mean = found["mean"].view(-1, 1, 1)
+        std = (found["square"].view(-1, 1, 1) - mean.square()).clamp_min(0).sqrt()
         # A constant channel keeps its scale: divided by next to nothing, other images would be blown up in it.
-        tensors |= {"mean": mean, "std": torch.where(std > SMALLEST_NORM, std, 1)}
+        tensors |= {"mean": mean, "std": torch.where(std > SMALLEST_STD * mean.abs().clamp_min(1), std, 1)}
     if kind == "zca":
         if tensors["typical"][1] < SMALLEST_NORM:
             raise InputError("preprocess zca needs train images that are not constant, found none; give --preprocess none")
-        gram = average((second_moment(centred(part.double())), len(part)) for part in chunks())
-        values, vectors = torch.linalg.eigh(gram)
+        values, vectors = torch.linalg.eigh(found["gram"])
         scale = (values.clamp_min(0) + regularization * values.mean()).rsqrt()
         matrix = (vectors * scale) @ vectors.T
         tensors["matrix"] = (matrix + matrix.T) / 2  # symmetric to the last bit: a file keeps one triangle
     return Preprocess(kind, {name: tensor.float().contiguous() for name, tensor in tensors.items()})
 
 
-def mean_and_std(images: Tensor) -> Tensor:
-    """(2,): the mean over images of their pixels' mean and of their pixels' standard deviation."""
-    flat = images.double().flatten(1)
-    return torch.stack((flat.mean(), flat.std(1, correction=0).mean()))
+def statistics(kind: str, images: Tensor) -> dict[str, Tensor]:
+    """What `fit` needs of some images (n, C, H, W), float64, as means over them: one pass over the data gives all.
+
+    "typical" (2,): of an image's pixels, the mean and the standard deviation; "mean" and "square" (C,): of a channel's pixels
+    and of their squares; "gram" (D, D): X'X / n of the centred images.
+    """
+    flat = images.flatten(1)
+    found = {"typical": torch.stack((flat.mean(), flat.std(1, correction=0).mean()))}
+    if kind == "normalize":
+        found |= {"mean": images.mean((0, 2, 3)), "square": images.square().mean((0, 2, 3))}
+    if kind == "zca":
+        rows = centred(images)
+        found["gram"] = rows.T @ rows / len(rows)
+    return found
 
 
-def second_moment(rows: Tensor) -> Tensor:
-    """X'X / n for X of shape (n, D)."""
-    return rows.T @ rows / len(rows)
-
-
-def average(parts: Iterable[tuple[Tensor, int]]) -> Tensor:
-    """The mean of (mean over n examples, n) pairs."""
-    total, count = torch.zeros((), dtype=torch.float64), 0
-    for part, size in parts:
-        total, count = total + part * size, count + size
-    return total / count
+def average(parts: Iterable[tuple[dict[str, Tensor], int]]) -> dict[str, Tensor]:
+    """The means over all examples, from (means over n examples, n) pairs."""
+    totals: dict[str, Tensor] = {}
+    count = 0
+    for means, size in parts:
+        totals = {name: totals.get(name, 0) + mean * size for name, mean in means.items()}
+        count += size
+    return {name: total / count for name, total in totals.items()}

@@ -93,7 +93,7 @@ def test_another_model_and_fixed_steps(run):
 
 def test_a_users_model_is_found_where_the_user_stands(tmp_path, monkeypatch, capsys):
     (tmp_path / "mynets.py").write_text(
-        "from torch import nn\ndef net(input_shape, num_classes):\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))\n"
+        "from torch import nn\n\n\ndef net(num_classes):\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))\n"
     )
     monkeypatch.chdir(tmp_path)
     options = flags(model="mynets:net", steps=2)

@@ -174,6 +174,20 @@ def test_a_parameter_that_never_had_a_gradient_gives_no_nan():
     assert all(tensor.isfinite().all() for tensor in (result.leaves["x"], result.hyper["lr"], *result.start))
 
 
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_start_that_has_taken_steps_goes_on_as_if_it_had_not_stopped(optimizer):
+    # The schedule and Adam's bias correction count from the start's first step, and so do the batches.
+    tiny = Tiny.make("mlp")
+    problem, rate = tiny.problem(OPTIMIZERS[optimizer], ("rotate",)), lr(0.01)
+    objective, parts = objectives(tiny)["mean"]
+    start = problem.optimizer.init(tiny.model.theta)
+    whole_way = meta_gradient(problem, tiny.leaves, rate, start, objective, parts, burn_in=4, window=2)
+    half_way = meta_gradient(problem, tiny.leaves, rate, start, objective, parts, burn_in=3, window=0).final
+    rest = meta_gradient(problem, tiny.leaves, rate, half_way, objective, parts, burn_in=1, window=2, first=3)
+    assert torch.equal(rest.leaves["images"], whole_way.leaves["images"])
+    assert torch.equal(rest.hyper["lr"], whole_way.hyper["lr"])
+
+
 class Ledger:
     """Bytes that the graphs under way keep for their backward pass: now, and the most so far."""
 

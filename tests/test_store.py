@@ -12,7 +12,6 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-import potstill
 from potstill.config import DataConfig
 from potstill.data import TensorSplit
 from potstill.distilled import BatchPlan, Block, DistilledSet, Recipe, initial_block
@@ -97,6 +96,7 @@ def test_preprocess_takes_bytes_floats_one_image_and_pads_mnist():
     assert torch.equal(distilled.preprocess(real), expected)
     assert torch.equal(distilled.preprocess(real / 255), expected)
     assert torch.equal(distilled.preprocess(real[0]), expected[:1])
+    assert torch.equal(distilled.preprocess(real.numpy()), expected)
     with pytest.raises(InputError, match=r"real images must have shape \(N, 1, 4, 4\), got \(5, 3, 4, 4\)"):
         distilled.preprocess(torch.zeros(5, 3, 4, 4))
     block = Block({"images": torch.zeros(3, 1, 32, 32), "targets": torch.eye(3)}, torch.arange(3))
@@ -209,7 +209,3 @@ def test_a_batch_holds_as_many_of_each_class_as_planned_without_repeats():
     assert set(some.flatten().tolist()) == {0, 2}
     assert ((some > 0).sum(1) == 3).all()
     assert ((some > 0).sum(0) > 80).all()  # each class in about 120 of 200
-
-
-def test_the_package_offers_what_the_readme_uses():
-    assert potstill.load is load
