@@ -14,9 +14,8 @@ from typing import Any, NoReturn, get_args
 
 from potstill import __version__
 from potstill.config import EVALUATION_DATA_OPTIONS, Config, options_of_config, preset_names
-from potstill.registry import METHODS, MODELS, OPTIMIZERS, PREPROCESSING, SOURCES, WINDOWS, InputError, near_miss
+from potstill.registry import EXPORTS, METHODS, MODELS, OPTIMIZERS, PREPROCESSING, SOURCES, WINDOWS, InputError, near_miss
 
-EXPORT_FORMATS = ("png", "folder", "parquet", "npz")
 EXIT_INPUT, EXIT_INTERRUPTED = 2, 130
 
 
@@ -41,8 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return dispatch(list(sys.argv[1:] if arguments is None else arguments))
     except InputError as error:
         return fail(str(error))
-    except KeyboardInterrupt:
-        print("\npotstill: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(f"potstill: {str(error) or 'interrupted'}", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # the reader of our output left, as in `potstill list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -121,7 +120,7 @@ def make_parser() -> tuple[Parser, dict[str, Parser]]:
     export = command("export", "Write a set in another format.", "potstill export runs/digits --format folder")
     export.add_argument("path", type=Path, metavar="RUN_OR_FILE", help="a run's folder, or a distilled.safetensors")
     export.add_argument(
-        "--format", choices=EXPORT_FORMATS, default="png",
+        "--format", choices=list(EXPORTS), default="png",
         help="an annotated grid (default), one PNG an image in class folders, Hugging Face parquet, NumPy arrays",
     )  # fmt: skip
     export.add_argument("--out", type=Path, help="file or folder to write (default: beside the set)")
@@ -185,6 +184,7 @@ def list_parts() -> int:
         ),
         ("inner optimizers (--inner-optimizer)", OPTIMIZERS.described()),
         ("preprocessing (--preprocess)", PREPROCESSING.described()),
+        ("export formats (--format)", EXPORTS.described()),
         ("presets (--preset)", preset_names()),
     ]
     width = max(len(name) for _, rows in tables for name, _ in rows)

@@ -31,30 +31,15 @@ from potstill.distilled import DistilledSet
 from potstill.evaluation import Row
 from potstill.loading import RealData, prepare
 from potstill.outer import Interrupted
-from potstill.registry import InputError
+from potstill.registry import EXPORTS, InputError
 from potstill.report import write_grid
-
-EXIT_INTERRUPTED = 130
 
 
 def distill(parsed: argparse.Namespace) -> int:
     """`potstill distill`."""
-    given = {item.name: getattr(parsed, item.name) for _, item, _ in options_of_config() if hasattr(parsed, item.name)}
-    if parsed.resume:
-        strange = [*given, *(name for name in ("out", "preset", "config", "overwrite") if getattr(parsed, name))]
-        if strange:
-            raise InputError(f"--resume takes every option from the run's config.toml; remove --{strange[0].replace('_', '-')}")
-        out = parsed.resume
-        config = None
-    else:
-        base = options_from_preset(parsed.preset) if parsed.preset else {}
-        base |= options_from_file(parsed.config) if parsed.config else {}
-        config = Config.from_options(**{**base, **given})
-        out = parsed.out or default_out(config)
-
-    if config is None:
-        config = runs.RunFolder.open(out).config()
-    elif not parsed.overwrite:
+    config = resumed_config(parsed) if parsed.resume else new_config(parsed)
+    out = parsed.resume or parsed.out or default_out(config)
+    if not (parsed.resume or parsed.overwrite):
         runs.RunFolder.check_free(out)  # before the data are read, which may take long
     try:
         with listening(parsed.quiet) as listener:
@@ -65,8 +50,7 @@ def distill(parsed: argparse.Namespace) -> int:
                 distilled = distillation.run(config, dataset, out, overwrite=parsed.overwrite, listener=listener)
     except (Interrupted, KeyboardInterrupt) as error:
         way_on = f"go on with `potstill distill --resume {out}`" if (out / runs.CONFIG).is_file() else "nothing was written"
-        print(f"potstill: {str(error) or 'interrupted'}; {way_on}", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        raise KeyboardInterrupt(f"{str(error) or 'interrupted'}; {way_on}") from error
     write_grid(distilled, out / runs.PICTURE)
     accuracy = distilled.meta["accuracy"]
     print(
@@ -76,6 +60,26 @@ def distill(parsed: argparse.Namespace) -> int:
         f"next:          potstill evaluate {out}"
     )
     return 0
+
+
+def given_options(parsed: argparse.Namespace) -> dict[str, Any]:
+    """The options of config.py that the command line sets, by name."""
+    return {item.name: getattr(parsed, item.name) for _, item, _ in options_of_config() if hasattr(parsed, item.name)}
+
+
+def new_config(parsed: argparse.Namespace) -> Config:
+    """Defaults, then the preset, then the file, then the command line."""
+    options = options_from_preset(parsed.preset) if parsed.preset else {}
+    options |= options_from_file(parsed.config) if parsed.config else {}
+    return Config.from_options(**{**options, **given_options(parsed)})
+
+
+def resumed_config(parsed: argparse.Namespace) -> Config:
+    """The configuration of the run to resume; an InputError if the command line sets options beside it."""
+    others = [name for name in ("out", "preset", "config", "overwrite") if getattr(parsed, name)]
+    for name in (*given_options(parsed), *others):
+        raise InputError(f"--resume takes every option from the run's config.toml; remove --{name.replace('_', '-')}")
+    return runs.RunFolder.open(parsed.resume).config()
 
 
 def default_out(config: Config) -> Path:
@@ -217,13 +221,12 @@ def show(rows: list[Row], test_images: int, machine: str) -> None:
 
 def export(parsed: argparse.Namespace) -> int:
     """`potstill export`."""
-
     distilled, data = open_set(parsed)
     folder = parsed.path if parsed.path.is_dir() else parsed.path.parent
-    out = parsed.out or folder / exports.FORMATS[parsed.format][1]
+    out = parsed.out or folder / EXPORTS[parsed.format].default_name
     told = exports.export(distilled, parsed.format, out)
     print(f"written: {out}\n{told}")
-    if parsed.no_check or parsed.format not in exports.LOSSY_FORMATS:
+    if parsed.no_check or EXPORTS[parsed.format].exact:
         return 0
     if data is None:
         print("what accuracy the pictures cost was not measured; give the real data with --data")

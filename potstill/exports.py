@@ -2,15 +2,17 @@
 
 import io
 import json
+import os
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
 from potstill.distilled import DistilledSet
-from potstill.registry import InputError, near_miss
+from potstill.registry import EXPORTS, InputError
 from potstill.report import to_bytes, to_image, write_grid
 from potstill.store import write
 
@@ -98,32 +100,43 @@ def export_npz(distilled: DistilledSet, path: Path) -> None:
     write(path, buffer.getvalue())
 
 
-FORMATS: dict[str, tuple[Callable[[DistilledSet, Path], None], str, str]] = {
-    "png": (export_png, "distilled.png", LOSSY),
-    "folder": (export_folder, "images", LOSSY),
-    "parquet": (export_parquet, "distilled.parquet", f"column image is {LOSSY}; columns input and target are {EXACT}"),
-    "npz": (export_npz, "distilled.npz", f"array pixels is {LOSSY}; images, targets and labels are {EXACT}"),
-}
+@dataclass(frozen=True)
+class Format:
+    """One of `registry.EXPORTS`.
+
+    Args:
+        write: writes a set to a path.
+        default_name: of the file or folder, beside the set.
+        told: what a user must know of it.
+        exact: whether it holds the arrays that a network trains on.
+    """
+
+    write: Callable[[DistilledSet, Path], None]
+    default_name: str
+    told: str
+    exact: bool
 
 
-LOSSY_FORMATS = ("png", "folder")
-"""Those that hold nothing but 8-bit pictures."""
+PNG = Format(export_png, "distilled.png", LOSSY, exact=False)
+FOLDER = Format(export_folder, "images", LOSSY, exact=False)
+PARQUET = Format(export_parquet, "distilled.parquet", f"column image is {LOSSY}; columns input and target are {EXACT}", exact=True)
+NPZ = Format(export_npz, "distilled.npz", f"array pixels is {LOSSY}; images, targets and labels are {EXACT}", exact=True)
 
 
-def export(distilled: DistilledSet, format: str, path: Path) -> str:
-    """Write a set in one of FORMATS; a sentence on what the file loses.
+def export(distilled: DistilledSet, format: str, path: str | os.PathLike[str]) -> str:
+    """Write a set in a format of `potstill list`; a sentence on what the file loses.
 
     Raises:
         InputError: an unknown format, or a place that cannot be written.
     """
-    if format not in FORMATS:
-        raise InputError(f"format must be one of {', '.join(FORMATS)}; got {format!r}{near_miss(format, FORMATS)}")
+    chosen: Format = EXPORTS[format]
+    target = Path(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"cannot make the folder {path.parent}: {error.strerror}") from error
-    FORMATS[format][0](distilled, path)
-    return FORMATS[format][2]
+        raise InputError(f"cannot make the folder {target.parent}: {error.strerror}; choose another place with --out") from error
+    chosen.write(distilled, target)
+    return chosen.told
 
 
 def exported_images(distilled: DistilledSet) -> Tensor:

@@ -26,8 +26,8 @@ def import_object(path: str) -> Any:
         raise InputError(f"expected 'package.module:name', got {path!r}")
     try:
         loaded = importlib.import_module(module)
-    except ImportError as error:
-        raise InputError(f"cannot import {module!r} of {path!r}: {error}") from error
+    except Exception as error:  # a user's module may fail in any way
+        raise InputError(f"cannot import {module!r} of {path!r}: {type(error).__name__}: {error}") from error
     if not hasattr(loaded, name):
         raise InputError(f"module {module!r} has no {name!r}{near_miss(name, dir(loaded))}")
     return getattr(loaded, name)
@@ -93,6 +93,13 @@ OPTIMIZERS = Registry(
     "inner optimizer",
     adam=("potstill.inner:Adam", "Adam; eps after bias correction (torch) or before it (higher 0.2.1)"),
     sgd=("potstill.inner:SGD", "SGD with momentum, weight decay and step decay of the learning rate"),
+)
+EXPORTS = Registry(
+    "export format",
+    png=("potstill.exports:PNG", "one annotated picture of all images (default)"),
+    folder=("potstill.exports:FOLDER", "one PNG an image, in class folders"),
+    parquet=("potstill.exports:PARQUET", "Hugging Face parquet: pictures, labels, and the exact arrays"),
+    npz=("potstill.exports:NPZ", "NumPy arrays"),
 )
 PREPROCESSING = Registry(
     "preprocessing",
