@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from potstill.config import Config
-    from potstill.distillation import distill
+    from potstill.distillation import distill, resume
     from potstill.distilled import DistilledSet
     from potstill.evaluation import evaluate, train
     from potstill.exports import export
@@ -18,12 +18,13 @@ if TYPE_CHECKING:
     from potstill.store import load, save
 
 __version__ = "0.1.0"
-__all__ = ["Config", "DistilledSet", "InputError", "distill", "evaluate", "export", "load", "save", "train"]
+__all__ = ["Config", "DistilledSet", "InputError", "distill", "evaluate", "export", "load", "resume", "save", "train"]
 
 # Imported when first used (PEP 562), so that `potstill --help` does not wait for torch.
 _HOMES = {
     "Config": "config", "DistilledSet": "distilled", "InputError": "registry", "distill": "distillation",
-    "evaluate": "evaluation", "export": "exports", "load": "store", "save": "store", "train": "evaluation",
+    "evaluate": "evaluation", "export": "exports", "load": "store", "resume": "distillation", "save": "store",
+    "train": "evaluation",
 }  # fmt: skip
 
 

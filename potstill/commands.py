@@ -45,9 +45,9 @@ def distill(parsed: argparse.Namespace) -> int:
         with listening(parsed.quiet) as listener:
             dataset = sources.read(config.data)
             if parsed.resume:
-                distilled = distillation.resume(out, dataset, listener=listener)
+                distilled = distillation.resumed_run(out, dataset, listener=listener)
             else:
-                distilled = distillation.run(config, dataset, out, overwrite=parsed.overwrite, listener=listener)
+                distilled = distillation.new_run(config, dataset, out, overwrite=parsed.overwrite, listener=listener)
     except (Interrupted, KeyboardInterrupt) as error:
         way_on = f"go on with `potstill distill --resume {out}`" if (out / runs.CONFIG).is_file() else "nothing was written"
         raise KeyboardInterrupt(f"{str(error) or 'interrupted'}; {way_on}") from error

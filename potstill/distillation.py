@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from potstill import store
-from potstill.config import Config, options_from_preset
+from potstill.config import Config, DataConfig, options_from_preset
 from potstill.data import Dataset
 from potstill.devices import pick_device, versions
 from potstill.distilled import Block, DistilledSet, Recipe, initial_block
@@ -90,23 +90,62 @@ def distill(
     Raises:
         InputError: something given is wrong; the sentence says what, the rule, the value found and the way out.
     """
-    config = Config.from_options(**(options_from_preset(preset) if preset else {}))
+    if images is not None:
+        options["data"] = "arrays"
     if images_per_class is not None:
         options["ipc"] = images_per_class
     if model is not None:
         options["model"] = model_name(model)
-    if (images is None) != (labels is None):
-        raise InputError("images and labels must be given together, got only one of them")
-    if images is None and test_images is not None:
-        raise InputError("test_images needs images, got none")
-    if images is not None:
-        options["data"] = "arrays"
-    config = Config.from_options(config, **options)
-    dataset = read(config.data) if images is None else from_arrays(images, labels, test_images, test_labels, class_names)
-    return run(config, dataset, None if out is None else Path(out), model=model, overwrite=overwrite, listener=listener)
+    base = Config.from_options(**options_from_preset(preset)) if preset else Config()
+    config = Config.from_options(base, **options)
+    dataset = dataset_of(config.data, images, labels, test_images, test_labels, class_names)
+    return new_run(config, dataset, None if out is None else Path(out), model=model, overwrite=overwrite, listener=listener)
 
 
-def run(
+def resume(
+    out: str | os.PathLike[str],
+    images: Any = None,
+    labels: Any = None,
+    *,
+    test_images: Any = None,
+    test_labels: Any = None,
+    class_names: Sequence[str] | None = None,
+    model: ModelSpec | None = None,
+    listener: Listener = SILENT,
+) -> DistilledSet:
+    """Go on with a run that was stopped, from its last checkpoint, to exactly what it would have given undisturbed.
+
+    Args:
+        out: the run's folder; its config.toml holds every option.
+        images: the arrays that the run was started with, if it was.
+        labels: their classes.
+        test_images: as at the start.
+        test_labels: as at the start.
+        class_names: as at the start.
+        model: a callable, if the run was started with one that cannot be imported.
+        listener: told of progress.
+    Raises:
+        InputError: no run in `out`, a finished one, or other data than it was started with.
+    """
+    config = RunFolder.open(Path(out)).config()
+    dataset = dataset_of(config.data, images, labels, test_images, test_labels, class_names)
+    return resumed_run(Path(out), dataset, model=model, listener=listener)
+
+
+def dataset_of(
+    config: DataConfig, images: Any, labels: Any, test_images: Any, test_labels: Any, class_names: Sequence[str] | None
+) -> Dataset:
+    """The data that were given as arrays or, without any, that the configuration names."""
+    if images is not None and labels is not None:
+        return from_arrays(images, labels, test_images, test_labels, class_names)
+    named = {"images": images, "labels": labels, "test_images": test_images, "test_labels": test_labels, "class_names": class_names}
+    for name, value in named.items():
+        if value is not None:
+            raise InputError(f"images and labels must be given together, got {name} without them")
+    return read(config)
+
+
+def new_run(
     config: Config,
     dataset: Dataset,
     out: Path | None,
@@ -121,12 +160,8 @@ def run(
     return finish(setup, folder, OuterState.start(setup.learned, setup.method.init()), listener)
 
 
-def resume(path: Path, dataset: Dataset, *, model: ModelSpec | None = None, listener: Listener = SILENT) -> DistilledSet:
-    """Go on with the run in `path` from its last whole checkpoint, to exactly what the undisturbed run would have given.
-
-    Raises:
-        InputError: no run there, or other data than it was started with.
-    """
+def resumed_run(path: Path, dataset: Dataset, *, model: ModelSpec | None = None, listener: Listener = SILENT) -> DistilledSet:
+    """`resume` with the data at hand."""
     folder = RunFolder.open(path)
     if folder.finished:
         raise InputError(f"the run in {path} is finished; evaluate it with `potstill evaluate {path}`")
@@ -167,7 +202,7 @@ class Setup:
         factory = resolve(spec, real.shape, classes, width=inner.width, depth=inner.depth, norm=inner.norm)
         check_model(inner.model, factory, real.shape, classes)
         check_second_derivative(inner.model, factory, real.shape, classes)
-        if couples_batch(factory()):
+        if couples_batch(fresh(factory, 0, torch.device("cpu"))):
             listener.say("the network has batch norm: the real batch is taken whole, and its memory grows with --real-batch")
         block = initial_block(config.distilled.init, config.distilled.ipc, classes, real.shape, real.train, seed, device)
         fixed = {} if config.distilled.learn_labels else {"targets": block.targets}

@@ -282,5 +282,5 @@ def test_python_takes_arrays_and_a_model_of_its_own():
     assert potstill.train(distilled, net)(distilled.preprocess(images[:4, None])).shape == (4, 3)
     with pytest.raises(potstill.InputError, match="cannot be imported; give it with model="):
         potstill.train(distilled)
-    with pytest.raises(potstill.InputError, match="images and labels must be given together"):
+    with pytest.raises(potstill.InputError, match="images and labels must be given together, got images without them"):
         potstill.distill(images)

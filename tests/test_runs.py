@@ -11,13 +11,12 @@ import pytest
 import torch
 
 import potstill
-from potstill import distillation, runs, store
+from potstill import runs, store
 from potstill.config import Config, options_from_file
 from potstill.distillation import Listener
 from potstill.outer import Interrupted
 from potstill.registry import InputError
 from potstill.seeds import generator
-from potstill.sources import from_arrays
 
 # A run of a second that exercises all state: learned labels, augmentation, class subsets, clipping, validation, the best.
 QUICK = {
@@ -71,11 +70,23 @@ def test_micro_batches_change_the_memory_and_not_the_result(undisturbed):
     torch.testing.assert_close(whole.images, parts.images, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("after", [5, 9])
-def test_a_killed_run_resumes_to_the_undisturbed_bytes(undisturbed, tmp_path, after):
+# Long enough to be hit in the middle on a loaded machine.
+LONG = {"steps": 150, "validate_every": 30, "checkpoint_every": 20}
+
+
+@pytest.fixture(scope="module")
+def long_run(tmp_path_factory) -> Path:
+    """A finished run of LONG that nothing disturbed."""
+    out = tmp_path_factory.mktemp("long") / "run"
+    potstill.distill(**{**QUICK, **LONG}, out=out)
+    return out
+
+
+@pytest.mark.parametrize("after", [5, 45])
+def test_a_killed_run_resumes_to_the_undisturbed_bytes(long_run, tmp_path, after):
     out = tmp_path / "run"
     process = subprocess.Popen(
-        command("distill", "--out", out, *flags(steps=12)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command("distill", "--out", out, *flags(**LONG)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     metrics = out / runs.METRICS
     while not (metrics.exists() and len(metrics.read_text().splitlines()) >= after):
@@ -86,15 +97,15 @@ def test_a_killed_run_resumes_to_the_undisturbed_bytes(undisturbed, tmp_path, af
     assert not (out / store.ARTEFACT).exists()
     result = subprocess.run(command("distill", "--resume", out), check=True, capture_output=True, text=True)
     assert "going on after outer step" in result.stderr
-    assert bytes_of(out) == bytes_of(undisturbed)
+    assert bytes_of(out) == bytes_of(long_run)
     steps = [record["step"] for record in runs.RunFolder(out).records()]
-    assert steps == list(range(1, 13))
+    assert steps == list(range(1, LONG["steps"] + 1))
 
 
-def test_ctrl_c_finishes_the_step_saves_and_says_how_to_resume(undisturbed, tmp_path):
+def test_ctrl_c_finishes_the_step_saves_and_says_how_to_resume(long_run, tmp_path):
     out = tmp_path / "run"
     process = subprocess.Popen(
-        command("distill", "--out", out, *flags()), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command("distill", "--out", out, *flags(**LONG)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     while not (out / runs.METRICS).exists():
         time.sleep(0.002)
@@ -107,7 +118,7 @@ def test_ctrl_c_finishes_the_step_saves_and_says_how_to_resume(undisturbed, tmp_
     steps = [record["step"] for record in runs.RunFolder(out).records()]
     assert saved[-1].name == f"step-{steps[-1]:08d}.safetensors"
     subprocess.run(command("distill", "--resume", out), check=True, capture_output=True)
-    assert bytes_of(out) == bytes_of(undisturbed)
+    assert bytes_of(out) == bytes_of(long_run)
 
 
 def interrupted_run(out: Path, after: int) -> None:
@@ -119,7 +130,7 @@ def interrupted_run(out: Path, after: int) -> None:
 
 
 def resume(out: Path, **how) -> potstill.DistilledSet:
-    return distillation.resume(out, distillation.read(runs.RunFolder.open(out).config().data), **how)
+    return potstill.resume(out, **how)
 
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(undisturbed, tmp_path):
@@ -159,10 +170,10 @@ def test_a_run_of_arrays_resumes_with_the_same_arrays_and_refuses_others(tmp_pat
     with pytest.raises(Interrupted):
         potstill.distill(images, labels, **quick, out=tmp_path / "run", listener=listener)
     with pytest.raises(InputError, match=r"was started with other data; its content has changed"):
-        distillation.resume(tmp_path / "run", from_arrays(images + 1, labels))
+        potstill.resume(tmp_path / "run", images + 1, labels)
     with pytest.raises(InputError, match=r"data is 'arrays': .* give the data again"):
         resume(tmp_path / "run")
-    assert torch.equal(distillation.resume(tmp_path / "run", from_arrays(images, labels)).images, whole.images)
+    assert torch.equal(potstill.resume(tmp_path / "run", images, labels).images, whole.images)
 
 
 def test_a_finished_run_does_not_resume(undisturbed):
