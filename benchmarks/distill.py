@@ -38,7 +38,7 @@ def main() -> None:
     result = {
         "title": known.title or known.name,
         "command": shlex.join(["potstill", "distill", *shown]),
-        "evaluation": json.loads((out / runs.EVALUATION).read_text()),
+        "evaluation": runs.evaluations(out / runs.EVALUATION)[-1],
         "images_per_class": load(out).ipc,
         "validation": load(out).meta["accuracy"],
         "outer_steps": len(records),

@@ -9,10 +9,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from potstill.api import distill, evaluate, resume
     from potstill.config import Config
-    from potstill.distillation import distill, resume
     from potstill.distilled import DistilledSet
-    from potstill.evaluation import evaluate, train
+    from potstill.evaluation import train
     from potstill.exports import export
     from potstill.registry import InputError
     from potstill.store import load, save
@@ -22,8 +22,8 @@ __all__ = ["Config", "DistilledSet", "InputError", "distill", "evaluate", "expor
 
 # Imported when first used (PEP 562), so that `potstill --help` does not wait for torch.
 _HOMES = {
-    "Config": "config", "DistilledSet": "distilled", "InputError": "registry", "distill": "distillation",
-    "evaluate": "evaluation", "export": "exports", "load": "store", "resume": "distillation", "save": "store",
+    "Config": "config", "DistilledSet": "distilled", "InputError": "registry", "distill": "api",
+    "evaluate": "api", "export": "exports", "load": "store", "resume": "api", "save": "store",
     "train": "evaluation",
 }  # fmt: skip
 

@@ -6,6 +6,7 @@ The commands themselves are in commands.py, which needs torch and is imported wh
 import argparse
 import dataclasses
 import importlib
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -16,6 +17,10 @@ from potstill import __version__
 from potstill.config import EVALUATION_DATA_OPTIONS, Config, options_of_config, preset_names
 from potstill.registry import EXPORTS, METHODS, MODELS, OPTIMIZERS, PREPROCESSING, SOURCES, WINDOWS, InputError, near_miss
 
+PAPER = (
+    "paper: Feng, Vedantam & Kempe, Embarrassingly Simple Dataset Distillation, ICLR 2024, arXiv:2311.07025;\n"
+    "help texts name its sections"
+)
 EXIT_INPUT, EXIT_INTERRUPTED = 2, 130
 
 
@@ -35,6 +40,9 @@ class Help(argparse.RawDescriptionHelpFormatter):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code. 2: the input was wrong, told in one sentence. 130: interrupted."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without "±" gets "?" and no traceback
     sys.path.insert(0, str(Path.cwd()))  # --model package.module:factory is looked for where the user stands
     try:
         return dispatch(list(sys.argv[1:] if arguments is None else arguments))
@@ -78,14 +86,16 @@ def dispatch(arguments: list[str]) -> int:
 
 def make_parser() -> tuple[Parser, dict[str, Parser]]:
     """The parser of everything, and those of the commands by name."""
-    parser = Parser("potstill", description="Distill a labelled data set into a few synthetic examples.", formatter_class=Help)
+    parser = Parser(
+        "potstill", description="Distill a labelled data set into a few synthetic examples.", epilog=PAPER, formatter_class=Help
+    )
     parser.add_argument("--version", action="version", version=f"potstill {__version__}")
     added = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
     commands: dict[str, Parser] = {}
 
     def command(name: str, line: str, example: str) -> Parser:
         made = added.add_parser(
-            name, help=line, description=f"{line}\n\nexample: {example}", formatter_class=Help, allow_abbrev=False
+            name, help=line, description=f"{line}\n\nexample: {example}", epilog=PAPER, formatter_class=Help, allow_abbrev=False
         )
         commands[name] = made
         return made
@@ -93,9 +103,16 @@ def make_parser() -> tuple[Parser, dict[str, Parser]]:
     distill = command("distill", "Distill a data set.", "potstill distill --data digits --ipc 1 --out runs/digits")
     distill.add_argument("--out", type=Path, help="the run's folder (default: runs/DATA-ipcN-METHOD)")
     distill.add_argument("--preset", help="start from a named setting of the paper (see `potstill list`)")
-    distill.add_argument("--config", type=Path, help="start from a config.toml; flags on the command line go first")
-    distill.add_argument("--resume", type=Path, metavar="RUN", help="go on with the run in this folder, to the same bytes")
-    distill.add_argument("--overwrite", action="store_true", help="replace the run that --out holds")
+    distill.add_argument(
+        "--config", type=Path, help="start from a config.toml; it wins over --preset, and flags on the command line win over both"
+    )
+    distill.add_argument(
+        "--resume",
+        type=Path,
+        metavar="RUN",
+        help="go on with the run in this folder, to the bytes it would have given; its data may be given anew with --data",
+    )
+    distill.add_argument("--overwrite", action="store_true", help="replace the run that --out holds, once the new set is written")
     distill.add_argument("--quiet", action="store_true", help="print the result only")
     add_options(distill, [item.name for _, item, _ in options_of_config()])
 
@@ -114,14 +131,15 @@ def make_parser() -> tuple[Parser, dict[str, Parser]]:
         help="measure beside it, and again for both: as many random real images, or all of them",
     )  # fmt: skip
     evaluate.add_argument("--full-epochs", type=positive, default=20, help="most epochs of --baseline full (default: 20)")
-    evaluate.add_argument("--seed", type=int, default=0, help="of the networks (default: 0)")
+    evaluate.add_argument("--seed", type=int, default=0, help="seed of the networks (default: 0)")
     add_machine_and_data(evaluate)
 
     export = command("export", "Write a set in another format.", "potstill export runs/digits --format folder")
     export.add_argument("path", type=Path, metavar="RUN_OR_FILE", help="a run's folder, or a distilled.safetensors")
     export.add_argument(
-        "--format", choices=list(EXPORTS), default="png",
-        help="an annotated grid (default), one PNG an image in class folders, Hugging Face parquet, NumPy arrays",
+        "--format", choices=list(EXPORTS),
+        help="an annotated grid, one PNG an image in class folders, Hugging Face parquet, NumPy arrays (default: by the suffix of "
+        "--out, else png)",
     )  # fmt: skip
     export.add_argument("--out", type=Path, help="file or folder to write (default: beside the set)")
     export.add_argument("--no-check", action="store_true", help="do not measure what accuracy a lossy format costs")
@@ -131,8 +149,11 @@ def make_parser() -> tuple[Parser, dict[str, Parser]]:
     return parser, commands
 
 
-def add_options(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
-    """Flags for these options of config.py, in groups by section. A flag that is not given sets nothing."""
+def add_options(parser: argparse.ArgumentParser, names: Sequence[str], default: str | None = None) -> None:
+    """Flags for these options of config.py, in groups by section. A flag that is not given sets nothing.
+
+    `default` says what holds then, if it is not the option's own default.
+    """
     groups: dict[str, Any] = {}
     for section, item, hint in options_of_config():
         if item.name not in names:
@@ -140,8 +161,8 @@ def add_options(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
         if section not in groups:
             described = next(field.type for field in dataclasses.fields(Config) if field.name == section)
             groups[section] = parser.add_argument_group(section, (described.__doc__ or "").strip())
-        default = ",".join(map(str, item.default)) if isinstance(item.default, tuple) else item.default
-        text = f"{item.metadata['help']} (default: {default if default != '' else 'none'})".replace("%", "%%")
+        own = ",".join(map(str, item.default)) if isinstance(item.default, tuple) else item.default
+        text = f"{item.metadata['help']} (default: {default or (own if own != '' else 'none')})".replace("%", "%%")
         flag, common = "--" + item.name.replace("_", "-"), {"dest": item.name, "default": argparse.SUPPRESS, "help": text}
         if hint is bool:
             groups[section].add_argument(flag, action=argparse.BooleanOptionalAction, **common)
@@ -169,7 +190,8 @@ def positive(text: str) -> int:
 def add_machine_and_data(parser: argparse.ArgumentParser) -> None:
     """The flags of commands that look at a finished set."""
     parser.add_argument("--data", help="real data to measure on (default: what it was distilled from)")
-    add_options(parser, (*EVALUATION_DATA_OPTIONS, "device", "threads"))
+    add_options(parser, EVALUATION_DATA_OPTIONS, default="as when it was distilled")
+    add_options(parser, ("device", "threads"))
 
 
 def list_parts() -> int:

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import json
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from potstill import distillation, evaluation, exports, runs, sources, store
+from potstill import api, distillation, evaluation, exports, runs, sources, store
 from potstill.config import (
     EVALUATION_DATA_OPTIONS,
     Config,
@@ -28,8 +29,8 @@ from potstill.devices import hardware, pick_device, versions
 from potstill.display import Display
 from potstill.distillation import Listener
 from potstill.distilled import DistilledSet
-from potstill.evaluation import Row
-from potstill.loading import RealData, prepare
+from potstill.evaluation import Figure, Row
+from potstill.loading import RealData
 from potstill.outer import Interrupted
 from potstill.registry import EXPORTS, InputError
 from potstill.report import write_grid
@@ -41,24 +42,26 @@ def distill(parsed: argparse.Namespace) -> int:
     out = parsed.resume or parsed.out or default_out(config)
     if not (parsed.resume or parsed.overwrite):
         runs.RunFolder.check_free(out)  # before the data are read, which may take long
+    display = Display(parsed.quiet)
     try:
-        with listening(parsed.quiet) as listener:
+        with display, listening(display) as listener:
             dataset = sources.read(config.data)
             if parsed.resume:
-                distilled = distillation.resumed_run(out, dataset, listener=listener)
+                distilled = distillation.resumed_run(out, config, dataset, listener=listener)
             else:
                 distilled = distillation.new_run(config, dataset, out, overwrite=parsed.overwrite, listener=listener)
     except (Interrupted, KeyboardInterrupt) as error:
-        way_on = f"go on with `potstill distill --resume {out}`" if (out / runs.CONFIG).is_file() else "nothing was written"
+        begun = display.begun or parsed.resume
+        way_on = f"go on with `potstill distill --resume {shlex.quote(str(out))}`" if begun else "no step was done"
         raise KeyboardInterrupt(f"{str(error) or 'interrupted'}; {way_on}") from error
-    write_grid(distilled, out / runs.PICTURE)
-    accuracy = distilled.meta["accuracy"]
+    figure = Figure(**{name: distilled.meta["accuracy"][name] for name in ("mean", "std", "n")})
     print(
-        f"distilled set: {out / 'distilled.safetensors'}\n"
-        f"picture:       {out / runs.PICTURE}\n"
-        f"validation:    {percent(accuracy)}, {distilled.recipe.steps} training steps; this split chose them\n"
-        f"next:          potstill evaluate {out}"
+        f"distilled set: {out / store.ARTEFACT}\n"
+        f"validation:    {figure}, {distilled.recipe.steps} training steps; this split chose them\n"
+        f"next:          potstill evaluate {shlex.quote(str(out))}"
     )
+    write_grid(distilled, out / runs.PICTURE)
+    print(f"picture:       {out / runs.PICTURE}")
     return 0
 
 
@@ -75,11 +78,17 @@ def new_config(parsed: argparse.Namespace) -> Config:
 
 
 def resumed_config(parsed: argparse.Namespace) -> Config:
-    """The configuration of the run to resume; an InputError if the command line sets options beside it."""
+    """The configuration of the run to resume; only where things are may be given anew.
+
+    Raises:
+        InputError: the command line sets other options beside it.
+    """
+    given = given_options(parsed)
     others = [name for name in ("out", "preset", "config", "overwrite") if getattr(parsed, name)]
-    for name in (*given_options(parsed), *others):
-        raise InputError(f"--resume takes every option from the run's config.toml; remove --{name.replace('_', '-')}")
-    return runs.RunFolder.open(parsed.resume).config()
+    for name in (*given, *others):
+        if name not in ("data", "cache_dir", "device"):
+            raise InputError(f"--resume takes every option from the run's config.toml; remove --{name.replace('_', '-')}")
+    return Config.from_options(runs.RunFolder.open(parsed.resume).config(), **given)
 
 
 def default_out(config: Config) -> Path:
@@ -89,31 +98,23 @@ def default_out(config: Config) -> Path:
     return Path("runs") / f"{name}-ipc{config.distilled.ipc}-{config.outer.method}"
 
 
-def percent(figure: Any) -> str:
-    """{"mean", "std", "n"} as "88.1 ± 0.5 % (n = 10)"."""
-    spread = "" if figure["std"] is None else f" ± {100 * figure['std']:.1f}"
-    return f"{100 * figure['mean']:.1f}{spread} % (n = {figure['n']})"
-
-
 @contextmanager
-def listening(quiet: bool) -> Iterator[Listener]:
-    """A listener that shows a bar, or lines where there is no terminal.
+def listening(display: Display) -> Iterator[Listener]:
+    """A listener that shows what it hears.
 
-    The first Ctrl-C (or SIGTERM) asks the running loop to stop after its step; before the loop, or again, it stops at once.
+    The first Ctrl-C (or SIGTERM) in the outer loop asks it to stop after its step; anywhere else, or again, it stops at once.
     """
     asked: list[int] = []
 
     def handle(number: int, frame: Any) -> None:
-        if asked or not display.stepped:
+        if asked or not display.looping:
             raise KeyboardInterrupt
         asked.append(number)
         display.say("stopping after this step; once more stops at once")
 
-    display = Display(quiet)
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        with display:
-            yield Listener(display.say, display.step, display.work, lambda: bool(asked))
+        yield Listener(display.say, display.step, display.work, lambda: bool(asked))
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -121,30 +122,19 @@ def listening(quiet: bool) -> Iterator[Listener]:
 
 def open_set(parsed: argparse.Namespace) -> tuple[DistilledSet, DataConfig | None]:
     """The distilled set of a run or file, and where its real data are, if that can be told."""
-
     path = parsed.path
-    if path.is_dir() and (path / runs.CONFIG).is_file() and not (path / store.ARTEFACT).is_file():
+    run = runs.RunFolder(path if path.is_dir() else path.parent)
+    if path.is_dir() and run.is_run and not run.finished:
         raise InputError(f"the run in {path} is not finished; go on with `potstill distill --resume {path}`")
     distilled = store.load(path)
-    recorded = Config.from_options(**flat_options(distilled)).data
-    folder = path if path.is_dir() else path.parent
+    # A file that was copied elsewhere may have some other run's configuration beside it.
+    beside = run.is_run and (path.is_dir() or path.name == store.ARTEFACT)
+    recorded = (run.config() if beside else api.recorded_config(distilled)).data
     given = {name: getattr(parsed, name) for name in EVALUATION_DATA_OPTIONS if hasattr(parsed, name)}
     if parsed.data:
-        recorded = Config.from_options(Config(data=recorded), data=parsed.data, **{"storage": "auto", **given}).data
-    elif (folder / runs.CONFIG).is_file():
-        recorded = Config.from_options(Config(data=runs.RunFolder(folder).config().data), **given).data
-    elif recorded.data != "digits":
-        return distilled, None
-    return distilled, recorded
-
-
-def flat_options(distilled: DistilledSet) -> dict[str, Any]:
-    """The options that a set's file records; where its data lie is not among them."""
-    known = {item.name for _, item, _ in options_of_config()}
-    flat = {name: value for table in distilled.meta.get("config", {}).values() for name, value in table.items() if name in known}
-    if flat.get("data") not in ("digits", None):
-        flat["data"] = "arrays"
-    return flat
+        given = {"storage": "auto", **given, "data": parsed.data}
+    config = Config.from_options(Config(data=recorded), **given).data
+    return distilled, None if config.data == "arrays" else config
 
 
 def machine(parsed: argparse.Namespace) -> torch.device:
@@ -157,52 +147,46 @@ def machine(parsed: argparse.Namespace) -> torch.device:
 
 
 def open_real(distilled: DistilledSet, data: DataConfig, device: torch.device, say: Callable[[str], None]) -> RealData:
-    """The real data of a set, through the set's own preprocessing; an InputError if they do not fit it."""
-
+    """The real data of a set, through its own preprocessing; `say` hears if they are not those that it was distilled from."""
     dataset = sources.read(data)
-    shape = tuple(dataset.train.images.shape[1:])
-    if shape != distilled.shape:
-        raise InputError(f"the data must have images of shape {distilled.shape} like the distilled set, got {shape}")
-    if dataset.class_names != distilled.class_names:
-        raise InputError(
-            f"the data must have the classes of the distilled set ({len(distilled.class_names)}, {distilled.class_names[0]} ..), "
-            f"got {len(dataset.class_names)}, {dataset.class_names[0]} .."
-        )
+    real = api.fitting(distilled, dataset, data, str(device))
     if dataset.fingerprint != distilled.meta.get("data", {}).get("fingerprint"):
         say("note: these are not the data that the set was distilled from; its validation and test images may differ")
-    return prepare(dataset, data, device, distilled.fitted)
+    return real
 
 
 def evaluate(parsed: argparse.Namespace) -> int:
     """`potstill evaluate`."""
-
     distilled, data = open_set(parsed)
     if data is None:
         raise InputError(f"{parsed.path} does not tell where its data lie; give them with --data")
+    in_run = parsed.path.is_dir() or parsed.path.name == store.ARTEFACT
     folder = parsed.path if parsed.path.is_dir() else parsed.path.parent
+    target = folder / (runs.EVALUATION if in_run else f"{parsed.path.stem}.{runs.EVALUATION}")
     if not os.access(folder, os.W_OK):
-        raise InputError(f"cannot write {folder / runs.EVALUATION}: no permission; copy the set to a folder of your own")
+        raise InputError(f"cannot write {target}: no permission; copy the set to a folder of your own")
     device = machine(parsed)
     with Display() as display:
         real = open_real(distilled, data, device, display.say)
-        config = Config.from_options(**flat_options(distilled))
         rows = evaluation.evaluate(
             distilled, real, nets=parsed.nets, model=parsed.model, steps=parsed.steps, protocol=parsed.protocol,
-            baselines=parsed.baseline, full_epochs=parsed.full_epochs, lengths=config.evaluation.lengths, seed=parsed.seed,
-            device=str(device), progress=display.work,
+            baselines=parsed.baseline, full_epochs=parsed.full_epochs,
+            lengths=api.recorded_config(distilled).evaluation.lengths, seed=parsed.seed, device=str(device), progress=display.work,
         )  # fmt: skip
+    show(rows, len(real.test), hardware(device))  # before writing: a full disk must not cost the measurement
+    settings = {"nets": parsed.nets, "model": parsed.model, "steps": parsed.steps, "protocol": parsed.protocol, "seed": parsed.seed}
     result = {
         "rows": [dataclasses.asdict(row) for row in rows],
         "split": "test",
         "test_images": len(real.test),
         "data": {"source": data.data.partition(":")[0], "fingerprint": real.fingerprint},
-        "seed": parsed.seed,
+        "settings": {**settings, "baselines": sorted(set(parsed.baseline)), "full_epochs": parsed.full_epochs},
         "hardware": hardware(device),
         "versions": versions(),
     }
-    store.write(folder / runs.EVALUATION, json.dumps(result, indent=2) + "\n")
-    show(rows, len(real.test), hardware(device))
-    print(f"written: {folder / runs.EVALUATION}")
+    kept = [one for one in runs.evaluations(target) if any(one.get(name) != result[name] for name in ("settings", "data"))]
+    store.write(target, json.dumps({"evaluations": [*kept, result]}, indent=2) + "\n")
+    print(f"written: {target}")
     return 0
 
 
@@ -223,10 +207,12 @@ def export(parsed: argparse.Namespace) -> int:
     """`potstill export`."""
     distilled, data = open_set(parsed)
     folder = parsed.path if parsed.path.is_dir() else parsed.path.parent
-    out = parsed.out or folder / EXPORTS[parsed.format].default_name
-    told = exports.export(distilled, parsed.format, out)
+    suffixes = {".png": "png", ".parquet": "parquet", ".npz": "npz"}
+    format = parsed.format or (suffixes.get(parsed.out.suffix, "folder") if parsed.out else "png")
+    out = parsed.out or folder / EXPORTS[format].default_name
+    told = exports.export(distilled, format, out, overwrite=parsed.out is None)
     print(f"written: {out}\n{told}")
-    if parsed.no_check or EXPORTS[parsed.format].exact:
+    if parsed.no_check or EXPORTS[format].exact:
         return 0
     if data is None:
         print("what accuracy the pictures cost was not measured; give the real data with --data")

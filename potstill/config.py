@@ -20,6 +20,8 @@ from potstill.registry import METHODS, OPTIMIZERS, PREPROCESSING, SOURCES, Input
 Auto = Literal["auto"]
 EVALUATION_DATA_OPTIONS = ("image_column", "label_column", "image_size", "storage", "cache_dir")
 """Options that tell how real data are read, not how they were distilled."""
+WINDOWLESS = ("bptt", "r-bptt")
+"""Methods that differentiate every step and so do not read `window`."""
 AUGMENTATIONS = ("flip", "rotate", "crop", "cutout", "color", "scale")
 
 
@@ -66,14 +68,14 @@ class InnerConfig:
     depth: int | Auto = option("auto", "blocks of the network; auto: 3, or what the image size allows", low=1)
     norm: Literal["instance", "batch", "group", "layer", "none"] = option("instance", "normalisation in the ConvNet")
     inner_optimizer: Literal["adam", "sgd"] = option("adam", "optimizer that trains on the synthetic set")
-    inner_lr: float = option(0.001, "its learning rate (paper D.1)", low=0, open_low=True)
+    inner_lr: float = option(0.001, "learning rate of the inner optimizer (paper D.1)", low=0, open_low=True)
     eps_placement: Literal["torch", "higher-0.2.1"] = option(
         "torch", "Adam's eps after bias correction (torch), or before it (PyPI's higher 0.2.1, as in the released code)"
     )
     momentum: float = option(0.9, "momentum of SGD", low=0, high=1)
     weight_decay: float = option(0.0, "weight decay of SGD", low=0)
     lr_milestones: tuple[int, ...] = option((), "SGD: steps at which the learning rate is multiplied by lr_decay", low=1)
-    lr_decay: float = option(0.2, "SGD: that factor (paper D.6)", low=0, high=1, open_low=True)
+    lr_decay: float = option(0.2, "SGD: factor of each milestone (paper D.6)", low=0, high=1, open_low=True)
     batch_per_class: int | Auto = option("auto", "synthetic images of each class in a step; auto: all, up to 100 in total", low=1)
     classes_per_batch: int | Auto = option("auto", "random classes in a synthetic batch; auto: all", low=1)
     augment: tuple[str, ...] = option((), f"augmentation, one of these a batch: {', '.join(AUGMENTATIONS)}; empty: none")
@@ -95,7 +97,9 @@ class OuterConfig:
     clip: float = option(2.0, "clip the meta-gradient at this times its moving average; 0: never (paper D.4)", low=0)
     real_batch: int = option(500, "real images in the outer loss (paper D.1: 1,000 to 5,000)", low=1)
     real_augment: tuple[str, ...] | Auto = option("auto", "augmentation of the real batch; auto: as augment")
-    micro_batch: int | Auto = option("auto", "real images at once on the device: bounds the memory, not the result", low=1)
+    micro_batch: int | Auto = option(
+        "auto", "real images at once on the device: bounds the memory, not the result (but dropout draws anew in each)", low=1
+    )
     validate_every: int = option(100, "outer steps between validations; the best set by validation is kept", low=1)
     checkpoint_every: int = option(100, "outer steps between checkpoints", low=1)
 
@@ -116,7 +120,7 @@ class RunConfig:
 
     seed: int = option(0, "seed of every random draw but the data splits", low=0)
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps")
-    threads: int | Auto = option("auto", "CPU threads; results repeat to the byte only at the same number", low=1)
+    threads: int | Auto = option("auto", "CPU threads; results repeat to the byte only at the same number", low=1, high=4096)
 
 
 @dataclass(frozen=True)
@@ -142,7 +146,9 @@ class Config:
         changed: dict[str, dict[str, Any]] = {}
         for name, value in options.items():
             if name not in homes:
-                raise InputError(f"unknown option {name!r}{near_miss(name, homes)}; `potstill distill --help` lists all")
+                raise InputError(
+                    f"unknown option {name!r}{near_miss(name, [*homes, 'images_per_class'])}; `potstill distill --help` lists all"
+                )
             section, item, hint = homes[name]
             changed.setdefault(section, {})[name] = checked(item, convert(name, value, hint))
         sections = {name: dataclasses.replace(getattr(config, name), **values) for name, values in changed.items()}
@@ -217,8 +223,8 @@ def validated(config: Config) -> Config:
     METHODS.check(outer.method)
     OPTIMIZERS.check(inner.inner_optimizer)
     PREPROCESSING.check(config.data.preprocess)
-    SOURCES.check(config.data.data.partition(":")[0]) if config.data.data != "arrays" else None
-    if outer.window > outer.unroll:
+    check_source(config.data.data)
+    if outer.window > outer.unroll and outer.method not in WINDOWLESS:
         raise InputError(f"window must lie in [1, unroll={outer.unroll}], got {outer.window}; lower --window or raise --unroll")
     for name, value in (("augment", inner.augment), ("real_augment", outer.real_augment)):
         for part in value if isinstance(value, tuple) else ():
@@ -234,6 +240,15 @@ def validated(config: Config) -> Config:
     if run.device.partition(":")[0] not in ("auto", "cpu", "cuda", "mps"):
         raise InputError(f"device must be auto, cpu, cuda, cuda:N or mps, got {run.device!r}")
     return config
+
+
+def check_source(data: str) -> None:
+    """Raise an InputError unless `data` begins with a known kind; "arrays" stands for what was given in Python."""
+    kind = data.partition(":")[0]
+    if kind not in SOURCES and ("/" in kind or Path(data).exists()):
+        raise InputError(f"data must begin with its kind, got {data!r}; write folder:{data} or parquet:{data}")
+    if kind != "arrays":
+        SOURCES.check(kind)
 
 
 def to_toml(config: Config, comment: str = "") -> str:

@@ -24,7 +24,7 @@ class Display:
         self.tasks: dict[str, TaskID] = {}
         self.last_line = 0.0
         self.accuracy = ""
-        self.stepped = False
+        self.begun = self.looping = False
 
     def __enter__(self) -> "Display":
         self.bar.start()
@@ -49,7 +49,7 @@ class Display:
 
     def step(self, record: dict[str, Any], steps: int) -> None:
         """Show one outer step."""
-        self.stepped = True
+        self.begun, self.looping = True, record["step"] < steps
         if "validation" in record:
             self.accuracy = f", validation {100 * record['validation']['mean']:.1f} %"
         loss = "not finite" if record["loss"] is None else f"{record['loss']:.3f}"

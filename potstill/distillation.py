@@ -1,33 +1,33 @@
-"""`distill`: from real data and a configuration to a distilled set. The command line is a thin layer over it."""
+"""From real data and a configuration to a distilled set: new runs and resumed ones."""
 
+import copy
 import dataclasses
 import json
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from potstill import store
-from potstill.config import Config, DataConfig, options_from_preset
+from potstill.config import Config
 from potstill.data import Dataset
 from potstill.devices import pick_device, versions
 from potstill.distilled import Block, DistilledSet, Recipe, initial_block
 from potstill.evaluation import Figure, score_set
-from potstill.inner import FlatModel, couples_batch, derivative_error
+from potstill.inner import Batch, FlatModel, couples_batch, derivative_error, hessian_product
 from potstill.loading import RealData, prepare
 from potstill.methods.base import Problem
-from potstill.models import ModelSpec, check_model, fresh, model_name, resolve
+from potstill.models import ModelSpec, check_model, fresh, resolve
 from potstill.models.convnet import auto_depth
 from potstill.outer import Hooks, OuterState, Record, optimise
 from potstill.registry import METHODS, InputError
 from potstill.runs import RunFolder
 from potstill.seeds import derive, generator
-from potstill.sources import from_arrays, read
 
 AUTO_SYNTHETIC_BATCH = 100
 AUTO_MICRO_BATCH = {"cpu": 250, "mps": 500, "cuda": 1000}
@@ -55,96 +55,6 @@ class Listener:
 SILENT = Listener()
 
 
-def distill(
-    images: Any = None,
-    labels: Any = None,
-    *,
-    images_per_class: int | None = None,
-    test_images: Any = None,
-    test_labels: Any = None,
-    class_names: Sequence[str] | None = None,
-    model: ModelSpec | None = None,
-    preset: str | None = None,
-    out: str | os.PathLike[str] | None = None,
-    overwrite: bool = False,
-    listener: Listener = SILENT,
-    **options: Any,
-) -> DistilledSet:
-    """Distill labelled images, or the data that `data=` names, into a few synthetic examples per class.
-
-    Args:
-        images: (N, H, W) or (N, C, H, W) arrays or tensors, C 1 or 3; integers 0..255, or floats. None: `data=` is read.
-        labels: (N,) whole numbers 0 .. K-1.
-        images_per_class: size of the result; the same as ipc.
-        test_images: held out for tests only; None holds 20 % out.
-        test_labels: their classes.
-        class_names: name of each class.
-        model: a registered name, "package.module:factory", or a callable that makes a fresh network.
-        preset: a named set of options from the paper, e.g. "cifar10-ipc10".
-        out: folder to keep checkpoints, log and result in; None keeps nothing on disk.
-        overwrite: replace a run that `out` holds.
-        listener: told of progress.
-        **options: any option of `potstill distill --help` by its name, e.g. steps=500, window=40, learn_labels=True.
-    Returns:
-        The set that was best on the held-out validation images, on the CPU.
-    Raises:
-        InputError: something given is wrong; the sentence says what, the rule, the value found and the way out.
-    """
-    if images is not None:
-        options["data"] = "arrays"
-    if images_per_class is not None:
-        options["ipc"] = images_per_class
-    if model is not None:
-        options["model"] = model_name(model)
-    base = Config.from_options(**options_from_preset(preset)) if preset else Config()
-    config = Config.from_options(base, **options)
-    dataset = dataset_of(config.data, images, labels, test_images, test_labels, class_names)
-    return new_run(config, dataset, None if out is None else Path(out), model=model, overwrite=overwrite, listener=listener)
-
-
-def resume(
-    out: str | os.PathLike[str],
-    images: Any = None,
-    labels: Any = None,
-    *,
-    test_images: Any = None,
-    test_labels: Any = None,
-    class_names: Sequence[str] | None = None,
-    model: ModelSpec | None = None,
-    listener: Listener = SILENT,
-) -> DistilledSet:
-    """Go on with a run that was stopped, from its last checkpoint, to exactly what it would have given undisturbed.
-
-    Args:
-        out: the run's folder; its config.toml holds every option.
-        images: the arrays that the run was started with, if it was.
-        labels: their classes.
-        test_images: as at the start.
-        test_labels: as at the start.
-        class_names: as at the start.
-        model: a callable, if the run was started with one that cannot be imported.
-        listener: told of progress.
-    Raises:
-        InputError: no run in `out`, a finished one, or other data than it was started with.
-    """
-    config = RunFolder.open(Path(out)).config()
-    dataset = dataset_of(config.data, images, labels, test_images, test_labels, class_names)
-    return resumed_run(Path(out), dataset, model=model, listener=listener)
-
-
-def dataset_of(
-    config: DataConfig, images: Any, labels: Any, test_images: Any, test_labels: Any, class_names: Sequence[str] | None
-) -> Dataset:
-    """The data that were given as arrays or, without any, that the configuration names."""
-    if images is not None and labels is not None:
-        return from_arrays(images, labels, test_images, test_labels, class_names)
-    named = {"images": images, "labels": labels, "test_images": test_images, "test_labels": test_labels, "class_names": class_names}
-    for name, value in named.items():
-        if value is not None:
-            raise InputError(f"images and labels must be given together, got {name} without them")
-    return read(config)
-
-
 def new_run(
     config: Config,
     dataset: Dataset,
@@ -156,23 +66,28 @@ def new_run(
 ) -> DistilledSet:
     """Distill `dataset` as `config` says, with checkpoints and result in the folder `out` if one is given."""
     setup = Setup.of(config, dataset, model, listener)
-    folder = RunFolder.create(out, setup.config, overwrite=overwrite) if out else None
-    return finish(setup, folder, OuterState.start(setup.learned, setup.method.init()), listener)
+    start = OuterState.start(setup.learned, setup.method.init())
+    if out is None:
+        return finish(setup, None, start, listener)
+    folder = RunFolder.create(out, setup.config, overwrite=overwrite)
+    with folder.locked():
+        return finish(setup, folder, start, listener)
 
 
-def resumed_run(path: Path, dataset: Dataset, *, model: ModelSpec | None = None, listener: Listener = SILENT) -> DistilledSet:
+def resumed_run(
+    path: Path, config: Config, dataset: Dataset, *, model: ModelSpec | None = None, listener: Listener = SILENT
+) -> DistilledSet:
     """`resume` with the data at hand."""
     folder = RunFolder.open(path)
     if folder.finished:
         raise InputError(f"the run in {path} is finished; evaluate it with `potstill evaluate {path}`")
-    setup = Setup.of(folder.config(), dataset, model, listener)
-    found = folder.newest(setup.device, listener.say)
-    if found and found[1] != dataset.fingerprint:
-        raise InputError(f"the run in {path} was started with other data; its content has changed since")
-    state = found[0] if found else OuterState.start(setup.learned, setup.method.init())
-    folder.forget_after(state.step)
-    listener.say(f"going on after outer step {state.step} of {setup.config.outer.steps}")
-    return finish(setup, folder, state, listener)
+    with folder.locked():
+        setup = Setup.of(config, dataset, model, listener)
+        state = folder.newest(setup.config, dataset.fingerprint, setup.device, listener.say)
+        state = state or OuterState.start(setup.learned, setup.method.init())
+        folder.forget_after(state.step)
+        listener.say(f"going on after outer step {state.step} of {setup.config.outer.steps}")
+        return finish(setup, folder, state, listener)
 
 
 @dataclass(frozen=True)
@@ -194,9 +109,11 @@ class Setup:
             torch.set_num_threads(int(config.run.threads))
         real = prepare(dataset, config.data, device)
         config = resolve_auto(config, real, mapped=dataset.mapped, device=device)
-        for note in real.notes:
-            listener.say(note)
         classes = len(real.class_names)
+        size = " x ".join(map(str, real.shape))
+        counts = f"{len(real.train):,} train, {len(real.validation):,} validation and {len(real.test):,} test images"
+        for note in (f"{counts} of {size} in {classes} classes", *real.notes):
+            listener.say(note)
         inner, seed = config.inner, config.run.seed
         spec = inner.model if model is None else model
         factory = resolve(spec, real.shape, classes, width=inner.width, depth=inner.depth, norm=inner.norm)
@@ -262,7 +179,7 @@ def finish(setup: Setup, folder: RunFolder | None, state: OuterState, listener: 
 
     def save(state: OuterState) -> None:
         if folder:
-            folder.save(state, setup.real.fingerprint)
+            folder.save(state, setup.config, setup.real.fingerprint)
 
     method = setup.method
     state = optimise(method, setup.config.outer, state, setup.device, Hooks(validate, save, log, listener.stop))
@@ -270,6 +187,7 @@ def finish(setup: Setup, folder: RunFolder | None, state: OuterState, listener: 
     distilled = make_set(setup, state.best.leaves, method.finish(state.method), state.best.step)
     if folder:
         store.save(distilled, folder.path / store.ARTEFACT)
+        folder.drop_replaced()
     return distilled
 
 
@@ -332,6 +250,9 @@ def resolve_auto(config: Config, real: RealData, *, mapped: bool, device: torch.
         found["depth"] = 2
     if inner.classes_per_batch != "auto" and int(inner.classes_per_batch) > classes:
         raise InputError(f"classes_per_batch must be at most the number of classes, {classes}, got {inner.classes_per_batch}")
+    kind, _, rest = config.data.data.partition(":")
+    if kind in ("folder", "parquet"):  # so that the run is found again from wherever it is resumed
+        config = Config.from_options(config, data=f"{kind}:{Path(rest).expanduser().resolve()}")
     flat = config.flat()
     return Config.from_options(config, **{name: value for name, value in found.items() if flat[name] == "auto"})
 
@@ -343,17 +264,27 @@ def check_second_derivative(name: str, factory: Callable[[], nn.Module], shape: 
         InputError: it has no second derivative, or a wrong one (a detach or a straight-through estimator).
     """
     rng = generator(0, "second derivative")
-    module = fresh(factory, 0, torch.device("cpu")).double()
-    inputs = torch.randn(2, *shape, generator=rng, dtype=torch.float64)
-    targets = torch.eye(classes, dtype=torch.float64)[:2]
+    module = copy.deepcopy(fresh(factory, 0, torch.device("cpu")))  # a user's factory may share parts between calls
+    inputs = torch.randn(2, *shape, generator=rng)
+    targets = torch.eye(classes)[torch.arange(2) % classes]
+    single = FlatModel(copy.deepcopy(module))
+
+    def loss(theta: Tensor, batch: Batch, _: int) -> Tensor:
+        return F.cross_entropy(single(theta, batch[0]), batch[1])
+
     try:
-        error = derivative_error(FlatModel(module), inputs, targets, rng)
+        hessian_product(loss, single.theta, (inputs, targets), 0, single.theta)
     except (RuntimeError, NotImplementedError) as reason:
         raise InputError(
             f"model {name} cannot be differentiated twice: {reason}; distillation needs a second derivative"
         ) from reason
+    try:
+        error = derivative_error(FlatModel(module.double()), inputs.double(), targets.double(), rng)
+    except (RuntimeError, TypeError):
+        return  # the network insists on single precision, in which a difference of gradients shows nothing
     if not error < DERIVATIVE_TOLERANCE:
         raise InputError(
             f"model {name} must be differentiable throughout, its gradient changes otherwise than its second derivative says "
-            f"(relative error {error:.1e}); remove what it detaches, or its straight-through estimator"
+            f"(relative error {error:.1e}); remove what it detaches, its straight-through estimator, or an operation "
+            "whose second derivative torch has wrong"
         )

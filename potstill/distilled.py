@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -116,17 +117,17 @@ class DistilledSet(Dataset[tuple[Tensor, Tensor]]):
         self.learned_labels = learned_labels
         self.meta = dict(meta or {})
 
-    @property
+    @cached_property
     def images(self) -> Tensor:
         """(n, C, H, W): what a network trains on."""
         return torch.cat([block.images for block in self.blocks])
 
-    @property
+    @cached_property
     def targets(self) -> Tensor:
         """(n, K): what it is trained to answer, as non-negative weights; one-hot unless the labels were learned."""
         return torch.cat([block.targets for block in self.blocks])
 
-    @property
+    @cached_property
     def labels(self) -> Tensor:
         """(n,): the class of each example."""
         return torch.cat([block.labels for block in self.blocks])
@@ -161,7 +162,7 @@ class DistilledSet(Dataset[tuple[Tensor, Tensor]]):
         """Make real images fit for a network that was trained on this set.
 
         Args:
-            real: tensor or array, (N, C, H, W) or one (C, H, W); bytes 0..255, or floats on the scale of
+            real: tensor or array, (N, C, H, W), grey (N, H, W), or one (C, H, W); whole numbers 0..255, or floats on the scale of
                 the data it was distilled from ([0, 1] for image files). 28 x 28 images are padded where the set's were.
         Returns:
             (N, C, H, W) float32.
@@ -169,8 +170,11 @@ class DistilledSet(Dataset[tuple[Tensor, Tensor]]):
             InputError: another shape than the set's.
         """
         images = torch.as_tensor(real)
-        images = images[None] if images.ndim == 3 else images
-        images = images.float() / 255 if images.dtype == torch.uint8 else images.float()
+        if images.dtype == torch.bool:
+            raise InputError("real images must be whole numbers 0..255 or floats, got true and false")
+        images = images.float() if images.is_floating_point() else images.float() / 255
+        if images.ndim == 3:
+            images = images[:, None] if self.shape[0] == 1 and len(images) != 1 else images[None]
         if images.shape[-2:] == (UNPADDED_SIDE, UNPADDED_SIDE) and self.shape[1:] == (PADDED_SIDE, PADDED_SIDE):
             images = torch.nn.functional.pad(images, [(PADDED_SIDE - UNPADDED_SIDE) // 2] * 4)
         if images.ndim != 4 or tuple(images.shape[1:]) != self.shape:

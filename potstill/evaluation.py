@@ -15,9 +15,10 @@ from potstill.devices import pick_device
 from potstill.distilled import BatchPlan, DistilledSet, Recipe
 from potstill.loading import RealData
 from potstill.models import ModelSpec, check_model, fresh, model_name, resolve
-from potstill.registry import InputError
+from potstill.registry import InputError, near_miss
 from potstill.seeds import derive, generator, global_seed
 
+PROTOCOLS, BASELINES = ("validation", "paper"), ("random", "full")
 PAPER_LENGTHS = (300, 600, 1000, 3000)
 TEST_BATCH = 512
 FULL_BATCH = 256
@@ -89,6 +90,8 @@ def split_batches(split: Split, recipe: Recipe, seed: int) -> Batches:
     def batch(_: int) -> tuple[Tensor, Tensor]:
         if not queue:
             queue.extend(torch.randperm(len(split), generator=rng).split(FULL_BATCH))
+            if len(queue) > 1 and len(queue[-1]) == 1:  # batch norm cannot normalise a single example
+                queue[-2:] = [torch.cat(queue[-2:])]
         images, labels = split.take(queue.pop(0))
         return augment.apply(images, augment.draw(recipe.augment, len(labels), rng)), labels
 
@@ -189,18 +192,25 @@ def train(
         seed: of the start and of the batches.
         device: where to train.
     Returns:
-        The network in evaluation mode, ready to use on `distilled.preprocess(real_images)`.
+        The network on the CPU and in evaluation mode, ready to use on `distilled.preprocess(real_images)`.
     Raises:
         InputError: a model that does not exist or does not fit the images.
     """
     place, recipe = pick_device(device), distilled.recipe
-    factory = factory_for(distilled, model)
-    module = fresh(factory, derive(seed, "network", 0), place)
-    images, targets, labels = (part.to(place) for part in (distilled.images, distilled.targets, distilled.labels))
+    require_positive(steps=recipe.steps if steps is None else steps)
     own = derive(seed, "network", 0)
+    module = fresh(factory_for(distilled, model), own, place)
+    images, targets, labels = (part.to(place) for part in (distilled.images, distilled.targets, distilled.labels))
     for _ in train_network(module, set_batches(images, targets, labels, recipe, own), recipe, (steps or recipe.steps,), own):
         pass
-    return module.eval()
+    return module.eval().cpu()
+
+
+def require_positive(**numbers: int) -> None:
+    """Raise an InputError unless every number is at least 1."""
+    for name, number in numbers.items():
+        if number < 1:
+            raise InputError(f"{name} must be at least 1, got {number}")
 
 
 def factory_for(distilled: DistilledSet, model: ModelSpec | None) -> Callable[[], nn.Module]:
@@ -250,7 +260,13 @@ def evaluate(
         progress: called as networks finish.
     Returns:
         One row for the set and one for each baseline.
+    Raises:
+        InputError: an unknown protocol or baseline, a number below 1, a model that does not fit.
     """
+    require_positive(nets=nets, full_epochs=full_epochs, **({} if steps is None else {"steps": steps}))
+    for kind, value, known in (("protocol", protocol, PROTOCOLS), *(("baseline", name, BASELINES) for name in baselines)):
+        if value not in known:
+            raise InputError(f"{kind} must be one of {', '.join(known)}; got {value!r}{near_miss(value, known)}")
     place = pick_device(device)
     factory = factory_for(distilled, model)
     name = model_name(distilled.recipe.model if model is None else model)

@@ -3,7 +3,10 @@
 import io
 import json
 import os
+import re
 import shutil
+import tempfile
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +19,7 @@ from potstill.registry import EXPORTS, InputError
 from potstill.report import to_bytes, to_image, write_grid
 from potstill.store import write
 
+WINDOWS_DEVICES = r"con|prn|aux|nul|com\d|lpt\d"
 EXACT = "exact: holds the arrays that a network trains on"
 LOSSY = "for the eye: 8-bit pixels of a typical brightness and contrast; a network trained on them is not the same"
 
@@ -29,11 +33,12 @@ def export_folder(distilled: DistilledSet, path: Path) -> None:
     """One PNG an image, in a folder for each class."""
     if path.exists():
         raise InputError(f"{path} exists; choose another place with --out, or remove it")
-    building = path.with_name(f".{path.name}.tmp")
-    shutil.rmtree(building, ignore_errors=True)
+    names = folder_names(distilled.class_names)
+    building = Path(tempfile.mkdtemp(dir=path.parent, prefix=".potstill-"))
     try:
+        building.chmod(0o755)
         for index, (pixels, label) in enumerate(zip(distilled.pixels, distilled.labels.tolist(), strict=True)):
-            folder = building / file_name(distilled.class_names[label])
+            folder = building / names[label]
             folder.mkdir(parents=True, exist_ok=True)
             to_image(pixels).save(folder / f"{index:05d}.png")
         building.rename(path)
@@ -43,9 +48,12 @@ def export_folder(distilled: DistilledSet, path: Path) -> None:
         shutil.rmtree(building, ignore_errors=True)
 
 
-def file_name(name: str) -> str:
-    """A class name as a folder name: without the characters that file systems keep for themselves."""
-    return "".join("_" if character in '/\\:*?"<>|' or ord(character) < 32 else character for character in name).strip(". ") or "_"
+def folder_names(class_names: tuple[str, ...]) -> list[str]:
+    """Class names as folder names, one for each: without what file systems keep for themselves, numbered where they would meet."""
+    plain = [re.sub(r'[/\\:*?"<>|\x00-\x1f]', "_", name).strip(". ")[:200] for name in class_names]
+    taken = Counter(name.casefold() for name in plain)
+    usable = [name and taken[name.casefold()] == 1 and not re.fullmatch(WINDOWS_DEVICES, name, re.IGNORECASE) for name in plain]
+    return [name if good else f"{name or 'class'}-{label}" for label, (name, good) in enumerate(zip(plain, usable, strict=True))]
 
 
 def export_parquet(distilled: DistilledSet, path: Path) -> None:
@@ -123,14 +131,16 @@ PARQUET = Format(export_parquet, "distilled.parquet", f"column image is {LOSSY};
 NPZ = Format(export_npz, "distilled.npz", f"array pixels is {LOSSY}; images, targets and labels are {EXACT}", exact=True)
 
 
-def export(distilled: DistilledSet, format: str, path: str | os.PathLike[str]) -> str:
+def export(distilled: DistilledSet, format: str, path: str | os.PathLike[str], *, overwrite: bool = False) -> str:
     """Write a set in a format of `potstill list`; a sentence on what the file loses.
 
     Raises:
-        InputError: an unknown format, or a place that cannot be written.
+        InputError: an unknown format, a place that cannot be written, or one that is taken and not to be overwritten.
     """
     chosen: Format = EXPORTS[format]
     target = Path(path)
+    if target.exists() and not overwrite:
+        raise InputError(f"{target} exists; choose another place with --out, or remove it")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

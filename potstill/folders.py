@@ -1,6 +1,6 @@
 """Image folders as a data set, and the way that every listing of image files takes to arrays."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,38 +25,40 @@ TEST_NAMES = ("test", "validation", "valid", "val")
 def read_folder(path: str, config: DataConfig) -> Dataset:
     """Class sub-folders of images, under train/ and test/ (or validation/) where those exist."""
     root = existing(path, "folder")
-    roots = split_folders(root)
-    names = sorted(entry.name for entry in roots["train"].iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    train = root / "train" if (root / "train").is_dir() else root
+    names = sorted(entry.name for entry in train.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if not names:
-        raise InputError(f"folder {roots['train']} must hold one sub-folder of images for each class, found none")
+        raise InputError(f"folder {train} must hold one sub-folder of images for each class, found none")
+    roots, notes = split_folders(root, names) if train != root else ({"train": root}, [])
     splits = {split: list(class_files(folder, names)) for split, folder in roots.items()}
     listings = {}
     for split, files in splits.items():
         labels = np.array([label for label, _ in files], np.int64)
         listings[split] = Listing(labels, lambda files=files: iter([(str(path), path) for _, path in files]))  # type: ignore[misc]
     tracked = [(path.relative_to(root).as_posix(), path) for files in splits.values() for _, path in files]
-    return assemble(listings, tuple(names), lambda: content_hash(tracked, cache_folder(config.cache_dir)), config)
+    return assemble(listings, tuple(names), lambda: content_hash(tracked, cache_folder(config.cache_dir)), config, notes)
 
 
 def existing(path: str, kind: str) -> Path:
     """`path`, if it is there and can be read."""
     found = Path(path).expanduser()
     if not found.exists():
-        raise InputError(f"{kind} {path} does not exist; check the path after '{kind}:'")
+        raise InputError(f"{kind} {path} does not exist; give the path with --data {kind}:PATH")
     if kind == "folder" and not found.is_dir():
         raise InputError(f"{kind} {path} is a file; give the folder that holds the class folders")
     return found
 
 
-def split_folders(root: Path) -> dict[str, Path]:
-    """The folders of the splits: train and test where `root` has train/, else `root` as train."""
-    if not (root / "train").is_dir():
-        return {"train": root}
-    found = {"train": root / "train"}
+def split_folders(root: Path, names: list[str]) -> tuple[dict[str, Path], list[str]]:
+    """The folders of train/ and of the first of test/, validation/, ... that holds class folders; notes on those that do not."""
+    notes: list[str] = []
     for name in TEST_NAMES:
-        if (root / name).is_dir():
-            return {**found, "test": root / name}
-    return found
+        folder = root / name
+        if folder.is_dir() and any((folder / class_name).is_dir() for class_name in names):
+            return {"train": root / "train", "test": folder}, notes
+        if folder.is_dir():
+            notes.append(f"{folder} holds none of the class folders of train/ and is not used")
+    return {"train": root / "train"}, notes
 
 
 def class_files(folder: Path, names: list[str]) -> Iterator[tuple[int, Path]]:
@@ -82,16 +84,22 @@ def hidden(file: Path, folder: Path) -> bool:
     return any(part.startswith(".") for part in file.relative_to(folder).parts)
 
 
-def assemble(listings: dict[str, Listing], names: tuple[str, ...], fingerprint: Callable[[], str], config: DataConfig) -> Dataset:
+def assemble(
+    listings: dict[str, Listing],
+    names: tuple[str, ...],
+    fingerprint: Callable[[], str],
+    config: DataConfig,
+    notes: Sequence[str] = (),
+) -> Dataset:
     """Decode listings into memory or the mapped cache, as `config.storage` says or their size asks for."""
     content = fingerprint()
     count = sum(len(listing.labels) for listing in listings.values())
     found = None
     if config.storage != "mapped":
         found = scan(list(listings.values()), config.image_size)
-    layout, shape, notes = found or (None, None, [])
+    layout, shape, seen = found or (None, None, [])
     if layout and shape and (config.storage == "memory" or 4 * count * int(np.prod(shape)) <= MAPPED_ABOVE_BYTES):
         arrays = {name: decode_in_memory(listing, layout, shape, config.image_size) for name, listing in listings.items()}
-        return Dataset(arrays["train"], arrays.get("test"), names, content, tuple(notes))
-    arrays, notes = cached_arrays(listings, content, cache_folder(config.cache_dir), config.image_size, found)
-    return Dataset(arrays["train"], arrays.get("test"), names, content, tuple(notes), mapped=True)
+        return Dataset(arrays["train"], arrays.get("test"), names, content, (*notes, *seen))
+    arrays, seen = cached_arrays(listings, content, cache_folder(config.cache_dir), config.image_size, found)
+    return Dataset(arrays["train"], arrays.get("test"), names, content, (*notes, *seen), mapped=True)

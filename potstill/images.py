@@ -165,27 +165,48 @@ def cached_arrays(
     The headers are scanned here unless `layout` is given; a conversion that exists needs neither.
     """
     folder = cache_dir / hashlib.sha256(f"{FORMAT}/{fingerprint}/{image_size}".encode()).hexdigest()[:32]
-    if not (folder / "notes.json").exists():
-        found, shape, notes = layout or scan(list(listings.values()), image_size)
-        require_room(cache_dir, sum(len(listing.labels) for listing in listings.values()) * int(np.prod(shape)))
-        building = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
+    opened = open_cached(folder, listings)
+    if opened is None:
+        convert(folder, listings, image_size, layout or scan(list(listings.values()), image_size))
+        opened = open_cached(folder, listings)
+    if opened is None:
+        raise InputError(f"cache folder {folder} cannot be read back; give another with --cache-dir")
+    return opened
+
+
+def open_cached(folder: Path, listings: dict[str, Listing]) -> tuple[dict[str, Arrays], list[str]] | None:
+    """An earlier conversion; None if there is none, or a damaged one."""
+    try:
+        notes = json.loads((folder / "notes.json").read_text())
+        images = {split: np.load(folder / f"{split}.npy", mmap_mode="r") for split in listings}
+    except (OSError, ValueError):
+        return None
+    if any(len(images[split]) != len(listing.labels) for split, listing in listings.items()):
+        return None
+    return {split: Arrays(images[split], listing.labels) for split, listing in listings.items()}, notes
+
+
+def convert(
+    folder: Path, listings: dict[str, Listing], image_size: int, layout: tuple[Layout, tuple[int, int, int], list[str]]
+) -> None:
+    """Decode every listing into a memory map in `folder`, which is there whole or not at all."""
+    found, shape, notes = layout
+    require_room(folder.parent, sum(len(listing.labels) for listing in listings.values()) * int(np.prod(shape)))
+    building = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(building, ignore_errors=True)
+    building.mkdir(parents=True)
+    try:
+        for split, listing in listings.items():
+            images = np.lib.format.open_memmap(
+                building / f"{split}.npy", mode="w+", dtype=np.uint8, shape=(len(listing.labels), *shape)
+            )
+            fill(images, listing, grey=found.grey, image_size=image_size)
+            images.flush()
+        (building / "notes.json").write_text(json.dumps(notes))
+        shutil.rmtree(folder, ignore_errors=True)
+        building.rename(folder)
+    finally:
         shutil.rmtree(building, ignore_errors=True)
-        building.mkdir(parents=True)
-        try:
-            for split, listing in listings.items():
-                images = np.lib.format.open_memmap(
-                    building / f"{split}.npy", mode="w+", dtype=np.uint8, shape=(len(listing.labels), *shape)
-                )
-                fill(images, listing, grey=found.grey, image_size=image_size)
-                images.flush()
-            (building / "notes.json").write_text(json.dumps(notes))
-            shutil.rmtree(folder, ignore_errors=True)
-            building.rename(folder)
-        finally:
-            shutil.rmtree(building, ignore_errors=True)
-    notes = json.loads((folder / "notes.json").read_text())
-    arrays = {split: Arrays(np.load(folder / f"{split}.npy", mmap_mode="r"), listing.labels) for split, listing in listings.items()}
-    return arrays, notes
 
 
 def require_room(cache_dir: Path, size: int) -> None:
@@ -207,12 +228,18 @@ def cache_folder(given: str) -> Path:
     return Path(given) if given else platformdirs.user_cache_path("potstill")
 
 
+def stamp(path: Path) -> tuple[int, ...]:
+    """What changes when a file's content does; the time of the last status change cannot be set back by hand."""
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
+
+
 def content_hash(files: list[tuple[str, Path]], cache_dir: Path) -> str:
     """A hash over the names and bytes of files, wherever they lie.
 
-    It is remembered by size and time of change, so that a large data set is read for it once.
+    It is remembered by size and times of change, so that a large data set is read for it once.
     """
-    stats = [(name, str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for name, path in files]
+    stats = [(name, str(path.resolve()), *stamp(path)) for name, path in files]
     memo = cache_dir / "hashes" / hashlib.sha256(json.dumps(stats).encode()).hexdigest()[:32]
     try:
         return memo.read_text()

@@ -26,7 +26,7 @@ def import_object(path: str) -> Any:
         raise InputError(f"expected 'package.module:name', got {path!r}")
     try:
         loaded = importlib.import_module(module)
-    except Exception as error:  # a user's module may fail in any way
+    except (Exception, SystemExit) as error:  # a user's module may fail in any way
         raise InputError(f"cannot import {module!r} of {path!r}: {type(error).__name__}: {error}") from error
     if not hasattr(loaded, name):
         raise InputError(f"module {module!r} has no {name!r}{near_miss(name, dir(loaded))}")
@@ -65,7 +65,7 @@ class Registry:
 
 SOURCES = Registry(
     "data source",
-    digits=("potstill.sources:read_digits", "digits: 1,797 grey 8 x 8 digits that scikit-learn carries (default)"),
+    digits=("potstill.sources:read_digits", "1,797 grey 8 x 8 digits that scikit-learn carries (default)"),
     folder=("potstill.folders:read_folder", "folder:PATH: class sub-folders of images, with or without train/ and test/"),
     parquet=("potstill.tables:read_parquet", "parquet:PATH: Hugging Face layout; a file, or a folder of train and test files"),
     hf=("potstill.tables:read_hub", "hf:NAME: a data set of the Hugging Face hub (pip install 'potstill[hf]')"),

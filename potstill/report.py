@@ -1,5 +1,6 @@
 """Pictures of a distilled set."""
 
+import io
 from pathlib import Path
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from potstill.distilled import DistilledSet
 from potstill.store import write
 
-CELL_PX, GAP_PX, MARGIN_PX, TEXT_PX = 96, 6, 12, 15
+CELL_PX, GAP_PX, MARGIN_PX, TEXT_PX, CAPTION_PX, NAME_PX = 96, 6, 12, 15, 480, 240
 INK, PAPER, FAINT = (24, 24, 27), (255, 255, 255), (113, 113, 122)
 
 
@@ -38,12 +39,13 @@ def grid(distilled: DistilledSet, caption: str = "") -> Image.Image:
     zoom = max(1, round(CELL_PX / max(height, width)))
     cell_w, cell_h = width * zoom, height * zoom
     font = ImageFont.load_default(TEXT_PX)
-    names = list(distilled.class_names)
+    names = [shorten(name, font, NAME_PX) for name in distilled.class_names]
     left = 0 if ipc == 1 else round(max(font.getlength(name) for name in names)) + MARGIN_PX
+    across = max(columns * (cell_w + GAP_PX) + left, CAPTION_PX if caption else 0)
     name_h = TEXT_PX + GAP_PX if ipc == 1 else 0
-    lines = wrap(caption, font, 2 * MARGIN_PX, columns * (cell_w + GAP_PX) + left) if caption else []
+    lines = wrap(caption, font, 2 * MARGIN_PX, across) if caption else []
     size = (
-        2 * MARGIN_PX + left + columns * (cell_w + GAP_PX) - GAP_PX,
+        2 * MARGIN_PX + across - GAP_PX,
         2 * MARGIN_PX + rows * (cell_h + GAP_PX + name_h) - GAP_PX + len(lines) * (TEXT_PX + 5) + (GAP_PX if lines else 0),
     )
     sheet = Image.new("RGB", size, PAPER)
@@ -90,14 +92,12 @@ def caption(distilled: DistilledSet) -> str:
     accuracy = meta.get("accuracy", {})
     text = f"{meta.get('config', {}).get('data', {}).get('data', 'data')}, {distilled.ipc} a class, {meta.get('method', '')}"
     if "mean" in accuracy:
-        text += f"; validation accuracy {100 * accuracy['mean']:.1f} % ({accuracy['n']} networks)"
+        text += f"; validation accuracy {100 * accuracy['mean']:.1f} % ({accuracy['n']} network{'s'[: accuracy['n'] > 1]})"
     return text + ". Brightness and contrast are those of a typical image."
 
 
 def write_grid(distilled: DistilledSet, path: Path) -> None:
     """Write the annotated grid as a PNG."""
-    import io
-
     buffer = io.BytesIO()
     grid(distilled, caption(distilled)).save(buffer, "PNG")
     write(path, buffer.getvalue())

@@ -2,10 +2,12 @@
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import filelock
 import torch
 from torch import Tensor
 
@@ -17,7 +19,10 @@ from potstill.registry import InputError
 CONFIG, METRICS, CHECKPOINTS, EVALUATION, PICTURE = (
     "config.toml", "metrics.jsonl", "checkpoints", "evaluation.json", "distilled.png",
 )  # fmt: skip
+LOCK, REPLACED = ".lock", ".replaced"
 KEPT_CHECKPOINTS = 2
+MAY_CHANGE = ("data", "cache_dir", "storage", "device", "threads", "steps", "checkpoint_every")
+"""Options that a resumed run may have changed: where things are, and for how long it goes on."""
 
 
 class RunFolder:
@@ -34,20 +39,22 @@ class RunFolder:
             InputError: a run or other files are there, or the folder cannot be made.
         """
         run = cls(path)
+        cls.check_free(path, overwrite=overwrite)
         try:
-            cls.check_free(path, overwrite=overwrite)
-            run.clear()
-            (path / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+            path.mkdir(parents=True, exist_ok=True)
+            with run.locked():
+                run.set_aside()
+                store.write(path / CONFIG, to_toml(config, f"potstill distill --config {CONFIG}"))
+                (path / CHECKPOINTS).mkdir(exist_ok=True)
         except OSError as error:
             raise InputError(f"cannot make the run folder {path}: {error.strerror}; choose another with --out") from error
-        store.write(path / CONFIG, to_toml(config, f"potstill distill --config {CONFIG}"))
         return run
 
-    @staticmethod
-    def check_free(path: Path, *, overwrite: bool = False) -> None:
+    @classmethod
+    def check_free(cls, path: Path, *, overwrite: bool = False) -> None:
         """Raise an InputError if `path` holds anything, except a run that is to be overwritten."""
-        occupied = path.exists() and (not path.is_dir() or any(path.iterdir()))
-        if occupied and not (path / CONFIG).is_file():
+        occupied = path.exists() and (not path.is_dir() or any(entry.name != LOCK for entry in path.iterdir()))
+        if occupied and not cls(path).is_run:
             raise InputError(f"{path} exists and is no run of potstill; choose another folder with --out")
         if occupied and not overwrite:
             raise InputError(f"{path} already holds a run; go on with --resume {path}, or replace it with --overwrite")
@@ -59,11 +66,48 @@ class RunFolder:
             raise InputError(f"{path} holds no run of potstill (it has no {CONFIG}); check the path")
         return cls(path)
 
-    def clear(self) -> None:
-        """Remove the run's files and nothing else."""
-        shutil.rmtree(self.path / CHECKPOINTS, ignore_errors=True)
-        for name in (METRICS, store.ARTEFACT, EVALUATION, PICTURE):
-            (self.path / name).unlink(missing_ok=True)
+    @property
+    def is_run(self) -> bool:
+        """Whether a run of potstill is here: its config.toml is one of ours."""
+        try:
+            return bool(self.config())
+        except InputError:
+            return False
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep every other process out of the run; an InputError if one is in it."""
+        lock = filelock.FileLock(self.path / LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout as error:
+            raise InputError(f"another process works on the run in {self.path}; wait for it or choose another --out") from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def set_aside(self) -> None:
+        """Move the files of a run that is overwritten to .replaced/, until the new set is written."""
+        if not self.is_run:
+            return
+        aside = self.path / REPLACED
+        keep = aside.exists() and not self.finished  # a finished set from before is worth more than an unfinished run
+        if not keep:
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir()
+        for name in (METRICS, CHECKPOINTS, store.ARTEFACT, EVALUATION, PICTURE, CONFIG):
+            here = self.path / name
+            if here.exists() and not keep:
+                here.rename(aside / name)
+            elif here.is_dir():
+                shutil.rmtree(here)
+            else:
+                here.unlink(missing_ok=True)
+
+    def drop_replaced(self) -> None:
+        """Remove what `set_aside` kept."""
+        shutil.rmtree(self.path / REPLACED, ignore_errors=True)
 
     def config(self) -> Config:
         """The configuration that the run was started with."""
@@ -83,13 +127,16 @@ class RunFolder:
             raise InputError(f"cannot write {self.path / METRICS}: {error.strerror}; go on with --resume {self.path}") from error
 
     def records(self) -> list[Record]:
-        """What was logged; a last line that a kill cut short is left out."""
+        """What was logged, up to the first line that is no record: a kill may cut the last one short."""
         path, records = self.path / METRICS, []
-        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
             try:
-                records.append(json.loads(line))
+                record = json.loads(line)
             except json.JSONDecodeError:
                 break
+            if not (isinstance(record, dict) and isinstance(record.get("step"), int)):
+                break
+            records.append(record)
         return records
 
     def forget_after(self, step: int) -> None:
@@ -97,24 +144,62 @@ class RunFolder:
         kept = [json.dumps(record) + "\n" for record in self.records() if record["step"] <= step]
         store.write(self.path / METRICS, "".join(kept))
 
-    def save(self, state: OuterState, fingerprint: str) -> None:
+    def save(self, state: OuterState, config: Config, fingerprint: str) -> None:
         """Write a checkpoint and drop all but the last two."""
         tensors, meta = pack(state)
         folder = self.path / CHECKPOINTS
-        store.save_tensors(folder / f"step-{state.step:08d}.safetensors", tensors, "checkpoint", {**meta, "data": fingerprint})
+        meta |= {"config": identity(config), "data": fingerprint}
+        try:
+            store.save_tensors(folder / f"step-{state.step:08d}.safetensors", tensors, "checkpoint", meta)
+        except InputError as error:
+            raise InputError(f"{error}; make room, then go on with --resume {self.path}") from error
         for old in sorted(folder.glob("step-*.safetensors"))[:-KEPT_CHECKPOINTS]:
             old.unlink(missing_ok=True)
 
-    def newest(self, device: torch.device, say: Callable[[str], None]) -> tuple[OuterState, str] | None:
-        """The newest checkpoint that is whole, and the fingerprint of its data; None if there is none. `say` hears of damage."""
-        for path in sorted((self.path / CHECKPOINTS).glob("step-*.safetensors"), reverse=True):
+    def newest(self, config: Config, fingerprint: str, device: torch.device, say: Callable[[str], None]) -> OuterState | None:
+        """The newest checkpoint that is whole; None if there is none yet. `say` hears of damaged ones.
+
+        Raises:
+            InputError: all are damaged, or they were made with other data or other options.
+        """
+        paths = sorted((self.path / CHECKPOINTS).glob("step-*.safetensors"), reverse=True)
+        for path in paths:
             try:
                 tensors, meta = store.load_tensors(path, "checkpoint")
             except InputError as error:
                 say(f"{error}; trying the checkpoint before")
                 continue
-            return unpack({name: tensor.to(device) for name, tensor in tensors.items()}, meta), meta["data"]
+            if meta["data"] != fingerprint:
+                raise InputError(f"the run in {self.path} was started with other data; its content has changed since")
+            for name, now in identity(config).items():
+                if meta["config"].get(name) != now:
+                    raise InputError(
+                        f"{name} of the run in {self.path} was {meta['config'].get(name)}, its {CONFIG} now says {now}; "
+                        "put it back, or start a new run"
+                    )
+            if meta["step"] > config.outer.steps:
+                raise InputError(
+                    f"steps must be at least the {meta['step']} done by the run in {self.path}, got {config.outer.steps}"
+                )
+            return unpack({name: tensor.to(device) for name, tensor in tensors.items()}, meta)
+        if paths:
+            raise InputError(f"every checkpoint of the run in {self.path} is damaged; start it anew with --overwrite")
         return None
+
+
+def evaluations(path: Path) -> list[dict[str, Any]]:
+    """What an evaluation.json holds; nothing if it is not there or none of ours."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))["evaluations"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    return [one for one in found if isinstance(one, dict)]
+
+
+def identity(config: Config) -> dict[str, Any]:
+    """The options that a checkpoint stands for, as plain data."""
+    plain: dict[str, Any] = json.loads(store.canonical(config.flat()))
+    return {name: value for name, value in plain.items() if name not in MAY_CHANGE}
 
 
 def pack(state: OuterState) -> tuple[dict[str, Tensor], dict[str, Any]]:

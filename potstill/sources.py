@@ -22,7 +22,7 @@ def read(config: DataConfig) -> Dataset:
     """
     kind, _, rest = config.data.partition(":")
     if kind == "arrays":
-        raise InputError("data is 'arrays': this set was distilled from arrays in Python; give the data again with --data")
+        raise InputError("the data were arrays given in Python; give them again there, as in potstill.resume(out, images, labels)")
     if (kind == "digits") == bool(rest):
         raise InputError(f"data must be digits, folder:PATH, parquet:PATH or hf:NAME, got {config.data!r}")
     dataset: Dataset = SOURCES[kind](rest, config)
@@ -80,7 +80,13 @@ def from_arrays(
     test = None if test_images is None else as_arrays("test_images", test_images, "test_labels", test_labels)
     if test is not None and test.images.shape[1:] != train.images.shape[1:]:
         raise InputError(f"test_images must have the shape of images, {train.images.shape[1:]}, got {test.images.shape[1:]}")
+    if test is not None and test.images.dtype != train.images.dtype:
+        raise InputError("images and test_images must both be whole numbers or both floats, got one of each; scale them alike")
+    if class_names is not None and (isinstance(class_names, str) or len(set(class_names)) < len(class_names)):
+        raise InputError(f"class_names must be a list of different names, one for each class, got {class_names!r}")
     count = len(class_names) if class_names is not None else int(train.labels.max()) + 1
+    if class_names is None and count > len(train.labels):
+        raise InputError(f"labels must be 0 .. K-1 with images of every class, got {count - 1} among {len(train.labels)} images")
     for name, arrays in (("labels", train), ("test_labels", test)):
         if arrays is not None and arrays.labels.max() >= count:
             source = "labels" if class_names is None else "class_names"

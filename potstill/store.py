@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,8 @@ def write(path: Path, content: bytes | str) -> None:
     Raises:
         InputError: no space, no permission.
     """
+    if not path.name or path.is_dir():
+        raise InputError(f"cannot write {path}: it must name a file")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -53,7 +56,8 @@ def write(path: Path, content: bytes | str) -> None:
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}; what was there is unchanged") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # it would hide the sentence above
+            temporary.unlink(missing_ok=True)
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], kind: str, meta: Mapping[str, Any]) -> None:
@@ -78,10 +82,12 @@ def load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, An
             if header is None:
                 raise InputError(f"{path} is a safetensors file, but potstill did not write it: it has no {KEY!r} metadata")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        meta: dict[str, Any] = json.loads(header)
+        meta = json.loads(header)
     except (SafetensorError, OSError, json.JSONDecodeError) as error:
         raise InputError(f"{path} is damaged or no safetensors file: {error}; take another copy of it") from error
-    version = meta.get("format_version", 0)
+    version = meta.get("format_version") if isinstance(meta, dict) else None
+    if not isinstance(version, int):
+        raise InputError(f"{path} is damaged: its metadata tell no format version; take another copy of it")
     if version > FORMAT_VERSION:
         raise InputError(f"{path} has format version {version}, this potstill reads up to {FORMAT_VERSION}; upgrade potstill")
     if meta.get("kind") != kind:
@@ -91,7 +97,7 @@ def load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, An
     return tensors, meta
 
 
-def save(distilled: DistilledSet, path: Path) -> None:
+def save(distilled: DistilledSet, path: str | os.PathLike[str]) -> None:
     """Write a distilled set as one self-contained file. Equal sets give equal bytes: no time, host or path is in it."""
     tensors = {f"preprocess.{name}": tensor for name, tensor in distilled.fitted.state().items()}
     for number, block in enumerate(distilled.blocks):
@@ -106,7 +112,7 @@ def save(distilled: DistilledSet, path: Path) -> None:
         "learned_labels": distilled.learned_labels,
         "blocks": [block.parameterisation for block in distilled.blocks],
     }
-    save_tensors(path, tensors, "distilled set", meta)
+    save_tensors(Path(path), tensors, "distilled set", meta)
 
 
 def load(path: str | os.PathLike[str], ipc: int | None = None) -> DistilledSet:

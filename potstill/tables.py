@@ -24,9 +24,7 @@ def read_parquet(path: str, config: DataConfig) -> Dataset:
     files = parquet_files(existing(path, "parquet"))
     tables = {split: [open_parquet(pq, file) for file in paths] for split, paths in files.items()}
     schema = tables["train"][0].schema_arrow
-    metadata = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    described = metadata.get("info", {}).get("features", {})
-    features = {name: feature for name, feature in described.items() if isinstance(feature, dict)}
+    features = described_features(schema.metadata or {})
     image, label = choose_columns(list(schema.names), features, config)
 
     def columns(split: str, wanted: list[str]) -> Iterator[dict[str, Any]]:
@@ -40,7 +38,7 @@ def read_parquet(path: str, config: DataConfig) -> Dataset:
 
     def listing(split: str) -> tuple[list[Any], Callable[[], Iterator[tuple[str, Path | bytes]]]]:
         labels = [row[label] for row in columns(split, [label])]
-        return labels, lambda: encoded(columns(split, [image]), image, f"{split} row")
+        return labels, lambda: encoded(columns(split, [image]), image, f"{split} row", embedded=True)
 
     names = features.get(label, {}).get("names")
     root = Path(path).expanduser()
@@ -53,6 +51,15 @@ def read_parquet(path: str, config: DataConfig) -> Dataset:
         return hashlib.sha256(json.dumps([content, image, label]).encode()).hexdigest()
 
     return from_table({split: listing(split) for split in files}, names, label, fingerprint, config)
+
+
+def described_features(metadata: Mapping[bytes, bytes]) -> dict[str, Any]:
+    """Column -> feature as Hugging Face's metadata describe it; nothing where there are none, or none that can be read."""
+    try:
+        described = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
+        return {name: feature for name, feature in described.items() if isinstance(feature, dict)}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return {}
 
 
 def parquet_files(path: Path) -> dict[str, list[Path]]:
@@ -123,8 +130,10 @@ def choose_columns(names: list[str], features: dict[str, Any], config: DataConfi
     return chosen[0], chosen[1]
 
 
-def encoded(rows: Iterator[dict[str, Any]], column: str, place: str) -> Iterator[tuple[str, Path | bytes]]:
-    """(name, encoded bytes or path) of an image column: {bytes, path} structures or plain bytes."""
+def encoded(
+    rows: Iterator[dict[str, Any]], column: str, place: str, *, embedded: bool = False
+) -> Iterator[tuple[str, Path | bytes]]:
+    """(name, encoded bytes or path) of an image column: {bytes, path} structures or plain bytes; `embedded` refuses paths."""
     for index, row in enumerate(rows):
         value = row[column]
         name = f"{place} {index}"
@@ -132,8 +141,8 @@ def encoded(rows: Iterator[dict[str, Any]], column: str, place: str) -> Iterator
             path = value.get("path")
             name = f"{name} ({path})" if path else name
             value = value["bytes"] if value.get("bytes") is not None else path and Path(path)
-        if not isinstance(value, bytes | Path):
-            found = "nothing" if value is None else f"a {type(value).__name__}"
+        if not isinstance(value, bytes if embedded else bytes | Path):
+            found = "nothing" if value is None else "a path" if isinstance(value, Path) else f"a {type(value).__name__}"
             raise InputError(
                 f"column {column!r} must hold encoded images (PNG, JPEG, ...), {place} {index} holds {found}; "
                 "repair or drop the row, or give another --image-column"

@@ -14,6 +14,7 @@ from test_runs import QUICK, flags
 import potstill
 from potstill import runs, store
 from potstill.cli import main
+from potstill.exports import folder_names
 from potstill.registry import METHODS, MODELS, SOURCES, WINDOWS
 
 
@@ -58,7 +59,7 @@ def test_evaluate_prints_a_table_and_writes_the_same(run, capsys):
     words = ["evaluate", run, "--nets", 3, "--baseline", "random", "--baseline", "full", "--full-epochs", 2]
     assert main(list(map(str, words))) == 0
     output = capsys.readouterr().out
-    written = json.loads((run / runs.EVALUATION).read_text())
+    written = runs.evaluations(run / runs.EVALUATION)[-1]
     assert [row["name"] for row in written["rows"]] == ["distilled", "random", "full"]
     for row in written["rows"]:
         assert set(row["accuracy"]) == {"mean", "std", "n"}
@@ -66,7 +67,7 @@ def test_evaluate_prints_a_table_and_writes_the_same(run, capsys):
         assert row["accuracy"]["n"] == 3
         assert f"{100 * row['accuracy']['mean']:.1f} ± {100 * row['accuracy']['std']:.1f} % (n = 3)" in output
     assert written["test_images"] == 359
-    assert {"hardware", "versions", "seed", "data"} <= set(written)
+    assert {"hardware", "versions", "settings", "data"} <= set(written)
 
 
 def test_evaluating_twice_gives_the_same(run):
@@ -80,14 +81,23 @@ def test_evaluating_twice_gives_the_same(run):
 def test_a_file_alone_is_enough_to_evaluate_the_embedded_digits(run, tmp_path):
     alone = tmp_path / "mine.safetensors"
     alone.write_bytes((run / store.ARTEFACT).read_bytes())
-    assert main(["evaluate", str(alone), "--nets", "2"]) == 0
-    main(["evaluate", str(run), "--nets", "2"])
-    assert (tmp_path / runs.EVALUATION).read_text() == (run / runs.EVALUATION).read_text()
+    assert main(["evaluate", str(alone), "--nets", "2", "--seed", "5"]) == 0
+    main(["evaluate", str(run), "--nets", "2", "--seed", "5"])
+    assert runs.evaluations(tmp_path / "mine.evaluation.json") == runs.evaluations(run / runs.EVALUATION)[-1:]
+
+
+def test_evaluations_of_a_run_stand_beside_each_other(run):
+    main(["evaluate", str(run), "--nets", "1", "--seed", "8"])
+    before = runs.evaluations(run / runs.EVALUATION)
+    main(["evaluate", str(run), "--nets", "1", "--seed", "9", "--model", "convnet", "--steps", "3"])
+    after = runs.evaluations(run / runs.EVALUATION)
+    assert after[:-1] == before
+    assert after[-1]["rows"][0]["model"] == "convnet"
 
 
 def test_another_model_and_fixed_steps(run):
     assert main(["evaluate", str(run), "--nets", "1", "--model", "test_models:with_shape", "--steps", "7"]) == 0
-    (row,) = json.loads((run / runs.EVALUATION).read_text())["rows"]
+    (row,) = runs.evaluations(run / runs.EVALUATION)[-1]["rows"]
     assert (row["model"], row["steps"], row["accuracy"]["std"]) == ("test_models:with_shape", 7, None)
 
 
@@ -129,7 +139,9 @@ def test_a_file_of_other_data_asks_for_them(tmp_path, capsys):
         capsys, "evaluate", alone, "--data", "digits"
     )
     more = f"folder:{photos(tmp_path / 'more', [(16, 16)], classes=3)}"
-    assert "must have the classes of the distilled set (2, class0 ..), got 3" in told(capsys, "evaluate", alone, "--data", more)
+    assert "the 2 classes of the distilled set, in its order, got 3; the first that differs is 'another number'" in told(
+        capsys, "evaluate", alone, "--data", more
+    )
     other = f"folder:{photos(tmp_path / 'other', [(16, 16)], count=9)}"
     assert main(["evaluate", str(alone), "--nets", "1", "--data", other, "--cache-dir", str(tmp_path)]) == 0
     assert "these are not the data that the set was distilled from" in capsys.readouterr().err
@@ -154,9 +166,14 @@ def test_list_names_everything_that_is_registered(capsys):
         (["distill", "--window", "99"], "window must lie in [1, unroll=60], got 99; lower --window or raise --unroll"),
         (["distill", "--method", "ratbptt"], "unknown method 'ratbptt' (did you mean 'rat-bptt'?)"),
         (["distill", "--model", "conv"], "unknown model 'conv' (did you mean 'convnet'?)"),
+        (
+            ["distill", "--data", "/no/such"],
+            "data must begin with its kind, got '/no/such'; write folder:/no/such or parquet:/no/such",
+        ),
+        (["distill", "--threads", "99999999"], "threads must be at least 1 and at most 4096"),
         (["distill", "--data", "digit"], "unknown data source 'digit' (did you mean 'digits'?)"),
         (["distill", "--data", "folder:/no/such"], "folder /no/such does not exist"),
-        (["distill", "--data", "parquet:/no/such"], "parquet /no/such does not exist"),
+        (["distill", "--data", "parquet:/no/such"], "parquet /no/such does not exist; give the path with --data parquet:PATH"),
         (["distill", "--preset", "cifar10"], "unknown preset 'cifar10' (did you mean 'cifar10-ipc"),
         (["distill", "--config", "/no/such.toml"], "cannot read the configuration /no/such.toml"),
         (["distill", "--resume", "/no/such"], "/no/such holds no run of potstill"),
@@ -216,6 +233,28 @@ def test_export_of_a_folder_is_a_data_set_again_and_tells_its_cost(run, tmp_path
         found = np.asarray(Image.open(path)) / 255
         np.testing.assert_allclose(found, distilled.pixels[index, 0], atol=0.5 / 255 + 1e-6)
     assert "exists; choose another place" in told(capsys, "export", run, "--format", "folder", "--out", tmp_path / "images")
+
+
+def test_export_never_replaces_a_file_that_the_user_names(run, tmp_path, capsys):
+    mine = tmp_path / "mine.txt"
+    mine.write_text("precious")
+    for out in (mine, run / store.ARTEFACT):
+        before = out.read_bytes()
+        assert "exists; choose another place" in told(capsys, "export", run, "--format", "npz", "--out", out)
+        assert out.read_bytes() == before
+    for _ in range(2):  # beside the set, the export's own file is its own to replace
+        assert main(["export", str(run), "--format", "npz"]) == 0
+    assert main(["export", str(run), "--out", str(tmp_path / "by_suffix.npz")]) == 0
+    assert "images" in np.load(tmp_path / "by_suffix.npz")
+    assert "exists" in told(capsys, "export", run, "--format", "png", "--out", ".")
+
+
+def test_classes_whose_folders_would_meet_get_folders_of_their_own():
+    names = folder_names(("a/b", "a_b", "A", "a", "..", "", "con", "plain", "x" * 300))
+    assert len({name.casefold() for name in names}) == len(names)
+    assert names[7] == "plain"
+    assert all(name and len(name) < 256 and not set(name) & set('/\\:*?"<>|') and name not in (".", "..") for name in names)
+    assert names[6].casefold() != "con"
 
 
 def test_export_of_parquet_loads_as_a_hugging_face_data_set_and_is_exact(run, tmp_path, capsys):
@@ -282,5 +321,35 @@ def test_python_takes_arrays_and_a_model_of_its_own():
     assert potstill.train(distilled, net)(distilled.preprocess(images[:4, None])).shape == (4, 3)
     with pytest.raises(potstill.InputError, match="cannot be imported; give it with model="):
         potstill.train(distilled)
+    with pytest.raises(potstill.InputError, match="ipc is given twice, as 2 and as 3; give it once"):
+        potstill.distill(images, torch.arange(90) % 3, images_per_class=2, ipc=3)
     with pytest.raises(potstill.InputError, match="images and labels must be given together, got images without them"):
         potstill.distill(images)
+
+
+def test_python_evaluates_on_the_arrays_that_it_distilled(capsys):
+    images, labels = torch.rand(90, 1, 8, 8), torch.arange(90) % 3
+    quick = {**QUICK, "ipc": 1, "classes_per_batch": "auto", "steps": 2}
+    distilled = potstill.distill(images, labels, **quick)
+    rows = potstill.evaluate(distilled, images, labels, nets=2, baselines=["random"])
+    assert [(row.name, row.accuracy.n) for row in rows] == [("distilled", 2), ("random", 2)]
+    with pytest.raises(potstill.InputError, match="the data were arrays given in Python; give them again there"):
+        potstill.evaluate(distilled, nets=2)
+    with pytest.raises(potstill.InputError, match=r"must have images of shape \(1, 8, 8\) like the distilled set, got \(1, 9, 9\)"):
+        potstill.evaluate(distilled, torch.rand(90, 1, 9, 9), labels)
+    for wrong, sentence in (
+        ({"nets": 0}, "nets must be at least 1, got 0"),
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"protocol": "papr"}, r"protocol must be one of validation, paper; got 'papr' \(did you mean 'paper'"),
+        ({"baselines": ["rndom"]}, r"baseline must be one of random, full; got 'rndom' \(did you mean 'random'"),
+    ):
+        with pytest.raises(potstill.InputError, match=sentence):
+            potstill.evaluate(distilled, images, labels, **wrong)
+    with pytest.raises(potstill.InputError, match="steps must be at least 1, got -3"):
+        potstill.train(distilled, steps=-3)
+
+
+def test_a_copied_set_ignores_a_strangers_configuration_beside_it(run, tmp_path):
+    (tmp_path / "config.toml").write_text("[project]\nname = 'x'\n")
+    (tmp_path / store.ARTEFACT).write_bytes((run / store.ARTEFACT).read_bytes())
+    assert main(["evaluate", str(tmp_path), "--nets", "1"]) == 0

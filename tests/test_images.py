@@ -232,7 +232,7 @@ def test_only_squares_of_28_pixels_are_padded(tmp_path):
 
 
 def test_a_missing_folder_is_named(tmp_path):
-    with pytest.raises(InputError, match=r"folder .*/nowhere does not exist; check the path after 'folder:'"):
+    with pytest.raises(InputError, match=r"folder .*/nowhere does not exist; give the path with --data folder:PATH"):
         load(tmp_path / "nowhere", tmp_path)
 
 
@@ -324,3 +324,29 @@ def test_an_image_that_would_fill_the_memory_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 24)
     with pytest.raises(InputError, match=r"cannot read the image .*a/0\.png: .*exceeds limit of 24 pixels"):
         load(tmp_path / "set", tmp_path)
+
+
+def test_a_test_folder_without_class_folders_is_left_out_and_said(tmp_path):
+    # Tiny ImageNet's layout: test/images and val/images hold pictures without class folders.
+    write(tmp_path, {f"set/train/{name}/{index}.png": COLOUR for name in "ab" for index in range(3)})
+    write(tmp_path, {"set/test/images/0.png": COLOUR, "set/val/images/0.png": COLOUR})
+    dataset = load(tmp_path / "set", tmp_path)
+    assert dataset.test is None
+    assert sum("holds none of the class folders of train/ and is not used" in note for note in dataset.notes) == 2
+    write(tmp_path, {"set/valid/a/0.png": COLOUR, "set/valid/b/0.png": COLOUR})
+    assert load(tmp_path / "set", tmp_path).test is not None
+
+
+@pytest.mark.parametrize("damage", ["train.npy", "notes.json", "cut", "empty notes"])
+def test_a_damaged_conversion_is_made_again(damage, tmp_path):
+    write(tmp_path, {f"set/{name}/{index}.png": COLOUR + index for name in "ab" for index in range(3)})
+    first = np.array(load(tmp_path / "set", tmp_path, storage="mapped").train.images)
+    (folder,) = [path.parent for path in tmp_path.rglob("notes.json")]
+    if damage == "cut":
+        (folder / "train.npy").write_bytes((folder / "train.npy").read_bytes()[:100])
+    elif damage == "empty notes":
+        (folder / "notes.json").write_text("")
+    else:
+        (folder / damage).unlink()
+    again = load(tmp_path / "set", tmp_path, storage="mapped")
+    assert np.array_equal(again.train.images, first)

@@ -13,7 +13,7 @@ ROOT = Path(potstill.__file__).parent
 ORDER = [
     "registry", "seeds", "config", "devices", "data", "images", "folders", "tables", "sources", "preprocess", "loading",
     "augment", "models", "distilled", "store", "inner", "windows", "evaluation", "methods", "outer", "runs", "distillation",
-    "report", "exports", "display", "commands", "cli",
+    "api", "report", "exports", "display", "commands", "cli",
 ]  # fmt: skip
 
 

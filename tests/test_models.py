@@ -104,6 +104,30 @@ def test_a_network_unfit_for_second_derivatives_is_refused_by_name(factory, sent
         check_second_derivative("mine", made, (1, 8, 8), 3)
 
 
+class SinglePrecision(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.linear = nn.Linear(64, num_classes)
+
+    def forward(self, inputs):
+        return self.linear(inputs.flatten(1).float()).tanh()
+
+
+BACKBONE = nn.Sequential(nn.Flatten(), nn.Linear(64, 8)).requires_grad_(False)
+
+
+def on_a_shared_backbone(num_classes):
+    return nn.Sequential(BACKBONE, nn.Linear(8, num_classes), nn.Tanh())
+
+
+@pytest.mark.parametrize("factory", [SinglePrecision, on_a_shared_backbone])
+def test_networks_that_insist_on_single_precision_or_share_a_frozen_part_pass_unchanged(factory):
+    made = resolve(factory, (1, 8, 8), 3)
+    check_model("mine", made, (1, 8, 8), 3)
+    check_second_derivative("mine", made, (1, 8, 8), 3)
+    assert {p.dtype for p in made().parameters()} == {torch.float32}
+
+
 @pytest.mark.parametrize("name", ["convnet", "mlp"])
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32)])
 def test_registered_networks_are_fit_for_second_derivatives(name, shape):
@@ -132,6 +156,9 @@ def test_a_wrong_model_is_told_how_to_get_right(spec, options, sentence):
         resolve(spec, (1, 8, 8), 3, **options)
 
 
+SHARED = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+
+
 @pytest.mark.parametrize(
     ("factory", "sentence"),
     [
@@ -140,7 +167,8 @@ def test_a_wrong_model_is_told_how_to_get_right(spec, options, sentence):
             lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 4)),
             r"model mine must return logits of shape \(B, 3\), got \(2, 4\) for B = 2",
         ),
-        (lambda: nn.Linear(9, 3), r"model mine fails on inputs of shape \(2, 1, 8, 8\): mat1 and mat2"),
+        (lambda: nn.Linear(9, 3), r"model mine fails on inputs of shape \(2, 1, 8, 8\): RuntimeError: mat1 and mat2"),
+        (lambda: SHARED, r"model mine must make a fresh network at every call, two calls share trainable parameters"),
         (lambda: 3, r"model mine fails on .*: it returned int, which is no torch.nn.Module"),
     ],
 )

@@ -1,14 +1,17 @@
 """Whole runs: same seed same bytes, resume after a kill or Ctrl-C, and what lies on disk."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import potstill
 from potstill import runs, store
@@ -171,7 +174,7 @@ def test_a_run_of_arrays_resumes_with_the_same_arrays_and_refuses_others(tmp_pat
         potstill.distill(images, labels, **quick, out=tmp_path / "run", listener=listener)
     with pytest.raises(InputError, match=r"was started with other data; its content has changed"):
         potstill.resume(tmp_path / "run", images + 1, labels)
-    with pytest.raises(InputError, match=r"data is 'arrays': .* give the data again"):
+    with pytest.raises(InputError, match=r"the data were arrays given in Python; give them again there, as in potstill.resume"):
         resume(tmp_path / "run")
     assert torch.equal(potstill.resume(tmp_path / "run", images, labels).images, whole.images)
 
@@ -183,7 +186,7 @@ def test_a_finished_run_does_not_resume(undisturbed):
 
 def test_a_run_folder_tells_all(undisturbed):
     assert {path.name for path in undisturbed.iterdir()} == {
-        "config.toml", "metrics.jsonl", "checkpoints", "distilled.safetensors", "distilled.png",
+        "config.toml", "metrics.jsonl", "checkpoints", "distilled.safetensors", "distilled.png", ".lock",
     }  # fmt: skip
     config = Config.from_options(**options_from_file(undisturbed / runs.CONFIG))
     assert "auto" not in {value for name, value in config.flat().items() if name not in ("image_column", "label_column")}
@@ -285,3 +288,87 @@ def test_every_method_lowers_the_outer_loss_of_a_small_problem(method, optimizer
     # The first loss is near log 3 or above.
     assert records[0]["loss"] > 0.9
     assert distilled.meta["accuracy"]["mean"] > 0.9
+
+
+def test_overwriting_keeps_the_old_set_until_the_new_one_is_written(undisturbed, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(undisturbed, out)
+    old, seen = bytes_of(out), []
+    listener = Listener(step=lambda record, steps: seen.append(1), stop=lambda: len(seen) == 2)
+    for _ in range(2):  # a second failed start must not push out the finished set either
+        seen.clear()
+        with pytest.raises(Interrupted):
+            potstill.distill(**{**QUICK, "seed": 3}, out=out, overwrite=True, listener=listener)
+        assert bytes_of(out / runs.REPLACED) == old
+    potstill.resume(out)
+    assert bytes_of(out) != old
+    assert not (out / runs.REPLACED).exists()
+
+
+def test_a_folder_of_another_program_is_never_overwritten(tmp_path):
+    (tmp_path / "config.toml").write_text("[tool]\nx = 1\n")
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "precious.pt").write_text("keep")
+    with pytest.raises(InputError, match="exists and is no run of potstill"):
+        potstill.distill(**QUICK, out=tmp_path, overwrite=True)
+    assert (tmp_path / "checkpoints" / "precious.pt").read_text() == "keep"
+
+
+def test_two_processes_do_not_work_on_one_run(tmp_path):
+    interrupted_run(tmp_path / "run", after=5)
+    with runs.RunFolder(tmp_path / "run").locked(), pytest.raises(InputError, match="another process works on the run"):
+        resume(tmp_path / "run")
+    resume(tmp_path / "run")
+
+
+def edit(run: Path, old: str, new: str) -> None:
+    text = (run / runs.CONFIG).read_text()
+    assert old in text
+    (run / runs.CONFIG).write_text(text.replace(old, new))
+
+
+def test_a_resumed_run_keeps_its_options_but_may_go_on_for_longer(tmp_path):
+    interrupted_run(tmp_path / "run", after=5)
+    edit(tmp_path / "run", "inner_lr = 0.001", "inner_lr = 0.01")
+    with pytest.raises(InputError, match=r"inner_lr of the run in .* was 0.001, its config.toml now says 0.01; put it back"):
+        resume(tmp_path / "run")
+    edit(tmp_path / "run", "inner_lr = 0.01", "inner_lr = 0.001")
+    edit(tmp_path / "run", "\nsteps = 12", "\nsteps = 3")
+    with pytest.raises(InputError, match=r"steps must be at least the 5 done by the run in .*, got 3"):
+        resume(tmp_path / "run")
+    edit(tmp_path / "run", "\nsteps = 3", "\nsteps = 15")
+    resume(tmp_path / "run")
+    assert len(runs.RunFolder(tmp_path / "run").records()) == 15
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_is_not_started_over_unasked(tmp_path):
+    interrupted_run(tmp_path / "run", after=9)
+    for path in (tmp_path / "run" / runs.CHECKPOINTS).iterdir():
+        path.write_bytes(path.read_bytes()[:-1])
+    before = (tmp_path / "run" / runs.METRICS).read_text()
+    with pytest.raises(InputError, match=r"every checkpoint of the run in .* is damaged; start it anew with --overwrite"):
+        resume(tmp_path / "run")
+    assert (tmp_path / "run" / runs.METRICS).read_text() == before
+
+
+def test_a_run_is_found_again_from_another_folder(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    for index in range(16):
+        path = tmp_path / "home" / "pictures" / "ab"[index % 2] / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(path)
+    monkeypatch.chdir(tmp_path / "home")
+    quick = {**QUICK, "ipc": 1, "classes_per_batch": "auto", "data": "folder:pictures", "cache_dir": str(tmp_path)}
+    whole = potstill.distill(**quick)
+    seen: list[int] = []
+    with pytest.raises(Interrupted):
+        potstill.distill(**quick, out="run", listener=Listener(step=lambda *_: seen.append(1), stop=lambda: len(seen) == 4))
+    monkeypatch.chdir(tmp_path)
+    assert torch.equal(potstill.resume("home/run").images, whole.images)
+    # Moved data are given anew, and are the same data.
+    shutil.rmtree(tmp_path / "home" / "run")
+    shutil.copytree(tmp_path / "home" / "pictures", tmp_path / "elsewhere")
+    again = potstill.distill(**{**quick, "data": "folder:elsewhere"}, out=tmp_path / "again")
+    potstill.distill(**{**quick, "data": "folder:home/pictures"}, out=tmp_path / "first")
+    assert bytes_of(tmp_path / "again") == bytes_of(tmp_path / "first")
+    assert torch.equal(again.images, whole.images)

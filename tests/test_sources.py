@@ -92,7 +92,7 @@ def test_an_unknown_source_is_told_the_nearest_one():
 
 
 def test_arrays_cannot_be_read_again_by_name():
-    with pytest.raises(InputError, match="distilled from arrays in Python; give the data again with --data"):
+    with pytest.raises(InputError, match="the data were arrays given in Python; give them again there"):
         read(DataConfig(data="arrays"))
 
 
@@ -210,11 +210,18 @@ def test_the_fingerprint_of_arrays_follows_every_pixel_and_label():
         ),
         ({"test_images": pixels(2), "test_labels": [0]}, r"test_labels must have shape \(2,\) like test_images, got \(1,\)"),
         (
+            {"test_images": np.ones((2, 3, 6, 6)), "test_labels": [0, 1]},
+            r"images and test_images must both be whole numbers or both floats, got one of each; scale them alike",
+        ),
+        ({"labels": [0, 1, 0, 10**9]}, r"labels must be 0 \.\. K-1 with images of every class, got 1000000000 among 4 images"),
+        ({"class_names": ["a", "a"]}, r"class_names must be a list of different names, one for each class, got \['a', 'a'\]"),
+        ({"class_names": "ab"}, r"class_names must be a list of different names, one for each class, got 'ab'"),
+        (
             {"test_images": pixels(2), "test_labels": [0, 2]},
             r"test_labels must lie in 0\.\.1 \(the 2 classes of labels\), got 2; correct the labels",
         ),
         (
-            {"test_images": np.full((2, 3, 6, 6), np.inf), "test_labels": [0, 1]},
+            {"images": np.ones((4, 3, 6, 6)), "test_images": np.full((2, 3, 6, 6), np.inf), "test_labels": [0, 1]},
             r"pixels must be finite numbers, test image 0 holds NaN or infinity; repair or remove it",
         ),
     ],
@@ -469,7 +476,7 @@ def test_a_parquet_file_with_damaged_pages_is_named(column, tmp_path):
 
 
 def test_a_missing_path_is_named(tmp_path):
-    with pytest.raises(InputError, match=r"parquet .*nowhere does not exist; check the path after 'parquet:'"):
+    with pytest.raises(InputError, match=r"parquet .*nowhere does not exist; give the path with --data parquet:PATH"):
         load(tmp_path / "nowhere", tmp_path)
 
 

@@ -96,6 +96,10 @@ def test_preprocess_takes_bytes_floats_one_image_and_pads_mnist():
     assert torch.equal(distilled.preprocess(real), expected)
     assert torch.equal(distilled.preprocess(real / 255), expected)
     assert torch.equal(distilled.preprocess(real[0]), expected[:1])
+    assert torch.equal(distilled.preprocess(real.to(torch.int64)), expected)
+    assert torch.equal(distilled.preprocess(real[:, 0]), expected)  # grey images without a channel axis
+    with pytest.raises(InputError, match=r"real images must be whole numbers 0\.\.255 or floats, got true and false"):
+        distilled.preprocess(real > 3)
     assert torch.equal(distilled.preprocess(real.numpy()), expected)
     with pytest.raises(InputError, match=r"real images must have shape \(N, 1, 4, 4\), got \(5, 3, 4, 4\)"):
         distilled.preprocess(torch.zeros(5, 3, 4, 4))
@@ -127,6 +131,9 @@ def spoil(path, how):
         path.write_bytes(data[:8] + body + data[8 + header :])
     if how == "missing":
         path.unlink()
+    if how == "no version":
+        body = data[8 : 8 + header].replace(b'format_version\\":1', b'format_version\\":[')
+        path.write_bytes(data[:8] + body + data[8 + header :])
     if how == "checkpoint":
         save_tensors(path, {"x": torch.zeros(1)}, "checkpoint", {})
 
@@ -141,6 +148,7 @@ def spoil(path, how):
         ("empty", r"damaged or no safetensors file"),
         ("foreign", r"potstill did not write it"),
         ("newer", r"has format version 9, this potstill reads up to 1; upgrade potstill"),
+        ("no version", r"damaged or no safetensors file"),
         ("missing", r"there is no file .*set.safetensors; check the path"),
         ("checkpoint", r"must hold a distilled set, it holds a checkpoint"),
     ],
@@ -172,6 +180,8 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path):
 def test_a_write_into_no_folder_is_told(tmp_path):
     with pytest.raises(InputError, match=r"cannot write .*missing/x: No such file or directory"):
         write(tmp_path / "missing" / "x", "text")
+    with pytest.raises(InputError, match=r"cannot write .*: it must name a file"):
+        write(tmp_path, "text")
 
 
 def test_the_gaussian_start_has_norm_1_and_follows_from_the_seed():

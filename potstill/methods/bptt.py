@@ -21,8 +21,8 @@ from potstill.registry import WINDOWS
 from potstill.seeds import derive, generator, global_seed
 from potstill.windows import WindowSampler
 
-RealPart = tuple[Tensor, augment.Draw]
-"""Positions in the train split and how their images are augmented."""
+RealPart = tuple[Tensor, augment.Draw, int]
+"""Positions in the train split, how their images are augmented, and where the part starts in the real batch."""
 
 
 def inner_optimizer(config: InnerConfig) -> InnerOptimizer:
@@ -55,7 +55,7 @@ class Bptt:
 
         def objective(theta: Tensor, _: Leaves, part: RealPart) -> Tensor:
             images, labels = problem.train.take(part[0])
-            with global_seed(derive(seed, "outer dropout", outer_step), problem.device):
+            with global_seed(derive(seed, "outer dropout", outer_step, part[2]), problem.device):
                 return F.cross_entropy(model(theta, augment.apply(images, part[1])), labels)
 
         result = meta_gradient(
@@ -97,4 +97,4 @@ class Bptt:
         chosen = sample(self.problem.train, outer.real_batch, rng)
         drawn = augment.draw(tuple(outer.real_augment), len(chosen), rng)
         for rows in torch.arange(len(chosen)).split(len(chosen) if whole else int(outer.micro_batch)):
-            yield (chosen[rows], drawn.rows(rows)), len(rows) / len(chosen)
+            yield (chosen[rows], drawn.rows(rows), int(rows[0])), len(rows) / len(chosen)

@@ -51,7 +51,10 @@ def resolve(spec: ModelSpec, shape: Shape, classes: int, **options: Any) -> Call
 
 def bind(factory: Callable[..., nn.Module], offered: dict[str, Any]) -> Callable[[], nn.Module]:
     """`factory` with those of the offered keyword arguments that it takes."""
-    parameters = inspect.signature(factory).parameters
+    try:
+        parameters = inspect.signature(factory).parameters
+    except ValueError as error:
+        raise InputError(f"model {model_name(factory)} must be a function or class with a signature, it has none") from error
     taken = {name: value for name, value in offered.items() if name in parameters}
     if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
         taken.setdefault("num_classes", offered["num_classes"])
@@ -72,14 +75,18 @@ def check_model(name: str, factory: Callable[[], nn.Module], shape: Shape, class
     """
     try:
         with global_seed(0, torch.device("cpu")):
-            module = factory()
+            module, other = factory(), factory()
         if not isinstance(module, nn.Module):
             raise TypeError(f"it returned {type(module).__name__}, which is no torch.nn.Module")
         output = module(torch.zeros(2, *shape))
     except Exception as error:
-        raise InputError(f"model {name} fails on inputs of shape (2, {', '.join(map(str, shape))}): {error}") from error
+        text = f"{type(error).__name__}: {error}"
+        raise InputError(f"model {name} fails on inputs of shape (2, {', '.join(map(str, shape))}): {text}") from error
     if not any(p.requires_grad for p in module.parameters()):
         raise InputError(f"model {name} must have parameters to train, it has none")
+    own = {p.data_ptr() for p in module.parameters() if p.requires_grad}
+    if own & {p.data_ptr() for p in other.parameters() if p.requires_grad}:
+        raise InputError(f"model {name} must make a fresh network at every call, two calls share trainable parameters")
     found = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
     if found != (2, classes):
         raise InputError(f"model {name} must return logits of shape (B, {classes}), got {found} for B = 2")

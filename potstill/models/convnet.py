@@ -38,6 +38,8 @@ class ConvNet(nn.Module):
     def check(shape: tuple[int, int, int], depth: int | str = "auto", norm: str = "instance", width: int = 128) -> None:
         """Raise an InputError if the images are too small for the depth."""
         side = min(shape[1:])
+        if side < SMALLEST_NORM_SIDE:
+            raise InputError(f"model convnet needs images of at least 4 x 4 pixels, got {shape[1]} x {shape[2]}; use --model mlp")
         limit = deepest(side) if norm == "instance" else side.bit_length() - 1
         if depth != "auto" and int(depth) > limit:
             raise InputError(

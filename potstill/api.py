@@ -1,0 +1,188 @@
+"""The Python front: distill, resume and evaluate, on arrays or on data that a name finds."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from potstill import evaluation
+from potstill.config import Config, DataConfig, options_from_preset
+from potstill.data import Dataset
+from potstill.devices import pick_device
+from potstill.distillation import SILENT, Listener, new_run, resumed_run
+from potstill.distilled import DistilledSet
+from potstill.evaluation import Row
+from potstill.loading import RealData, prepare
+from potstill.models import ModelSpec, model_name
+from potstill.registry import InputError
+from potstill.runs import RunFolder
+from potstill.sources import from_arrays, read
+
+
+def distill(
+    images: Any = None,
+    labels: Any = None,
+    *,
+    images_per_class: int | None = None,
+    test_images: Any = None,
+    test_labels: Any = None,
+    class_names: Sequence[str] | None = None,
+    model: ModelSpec | None = None,
+    preset: str | None = None,
+    out: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+    listener: Listener = SILENT,
+    **options: Any,
+) -> DistilledSet:
+    """Distill labelled images, or the data that `data=` names, into a few synthetic examples per class.
+
+    Args:
+        images: (N, H, W) or (N, C, H, W) arrays or tensors, C 1 or 3; integers 0..255, or floats. None: `data=` is read.
+        labels: (N,) whole numbers 0 .. K-1.
+        images_per_class: size of the result; the same as ipc.
+        test_images: held out for tests only; None holds 20 % out.
+        test_labels: their classes.
+        class_names: name of each class, all different.
+        model: a registered name, "package.module:factory", or a callable that makes a fresh network.
+        preset: a named set of options from the paper, e.g. "cifar10-ipc10".
+        out: folder to keep checkpoints, log and result in; None keeps nothing on disk.
+        overwrite: replace a run that `out` holds.
+        listener: told of progress.
+        **options: any option of `potstill distill --help` by its name, e.g. steps=500, window=40, learn_labels=True.
+            With threads=n, torch's number of threads is n in this process from then on.
+    Returns:
+        The set that was best on the held-out validation images, on the CPU.
+    Raises:
+        InputError: something given is wrong; the sentence says what, the rule, the value found and the way out.
+    """
+    named = {"data": images if images is None else "arrays", "ipc": images_per_class, "model": model and model_name(model)}
+    for name, value in named.items():
+        if value is not None and options.setdefault(name, value) != value:
+            raise InputError(f"{name} is given twice, as {value!r} and as {options[name]!r}; give it once")
+    base = Config.from_options(**options_from_preset(preset)) if preset else Config()
+    config = Config.from_options(base, **options)
+    dataset = dataset_of(config.data, images, labels, test_images, test_labels, class_names)
+    return new_run(config, dataset, None if out is None else Path(out), model=model, overwrite=overwrite, listener=listener)
+
+
+def resume(
+    out: str | os.PathLike[str],
+    images: Any = None,
+    labels: Any = None,
+    *,
+    test_images: Any = None,
+    test_labels: Any = None,
+    class_names: Sequence[str] | None = None,
+    model: ModelSpec | None = None,
+    listener: Listener = SILENT,
+) -> DistilledSet:
+    """Go on with a run that was stopped, from its last checkpoint, to exactly what it would have given undisturbed.
+
+    Args:
+        out: the run's folder; its config.toml holds every option.
+        images: the arrays that the run was started with, if it was.
+        labels: their classes.
+        test_images: as at the start.
+        test_labels: as at the start.
+        class_names: as at the start.
+        model: a callable, if the run was started with one that cannot be imported.
+        listener: told of progress.
+    Raises:
+        InputError: no run in `out`, a finished one, or other data than it was started with.
+    """
+    config = RunFolder.open(Path(out)).config()
+    dataset = dataset_of(config.data, images, labels, test_images, test_labels, class_names)
+    return resumed_run(Path(out), config, dataset, model=model, listener=listener)
+
+
+def dataset_of(
+    config: DataConfig, images: Any, labels: Any, test_images: Any, test_labels: Any, class_names: Sequence[str] | None
+) -> Dataset:
+    """The data that were given as arrays or, without any, that the configuration names."""
+    if images is not None and labels is not None:
+        return from_arrays(images, labels, test_images, test_labels, class_names)
+    named = {"images": images, "labels": labels, "test_images": test_images, "test_labels": test_labels, "class_names": class_names}
+    for name, value in named.items():
+        if value is not None:
+            raise InputError(f"images and labels must be given together, got {name} without them")
+    return read(config)
+
+
+def evaluate(
+    distilled: DistilledSet,
+    images: Any = None,
+    labels: Any = None,
+    *,
+    test_images: Any = None,
+    test_labels: Any = None,
+    data: str | None = None,
+    nets: int = 10,
+    model: ModelSpec | None = None,
+    steps: int | None = None,
+    protocol: str = "validation",
+    baselines: Sequence[str] = (),
+    full_epochs: int = 20,
+    seed: int = 0,
+    device: str = "auto",
+    progress: evaluation.Progress | None = None,
+) -> list[Row]:
+    """Test accuracy of fresh networks that train on a set; its fields are mean, std and n.
+
+    Args:
+        distilled: the set.
+        images: the arrays that it was distilled from, in the same order: its test images are found among them again.
+        labels: their classes.
+        test_images: as when it was distilled.
+        test_labels: as when it was distilled.
+        data: instead of arrays, the name of the data; None takes the embedded digits if the set was distilled from them.
+        nets: fresh networks for each row.
+        model: another network than the recipe's.
+        steps: a fixed number of training steps.
+        protocol: "validation" or "paper", see `evaluation.evaluate`.
+        baselines: "random" and "full": real data under the same protocol.
+        full_epochs: most epochs of "full".
+        seed: of the networks.
+        device: where to train.
+        progress: called as networks finish.
+    Returns:
+        One row for the set and one for each baseline.
+    Raises:
+        InputError: data that do not fit the set, or an argument out of its range.
+    """
+    recorded = recorded_config(distilled)
+    config = Config.from_options(recorded, data=data).data if data else recorded.data
+    real = fitting(
+        distilled,
+        dataset_of(config, images, labels, test_images, test_labels, distilled.class_names if labels is not None else None),
+        config,
+        device,
+    )
+    return evaluation.evaluate(
+        distilled, real, nets=nets, model=model, steps=steps, protocol=protocol, baselines=baselines, full_epochs=full_epochs,
+        lengths=recorded.evaluation.lengths, seed=seed, device=device, progress=progress,
+    )  # fmt: skip
+
+
+def recorded_config(distilled: DistilledSet) -> Config:
+    """The configuration that a set's file records; where the data lie is not in it, but for the embedded digits."""
+    options = {name: value for table in distilled.meta.get("config", {}).values() for name, value in table.items()}
+    if options.get("data") != "digits":
+        options["data"] = "arrays"
+    return Config.from_options(**options)
+
+
+def fitting(distilled: DistilledSet, dataset: Dataset, config: DataConfig, device: str) -> RealData:
+    """`dataset` through the set's own preprocessing; an InputError if its images or classes are not the set's."""
+    shape = tuple(dataset.train.images.shape[1:])
+    if shape != distilled.shape:
+        raise InputError(
+            f"the data must have images of shape {distilled.shape} like the distilled set, got {shape}; try --image-size"
+        )
+    if dataset.class_names != distilled.class_names:
+        pairs = zip(dataset.class_names, distilled.class_names, strict=False)
+        found, wanted = next((pair for pair in pairs if pair[0] != pair[1]), ("another number", "all"))
+        raise InputError(
+            f"the data must have the {len(distilled.class_names)} classes of the distilled set, in its order, got "
+            f"{len(dataset.class_names)}; the first that differs is {found!r} in place of {wanted!r}"
+        )
+    return prepare(dataset, config, pick_device(device), distilled.fitted)
