@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from potstill import evaluation
-from potstill.config import Config, DataConfig, options_from_preset
+from potstill.config import Config, DataConfig, options_from_preset, options_of_config
 from potstill.data import Dataset
 from potstill.devices import pick_device
 from potstill.distillation import SILENT, Listener, new_run, resumed_run
@@ -151,12 +151,8 @@ def evaluate(
     """
     recorded = recorded_config(distilled)
     config = Config.from_options(recorded, data=data).data if data else recorded.data
-    real = fitting(
-        distilled,
-        dataset_of(config, images, labels, test_images, test_labels, distilled.class_names if labels is not None else None),
-        config,
-        device,
-    )
+    names = distilled.class_names if labels is not None else None
+    real = fitting(distilled, dataset_of(config, images, labels, test_images, test_labels, names), config, device)
     return evaluation.evaluate(
         distilled, real, nets=nets, model=model, steps=steps, protocol=protocol, baselines=baselines, full_epochs=full_epochs,
         lengths=recorded.evaluation.lengths, seed=seed, device=device, progress=progress,
@@ -165,7 +161,9 @@ def evaluate(
 
 def recorded_config(distilled: DistilledSet) -> Config:
     """The configuration that a set's file records; where the data lie is not in it, but for the embedded digits."""
-    options = {name: value for table in distilled.meta.get("config", {}).values() for name, value in table.items()}
+    known = {item.name for _, item, _ in options_of_config()}  # a file of another version may hold others
+    tables = distilled.meta.get("config", {}).values()
+    options = {name: value for table in tables for name, value in table.items() if name in known}
     if options.get("data") != "digits":
         options["data"] = "arrays"
     return Config.from_options(**options)

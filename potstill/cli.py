@@ -93,14 +93,20 @@ def make_parser() -> tuple[Parser, dict[str, Parser]]:
     added = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
     commands: dict[str, Parser] = {}
 
-    def command(name: str, line: str, example: str) -> Parser:
+    def command(name: str, line: str, example: str, usage: str = "") -> Parser:
         made = added.add_parser(
-            name, help=line, description=f"{line}\n\nexample: {example}", epilog=PAPER, formatter_class=Help, allow_abbrev=False
+            name,
+            help=line,
+            description=f"{line}\n\nexample: {example}",
+            epilog=PAPER,
+            formatter_class=Help,
+            allow_abbrev=False,
+            usage=f"potstill {name} {usage}".rstrip(),
         )
         commands[name] = made
         return made
 
-    distill = command("distill", "Distill a data set.", "potstill distill --data digits --ipc 1 --out runs/digits")
+    distill = command("distill", "Distill a data set.", "potstill distill --data digits --ipc 1 --out runs/digits", "[options]")
     distill.add_argument("--out", type=Path, help="the run's folder (default: runs/DATA-ipcN-METHOD)")
     distill.add_argument("--preset", help="start from a named setting of the paper (see `potstill list`)")
     distill.add_argument(
@@ -116,7 +122,12 @@ def make_parser() -> tuple[Parser, dict[str, Parser]]:
     distill.add_argument("--quiet", action="store_true", help="print the result only")
     add_options(distill, [item.name for _, item, _ in options_of_config()])
 
-    evaluate = command("evaluate", "Train fresh networks on a set and test them.", "potstill evaluate runs/digits --nets 10")
+    evaluate = command(
+        "evaluate",
+        "Train fresh networks on a set and test them.",
+        "potstill evaluate runs/digits --nets 10",
+        "RUN_OR_FILE [options]",
+    )
     evaluate.add_argument("path", type=Path, metavar="RUN_OR_FILE", help="a run's folder, or a distilled.safetensors")
     evaluate.add_argument("--nets", type=positive, default=10, help="fresh networks for each row (default: 10)")
     evaluate.add_argument("--model", help="another network than the recipe's: a name, or package.module:factory")
@@ -134,7 +145,9 @@ def make_parser() -> tuple[Parser, dict[str, Parser]]:
     evaluate.add_argument("--seed", type=int, default=0, help="seed of the networks (default: 0)")
     add_machine_and_data(evaluate)
 
-    export = command("export", "Write a set in another format.", "potstill export runs/digits --format folder")
+    export = command(
+        "export", "Write a set in another format.", "potstill export runs/digits --format folder", "RUN_OR_FILE [options]"
+    )
     export.add_argument("path", type=Path, metavar="RUN_OR_FILE", help="a run's folder, or a distilled.safetensors")
     export.add_argument(
         "--format", choices=list(EXPORTS),
@@ -162,6 +175,7 @@ def add_options(parser: argparse.ArgumentParser, names: Sequence[str], default: 
             described = next(field.type for field in dataclasses.fields(Config) if field.name == section)
             groups[section] = parser.add_argument_group(section, (described.__doc__ or "").strip())
         own = ",".join(map(str, item.default)) if isinstance(item.default, tuple) else item.default
+        own = "no" if own is False else own
         text = f"{item.metadata['help']} (default: {default or (own if own != '' else 'none')})".replace("%", "%%")
         flag, common = "--" + item.name.replace("_", "-"), {"dest": item.name, "default": argparse.SUPPRESS, "help": text}
         if hint is bool:
