@@ -20,7 +20,7 @@ from potstill.report import to_bytes, to_image, write_grid
 from potstill.store import write
 
 WINDOWS_DEVICES = r"con|prn|aux|nul|com\d|lpt\d"
-EXACT = "exact: holds the arrays that a network trains on"
+EXACT = "exact, the arrays that a network trains on"
 LOSSY = "for the eye: 8-bit pixels of a typical brightness and contrast; a network trained on them is not the same"
 
 

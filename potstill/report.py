@@ -1,6 +1,7 @@
 """Pictures of a distilled set."""
 
 import io
+import unicodedata
 from pathlib import Path
 
 import torch
@@ -12,6 +13,8 @@ from potstill.store import write
 
 CELL_PX, GAP_PX, MARGIN_PX, TEXT_PX, CAPTION_PX, NAME_PX = 96, 6, 12, 15, 480, 240
 INK, PAPER, FAINT = (24, 24, 27), (255, 255, 255), (113, 113, 122)
+
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def to_bytes(pixels: Tensor) -> Tensor:
@@ -38,8 +41,8 @@ def grid(distilled: DistilledSet, caption: str = "") -> Image.Image:
     height, width = distilled.shape[1:]
     zoom = max(1, round(CELL_PX / max(height, width)))
     cell_w, cell_h = width * zoom, height * zoom
-    font = ImageFont.load_default(TEXT_PX)
-    names = [shorten(name, font, NAME_PX) for name in distilled.class_names]
+    font = find_font()
+    names = [shorten(drawable(name, font), font, NAME_PX) for name in distilled.class_names]
     left = 0 if ipc == 1 else round(max(font.getlength(name) for name in names)) + MARGIN_PX
     across = max(columns * (cell_w + GAP_PX) + left, CAPTION_PX if caption else 0)
     name_h = TEXT_PX + GAP_PX if ipc == 1 else 0
@@ -63,7 +66,24 @@ def grid(distilled: DistilledSet, caption: str = "") -> Image.Image:
     return sheet
 
 
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+def find_font() -> Font:
+    """A font of the system with many scripts, or else Pillow's own, which has little more than ASCII."""
+    for name in ("DejaVuSans.ttf", "Arial.ttf", "NotoSans-Regular.ttf"):
+        try:
+            return ImageFont.truetype(name, TEXT_PX)
+        except OSError:
+            continue
+    return ImageFont.load_default(TEXT_PX)
+
+
+def drawable(text: str, font: Font) -> str:
+    """`text` with characters that the font lacks, which it would draw as boxes, in their plain form or as question marks."""
+    box = bytes(font.getmask("\ufffe"))
+
+    def plain(character: str) -> str:
+        return unicodedata.normalize("NFKD", character).encode("ascii", "ignore").decode() or "?"
+
+    return "".join(plain(character) if bytes(font.getmask(character)) == box else character for character in text)
 
 
 def shorten(text: str, font: Font, width: int) -> str:
