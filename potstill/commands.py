@@ -120,10 +120,15 @@ def listening(display: Display) -> Iterator[Listener]:
             signal.signal(number, handler)
 
 
+def folder_of(path: Path) -> Path:
+    """The run's folder, or the one that a file lies in."""
+    return path if path.is_dir() else path.parent
+
+
 def open_set(parsed: argparse.Namespace) -> tuple[DistilledSet, DataConfig | None]:
     """The distilled set of a run or file, and where its real data are, if that can be told."""
     path = parsed.path
-    run = runs.RunFolder(path if path.is_dir() else path.parent)
+    run = runs.RunFolder(folder_of(path))
     if path.is_dir() and run.is_run and not run.finished:
         raise InputError(f"the run in {path} is not finished; go on with `potstill distill --resume {path}`")
     distilled = store.load(path)
@@ -161,7 +166,7 @@ def evaluate(parsed: argparse.Namespace) -> int:
     if data is None:
         raise InputError(f"{parsed.path} does not tell where its data lie; give them with --data")
     in_run = parsed.path.is_dir() or parsed.path.name == store.ARTEFACT
-    folder = parsed.path if parsed.path.is_dir() else parsed.path.parent
+    folder = folder_of(parsed.path)
     target = folder / (runs.EVALUATION if in_run else f"{parsed.path.stem}.{runs.EVALUATION}")
     if not os.access(folder, os.W_OK):
         raise InputError(f"cannot write {target}: no permission; copy the set to a folder of your own")
@@ -192,7 +197,6 @@ def evaluate(parsed: argparse.Namespace) -> int:
 
 def show(rows: list[Row], test_images: int, machine: str) -> None:
     """Print an evaluation as a table."""
-
     table = Table(title=f"Test accuracy on {test_images} images, fresh networks ({machine})", title_justify="left")
     for column in ("trained on", "images", "network", "steps", "accuracy", "protocol"):
         table.add_column(column, justify="right" if column in ("images", "steps") else "left", overflow="fold")
@@ -206,7 +210,7 @@ def show(rows: list[Row], test_images: int, machine: str) -> None:
 def export(parsed: argparse.Namespace) -> int:
     """`potstill export`."""
     distilled, data = open_set(parsed)
-    folder = parsed.path if parsed.path.is_dir() else parsed.path.parent
+    folder = folder_of(parsed.path)
     suffixes = {".png": "png", ".parquet": "parquet", ".npz": "npz"}
     format = parsed.format or (suffixes.get(parsed.out.suffix, "folder") if parsed.out else "png")
     out = parsed.out or folder / EXPORTS[format].default_name

@@ -68,10 +68,10 @@ def new_run(
     setup = Setup.of(config, dataset, model, listener)
     start = OuterState.start(setup.learned, setup.method.init())
     if out is None:
-        return finish(setup, None, start, listener)
+        return finish(setup, None, start)
     folder = RunFolder.create(out, setup.config, overwrite=overwrite)
     with folder.locked():
-        return finish(setup, folder, start, listener)
+        return finish(setup, folder, start)
 
 
 def resumed_run(
@@ -87,7 +87,7 @@ def resumed_run(
         state = state or OuterState.start(setup.learned, setup.method.init())
         folder.forget_after(state.step)
         listener.say(f"going on after outer step {state.step} of {setup.config.outer.steps}")
-        return finish(setup, folder, state, listener)
+        return finish(setup, folder, state)
 
 
 @dataclass(frozen=True)
@@ -165,8 +165,9 @@ class Setup:
         return dataclasses.replace(self.block, leaves={**self.block.leaves, **leaves})
 
 
-def finish(setup: Setup, folder: RunFolder | None, state: OuterState, listener: Listener) -> DistilledSet:
+def finish(setup: Setup, folder: RunFolder | None, state: OuterState) -> DistilledSet:
     """Run the outer loop from `state` to its end, choose the training length, and write the result."""
+    listener = setup.listener
 
     def validate(leaves: Mapping[str, Tensor]) -> tuple[Record, float]:
         figure = Figure.of(setup.validation_scores(leaves, setup.lengths[:1])[:, 0])
@@ -258,7 +259,7 @@ def resolve_auto(config: Config, real: RealData, *, mapped: bool, device: torch.
 
 
 def check_second_derivative(name: str, factory: Callable[[], nn.Module], shape: tuple[int, int, int], classes: int) -> None:
-    """Try one Hessian product in float64, so that an unfit network fails with its name before the first step.
+    """Try a Hessian product and, in float64, whether it is right, so that an unfit network fails with its name at the start.
 
     Raises:
         InputError: it has no second derivative, or a wrong one (a detach or a straight-through estimator).

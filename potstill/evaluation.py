@@ -274,13 +274,15 @@ def evaluate(
     images, targets, labels = (part.to(place) for part in (distilled.images, distilled.targets, distilled.labels))
 
     def row(row_name: str, make: Callable[[int], Batches], candidates: Sequence[int], count: int) -> Row:
+        on_test = protocol == "paper" and row_name != "full"
+        # The first split chooses, the last is reported; without a choice, validation data need not be measured.
+        splits = (real.test,) if on_test or len(candidates) == 1 else (real.validation, real.test)
         scores = score(
-            make, factory, recipe, lengths=candidates, splits=(real.validation, real.test), nets=nets, seed=derive(seed, "test"),
+            make, factory, recipe, lengths=candidates, splits=splits, nets=nets, seed=derive(seed, "test"),
             device=place, progress=progress, label=row_name,
         )  # fmt: skip
-        on_test = protocol == "paper" and row_name != "full"
-        best = int(scores[:, :, 1 if on_test else 0].mean(0).argmax())
-        return Row(row_name, name, count, candidates[best], Figure.of(scores[:, best, 1]), describe(candidates, on_test))
+        best = int(scores[:, :, 0].mean(0).argmax())
+        return Row(row_name, name, count, candidates[best], Figure.of(scores[:, best, -1]), describe(candidates, on_test))
 
     own = model is None or model == recipe.model
     fixed = (steps,) if steps else None
