@@ -22,6 +22,7 @@ EVALUATION_DATA_OPTIONS = ("image_column", "label_column", "image_size", "storag
 """Options that tell how real data are read, not how they were distilled."""
 WINDOWLESS = ("bptt", "r-bptt")
 """Methods that differentiate every step and so do not read `window`."""
+TAPES = ("states", "sqrt", "host", "bfloat16")
 AUGMENTATIONS = ("flip", "rotate", "crop", "cutout", "color", "scale")
 
 
@@ -78,6 +79,9 @@ class InnerConfig:
     lr_decay: float = option(0.2, "SGD: factor of each milestone (paper D.6)", low=0, high=1, open_low=True)
     batch_per_class: int | Auto = option("auto", "synthetic images of each class in a step; auto: all, up to 100 in total", low=1)
     classes_per_batch: int | Auto = option("auto", "random classes in a synthetic batch; auto: all", low=1)
+    synthetic_micro_batch: int | Auto = option(
+        "auto", "synthetic images at once on the device: bounds the memory, not the result (batch norm takes all)", low=1
+    )
     augment: tuple[str, ...] = option((), f"augmentation, one of these a batch: {', '.join(AUGMENTATIONS)}; empty: none")
 
 
@@ -88,6 +92,11 @@ class OuterConfig:
     method: str = option("rat-bptt", "distillation method (see `potstill list`)")
     unroll: int = option(60, "T: most inner steps of one outer step (paper D.2: about 3 windows)", low=1)
     window: int = option(20, "M: last inner steps that are differentiated", low=1)
+    trajectories: int = option(
+        1,
+        "K: unrolls per outer step, each with its own start, window and batches; the mean of their meta-gradients is taken",
+        low=1,
+    )
     steps: int = option(1000, "outer steps", low=1)
     outer_lr: float | Auto = option(
         "auto", "learning rate of the outer Adam on the images; auto: 0.001 at 3,072 values an image (paper D.1), in proportion "
@@ -96,6 +105,7 @@ class OuterConfig:
     label_lr: float | Auto = option("auto", "learning rate on learned labels; auto: outer_lr", low=0, open_low=True)
     clip: float = option(2.0, "clip the meta-gradient at this times its moving average; 0: never (paper D.4)", low=0)
     real_batch: int = option(500, "real images in the outer loss (paper D.1: 1,000 to 5,000)", low=1)
+    split_real_batch: bool = option(False, "deal one real batch out to the trajectories, in place of one for each")
     real_augment: tuple[str, ...] | Auto = option("auto", "augmentation of the real batch; auto: as augment")
     micro_batch: int | Auto = option(
         "auto", "real images at once on the device: bounds the memory, not the result (but dropout draws anew in each)", low=1
@@ -120,6 +130,18 @@ class RunConfig:
 
     seed: int = option(0, "seed of every random draw but the data splits", low=0)
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps")
+    precision: Literal["auto", "float32", "bfloat16"] = option(
+        "auto", "arithmetic in the network; parameters, norms' statistics, loss and meta-gradient stay float32; auto: bfloat16 on "
+        "CPUs with AMX and on CUDA from compute capability 8.0"
+    )  # fmt: skip
+    tf32: bool = option(False, "CUDA: allow TF32 in float32 convolutions and products")
+    compile: Literal["auto", "on", "off"] = option(
+        "auto", "compile gradient and Hessian product (about a minute, less in a second run); auto: in long runs"
+    )
+    tape: str = option(
+        "states", "memory against time, what is kept of the window: states; sqrt: every sqrt(M)-th of them; host: states in host "
+        "memory; bfloat16: rounded states; graphs:MB: states, and as many graphs as fit (see docs/memory.md)"
+    )  # fmt: skip
     threads: int | Auto = option("auto", "CPU threads; results repeat to the byte only at the same number", low=1, high=4096)
 
 
@@ -237,9 +259,31 @@ def validated(config: Config) -> Config:
         raise InputError(
             f"batch_per_class must be at most ipc={config.distilled.ipc}, got {inner.batch_per_class}; leave it at auto"
         )
+    if outer.split_real_batch and outer.trajectories > outer.real_batch:
+        raise InputError(
+            f"trajectories must be at most real_batch={outer.real_batch} to split it, got {outer.trajectories}; raise --real-batch"
+        )
+    if graphs_mb(run.tape) is not None and run.compile == "on":
+        raise InputError("tape graphs:MB keeps the graphs of uncompiled networks only; use --compile off, or --tape states")
     if run.device.partition(":")[0] not in ("auto", "cpu", "cuda", "mps"):
         raise InputError(f"device must be auto, cpu, cuda, cuda:N or mps, got {run.device!r}")
     return config
+
+
+def graphs_mb(tape: str) -> float | None:
+    """The budget of "graphs:MB"; None for the other ways to keep the window.
+
+    Raises:
+        InputError: it is none of them.
+    """
+    kind, colon, number = tape.partition(":")
+    if kind == "graphs" and number.replace(".", "", 1).isdecimal():
+        return float(number)
+    if colon or kind not in TAPES:
+        raise InputError(
+            f"tape must be one of {', '.join(TAPES)}, or graphs:MB as in graphs:2000; got {tape!r}{near_miss(kind, TAPES)}"
+        )
+    return None
 
 
 def check_source(data: str) -> None:

@@ -1,38 +1,30 @@
 """From real data and a configuration to a distilled set: new runs and resumed ones."""
 
-import copy
 import dataclasses
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from potstill import store
 from potstill.config import Config
 from potstill.data import Dataset
-from potstill.devices import pick_device, versions
+from potstill.derivatives import couples_batch
+from potstill.devices import keep_freed_memory, pick_device, versions
 from potstill.distilled import Block, DistilledSet, Recipe, initial_block
 from potstill.evaluation import Figure, score_set
-from potstill.inner import Batch, FlatModel, couples_batch, derivative_error, hessian_product
 from potstill.loading import RealData, prepare
 from potstill.methods.base import Problem
 from potstill.models import ModelSpec, check_model, fresh, resolve
-from potstill.models.convnet import auto_depth
 from potstill.outer import Hooks, OuterState, Record, optimise
 from potstill.registry import METHODS, InputError
+from potstill.resolve import check_second_derivative, resolve_auto, resolve_compile, resolve_keep
 from potstill.runs import RunFolder
-from potstill.seeds import derive, generator
-
-AUTO_SYNTHETIC_BATCH = 100
-AUTO_MICRO_BATCH = {"cpu": 250, "mps": 500, "cuda": 1000}
-PAPER_LR, PAPER_VALUES = 0.001, 3072
-DERIVATIVE_TOLERANCE = 1e-3
+from potstill.seeds import derive
 
 
 @dataclass(frozen=True)
@@ -107,8 +99,8 @@ class Setup:
         device = pick_device(config.run.device)
         if config.run.threads != "auto":
             torch.set_num_threads(int(config.run.threads))
+        keep_freed_memory()
         real = prepare(dataset, config.data, device)
-        config = resolve_auto(config, real, mapped=dataset.mapped, device=device)
         classes = len(real.class_names)
         size = " x ".join(map(str, real.shape))
         counts = f"{len(real.train):,} train, {len(real.validation):,} validation and {len(real.test):,} test images"
@@ -120,10 +112,14 @@ class Setup:
         check_model(inner.model, factory, real.shape, classes)
         check_second_derivative(inner.model, factory, real.shape, classes)
         if couples_batch(fresh(factory, 0, torch.device("cpu"))):
-            listener.say("the network has batch norm: the real batch is taken whole, and its memory grows with --real-batch")
+            listener.say("the network has batch norm: batches are taken whole, and memory grows with --real-batch")
+        config = resolve_auto(config, real, factory, mapped=dataset.mapped, device=device)
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.run.tf32
+        keep = resolve_keep(config, factory, real.shape, classes, device)
+        config, compiled = resolve_compile(config, factory, real.shape, classes, device, listener.say)
         block = initial_block(config.distilled.init, config.distilled.ipc, classes, real.shape, real.train, seed, device)
         fixed = {} if config.distilled.learn_labels else {"targets": block.targets}
-        problem = Problem(real.train, block.labels, fixed, classes, factory, config, device)
+        problem = Problem(real.train, block.labels, fixed, classes, factory, config, device, keep, compiled)
         return cls(config, real, block, problem, device, listener)
 
     @property
@@ -224,68 +220,3 @@ def make_set(setup: Setup, leaves: Mapping[str, Tensor], learned: dict[str, Any]
         (setup.with_leaves(leaves).to(torch.device("cpu")),), real.class_names, real.preprocess.to(torch.device("cpu")),
         recipe, learned_labels=config.distilled.learn_labels, meta=meta,
     )  # fmt: skip
-
-
-def resolve_auto(config: Config, real: RealData, *, mapped: bool, device: torch.device) -> Config:
-    """`config` with every "auto" replaced by what it means here; a resumed run reads these back."""
-    inner, classes, ipc = config.inner, len(real.class_names), config.distilled.ipc
-    # An image of norm 1 has pixels of scale 1 / sqrt(D), and Adam moves each by about its learning rate (paper D.1).
-    outer_lr = (
-        config.outer.outer_lr if config.outer.outer_lr != "auto" else PAPER_LR * (PAPER_VALUES / math.prod(real.shape)) ** 0.5
-    )
-    found: dict[str, Any] = {
-        "storage": "mapped" if mapped else "memory",
-        "preprocess": real.preprocess.kind,
-        "batch_per_class": min(ipc, max(1, AUTO_SYNTHETIC_BATCH // classes)),
-        "classes_per_batch": classes,
-        "outer_lr": outer_lr,
-        "label_lr": outer_lr,
-        "real_augment": inner.augment,
-        "micro_batch": AUTO_MICRO_BATCH[device.type],
-        "device": str(device),
-        "threads": torch.get_num_threads(),
-    }
-    if inner.model == "convnet":
-        found["depth"] = auto_depth(real.shape)
-    if inner.model == "mlp":
-        found["depth"] = 2
-    if inner.classes_per_batch != "auto" and int(inner.classes_per_batch) > classes:
-        raise InputError(f"classes_per_batch must be at most the number of classes, {classes}, got {inner.classes_per_batch}")
-    kind, _, rest = config.data.data.partition(":")
-    if kind in ("folder", "parquet"):  # so that the run is found again from wherever it is resumed
-        config = Config.from_options(config, data=f"{kind}:{Path(rest).expanduser().resolve()}")
-    flat = config.flat()
-    return Config.from_options(config, **{name: value for name, value in found.items() if flat[name] == "auto"})
-
-
-def check_second_derivative(name: str, factory: Callable[[], nn.Module], shape: tuple[int, int, int], classes: int) -> None:
-    """Try a Hessian product and, in float64, whether it is right, so that an unfit network fails with its name at the start.
-
-    Raises:
-        InputError: it has no second derivative, or a wrong one (a detach or a straight-through estimator).
-    """
-    rng = generator(0, "second derivative")
-    module = copy.deepcopy(fresh(factory, 0, torch.device("cpu")))  # a user's factory may share parts between calls
-    inputs = torch.randn(2, *shape, generator=rng)
-    targets = torch.eye(classes)[torch.arange(2) % classes]
-    single = FlatModel(copy.deepcopy(module))
-
-    def loss(theta: Tensor, batch: Batch, _: int) -> Tensor:
-        return F.cross_entropy(single(theta, batch[0]), batch[1])
-
-    try:
-        hessian_product(loss, single.theta, (inputs, targets), 0, single.theta)
-    except (RuntimeError, NotImplementedError) as reason:
-        raise InputError(
-            f"model {name} cannot be differentiated twice: {reason}; distillation needs a second derivative"
-        ) from reason
-    try:
-        error = derivative_error(FlatModel(module.double()), inputs.double(), targets.double(), rng)
-    except (RuntimeError, TypeError):
-        return  # the network insists on single precision, in which a difference of gradients shows nothing
-    if not error < DERIVATIVE_TOLERANCE:
-        raise InputError(
-            f"model {name} must be differentiable throughout, its gradient changes otherwise than its second derivative says "
-            f"(relative error {error:.1e}); remove what it detaches, its straight-through estimator, or an operation "
-            "whose second derivative torch has wrong"
-        )

@@ -14,23 +14,20 @@ Source: equations (2) to (4) and Algorithm 1 of Feng, Vedantam & Kempe 2024, arX
 storing the graph is reverse-mode differentiation with a checkpoint at every step.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.instancenorm import _InstanceNorm
+from torch import Tensor
 
-from potstill.seeds import global_seed
+from potstill.derivatives import Batch, Differentiable, Linearisable, Pullback
 
 State = tuple[Tensor, ...]
 """An optimiser's state: the flat parameters first, then its moments, each of the same length."""
 Leaves = Mapping[str, Tensor]
 """What is learned: name -> tensor."""
-Batch = tuple[Tensor, ...]
-"""What the inner loss reads at one step, usually (inputs (B, ...), targets (B, K) probabilities)."""
 
 
 class InnerOptimizer(Protocol):
@@ -108,53 +105,40 @@ class SGD:
         return theta - hyper["lr"] * factor * velocity, velocity
 
 
-class FlatModel:
-    """A module as a function of one flat parameter vector.
-
-    The module stays in training mode, but batch norm neither reads nor writes running statistics: inside an unroll it
-    normalises by the batch, so that a replayed step repeats exactly. Parameters that do not require a gradient, and
-    buffers, keep the module's own values.
-    """
-
-    def __init__(self, module: nn.Module):
-        self.module = module.train()
-        for part in module.modules():
-            if isinstance(part, _NormBase):
-                part.track_running_stats = False
-        named = {name: p for name, p in module.named_parameters() if p.requires_grad}
-        self.names, self.shapes = list(named), [p.shape for p in named.values()]
-        self.sizes = [p.numel() for p in named.values()]
-        self.theta = torch.cat([p.detach().reshape(-1) for p in named.values()])
-
-    def __call__(self, theta: Tensor, inputs: Tensor) -> Tensor:
-        """The module's output on `inputs` with the parameters `theta`."""
-        parts = zip(self.names, theta.split(self.sizes), self.shapes, strict=True)
-        parameters = {name: part.view(shape) for name, part, shape in parts}
-        return torch.func.functional_call(self.module, parameters, (inputs,))  # type: ignore[no-any-return]
-
-
-def couples_batch(module: nn.Module) -> bool:
-    """Whether an example's output depends on the rest of its batch: batch norm in training mode."""
-    return any(isinstance(part, _NormBase) and not isinstance(part, _InstanceNorm) for part in module.modules())
-
-
 @dataclass(frozen=True)
 class InnerProblem:
     """What the inner loop does at each step; every part gives the same for the same arguments, or replay is not exact.
 
     Args:
-        loss: (theta, batch, step) -> scalar.
+        loss: (theta, batch, step) -> scalar, by its derivatives.
         batch: (leaves, step) -> batch, differentiable in the leaves.
         optimizer: the pure optimiser step.
     """
 
-    loss: Callable[[Tensor, Batch, int], Tensor]
+    loss: Differentiable
     batch: Callable[[Leaves, int], Batch]
     optimizer: InnerOptimizer
 
 
-Objective = Callable[[Tensor, Leaves, Any], Tensor]
-"""(theta after the last step, leaves, part of the real data) -> scalar."""
+class Objective(Protocol):
+    """The outer loss: (theta after the last step, leaves, part of the real data) -> scalar, by its gradient."""
+
+    def gradient(self, theta: Tensor, leaves: Leaves, part: Any) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """The loss, 0-d, its gradient in theta, and those in the leaves that it reads directly."""
+        ...
+
+
+@dataclass(frozen=True)
+class EagerObjective:
+    """An outer loss with its gradient by autograd."""
+
+    loss: Callable[[Tensor, Leaves, Any], Tensor]
+
+    def gradient(self, theta: Tensor, leaves: Leaves, part: Any) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        theta, wanted = theta.detach().requires_grad_(), with_grad(leaves)
+        loss = self.loss(theta, wanted, part)
+        of_theta, *rest = torch.autograd.grad(loss, (theta, *wanted.values()), allow_unused=True, materialize_grads=True)
+        return loss.detach(), of_theta, dict(zip(wanted, rest, strict=True))
 
 
 @dataclass(frozen=True)
@@ -176,6 +160,33 @@ class MetaGradient:
     final: State
 
 
+@dataclass(frozen=True)
+class Keep:
+    """What the forward pass keeps of the window.
+
+    Args:
+        dtype: type in which states are kept; None keeps their own. A narrower one moves the point where a step is
+            differentiated by its rounding.
+        device: where they are kept; None keeps them where they are.
+        checkpoints: keep the state before every ceil(sqrt(M))-th step only, and take the steps between again on the way
+            back: some 2 sqrt(M) states in place of M, one more forward pass.
+        graphs: of how many of the last steps the graph is kept too, which saves taking their gradient again; only for a
+            loss that can be linearised.
+    """
+
+    dtype: torch.dtype | None = None
+    device: torch.device | None = None
+    checkpoints: bool = False
+    graphs: int = 0
+
+    def segment(self, window: int) -> int:
+        """How many steps the tape holds at once."""
+        return math.isqrt(max(0, window - 1)) + 1 if self.checkpoints else max(1, window)
+
+
+STATES = Keep()
+
+
 def meta_gradient(
     problem: InnerProblem,
     leaves: Leaves,
@@ -187,6 +198,7 @@ def meta_gradient(
     burn_in: int,
     window: int,
     first: int = 0,
+    keep: Keep = STATES,
 ) -> MetaGradient:
     """Train for burn_in + window steps and differentiate the outer loss through the last `window` of them.
 
@@ -201,73 +213,102 @@ def meta_gradient(
         burn_in: steps without a derivative.
         window: differentiated steps after them.
         first: number of the first step, for a start that has already taken some.
+        keep: what the forward pass keeps for the way back: memory against time.
     Returns:
         The loss and its cotangents.
     """
     state = tuple(tensor.detach() for tensor in start)
-    state, _ = forward(problem, leaves, hyper, state, range(first, first + burn_in))
+    state = forward(problem, leaves, hyper, state, range(first, first + burn_in))
     steps = range(first + burn_in, first + burn_in + window)
-    state, tape = forward(problem, leaves, hyper, state, steps, keep=True)
+    size = keep.segment(window)
+    segments = [steps[at : at + size] for at in range(0, window, size)] or [steps]
+    starts = []
+    for segment in segments[:-1]:
+        starts.append(state)
+        state = forward(problem, leaves, hyper, state, segment)
+    tape = Tape(state, size, keep)
+    state = forward(problem, leaves, hyper, state, segments[-1], tape)
     loss, of_theta, of_leaves = outer_gradient(objective, state[0], leaves, parts)
     adjoint = (of_theta, *(torch.zeros_like(moment) for moment in state[1:]))
     of_hyper = {name: torch.zeros_like(value) for name, value in hyper.items()}
-    for step in reversed(steps):
-        before, grad = tape[step - steps.start]
-        older, of_grad, more_hyper = optimizer_transpose(problem.optimizer, before, grad, hyper, step, adjoint)
-        of_theta, more_leaves = step_product(problem, before[0], leaves, step, of_grad)
-        adjoint = (older[0] + of_theta, *older[1:])
-        for name, more in more_leaves.items():
-            of_leaves[name] += more
-        for name, more in more_hyper.items():
-            of_hyper[name] += more
+    for segment in reversed(segments):
+        if segment is not segments[-1]:
+            forward(problem, leaves, hyper, starts.pop(), segment, tape)
+        for step in reversed(segment):
+            before, grad, pullback = tape.take(step)
+            older, of_grad, more_hyper = optimizer_transpose(problem.optimizer, before, grad, hyper, step, adjoint)
+            of_theta, more_leaves = (pullback or step_product(problem, before[0], leaves, step))(of_grad)
+            adjoint = (older[0] + of_theta, *older[1:])
+            for name, more in more_leaves.items():
+                of_leaves[name] += more
+            for name, more in more_hyper.items():
+                of_hyper[name] += more
     return MetaGradient(loss, of_leaves, of_hyper, adjoint, state)
 
 
+StepPullback = Callable[[Tensor], tuple[Tensor, dict[str, Tensor]]]
+"""The cotangent of a step's gradient -> those of theta and the leaves."""
+
+
 class Tape:
-    """The state and the gradient before each differentiated step, in buffers allocated once."""
+    """The state and the gradient before each step of a segment, in buffers allocated once; of the last ones the graph too."""
 
-    def __init__(self, state: State, length: int):
-        self.buffers = tuple(tensor.new_empty((length, *tensor.shape)) for tensor in (*state, state[0]))
+    def __init__(self, state: State, length: int, keep: Keep):
+        self.like = state[0]
+        dtype, device = keep.dtype or self.like.dtype, keep.device or self.like.device
+        self.buffers = tuple(tensor.new_empty((length, *tensor.shape), dtype=dtype, device=device) for tensor in (*state, state[0]))
+        self.keep, self.steps = keep, range(0)
+        self.pullbacks: dict[int, StepPullback] = {}
 
-    def __setitem__(self, index: int, kept: tuple[State, Tensor]) -> None:
-        for buffer, tensor in zip(self.buffers, (*kept[0], kept[1]), strict=True):
-            buffer[index] = tensor
+    def begin(self, steps: range) -> None:
+        """Make room for these steps."""
+        self.steps = steps
 
-    def __getitem__(self, index: int) -> tuple[State, Tensor]:
-        *state, grad = (buffer[index] for buffer in self.buffers)
-        return tuple(state), grad
+    def wants_graph(self, step: int) -> bool:
+        """Whether this step's graph is to be kept."""
+        return self.steps.stop - step <= self.keep.graphs
+
+    def put(self, step: int, state: State, grad: Tensor) -> None:
+        """Keep what was before a step."""
+        for buffer, tensor in zip(self.buffers, (*state, grad), strict=True):
+            buffer[step - self.steps.start] = tensor
+
+    def take(self, step: int) -> tuple[State, Tensor, StepPullback | None]:
+        """The state and the gradient before a step; its pullback, if its graph was kept, which is let go."""
+        *state, grad = (buffer[step - self.steps.start].to(self.like) for buffer in self.buffers)
+        return tuple(state), grad, self.pullbacks.pop(step, None)
 
 
-def forward(
-    problem: InnerProblem, leaves: Leaves, hyper: Leaves, state: State, steps: range, *, keep: bool = False
-) -> tuple[State, Tape]:
-    """Take `steps` without a graph; the state after them and, with `keep`, the tape of what the way back needs."""
-    tape = Tape(state, len(steps) if keep else 0)
+def forward(problem: InnerProblem, leaves: Leaves, hyper: Leaves, state: State, steps: range, tape: Tape | None = None) -> State:
+    """Take `steps`; the state after them. The tape, if there is one, takes what the way back needs."""
+    if tape:
+        tape.begin(steps)
     for step in steps:
-        with torch.no_grad():
-            batch = problem.batch(leaves, step)
-        theta = state[0].detach().requires_grad_()
-        (grad,) = torch.autograd.grad(problem.loss(theta, batch, step), theta)
-        if keep:
-            tape[step - steps.start] = state, grad
+        if tape and tape.wants_graph(step):
+            grad, tape.pullbacks[step] = linearised_step(problem, state[0], leaves, step)
+        else:
+            with torch.no_grad():
+                batch = problem.batch(leaves, step)
+            grad = problem.loss.gradient(state[0], batch, step)[1]
+        if tape:
+            tape.put(step, state, grad)
         with torch.no_grad():
             state = problem.optimizer.step(state, grad, hyper, step)
-    return state, tape
+    return state
 
 
 def outer_gradient(
     objective: Objective, theta: Tensor, leaves: Leaves, parts: Iterable[tuple[Any, float]]
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """The weighted sum of the objective over the parts, and its gradients in theta and the leaves, part by part."""
-    theta, wanted = theta.detach().requires_grad_(), with_grad(leaves)
     total, of_theta = theta.new_zeros(()), torch.zeros_like(theta)
     of_leaves = {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
     for part, weight in parts:
-        loss = weight * objective(theta, wanted, part)
-        first, *rest = torch.autograd.grad(loss, (theta, *wanted.values()), allow_unused=True, materialize_grads=True)
-        total, of_theta = total + loss.detach(), of_theta + first
-        for name, more in zip(wanted, rest, strict=True):
-            of_leaves[name] += more
+        loss, more, rest = objective.gradient(theta, leaves, part)
+        total += weight * loss
+        of_theta.add_(more, alpha=weight)
+        for name, of_leaf in rest.items():
+            of_leaves[name].add_(of_leaf, alpha=weight)
     return total, of_theta, of_leaves
 
 
@@ -283,62 +324,37 @@ def optimizer_transpose(
     return found[:moments], found[moments], dict(zip(rates, found[moments + 1 :], strict=True))
 
 
-def step_product(
-    problem: InnerProblem, theta: Tensor, leaves: Leaves, step: int, cotangent: Tensor
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """d/d(theta, leaves) <grad_theta loss at `step`, cotangent>: what one step's gradient sends back."""
+def step_product(problem: InnerProblem, theta: Tensor, leaves: Leaves, step: int) -> StepPullback:
+    """cotangent -> d/d(theta, leaves) <grad_theta loss at `step`, cotangent>: what one step's gradient sends back."""
     wanted = with_grad(leaves)
     batch = problem.batch(wanted, step)
-    of_theta, of_batch = hessian_product(problem.loss, theta, batch, step, cotangent)
-    reached = [(tensor, of) for tensor, of in zip(batch, of_batch, strict=True) if of is not None]
-    if not reached:
-        return of_theta, {}
-    tensors, cotangents = zip(*reached, strict=True)
-    of_leaves = torch.autograd.grad(tensors, list(wanted.values()), cotangents, allow_unused=True, materialize_grads=True)
-    return of_theta, dict(zip(wanted, of_leaves, strict=True))
+    return through_batch(batch, wanted, lambda cotangent: problem.loss.product(theta, batch, step, cotangent))
 
 
-def hessian_product(
-    loss: Callable[[Tensor, Batch, int], Tensor], theta: Tensor, batch: Batch, step: int, cotangent: Tensor
-) -> tuple[Tensor, list[Tensor | None]]:
-    """The derivative of <grad_theta loss, cotangent> in theta and in every member of the batch that asks for one."""
-    theta = theta.detach().requires_grad_()
-    cut = tuple(tensor.detach().requires_grad_(tensor.requires_grad) for tensor in batch)
-    wanted = [theta, *(tensor for tensor in cut if tensor.requires_grad)]
-    (grad,) = torch.autograd.grad(loss(theta, cut, step), theta, create_graph=True)
-    if not grad.requires_grad:  # a loss that is linear in theta and does not mix it with the batch
-        return torch.zeros_like(theta), [None] * len(cut)
-    of_theta, *rest = torch.autograd.grad(grad, wanted, cotangent, allow_unused=True, materialize_grads=True)
-    found = iter(rest)
-    return of_theta, [next(found) if tensor.requires_grad else None for tensor in cut]
+def linearised_step(problem: InnerProblem, theta: Tensor, leaves: Leaves, step: int) -> tuple[Tensor, StepPullback]:
+    """The gradient at `step`, and its `step_product` with the graph kept."""
+    loss: Linearisable = problem.loss  # type: ignore[assignment]
+    wanted = with_grad(leaves)
+    batch = problem.batch(wanted, step)
+    grad, pullback = loss.linearised(theta, batch, step)
+    return grad, through_batch(batch, wanted, pullback)
+
+
+def through_batch(batch: Batch, wanted: Leaves, pullback: Pullback) -> StepPullback:
+    """`pullback`, and then from the batch back to the leaves that it was made of."""
+
+    def whole(cotangent: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        of_theta, of_batch = pullback(cotangent)
+        reached = [(tensor, of) for tensor, of in zip(batch, of_batch, strict=True) if of is not None]
+        if not reached:
+            return of_theta, {}
+        tensors, cotangents = zip(*reached, strict=True)
+        of_leaves = torch.autograd.grad(tensors, list(wanted.values()), cotangents, allow_unused=True, materialize_grads=True)
+        return of_theta, dict(zip(wanted, of_leaves, strict=True))
+
+    return whole
 
 
 def with_grad(leaves: Leaves) -> dict[str, Tensor]:
     """Fresh leaves of the same values that ask for a gradient."""
     return {name: leaf.detach().requires_grad_() for name, leaf in leaves.items()}
-
-
-def derivative_error(model: FlatModel, inputs: Tensor, targets: Tensor, rng: torch.Generator) -> float:
-    """How far the model's second derivative is from how its gradient really changes, relative, in float64.
-
-    It is rounding for every differentiable function. Behind a detach or a straight-through estimator the gradient changes
-    in ways that autograd does not see, so that a meta-gradient through it would have no meaning. (The second derivative
-    that autograd gives stays symmetric there, since what is detached counts as constant: symmetry would not show it.)
-    """
-
-    def loss(theta: Tensor, batch: Batch, _: int) -> Tensor:
-        with global_seed(0, theta.device):  # the same dropout every time
-            return nn.functional.cross_entropy(model(theta, batch[0]), batch[1])
-
-    def gradient(theta: Tensor) -> Tensor:
-        theta = theta.detach().requires_grad_()
-        return torch.autograd.grad(loss(theta, (inputs, targets), 0), theta)[0]
-
-    errors = []
-    for _ in range(3):  # the best of three: a step across a ReLU's kink spoils a difference, and is rare at this length
-        along = torch.randn(model.theta.shape, generator=rng, dtype=model.theta.dtype)
-        along *= 1e-7 / along.norm()
-        expected = (gradient(model.theta + along) - gradient(model.theta - along)) / 2
-        found = hessian_product(loss, model.theta, (inputs, targets), 0, along)[0]
-        errors.append(float((found - expected).norm() / expected.norm().clamp_min(1e-300)))
-    return min(errors)

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from twins import CPU, OPTIMIZERS, Tiny, lr, plain_unroll
 
-from potstill.inner import SGD, Adam, FlatModel, InnerProblem, Leaves, couples_batch, derivative_error, meta_gradient
+from potstill.derivatives import Eager, FlatModel, couples_batch, derivative_error
+from potstill.inner import SGD, Adam, EagerObjective, InnerProblem, Leaves, meta_gradient
 from potstill.seeds import generator, global_seed
 
 NETWORKS = ["mlp", "instance", "batch", "group", "layer", "none"]
@@ -57,7 +58,9 @@ def test_replay_equals_the_plain_unroll(optimizer, burn_in, window, network):
             problem = tiny.problem(OPTIMIZERS[optimizer], operations)
             start = problem.optimizer.init(tiny.model.theta)
             for name, (objective, parts) in objectives(tiny).items():
-                found = meta_gradient(problem, tiny.leaves, hyper, start, objective, parts, burn_in=burn_in, window=window)
+                found = meta_gradient(
+                    problem, tiny.leaves, hyper, start, EagerObjective(objective), parts, burn_in=burn_in, window=window
+                )
                 expected = plain_unroll(
                     problem, tiny.leaves, hyper, start, lambda theta, leaves: objective(theta, leaves, whole(parts)),  # noqa: B023
                     burn_in=burn_in, window=window,
@@ -87,7 +90,7 @@ def test_meta_gradient_agrees_with_finite_differences():
 
     def run(leaves: Leaves, rate: float, theta: Tensor) -> Any:
         start = problem.optimizer.init(theta)
-        return meta_gradient(problem, leaves, lr(rate), start, objective, [(None, 1.0)], burn_in=0, window=4)
+        return meta_gradient(problem, leaves, lr(rate), start, EagerObjective(objective), [(None, 1.0)], burn_in=0, window=4)
 
     result = run(tiny.leaves, 0.02, model.theta)
     h = 1e-5
@@ -109,13 +112,13 @@ def test_meta_gradient_of_a_quadratic_has_its_closed_form(burn_in, window):
     rate, rng = 0.3, generator(0)
     x, start, y = torch.randn(3, 4, generator=rng, dtype=torch.float64).unbind()
     problem = InnerProblem(
-        loss=lambda theta, batch, step: 0.5 * (theta - batch[0]).square().sum(),
+        loss=Eager(lambda theta, batch, step: 0.5 * (theta - batch[0]).square().sum()),
         batch=lambda leaves, step: (leaves["x"],),
         optimizer=SGD(momentum=0.0),
     )
     result = meta_gradient(
-        problem, {"x": x}, lr(rate), problem.optimizer.init(start), lambda theta, leaves, part: 0.5 * (theta - part).square().sum(),
-        [(y, 1.0)], burn_in=burn_in, window=window,
+        problem, {"x": x}, lr(rate), problem.optimizer.init(start),
+        EagerObjective(lambda theta, leaves, part: 0.5 * (theta - part).square().sum()), [(y, 1.0)], burn_in=burn_in, window=window,
     )  # fmt: skip
     trained = x + (1 - rate) ** (burn_in + window) * (start - x)
     torch.testing.assert_close(result.final[0], trained)
@@ -161,14 +164,21 @@ def test_eps_before_bias_correction_is_what_higher_does():
 
 def test_a_parameter_that_never_had_a_gradient_gives_no_nan():
     problem = InnerProblem(
-        loss=lambda theta, batch, step: ((theta * torch.tensor([1.0, 0.0]).double() - batch[0]) ** 2).sum(),
+        loss=Eager(lambda theta, batch, step: ((theta * torch.tensor([1.0, 0.0]).double() - batch[0]) ** 2).sum()),
         batch=lambda leaves, step: (leaves["x"],),
         optimizer=Adam(),
     )
     start = problem.optimizer.init(torch.ones(2, dtype=torch.float64))
     x = torch.tensor([0.3, 0.2], dtype=torch.float64)
     result = meta_gradient(
-        problem, {"x": x}, lr(0.1), start, lambda theta, leaves, part: theta.sum(), [(None, 1.0)], burn_in=0, window=3
+        problem,
+        {"x": x},
+        lr(0.1),
+        start,
+        EagerObjective(lambda theta, leaves, part: theta.sum()),
+        [(None, 1.0)],
+        burn_in=0,
+        window=3,
     )
     assert result.final[2][1] == 0  # the case is the one we mean
     assert all(tensor.isfinite().all() for tensor in (result.leaves["x"], result.hyper["lr"], *result.start))
@@ -179,7 +189,8 @@ def test_a_start_that_has_taken_steps_goes_on_as_if_it_had_not_stopped(optimizer
     # The schedule and Adam's bias correction count from the start's first step, and so do the batches.
     tiny = Tiny.make("mlp")
     problem, rate = tiny.problem(OPTIMIZERS[optimizer], ("rotate",)), lr(0.01)
-    objective, parts = objectives(tiny)["mean"]
+    loss, parts = objectives(tiny)["mean"]
+    objective = EagerObjective(loss)
     start = problem.optimizer.init(tiny.model.theta)
     whole_way = meta_gradient(problem, tiny.leaves, rate, start, objective, parts, burn_in=4, window=2)
     half_way = meta_gradient(problem, tiny.leaves, rate, start, objective, parts, burn_in=3, window=0).final
@@ -217,7 +228,7 @@ def graph_bytes(window: int, real: int, micro: int) -> int:
     with torch.autograd.graph.saved_tensors_hooks(ledger.pack, lambda held: held.tensor):
         meta_gradient(
             problem, tiny.leaves, lr(0.01), problem.optimizer.init(tiny.model.theta),
-            lambda theta, leaves, rows: F.cross_entropy(tiny.model(theta, images[rows]), labels[rows]),
+            EagerObjective(lambda theta, leaves, rows: F.cross_entropy(tiny.model(theta, images[rows]), labels[rows])),
             parts, burn_in=1, window=window,
         )  # fmt: skip
     assert ledger.now == 0
@@ -241,13 +252,13 @@ def test_dropout_seeded_by_the_step_is_replayed_exactly():
 
     def seeded(theta: Tensor, batch: tuple[Tensor, ...], step: int) -> Tensor:
         with global_seed(step, CPU):
-            return plain.loss(theta, batch, step)
+            return plain.loss.loss(theta, batch, step)
 
-    problem = InnerProblem(seeded, plain.batch, plain.optimizer)
+    problem = InnerProblem(Eager(seeded), plain.batch, plain.optimizer)
     start = problem.optimizer.init(model.theta)
     target = torch.zeros_like(model.theta)
     distance = lambda theta, leaves, part: (theta - part).square().sum()  # noqa: E731
-    found = meta_gradient(problem, tiny.leaves, lr(0.01), start, distance, [(target, 1.0)], burn_in=1, window=3)
+    found = meta_gradient(problem, tiny.leaves, lr(0.01), start, EagerObjective(distance), [(target, 1.0)], burn_in=1, window=3)
     expected = plain_unroll(
         problem, tiny.leaves, lr(0.01), start, lambda theta, leaves: distance(theta, leaves, target), burn_in=1, window=3
     )

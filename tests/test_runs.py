@@ -263,7 +263,7 @@ def test_batch_norm_takes_the_real_batch_whole_and_says_so():
     said: list[str] = []
     options = {**QUICK, "model": "convnet", "norm": "batch", "width": 8, "depth": 1, "steps": 1}
     potstill.distill(**options, listener=Listener(say=said.append))
-    assert any("batch norm: the real batch is taken whole" in sentence for sentence in said)
+    assert any("batch norm: batches are taken whole" in sentence for sentence in said)
 
 
 def test_the_run_says_that_it_holds_out_a_test_split():

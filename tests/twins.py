@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from potstill import augment
-from potstill.inner import SGD, Adam, FlatModel, InnerOptimizer, InnerProblem, Leaves, MetaGradient, meta_gradient
+from potstill.derivatives import Eager, FlatModel
+from potstill.inner import SGD, Adam, EagerObjective, InnerOptimizer, InnerProblem, Leaves, MetaGradient, meta_gradient
 from potstill.models.convnet import ConvNet
 from potstill.models.mlp import MLP
 from potstill.seeds import generator, global_seed
@@ -55,7 +56,7 @@ def plain_unroll(
     theta, memory = start[0].detach(), [moment.detach() for moment in start[1:]]
     for step in range(burn_in):
         theta = theta.detach().requires_grad_()
-        (grad,) = torch.autograd.grad(problem.loss(theta, problem.batch(leaves, step), step), theta)
+        (grad,) = torch.autograd.grad(problem.loss.loss(theta, problem.batch(leaves, step), step), theta)
         theta = plain_step(problem.optimizer, theta, grad, memory, hyper["lr"], step).detach()
         memory = [moment.detach() for moment in memory]
     theta = first = theta.clone().requires_grad_()
@@ -64,7 +65,7 @@ def plain_unroll(
     wanted = {name: leaf.clone().requires_grad_() for name, leaf in leaves.items()}
     lr = hyper["lr"].clone().requires_grad_()
     for step in range(burn_in, burn_in + window):
-        (grad,) = torch.autograd.grad(problem.loss(theta, problem.batch(wanted, step), step), theta, create_graph=True)
+        (grad,) = torch.autograd.grad(problem.loss.loss(theta, problem.batch(wanted, step), step), theta, create_graph=True)
         theta = plain_step(problem.optimizer, theta, grad, memory, lr, step)
     loss = outer(theta, wanted)
     grads = torch.autograd.grad(loss, [*wanted.values(), lr, first, *first_memory], allow_unused=True, materialize_grads=True)
@@ -117,7 +118,7 @@ class Tiny:
         def loss(theta: Tensor, batch: tuple[Tensor, ...], step: int) -> Tensor:
             return F.cross_entropy(self.model(theta, batch[0]), batch[1])
 
-        return InnerProblem(loss, batch, optimizer)
+        return InnerProblem(Eager(loss), batch, optimizer)
 
 
 def lr(value: float) -> dict[str, Tensor]:
@@ -125,4 +126,4 @@ def lr(value: float) -> dict[str, Tensor]:
     return {"lr": torch.tensor(value, dtype=torch.float64)}
 
 
-__all__ = ["CPU", "OPTIMIZERS", "Tiny", "lr", "meta_gradient", "plain_unroll"]
+__all__ = ["CPU", "OPTIMIZERS", "EagerObjective", "Tiny", "lr", "meta_gradient", "plain_unroll"]

@@ -7,9 +7,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from potstill.compiled import CompiledNetwork
 from potstill.config import Config
 from potstill.data import Split
+from potstill.derivatives import Differentiable, FlatModel, cross_entropy
 from potstill.distilled import BatchPlan
+from potstill.inner import STATES, Keep
 
 MethodState = dict[str, Any]
 
@@ -26,6 +29,8 @@ class Problem:
         factory: makes a fresh network.
         config: the run's configuration, without "auto".
         device: where to compute.
+        keep: what the engine keeps of the window.
+        compiled: the networks' derivatives, if they are compiled.
     """
 
     train: Split
@@ -35,6 +40,12 @@ class Problem:
     factory: Callable[[], nn.Module]
     config: Config
     device: torch.device
+    keep: Keep = STATES
+    compiled: CompiledNetwork | None = None
+
+    def loss(self, model: FlatModel, seed: Callable[[int], int]) -> Differentiable:
+        """The mean cross-entropy of one of the networks; `seed` gives the seed of its dropout at a step."""
+        return self.compiled.of(model) if self.compiled else cross_entropy(model, seed)
 
     @property
     def plan(self) -> BatchPlan:

@@ -5,6 +5,7 @@ ICLR 2024, arXiv:2311.07025. rat-bptt, bptt, t-bptt and r-bptt differ in the win
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,12 +14,13 @@ from torch import Tensor
 
 from potstill import augment
 from potstill.config import InnerConfig
-from potstill.data import sample
-from potstill.inner import SGD, Adam, Batch, FlatModel, InnerOptimizer, InnerProblem, Leaves, couples_batch, meta_gradient
+from potstill.data import Split, sample
+from potstill.derivatives import Batch, Differentiable, FlatModel, InMicroBatches, couples_batch
+from potstill.inner import SGD, Adam, InnerOptimizer, InnerProblem, Leaves, MetaGradient, meta_gradient
 from potstill.methods.base import Estimate, MethodState, Problem
 from potstill.models import fresh
 from potstill.registry import WINDOWS
-from potstill.seeds import derive, generator, global_seed
+from potstill.seeds import derive, generator
 from potstill.windows import WindowSampler
 
 RealPart = tuple[Tensor, augment.Draw, int]
@@ -32,8 +34,26 @@ def inner_optimizer(config: InnerConfig) -> InnerOptimizer:
     return SGD(config.momentum, config.weight_decay, config.lr_milestones, config.lr_decay)
 
 
+@dataclass(frozen=True)
+class RealLoss:
+    """The mean cross-entropy on a part of the real batch."""
+
+    loss: Differentiable
+    train: Split
+    classes: int
+
+    def gradient(self, theta: Tensor, leaves: Leaves, part: RealPart) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        images, labels = self.train.take(part[0])
+        batch = augment.apply(images, part[1]), F.one_hot(labels, self.classes).to(theta.dtype)
+        return *self.loss.gradient(theta, batch, part[2]), {}
+
+
 class Bptt:
-    """The meta-gradient of one unroll per outer step."""
+    """The mean meta-gradient of one or more unrolls per outer step.
+
+    Trajectories are independent: each has its own start, window, synthetic batches and, unless it is split, real batch.
+    Trajectory 0 is what a run with one trajectory would do.
+    """
 
     def __init__(self, problem: Problem):
         self.problem = problem
@@ -49,52 +69,68 @@ class Bptt:
         return {}
 
     def estimate(self, leaves: Mapping[str, Tensor], state: MethodState, outer_step: int) -> Estimate:
-        problem, seed = self.problem, self.problem.config.run.seed
-        burn_in, window = self.sampler.draw(state["window"], generator(seed, "window", outer_step), outer_step)
-        model = FlatModel(fresh(problem.factory, derive(seed, "start", outer_step), problem.device))
+        count = self.problem.config.outer.trajectories
+        loss, grads, windows = 0.0, {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}, []
+        for trajectory in range(count):
+            replay = (outer_step,) if trajectory == 0 else (outer_step, trajectory)
+            burn_in, window = self.sampler.draw(state["window"], self.rng("window", replay), outer_step)
+            result = self.unroll(leaves, replay, burn_in, window)
+            windows.append((burn_in, window))
+            loss += float(result.loss) / count
+            for name, grad in result.leaves.items():
+                grads[name] += grad / count
+        after = {"window": self.sampler.update(state["window"], loss, float(grads["images"].norm()))}
+        burn_ins, sizes = zip(*windows, strict=True)
+        single = {"burn_in": burn_ins[0], "window": sizes[0]}
+        return Estimate(loss, grads, after, single if count == 1 else {"burn_in": burn_ins, "window": sizes})
 
-        def objective(theta: Tensor, _: Leaves, part: RealPart) -> Tensor:
-            images, labels = problem.train.take(part[0])
-            with global_seed(derive(seed, "outer dropout", outer_step, part[2]), problem.device):
-                return F.cross_entropy(model(theta, augment.apply(images, part[1])), labels)
+    def rng(self, purpose: str, replay: tuple[int, ...], *more: int) -> torch.Generator:
+        """A generator that follows from the seed, the purpose, and (outer step[, trajectory])."""
+        return generator(self.problem.config.run.seed, purpose, *replay, *more)
 
-        result = meta_gradient(
-            self.inner_problem(model, outer_step),
+    def unroll(self, leaves: Leaves, replay: tuple[int, ...], burn_in: int, window: int) -> MetaGradient:
+        """One trajectory's meta-gradient; every draw follows from the seed and `replay`."""
+        problem, seed, config = self.problem, self.problem.config.run.seed, self.problem.config
+        network = fresh(problem.factory, derive(seed, "start", *replay), problem.device)
+        model = FlatModel(network, str(config.run.precision))
+        whole = couples_batch(network)
+        real = problem.loss(model, lambda step: derive(seed, "outer dropout", *replay, step))
+        return meta_gradient(
+            self.inner_problem(model, replay, whole=whole),
             leaves,
-            {"lr": torch.tensor(problem.config.inner.inner_lr, device=problem.device)},
+            {"lr": torch.tensor(config.inner.inner_lr, device=problem.device)},
             self.optimizer.init(model.theta),
-            objective,
-            self.real_parts(outer_step, whole=couples_batch(model.module)),
+            RealLoss(real, problem.train, problem.classes),
+            self.real_parts(replay, whole=whole),
             burn_in=burn_in,
             window=window,
+            keep=problem.keep,
         )
-        loss, norm = float(result.loss), float(result.leaves["images"].norm())
-        after = {"window": self.sampler.update(state["window"], loss, norm)}
-        return Estimate(loss, result.leaves, after, {"burn_in": burn_in, "window": window})
 
-    def inner_problem(self, model: FlatModel, outer_step: int) -> InnerProblem:
-        """Training `model` on synthetic batches; every draw follows from (seed, outer step, inner step)."""
-        problem, seed = self.problem, self.problem.config.run.seed
+    def inner_problem(self, model: FlatModel, replay: tuple[int, ...], *, whole: bool) -> InnerProblem:
+        """Training `model` on synthetic batches."""
+        problem, config = self.problem, self.problem.config
+        loss = problem.loss(model, lambda step: derive(config.run.seed, "dropout", *replay, step))
 
         def batch(leaves: Leaves, step: int) -> Batch:
-            rng = generator(seed, "batch", outer_step, step)
+            rng = self.rng("batch", replay, step)
             rows = self.plan.draw(rng)
-            drawn = augment.draw(problem.config.inner.augment, len(rows), rng)
+            drawn = augment.draw(config.inner.augment, len(rows), rng)
             rows = rows.to(problem.device)
             both = {**problem.fixed, **leaves}
             return augment.apply(both["images"][rows], drawn), both["targets"][rows]
 
-        def loss(theta: Tensor, batch: Batch, step: int) -> Tensor:
-            with global_seed(derive(seed, "dropout", outer_step, step), problem.device):
-                return F.cross_entropy(model(theta, batch[0]), batch[1])
+        return InnerProblem(loss if whole else InMicroBatches(loss, int(config.inner.synthetic_micro_batch)), batch, self.optimizer)
 
-        return InnerProblem(loss, batch, self.optimizer)
-
-    def real_parts(self, outer_step: int, *, whole: bool) -> Iterator[tuple[RealPart, float]]:
-        """The real batch of an outer step in micro-batches with their weights; in one, if the network couples it."""
-        outer = self.problem.config.outer
-        rng = generator(self.problem.config.run.seed, "real batch", outer_step)
-        chosen = sample(self.problem.train, outer.real_batch, rng)
+    def real_parts(self, replay: tuple[int, ...], *, whole: bool) -> Iterator[tuple[RealPart, float]]:
+        """A trajectory's real batch in micro-batches with their weights; in one, if the network couples it."""
+        outer, train = self.problem.config.outer, self.problem.train
+        shared = outer.split_real_batch and outer.trajectories > 1
+        rng = self.rng("real batch", replay[:1] if shared else replay)
+        chosen = sample(train, outer.real_batch, rng)
+        if shared:  # every trajectory makes the same draw and takes its share
+            chosen = chosen[sum(replay[1:]) :: outer.trajectories]
+            rng = self.rng("real batch share", replay)
         drawn = augment.draw(tuple(outer.real_augment), len(chosen), rng)
         for rows in torch.arange(len(chosen)).split(len(chosen) if whole else int(outer.micro_batch)):
             yield (chosen[rows], drawn.rows(rows), int(rows[0])), len(rows) / len(chosen)

@@ -1,0 +1,123 @@
+"""Convolution and group norm in a form whose first and second derivatives compile to fast operations.
+
+Convolution is bilinear in its input x and its weight w, and so are its two transposes. Each of the three has the other two as
+its derivatives, so that derivatives of any order are made of three fast kernels; autograd's own second derivative with respect
+to the weight is instead a slow convolution with a kernel as large as the image.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+aten = torch.ops.aten
+Geometry = tuple[list[int], list[int], list[int], bool, list[int], int]
+"""Stride, padding, dilation, transposed, output padding, groups: what torch's convolution takes after its tensors."""
+
+
+class Convolution(torch.autograd.Function):
+    """x * w."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor, how: Geometry) -> Any:
+        ctx.save_for_backward(x, w)
+        ctx.how = how
+        return aten.convolution(x, w, None, *how)
+
+    @staticmethod
+    def backward(ctx: Any, y: Tensor) -> Any:
+        x, w = ctx.saved_tensors
+        of_x, of_w = ctx.needs_input_grad[:2]
+        return input_gradient(y, w, x, ctx.how) if of_x else None, weight_gradient(x, y, w, ctx.how) if of_w else None, None
+
+
+class InputGradient(torch.autograd.Function):
+    """The cotangent of x, given the cotangent y of x * w; the third argument only lends its shape."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, w: Tensor, like: Tensor, how: Geometry) -> Any:
+        ctx.save_for_backward(y, w)
+        ctx.how = how
+        return aten.convolution_backward(y, like, w, None, *how, [True, False, False])[0]
+
+    @staticmethod
+    def backward(ctx: Any, x: Tensor) -> Any:
+        y, w = ctx.saved_tensors
+        of_y, of_w = ctx.needs_input_grad[:2]
+        return convolution(x, w, ctx.how) if of_y else None, weight_gradient(x, y, w, ctx.how) if of_w else None, None, None
+
+
+class WeightGradient(torch.autograd.Function):
+    """The cotangent of w, given the cotangent y of x * w; the third argument only lends its shape."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, like: Tensor, how: Geometry) -> Any:
+        ctx.save_for_backward(x, y)
+        ctx.how = how
+        return aten.convolution_backward(y, x, like, None, *how, [False, True, False])[1]
+
+    @staticmethod
+    def backward(ctx: Any, w: Tensor) -> Any:
+        x, y = ctx.saved_tensors
+        of_x, of_y = ctx.needs_input_grad[:2]
+        return input_gradient(y, w, x, ctx.how) if of_x else None, convolution(x, w, ctx.how) if of_y else None, None, None
+
+
+def convolution(x: Tensor, w: Tensor, how: Geometry) -> Tensor:
+    return Convolution.apply(x, w, how)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def input_gradient(y: Tensor, w: Tensor, like: Tensor, how: Geometry) -> Tensor:
+    return InputGradient.apply(y, w, like, how)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def weight_gradient(x: Tensor, y: Tensor, like: Tensor, how: Geometry) -> Tensor:
+    return WeightGradient.apply(x, y, like, how)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def conv2d(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
+) -> Tensor:
+    """F.conv2d for numeric padding."""
+    stride, padding, dilation = (
+        [number] * 2 if isinstance(number, int) else list(number) for number in (stride, padding, dilation)
+    )
+    kind = autocast_type(input)
+    output = convolution(input.to(kind), weight.to(kind), (stride, padding, dilation, False, [0, 0], groups))
+    return output if bias is None else output + bias.to(kind).view(-1, 1, 1)
+
+
+def autocast_type(tensor: Tensor) -> torch.dtype:
+    """The type that autocast, if it is on, gives to the arguments of a convolution."""
+    device = tensor.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tensor.dtype
+
+
+def group_norm(
+    input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Tensor:
+    """F.group_norm from elementwise operations and means, its statistics in at least float32."""
+    x: Tensor = input.float() if input.dtype in (torch.bfloat16, torch.float16) else input
+    x = x.unflatten(1, (num_groups, -1))
+    dims = tuple(range(2, x.dim()))
+    centred = x - x.mean(dims, keepdim=True)
+    x = centred * torch.rsqrt(centred.square().mean(dims, keepdim=True) + eps)
+    x = x.flatten(1, 2)
+    channels = (-1, *[1] * (input.dim() - 2))
+    x = x if weight is None else x * weight.view(channels)
+    x = x if bias is None else x + bias.view(channels)
+    return x.to(input.dtype)
+
+
+class Fusible(TorchFunctionMode):
+    """Inside it, a network's 2-d convolutions and group norms are the ones above."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if function is torch.conv2d and not isinstance(kwargs.get("padding", args[4] if len(args) > 4 else 0), str):
+            return conv2d(*args, **kwargs)
+        if function in (F.group_norm, torch.group_norm):
+            return group_norm(*args[:5], **{name: value for name, value in kwargs.items() if name != "cudnn_enabled"})
+        return function(*args, **kwargs)

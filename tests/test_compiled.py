@@ -1,0 +1,129 @@
+"""Compiled derivatives against plain ones, in float64; what is not compiled, and what is said of it."""
+
+import pytest
+import torch
+from test_inner import NETWORKS, assert_equal
+from torch import Tensor, nn
+from twins import CPU, Tiny
+
+from potstill.compiled import CannotCompile, CompiledNetwork, missing_compiler
+from potstill.derivatives import Differentiable, FlatModel, cross_entropy
+from potstill.fusible import Fusible, conv2d, group_norm
+from potstill.seeds import generator, global_seed
+
+
+def derivatives(loss: Differentiable, tiny: Tiny) -> list[Tensor]:
+    """Loss, gradient, and Hessian product in parameters, inputs and targets."""
+    batch = tuple(tiny.leaves[name][:4].clone().requires_grad_() for name in ("images", "targets"))
+    along = torch.randn(tiny.model.theta.shape, generator=generator(3), dtype=torch.float64)
+    of_theta, of_batch = loss.product(tiny.model.theta, batch, 0, along)
+    return [*loss.gradient(tiny.model.theta, batch, 0), of_theta, *(of for of in of_batch if of is not None)]
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_traced_derivatives_equal_plain_ones_for_another_network_of_the_make(network):
+    traced = CompiledNetwork(Tiny.make(network, learn_labels=True).model, backend="eager")
+    tiny = Tiny.make(network, learn_labels=True, seed=1)
+    for found, expected in zip(derivatives(traced.of(tiny.model), tiny), derivatives(cross_entropy(tiny.model), tiny), strict=True):
+        assert_equal(found, expected, network)
+
+
+@pytest.mark.skipif(missing_compiler(CPU) is not None, reason=f"cannot compile: {missing_compiler(CPU)}")
+@pytest.mark.parametrize("network", ["instance", "group"])
+def test_compiled_derivatives_equal_plain_ones(network):
+    compiled = CompiledNetwork(Tiny.make(network, learn_labels=True).model)
+    tiny = Tiny.make(network, learn_labels=True, seed=1)
+    for _ in range(2):
+        for found, expected in zip(
+            derivatives(compiled.of(tiny.model), tiny), derivatives(cross_entropy(tiny.model), tiny), strict=True
+        ):
+            assert_equal(found, expected, network)
+    assert compiled.compilations == 2  # one for each kind, none anew for the second network or the second call
+
+
+def test_only_a_new_shape_of_batch_is_compiled_anew():
+    traced = CompiledNetwork(Tiny.make("instance").model, backend="eager")
+    images, targets = torch.randn(6, 1, 8, 8, dtype=torch.float64), torch.eye(3, dtype=torch.float64).repeat(2, 1)
+    for count in (4, 6, 4, 6, 6):
+        traced.of(traced.model).gradient(traced.model.theta, (images[:count], targets[:count]), 0)
+    assert traced.compilations == 2
+
+
+@pytest.mark.parametrize("geometry", [{}, {"stride": 2, "padding": 1}, {"padding": (2, 1), "dilation": 2}, {"groups": 2}])
+def test_convolution_has_torchs_values_and_derivatives_of_three_orders(geometry):
+    rng = generator(0)
+    x = torch.randn(2, 4, 7, 6, generator=rng, dtype=torch.float64, requires_grad=True)
+    w = torch.randn(6, 4 // geometry.get("groups", 1), 3, 3, generator=rng, dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(6, generator=rng, dtype=torch.float64, requires_grad=True)
+    found, expected = conv2d(x, w, bias, **geometry), nn.functional.conv2d(x, w, bias, **geometry)
+    torch.testing.assert_close(found, expected)
+    for _ in range(3):  # value -> gradients -> gradients of a function of these -> ...
+        found, expected = (
+            torch.cat([g.flatten() for g in torch.autograd.grad(value.sin().sum(), (x, w), create_graph=True)])
+            for value in (found, expected)
+        )
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 6])
+def test_group_norm_is_torchs(groups):
+    x, weight, bias = (torch.randn(shape, generator=generator(0), dtype=torch.float64) for shape in ((3, 6, 4, 5), 6, 6))
+    torch.testing.assert_close(group_norm(x, groups, weight, bias, 1e-3), nn.functional.group_norm(x, groups, weight, bias, 1e-3))
+    torch.testing.assert_close(group_norm(x[..., 0, 0], groups), nn.functional.group_norm(x[..., 0, 0], groups))
+
+
+def test_group_norm_keeps_its_statistics_in_float32():
+    x = (torch.randn(2, 4, 8, 8, generator=generator(0)) + 200).bfloat16()
+    torch.testing.assert_close(group_norm(x, 4).float(), nn.functional.group_norm(x.float(), 4), atol=0.02, rtol=0)
+    assert group_norm(x, 4).dtype == torch.bfloat16
+
+
+def test_fusible_replaces_the_layers_and_leaves_the_rest():
+    seen = []
+    module = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.GroupNorm(2, 4), nn.Conv2d(4, 2, 3, padding="same"), nn.Flatten())
+    x = torch.randn(2, 1, 6, 6, generator=generator(0))
+    with Fusible():
+        found = module(x)
+    torch.testing.assert_close(found, module(x))
+    node = found.grad_fn
+    while node is not None:
+        seen.append(type(node).__name__)
+        node = node.next_functions[0][0] if node.next_functions else None
+    assert "ConvolutionBackward0" in seen  # padding by name stays torch's
+    assert "ConvolutionBackward" in seen  # the first layer is ours
+    assert "NativeGroupNormBackward0" not in seen
+
+
+class Noisy(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(64, 3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.head(nn.functional.dropout(inputs.flatten(1), 0.5))
+
+
+class Branching(Noisy):
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.head(inputs.flatten(1)) * (2 if inputs.sum() > 0 else 1)
+
+
+class Hidden(Noisy):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.rand(())
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.head(inputs.flatten(1)) * self.scale
+
+
+@pytest.mark.parametrize(
+    ("network", "why"),
+    [(Noisy, "random numbers"), (Branching, "cannot be traced"), (Hidden, "neither parameter nor buffer|traced")],
+)
+def test_what_would_not_be_the_same_function_is_not_compiled(network, why):
+    with global_seed(0, CPU):
+        model = FlatModel(network())
+    batch = torch.randn(2, 1, 8, 8, generator=generator(0)), torch.eye(3)[:2]
+    with pytest.raises(CannotCompile, match=why):
+        CompiledNetwork(model, backend="eager").of(model).gradient(model.theta, batch, 0)
