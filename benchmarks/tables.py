@@ -29,7 +29,7 @@ def row(result: dict[str, Any]) -> str:
 
 def table() -> str:
     """The table and the sentence under it."""
-    results = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+    results = [found for path in sorted(RESULTS.glob("*.json")) if "evaluation" in (found := json.loads(path.read_text()))]
     counts = sorted({line["accuracy"]["n"] for result in results for line in result["evaluation"]["rows"]})
     machines = sorted({result["evaluation"]["hardware"] for result in results})
     versions = sorted({f"torch {result['evaluation']['versions']['torch']}" for result in results})
@@ -43,13 +43,66 @@ def table() -> str:
     )
 
 
+WAYS = {
+    "higher": "`higher` 0.2.1, float32",
+    "eager": "potstill, not compiled",
+    "float32": "potstill",
+    "bfloat16": "potstill, `--precision bfloat16`",
+    "sqrt": "potstill, `--tape sqrt`",
+    "states-bfloat16": "potstill, `--tape bfloat16`",
+    "graphs": "potstill, not compiled, graphs of 5 steps kept",
+}
+
+
+def speed() -> str:
+    """The tables of docs/speed.md."""
+    result = json.loads((RESULTS / "meta_gradient.json").read_text())
+    memory, cosine, limit, timing = (result[name] for name in ("memory", "cosine", "convolution_limit", "timing"))
+
+    def cell(way: str, window: str, name: str, form: str) -> str:
+        found = memory[way].get(window)
+        return "" if found is None else ("≈ " if "extrapolated" in found else "") + format(found[name], form)
+
+    windows = [name for name in memory["higher"] if name.isdigit()]
+    lines = [f"| | {' | '.join(f'M = {window}' for window in windows)} | cosine to float64 |\n{'|---' * (len(windows) + 2)}|\n"]
+    for way, label in WAYS.items():
+        cells = [f"{cell(way, window, 'seconds', '.1f')} s, {cell(way, window, 'peak_mb', ',.0f')} MB" for window in windows]
+        shown = ["" if entry.startswith(" s") else entry for entry in cells]
+        lines.append(f"| {label} | {' | '.join(shown)} | {format(cosine[way], '.4f') if way in cosine else ''} |\n")
+    work, machine = result["work"], result["machine"]
+    pairs, threads = len(timing["seconds"]["higher"]), machine["threads"]
+    large = memory["float32"]["10, real batch 5000"]["peak_mb"] / memory["float32"]["10"]["peak_mb"]
+    speedups = "".join(
+        f"- {way}: {value:.1f} times as fast as `higher`; a Hessian product takes {limit[way]['multiple']:.2f} times what its "
+        "convolutions alone take.\n"
+        for way, value in timing["speedup"].items()
+    )
+    return (
+        f"One meta-gradient of the ConvNet (width {work['width']}, depth 3, instance norm): {work['synthetic']} synthetic images\n"
+        f"of 3 x {work['side']} x {work['side']} a step, {work['burn_in']} steps of burn-in, {work['real']} real images. "
+        "Time and peak memory of single runs,\neach in a process of its own (≈: extrapolated from smaller windows):\n\n"
+        f"{''.join(lines)}\n"
+        f"In alternation with the rival at M = {timing['window']} (median ratio of {pairs} pairs):\n\n{speedups}\n"
+        f"A real batch of 5,000 takes {large:.2f} times the memory of one of 500.\n\n"
+        f"{threads} threads of a {machine['processor']} CPU with {', '.join(machine['capabilities'])}; "
+        f"torch {result['versions']['torch']}.\n"
+    )
+
+
+PLACES = {
+    README: (BEGIN, END, table),
+    ROOT / "docs" / "speed.md": ("<!-- measured: made by benchmarks/tables.py -->", "<!-- end of measured -->", speed),
+}
+
+
 def main() -> None:
-    text = README.read_text()
-    pattern = re.compile(re.escape(BEGIN) + ".*?" + re.escape(END), re.DOTALL)
-    new = pattern.sub(lambda _: f"{BEGIN}\n{table()}{END}", text)
-    if "--check" in sys.argv:
-        sys.exit(None if new == text else "README.md is out of date; run: python benchmarks/tables.py")
-    README.write_text(new)
+    for path, (begin, end, make) in PLACES.items():
+        text = path.read_text()
+        whole = f"{begin}\n{make()}{end}"
+        new = re.sub(re.escape(begin) + ".*?" + re.escape(end), lambda _: whole, text, flags=re.DOTALL)  # noqa: B023
+        if "--check" in sys.argv and new != text:
+            sys.exit(f"{path.name} is out of date; run: python benchmarks/tables.py")
+        path.write_text(new)
 
 
 if __name__ == "__main__":

@@ -124,6 +124,7 @@ def evaluate(
     full_epochs: int = 20,
     seed: int = 0,
     device: str = "auto",
+    compile: str = "auto",
     progress: evaluation.Progress | None = None,
 ) -> list[Row]:
     """Test accuracy of fresh networks that train on a set; its fields are mean, std and n.
@@ -143,6 +144,7 @@ def evaluate(
         full_epochs: most epochs of "full".
         seed: of the networks.
         device: where to train.
+        compile: "on", "off", or "auto": when there is so much to compute that it pays.
         progress: called as networks finish.
     Returns:
         One row for the set and one for each baseline.
@@ -155,7 +157,7 @@ def evaluate(
     real = fitting(distilled, dataset_of(config, images, labels, test_images, test_labels, names), config, device)
     return evaluation.evaluate(
         distilled, real, nets=nets, model=model, steps=steps, protocol=protocol, baselines=baselines, full_epochs=full_epochs,
-        lengths=recorded.evaluation.lengths, seed=seed, device=device, progress=progress,
+        lengths=recorded.evaluation.lengths, seed=seed, device=device, compile=compile, progress=progress,
     )  # fmt: skip
 
 

@@ -144,6 +144,9 @@ def make_parser() -> tuple[Parser, dict[str, Parser]]:
     evaluate.add_argument("--full-epochs", type=positive, default=20, help="most epochs of --baseline full (default: 20)")
     evaluate.add_argument("--seed", type=int, default=0, help="seed of the networks (default: 0)")
     add_machine_and_data(evaluate)
+    evaluate.add_argument(
+        "--compile", choices=("auto", "on", "off"), default="auto", help="compile the networks; auto: when it pays (default: auto)"
+    )
 
     export = command(
         "export", "Write a set in another format.", "potstill export runs/digits --format folder", "RUN_OR_FILE [options]"

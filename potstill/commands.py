@@ -176,7 +176,8 @@ def evaluate(parsed: argparse.Namespace) -> int:
         rows = evaluation.evaluate(
             distilled, real, nets=parsed.nets, model=parsed.model, steps=parsed.steps, protocol=parsed.protocol,
             baselines=parsed.baseline, full_epochs=parsed.full_epochs,
-            lengths=api.recorded_config(distilled).evaluation.lengths, seed=parsed.seed, device=str(device), progress=display.work,
+            lengths=api.recorded_config(distilled).evaluation.lengths, seed=parsed.seed, device=str(device),
+            compile=parsed.compile, progress=display.work, say=display.say,
         )  # fmt: skip
     show(rows, len(real.test), hardware(device))  # before writing: a full disk must not cost the measurement
     settings = {"nets": parsed.nets, "model": parsed.model, "steps": parsed.steps, "protocol": parsed.protocol, "seed": parsed.seed}

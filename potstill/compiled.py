@@ -23,7 +23,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._triton import has_triton
 
 from potstill.derivatives import Batch, FlatModel
 from potstill.fusible import Fusible
@@ -90,6 +89,7 @@ class CompiledNetwork:
 
     Args:
         model: one of them.
+        most: how many examples it is best given at once.
         backend: of torch.compile; "eager" runs the traced graph as it is.
 
     Attributes:
@@ -97,8 +97,8 @@ class CompiledNetwork:
         seconds: what that took.
     """
 
-    def __init__(self, model: FlatModel, backend: str = "inductor"):
-        self.model, self.backend = model, backend
+    def __init__(self, model: FlatModel, most: int = 50, backend: str = "inductor"):
+        self.model, self.most, self.backend = model, most, backend
         self.compilations, self.seconds = 0, 0.0
         self.functions: dict[tuple[Any, ...], Callable[..., Any]] = {}
         if CACHE_VARIABLE not in os.environ:  # the default is emptied when the machine restarts
@@ -171,19 +171,3 @@ class Compiled:
         """The network's output."""
         found: Tensor = self.network.call(self.network.logits, theta, inputs, *self.constants)
         return found
-
-
-def missing_compiler(device: torch.device) -> str | None:
-    """What is missing to compile for a device, as the end of a sentence; None if nothing is."""
-    if device.type == "cuda":
-        return None if has_triton() else "there is no Triton; pip install triton"
-    if device.type != "cpu":
-        return f"torch's compiler is not used on {device.type}"
-    from torch._inductor.cpp_builder import get_cpp_compiler  # here: importing it takes most of a second
-    from torch._inductor.exc import InvalidCxxCompiler
-
-    try:
-        get_cpp_compiler()
-    except InvalidCxxCompiler:
-        return "there is no C++ compiler; install g++ or clang++"
-    return None

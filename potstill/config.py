@@ -140,7 +140,7 @@ class RunConfig:
     )
     tape: str = option(
         "states", "memory against time, what is kept of the window: states; sqrt: every sqrt(M)-th of them; host: states in host "
-        "memory; bfloat16: rounded states; graphs:MB: states, and as many graphs as fit (see docs/memory.md)"
+        "memory; bfloat16: rounded states; graphs:MB: states, and as many graphs as fit (see docs/speed.md)"
     )  # fmt: skip
     threads: int | Auto = option("auto", "CPU threads; results repeat to the byte only at the same number", low=1, high=4096)
 

@@ -4,6 +4,7 @@ A network is a function of one flat parameter vector (`FlatModel`). A loss that 
 micro-batches (`in_micro_batches`), which bounds the memory and not the result.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -18,6 +19,8 @@ from potstill.seeds import global_seed
 
 Batch = tuple[Tensor, ...]
 """What a loss reads at one step, usually (inputs (B, ...), targets (B, K) probabilities)."""
+LARGEST_MB = {"cpu": 18, "mps": 250, "cuda": 1000}
+"""Most that one activation of a micro-batch takes. On a CPU larger ones leave the caches."""
 
 
 class FlatModel:
@@ -49,12 +52,15 @@ class FlatModel:
         """The module's output on `inputs` with the parameters `theta` and, if given, the constants of another network."""
         parts = zip(self.names, theta.split(self.sizes), self.shapes, strict=True)
         parameters = {name: part.view(shape) for name, part, shape in parts} | (self.constants if constants is None else constants)
-        if self.precision == "float32":
-            return torch.func.functional_call(self.module, parameters, (inputs,))  # type: ignore[no-any-return]
-        # Without the cache: it would keep the first parameters' bfloat16 copies for the next.
-        with torch.autocast(inputs.device.type, torch.bfloat16, cache_enabled=False):
+        with autocast(self.precision, inputs.device):
             outputs: Tensor = torch.func.functional_call(self.module, parameters, (inputs,))
         return outputs.to(theta.dtype)
+
+
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """The context in which a network computes in this precision."""
+    # Without the cache: it would keep one network's bfloat16 parameters for the next.
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16", cache_enabled=False)
 
 
 def couples_batch(module: nn.Module) -> bool:
@@ -62,8 +68,8 @@ def couples_batch(module: nn.Module) -> bool:
     return any(isinstance(part, _NormBase) and not isinstance(part, _InstanceNorm) for part in module.modules())
 
 
-def largest_activation(module: nn.Module, shape: tuple[int, int, int]) -> int:
-    """Numbers in the largest tensor that any part of the module puts out, for one example."""
+def largest_micro_batch(module: nn.Module, shape: tuple[int, int, int], device: torch.device) -> int:
+    """How many examples at once keep every activation within LARGEST_MB."""
     sizes = [1]
 
     def note(part: nn.Module, inputs: object, outputs: object) -> None:
@@ -71,11 +77,16 @@ def largest_activation(module: nn.Module, shape: tuple[int, int, int]) -> int:
             sizes.append(outputs.numel() // 2)
 
     hooks = [part.register_forward_hook(note) for part in module.modules()]
-    with torch.no_grad():
-        module(torch.zeros(2, *shape, device=next(module.parameters()).device))
+    with torch.no_grad(), global_seed(0, device):
+        module(torch.zeros(2, *shape, device=device))
     for hook in hooks:
         hook.remove()
-    return max(sizes)
+    return max(1, int(LARGEST_MB[device.type] * 1e6 / (4 * max(sizes))))
+
+
+def even(count: int, most: int) -> int:
+    """Size of micro-batches, at most `most`, that cut `count` examples as evenly as can be: few shapes, few compilations."""
+    return math.ceil(count / math.ceil(count / most))
 
 
 class Differentiable(Protocol):
@@ -137,17 +148,28 @@ class Eager:
 
 @dataclass(frozen=True)
 class InMicroBatches:
-    """A loss that is a mean over examples, taken `size` examples at a time: less memory, the same result."""
+    """A loss that is a mean over examples, taken `size` examples at a time: less memory, the same result.
+
+    Args:
+        whole: the loss, linear in the targets.
+        size: most examples at once.
+        filled: fill the last micro-batch up to `size` with examples whose targets are 0, which add nothing: all have one
+            shape, and a compiled loss is compiled once.
+    """
 
     whole: Differentiable
     size: int
+    filled: bool = False
 
     def parts(self, batch: Batch) -> Iterator[tuple[Batch, float]]:
-        """(micro-batch, its share of the examples)."""
+        """(micro-batch, weight of its mean in the mean of all)."""
         count = len(batch[0])
         for start in range(0, count, self.size):
-            part = tuple(tensor[start : start + self.size] for tensor in batch)
-            yield part, len(part[0]) / count
+            inputs, targets = (tensor[start : start + self.size] for tensor in batch)
+            if self.filled and (missing := self.size - len(inputs)):
+                inputs = torch.cat([inputs, inputs[:1].detach().expand(missing, *inputs.shape[1:])])
+                targets = torch.cat([targets, targets.new_zeros(missing, *targets.shape[1:])])
+            yield (inputs, targets), len(inputs) / count
 
     def gradient(self, theta: Tensor, batch: Batch, step: int) -> tuple[Tensor, Tensor]:
         loss, grad = theta.new_zeros(()), torch.zeros_like(theta)
@@ -159,7 +181,7 @@ class InMicroBatches:
 
     def product(self, theta: Tensor, batch: Batch, step: int, cotangent: Tensor) -> tuple[Tensor, list[Tensor | None]]:
         found = (self.whole.product(theta, part, step, share * cotangent) for part, share in self.parts(batch))
-        return joined(found, theta)
+        return joined(found, theta, len(batch[0]))
 
     def linearised(self, theta: Tensor, batch: Batch, step: int) -> tuple[Tensor, Pullback]:
         whole: Linearisable = self.whole  # type: ignore[assignment]
@@ -168,17 +190,21 @@ class InMicroBatches:
             of_theta, pullback = whole.linearised(theta, part, step)
             grad.add_(of_theta, alpha=share)
             kept.append((pullback, share))
-        return grad, lambda cotangent: joined((pullback(share * cotangent) for pullback, share in kept), theta)
+        count = len(batch[0])
+        return grad, lambda cotangent: joined((pullback(share * cotangent) for pullback, share in kept), theta, count)
 
 
-def joined(parts: Iterable[tuple[Tensor, list[Tensor | None]]], theta: Tensor) -> tuple[Tensor, list[Tensor | None]]:
-    """The Hessian products of micro-batches as one: summed in theta, side by side in the batch."""
+def joined(parts: Iterable[tuple[Tensor, list[Tensor | None]]], theta: Tensor, count: int) -> tuple[Tensor, list[Tensor | None]]:
+    """The Hessian products of micro-batches as one: summed in theta, side by side in the batch of `count` examples."""
     total, rows = torch.zeros_like(theta), []
     for of_theta, of_part in parts:
         total += of_theta
         rows.append(of_part)
-    columns = zip(*rows, strict=True)
-    return total, [None if column[0] is None else torch.cat([part for part in column if part is not None]) for column in columns]
+    found: list[Tensor | None] = []
+    for column in zip(*rows, strict=True):
+        there = [of for of in column if of is not None]
+        found.append(torch.cat(there)[:count] if there else None)
+    return total, found
 
 
 def cross_entropy(model: FlatModel, seed: Callable[[int], int] | None = None) -> Eager:

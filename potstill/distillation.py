@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from potstill import store
+from potstill.compilation import Networks
+from potstill.compiled import CompiledNetwork
 from potstill.config import Config
 from potstill.data import Dataset
 from potstill.derivatives import couples_batch
@@ -115,8 +117,9 @@ class Setup:
             listener.say("the network has batch norm: batches are taken whole, and memory grows with --real-batch")
         config = resolve_auto(config, real, factory, mapped=dataset.mapped, device=device)
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.run.tf32
-        keep = resolve_keep(config, factory, real.shape, classes, device)
-        config, compiled = resolve_compile(config, factory, real.shape, classes, device, listener.say)
+        networks = Networks(factory, real.shape, classes, device, str(config.run.precision))
+        keep = resolve_keep(config, networks)
+        config, compiled = resolve_compile(config, networks, listener.say)
         block = initial_block(config.distilled.init, config.distilled.ipc, classes, real.shape, real.train, seed, device)
         fixed = {} if config.distilled.learn_labels else {"targets": block.targets}
         problem = Problem(real.train, block.labels, fixed, classes, factory, config, device, keep, compiled)
@@ -139,8 +142,14 @@ class Setup:
         return Recipe(
             inner.model, inner.width, inner.depth, inner.norm, inner.inner_optimizer, inner.inner_lr, inner.momentum,
             inner.weight_decay, inner.lr_milestones, inner.lr_decay, int(inner.batch_per_class),
-            int(inner.classes_per_batch), inner.augment, self.lengths[0],
+            int(inner.classes_per_batch), inner.augment, self.lengths[0], str(self.config.run.precision),
         )  # fmt: skip
+
+    @property
+    def compiled_evaluation(self) -> CompiledNetwork | None:
+        """The compiled derivatives, if networks are the same function in evaluation as in training: without batch norm."""
+        compiled = self.problem.compiled
+        return None if compiled is None or couples_batch(compiled.model.module) else compiled
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -153,7 +162,7 @@ class Setup:
         return score_set(
             block.images, block.targets, block.labels, self.recipe, self.problem.factory,
             lengths=lengths, splits=(self.real.validation,), nets=self.config.evaluation.validation_nets,
-            seed=derive(self.config.run.seed, "validation"), device=self.device, **how,
+            seed=derive(self.config.run.seed, "validation"), device=self.device, compiled=self.compiled_evaluation, **how,
         )[:, :, 0]  # fmt: skip
 
     def with_leaves(self, leaves: Mapping[str, Tensor]) -> Block:

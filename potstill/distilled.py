@@ -35,6 +35,7 @@ class Recipe:
         classes_per_batch: random classes in a batch.
         augment: augmentation operations, one a batch.
         steps: how many steps.
+        precision: "float32", or "bfloat16" for the arithmetic in the network.
     """
 
     model: str = "convnet"
@@ -51,6 +52,7 @@ class Recipe:
     classes_per_batch: int = 10
     augment: tuple[str, ...] = ()
     steps: int = 300
+    precision: str = "float32"
 
     @property
     def model_options(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """How good a set is: fresh networks trained on it from scratch, measured on real data, as mean, standard deviation and n."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,21 +9,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from potstill import augment
-from potstill.data import Split, batches, sample_per_class
-from potstill.devices import pick_device
-from potstill.distilled import BatchPlan, DistilledSet, Recipe
+from potstill.compilation import Networks, compiled_if_worth
+from potstill.compiled import CannotCompile, CompiledNetwork
+from potstill.data import Split, sample_per_class
+from potstill.derivatives import couples_batch, even
+from potstill.devices import keep_freed_memory, pick_device
+from potstill.distilled import DistilledSet, Recipe
 from potstill.loading import RealData
 from potstill.models import ModelSpec, check_model, fresh, model_name, resolve
 from potstill.registry import InputError, near_miss
-from potstill.seeds import derive, generator, global_seed
+from potstill.seeds import derive, generator
+from potstill.training import FULL_BATCH, Batches, accuracy, set_batches, split_batches, train_compiled, train_network
 
 PROTOCOLS, BASELINES = ("validation", "paper"), ("random", "full")
 PAPER_LENGTHS = (300, 600, 1000, 3000)
-TEST_BATCH = 512
-FULL_BATCH = 256
-Batches = Callable[[int], tuple[Tensor, Tensor]]
-"""step -> (inputs, targets) of that training step."""
+Say = Callable[[str], None]
+"""Takes a sentence that the user should see."""
 Progress = Callable[[str, int, int], None]
 """(what is being done, done, of how many)."""
 
@@ -68,72 +69,6 @@ class Row:
     protocol: str
 
 
-def set_batches(images: Tensor, targets: Tensor, labels: Tensor, recipe: Recipe, seed: int) -> Batches:
-    """Batches of a small set as the recipe draws and augments them; the same set, recipe and seed give the same."""
-    plan = BatchPlan(labels, targets.shape[1], recipe.batch_per_class, recipe.classes_per_batch)
-    rng = generator(seed, "batches")
-
-    def batch(_: int) -> tuple[Tensor, Tensor]:
-        rows = plan.draw(rng)
-        drawn = augment.draw(recipe.augment, len(rows), rng)
-        rows = rows.to(images.device)
-        return augment.apply(images[rows], drawn), targets[rows]
-
-    return batch
-
-
-def split_batches(split: Split, recipe: Recipe, seed: int) -> Batches:
-    """Shuffled batches of a real split, epoch after epoch; the same seed gives the same."""
-    rng = generator(seed, "batches")
-    queue: list[Tensor] = []
-
-    def batch(_: int) -> tuple[Tensor, Tensor]:
-        if not queue:
-            queue.extend(torch.randperm(len(split), generator=rng).split(FULL_BATCH))
-            if len(queue) > 1 and len(queue[-1]) == 1:  # batch norm cannot normalise a single example
-                queue[-2:] = [torch.cat(queue[-2:])]
-        images, labels = split.take(queue.pop(0))
-        return augment.apply(images, augment.draw(recipe.augment, len(labels), rng)), labels
-
-    return batch
-
-
-def train_network(module: nn.Module, batch: Batches, recipe: Recipe, stops: Sequence[int], seed: int) -> Iterator[int]:
-    """Train a network by a recipe and pause, yielding the number of steps taken, at each of the ascending `stops`.
-
-    The loss is cross-entropy; the optimizer is torch's, with the recipe's settings.
-    """
-    module.train()
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    optimizer: torch.optim.Optimizer
-    if recipe.optimizer == "adam":
-        optimizer = torch.optim.Adam(parameters, lr=recipe.lr)
-    else:
-        optimizer = torch.optim.SGD(parameters, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
-    milestones = recipe.lr_milestones if recipe.optimizer == "sgd" else ()
-    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, list(milestones), recipe.lr_decay)
-    done = 0
-    for stop in stops:
-        with global_seed(derive(seed, "dropout", done), parameters[0].device):
-            for step in range(done, stop):
-                inputs, targets = batch(step)
-                optimizer.zero_grad()
-                F.cross_entropy(module(inputs), targets).backward()
-                optimizer.step()
-                schedule.step()
-        done = stop
-        yield done
-        module.train()
-
-
-@torch.no_grad()
-def accuracy(module: nn.Module, split: Split) -> float:
-    """The fraction of a split that the network, in evaluation mode, classifies rightly."""
-    module.eval()
-    right = sum(int((module(images).argmax(1) == labels).sum()) for images, labels in batches(split, TEST_BATCH))
-    return right / len(split)
-
-
 def score(
     make_batches: Callable[[int], Batches],
     factory: Callable[[], nn.Module],
@@ -143,6 +78,7 @@ def score(
     nets: int,
     seed: int,
     device: torch.device,
+    compiled: CompiledNetwork | None = None,
     progress: Progress | None = None,
     label: str = "networks",
 ) -> Tensor:
@@ -157,6 +93,7 @@ def score(
         nets: how many networks.
         seed: networks start from seeds that follow from this one, the same for whatever set they train on.
         device: where to train.
+        compiled: the networks' derivatives, if they are compiled and the networks are the same in training and evaluation.
         progress: called after each network.
         label: what `progress` is told.
     Returns:
@@ -166,8 +103,13 @@ def score(
     for net in range(nets):
         own = derive(seed, "network", net)
         module = fresh(factory, own, device)
-        for place, _ in enumerate(train_network(module, make_batches(own), recipe, lengths, own)):
-            scores[net, place] = torch.tensor([accuracy(module, split) for split in splits])
+        batch = make_batches(own)
+        if compiled:
+            pauses = train_compiled(compiled, module, batch, recipe, lengths)
+        else:
+            pauses = train_network(module, batch, recipe, lengths, own)
+        for place, predict in enumerate(pauses):
+            scores[net, place] = torch.tensor([accuracy(predict, split) for split in splits])
         if progress:
             progress(label, net + 1, nets)
     return scores
@@ -239,7 +181,9 @@ def evaluate(
     lengths: Sequence[int] = (300, 600, 1000),
     seed: int = 0,
     device: str = "auto",
+    compile: str = "auto",
     progress: Progress | None = None,
+    say: Say = lambda sentence: None,
 ) -> list[Row]:
     """Test accuracy of fresh networks trained on the set and, if asked for, on real data under the same protocol.
 
@@ -257,7 +201,9 @@ def evaluate(
         lengths: candidates for a choice on validation data.
         seed: of the networks.
         device: where to train.
+        compile: "on", "off", or "auto": when there is so much to compute that it pays.
         progress: called as networks finish.
+        say: takes a sentence that the user should see.
     Returns:
         One row for the set and one for each baseline.
     Raises:
@@ -272,6 +218,13 @@ def evaluate(
     name = model_name(distilled.recipe.model if model is None else model)
     recipe = distilled.recipe
     images, targets, labels = (part.to(place) for part in (distilled.images, distilled.targets, distilled.labels))
+    keep_freed_memory()
+    own = model is None or model == recipe.model
+    fixed = (steps,) if steps else None
+    searched = fixed or (PAPER_LENGTHS if protocol == "paper" else tuple(sorted(lengths)))
+    first = fixed or ((recipe.steps,) if own and protocol == "validation" else searched)
+    networks = Networks(factory, distilled.shape, len(distilled.class_names), place, recipe.precision)
+    compiled = compiled_for(networks, recipe, compile, nets * first[-1], nets * len(first) * len(real.test), say)
 
     def row(row_name: str, make: Callable[[int], Batches], candidates: Sequence[int], count: int) -> Row:
         on_test = protocol == "paper" and row_name != "full"
@@ -279,15 +232,11 @@ def evaluate(
         splits = (real.test,) if on_test or len(candidates) == 1 else (real.validation, real.test)
         scores = score(
             make, factory, recipe, lengths=candidates, splits=splits, nets=nets, seed=derive(seed, "test"),
-            device=place, progress=progress, label=row_name,
+            device=place, compiled=compiled, progress=progress, label=row_name,
         )  # fmt: skip
         best = int(scores[:, :, 0].mean(0).argmax())
         return Row(row_name, name, count, candidates[best], Figure.of(scores[:, best, -1]), describe(candidates, on_test))
 
-    own = model is None or model == recipe.model
-    fixed = (steps,) if steps else None
-    searched = fixed or (PAPER_LENGTHS if protocol == "paper" else tuple(sorted(lengths)))
-    first = fixed or ((recipe.steps,) if own and protocol == "validation" else searched)
     rows = [row("distilled", lambda own: set_batches(images, targets, labels, recipe, own), first, len(distilled))]
     if own and not fixed and protocol == "validation":
         rows[0] = dataclasses.replace(rows[0], protocol="steps chosen on validation data when distilling")
@@ -296,8 +245,23 @@ def evaluate(
     if "full" in baselines:
         epoch = -(-len(real.train) // FULL_BATCH)
         stops = tuple(epoch * (count + 1) for count in range(full_epochs))
-        rows.append(row("full", lambda own: split_batches(real.train, recipe, own), stops, len(real.train)))
+        rows.append(
+            row("full", lambda own: split_batches(real.train, recipe, len(distilled.class_names), own), stops, len(real.train))
+        )
     return rows
+
+
+def compiled_for(networks: Networks, recipe: Recipe, wanted: str, steps: int, tested: int, say: Say) -> CompiledNetwork | None:
+    """Compiled derivatives for `steps` training steps by the recipe and `tested` test images, if they pay or are wanted."""
+    count = recipe.batch_per_class * recipe.classes_per_batch
+
+    def build() -> CompiledNetwork:
+        if couples_batch(networks.model(0).module):
+            raise CannotCompile("batch norm is another function in evaluation than in training")
+        return networks.compiled([even(count, networks.most)], [], [networks.most], say)
+
+    work = (count * steps + tested / 3) * networks.operations()
+    return compiled_if_worth(wanted, work, networks.device, build, say)
 
 
 def describe(candidates: Sequence[int], on_test: bool) -> str:

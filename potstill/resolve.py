@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch import nn
 
-from potstill.compiled import CannotCompile, CompiledNetwork, missing_compiler
+from potstill.compilation import PRODUCT_COST, Networks, compiled_if_worth
+from potstill.compiled import CannotCompile, CompiledNetwork
 from potstill.config import WINDOWLESS, Config, graphs_mb
 from potstill.derivatives import (
     FlatModel,
@@ -19,8 +19,9 @@ from potstill.derivatives import (
     couples_batch,
     cross_entropy,
     derivative_error,
+    even,
     graph_bytes,
-    largest_activation,
+    largest_micro_batch,
 )
 from potstill.devices import fast_bfloat16
 from potstill.inner import Keep
@@ -32,18 +33,10 @@ from potstill.seeds import generator
 
 AUTO_SYNTHETIC_BATCH = 100
 PAPER_LR, PAPER_VALUES = 0.001, 3072
-LARGEST_MB = {"cpu": 27, "mps": 250, "cuda": 1000}
-"""Most that the largest activation of a micro-batch takes. On a CPU larger tensors leave the caches."""
-PAYS = {"cpu": 1e13, "cuda": 1e15}
-"""Floating-point operations of a run from which on compiling saves more time than it takes."""
-PRODUCT_COST = 8 / 3
-"""A Hessian product has eight convolutions a layer where a gradient has three."""
 DERIVATIVE_TOLERANCE = 1e-3
-AGREEMENT = 0.9
-Factory = Callable[[], nn.Module]
 
 
-def resolve_auto(config: Config, real: RealData, factory: Factory, *, mapped: bool, device: torch.device) -> Config:
+def resolve_auto(config: Config, real: RealData, factory: Callable[[], nn.Module], *, mapped: bool, device: torch.device) -> Config:
     """`config` with every "auto" but `compile` replaced by what it means here; a resumed run reads these back."""
     inner, classes, ipc = config.inner, len(real.class_names), config.distilled.ipc
     if inner.classes_per_batch != "auto" and int(inner.classes_per_batch) > classes:
@@ -72,9 +65,14 @@ def resolve_auto(config: Config, real: RealData, factory: Factory, *, mapped: bo
     if kind in ("folder", "parquet"):  # so that the run is found again from wherever it is resumed
         config = Config.from_options(config, data=f"{kind}:{Path(rest).expanduser().resolve()}")
     config = filled(config, found)
-    most = max(1, int(LARGEST_MB[device.type] * 1e6 / (4 * largest_activation(fresh(factory, 0, device), real.shape))))
+    most = largest_micro_batch(fresh(factory, 0, device), real.shape, device)
     synthetic = int(config.inner.batch_per_class) * int(config.inner.classes_per_batch)
-    return filled(config, {"synthetic_micro_batch": even(synthetic, most), "micro_batch": even(config.outer.real_batch, most)})
+    config = filled(config, {"synthetic_micro_batch": even(synthetic, most), "micro_batch": even(config.outer.real_batch, most)})
+    sizes = {
+        "synthetic_micro_batch": min(synthetic, int(config.inner.synthetic_micro_batch)),
+        "micro_batch": min(config.outer.real_batch, int(config.outer.micro_batch)),
+    }
+    return Config.from_options(config, **sizes)
 
 
 def filled(config: Config, found: dict[str, Any]) -> Config:
@@ -83,102 +81,41 @@ def filled(config: Config, found: dict[str, Any]) -> Config:
     return Config.from_options(config, **{name: value for name, value in found.items() if flat[name] == "auto"})
 
 
-def even(count: int, most: int) -> int:
-    """Size of micro-batches, at most `most`, that cut `count` examples as evenly as can be: few shapes, few compilations."""
-    return math.ceil(count / math.ceil(count / most))
+def resolve_compile(config: Config, networks: Networks, say: Callable[[str], None]) -> tuple[Config, CompiledNetwork | None]:
+    """`config` with `compile` on or off, and the compiled derivatives if it is on.
 
-
-def resolve_compile(
-    config: Config, factory: Factory, shape: tuple[int, int, int], classes: int, device: torch.device, say: Callable[[str], None]
-) -> tuple[Config, CompiledNetwork | None]:
-    """Compile the networks' derivatives if the run is to, and say why not if it is not.
-
-    Returns:
-        The configuration with `compile` on or off, and the compiled network, which has proved equal to the plain one.
     Raises:
         InputError: compile is "on" and cannot be.
     """
-    wanted = config.run.compile
-    if wanted == "off":
-        return config, None
-    on, off = (dataclasses.replace(config, run=dataclasses.replace(config.run, compile=value)) for value in ("on", "off"))
-    try:
-        if graphs_mb(config.run.tape) is not None:
-            raise CannotCompile("--tape graphs:MB keeps the graphs of uncompiled networks")
-        reason = missing_compiler(device)
-        if reason:
-            raise CannotCompile(reason)
-        work = operations(config, factory, shape, classes, device)
-        if wanted == "auto" and work < PAYS.get(device.type, math.inf):
-            raise CannotCompile(f"the run is short ({work / 1e12:.1f} of {PAYS.get(device.type, math.inf) / 1e12:.0f} TFLOP)")
-        say("compiling gradient and Hessian product; a second run finds them in the cache")
-        return on, warmed_up(config, factory, shape, classes, device, say)
-    except CannotCompile as reason:
-        if wanted == "on":
-            raise InputError(f"compile=on cannot be: {reason}; use --compile auto or --compile off") from reason
-        say(f"not compiled: {reason}")
-        return off, None
-
-
-def operations(config: Config, factory: Factory, shape: tuple[int, int, int], classes: int, device: torch.device) -> float:
-    """About how many floating-point operations the outer steps of a run take."""
-    outer, inner = config.outer, config.inner
-    model = FlatModel(fresh(factory, 0, device))
-    with FlopCounterMode(display=False) as counter:
-        cross_entropy(model).gradient(model.theta, example(2, shape, classes, device), 0)
-    gradient: float = counter.get_total_flops() / 2
+    inner, outer, wanted = config.inner, config.outer, config.run.compile
     synthetic = int(inner.batch_per_class) * int(inner.classes_per_batch)
     window = outer.unroll if outer.method in WINDOWLESS else outer.window
     steps = outer.unroll if outer.method in ("bptt", "t-bptt") else (outer.window + outer.unroll) / 2
     unroll = synthetic * (steps + PRODUCT_COST * window) + outer.real_batch
-    return outer.steps * outer.trajectories * unroll * gradient
+    work = outer.steps * outer.trajectories * unroll * networks.operations()
+
+    def build() -> CompiledNetwork:
+        if graphs_mb(config.run.tape) is not None:
+            raise CannotCompile("--tape graphs:MB keeps the graphs of uncompiled networks")
+        whole = couples_batch(networks.model(0).module)
+        share = -(-outer.real_batch // outer.trajectories) if outer.split_real_batch else outer.real_batch
+        ours, real = (synthetic, share) if whole else (int(inner.synthetic_micro_batch), int(outer.micro_batch))
+        return networks.compiled(sorted({ours, real}), [ours], [], say)
+
+    compiled = compiled_if_worth(wanted, work, networks.device, build, say)
+    run = dataclasses.replace(config.run, compile="on" if compiled else "off")
+    return dataclasses.replace(config, run=run), compiled
 
 
-def warmed_up(
-    config: Config, factory: Factory, shape: tuple[int, int, int], classes: int, device: torch.device, say: Callable[[str], None]
-) -> CompiledNetwork:
-    """Derivatives compiled for a run's batches and compared with the plain ones at another network.
-
-    Raises:
-        CannotCompile: they cannot be, or the networks differ in more than their parameters and buffers.
-    """
-    inner, outer = config.inner, config.outer
-    first, second = (FlatModel(fresh(factory, seed, device), str(config.run.precision)) for seed in (0, 1))
-    synthetic, real = int(inner.batch_per_class) * int(inner.classes_per_batch), outer.real_batch
-    whole = couples_batch(first.module)
-    compiled = CompiledNetwork(first)
-    batch = example(synthetic if whole else min(synthetic, int(inner.synthetic_micro_batch)), shape, classes, device)
-    learned = (batch[0].requires_grad_(), batch[1])
-    fast, plain = compiled.of(second), cross_entropy(second, lambda _: 0)
-    fast.gradient(second.theta, example(real if whole else min(real, int(outer.micro_batch)), shape, classes, device), 0)
-    along = fast.gradient(second.theta, batch, 0)[1]
-    pairs = [
-        (along, plain.gradient(second.theta, batch, 0)[1]),
-        (fast.product(second.theta, learned, 0, along)[0], plain.product(second.theta, learned, 0, along)[0]),
-    ]
-    for found, expected in pairs:
-        if not torch.cosine_similarity(found, expected, dim=0) > AGREEMENT and bool(expected.any()):
-            raise CannotCompile("another network of the same factory is another function of its parameters and buffers")
-    say(f"compiled {compiled.compilations} functions in {compiled.seconds:.0f} s")
-    return compiled
-
-
-def example(count: int, shape: tuple[int, int, int], classes: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """A batch of random inputs and one-hot targets."""
-    inputs = torch.randn(count, *shape, generator=generator(0, "example"))
-    return inputs.to(device), torch.eye(classes)[torch.arange(count) % classes].to(device)
-
-
-def resolve_keep(config: Config, factory: Factory, shape: tuple[int, int, int], classes: int, device: torch.device) -> Keep:
+def resolve_keep(config: Config, networks: Networks) -> Keep:
     """What the engine keeps of the window, as the option `tape` says."""
-    kind, budget = config.run.tape, graphs_mb(config.run.tape)
+    kind, budget, inner = config.run.tape, graphs_mb(config.run.tape), config.inner
     graphs = 0
     if budget is not None:
-        model = FlatModel(fresh(factory, 0, device), str(config.run.precision))
-        inner = config.inner
-        batch = example(int(inner.batch_per_class) * int(inner.classes_per_batch), shape, classes, device)
+        model = networks.model(0)
+        inputs, targets = networks.batch(int(inner.batch_per_class) * int(inner.classes_per_batch))
         loss = InMicroBatches(cross_entropy(model, lambda _: 0), int(inner.synthetic_micro_batch))
-        graphs = int(budget * 1e6 / graph_bytes(loss, model.theta, (batch[0].requires_grad_(), batch[1])))
+        graphs = int(budget * 1e6 / graph_bytes(loss, model.theta, (inputs.requires_grad_(), targets)))
     return Keep(
         dtype=torch.bfloat16 if kind == "bfloat16" else None,
         device=torch.device("cpu") if kind == "host" else None,

@@ -6,7 +6,8 @@ from test_inner import NETWORKS, assert_equal
 from torch import Tensor, nn
 from twins import CPU, Tiny
 
-from potstill.compiled import CannotCompile, CompiledNetwork, missing_compiler
+from potstill.compilation import missing_compiler
+from potstill.compiled import CannotCompile, CompiledNetwork
 from potstill.derivatives import Differentiable, FlatModel, cross_entropy
 from potstill.fusible import Fusible, conv2d, group_norm
 from potstill.seeds import generator, global_seed

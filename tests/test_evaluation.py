@@ -8,15 +8,19 @@ from torch import nn
 
 import potstill
 from potstill import evaluation
+from potstill.compilation import Networks
+from potstill.compiled import CompiledNetwork
 from potstill.config import DataConfig
 from potstill.data import TensorSplit
+from potstill.derivatives import FlatModel
 from potstill.distilled import DistilledSet, Recipe
-from potstill.evaluation import Figure, accuracy, score_set, set_batches, train_network
+from potstill.evaluation import Figure, score_set
 from potstill.loading import RealData, prepare
 from potstill.models import fresh, resolve
 from potstill.registry import InputError
 from potstill.seeds import derive, generator
 from potstill.sources import from_arrays
+from potstill.training import accuracy, set_batches, split_batches, train_compiled, train_network
 
 CPU = torch.device("cpu")
 
@@ -51,7 +55,7 @@ def test_training_equals_a_loop_written_by_hand(optimizer):
     images, targets = torch.randn(3, 1, 4, 4, generator=generator(0)), torch.rand(3, 3, generator=generator(1))
     module = fresh(linear, 4, CPU)
     batches = set_batches(images, targets, torch.arange(3), recipe, 0)
-    assert list(train_network(module, batches, recipe, (4, 12), 0)) == [4, 12]
+    assert len(list(train_network(module, batches, recipe, (4, 12), 0))) == 2
 
     weight, bias = (p.detach().double().requires_grad_() for p in fresh(linear, 4, CPU)[1].parameters())
     moments = [[torch.zeros_like(p), torch.zeros_like(p)] for p in (weight, bias)]
@@ -73,12 +77,55 @@ def test_training_equals_a_loop_written_by_hand(optimizer):
     torch.testing.assert_close(module[1].bias.detach().double(), bias.detach(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_compiled_training_is_the_plain_one(optimizer):
+    recipe = Recipe(
+        optimizer=optimizer, lr=0.02, momentum=0.8, weight_decay=0.01, lr_milestones=(5, 9), lr_decay=0.3,
+        batch_per_class=1, classes_per_batch=3,
+    )  # fmt: skip
+    images, targets = torch.randn(3, 1, 8, 8, generator=generator(0)), torch.rand(3, 3, generator=generator(1))
+    factory = resolve("convnet", (1, 8, 8), 3, width=8, depth=1)
+    tested = torch.randn(7, 1, 8, 8, generator=generator(2))
+    compiled = CompiledNetwork(FlatModel(fresh(factory, 5, CPU)), most=2, backend="eager")
+    module = fresh(factory, 4, CPU)
+    first = train_compiled(
+        compiled, fresh(factory, 4, CPU), set_batches(images, targets, torch.arange(3), recipe, 0), recipe, (4, 12)
+    )
+    second = train_network(module, set_batches(images, targets, torch.arange(3), recipe, 0), recipe, (4, 12), 0)
+    for one, other in zip(first, second, strict=True):
+        with torch.no_grad():
+            torch.testing.assert_close(one(tested), other(tested), rtol=1e-3, atol=1e-3)
+    # 2 of the 3 images at a time, 2 of the 7 logits, what is missing is filled up
+    assert compiled.compilations == 2
+
+
+def test_a_compiled_evaluation_gives_the_plain_accuracies():
+    real = blobs()
+    distilled = set_of(real)
+    factory = resolve("mlp", real.shape, 3, width=8, depth=1)
+    networks = Networks(factory, real.shape, 3, CPU, "float32")
+    compiled = CompiledNetwork(networks.model(0), networks.most, backend="eager")
+    plain, fast = (
+        score_set(
+            distilled.images, distilled.targets, distilled.labels, distilled.recipe, factory,
+            lengths=(5, 25), splits=(real.validation, real.test), nets=2, seed=7, device=CPU, compiled=one,
+        )
+        for one in (None, compiled)
+    )  # fmt: skip
+    assert torch.equal(plain, fast)
+
+
 def test_accuracy_counts_right_answers_in_evaluation_mode():
     net = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(3))
     net[1].running_mean.fill_(0)
     images = torch.tensor([[9.0, 0, 0], [0, 9, 0], [0, 0, 9], [9, 0, 0]]).view(4, 1, 1, 3)
-    assert accuracy(net, TensorSplit(images, torch.tensor([0, 1, 2, 1]))) == 0.75
-    assert not net.training
+    frozen = nn.Sequential(*net, nn.Linear(3, 3))
+    with torch.no_grad():
+        frozen[2].weight.copy_(torch.eye(3))
+        frozen[2].bias.zero_()
+    predict = next(train_network(frozen, lambda step: (images, torch.eye(3)[[0, 1, 2, 0]]), Recipe(lr=1e-9), (0,), 0))
+    assert accuracy(predict, TensorSplit(images, torch.tensor([0, 1, 2, 1]))) == 0.75
+    assert not frozen.training
 
 
 def test_a_figure_is_mean_sample_deviation_and_n():
@@ -101,8 +148,8 @@ def test_scores_are_of_networks_from_their_own_seeds_at_each_length():
         seed = derive(7, "network", net)
         module = fresh(factory, seed, CPU)
         batches = set_batches(distilled.images, distilled.targets, distilled.labels, distilled.recipe, seed)
-        for place, _ in enumerate(train_network(module, batches, distilled.recipe, (5, 25), seed)):
-            assert scores[net, place].tolist() == pytest.approx([accuracy(module, real.validation), accuracy(module, real.test)])
+        for place, predict in enumerate(train_network(module, batches, distilled.recipe, (5, 25), seed)):
+            assert scores[net, place].tolist() == pytest.approx([accuracy(predict, real.validation), accuracy(predict, real.test)])
     assert scores.shape == (2, 2, 2)
 
 
@@ -162,7 +209,7 @@ def test_random_subsets_differ_from_network_to_network_and_hold_each_class():
 
 def test_the_full_baseline_sees_every_train_image_once_an_epoch():
     images = torch.arange(600.0).view(-1, 1, 1, 1)
-    batch = evaluation.split_batches(TensorSplit(images, torch.zeros(600, dtype=torch.int64)), Recipe(), 0)
+    batch = split_batches(TensorSplit(images, torch.zeros(600, dtype=torch.int64)), Recipe(), 2, 0)
     seen = [torch.cat([batch(step)[0].flatten() for step in range(3)]) for _ in range(2)]
     for epoch in seen:
         assert epoch.sort().values.tolist() == list(range(600))

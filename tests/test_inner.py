@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from twins import CPU, OPTIMIZERS, Tiny, lr, plain_unroll
 
-from potstill.derivatives import Eager, FlatModel, couples_batch, derivative_error
-from potstill.inner import SGD, Adam, EagerObjective, InnerProblem, Leaves, meta_gradient
+from potstill.derivatives import Eager, FlatModel, InMicroBatches, couples_batch, cross_entropy, derivative_error
+from potstill.derivatives import graph_bytes as bytes_of_a_graph
+from potstill.inner import SGD, STATES, Adam, EagerObjective, InnerProblem, Keep, Leaves, meta_gradient
 from potstill.seeds import generator, global_seed
 
 NETWORKS = ["mlp", "instance", "batch", "group", "layer", "none"]
@@ -199,6 +200,70 @@ def test_a_start_that_has_taken_steps_goes_on_as_if_it_had_not_stopped(optimizer
     assert torch.equal(rest.hyper["lr"], whole_way.hyper["lr"])
 
 
+KEPT = {
+    "checkpoints": Keep(checkpoints=True), "host": Keep(device=CPU), "graphs of 2": Keep(graphs=2), "all graphs": Keep(graphs=9),
+    "checkpoints and graphs": Keep(checkpoints=True, graphs=2),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kept", KEPT)
+@pytest.mark.parametrize("window", [0, 1, 2, 5, 9])
+def test_what_the_window_keeps_changes_nothing(window, kept):
+    tiny = Tiny.make("instance", learn_labels=True)
+    problem, rate = tiny.problem(Adam(), ("rotate",)), lr(0.01)
+    loss, parts = objectives(tiny)["reads the set"]
+    start = problem.optimizer.init(tiny.model.theta)
+    plain, other = (
+        meta_gradient(problem, tiny.leaves, rate, start, EagerObjective(loss), parts, burn_in=1, window=window, keep=keep)
+        for keep in (STATES, KEPT[kept])
+    )
+    for name in tiny.leaves:
+        assert_equal(other.leaves[name], plain.leaves[name], name)
+    assert_equal(other.hyper["lr"], plain.hyper["lr"], "lr")
+    assert_equal(other.start[1], plain.start[1], "first moment of the start")
+
+
+def test_rounded_states_move_the_meta_gradient_by_their_rounding():
+    tiny = Tiny.make("none")
+    problem, rate = tiny.problem(SGD(0.9)), lr(0.01)
+    loss, parts = objectives(tiny)["mean"]
+    start = problem.optimizer.init(tiny.model.theta)
+    plain, rounded = (
+        meta_gradient(problem, tiny.leaves, rate, start, EagerObjective(loss), parts, burn_in=1, window=4, keep=keep).leaves[
+            "images"
+        ]
+        for keep in (STATES, Keep(dtype=torch.bfloat16))
+    )
+    assert 1e-6 < float((rounded - plain).norm() / plain.norm()) < 0.05
+
+
+def test_checkpoints_keep_about_twice_the_root_of_the_window():
+    assert [Keep(checkpoints=True).segment(window) for window in (1, 2, 4, 5, 9, 10, 100)] == [1, 2, 2, 3, 3, 4, 10]
+    assert Keep().segment(20) == 20
+
+
+@pytest.mark.parametrize("network", [name for name in NETWORKS if name != "batch"])
+@pytest.mark.parametrize("size", [1, 3, 4, 9])
+@pytest.mark.parametrize("filled", [False, True])
+def test_micro_batches_change_nothing(filled, size, network):
+    tiny = Tiny.make(network, learn_labels=True)
+    whole = cross_entropy(tiny.model)
+    parts, along = (
+        InMicroBatches(whole, size, filled),
+        torch.randn(tiny.model.theta.shape, generator=generator(4), dtype=torch.float64),
+    )
+    batch = tuple(tiny.leaves[name].clone().requires_grad_() for name in ("images", "targets"))
+    products = [loss.product(tiny.model.theta, batch, 0, along) for loss in (whole, parts)]
+    grad, pullback = parts.linearised(tiny.model.theta, batch, 0)
+    for one, other in [
+        *zip(whole.gradient(tiny.model.theta, batch, 0), parts.gradient(tiny.model.theta, batch, 0), strict=True),
+        (whole.gradient(tiny.model.theta, batch, 0)[1], grad),
+        *((products[0][0], found[0]) for found in (products[1], pullback(along))),
+        *zip(products[0][1], products[1][1], strict=True),
+    ]:
+        assert_equal(other, one, "micro-batches")
+
+
 class Ledger:
     """Bytes that the graphs under way keep for their backward pass: now, and the most so far."""
 
@@ -237,6 +302,19 @@ def graph_bytes(window: int, real: int, micro: int) -> int:
 
 def test_no_graph_outlives_its_step_so_memory_is_flat_in_the_window():
     assert graph_bytes(window=12, real=8, micro=8) == graph_bytes(window=2, real=8, micro=8) > 0
+
+
+def test_the_bytes_of_a_graph_grow_with_the_batch_and_hold_its_activations():
+    tiny = Tiny.make("none", learn_labels=True)
+    loss = cross_entropy(tiny.model)
+    sizes = []
+    for times in (1, 2):
+        images, targets = tiny.leaves["images"].repeat(times, 1, 1, 1), tiny.leaves["targets"].repeat(times, 1)
+        sizes.append(bytes_of_a_graph(loss, tiny.model.theta, (images.requires_grad_(), targets.requires_grad_())))
+    single, double = sizes
+    activations = 6 * 8 * (16 * 64 + 16 * 16)  # 6 images of 16 channels at 8 x 8 and 4 x 4 in float64
+    assert single > 2 * activations
+    assert 1.5 * single < double < 2.5 * single
 
 
 def test_a_large_real_batch_costs_the_memory_of_one_micro_batch():

@@ -81,8 +81,10 @@ class Bptt:
                 grads[name] += grad / count
         after = {"window": self.sampler.update(state["window"], loss, float(grads["images"].norm()))}
         burn_ins, sizes = zip(*windows, strict=True)
-        single = {"burn_in": burn_ins[0], "window": sizes[0]}
-        return Estimate(loss, grads, after, single if count == 1 else {"burn_in": burn_ins, "window": sizes})
+        info: dict[str, Any] = {"burn_in": burn_ins, "window": sizes} if count > 1 else {"burn_in": burn_ins[0], "window": sizes[0]}
+        if self.problem.compiled:  # it stays as it was at the start, unless shapes of batches change
+            info["compilations"] = self.problem.compiled.compilations
+        return Estimate(loss, grads, after, info)
 
     def rng(self, purpose: str, replay: tuple[int, ...], *more: int) -> torch.Generator:
         """A generator that follows from the seed, the purpose, and (outer step[, trajectory])."""
@@ -95,6 +97,8 @@ class Bptt:
         model = FlatModel(network, str(config.run.precision))
         whole = couples_batch(network)
         real = problem.loss(model, lambda step: derive(seed, "outer dropout", *replay, step))
+        if not whole:
+            real = InMicroBatches(real, int(config.outer.micro_batch), filled=problem.compiled is not None)
         return meta_gradient(
             self.inner_problem(model, replay, whole=whole),
             leaves,
@@ -120,7 +124,9 @@ class Bptt:
             both = {**problem.fixed, **leaves}
             return augment.apply(both["images"][rows], drawn), both["targets"][rows]
 
-        return InnerProblem(loss if whole else InMicroBatches(loss, int(config.inner.synthetic_micro_batch)), batch, self.optimizer)
+        if not whole:
+            loss = InMicroBatches(loss, int(config.inner.synthetic_micro_batch), filled=problem.compiled is not None)
+        return InnerProblem(loss, batch, self.optimizer)
 
     def real_parts(self, replay: tuple[int, ...], *, whole: bool) -> Iterator[tuple[RealPart, float]]:
         """A trajectory's real batch in micro-batches with their weights; in one, if the network couples it."""

@@ -1,0 +1,129 @@
+"""Whether to compile a run's networks, and the proof that what was compiled is right."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils._triton import has_triton
+from torch.utils.flop_counter import FlopCounterMode
+
+from potstill.compiled import CannotCompile, CompiledNetwork
+from potstill.derivatives import FlatModel, cross_entropy, largest_micro_batch
+from potstill.models import fresh
+from potstill.registry import InputError
+from potstill.seeds import generator
+
+PAYS = {"cpu": 1e13, "cuda": 1e15}
+"""Floating-point operations from which on compiling saves more time than it takes."""
+PRODUCT_COST = 8 / 3
+"""A Hessian product has eight convolutions a layer where a gradient has three."""
+AGREEMENT = 0.9
+"""Least cosine of a compiled derivative to the plain one; rounding moves it by a few thousandths in bfloat16."""
+
+
+@dataclass(frozen=True)
+class Networks:
+    """The networks of one factory, as a run uses them."""
+
+    factory: Callable[[], nn.Module]
+    shape: tuple[int, int, int]
+    classes: int
+    device: torch.device
+    precision: str
+
+    def model(self, seed: int) -> FlatModel:
+        """One of them."""
+        return FlatModel(fresh(self.factory, seed, self.device), self.precision)
+
+    def batch(self, count: int) -> tuple[Tensor, Tensor]:
+        """A batch of random inputs and one-hot targets."""
+        inputs = torch.randn(count, *self.shape, generator=generator(0, "example"))
+        return inputs.to(self.device), torch.eye(self.classes)[torch.arange(count) % self.classes].to(self.device)
+
+    @property
+    def most(self) -> int:
+        """How many examples to take at once."""
+        return largest_micro_batch(fresh(self.factory, 0, self.device), self.shape, self.device)
+
+    def operations(self) -> float:
+        """Floating-point operations of a gradient, for one example."""
+        model = self.model(0)
+        with FlopCounterMode(display=False) as counter:
+            cross_entropy(model, lambda _: 0).gradient(model.theta, self.batch(2), 0)
+        return float(counter.get_total_flops()) / 2
+
+    def compiled(self, gradients: list[int], products: list[int], logits: list[int], say: Callable[[str], None]) -> CompiledNetwork:
+        """Their derivatives, compiled for batches of these sizes and compared with the plain ones at another network.
+
+        Raises:
+            CannotCompile: they cannot be, or the networks differ in more than their parameters and buffers.
+        """
+        network, second = CompiledNetwork(self.model(0), self.most), self.model(1)
+        fast, plain = network.of(second), cross_entropy(second, lambda _: 0)
+        pairs = []
+        for count in gradients:
+            batch = self.batch(count)
+            pairs.append((fast.gradient(second.theta, batch, 0)[1], plain.gradient(second.theta, batch, 0)[1]))
+        for count in products:
+            inputs, targets = self.batch(count)
+            batch, along = (inputs.requires_grad_(), targets), plain.gradient(second.theta, (inputs, targets), 0)[1]
+            pairs.append((fast.product(second.theta, batch, 0, along)[0], plain.product(second.theta, batch, 0, along)[0]))
+        for count in logits:
+            inputs = self.batch(count)[0]
+            pairs.append((fast.logits(second.theta, inputs), second(second.theta, inputs).detach()))
+        for found, expected in pairs:
+            cosine = torch.cosine_similarity(found.flatten().double(), expected.flatten().double(), dim=0)
+            if bool(expected.any()) and not cosine > AGREEMENT:
+                raise CannotCompile(f"two networks of the factory differ in more than parameters and buffers (cosine {cosine:.2f})")
+        say(f"compiled {network.compilations} functions in {network.seconds:.0f} s")
+        return network
+
+
+def compiled_if_worth(
+    wanted: str, work: float, device: torch.device, build: Callable[[], CompiledNetwork], say: Callable[[str], None]
+) -> CompiledNetwork | None:
+    """What `build` makes, if it is wanted or pays; `say` hears why not.
+
+    Args:
+        wanted: "on", "off" or "auto".
+        work: floating-point operations of the run.
+        device: where it runs.
+        build: compiles, or raises CannotCompile.
+        say: takes sentences.
+    Raises:
+        InputError: it is wanted and cannot be.
+    """
+    if wanted == "off":
+        return None
+    least = PAYS.get(device.type, math.inf)
+    reason = missing_compiler(device)
+    if reason is None and wanted == "auto" and work < least:
+        reason = f"the run is short ({work / 1e12:.1f} TFLOP; it pays from {least / 1e12:.0f})"
+    if reason is None:
+        say("compiling the network's derivatives; the next run finds them in a cache")
+        try:
+            return build()
+        except CannotCompile as error:
+            reason = str(error)
+    if wanted == "on":
+        raise InputError(f"compile=on is not possible: {reason}; use --compile auto")
+    say(f"not compiled: {reason}")
+    return None
+
+
+def missing_compiler(device: torch.device) -> str | None:
+    """What is missing to compile for a device, as the end of a sentence; None if nothing is."""
+    if device.type == "cuda":
+        return None if has_triton() else "there is no Triton; pip install triton"
+    if device.type != "cpu":
+        return f"torch's compiler is not used on {device.type}"
+    from torch._inductor.cpp_builder import get_cpp_compiler  # here: importing it takes most of a second
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        return "there is no C++ compiler; install g++ or clang++"
+    return None

@@ -1,0 +1,122 @@
+"""Training a network by a recipe: the batches, the plain loop, and its compiled twin."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from potstill import augment
+from potstill.compiled import CompiledNetwork
+from potstill.data import Split, batches
+from potstill.derivatives import FlatModel, InMicroBatches, autocast, even
+from potstill.distilled import BatchPlan, Recipe
+from potstill.inner import SGD, Adam, InnerOptimizer
+from potstill.seeds import derive, generator, global_seed
+
+TEST_BATCH = 512
+FULL_BATCH = 256
+Batches = Callable[[int], tuple[Tensor, Tensor]]
+"""step -> (inputs, targets) of that training step."""
+Predict = Callable[[Tensor], Tensor]
+"""inputs -> logits."""
+
+
+def set_batches(images: Tensor, targets: Tensor, labels: Tensor, recipe: Recipe, seed: int) -> Batches:
+    """Batches of a small set as the recipe draws and augments them; the same set, recipe and seed give the same."""
+    plan = BatchPlan(labels, targets.shape[1], recipe.batch_per_class, recipe.classes_per_batch)
+    rng = generator(seed, "batches")
+
+    def batch(_: int) -> tuple[Tensor, Tensor]:
+        rows = plan.draw(rng)
+        drawn = augment.draw(recipe.augment, len(rows), rng)
+        rows = rows.to(images.device)
+        return augment.apply(images[rows], drawn), targets[rows]
+
+    return batch
+
+
+def split_batches(split: Split, recipe: Recipe, classes: int, seed: int) -> Batches:
+    """Shuffled batches of a real split, epoch after epoch; the same seed gives the same."""
+    rng = generator(seed, "batches")
+    queue: list[Tensor] = []
+
+    def batch(_: int) -> tuple[Tensor, Tensor]:
+        if not queue:
+            queue.extend(torch.randperm(len(split), generator=rng).split(FULL_BATCH))
+            if len(queue) > 1 and len(queue[-1]) == 1:  # batch norm cannot normalise a single example
+                queue[-2:] = [torch.cat(queue[-2:])]
+        images, labels = split.take(queue.pop(0))
+        return augment.apply(images, augment.draw(recipe.augment, len(labels), rng)), F.one_hot(labels, classes).float()
+
+    return batch
+
+
+def train_network(module: nn.Module, batch: Batches, recipe: Recipe, stops: Sequence[int], seed: int) -> Iterator[Predict]:
+    """Train a network by a recipe and pause at each of the ascending `stops`, yielding what the network answers there.
+
+    The loss is cross-entropy; the optimizer is torch's, with the recipe's settings.
+    """
+    module.train()
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    optimizer: torch.optim.Optimizer
+    if recipe.optimizer == "adam":
+        optimizer = torch.optim.Adam(parameters, lr=recipe.lr)
+    else:
+        optimizer = torch.optim.SGD(parameters, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+    milestones = recipe.lr_milestones if recipe.optimizer == "sgd" else ()
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, list(milestones), recipe.lr_decay)
+    device = parameters[0].device
+
+    def predict(inputs: Tensor) -> Tensor:
+        with autocast(recipe.precision, device):
+            outputs: Tensor = module(inputs)
+        return outputs.float()
+
+    done = 0
+    for stop in stops:
+        with global_seed(derive(seed, "dropout", done), device):
+            for step in range(done, stop):
+                inputs, targets = batch(step)
+                optimizer.zero_grad()
+                F.cross_entropy(predict(inputs), targets).backward()
+                optimizer.step()
+                schedule.step()
+        done = stop
+        module.eval()
+        yield predict
+        module.train()
+
+
+def train_compiled(
+    compiled: CompiledNetwork, module: nn.Module, batch: Batches, recipe: Recipe, stops: Sequence[int]
+) -> Iterator[Predict]:
+    """`train_network` by compiled derivatives and the engine's own optimizer, for a network that is the same in evaluation."""
+    model = FlatModel(module, recipe.precision)
+    network, most = compiled.of(model), compiled.most
+    optimizer: InnerOptimizer = Adam()
+    if recipe.optimizer == "sgd":
+        optimizer = SGD(recipe.momentum, recipe.weight_decay, recipe.lr_milestones, recipe.lr_decay)
+    state, hyper = optimizer.init(model.theta), {"lr": torch.tensor(recipe.lr, device=model.theta.device)}
+
+    def predict(inputs: Tensor) -> Tensor:
+        missing = -len(inputs) % most  # always as many at once, so that it is compiled once
+        filled = torch.cat([inputs, inputs[:1].expand(missing, *inputs.shape[1:])])
+        return torch.cat([network.logits(state[0], part) for part in filled.split(most)])[: len(inputs)]
+
+    done = 0
+    for stop in stops:
+        for step in range(done, stop):
+            inputs, targets = batch(step)
+            loss = InMicroBatches(network, even(len(inputs), most), filled=True)
+            grad = loss.gradient(state[0], (inputs, targets), step)[1]
+            state = optimizer.step(state, grad, hyper, step)
+        done = stop
+        yield predict
+
+
+@torch.no_grad()
+def accuracy(predict: Predict, split: Split) -> float:
+    """The fraction of a split that a network classifies rightly."""
+    right = sum(int((predict(images).argmax(1) == labels).sum()) for images, labels in batches(split, TEST_BATCH))
+    return right / len(split)
