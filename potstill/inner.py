@@ -1,8 +1,9 @@
 """The core: optimiser steps as pure functions, and the exact meta-gradient of an unroll in memory that is flat in the window.
 
 An unroll takes `burn_in` steps without a derivative and then `window` differentiated ones, on a state of flat vectors
-(parameters, moments). Nothing keeps the graph of more than one step: the forward pass keeps the state and the gradient
-before each differentiated step, and the way back rebuilds one step at a time. With lambda the cotangent of the state,
+(parameters, moments). Nothing keeps the graph of more than one step, unless `Keep` asks for it: the forward pass keeps the
+state and the gradient before each differentiated step, and the way back rebuilds one step at a time. With lambda the
+cotangent of the state,
 
 1. the transpose of the optimiser's step turns lambda into the cotangent `a` of that step's gradient, the cotangent of the
    older state, and cotangents of the hyper-parameters;
