@@ -120,10 +120,9 @@ def missing_compiler(device: torch.device) -> str | None:
     if device.type != "cpu":
         return f"torch's compiler is not used on {device.type}"
     from torch._inductor.cpp_builder import get_cpp_compiler  # here: importing it takes most of a second
-    from torch._inductor.exc import InvalidCxxCompiler
 
     try:
         get_cpp_compiler()
-    except InvalidCxxCompiler:
+    except RuntimeError:
         return "there is no C++ compiler; install g++ or clang++"
     return None

@@ -16,7 +16,7 @@ from potstill.compiled import CompiledNetwork
 from potstill.config import Config
 from potstill.data import Dataset
 from potstill.derivatives import couples_batch
-from potstill.devices import keep_freed_memory, pick_device, versions
+from potstill.devices import allow_tf32, keep_freed_memory, pick_device, versions
 from potstill.distilled import Block, DistilledSet, Recipe, initial_block
 from potstill.evaluation import Figure, score_set
 from potstill.loading import RealData, prepare
@@ -116,7 +116,7 @@ class Setup:
         if couples_batch(fresh(factory, 0, torch.device("cpu"))):
             listener.say("the network has batch norm: batches are taken whole, and memory grows with --real-batch")
         config = resolve_auto(config, real, factory, mapped=dataset.mapped, device=device)
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.run.tf32
+        allow_tf32(config.run.tf32)
         networks = Networks(factory, real.shape, classes, device, str(config.run.precision))
         keep = resolve_keep(config, networks)
         config, compiled = resolve_compile(config, networks, listener.say)

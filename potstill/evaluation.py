@@ -13,7 +13,7 @@ from potstill.compilation import Networks, compiled_if_worth
 from potstill.compiled import CannotCompile, CompiledNetwork
 from potstill.data import Split, sample_per_class
 from potstill.derivatives import couples_batch, even
-from potstill.devices import keep_freed_memory, pick_device
+from potstill.devices import allow_tf32, keep_freed_memory, pick_device
 from potstill.distilled import DistilledSet, Recipe
 from potstill.loading import RealData
 from potstill.models import ModelSpec, check_model, fresh, model_name, resolve
@@ -219,6 +219,7 @@ def evaluate(
     recipe = distilled.recipe
     images, targets, labels = (part.to(place) for part in (distilled.images, distilled.targets, distilled.labels))
     keep_freed_memory()
+    allow_tf32(False)
     own = model is None or model == recipe.model
     fixed = (steps,) if steps else None
     searched = fixed or (PAPER_LENGTHS if protocol == "paper" else tuple(sorted(lengths)))
