@@ -89,14 +89,48 @@ def speed() -> str:
     )
 
 
-PLACES = {
-    README: (BEGIN, END, table),
-    ROOT / "docs" / "speed.md": ("<!-- measured: made by benchmarks/tables.py -->", "<!-- end of measured -->", speed),
-}
+def precision() -> str:
+    """bfloat16 against float32 at equal steps."""
+    result = json.loads((RESULTS / "precision.json").read_text())
+    steps = list(result["accuracy"]["float32"])
+    rows = [f"| outer steps | {' | '.join(steps)} | seconds |\n{'|---' * (len(steps) + 2)}|\n"]
+    for name, found in result["accuracy"].items():
+        seconds = [run[-1]["seconds"] for run in result["curves"][name]]
+        rows.append(f"| {name} | {' | '.join(percent(found[step]) for step in steps)} | {sum(seconds) / len(seconds):.0f} |\n")
+    difference = result["bfloat16_minus_float32"]
+    rows.append(f"| difference, same seed | {' | '.join(percent(difference[step]) for step in steps)} | |\n")
+    return (
+        f"{''.join(rows)}\n{result['data']}, one image a class; accuracy in % on validation images ({result['protocol']}, n = "
+        f"{difference[steps[0]]['n']}).\nSeconds are those in outer steps. "
+        f"{result['hardware']}; torch {result['versions']['torch']}.\n"
+    )
+
+
+def trajectories() -> str:
+    """Accuracy against seconds for numbers of trajectories and sizes of the real batch."""
+    result = json.loads((RESULTS / "trajectories.json").read_text())
+    rows = ["| | after a part of the time | in the end |\n|---|---|---|\n"]
+    for name, points in result["curves"].items():
+        cells = [f"{100 * point['accuracy']:.1f} ({point['step']} steps, {point['seconds']:.0f} s)" for point in points]
+        rows.append(f"| {name} | {', '.join(cells[:-1])} | {cells[-1]} |\n")
+    return (
+        f"{''.join(rows)}\n{result['data']}, one image a class, {result['precision']}; accuracy in % on validation images "
+        f"({result['protocol']}).\n{result['hardware']}; torch {result['versions']['torch']}.\n"
+    )
+
+
+SPEED = ROOT / "docs" / "speed.md"
+PLACES = [
+    (README, BEGIN, END, table),
+    *(
+        (SPEED, f"<!-- {name}: made by benchmarks/tables.py -->", f"<!-- end of {name} -->", make)
+        for name, make in (("measured", speed), ("precision", precision), ("trajectories", trajectories))
+    ),
+]
 
 
 def main() -> None:
-    for path, (begin, end, make) in PLACES.items():
+    for path, begin, end, make in PLACES:
         text = path.read_text()
         whole = f"{begin}\n{make()}{end}"
         new = re.sub(re.escape(begin) + ".*?" + re.escape(end), lambda _: whole, text, flags=re.DOTALL)  # noqa: B023
