@@ -82,25 +82,28 @@ class Networks:
 
 
 def compiled_if_worth(
-    wanted: str, work: float, device: torch.device, build: Callable[[], CompiledNetwork], say: Callable[[str], None]
+    wanted: str,
+    device: torch.device,
+    work: Callable[[], float],
+    build: Callable[[], CompiledNetwork],
+    say: Callable[[str], None],
+    obstacle: str | None = None,
 ) -> CompiledNetwork | None:
     """What `build` makes, if it is wanted or pays; `say` hears why not.
 
     Args:
         wanted: "on", "off" or "auto".
-        work: floating-point operations of the run.
-        device: where it runs.
+        device: where the run is.
+        work: counts its floating-point operations.
         build: compiles, or raises CannotCompile.
         say: takes sentences.
+        obstacle: what else speaks against it, as the end of a sentence.
     Raises:
         InputError: it is wanted and cannot be.
     """
     if wanted == "off":
         return None
-    least = PAYS.get(device.type, math.inf)
-    reason = missing_compiler(device)
-    if reason is None and wanted == "auto" and work < least:
-        reason = f"the run is short ({work / 1e12:.1f} TFLOP; it pays from {least / 1e12:.0f})"
+    reason = obstacle or missing_compiler(device) or (too_short(work(), device) if wanted == "auto" else None)
     if reason is None:
         say("compiling the network's derivatives; the next run finds them in a cache")
         try:
@@ -111,6 +114,12 @@ def compiled_if_worth(
         raise InputError(f"compile=on is not possible: {reason}; use --compile auto")
     say(f"not compiled: {reason}")
     return None
+
+
+def too_short(work: float, device: torch.device) -> str | None:
+    """Why compiling does not pay for so many floating-point operations; None if it does."""
+    least = PAYS.get(device.type, math.inf)
+    return f"the run is short ({work / 1e12:.1f} TFLOP; it pays from {least / 1e12:.0f})" if work < least else None
 
 
 def missing_compiler(device: torch.device) -> str | None:

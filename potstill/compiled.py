@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from potstill.derivatives import Batch, FlatModel
+from potstill.derivatives import Batch, Eager, FlatModel
 from potstill.fusible import Fusible
 
 aten = torch.ops.aten
@@ -113,33 +113,35 @@ class CompiledNetwork:
         inputs = inputs.contiguous(memory_format=torch.channels_last) if inputs.dim() == 4 else inputs
         return self.model(theta, inputs, dict(zip(self.model.constants, constants, strict=True)))
 
-    def loss(self, theta: Tensor, inputs: Tensor, targets: Tensor, *constants: Tensor) -> Tensor:
-        """The mean cross-entropy."""
-        return F.cross_entropy(self.logits(theta, inputs, *constants), targets)
+    def loss(self, constants: tuple[Tensor, ...]) -> Eager:
+        """The mean cross-entropy, plain."""
+        return Eager(lambda theta, batch, _: F.cross_entropy(self.logits(theta, batch[0], *constants), batch[1]))
 
     def gradient(self, theta: Tensor, inputs: Tensor, targets: Tensor, *constants: Tensor) -> tuple[Tensor, Tensor]:
         """The loss and its gradient in theta."""
-        theta = theta.detach().requires_grad_()
-        loss = self.loss(theta, inputs, targets, *constants)
-        return loss.detach(), torch.autograd.grad(loss, theta)[0]
+        return self.loss(constants).gradient(theta, (inputs, targets), 0)
 
     def product(
         self, theta: Tensor, inputs: Tensor, targets: Tensor, cotangent: Tensor, *constants: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """d/d(theta, inputs, targets) <grad_theta loss, cotangent>, reverse mode over reverse mode."""
-        wanted = [tensor.detach().requires_grad_() for tensor in (theta, inputs, targets)]
-        (grad,) = torch.autograd.grad(self.loss(*wanted, *constants), wanted[0], create_graph=True)
-        found = torch.autograd.grad(grad, wanted, cotangent, allow_unused=True, materialize_grads=True)
-        return found[0], found[1], found[2]
+    ) -> tuple[Tensor | None, ...]:
+        """d/d(theta, inputs, targets) <grad_theta loss, cotangent>."""
+        batch = inputs.detach().requires_grad_(), targets.detach().requires_grad_()
+        of_theta, of_batch = self.loss(constants).product(theta, batch, 0, cotangent)
+        return of_theta, *of_batch
 
     def call(self, kind: Callable[..., Any], *arguments: Tensor) -> Any:
         """`kind` (one of the functions above) at `arguments`, compiled at the first call with their shapes."""
         key = (kind.__name__, *((tensor.shape, tensor.dtype) for tensor in arguments))
-        with torch.no_grad(), warnings.catch_warnings():
-            if key in self.functions:
-                return self.functions[key](*arguments)
+        with torch.no_grad():
+            if key not in self.functions:
+                return self.first_call(key, kind, arguments)
+            return self.functions[key](*arguments)
+
+    def first_call(self, key: tuple[Any, ...], kind: Callable[..., Any], arguments: Sequence[Tensor]) -> Any:
+        """Compile a function and call it."""
+        began = time.perf_counter()
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the compiler's own, which a user can do nothing about
-            began = time.perf_counter()
             with torch.enable_grad():
                 graph = trace(kind, arguments)
             function = torch.compile(graph, backend=self.backend, dynamic=False, fullgraph=True)
@@ -147,9 +149,9 @@ class CompiledNetwork:
                 result = function(*arguments)
             except Exception as error:  # the compiler or the C++ compiler behind it, in many forms
                 raise CannotCompile(f"the compiler fails ({type(error).__name__}: {str(error).splitlines()[0]})") from error
-            self.functions[key] = function
-            self.compilations, self.seconds = self.compilations + 1, self.seconds + time.perf_counter() - began
-            return result
+        self.functions[key] = function
+        self.compilations, self.seconds = self.compilations + 1, self.seconds + time.perf_counter() - began
+        return result
 
 
 @dataclass(frozen=True)

@@ -136,7 +136,7 @@ class RunConfig:
     )  # fmt: skip
     tf32: bool = option(False, "CUDA: allow TF32 in float32 convolutions and products")
     compile: Literal["auto", "on", "off"] = option(
-        "auto", "compile gradient and Hessian product (about a minute, less in a second run); auto: in long runs"
+        "auto", "compile gradient and Hessian product (half a minute, a few seconds in the next run); auto: in long runs"
     )
     tape: str = option(
         "states", "memory against time, what is kept of the window: states; sqrt: every sqrt(M)-th of them; host: states in host "

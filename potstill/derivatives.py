@@ -1,7 +1,7 @@
 """What the engine asks of a loss: its gradient and its Hessian product. Here by plain autograd; compiled.py has them fast.
 
 A network is a function of one flat parameter vector (`FlatModel`). A loss that is a mean over examples may be taken in
-micro-batches (`in_micro_batches`), which bounds the memory and not the result.
+micro-batches (`InMicroBatches`), which bounds the memory and not the result.
 """
 
 import math

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from potstill.compilation import Networks, compiled_if_worth
-from potstill.compiled import CannotCompile, CompiledNetwork
+from potstill.compiled import CompiledNetwork
 from potstill.data import Split, sample_per_class
 from potstill.derivatives import couples_batch, even
 from potstill.devices import allow_tf32, keep_freed_memory, pick_device
@@ -257,12 +257,14 @@ def compiled_for(networks: Networks, recipe: Recipe, wanted: str, steps: int, te
     count = recipe.batch_per_class * recipe.classes_per_batch
 
     def build() -> CompiledNetwork:
-        if couples_batch(networks.model(0).module):
-            raise CannotCompile("batch norm is another function in evaluation than in training")
         return networks.compiled([even(count, networks.most)], [], [networks.most], say)
 
-    work = (count * steps + tested / 3) * networks.operations()
-    return compiled_if_worth(wanted, work, networks.device, build, say)
+    def work() -> float:
+        return (count * steps + tested / 3) * networks.operations()
+
+    batch_norm = couples_batch(networks.model(0).module)
+    obstacle = "batch norm is another function in evaluation than in training" if batch_norm else None
+    return compiled_if_worth(wanted, networks.device, work, build, say, obstacle)
 
 
 def describe(candidates: Sequence[int], on_test: bool) -> str:

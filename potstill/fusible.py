@@ -1,8 +1,8 @@
 """Convolution and group norm in a form whose first and second derivatives compile to fast operations.
 
-Convolution is bilinear in its input x and its weight w, and so are its two transposes. Each of the three has the other two as
-its derivatives, so that derivatives of any order are made of three fast kernels; autograd's own second derivative with respect
-to the weight is instead a slow convolution with a kernel as large as the image.
+<x * w, y> is linear in the input x, in the weight w and in the output's cotangent y. Its derivatives in the three are convolution
+and its two transposes, and each of these has the other two as its own derivatives: three fast kernels serve every order.
+Autograd's own second derivative in the weight is instead a slow convolution with a kernel as large as the image.
 """
 
 from typing import Any
@@ -17,64 +17,29 @@ Geometry = tuple[list[int], list[int], list[int], bool, list[int], int]
 """Stride, padding, dilation, transposed, output padding, groups: what torch's convolution takes after its tensors."""
 
 
-class Convolution(torch.autograd.Function):
-    """x * w."""
+class Contraction(torch.autograd.Function):
+    """The derivative of <x * w, y> in one of the three, `wanted`, given the other two; it only lends its shape."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, w: Tensor, how: Geometry) -> Any:
-        ctx.save_for_backward(x, w)
-        ctx.how = how
-        return aten.convolution(x, w, None, *how)
+    def forward(ctx: Any, wanted: str, x: Tensor, w: Tensor, y: Tensor | None, how: Geometry) -> Any:
+        ctx.wanted, ctx.how = wanted, how
+        ctx.save_for_backward(x, w, y)
+        if wanted == "y":
+            return aten.convolution(x, w, None, *how)
+        of_x, of_w, _ = aten.convolution_backward(y, x, w, None, *how, [wanted == "x", wanted == "w", False])
+        return of_x if wanted == "x" else of_w
 
     @staticmethod
-    def backward(ctx: Any, y: Tensor) -> Any:
-        x, w = ctx.saved_tensors
-        of_x, of_w = ctx.needs_input_grad[:2]
-        return input_gradient(y, w, x, ctx.how) if of_x else None, weight_gradient(x, y, w, ctx.how) if of_w else None, None
+    def backward(ctx: Any, cotangent: Tensor) -> Any:
+        given = dict(zip("xwy", ctx.saved_tensors, strict=True)) | {ctx.wanted: cotangent}
+        asked = zip("xwy", ctx.needs_input_grad[1:4], strict=True)
+        found = (contraction(name, **given, how=ctx.how) if needed and name != ctx.wanted else None for name, needed in asked)
+        return None, *found, None
 
 
-class InputGradient(torch.autograd.Function):
-    """The cotangent of x, given the cotangent y of x * w; the third argument only lends its shape."""
-
-    @staticmethod
-    def forward(ctx: Any, y: Tensor, w: Tensor, like: Tensor, how: Geometry) -> Any:
-        ctx.save_for_backward(y, w)
-        ctx.how = how
-        return aten.convolution_backward(y, like, w, None, *how, [True, False, False])[0]
-
-    @staticmethod
-    def backward(ctx: Any, x: Tensor) -> Any:
-        y, w = ctx.saved_tensors
-        of_y, of_w = ctx.needs_input_grad[:2]
-        return convolution(x, w, ctx.how) if of_y else None, weight_gradient(x, y, w, ctx.how) if of_w else None, None, None
-
-
-class WeightGradient(torch.autograd.Function):
-    """The cotangent of w, given the cotangent y of x * w; the third argument only lends its shape."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor, like: Tensor, how: Geometry) -> Any:
-        ctx.save_for_backward(x, y)
-        ctx.how = how
-        return aten.convolution_backward(y, x, like, None, *how, [False, True, False])[1]
-
-    @staticmethod
-    def backward(ctx: Any, w: Tensor) -> Any:
-        x, y = ctx.saved_tensors
-        of_x, of_y = ctx.needs_input_grad[:2]
-        return input_gradient(y, w, x, ctx.how) if of_x else None, convolution(x, w, ctx.how) if of_y else None, None, None
-
-
-def convolution(x: Tensor, w: Tensor, how: Geometry) -> Tensor:
-    return Convolution.apply(x, w, how)  # type: ignore[no-any-return, no-untyped-call]
-
-
-def input_gradient(y: Tensor, w: Tensor, like: Tensor, how: Geometry) -> Tensor:
-    return InputGradient.apply(y, w, like, how)  # type: ignore[no-any-return, no-untyped-call]
-
-
-def weight_gradient(x: Tensor, y: Tensor, like: Tensor, how: Geometry) -> Tensor:
-    return WeightGradient.apply(x, y, like, how)  # type: ignore[no-any-return, no-untyped-call]
+def contraction(wanted: str, *, x: Tensor, w: Tensor, y: Tensor | None, how: Geometry) -> Tensor:
+    """`Contraction`; "y" is the convolution x * w itself."""
+    return Contraction.apply(wanted, x, w, y, how)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def conv2d(
@@ -85,7 +50,8 @@ def conv2d(
         [number] * 2 if isinstance(number, int) else list(number) for number in (stride, padding, dilation)
     )
     kind = autocast_type(input)
-    output = convolution(input.to(kind), weight.to(kind), (stride, padding, dilation, False, [0, 0], groups))
+    how = (stride, padding, dilation, False, [0, 0], groups)
+    output = contraction("y", x=input.to(kind), w=weight.to(kind), y=None, how=how)
     return output if bias is None else output + bias.to(kind).view(-1, 1, 1)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from potstill.compilation import PRODUCT_COST, Networks, compiled_if_worth
-from potstill.compiled import CannotCompile, CompiledNetwork
+from potstill.compiled import CompiledNetwork
 from potstill.config import WINDOWLESS, Config, graphs_mb
 from potstill.derivatives import (
     FlatModel,
@@ -87,22 +87,24 @@ def resolve_compile(config: Config, networks: Networks, say: Callable[[str], Non
     Raises:
         InputError: compile is "on" and cannot be.
     """
-    inner, outer, wanted = config.inner, config.outer, config.run.compile
+    inner, outer = config.inner, config.outer
     synthetic = int(inner.batch_per_class) * int(inner.classes_per_batch)
-    window = outer.unroll if outer.method in WINDOWLESS else outer.window
-    steps = outer.unroll if outer.method in ("bptt", "t-bptt") else (outer.window + outer.unroll) / 2
-    unroll = synthetic * (steps + PRODUCT_COST * window) + outer.real_batch
-    work = outer.steps * outer.trajectories * unroll * networks.operations()
+
+    def work() -> float:
+        window = outer.unroll if outer.method in WINDOWLESS else outer.window
+        steps = outer.unroll if outer.method in ("bptt", "t-bptt") else (outer.window + outer.unroll) / 2
+        unroll = synthetic * (steps + PRODUCT_COST * window) + outer.real_batch
+        return outer.steps * outer.trajectories * unroll * networks.operations()
 
     def build() -> CompiledNetwork:
-        if graphs_mb(config.run.tape) is not None:
-            raise CannotCompile("--tape graphs:MB keeps the graphs of uncompiled networks")
         whole = couples_batch(networks.model(0).module)
         share = -(-outer.real_batch // outer.trajectories) if outer.split_real_batch else outer.real_batch
         ours, real = (synthetic, share) if whole else (int(inner.synthetic_micro_batch), int(outer.micro_batch))
         return networks.compiled(sorted({ours, real}), [ours], [], say)
 
-    compiled = compiled_if_worth(wanted, work, networks.device, build, say)
+    graphs = graphs_mb(config.run.tape) is not None
+    obstacle = "--tape graphs:MB keeps the graphs of uncompiled networks" if graphs else None
+    compiled = compiled_if_worth(config.run.compile, networks.device, work, build, say, obstacle)
     run = dataclasses.replace(config.run, compile="on" if compiled else "off")
     return dataclasses.replace(config, run=run), compiled
 

@@ -99,16 +99,16 @@ def never() -> CompiledNetwork:
 
 def test_why_a_run_is_not_compiled_is_said_or_an_error():
     said: list[str] = []
-    assert compiled_if_worth("off", 1e99, CPU, never, said.append) is None
+    assert compiled_if_worth("off", CPU, lambda: 1e99, never, said.append) is None
     assert said == []
-    assert compiled_if_worth("auto", 1e9, CPU, never, said.append) is None
+    assert compiled_if_worth("auto", CPU, lambda: 1e9, never, said.append) is None
     assert "the run is short" in said[-1] or "no C++ compiler" in said[-1]
     if missing_compiler(CPU) is None:
-        assert compiled_if_worth("auto", 1e99, CPU, never, said.append) is None
+        assert compiled_if_worth("auto", CPU, lambda: 1e99, never, said.append) is None
         assert said[-1] == "not compiled: of the moon"
         with pytest.raises(InputError, match=r"compile=on is not possible: of the moon; use --compile auto"):
-            compiled_if_worth("on", 1, CPU, never, said.append)
-    assert compiled_if_worth("auto", 1e99, torch.device("mps"), never, said.append) is None
+            compiled_if_worth("on", CPU, lambda: 1, never, said.append)
+    assert compiled_if_worth("auto", torch.device("mps"), lambda: 1e99, never, said.append) is None
     assert "not used on mps" in said[-1]
 
 

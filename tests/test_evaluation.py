@@ -46,12 +46,17 @@ def set_of(real: RealData, **recipe) -> DistilledSet:
     return DistilledSet((block,), ("a", "b", "c"), real.preprocess, Recipe("mlp", **options))
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-def test_training_equals_a_loop_written_by_hand(optimizer):
-    recipe = Recipe(
-        optimizer=optimizer, lr=0.05, momentum=0.8, weight_decay=0.01, lr_milestones=(5, 9), lr_decay=0.3,
+def scheduled(optimizer: str, lr: float) -> Recipe:
+    """A recipe in which every setting of the optimizer acts."""
+    return Recipe(
+        optimizer=optimizer, lr=lr, momentum=0.8, weight_decay=0.01, lr_milestones=(5, 9), lr_decay=0.3,
         batch_per_class=1, classes_per_batch=3,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_training_equals_a_loop_written_by_hand(optimizer):
+    recipe = scheduled(optimizer, 0.05)
     images, targets = torch.randn(3, 1, 4, 4, generator=generator(0)), torch.rand(3, 3, generator=generator(1))
     module = fresh(linear, 4, CPU)
     batches = set_batches(images, targets, torch.arange(3), recipe, 0)
@@ -79,10 +84,7 @@ def test_training_equals_a_loop_written_by_hand(optimizer):
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 def test_compiled_training_is_the_plain_one(optimizer):
-    recipe = Recipe(
-        optimizer=optimizer, lr=0.02, momentum=0.8, weight_decay=0.01, lr_milestones=(5, 9), lr_decay=0.3,
-        batch_per_class=1, classes_per_batch=3,
-    )  # fmt: skip
+    recipe = scheduled(optimizer, 0.02)
     images, targets = torch.randn(3, 1, 8, 8, generator=generator(0)), torch.rand(3, 3, generator=generator(1))
     factory = resolve("convnet", (1, 8, 8), 3, width=8, depth=1)
     tested = torch.randn(7, 1, 8, 8, generator=generator(2))
