@@ -281,77 +281,6 @@ def cosine(one: Any, other: Any) -> float:
     return float(one @ other / one.norm() / other.norm())
 
 
-def limit(work: Work) -> dict[str, Any]:
-    """What the convolutions of one Hessian product take at the best measured rate, and what the product takes."""
-    import torch
-
-    from potstill.compiled import CompiledNetwork, trace
-    from potstill.derivatives import FlatModel
-    from potstill.devices import keep_freed_memory
-
-    keep_freed_memory()
-    found: dict[str, Any] = {}
-    for precision in ("float32", "bfloat16"):
-        network, images, labels, *_ = tensors(work, torch.float32)
-        model = FlatModel(network, precision)
-        compiled = CompiledNetwork(model)
-        batch = images[: work.micro].requires_grad_(), torch.eye(10)[labels[: work.micro]]
-        along = torch.randn_like(model.theta)
-        graph = trace(compiled.product, (model.theta, *(tensor.detach() for tensor in batch), along))
-        names = ("aten.convolution.default", "aten.convolution_backward.default")
-        calls = [node for node in graph.graph.nodes if str(node.target) in names]
-        bound: dict[tuple[Any, ...], float] = {}
-        for node in calls:
-            tries = ((count, form) for count in (25, 50, 100) for form in (torch.contiguous_format, torch.channels_last))
-            key = signature(node)
-            bound[key] = bound.get(key) or min(convolution_seconds(node, count, form) for count, form in tries)
-        least = sum(bound[signature(node)] for node in calls)  # seconds per image
-        whole = compiled.of(model)
-        seconds = best(lambda: whole.product(model.theta, batch, 0, along)) / work.micro  # noqa: B023
-        found[precision] = {
-            "convolutions": len(calls),
-            "limit_ms_per_image": 1e3 * least,
-            "product_ms_per_image": 1e3 * seconds,
-            "multiple": seconds / least,
-        }
-    return found
-
-
-def signature(node: Any) -> tuple[Any, ...]:
-    """What makes two convolutions of a graph the same work."""
-    shapes = tuple(tuple(arg.meta["val"].shape) for arg in node.args if hasattr(arg, "meta"))
-    return str(node.target), shapes, str(node.args[-1])
-
-
-def convolution_seconds(node: Any, count: int, form: Any) -> float:
-    """Seconds per image of one convolution of a graph, on `count` images in a memory format."""
-    import torch
-
-    def filled(arg: Any) -> Any:
-        if not hasattr(arg, "meta"):
-            return arg
-        value = arg.meta["val"]
-        is_weight = value.shape[-1] == 3
-        shape = value.shape if is_weight else (count, *value.shape[1:])
-        return torch.randn(shape).to(value.dtype).to(memory_format=form)
-
-    arguments = [filled(arg) for arg in node.args]
-    return best(lambda: node.target(*arguments)) / count
-
-
-def best(function: Callable[[], Any], times: int = 15) -> float:
-    """The least of several times, after two to warm up."""
-    import torch
-
-    with torch.no_grad():
-        found = []
-        for _ in range(times + 2):
-            began = time.perf_counter()
-            function()
-            found.append(time.perf_counter() - began)
-    return min(found[2:])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--serve", help=argparse.SUPPRESS)
@@ -369,9 +298,10 @@ def main() -> None:
     result["memory"] = memories(known.quick, windows, real) if not known.quick else {}
     result["cosine"] = accuracies(known.quick, windows[0], real)
     import torch
+    from convolution_limit import limit
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    result["convolution_limit"] = limit(work)
+    result["convolution_limit"] = limit(lambda: tensors(work, torch.float32), work.micro)
     wanted = ("avx2", "avx512_f", "avx512_bf16", "amx_bf16")
     result["machine"] = {
         "processor": platform.processor() or platform.machine(),
