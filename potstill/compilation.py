@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils._triton import has_triton
 from torch.utils.flop_counter import FlopCounterMode
 
-from potstill.compiled import CannotCompile, CompiledNetwork
+from potstill.compiled import CannotCompile, CompiledNetwork, prepare_cache
 from potstill.derivatives import FlatModel, cross_entropy, largest_micro_batch
 from potstill.models import fresh
 from potstill.registry import InputError
@@ -128,6 +128,10 @@ def missing_compiler(device: torch.device) -> str | None:
         return None if has_triton() else "there is no Triton; pip install triton"
     if device.type != "cpu":
         return f"torch's compiler is not used on {device.type}"
+    try:
+        prepare_cache()
+    except CannotCompile as error:
+        return str(error)
     from torch._inductor.cpp_builder import get_cpp_compiler  # here: importing it takes most of a second
 
     try:

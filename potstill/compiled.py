@@ -39,6 +39,22 @@ class CannotCompile(Exception):
     """Why a network is not compiled, as the end of a sentence."""
 
 
+def prepare_cache() -> None:
+    """Make the folder in which the compiler finds what it compiled before: the user's, unless the environment names one.
+
+    Torch's own default is emptied when the machine restarts. Its compiler settles the folder when it is first imported, so
+    this comes before.
+
+    Raises:
+        CannotCompile: it cannot be made.
+    """
+    folder = os.environ.setdefault(CACHE_VARIABLE, str(Path(platformdirs.user_cache_dir("potstill")) / "compiled"))
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CannotCompile(f"its cache folder {folder} cannot be made ({error.strerror}); set {CACHE_VARIABLE}") from error
+
+
 def trace(function: Callable[..., Any], examples: Sequence[Tensor]) -> fx.GraphModule:
     """`function` as a graph of basic operations, simplified.
 
@@ -101,8 +117,7 @@ class CompiledNetwork:
         self.model, self.most, self.backend = model, most, backend
         self.compilations, self.seconds = 0, 0.0
         self.functions: dict[tuple[Any, ...], Callable[..., Any]] = {}
-        if CACHE_VARIABLE not in os.environ:  # the default is emptied when the machine restarts
-            os.environ[CACHE_VARIABLE] = str(Path(platformdirs.user_cache_dir("potstill")) / "compiled")
+        prepare_cache()
 
     def of(self, model: FlatModel) -> "Compiled":
         """The derivatives at a network of this make."""

@@ -1,5 +1,9 @@
 """Compiled derivatives against plain ones, in float64; what is not compiled, and what is said of it."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from test_inner import NETWORKS, assert_equal
@@ -93,6 +97,30 @@ def test_fusible_replaces_the_layers_and_leaves_the_rest():
     assert "ConvolutionBackward0" in seen  # padding by name stays torch's
     assert "ContractionBackward" in seen  # the first layer is ours
     assert "NativeGroupNormBackward0" not in seen
+
+
+CACHE = """
+import os, torch
+from potstill.compilation import missing_compiler
+print(missing_compiler(torch.device("cpu")))
+import torch._dynamo
+print(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+"""
+
+
+def test_the_compilers_cache_is_the_users_or_the_one_named(tmp_path):
+    def said(**environment: str) -> list[str]:
+        kept = {name: value for name, value in os.environ.items() if name != "TORCHINDUCTOR_CACHE_DIR"}
+        command = [sys.executable, "-c", CACHE]
+        return subprocess.run(command, capture_output=True, text=True, check=False, env=kept | environment).stdout.splitlines()
+
+    home = {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
+    assert said(**home)[1].startswith(str(tmp_path))
+    assert said(**home, TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "own"))[1] == str(tmp_path / "own")
+    (tmp_path / "file").touch()
+    (reason, *_) = said(TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "file" / "in it"))
+    assert reason.startswith(f"its cache folder {tmp_path / 'file' / 'in it'} cannot be made")
+    assert reason.endswith("; set TORCHINDUCTOR_CACHE_DIR")
 
 
 class Noisy(nn.Module):
