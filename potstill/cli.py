@@ -130,6 +130,9 @@ def make_parser() -> tuple[Parser, dict[str, Parser]]:
     )
     evaluate.add_argument("path", type=Path, metavar="RUN_OR_FILE", help="a run's folder, or a distilled.safetensors")
     evaluate.add_argument("--nets", type=positive, default=10, help="fresh networks for each row (default: 10)")
+    which = evaluate.add_mutually_exclusive_group()
+    which.add_argument("--ipc", type=positive, help="measure the first blocks of a boosted set that hold so many images per class")
+    which.add_argument("--all-budgets", action="store_true", help="measure every set that a boosted set holds")
     evaluate.add_argument("--model", help="another network than the recipe's: a name, or package.module:factory")
     evaluate.add_argument("--steps", type=positive, help="training steps (default: the recipe's, chosen on validation data)")
     evaluate.add_argument(

@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import json
 import os
 import shlex
 import signal
@@ -170,28 +169,42 @@ def evaluate(parsed: argparse.Namespace) -> int:
     target = folder / (runs.EVALUATION if in_run else f"{parsed.path.stem}.{runs.EVALUATION}")
     if not os.access(folder, os.W_OK):
         raise InputError(f"cannot write {target}: no permission; copy the set to a folder of your own")
+    budgets = distilled.budgets if parsed.all_budgets else (parsed.ipc or distilled.ipc,)
+    sets = [distilled.prefix(ipc) for ipc in budgets]  # before anything is trained
     device = machine(parsed)
+    results: list[list[Row]] = []
     with Display() as display:
         real = open_real(distilled, data, device, display.say)
-        rows = evaluation.evaluate(
-            distilled, real, nets=parsed.nets, model=parsed.model, steps=parsed.steps, protocol=parsed.protocol,
-            baselines=parsed.baseline, full_epochs=parsed.full_epochs,
-            lengths=api.recorded_config(distilled).evaluation.lengths, seed=parsed.seed, device=str(device),
-            compile=parsed.compile, progress=display.work, say=display.say,
-        )  # fmt: skip
-    show(rows, len(real.test), hardware(device))  # before writing: a full disk must not cost the measurement
-    settings = {"nets": parsed.nets, "model": parsed.model, "steps": parsed.steps, "protocol": parsed.protocol, "seed": parsed.seed}
-    result = {
-        "rows": [dataclasses.asdict(row) for row in rows],
-        "split": "test",
-        "test_images": len(real.test),
-        "data": {"source": data.data.partition(":")[0], "fingerprint": real.fingerprint},
-        "settings": {**settings, "baselines": sorted(set(parsed.baseline)), "full_epochs": parsed.full_epochs},
-        "hardware": hardware(device),
-        "versions": versions(),
-    }
-    kept = [one for one in runs.evaluations(target) if any(one.get(name) != result[name] for name in ("settings", "data"))]
-    store.write(target, json.dumps({"evaluations": [*kept, result]}, indent=2) + "\n")
+        for one in sets:
+            if len(sets) > 1:
+                display.say(f"{one.ipc} images per class")
+            # All real images are the same beside every budget: they are measured once.
+            baselines = [name for name in parsed.baseline if name != "full" or one is sets[-1]]
+            rows = evaluation.evaluate(
+                one, real, nets=parsed.nets, model=parsed.model, steps=parsed.steps, protocol=parsed.protocol,
+                baselines=baselines, full_epochs=parsed.full_epochs, lengths=api.recorded_config(distilled).evaluation.lengths,
+                seed=parsed.seed, device=str(device), compile=parsed.compile, progress=display.work, say=display.say,
+            )  # fmt: skip
+            results.append(rows)
+    # Shown before it is written: a full disk must not cost the measurement.
+    show([row for rows in results for row in rows], len(real.test), hardware(device))
+    settings = {
+        "nets": parsed.nets, "model": parsed.model, "steps": parsed.steps, "protocol": parsed.protocol, "seed": parsed.seed,
+        "full_epochs": parsed.full_epochs, "baselines": sorted(set(parsed.baseline)),
+    }  # fmt: skip
+    found = [
+        {
+            "rows": [dataclasses.asdict(row) for row in rows],
+            "split": "test",
+            "test_images": len(real.test),
+            "data": {"source": data.data.partition(":")[0], "fingerprint": real.fingerprint},
+            "settings": {**settings, "ipc": rows[0].ipc},
+            "hardware": hardware(device),
+            "versions": versions(),
+        }
+        for rows in results
+    ]
+    runs.add_evaluations(target, found)
     print(f"written: {target}")
     return 0
 
@@ -199,10 +212,12 @@ def evaluate(parsed: argparse.Namespace) -> int:
 def show(rows: list[Row], test_images: int, machine: str) -> None:
     """Print an evaluation as a table."""
     table = Table(title=f"Test accuracy on {test_images} images, fresh networks ({machine})", title_justify="left")
-    for column in ("trained on", "images", "network", "steps", "accuracy", "protocol"):
-        table.add_column(column, justify="right" if column in ("images", "steps") else "left", overflow="fold")
+    for column in ("trained on", "images", "per class", "network", "steps", "accuracy", "protocol"):
+        right = column in ("images", "per class", "steps")
+        table.add_column(column, justify="right" if right else "left", overflow="fold")
     for row in rows:
-        table.add_row(row.name, f"{row.images:,}", row.model, f"{row.steps:,}", str(row.accuracy), row.protocol)
+        per_class = "all" if row.name == "full" else f"{row.ipc:,}"
+        table.add_row(row.name, f"{row.images:,}", per_class, row.model, f"{row.steps:,}", str(row.accuracy), row.protocol)
     # No terminal means a log or a pipe: there the table takes the room that it needs.
     console = Console() if sys.stdout.isatty() else Console(width=140)
     console.print(table)

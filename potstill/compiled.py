@@ -144,6 +144,10 @@ class CompiledNetwork:
         of_theta, of_batch = self.loss(constants).product(theta, batch, 0, cotangent)
         return of_theta, *of_batch
 
+    def product_in_theta(self, theta: Tensor, inputs: Tensor, targets: Tensor, cotangent: Tensor, *constants: Tensor) -> Tensor:
+        """`product` without what the batch gets: for frozen examples."""
+        return self.loss(constants).product(theta, (inputs, targets), 0, cotangent)[0]
+
     def call(self, kind: Callable[..., Any], *arguments: Tensor) -> Any:
         """`kind` (one of the functions above) at `arguments`, compiled at the first call with their shapes."""
         key = (kind.__name__, *((tensor.shape, tensor.dtype) for tensor in arguments))
@@ -181,7 +185,10 @@ class Compiled:
         return found
 
     def product(self, theta: Tensor, batch: Batch, step: int, cotangent: Tensor) -> tuple[Tensor, list[Tensor | None]]:
-        of_theta, *rest = self.network.call(self.network.product, theta, batch[0], batch[1], cotangent, *self.constants)
+        network, arguments = self.network, (theta, batch[0], batch[1], cotangent, *self.constants)
+        if not any(tensor.requires_grad for tensor in batch):
+            return network.call(network.product_in_theta, *arguments), [None] * len(batch)
+        of_theta, *rest = network.call(network.product, *arguments)
         return of_theta, [of if tensor.requires_grad else None for of, tensor in zip(rest, batch, strict=True)]
 
     def logits(self, theta: Tensor, inputs: Tensor) -> Tensor:

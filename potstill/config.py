@@ -58,6 +58,14 @@ class DistilledConfig:
     ipc: int = option(1, "images per class of the distilled set", low=1)
     init: Literal["gaussian", "real"] = option("gaussian", "start: Gaussian images of norm 1 (paper D.1), or real images")
     learn_labels: bool = option(False, "learn soft labels with the images (paper D.1: all but CIFAR-10 IPC 1)")
+    boost_blocks: int = option(
+        1, "J, Boost-DD: distill the set in so many blocks, one after the other; the first ones are good sets of their size", low=1
+    )  # fmt: skip
+    boost_beta: float = option(
+        0.0, "Boost-DD: factor on the learning rate of earlier blocks; 0: they stay as they are (strong), 0.1: weak, 1: joint",
+        low=0, high=1,
+    )  # fmt: skip
+    block_ipc: int | Auto = option("auto", "Boost-DD: images per class of a block; auto: ipc / boost_blocks", low=1)
 
 
 @dataclass(frozen=True)
@@ -97,7 +105,7 @@ class OuterConfig:
         "K: unrolls per outer step, each with its own start, window and batches; the mean of their meta-gradients is taken",
         low=1,
     )
-    steps: int = option(1000, "outer steps", low=1)
+    steps: int | Auto = option("auto", "outer steps for each block; auto: 600, dealt out to the blocks of a boosted set", low=1)
     outer_lr: float | Auto = option(
         "auto", "learning rate of the outer Adam on the images; auto: 0.001 at 3,072 values an image (paper D.1), in proportion "
         "to the initial pixel scale elsewhere", low=0, open_low=True,
@@ -176,6 +184,11 @@ class Config:
         sections = {name: dataclasses.replace(getattr(config, name), **values) for name, values in changed.items()}
         return validated(dataclasses.replace(config, **sections))
 
+    @property
+    def all_steps(self) -> int:
+        """Outer steps of the whole run, when "auto" is resolved: of each block, times the blocks."""
+        return int(self.outer.steps) * self.distilled.boost_blocks
+
     def flat(self) -> dict[str, Any]:
         """Option name -> value, over all sections."""
         return {item.name: getattr(getattr(self, section), item.name) for section, item, _ in options_of_config()}
@@ -246,6 +259,7 @@ def validated(config: Config) -> Config:
     OPTIMIZERS.check(inner.inner_optimizer)
     PREPROCESSING.check(config.data.preprocess)
     check_source(config.data.data)
+    check_blocks(config.distilled)
     if outer.window > outer.unroll and outer.method not in WINDOWLESS:
         raise InputError(f"window must lie in [1, unroll={outer.unroll}], got {outer.window}; lower --window or raise --unroll")
     for name, value in (("augment", inner.augment), ("real_augment", outer.real_augment)):
@@ -268,6 +282,19 @@ def validated(config: Config) -> Config:
     if run.device.partition(":")[0] not in ("auto", "cpu", "cuda", "mps"):
         raise InputError(f"device must be auto, cpu, cuda, cuda:N or mps, got {run.device!r}")
     return config
+
+
+def check_blocks(distilled: DistilledConfig) -> None:
+    """Raise an InputError unless the blocks add up to the set."""
+    ipc, blocks, size = distilled.ipc, distilled.boost_blocks, distilled.block_ipc
+    if size == "auto" and ipc % blocks:
+        raise InputError(
+            f"boost_blocks must divide ipc={ipc} into blocks of equal size, got {blocks}; change --ipc or --boost-blocks"
+        )
+    if size != "auto" and ipc != blocks * size:
+        raise InputError(
+            f"ipc must be boost_blocks x block_ipc = {blocks} x {size} = {blocks * size}, got {ipc}; change one of the three"
+        )
 
 
 def graphs_mb(tape: str) -> float | None:

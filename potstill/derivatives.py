@@ -5,7 +5,7 @@ micro-batches (`InMicroBatches`), which bounds the memory and not the result.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,7 +18,8 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from potstill.seeds import global_seed
 
 Batch = tuple[Tensor, ...]
-"""What a loss reads at one step, usually (inputs (B, ...), targets (B, K) probabilities)."""
+"""What a loss reads at one step, usually (inputs (B, ...), targets (B, K) probabilities). In micro-batches it may come as two
+such pairs, examples that ask for no gradient first."""
 LARGEST_MB = {"cpu": 18, "mps": 250, "cuda": 1000}
 """Most that one activation of a micro-batch takes. On a CPU larger ones leave the caches."""
 
@@ -162,10 +163,10 @@ class InMicroBatches:
     filled: bool = False
 
     def parts(self, batch: Batch) -> Iterator[tuple[Batch, float]]:
-        """(micro-batch, weight of its mean in the mean of all)."""
-        count = len(batch[0])
+        """(micro-batch, weight of its mean in the mean of all); those of the first of two pairs ask for no gradient."""
+        count = sum(map(len, batch[::2]))
         for start in range(0, count, self.size):
-            inputs, targets = (tensor[start : start + self.size] for tensor in batch)
+            inputs, targets = (between(batch[kind::2], start, start + self.size) for kind in (0, 1))
             if self.filled and (missing := self.size - len(inputs)):
                 inputs = torch.cat([inputs, inputs[:1].detach().expand(missing, *inputs.shape[1:])])
                 targets = torch.cat([targets, targets.new_zeros(missing, *targets.shape[1:])])
@@ -181,7 +182,7 @@ class InMicroBatches:
 
     def product(self, theta: Tensor, batch: Batch, step: int, cotangent: Tensor) -> tuple[Tensor, list[Tensor | None]]:
         found = (self.whole.product(theta, part, step, share * cotangent) for part, share in self.parts(batch))
-        return joined(found, theta, len(batch[0]))
+        return self.joined(found, theta, batch)
 
     def linearised(self, theta: Tensor, batch: Batch, step: int) -> tuple[Tensor, Pullback]:
         whole: Linearisable = self.whole  # type: ignore[assignment]
@@ -190,21 +191,34 @@ class InMicroBatches:
             of_theta, pullback = whole.linearised(theta, part, step)
             grad.add_(of_theta, alpha=share)
             kept.append((pullback, share))
-        count = len(batch[0])
-        return grad, lambda cotangent: joined((pullback(share * cotangent) for pullback, share in kept), theta, count)
+        return grad, lambda cotangent: self.joined((pullback(share * cotangent) for pullback, share in kept), theta, batch)
+
+    def joined(
+        self, products: Iterable[tuple[Tensor, list[Tensor | None]]], theta: Tensor, batch: Batch
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        """The Hessian products of the micro-batches as one: summed in theta, side by side in the batch."""
+        total, rows = torch.zeros_like(theta), []
+        for of_theta, of_part in products:
+            total += of_theta
+            rows.append(of_part)
+        lead, count = sum(map(len, batch[:-2:2])), sum(map(len, batch[::2]))
+        before = lead // self.size * self.size  # rows of micro-batches that ask for nothing
+        found: list[Tensor | None] = [None] * (len(batch) - 2)
+        for column in zip(*rows, strict=True):
+            there = [of for of in column if of is not None]
+            found.append(torch.cat(there)[lead - before : count - before] if there else None)
+        return total, found
 
 
-def joined(parts: Iterable[tuple[Tensor, list[Tensor | None]]], theta: Tensor, count: int) -> tuple[Tensor, list[Tensor | None]]:
-    """The Hessian products of micro-batches as one: summed in theta, side by side in the batch of `count` examples."""
-    total, rows = torch.zeros_like(theta), []
-    for of_theta, of_part in parts:
-        total += of_theta
-        rows.append(of_part)
-    found: list[Tensor | None] = []
-    for column in zip(*rows, strict=True):
-        there = [of for of in column if of is not None]
-        found.append(torch.cat(there)[:count] if there else None)
-    return total, found
+def between(tensors: Sequence[Tensor], start: int, stop: int) -> Tensor:
+    """Rows `start` to `stop` of tensors that lie one after the other."""
+    found, first = [], 0
+    for tensor in tensors:
+        piece = tensor[max(0, start - first) : max(0, stop - first)]
+        first += len(tensor)
+        if len(piece):
+            found.append(piece)
+    return found[0] if len(found) == 1 else torch.cat(found)
 
 
 def cross_entropy(model: FlatModel, seed: Callable[[int], int] | None = None) -> Eager:

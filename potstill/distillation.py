@@ -11,21 +11,22 @@ import torch
 from torch import Tensor
 
 from potstill import store
+from potstill.boosting import Stage, examples, with_leaves
 from potstill.compilation import Networks
 from potstill.compiled import CompiledNetwork
 from potstill.config import Config
 from potstill.data import Dataset
 from potstill.derivatives import couples_batch
 from potstill.devices import allow_tf32, keep_freed_memory, pick_device, versions
-from potstill.distilled import Block, DistilledSet, Recipe, initial_block
+from potstill.distilled import Block, DistilledSet, Recipe, initial_blocks
 from potstill.evaluation import Figure, score_set
 from potstill.loading import RealData, prepare
-from potstill.methods.base import Problem
+from potstill.methods.base import Method, Problem
 from potstill.models import ModelSpec, check_model, fresh, resolve
 from potstill.outer import Hooks, OuterState, Record, optimise
-from potstill.registry import METHODS, InputError
+from potstill.registry import InputError
 from potstill.resolve import check_second_derivative, resolve_auto, resolve_compile, resolve_keep
-from potstill.runs import RunFolder
+from potstill.runs import RunFolder, steps_done
 from potstill.seeds import derive
 
 
@@ -60,12 +61,12 @@ def new_run(
 ) -> DistilledSet:
     """Distill `dataset` as `config` says, with checkpoints and result in the folder `out` if one is given."""
     setup = Setup.of(config, dataset, model, listener)
-    start = OuterState.start(setup.learned, setup.method.init())
     if out is None:
-        return finish(setup, None, start)
+        return finish(setup, None, None)
     folder = RunFolder.create(out, setup.config, overwrite=overwrite)
     with folder.locked():
-        return finish(setup, folder, start)
+        folder.keep_preparation(setup.real)
+        return finish(setup, folder, None)
 
 
 def resumed_run(
@@ -78,19 +79,19 @@ def resumed_run(
     with folder.locked():
         setup = Setup.of(config, dataset, model, listener)
         state = folder.newest(setup.config, dataset.fingerprint, setup.device, listener.say)
-        state = state or OuterState.start(setup.learned, setup.method.init())
-        folder.forget_after(state.step)
-        listener.say(f"going on after outer step {state.step} of {setup.config.outer.steps}")
+        done = steps_done(state, setup.config) if state else 0
+        folder.forget_after(done)
+        listener.say(f"going on after outer step {done} of {setup.config.all_steps}")
         return finish(setup, folder, state)
 
 
 @dataclass(frozen=True)
 class Setup:
-    """All that an outer loop needs, made from a configuration and data."""
+    """All that a run needs, made from a configuration and data; `blocks` are as they are before distillation."""
 
     config: Config
     real: RealData
-    block: Block
+    blocks: tuple[Block, ...]
     problem: Problem
     device: torch.device
     listener: Listener
@@ -108,7 +109,7 @@ class Setup:
         counts = f"{len(real.train):,} train, {len(real.validation):,} validation and {len(real.test):,} test images"
         for note in (f"{counts} of {size} in {classes} classes", *real.notes):
             listener.say(note)
-        inner, seed = config.inner, config.run.seed
+        inner = config.inner
         spec = inner.model if model is None else model
         factory = resolve(spec, real.shape, classes, width=inner.width, depth=inner.depth, norm=inner.norm)
         check_model(inner.model, factory, real.shape, classes)
@@ -120,30 +121,21 @@ class Setup:
         networks = Networks(factory, real.shape, classes, device, str(config.run.precision))
         keep = resolve_keep(config, networks)
         config, compiled = resolve_compile(config, networks, listener.say)
-        block = initial_block(config.distilled.init, config.distilled.ipc, classes, real.shape, real.train, seed, device)
-        fixed = {} if config.distilled.learn_labels else {"targets": block.targets}
-        problem = Problem(real.train, block.labels, fixed, classes, factory, config, device, keep, compiled)
-        return cls(config, real, block, problem, device, listener)
+        sizes = [int(config.distilled.block_ipc)] * config.distilled.boost_blocks
+        blocks = initial_blocks(config.distilled.init, sizes, classes, real.shape, real.train, config.run.seed, device)
+        problem = Problem(real.train, blocks[0].labels, {}, classes, factory, config, device, keep, compiled)
+        return cls(config, real, blocks, problem, device, listener)
 
-    @property
-    def learned(self) -> dict[str, Tensor]:
-        """The leaves that are learned."""
-        return {name: leaf for name, leaf in self.block.leaves.items() if name not in self.problem.fixed}
-
-    @property
-    def method(self) -> Any:
-        """The method, ready to estimate."""
-        return METHODS[self.config.outer.method](self.problem)
+    def stage(self, state: OuterState | None) -> Stage:
+        """The stage that a state belongs to, at its start but for what the state says; the first one without a state."""
+        if state is None:
+            return Stage(self.config, self.blocks[:1])
+        return Stage(self.config, with_leaves(self.blocks[: state.stage + 1], {**state.earlier, **state.leaves}))
 
     @property
     def recipe(self) -> Recipe:
         """How networks train on the set; as in the inner loop, for the first of the lengths."""
-        inner = self.config.inner
-        return Recipe(
-            inner.model, inner.width, inner.depth, inner.norm, inner.inner_optimizer, inner.inner_lr, inner.momentum,
-            inner.weight_decay, inner.lr_milestones, inner.lr_decay, int(inner.batch_per_class),
-            int(inner.classes_per_batch), inner.augment, self.lengths[0], str(self.config.run.precision),
-        )  # fmt: skip
+        return Recipe.of(self.config, self.lengths[0])
 
     @property
     def compiled_evaluation(self) -> CompiledNetwork | None:
@@ -156,54 +148,62 @@ class Setup:
         """Candidate training lengths, ascending."""
         return tuple(sorted(set(self.config.evaluation.lengths)))
 
-    def validation_scores(self, leaves: Mapping[str, Tensor], lengths: Sequence[int], **how: Any) -> Tensor:
-        """(networks, lengths) accuracies on the validation split of networks trained on a set; the networks' seeds are fixed."""
-        block = self.with_leaves(leaves)
+    def validation_scores(self, blocks: tuple[Block, ...], lengths: Sequence[int], **how: Any) -> Tensor:
+        """(networks, lengths) accuracies on the validation split of networks trained on blocks; the networks' seeds are fixed."""
+        both, labels = examples(blocks), torch.cat([block.labels for block in blocks])
         return score_set(
-            block.images, block.targets, block.labels, self.recipe, self.problem.factory,
+            both["images"], both["targets"], labels, self.recipe, self.problem.factory,
             lengths=lengths, splits=(self.real.validation,), nets=self.config.evaluation.validation_nets,
             seed=derive(self.config.run.seed, "validation"), device=self.device, compiled=self.compiled_evaluation, **how,
         )[:, :, 0]  # fmt: skip
 
-    def with_leaves(self, leaves: Mapping[str, Tensor]) -> Block:
-        """The block with these values of what is learned."""
-        return dataclasses.replace(self.block, leaves={**self.block.leaves, **leaves})
 
-
-def finish(setup: Setup, folder: RunFolder | None, state: OuterState) -> DistilledSet:
-    """Run the outer loop from `state` to its end, choose the training length, and write the result."""
-    listener = setup.listener
-
-    def validate(leaves: Mapping[str, Tensor]) -> tuple[Record, float]:
-        figure = Figure.of(setup.validation_scores(leaves, setup.lengths[:1])[:, 0])
-        return dataclasses.asdict(figure), figure.mean
-
-    def log(record: Record) -> None:
-        if folder:
-            folder.log(record)
-        listener.step(record, setup.config.outer.steps)
-
-    def save(state: OuterState) -> None:
-        if folder:
-            folder.save(state, setup.config, setup.real.fingerprint)
-
-    method = setup.method
-    state = optimise(method, setup.config.outer, state, setup.device, Hooks(validate, save, log, listener.stop))
-    assert state.best is not None  # the last step validates
-    distilled = make_set(setup, state.best.leaves, method.finish(state.method), state.best.step)
+def finish(setup: Setup, folder: RunFolder | None, state: OuterState | None) -> DistilledSet:
+    """Distill block after block, from the beginning or from `state`, choose the training lengths, and write the result."""
+    stage = setup.stage(state)
+    while True:
+        method, state = run_stage(setup, stage, folder, state)
+        assert state.best is not None  # the last step validates
+        blocks = stage.with_leaves(state.best.leaves)
+        if len(blocks) == len(setup.blocks):
+            break
+        stage, state = Stage(setup.config, (*blocks, setup.blocks[len(blocks)])), None
+    distilled = make_set(setup, blocks, method.finish(state.method), state.best.step)
     if folder:
         store.save(distilled, folder.path / store.ARTEFACT)
         folder.drop_replaced()
     return distilled
 
 
-def make_set(setup: Setup, leaves: Mapping[str, Tensor], learned: dict[str, Any], step: int) -> DistilledSet:
-    """The finished set: the training length chosen on validation data, and all that a file records."""
-    scores = setup.validation_scores(leaves, setup.lengths, progress=setup.listener.work, label="choosing the training length")
-    place = int(scores.mean(0).argmax())
-    recipe = dataclasses.replace(setup.recipe, steps=setup.lengths[place])
-    figure = Figure.of(scores[:, place])
-    real, config = setup.real, setup.config
+def run_stage(setup: Setup, stage: Stage, folder: RunFolder | None, state: OuterState | None) -> tuple[Method, OuterState]:
+    """Run the outer loop of a stage from its beginning, or from `state`, to its end: the method and the state there."""
+    config, listener = setup.config, setup.listener
+    method = stage.method(setup.problem)
+    before = stage.number * int(config.outer.steps)
+    place = {"block": stage.number + 1} if len(setup.blocks) > 1 else {}
+
+    def validate(leaves: Mapping[str, Tensor]) -> tuple[Record, float]:
+        figure = Figure.of(setup.validation_scores(stage.with_leaves(leaves), setup.lengths[:1])[:, 0])
+        return dataclasses.asdict(figure), figure.mean
+
+    def log(record: Record) -> None:
+        record = {**record, "step": before + record["step"], **place}
+        if folder:
+            folder.log(record)
+        listener.step(record, config.all_steps)
+
+    def save(state: OuterState) -> None:
+        if folder:
+            folder.save(state, config, setup.real.fingerprint)
+
+    hooks = Hooks(validate, save, log, listener.stop)
+    return method, optimise(method, config.outer, stage.rules, state or stage.begin(method), setup.device, hooks)
+
+
+def make_set(setup: Setup, blocks: tuple[Block, ...], learned: dict[str, Any], step: int) -> DistilledSet:
+    """The finished set: the training length of each budget chosen on validation data, and all that a file records."""
+    budgets = [measured(setup, blocks[:count]) for count in range(1, len(blocks) + 1)]
+    real, config, whole = setup.real, setup.config, budgets[-1]
     tables = json.loads(store.canonical(dataclasses.asdict(config)))  # plain data, as a file gives it back
     tables["data"] |= {"data": config.data.data.partition(":")[0], "cache_dir": ""}  # no path: equal runs, equal bytes
     meta = {
@@ -218,14 +218,26 @@ def make_set(setup: Setup, leaves: Mapping[str, Tensor], learned: dict[str, Any]
             "test": len(real.test),
         },
         "outer_step": step,
-        "accuracy": {
-            **dataclasses.asdict(figure),
-            "split": "validation",
-            "protocol": f"fresh networks, {recipe.steps} steps; outer step and length were chosen on this split",
-        },
+        "accuracy": whole["accuracy"],
+        **({"budgets": budgets} if len(budgets) > 1 else {}),
         **({"learned": learned} if learned else {}),
     }
     return DistilledSet(
-        (setup.with_leaves(leaves).to(torch.device("cpu")),), real.class_names, real.preprocess.to(torch.device("cpu")),
-        recipe, learned_labels=config.distilled.learn_labels, meta=meta,
+        tuple(block.to(torch.device("cpu")) for block in blocks), real.class_names, real.preprocess.to(torch.device("cpu")),
+        dataclasses.replace(setup.recipe, steps=whole["steps"]), learned_labels=config.distilled.learn_labels, meta=meta,
     )  # fmt: skip
+
+
+def measured(setup: Setup, blocks: tuple[Block, ...]) -> dict[str, Any]:
+    """The best training length of a set on validation data and the accuracy there, as a file records them."""
+    ipc = sum(len(block.labels) for block in blocks) // len(setup.real.class_names)
+    label = "choosing the training length" + (f" at {ipc} images per class" if len(setup.blocks) > 1 else "")
+    scores = setup.validation_scores(blocks, setup.lengths, progress=setup.listener.work, label=label)
+    place = int(scores.mean(0).argmax())
+    steps = setup.lengths[place]
+    accuracy = {
+        **dataclasses.asdict(Figure.of(scores[:, place])),
+        "split": "validation",
+        "protocol": f"fresh networks, {steps} steps; outer step and length were chosen on this split",
+    }
+    return {"ipc": ipc, "steps": steps, "accuracy": accuracy}

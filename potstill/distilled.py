@@ -1,14 +1,16 @@
 """The distilled set: blocks of learned examples with all that is needed to train on them."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from potstill.config import Config
 from potstill.data import Split, sample_per_class
 from potstill.images import PADDED_SIDE, UNPADDED_SIDE
 from potstill.preprocess import Preprocess
@@ -53,6 +55,16 @@ class Recipe:
     augment: tuple[str, ...] = ()
     steps: int = 300
     precision: str = "float32"
+
+    @classmethod
+    def of(cls, config: Config, steps: int) -> "Recipe":
+        """As in the inner loop of a run whose every "auto" is resolved, for so many steps."""
+        inner = config.inner
+        return cls(
+            inner.model, inner.width, inner.depth, inner.norm, inner.inner_optimizer, inner.inner_lr, inner.momentum,
+            inner.weight_decay, inner.lr_milestones, inner.lr_decay, int(inner.batch_per_class),
+            int(inner.classes_per_batch), inner.augment, steps, str(config.run.precision),
+        )  # fmt: skip
 
     @property
     def model_options(self) -> dict[str, Any]:
@@ -184,18 +196,32 @@ class DistilledSet(Dataset[tuple[Tensor, Tensor]]):
             raise InputError(f"real images must have shape (N, {wanted}), got {tuple(images.shape)}")
         return self.fitted(images)
 
+    @property
+    def budgets(self) -> tuple[int, ...]:
+        """Images per class of every set that this one holds: of its first block, its first two, and so on up to itself."""
+        sizes = (len(block.labels) // len(self.class_names) for block in self.blocks)
+        return tuple(accumulate(sizes))
+
     def prefix(self, ipc: int) -> "DistilledSet":
-        """The set of the first blocks that hold `ipc` images per class; an InputError if no blocks add up to it."""
-        sizes, total = [], 0
-        for count, block in enumerate(self.blocks, start=1):
-            total += len(block.labels) // len(self.class_names)
-            sizes.append(total)
-            if total == ipc:
-                return DistilledSet(
-                    self.blocks[:count], self.class_names, self.fitted, self.recipe,
-                    learned_labels=self.learned_labels, meta=self.meta,
-                )  # fmt: skip
-        raise InputError(f"ipc must be a budget that the set holds, {', '.join(map(str, sizes))}, got {ipc}")
+        """The set of the first blocks that hold `ipc` images per class, with the training length and accuracy measured for it.
+
+        Raises:
+            InputError: no blocks add up to it.
+        """
+        if ipc not in self.budgets:
+            held = ", ".join(map(str, self.budgets))
+            raise InputError(
+                f"ipc must be a budget that the set holds, {held}, got {ipc}; --boost-blocks makes sets that hold several"
+            )
+        own = [budget for budget in self.meta.get("budgets", ()) if budget["ipc"] <= ipc]
+        recipe, meta = self.recipe, dict(self.meta)
+        if own:
+            recipe = replace(recipe, steps=own[-1]["steps"])
+            meta |= {"budgets": own, "accuracy": own[-1]["accuracy"]}
+        return DistilledSet(
+            self.blocks[: self.budgets.index(ipc) + 1], self.class_names, self.fitted, recipe,
+            learned_labels=self.learned_labels, meta=meta,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -233,34 +259,49 @@ class BatchPlan:
         return torch.cat(picks)
 
 
-def initial_block(
-    kind: str, ipc: int, classes: int, shape: tuple[int, int, int], train: Split, seed: int, device: torch.device
-) -> Block:
-    """A block before distillation.
+def initial_blocks(
+    kind: str, sizes: Sequence[int], classes: int, shape: tuple[int, int, int], train: Split, seed: int, device: torch.device
+) -> tuple[Block, ...]:
+    """Blocks before distillation, all different.
 
     Args:
         kind: "gaussian": N(0, 1) images, each divided by its L2 norm (paper D.1); "real": random train images.
-        ipc: images per class.
+        sizes: images per class of each block.
         classes: number of classes.
         shape: (C, H, W).
         train: where real images come from, preprocessed.
         seed: of the draw.
-        device: where the block lives.
+        device: where the blocks live.
     Raises:
-        InputError: a class has fewer than `ipc` train images.
+        InputError: a class has fewer train images than the blocks hold of it.
     """
-    counts = torch.bincount(train.labels, minlength=classes)
+    counts, ipc = torch.bincount(train.labels, minlength=classes), sum(sizes)
     if int(counts.min()) < ipc:
         raise InputError(
             f"ipc must be at most the smallest class's number of train images (after the held-out shares), "
             f"{int(counts.min())} in class {int(counts.argmin())}, got {ipc}"
         )
-    labels = torch.arange(classes).repeat_interleave(ipc)
     rng = generator(seed, "initial images")
-    if kind == "gaussian":
-        noise = torch.randn(classes * ipc, *shape, generator=rng)
-        images = (noise / noise.flatten(1).norm(dim=1).view(-1, 1, 1, 1)).to(device)
-    else:
-        images = train.take(sample_per_class(train.labels, classes, ipc, rng))[0]
-    targets = torch.nn.functional.one_hot(labels, classes).float()
-    return Block({"images": images, "targets": targets.to(device)}, labels.to(device))
+    chosen = sample_per_class(train.labels, classes, ipc, rng).view(classes, ipc) if kind == "real" else None
+    made, first = [], 0
+    for size in sizes:
+        labels = torch.arange(classes).repeat_interleave(size)
+        if chosen is not None:
+            images = train.take(chosen[:, first : first + size].flatten())[0]
+        else:
+            noise = torch.randn(classes * size, *shape, generator=rng)
+            images = (noise / noise.flatten(1).norm(dim=1).view(-1, 1, 1, 1)).to(device)
+        targets = torch.nn.functional.one_hot(labels, classes).float()
+        made.append(Block({"images": images, "targets": targets.to(device)}, labels.to(device)))
+        first += size
+    return tuple(made)
+
+
+def made_blocks(leaves: Mapping[str, Tensor], classes: int) -> tuple[Block, ...]:
+    """Blocks from the leaves of some of them, named as in "0.images"; targets that are not among them are one-hot."""
+    made = []
+    for number in range(len({name.partition(".")[0] for name in leaves})):
+        own = {name.partition(".")[2]: leaf for name, leaf in leaves.items() if name.startswith(f"{number}.")}
+        labels = torch.arange(classes, device=own["images"].device).repeat_interleave(len(own["images"]) // classes)
+        made.append(Block({"targets": torch.nn.functional.one_hot(labels, classes).float(), **own}, labels))
+    return tuple(made)

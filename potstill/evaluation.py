@@ -56,6 +56,7 @@ class Row:
         name: "distilled", "random" or "full".
         model: the network.
         images: how many examples it was trained on.
+        ipc: images per class of the set beside which it was measured.
         steps: for how many steps.
         accuracy: on the test split.
         protocol: what chose the number of steps, in words.
@@ -64,6 +65,7 @@ class Row:
     name: str
     model: str
     images: int
+    ipc: int
     steps: int
     accuracy: Figure
     protocol: str
@@ -236,7 +238,8 @@ def evaluate(
             device=place, compiled=compiled, progress=progress, label=row_name,
         )  # fmt: skip
         best = int(scores[:, :, 0].mean(0).argmax())
-        return Row(row_name, name, count, candidates[best], Figure.of(scores[:, best, -1]), describe(candidates, on_test))
+        figure = Figure.of(scores[:, best, -1])
+        return Row(row_name, name, count, distilled.ipc, candidates[best], figure, describe(candidates, on_test))
 
     rows = [row("distilled", lambda own: set_batches(images, targets, labels, recipe, own), first, len(distilled))]
     if own and not fixed and protocol == "validation":

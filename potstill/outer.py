@@ -30,6 +30,21 @@ class Interrupted(Exception):
 
 
 @dataclass(frozen=True)
+class Rule:
+    """How the outer optimiser treats a leaf.
+
+    Args:
+        lr: its learning rate.
+        clipped: whether its gradient counts in the norm that is clipped, and is clipped.
+        least: its values stay at or above this.
+    """
+
+    lr: float
+    clipped: bool = False
+    least: float | None = None
+
+
+@dataclass(frozen=True)
 class Best:
     """The best set so far, by validation accuracy."""
 
@@ -51,6 +66,8 @@ class OuterState:
         clip_average: moving average of the images' meta-gradient norm; None before the first.
         method: the method's own state.
         best: the best set so far; None before the first validation.
+        stage: which block of a boosted set is distilled; the loop runs anew for each.
+        earlier: leaves of earlier blocks that stay as they are; the loop only carries them.
     """
 
     leaves: Mapping[str, Tensor]
@@ -61,12 +78,17 @@ class OuterState:
     skipped_in_a_row: int = 0
     clip_average: float | None = None
     best: Best | None = None
+    stage: int = 0
+    earlier: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def start(cls, leaves: Mapping[str, Tensor], method: MethodState) -> "OuterState":
+    def start(
+        cls, leaves: Mapping[str, Tensor], method: MethodState, stage: int = 0, earlier: Mapping[str, Tensor] | None = None
+    ) -> "OuterState":
         """The state before the first step."""
         kept = {name: leaf.detach().clone() for name, leaf in leaves.items()}
-        return cls(kept, {name: (torch.zeros_like(leaf), torch.zeros_like(leaf)) for name, leaf in kept.items()}, method)
+        moments = {name: (torch.zeros_like(leaf), torch.zeros_like(leaf)) for name, leaf in kept.items()}
+        return cls(kept, moments, method, stage=stage, earlier=earlier or {})
 
 
 @dataclass(frozen=True)
@@ -86,18 +108,21 @@ class Hooks:
     stop: Callable[[], bool] = field(default=lambda: False)
 
 
-def optimise(method: Method, config: OuterConfig, state: OuterState, device: torch.device, hooks: Hooks) -> OuterState:
-    """Run the outer loop from `state` to `config.steps`.
+def optimise(
+    method: Method, config: OuterConfig, rules: Mapping[str, Rule], state: OuterState, device: torch.device, hooks: Hooks
+) -> OuterState:
+    """Run the outer loop from `state` to `config.steps`, with a rule for every leaf.
 
     Raises:
         InputError: the meta-gradient was not finite 20 times in a row.
         Interrupted: `hooks.stop` said so; the state is saved.
     """
-    while state.step < config.steps:
+    steps = int(config.steps)
+    while state.step < steps:
         began = time.perf_counter()
-        state, record = outer_step(method, config, state)
+        state, record = outer_step(method, config, rules, state)
         record |= {"seconds": round(time.perf_counter() - began, 4), "memory_mb": round(peak_memory_mb(device), 1)}
-        last = state.step == config.steps
+        last = state.step == steps
         if hooks.validate and (last or state.step % config.validate_every == 0):
             record["validation"], accuracy = hooks.validate(state.leaves)
             if state.best is None or accuracy > state.best.accuracy:
@@ -111,10 +136,10 @@ def optimise(method: Method, config: OuterConfig, state: OuterState, device: tor
     return state
 
 
-def outer_step(method: Method, config: OuterConfig, state: OuterState) -> tuple[OuterState, Record]:
+def outer_step(method: Method, config: OuterConfig, rules: Mapping[str, Rule], state: OuterState) -> tuple[OuterState, Record]:
     """One outer step: the state after it and its record for the log."""
     estimate = method.estimate(state.leaves, state.method, state.step)
-    norm = float(estimate.grads["images"].norm()) if "images" in estimate.grads else 0.0
+    norm = math.hypot(*(float(grad.norm()) for name, grad in estimate.grads.items() if rules[name].clipped))
     finite = all(bool(grad.isfinite().all()) for grad in estimate.grads.values()) and math.isfinite(estimate.loss)
     record: Record = {"step": state.step + 1, "loss": estimate.loss, "grad_norm": norm, "clipped": False, "skipped": not finite}
     record |= estimate.info
@@ -131,11 +156,11 @@ def outer_step(method: Method, config: OuterConfig, state: OuterState) -> tuple[
     record["clipped"] = factor < 1
     leaves, moments = {}, {}
     for name, leaf in state.leaves.items():
-        # Only the images are clipped: the labels' gradient has another scale (released code; paper D.4 does not say).
-        grad = estimate.grads[name] * (factor if name == "images" else 1)
-        hyper = {"lr": torch.tensor(float(config.outer_lr if name == "images" else config.label_lr), device=leaf.device)}
+        rule = rules[name]
+        hyper = {"lr": torch.tensor(float(rule.lr), device=leaf.device)}
+        grad = estimate.grads[name] * (factor if rule.clipped else 1)
         leaf, *rest = OUTER_ADAM.step((leaf, *state.moments[name]), grad, hyper, state.updates)
-        leaves[name] = leaf.clamp_min(0) if name == "targets" else leaf  # weights of classes stay non-negative (paper D.1)
+        leaves[name] = leaf if rule.least is None else leaf.clamp_min(rule.least)
         moments[name] = (rest[0], rest[1])
     after = replace(
         state, leaves=leaves, moments=moments, method=estimate.state, step=state.step + 1, updates=state.updates + 1,

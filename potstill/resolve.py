@@ -31,7 +31,7 @@ from potstill.models.convnet import auto_depth
 from potstill.registry import InputError
 from potstill.seeds import generator
 
-AUTO_SYNTHETIC_BATCH = 100
+AUTO_SYNTHETIC_BATCH, AUTO_STEPS = 100, 600
 PAPER_LR, PAPER_VALUES = 0.001, 3072
 DERIVATIVE_TOLERANCE = 1e-3
 
@@ -45,7 +45,10 @@ def resolve_auto(config: Config, real: RealData, factory: Callable[[], nn.Module
     outer_lr = (
         config.outer.outer_lr if config.outer.outer_lr != "auto" else PAPER_LR * (PAPER_VALUES / math.prod(real.shape)) ** 0.5
     )
+    blocks = config.distilled.boost_blocks
     found: dict[str, Any] = {
+        "block_ipc": ipc // blocks,
+        "steps": max(1, AUTO_STEPS // blocks),
         "storage": "mapped" if mapped else "memory",
         "preprocess": real.preprocess.kind,
         "batch_per_class": min(ipc, max(1, AUTO_SYNTHETIC_BATCH // classes)),
@@ -87,14 +90,15 @@ def resolve_compile(config: Config, networks: Networks, say: Callable[[str], Non
     Raises:
         InputError: compile is "on" and cannot be.
     """
-    inner, outer = config.inner, config.outer
+    inner, outer, size, blocks = config.inner, config.outer, config.distilled.block_ipc, config.distilled.boost_blocks
     synthetic = int(inner.batch_per_class) * int(inner.classes_per_batch)
 
     def work() -> float:
         window = outer.unroll if outer.method in WINDOWLESS else outer.window
         steps = outer.unroll if outer.method in ("bptt", "t-bptt") else (outer.window + outer.unroll) / 2
-        unroll = synthetic * (steps + PRODUCT_COST * window) + outer.real_batch
-        return outer.steps * outer.trajectories * unroll * networks.operations()
+        per_class = sum(min(int(inner.batch_per_class), int(size) * (block + 1)) for block in range(blocks))  # over all stages
+        images = per_class * int(inner.classes_per_batch) * (steps + PRODUCT_COST * window) + blocks * outer.real_batch
+        return int(outer.steps) * outer.trajectories * images * networks.operations()
 
     def build() -> CompiledNetwork:
         whole = couples_batch(networks.model(0).module)

@@ -13,13 +13,16 @@ from torch import Tensor
 
 from potstill import store
 from potstill.config import Config, options_from_file, to_toml
+from potstill.distilled import DistilledSet, Recipe, made_blocks
+from potstill.loading import RealData
 from potstill.outer import Best, OuterState, Record
+from potstill.preprocess import Preprocess
 from potstill.registry import InputError
 
 CONFIG, METRICS, CHECKPOINTS, EVALUATION, PICTURE = (
     "config.toml", "metrics.jsonl", "checkpoints", "evaluation.json", "distilled.png",
 )  # fmt: skip
-LOCK, REPLACED = ".lock", ".replaced"
+LOCK, REPLACED, PREPARATION = ".lock", ".replaced", "preparation.safetensors"
 KEPT_CHECKPOINTS = 2
 MAY_CHANGE = ("data", "cache_dir", "storage", "device", "threads", "steps", "checkpoint_every")
 """Options that a resumed run may have changed: where things are, and for how long it goes on."""
@@ -96,7 +99,7 @@ class RunFolder:
         if not keep:
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir()
-        for name in (METRICS, CHECKPOINTS, store.ARTEFACT, EVALUATION, PICTURE, CONFIG):
+        for name in (METRICS, CHECKPOINTS, PREPARATION, store.ARTEFACT, EVALUATION, PICTURE, CONFIG):
             here = self.path / name
             if here.exists() and not keep:
                 here.rename(aside / name)
@@ -106,8 +109,33 @@ class RunFolder:
                 here.unlink(missing_ok=True)
 
     def drop_replaced(self) -> None:
-        """Remove what `set_aside` kept."""
+        """Remove what `set_aside` kept, and what only an unfinished run needs."""
         shutil.rmtree(self.path / REPLACED, ignore_errors=True)
+        (self.path / PREPARATION).unlink(missing_ok=True)
+
+    def keep_preparation(self, real: RealData) -> None:
+        """Keep the fitted preprocessing and the class names, which a finished set holds itself: for `snapshot`."""
+        meta = {"preprocess": real.preprocess.kind, "class_names": list(real.class_names)}
+        store.save_tensors(self.path / PREPARATION, real.preprocess.state(), "preparation", meta)
+
+    def snapshot(self) -> DistilledSet | None:
+        """The set of an unfinished run as of its newest whole checkpoint; None before the first."""
+        try:
+            fitted, known = store.load_tensors(self.path / PREPARATION, "preparation")
+        except InputError:
+            return None
+        config, names = self.config(), tuple(known["class_names"])
+        for path in sorted((self.path / CHECKPOINTS).glob("step-*.safetensors"), reverse=True):
+            try:
+                state = unpack(*store.load_tensors(path, "checkpoint"))
+            except InputError:
+                continue
+            blocks = made_blocks({**state.earlier, **state.leaves}, len(names))
+            return DistilledSet(
+                blocks, names, Preprocess.from_state(known["preprocess"], fitted), Recipe.of(config, config.evaluation.lengths[0]),
+                learned_labels=config.distilled.learn_labels, meta={"method": config.outer.method, "seed": config.run.seed},
+            )  # fmt: skip
+        return None
 
     def config(self) -> Config:
         """The configuration that the run was started with."""
@@ -150,7 +178,7 @@ class RunFolder:
         folder = self.path / CHECKPOINTS
         meta |= {"config": identity(config), "data": fingerprint}
         try:
-            store.save_tensors(folder / f"step-{state.step:08d}.safetensors", tensors, "checkpoint", meta)
+            store.save_tensors(folder / f"step-{steps_done(state, config):08d}.safetensors", tensors, "checkpoint", meta)
         except InputError as error:
             raise InputError(f"{error}; make room, then go on with --resume {self.path}") from error
         for old in sorted(folder.glob("step-*.safetensors"))[:-KEPT_CHECKPOINTS]:
@@ -177,7 +205,7 @@ class RunFolder:
                         f"{name} of the run in {self.path} was {meta['config'].get(name)}, its {CONFIG} now says {now}; "
                         "put it back, or start a new run"
                     )
-            if meta["step"] > config.outer.steps:
+            if meta["step"] > int(config.outer.steps):
                 raise InputError(
                     f"steps must be at least the {meta['step']} done by the run in {self.path}, got {config.outer.steps}"
                 )
@@ -196,10 +224,26 @@ def evaluations(path: Path) -> list[dict[str, Any]]:
     return [one for one in found if isinstance(one, dict)]
 
 
+def add_evaluations(path: Path, found: list[dict[str, Any]]) -> None:
+    """Put evaluations into an evaluation.json; they replace those of the same settings and data."""
+
+    def what(one: dict[str, Any]) -> Any:
+        return one.get("settings"), one.get("data")
+
+    kept = [one for one in evaluations(path) if what(one) not in [what(new) for new in found]]
+    store.write(path, json.dumps({"evaluations": [*kept, *found]}, indent=2) + "\n")
+
+
 def identity(config: Config) -> dict[str, Any]:
     """The options that a checkpoint stands for, as plain data."""
     plain: dict[str, Any] = json.loads(store.canonical(config.flat()))
-    return {name: value for name, value in plain.items() if name not in MAY_CHANGE}
+    nested = config.distilled.boost_blocks > 1  # there the first blocks' last steps are behind us
+    return {name: value for name, value in plain.items() if name not in MAY_CHANGE or (nested and name == "steps")}
+
+
+def steps_done(state: OuterState, config: Config) -> int:
+    """Outer steps of the whole run up to a state, over all blocks."""
+    return state.stage * int(config.outer.steps) + state.step
 
 
 def pack(state: OuterState) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -210,8 +254,9 @@ def pack(state: OuterState) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors[f"moment1.{name}"], tensors[f"moment2.{name}"] = state.moments[name]
     meta: dict[str, Any] = {
         "step": state.step, "updates": state.updates, "skipped_in_a_row": state.skipped_in_a_row,
-        "clip_average": state.clip_average, "method": state.method,
+        "clip_average": state.clip_average, "method": state.method, "stage": state.stage,
     }  # fmt: skip
+    tensors |= {f"earlier.{name}": leaf for name, leaf in state.earlier.items()}
     if state.best:  # cloned: the best leaves may be the present ones, and safetensors refuses shared memory
         tensors |= {f"best.{name}": leaf.clone() for name, leaf in state.best.leaves.items()}
         meta["best"] = {"step": state.best.step, "accuracy": state.best.accuracy}
@@ -220,11 +265,12 @@ def pack(state: OuterState) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def unpack(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> OuterState:
     """The state that `pack` was given."""
-    parts = {part: store.with_prefix(tensors, f"{part}.") for part in ("leaves", "moment1", "moment2", "best")}
+    parts = {part: store.with_prefix(tensors, f"{part}.") for part in ("leaves", "moment1", "moment2", "best", "earlier")}
     best = Best(leaves=parts["best"], **meta["best"]) if "best" in meta else None
     return OuterState(
         leaves=parts["leaves"],
         moments={name: (parts["moment1"][name], parts["moment2"][name]) for name in parts["leaves"]},
         best=best,
-        **{name: meta[name] for name in ("step", "updates", "skipped_in_a_row", "clip_average", "method")},
+        earlier=parts["earlier"],
+        **{name: meta[name] for name in ("step", "updates", "skipped_in_a_row", "clip_average", "method", "stage")},
     )

@@ -13,7 +13,7 @@ ROOT = Path(potstill.__file__).parent
 ORDER = [
     "registry", "seeds", "config", "devices", "data", "images", "folders", "tables", "sources", "preprocess", "loading",
     "augment", "models", "distilled", "store", "derivatives", "fusible", "compiled", "compilation",
-    "inner", "windows", "training", "evaluation", "methods", "outer", "resolve", "runs", "distillation",
+    "inner", "windows", "training", "evaluation", "methods", "outer", "boosting", "resolve", "runs", "distillation",
     "api", "report", "exports", "display", "commands", "cli",
 ]  # fmt: skip
 

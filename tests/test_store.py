@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from potstill.config import DataConfig
 from potstill.data import TensorSplit
-from potstill.distilled import BatchPlan, Block, DistilledSet, Recipe, initial_block
+from potstill.distilled import BatchPlan, Block, DistilledSet, Recipe, initial_blocks
 from potstill.loading import prepare
 from potstill.preprocess import fit
 from potstill.registry import InputError
@@ -186,18 +186,18 @@ def test_a_write_into_no_folder_is_told(tmp_path):
 
 def test_the_gaussian_start_has_norm_1_and_follows_from_the_seed():
     train = TensorSplit(torch.zeros(30, 1, 4, 4), torch.arange(3).repeat(10))
-    block = initial_block("gaussian", 2, 3, (1, 4, 4), train, 5, torch.device("cpu"))
+    block = initial_blocks("gaussian", (2,), 3, (1, 4, 4), train, 5, torch.device("cpu"))[0]
     torch.testing.assert_close(block.images.flatten(1).norm(dim=1), torch.ones(6))
     assert block.labels.tolist() == [0, 0, 1, 1, 2, 2]
     assert torch.equal(block.targets, torch.eye(3)[block.labels])
-    assert torch.equal(block.images, initial_block("gaussian", 2, 3, (1, 4, 4), train, 5, torch.device("cpu")).images)
-    assert not torch.equal(block.images, initial_block("gaussian", 2, 3, (1, 4, 4), train, 6, torch.device("cpu")).images)
+    assert torch.equal(block.images, initial_blocks("gaussian", (2,), 3, (1, 4, 4), train, 5, torch.device("cpu"))[0].images)
+    assert not torch.equal(block.images, initial_blocks("gaussian", (2,), 3, (1, 4, 4), train, 6, torch.device("cpu"))[0].images)
 
 
 def test_the_real_start_holds_distinct_preprocessed_train_images_of_the_right_class():
     images = torch.rand(60, 1, 4, 4, generator=generator(0))
     real = prepare(from_arrays(images, torch.arange(3).repeat(20)), DataConfig(preprocess="normalize"), torch.device("cpu"))
-    block = initial_block("real", 4, 3, real.shape, real.train, 0, torch.device("cpu"))
+    block = initial_blocks("real", (4,), 3, real.shape, real.train, 0, torch.device("cpu"))[0]
     rows = [int((real.train.images == image).all(3).all(2).all(1).nonzero()) for image in block.images]
     assert len(set(rows)) == 12
     assert torch.equal(real.train.labels[rows], block.labels)
@@ -206,7 +206,7 @@ def test_the_real_start_holds_distinct_preprocessed_train_images_of_the_right_cl
 def test_more_images_than_a_class_has_are_refused():
     train = TensorSplit(torch.zeros(12, 1, 4, 4), torch.tensor([0] * 5 + [1] * 3 + [2] * 4))
     with pytest.raises(InputError, match=r"ipc must be at most .* 3 in class 1, got 4"):
-        initial_block("gaussian", 4, 3, (1, 4, 4), train, 0, torch.device("cpu"))
+        initial_blocks("gaussian", (4,), 3, (1, 4, 4), train, 0, torch.device("cpu"))[0]
 
 
 def test_a_batch_holds_as_many_of_each_class_as_planned_without_repeats():

@@ -1,16 +1,17 @@
 """What a method is: it estimates the meta-gradient of one outer step."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from potstill import augment
 from potstill.compiled import CompiledNetwork
 from potstill.config import Config
 from potstill.data import Split
-from potstill.derivatives import Differentiable, FlatModel, cross_entropy
+from potstill.derivatives import Batch, Differentiable, FlatModel, cross_entropy
 from potstill.distilled import BatchPlan
 from potstill.inner import STATES, Keep
 
@@ -24,13 +25,14 @@ class Problem:
     Args:
         train: the real data.
         labels: (n,) the class of each distilled example.
-        fixed: leaves that are not learned, by name.
+        fixed: what of the learned examples is not learned, by name: "targets", unless labels are learned.
         classes: number of classes.
         factory: makes a fresh network.
         config: the run's configuration, without "auto".
         device: where to compute.
         keep: what the engine keeps of the window.
         compiled: the networks' derivatives, if they are compiled.
+        frozen: images and targets of examples that stay as they are; in `labels` they come first.
     """
 
     train: Split
@@ -42,6 +44,7 @@ class Problem:
     device: torch.device
     keep: Keep = STATES
     compiled: CompiledNetwork | None = None
+    frozen: Mapping[str, Tensor] = field(default_factory=dict)
 
     def loss(self, model: FlatModel, seed: Callable[[int], int]) -> Differentiable:
         """The mean cross-entropy of one of the networks; `seed` gives the seed of its dropout at a step."""
@@ -52,6 +55,25 @@ class Problem:
         """How a synthetic batch is drawn."""
         inner = self.config.inner
         return BatchPlan(self.labels, self.classes, int(inner.batch_per_class), int(inner.classes_per_batch))
+
+    def batch(self, leaves: Mapping[str, Tensor], rows: Tensor, drawn: augment.Draw) -> Batch:
+        """The examples at `rows` (on the CPU), augmented as drawn for each.
+
+        Args:
+            leaves: "images" and, if they are learned, "targets" of the examples that are learned.
+        Returns:
+            (inputs, targets); with frozen examples among them, those come first, in a pair of their own.
+        """
+        count = len(self.frozen["images"]) if self.frozen else 0
+        batch: Batch = ()
+        for examples, first, here in (
+            (self.frozen, 0, torch.nonzero(rows < count)[:, 0]),
+            ({**self.fixed, **leaves}, count, torch.nonzero(rows >= count)[:, 0]),
+        ):
+            if len(here):
+                chosen = (rows[here] - first).to(self.device)
+                batch += augment.apply(examples["images"][chosen], drawn.rows(here)), examples["targets"][chosen]
+        return batch
 
 
 @dataclass(frozen=True)

@@ -120,9 +120,8 @@ class Bptt:
             rng = self.rng("batch", replay, step)
             rows = self.plan.draw(rng)
             drawn = augment.draw(config.inner.augment, len(rows), rng)
-            rows = rows.to(problem.device)
-            both = {**problem.fixed, **leaves}
-            return augment.apply(both["images"][rows], drawn), both["targets"][rows]
+            pairs = problem.batch(leaves, rows, drawn)
+            return pairs if not whole else (torch.cat(pairs[::2]), torch.cat(pairs[1::2]))
 
         if not whole:
             loss = InMicroBatches(loss, int(config.inner.synthetic_micro_batch), filled=problem.compiled is not None)
