@@ -172,39 +172,39 @@ def evaluate(parsed: argparse.Namespace) -> int:
     budgets = distilled.budgets if parsed.all_budgets else (parsed.ipc or distilled.ipc,)
     sets = [distilled.prefix(ipc) for ipc in budgets]  # before anything is trained
     device = machine(parsed)
-    results: list[list[Row]] = []
-    with Display() as display:
-        real = open_real(distilled, data, device, display.say)
-        for one in sets:
-            if len(sets) > 1:
-                display.say(f"{one.ipc} images per class")
-            # All real images are the same beside every budget: they are measured once.
-            baselines = [name for name in parsed.baseline if name != "full" or one is sets[-1]]
-            rows = evaluation.evaluate(
-                one, real, nets=parsed.nets, model=parsed.model, steps=parsed.steps, protocol=parsed.protocol,
-                baselines=baselines, full_epochs=parsed.full_epochs, lengths=api.recorded_config(distilled).evaluation.lengths,
-                seed=parsed.seed, device=str(device), compile=parsed.compile, progress=display.work, say=display.say,
-            )  # fmt: skip
-            results.append(rows)
-    # Shown before it is written: a full disk must not cost the measurement.
-    show([row for rows in results for row in rows], len(real.test), hardware(device))
     settings = {
         "nets": parsed.nets, "model": parsed.model, "steps": parsed.steps, "protocol": parsed.protocol, "seed": parsed.seed,
         "full_epochs": parsed.full_epochs, "baselines": sorted(set(parsed.baseline)),
     }  # fmt: skip
-    found = [
-        {
-            "rows": [dataclasses.asdict(row) for row in rows],
-            "split": "test",
-            "test_images": len(real.test),
-            "data": {"source": data.data.partition(":")[0], "fingerprint": real.fingerprint},
-            "settings": {**settings, "ipc": rows[0].ipc},
-            "hardware": hardware(device),
-            "versions": versions(),
-        }
-        for rows in results
-    ]
-    runs.add_evaluations(target, found)
+    rows: list[Row] = []
+    try:
+        with Display() as display:
+            real = open_real(distilled, data, device, display.say)
+            for one in sets:
+                if len(sets) > 1:
+                    display.say(f"{one.ipc} images per class")
+                # All real images are the same beside every budget: they are measured once.
+                baselines = [name for name in parsed.baseline if name != "full" or one is sets[-1]]
+                found = evaluation.evaluate(
+                    one, real, nets=parsed.nets, model=parsed.model, steps=parsed.steps, protocol=parsed.protocol,
+                    baselines=baselines, full_epochs=parsed.full_epochs,
+                    lengths=api.recorded_config(distilled).evaluation.lengths, seed=parsed.seed, device=str(device),
+                    compile=parsed.compile, progress=display.work, say=display.say,
+                )  # fmt: skip
+                rows += found
+                result = {
+                    "rows": [dataclasses.asdict(row) for row in found],
+                    "split": "test",
+                    "test_images": len(real.test),
+                    "data": {"source": data.data.partition(":")[0], "fingerprint": real.fingerprint},
+                    "settings": {**settings, "ipc": one.ipc},
+                    "hardware": hardware(device),
+                    "versions": versions(),
+                }
+                runs.add_evaluation(target, result)
+    finally:  # a full disk or Ctrl-C must not cost what was measured
+        if rows:
+            show(rows, len(real.test), hardware(device))
     print(f"written: {target}")
     return 0
 

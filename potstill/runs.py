@@ -224,14 +224,10 @@ def evaluations(path: Path) -> list[dict[str, Any]]:
     return [one for one in found if isinstance(one, dict)]
 
 
-def add_evaluations(path: Path, found: list[dict[str, Any]]) -> None:
-    """Put evaluations into an evaluation.json; they replace those of the same settings and data."""
-
-    def what(one: dict[str, Any]) -> Any:
-        return one.get("settings"), one.get("data")
-
-    kept = [one for one in evaluations(path) if what(one) not in [what(new) for new in found]]
-    store.write(path, json.dumps({"evaluations": [*kept, *found]}, indent=2) + "\n")
+def add_evaluation(path: Path, result: dict[str, Any]) -> None:
+    """Put an evaluation into an evaluation.json; it replaces one of the same settings and data."""
+    kept = [one for one in evaluations(path) if any(one.get(name) != result[name] for name in ("settings", "data"))]
+    store.write(path, json.dumps({"evaluations": [*kept, result]}, indent=2) + "\n")
 
 
 def identity(config: Config) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import torch
 
 from potstill.config import OuterConfig
 from potstill.methods.base import Estimate
-from potstill.outer import Hooks, Interrupted, OuterState, clip, optimise, outer_step
+from potstill.outer import Hooks, Interrupted, OuterState, Rule, clip, optimise, outer_step
 from potstill.registry import InputError
 
 CPU = torch.device("cpu")
@@ -49,9 +49,10 @@ class Scripted:
 
 
 def config(**options):
-    return OuterConfig(**{"outer_lr": 0.1, "label_lr": 0.2, **options})
+    return OuterConfig(**options)
 
 
+RULES = {"images": Rule(0.1, clipped=True), "targets": Rule(0.2, least=0.0)}
 LEAVES = {"images": torch.zeros(4), "targets": torch.full((2,), 0.5)}
 
 
@@ -62,7 +63,7 @@ def test_the_step_is_adam_on_the_clipped_images_and_the_raw_labels():
     adam = torch.optim.Adam([{"params": [leaf], "lr": 0.1}, {"params": [label], "lr": 0.2}])
     state, average = OuterState.start({"images": torch.zeros(4), "targets": torch.full((2,), 5.0)}, method.init()), None
     for raw in script:
-        state, record = outer_step(method, config(), state)
+        state, record = outer_step(method, config(), RULES, state)
         norm = math.sqrt(4) * abs(raw)  # of a vector of four equal entries
         average, factor = clip(norm, average, 2.0)
         leaf.grad, label.grad = torch.full((4,), raw * factor), torch.full((2,), 3.0)
@@ -78,7 +79,7 @@ def test_learned_labels_stay_non_negative_and_images_do_not():
     method = Scripted([1.0] * 5, targets=1.0)
     state = OuterState.start(LEAVES, method.init())
     for _ in range(5):
-        state, _ = outer_step(method, config(), state)
+        state, _ = outer_step(method, config(), RULES, state)
     assert torch.equal(state.leaves["targets"], torch.zeros(2))
     assert (state.leaves["images"] < 0).all()
 
@@ -89,10 +90,10 @@ def test_a_meta_gradient_that_is_not_finite_is_skipped_and_counted_and_poisons_n
     state, plain = OuterState.start(LEAVES, method.init()), OuterState.start(LEAVES, without.init())
     records = []
     for _ in range(4):
-        state, record = outer_step(method, config(), state)
+        state, record = outer_step(method, config(), RULES, state)
         records.append(record)
     for _ in range(2):
-        plain, _ = outer_step(without, config(), plain)
+        plain, _ = outer_step(without, config(), RULES, plain)
     assert [record["skipped"] for record in records] == [False, True, True, False]
     assert records[1]["grad_norm"] is None
     assert (state.step, state.updates, state.skipped_in_a_row) == (4, 2, 0)
@@ -103,10 +104,10 @@ def test_a_meta_gradient_that_is_not_finite_is_skipped_and_counted_and_poisons_n
 def test_twenty_in_a_row_end_the_run_with_a_way_out():
     method = Scripted([float("nan")] * 25)
     with pytest.raises(InputError, match=r"not finite in 20 outer steps in a row, up to step 20; lower --inner-lr"):
-        optimise(method, config(steps=25), OuterState.start(LEAVES, method.init()), CPU, Hooks())
+        optimise(method, config(steps=25), RULES, OuterState.start(LEAVES, method.init()), CPU, Hooks())
     assert len(method.seen) == 20
     nineteen = Scripted([float("nan")] * 19 + [1.0])
-    assert optimise(nineteen, config(steps=20), OuterState.start(LEAVES, nineteen.init()), CPU, Hooks()).updates == 1
+    assert optimise(nineteen, config(steps=20), RULES, OuterState.start(LEAVES, nineteen.init()), CPU, Hooks()).updates == 1
 
 
 def test_the_best_set_by_validation_is_kept_and_the_first_wins_a_tie():
@@ -117,7 +118,9 @@ def test_the_best_set_by_validation_is_kept_and_the_first_wins_a_tie():
         seen.append(float(leaves["images"][0]))
         return {"mean": 0}, next(marks)
 
-    state = optimise(method, config(steps=8, validate_every=2), OuterState.start(LEAVES, method.init()), CPU, Hooks(validate))
+    state = optimise(
+        method, config(steps=8, validate_every=2), RULES, OuterState.start(LEAVES, method.init()), CPU, Hooks(validate)
+    )
     assert state.best.step == 4
     assert state.best.accuracy == 0.7
     assert float(state.best.leaves["images"][0]) == seen[1] != float(state.leaves["images"][0])
@@ -126,7 +129,9 @@ def test_the_best_set_by_validation_is_kept_and_the_first_wins_a_tie():
 def test_the_last_step_is_validated_and_saved_whatever_the_intervals():
     method, validated, saved = Scripted([1.0] * 5), [], []
     hooks = Hooks(lambda leaves: (validated.append(1) or {}, 0.5), lambda state: saved.append(state.step))
-    optimise(method, config(steps=5, validate_every=3, checkpoint_every=2), OuterState.start(LEAVES, method.init()), CPU, hooks)
+    optimise(
+        method, config(steps=5, validate_every=3, checkpoint_every=2), RULES, OuterState.start(LEAVES, method.init()), CPU, hooks
+    )
     assert len(validated) == 2
     assert saved == [2, 4, 5]
 
@@ -135,7 +140,7 @@ def test_a_stop_ends_after_its_step_and_saves():
     method, saved, logged = Scripted([1.0] * 5), [], []
     hooks = Hooks(None, lambda state: saved.append(state.step), logged.append, lambda: len(logged) == 3)
     with pytest.raises(Interrupted, match="interrupted after outer step 3"):
-        optimise(method, config(steps=5), OuterState.start(LEAVES, method.init()), CPU, hooks)
+        optimise(method, config(steps=5), RULES, OuterState.start(LEAVES, method.init()), CPU, hooks)
     assert saved == [3]
     assert [record["step"] for record in logged] == [1, 2, 3]
     assert all(record["seconds"] >= 0 and record["memory_mb"] > 0 for record in logged)

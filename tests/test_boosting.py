@@ -1,0 +1,266 @@
+"""Boost-DD: what stays, what moves and how fast, resume in mid-block, and that any method can be boosted."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from test_bptt import SHAPE, problem
+from test_runs import QUICK
+from torch import Tensor
+from twins import CPU
+
+import potstill
+from potstill.boosting import OnBlocks, Stage, examples
+from potstill.cli import main
+from potstill.compilation import Networks
+from potstill.compiled import CompiledNetwork
+from potstill.config import Config
+from potstill.data import TensorSplit
+from potstill.distillation import Listener
+from potstill.distilled import DistilledSet, initial_blocks
+from potstill.inner import Keep
+from potstill.methods.base import Problem
+from potstill.methods.bptt import Bptt
+from potstill.outer import Hooks, optimise
+from potstill.registry import METHODS, InputError
+from potstill.seeds import derive, generator
+
+BOOSTED = {**QUICK, "ipc": 3, "boost_blocks": 3, "steps": 5, "validate_every": 2, "checkpoint_every": 3}
+
+
+def boosted(blocks: int = 3, **options) -> DistilledSet:
+    return potstill.distill(**{**BOOSTED, "ipc": blocks, "boost_blocks": blocks, **options})
+
+
+@pytest.fixture(scope="module")
+def strong() -> DistilledSet:
+    """Three blocks of one image per class; labels are learned."""
+    return boosted()
+
+
+def test_strong_boosting_leaves_earlier_blocks_as_they_were_to_the_byte(strong):
+    shorter = boosted(2)
+    assert strong.budgets == (1, 2, 3)
+    for kept, alone in zip(strong.blocks[:2], shorter.blocks, strict=True):
+        assert torch.equal(kept.images, alone.images)
+        assert torch.equal(kept.targets, alone.targets)
+    assert torch.equal(boosted(1).images, strong.blocks[0].images)
+    assert not torch.equal(strong.blocks[2].images, strong.blocks[1].images)
+
+
+def test_a_larger_beta_moves_earlier_blocks_further(strong):
+    before = strong.blocks[0]
+    moved = {beta: boosted(2, boost_beta=beta).blocks[0] for beta in (0.1, 1.0)}
+
+    def distance(name: str, beta: float) -> float:
+        return float((moved[beta].leaves[name] - before.leaves[name]).norm())
+
+    for name in ("images", "targets"):
+        assert 0 < distance(name, 0.1) < 0.5 * distance(name, 1.0)
+
+
+def stage(blocks: int, **options) -> tuple[Stage, Problem]:
+    """The last stage of so many blocks of one image of each of three classes, from the start, and the run's problem."""
+    task = problem(
+        outer_lr=0.05, label_lr=0.02, learn_labels=True, steps=4, validate_every=9, ipc=blocks, boost_blocks=blocks,
+        batch_per_class=blocks, **options,
+    )  # fmt: skip
+    made = initial_blocks("gaussian", [1] * blocks, 3, SHAPE, task.train, 0, CPU)
+    return Stage(task.config, made), task
+
+
+def final_leaves(one: Stage, task: Problem) -> dict[str, Tensor]:
+    method = one.method(task)
+    return dict(optimise(method, one.config.outer, one.rules, one.begin(method), CPU, Hooks()).leaves)
+
+
+def test_beta_1_is_joint_optimisation_from_the_same_start():
+    nested, task = stage(2, boost_beta=1.0)
+    both = examples(nested.blocks)
+    whole = dataclasses.replace(nested.blocks[0], leaves=both, labels=torch.cat([block.labels for block in nested.blocks]))
+    config = Config.from_options(task.config, boost_blocks=1, seed=derive(0, "block", 1))
+    joint = final_leaves(Stage(config, (whole,)), task)
+    found = final_leaves(nested, task)
+    for name in ("images", "targets"):
+        torch.testing.assert_close(torch.cat([found[f"0.{name}"], found[f"1.{name}"]]), joint[f"0.{name}"], rtol=0, atol=0)
+
+
+def test_beta_multiplies_the_learning_rates_of_old_blocks_and_at_0_they_are_no_variables():
+    weak = stage(2, boost_beta=0.1)[0].rules
+    assert {name: rule.lr for name, rule in weak.items()} == pytest.approx(
+        {"0.images": 0.005, "0.targets": 0.002, "1.images": 0.05, "1.targets": 0.02}
+    )
+    strong, task = stage(2)
+    assert list(strong.rules) == ["1.images", "1.targets"]
+    assert [name for name, rule in strong.rules.items() if rule.clipped] == ["1.images"]  # the norm is of what can move
+    assert list(strong.earlier) == ["0.images", "0.targets"]
+    state = strong.begin(strong.method(task))
+    assert (state.updates, state.clip_average, state.step) == (0, None, 0)
+    assert all(not moment.any() for pair in state.moments.values() for moment in pair)
+
+
+def double(task: Problem) -> Problem:
+    """The problem in float64."""
+    train = TensorSplit(task.train.take(torch.arange(60))[0].double(), task.train.labels)
+    return dataclasses.replace(task, train=train, factory=lambda: task.factory().double())
+
+
+@pytest.mark.parametrize("way", ["plain", "traced", "graphs"])
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("batch", [{"synthetic_micro_batch": 2}, {"synthetic_micro_batch": 9}, {"classes_per_batch": 1}])
+def test_frozen_examples_get_no_gradient_and_change_no_other(way, learned, batch):
+    """Two of three images of each class are frozen: some batches and micro-batches hold nothing else."""
+    task = double(problem(batch_per_class=2, ipc=3, **batch))
+    rng = generator(3)
+    images, targets = torch.randn(9, *SHAPE, generator=rng).double(), torch.rand(9, 3, generator=rng).double()
+    labels = torch.arange(9) % 3
+    if way == "traced":
+        networks = Networks(task.factory, SHAPE, 3, CPU, "float32")
+        task = dataclasses.replace(task, compiled=CompiledNetwork(networks.model(0), backend="eager"))
+    if way == "graphs":
+        task = dataclasses.replace(task, keep=Keep(graphs=2))
+    all_move = dataclasses.replace(task, labels=labels, fixed={} if learned else {"targets": targets})
+    some = dataclasses.replace(
+        task,
+        labels=labels,
+        fixed={} if learned else {"targets": targets[6:]},
+        frozen={"images": images[:6], "targets": targets[:6]},
+    )
+    for step in range(3):
+        leaves = {"images": images, "targets": targets} if learned else {"images": images}
+        whole = Bptt(all_move).estimate(leaves, Bptt(all_move).init(), step)
+        part = Bptt(some).estimate({name: leaf[6:] for name, leaf in leaves.items()}, Bptt(some).init(), step)
+        assert part.loss == pytest.approx(whole.loss, rel=1e-12)
+        for name, grad in part.grads.items():
+            torch.testing.assert_close(grad, whole.grads[name][6:], rtol=1e-9, atol=1e-15)
+
+
+def test_micro_batches_of_frozen_examples_skip_the_inputs_gradient():
+    task = problem(batch_per_class=2, ipc=2, synthetic_micro_batch=2)
+    network = CompiledNetwork(Networks(task.factory, SHAPE, 3, CPU, "float32").model(0), backend="eager")
+    images, targets = torch.randn(6, *SHAPE, generator=generator(3)), torch.eye(3)[torch.arange(6) % 3]
+    frozen = {"images": images[:3], "targets": targets[:3]}
+    task = dataclasses.replace(task, labels=torch.arange(6) % 3, fixed={"targets": targets[3:]}, frozen=frozen, compiled=network)
+    Bptt(task).estimate({"images": images[3:]}, Bptt(task).init(), 0)
+    kinds = {key[0] for key in network.functions}
+    assert kinds == {"gradient", "product", "product_in_theta"}
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.1])
+@pytest.mark.parametrize("killed_at", [5, 6, 8, 13])
+def test_a_run_that_died_in_any_block_resumes_to_the_same_bytes(tmp_path, strong, beta, killed_at):
+    def die(record, steps):
+        assert steps == 15
+        if record["step"] == killed_at:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        boosted(boost_beta=beta, out=tmp_path / "run", listener=Listener(step=die))
+    resumed = potstill.resume(tmp_path / "run")
+    undisturbed = strong if beta == 0 else boosted(boost_beta=beta)
+    potstill.save(undisturbed, tmp_path / "undisturbed.safetensors")
+    assert (tmp_path / "run/distilled.safetensors").read_bytes() == (tmp_path / "undisturbed.safetensors").read_bytes()
+    assert torch.equal(resumed.images, undisturbed.images)
+    records = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == list(range(1, 16))
+    assert [record["block"] for record in records] == [1] * 5 + [2] * 5 + [3] * 5
+
+
+def test_the_steps_of_a_boosted_run_cannot_be_changed_half_way(tmp_path):
+    def die(record, steps):
+        if record["step"] == 8:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        boosted(out=tmp_path / "run", listener=Listener(step=die))
+    config = tmp_path / "run/config.toml"
+    config.write_text(config.read_text().replace("steps = 5", "steps = 6"))
+    with pytest.raises(InputError, match=r"steps of the run in .* was 5, its config.toml now says 6; put it back"):
+        potstill.resume(tmp_path / "run")
+
+
+def test_a_prefix_of_a_file_is_the_blocks_it_was_with_its_own_length_and_accuracy(tmp_path, strong):
+    potstill.save(strong, tmp_path / "set.safetensors")
+    for place, ipc in enumerate((1, 2, 3)):
+        part = potstill.load(tmp_path / "set.safetensors", ipc=ipc)
+        assert part.ipc == ipc
+        assert torch.equal(part.images, torch.cat([block.images for block in strong.blocks[:ipc]]))
+        assert torch.equal(part.targets, torch.cat([block.targets for block in strong.blocks[:ipc]]))
+        budget = strong.meta["budgets"][place]
+        assert (part.recipe.steps, part.meta["accuracy"]) == (budget["steps"], budget["accuracy"])
+        potstill.save(part, tmp_path / "part.safetensors")
+        assert potstill.load(tmp_path / "part.safetensors").budgets == tuple(range(1, ipc + 1))
+    with pytest.raises(InputError, match=r"ipc must be a budget that the set holds, 1, 2, 3, got 4"):
+        potstill.load(tmp_path / "set.safetensors", ipc=4)
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_any_method_can_be_boosted(method):
+    options = {"method": method, "steps": 2, "learn_labels": False}
+    two = boosted(2, **options)
+    assert torch.equal(two.blocks[0].images, boosted(1, **options).images)
+    start = initial_blocks("gaussian", [1, 1], 10, SHAPE, TensorSplit(torch.zeros(40, *SHAPE), torch.arange(40) % 10), 0, CPU)
+    assert two.blocks[1].images.isfinite().all()
+    assert not torch.equal(two.blocks[1].images, start[1].images)
+
+
+def test_blocks_from_real_images_share_none():
+    images = torch.randn(60, *SHAPE, generator=generator(2))
+    blocks = initial_blocks("real", [2, 3], 3, SHAPE, TensorSplit(images, torch.arange(60) % 3), 0, CPU)
+    rows = [int((images == image).flatten(1).all(1).nonzero()) for block in blocks for image in block.images]
+    assert len(set(rows)) == 15
+    assert [rows[place] % 3 for place in range(15)] == [int(label) for block in blocks for label in block.labels]
+
+
+def test_the_wrapper_hands_each_block_its_share():
+    one, task = stage(2, boost_beta=0.5)
+    method = one.method(task)
+    assert isinstance(method, OnBlocks)
+    found = method.estimate(one.learned, method.init(), 0)
+    both = examples(one.blocks)
+    plain = method.inner.estimate(both, method.init(), 0)
+    for name in ("images", "targets"):
+        assert torch.equal(torch.cat([found.grads[f"0.{name}"], found.grads[f"1.{name}"]]), plain.grads[name])
+
+
+def test_steps_are_dealt_out_to_the_blocks_unless_they_are_given():
+    quick = {**BOOSTED, "width": 4, "unroll": 1, "window": 1, "real_batch": 10, "validate_every": 1000}
+    quick.pop("steps")
+    one = potstill.distill(**quick)
+    assert one.meta["config"]["outer"]["steps"] == 200
+    assert one.meta["config"]["distilled"]["block_ipc"] == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"ipc": 5, "boost_blocks": 2}, r"boost_blocks must divide ipc=5 into blocks of equal size, got 2; change --ipc"),
+        ({"ipc": 6, "boost_blocks": 2, "block_ipc": 2}, r"ipc must be boost_blocks x block_ipc = 2 x 2 = 4, got 6"),
+        ({"boost_beta": 1.5}, "boost_beta must be at least 0 and at most 1, got 1.5"),
+        ({"boost_beta": -0.1}, "boost_beta must be at least 0 and at most 1, got -0.1"),
+        ({"boost_blocks": 0}, "boost_blocks must be at least 1, got 0"),
+        ({"block_ipc": "some"}, "block_ipc must be a whole number, got 'some'"),
+    ],
+)
+def test_blocks_that_do_not_fit_are_told(options, message):
+    with pytest.raises(InputError, match=message):
+        Config.from_options(**options)
+
+
+def test_evaluate_measures_a_prefix_or_all_budgets(tmp_path, capsys):
+    boosted(out=tmp_path / "run")
+    assert (
+        main(["evaluate", str(tmp_path / "run"), "--nets", "2", "--all-budgets", "--baseline", "full", "--full-epochs", "1"]) == 0
+    )
+    found = json.loads((tmp_path / "run/evaluation.json").read_text())["evaluations"]
+    assert [one["settings"]["ipc"] for one in found] == [1, 2, 3]
+    assert [[(row["name"], row["ipc"]) for row in one["rows"]] for one in found] == [
+        [("distilled", 1)], [("distilled", 2)], [("distilled", 3), ("full", 3)],
+    ]  # fmt: skip
+    assert "30" in capsys.readouterr().out
+    assert main(["evaluate", str(tmp_path / "run"), "--nets", "2", "--ipc", "2"]) == 0
+    alone = json.loads((tmp_path / "run/evaluation.json").read_text())["evaluations"][-1]
+    assert alone["rows"][0]["accuracy"] == found[1]["rows"][0]["accuracy"]
+    assert main(["evaluate", str(tmp_path / "run"), "--ipc", "4"]) == 2
+    assert "ipc must be a budget that the set holds, 1, 2, 3, got 4" in capsys.readouterr().err
