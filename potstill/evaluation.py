@@ -170,6 +170,93 @@ def factory_for(distilled: DistilledSet, model: ModelSpec | None) -> Callable[[]
     return factory
 
 
+@dataclass(frozen=True)
+class Bench:
+    """Networks of one make that train on one thing after another and are measured on the same real data.
+
+    Args:
+        real: the real data, preprocessed as the set.
+        factory: makes a fresh network.
+        recipe: how it is trained.
+        model: its name, for the rows.
+        nets: fresh networks for each row; their seeds are the same in every row.
+        seed: of the networks.
+        device: where to train.
+        compiled: the networks' derivatives, if they are compiled.
+        progress: called as networks finish.
+    """
+
+    real: RealData
+    factory: Callable[[], nn.Module]
+    recipe: Recipe
+    model: str
+    nets: int
+    seed: int
+    device: torch.device
+    compiled: CompiledNetwork | None = None
+    progress: Progress | None = None
+
+    @classmethod
+    def of(cls, distilled: DistilledSet, real: RealData, nets: int, seed: int, device: torch.device, **more: Any) -> "Bench":
+        """For the networks that a set was distilled for."""
+        recipe = distilled.recipe
+        return cls(real, factory_for(distilled, None), recipe, recipe.model, nets, derive(seed, "test"), device, **more)
+
+    def row(
+        self, name: str, make: Callable[[int], Batches], lengths: Sequence[int], images: int, ipc: int, *, on_test: bool = False
+    ) -> Row:
+        """Test accuracy of networks that train on the batches that `make` gives for their seeds.
+
+        Args:
+            name: of the row.
+            make: seed of a network -> its batches.
+            lengths: ascending numbers of steps; if there are several, the best on validation data is taken.
+            images: how many examples `make` draws from.
+            ipc: images per class.
+            on_test: take the best on the test split instead.
+        """
+        # The first split chooses, the last is reported; without a choice, validation data need not be measured.
+        splits = (self.real.test,) if on_test or len(lengths) == 1 else (self.real.validation, self.real.test)
+        scores = score(
+            make, self.factory, self.recipe, lengths=lengths, splits=splits, nets=self.nets, seed=self.seed, device=self.device,
+            compiled=self.compiled, progress=self.progress, label=name,
+        )  # fmt: skip
+        best = int(scores[:, :, 0].mean(0).argmax())
+        figure = Figure.of(scores[:, best, -1])
+        return Row(name, self.model, images, ipc, lengths[best], figure, describe(lengths, on_test))
+
+    def of_set(self, name: str, distilled: DistilledSet, lengths: Sequence[int], **how: Any) -> Row:
+        """`row` for a distilled set."""
+        images, targets, labels = (part.to(self.device) for part in (distilled.images, distilled.targets, distilled.labels))
+        return self.row(
+            name, lambda own: set_batches(images, targets, labels, self.recipe, own), lengths, len(distilled), distilled.ipc, **how
+        )
+
+    def of_subsets(self, name: str, distilled: DistilledSet, ipc: int, lengths: Sequence[int]) -> Row:
+        """`row` for random examples of a distilled set, `ipc` of each class, others for each network (paper, figure 6)."""
+
+        def make(own: int) -> Batches:
+            images, targets, labels = (part.to(self.device) for part in subset(distilled, ipc, own))
+            return set_batches(images, targets, labels, self.recipe, own)
+
+        return self.row(name, make, lengths, ipc * len(distilled.class_names), ipc)
+
+    def of_random(self, name: str, ipc: int, lengths: Sequence[int], **how: Any) -> Row:
+        """`row` for real train images, `ipc` of each class, others for each network."""
+
+        def make(own: int) -> Batches:
+            return set_batches(*real_subset(self.real, ipc, own), self.recipe, own)
+
+        return self.row(name, make, lengths, ipc * len(self.real.class_names), ipc, **how)
+
+    def of_all(self, name: str, epochs: int, ipc: int) -> Row:
+        """`row` for all real train images, for the best number of epochs up to `epochs` on validation data."""
+        train, classes = self.real.train, len(self.real.class_names)
+        epoch = -(-len(train) // FULL_BATCH)
+        stops = tuple(epoch * (count + 1) for count in range(epochs))
+        return self.row(name, lambda own: split_batches(train, self.recipe, classes, own), stops, len(train), ipc)
+
+
 def evaluate(
     distilled: DistilledSet,
     real: RealData,
@@ -217,9 +304,7 @@ def evaluate(
             raise InputError(f"{kind} must be one of {', '.join(known)}; got {value!r}{near_miss(value, known)}")
     place = pick_device(device)
     factory = factory_for(distilled, model)
-    name = model_name(distilled.recipe.model if model is None else model)
     recipe = distilled.recipe
-    images, targets, labels = (part.to(place) for part in (distilled.images, distilled.targets, distilled.labels))
     keep_freed_memory()
     allow_tf32(False)
     own = model is None or model == recipe.model
@@ -228,30 +313,16 @@ def evaluate(
     first = fixed or ((recipe.steps,) if own and protocol == "validation" else searched)
     networks = Networks(factory, distilled.shape, len(distilled.class_names), place, recipe.precision)
     compiled = compiled_for(networks, recipe, compile, nets * first[-1], nets * len(first) * len(real.test), say)
-
-    def row(row_name: str, make: Callable[[int], Batches], candidates: Sequence[int], count: int) -> Row:
-        on_test = protocol == "paper" and row_name != "full"
-        # The first split chooses, the last is reported; without a choice, validation data need not be measured.
-        splits = (real.test,) if on_test or len(candidates) == 1 else (real.validation, real.test)
-        scores = score(
-            make, factory, recipe, lengths=candidates, splits=splits, nets=nets, seed=derive(seed, "test"),
-            device=place, compiled=compiled, progress=progress, label=row_name,
-        )  # fmt: skip
-        best = int(scores[:, :, 0].mean(0).argmax())
-        figure = Figure.of(scores[:, best, -1])
-        return Row(row_name, name, count, distilled.ipc, candidates[best], figure, describe(candidates, on_test))
-
-    rows = [row("distilled", lambda own: set_batches(images, targets, labels, recipe, own), first, len(distilled))]
-    if own and not fixed and protocol == "validation":
+    name = model_name(recipe.model if model is None else model)
+    bench = Bench(real, factory, recipe, name, nets, derive(seed, "test"), place, compiled, progress)
+    on_test = protocol == "paper"
+    rows = [bench.of_set("distilled", distilled, first, on_test=on_test)]
+    if own and not fixed and not on_test:
         rows[0] = dataclasses.replace(rows[0], protocol="steps chosen on validation data when distilling")
     if "random" in baselines:
-        rows.append(row("random", lambda own: random_subset(real, distilled, own), searched, len(distilled)))
+        rows.append(bench.of_random("random", distilled.ipc, searched, on_test=on_test))
     if "full" in baselines:
-        epoch = -(-len(real.train) // FULL_BATCH)
-        stops = tuple(epoch * (count + 1) for count in range(full_epochs))
-        rows.append(
-            row("full", lambda own: split_batches(real.train, recipe, len(distilled.class_names), own), stops, len(real.train))
-        )
+        rows.append(bench.of_all("full", full_epochs, distilled.ipc))
     return rows
 
 
@@ -280,12 +351,17 @@ def describe(candidates: Sequence[int], on_test: bool) -> str:
     return f"best of {few} steps on validation data"
 
 
-def random_subset(real: RealData, distilled: DistilledSet, seed: int) -> Batches:
-    """Batches of real train images, as many of each class as the set has, drawn by `seed`."""
-    classes = len(distilled.class_names)
-    rows = sample_per_class(real.train.labels, classes, distilled.ipc, generator(seed, "subset"))
-    images, labels = real.train.take(rows)
-    return set_batches(images, F.one_hot(labels, classes).float(), labels, distilled.recipe, seed)
+def subset(distilled: DistilledSet, ipc: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(images, targets, labels) of a distilled set, `ipc` of each class, drawn by `seed`."""
+    rows = sample_per_class(distilled.labels, len(distilled.class_names), ipc, generator(seed, "subset"))
+    return distilled.images[rows], distilled.targets[rows], distilled.labels[rows]
+
+
+def real_subset(real: RealData, ipc: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(images, one-hot targets, labels) of real train images, `ipc` of each class, drawn by `seed`."""
+    classes = len(real.class_names)
+    images, labels = real.train.take(sample_per_class(real.train.labels, classes, ipc, generator(seed, "subset")))
+    return images, F.one_hot(labels, classes).float(), labels
 
 
 def accuracy_of_export(

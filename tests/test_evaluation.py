@@ -202,11 +202,14 @@ def test_baselines_stand_beside_the_set_with_their_sizes():
 
 def test_random_subsets_differ_from_network_to_network_and_hold_each_class():
     real = blobs(600)
-    distilled = set_of(real)
-    batches = [evaluation.random_subset(real, distilled, seed)(0) for seed in (1, 2)]
-    for _, targets in batches:
-        assert targets.sum(0).tolist() == [1, 1, 1]
-    assert not torch.equal(batches[0][0], batches[1][0])
+    blocks = tuple(set_of(blobs(600, seed)).blocks[0] for seed in range(4))
+    distilled = DistilledSet(blocks, real.class_names, real.preprocess, Recipe())
+    for draw in (lambda seed: evaluation.real_subset(real, 2, seed), lambda seed: evaluation.subset(distilled, 2, seed)):
+        one, two = draw(1), draw(2)
+        assert one[1].sum(0).tolist() == [2, 2, 2]
+        assert torch.equal(one[1].argmax(1), one[2])
+        assert not torch.equal(one[0], two[0])
+        assert torch.equal(one[0], draw(1)[0])
 
 
 def test_the_full_baseline_sees_every_train_image_once_an_epoch():
