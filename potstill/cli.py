@@ -15,7 +15,7 @@ from typing import Any, NoReturn, get_args
 
 from potstill import __version__
 from potstill.config import EVALUATION_DATA_OPTIONS, Config, options_of_config, preset_names
-from potstill.registry import EXPORTS, METHODS, MODELS, OPTIMIZERS, PREPROCESSING, SOURCES, WINDOWS, InputError, near_miss
+from potstill.registry import EXPORTS, METHODS, MODELS, OPTIMIZERS, PREPROCESSING, SOURCES, STUDIES, WINDOWS, InputError, near_miss
 
 PAPER = (
     "paper: Feng, Vedantam & Kempe, Embarrassingly Simple Dataset Distillation, ICLR 2024, arXiv:2311.07025;\n"
@@ -164,7 +164,27 @@ def make_parser() -> tuple[Parser, dict[str, Parser]]:
     export.add_argument("--no-check", action="store_true", help="do not measure what accuracy a lossy format costs")
     add_machine_and_data(export)
 
-    command("list", "List data sources, methods, windows, models, presets.", "potstill list")
+    report = command(
+        "report", "Write a page about one or more runs.", "potstill report runs/digits --out report.html", "RUN [RUN ...] [options]"
+    )
+    report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders of runs, finished or not; several are compared")
+    report.add_argument("--out", type=Path, help="the HTML file to write (default: report.html in the first run's folder)")
+
+    study = command("study", "Repeat a study of the paper.", "potstill study boosting --seeds 3", "NAME [options]")
+    study.add_argument("name", metavar="NAME", help=f"one of {', '.join(STUDIES)} (see `potstill list`)")
+    study.add_argument(
+        "--preset", choices=("small", "paper"), default="small",
+        help="small: minutes on two CPU cores; paper: the paper's own setting (default: small)",
+    )  # fmt: skip
+    study.add_argument("--data", help="the real data (default: digits for small; paper needs it)")
+    study.add_argument("--seeds", type=positive, default=3, help="distilling seeds, paired over all that is compared (default: 3)")
+    study.add_argument("--nets", type=positive, default=5, help="fresh networks for each figure (default: 5)")
+    study.add_argument("--jobs", type=positive, help="processes (default: one for each of up to 4 CPU cores; 1 on a GPU)")
+    study.add_argument("--out", type=Path, default=Path("studies"), help="folder for runs and results (default: studies)")
+    study.add_argument("--helper", action="store_true", help=argparse.SUPPRESS)
+    add_options(study, ("device", "threads"))
+
+    command("list", "List data sources, methods, windows, models, studies, presets.", "potstill list")
     return parser, commands
 
 
@@ -227,6 +247,7 @@ def list_parts() -> int:
         ("inner optimizers (--inner-optimizer)", OPTIMIZERS.described()),
         ("preprocessing (--preprocess)", PREPROCESSING.described()),
         ("export formats (--format)", EXPORTS.described()),
+        ("studies (potstill study NAME)", STUDIES.described()),
         ("presets (--preset)", preset_names()),
     ]
     width = max(len(name) for _, rows in tables for name, _ in rows)

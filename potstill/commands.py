@@ -5,6 +5,7 @@ import dataclasses
 import os
 import shlex
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,10 +30,10 @@ from potstill.display import Display
 from potstill.distillation import Listener
 from potstill.distilled import DistilledSet
 from potstill.evaluation import Figure, Row
+from potstill.grid import write_grid
 from potstill.loading import RealData
 from potstill.outer import Interrupted
-from potstill.registry import EXPORTS, InputError
-from potstill.report import write_grid
+from potstill.registry import EXPORTS, STUDIES, InputError
 
 
 def distill(parsed: argparse.Namespace) -> int:
@@ -245,3 +246,61 @@ def export(parsed: argparse.Namespace) -> int:
         )
     print(f"validation accuracy of networks trained on the set: {exact}; on these pictures: {pictures}")
     return 0
+
+
+def report(parsed: argparse.Namespace) -> int:
+    """`potstill report`."""
+    from potstill.report import write_report  # here: matplotlib takes half a second
+
+    out = parsed.out or parsed.runs[0] / runs.REPORT
+    for note in write_report(parsed.runs, out):
+        print(f"note: {note}", file=sys.stderr)
+    print(f"written: {out}")
+    return 0
+
+
+def study(parsed: argparse.Namespace) -> int:
+    """`potstill study`."""
+    from potstill import studies  # here: matplotlib takes half a second
+
+    device = machine(parsed)
+    chosen: studies.Study = STUDIES[parsed.name]()
+    points = chosen.points(parsed.preset, parsed.data, range(parsed.seeds))
+    data = Config.from_options(**points[0].options).data
+    folder = parsed.out / f"{parsed.name}-{parsed.preset}-{data.data.partition(':')[0]}"
+    jobs = parsed.jobs or (min(4, cores()) if device.type == "cpu" else 1)
+    threads = getattr(parsed, "threads", "auto" if jobs == 1 else max(1, cores() // jobs))
+    display = Display(parsed.helper)
+    helpers: list[subprocess.Popen[bytes]] = []
+    try:
+        with display, listening(display) as listener:
+            place = studies.Place(folder, parsed.out / "runs", sources.read(data), parsed.nets, str(device), threads, listener)
+            if parsed.helper:
+                studies.work(points, place)
+                return 0
+            command = helper_command(parsed, threads)
+            helpers += [subprocess.Popen(command, stderr=subprocess.DEVNULL) for _ in range(jobs - 1)]
+            studies.run_study(chosen, points, place, chosen.about(parsed.preset))
+    except (Interrupted, KeyboardInterrupt) as error:
+        raise KeyboardInterrupt("interrupted; the same command goes on where it was") from error
+    finally:
+        for process in helpers:
+            process.terminate()
+            process.wait()
+    print((folder / studies.SUMMARY).read_text(encoding="utf-8"))
+    print(f"written: {folder}")
+    return 0
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def helper_command(parsed: argparse.Namespace, threads: Any) -> list[str]:
+    """A command that works on the same study and leaves the summary to this process."""
+    words = [sys.executable, "-m", "potstill.cli", "study", parsed.name, "--preset", parsed.preset, "--helper"]
+    words += ["--seeds", parsed.seeds, "--nets", parsed.nets, "--out", parsed.out, "--threads", threads]
+    words += ["--data", parsed.data] if parsed.data else []
+    words += ["--device", parsed.device] if hasattr(parsed, "device") else []
+    return list(map(str, words))

@@ -15,8 +15,8 @@ import numpy as np
 from torch import Tensor
 
 from potstill.distilled import DistilledSet
+from potstill.grid import to_bytes, to_image, write_grid
 from potstill.registry import EXPORTS, InputError
-from potstill.report import to_bytes, to_image, write_grid
 from potstill.store import write
 
 WINDOWS_DEVICES = r"con|prn|aux|nul|com\d|lpt\d"

@@ -108,3 +108,9 @@ PREPROCESSING = Registry(
     normalize=("potstill.preprocess:fit", "per channel: mean 0, standard deviation 1 over the train split"),
     zca=("potstill.preprocess:fit", "each image centred and scaled to norm 1, then ZCA whitening (regularised)"),
 )
+STUDIES = Registry(
+    "study",
+    subsets=("potstill.nested:Subsets", "what a part of a distilled set is worth, beside random real images (figures 6 and 8)"),
+    boosting=("potstill.nested:Boosting", "joint, weak and strong boosting at every budget, beside a set for each (figure 7)"),
+    pictures=("potstill.nested:Pictures", "picture grids of joint, weak and strong sets (figures 14 to 16)"),
+)

@@ -1,123 +1,162 @@
-"""Pictures of a distilled set."""
+"""The report on runs: one HTML page that needs nothing beside it."""
 
-import io
-import unicodedata
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
+import jinja2
 
-from potstill.distilled import DistilledSet
+import potstill
+from potstill.config import to_toml
+from potstill.curves import Chart, budget_chart, log_charts
+from potstill.evaluation import Row
+from potstill.facts import Fact, commands, differences, facts, headline, lede, percent, progress, reached, tiles
+from potstill.gallery import Gallery, gallery
+from potstill.registry import InputError
 from potstill.store import write
+from potstill.summary import Measured, RunSummary, read_runs
 
-CELL_PX, GAP_PX, MARGIN_PX, TEXT_PX, CAPTION_PX, NAME_PX = 96, 6, 12, 15, 480, 240
-INK, PAPER, FAINT = (24, 24, 27), (255, 255, 255), (113, 113, 122)
-
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
-
-
-def to_bytes(pixels: Tensor) -> Tensor:
-    """Pixels in [0, 1] as bytes, rounded."""
-    return (pixels.clamp(0, 1) * 255).round().to(torch.uint8)
+MARK = "potstill report"
+"""In the page's <meta name="generator">, by which we know our own files again."""
+COMPARED_CLASSES, COMPARED_IMAGES, COMPARED_PX = 10, 3, 48
 
 
-def to_image(pixels: Tensor) -> Image.Image:
-    """(C, H, W) in [0, 1] as a grey or RGB image."""
-    array = to_bytes(pixels).numpy()
-    return Image.fromarray(array[0] if len(array) == 1 else array.transpose(1, 2, 0))
+@dataclass(frozen=True)
+class RunPage:
+    """A run's part of the page, as the template reads it.
 
-
-def grid(distilled: DistilledSet, caption: str = "") -> Image.Image:
-    """All images of a set, a row a class, enlarged without smoothing, with class names and a caption.
-
-    At one image per class the classes stand side by side instead, up to ten in a row.
+    Args:
+        run: what is known of it.
+        anchor: its part's id.
+        folder: its path, quoted for a shell.
+        headline: what became of what.
+        lede: what it is worth, in a sentence or two.
+        tiles: (number, what it counts), the few to see first.
+        gallery: its images, if there are any.
+        charts: its curves.
+        tables: its evaluations: the lines measured alike, and how.
+        budgets: accuracy against images per class, if it was measured at several.
+        facts: heading -> terms.
+        commands: (what for, command).
+        toml: its whole configuration.
     """
-    classes, ipc = len(distilled.class_names), distilled.ipc
-    order = torch.argsort(distilled.labels, stable=True)
-    pictures = [to_image(pixels) for pixels in distilled.pixels[order]]
-    columns = min(classes, 10) if ipc == 1 else ipc
-    rows = -(-len(pictures) // columns)
-    height, width = distilled.shape[1:]
-    zoom = max(1, round(CELL_PX / max(height, width)))
-    cell_w, cell_h = width * zoom, height * zoom
-    font = find_font()
-    names = [shorten(drawable(name, font), font, NAME_PX) for name in distilled.class_names]
-    left = 0 if ipc == 1 else round(max(font.getlength(name) for name in names)) + MARGIN_PX
-    across = max(columns * (cell_w + GAP_PX) + left, CAPTION_PX if caption else 0)
-    name_h = TEXT_PX + GAP_PX if ipc == 1 else 0
-    lines = wrap(caption, font, 2 * MARGIN_PX, across) if caption else []
-    size = (
-        2 * MARGIN_PX + across - GAP_PX,
-        2 * MARGIN_PX + rows * (cell_h + GAP_PX + name_h) - GAP_PX + len(lines) * (TEXT_PX + 5) + (GAP_PX if lines else 0),
+
+    run: RunSummary
+    anchor: str
+    folder: str
+    headline: str
+    lede: str
+    tiles: list[Fact]
+    gallery: Gallery | None
+    charts: list[Chart]
+    tables: list[tuple[list[Row], str]]
+    budgets: Chart | None
+    facts: dict[str, list[Fact]]
+    commands: list[Fact]
+    toml: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Several runs side by side.
+
+    Args:
+        reached: how far they came, and its value in each run.
+        options: the options in which they differ, and their values.
+        note: what to bear in mind; may be empty.
+        galleries: run name -> its first images.
+        charts: their curves over each other.
+    """
+
+    reached: list[tuple[str, list[str]]]
+    options: list[tuple[str, list[str]]]
+    note: str
+    galleries: dict[str, Gallery]
+    charts: list[Chart]
+
+
+def write_report(paths: Sequence[Path], out: Path) -> list[str]:
+    """Write a page on one run or several, finished or not.
+
+    Args:
+        paths: the run folders.
+        out: the HTML file; an earlier report is replaced.
+    Returns:
+        What could not be read, a sentence each; the page says it too.
+    Raises:
+        InputError: a folder holds no run, one is given twice, or `out` cannot be written or is a file of someone else's.
+    """
+    check_target(out)
+    summaries = read_runs(paths)
+    write(out, render(summaries))
+    return [note for run in summaries for note in run.notes]
+
+
+def check_target(out: Path) -> None:
+    """Raise an InputError if `out` can be no report's place: before the runs are read, which may take a while."""
+    if out.is_dir():
+        raise InputError(f"out must name a file, got the folder {out}; give {out / 'report.html'}")
+    if not out.absolute().parent.is_dir():
+        raise InputError(f"the folder of out does not exist, got {out}; make {out.parent} first")
+    if out.exists():
+        with out.open("rb") as file:
+            if MARK.encode() not in file.read(1000):
+                raise InputError(f"{out} exists and is no report of potstill; choose another file with --out")
+
+
+def render(summaries: Sequence[RunSummary]) -> str:
+    """The page's text."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("potstill", ""), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters |= {"percent": percent, "progress": progress}
+    pages = [run_page(run, f"run{place}") for place, run in enumerate(summaries)]
+    comparison = compared(summaries) if len(summaries) > 1 else None
+    title = pages[0].headline if len(pages) == 1 else f"{len(pages)} runs compared"
+    return environment.get_template("report.html.jinja").render(
+        title=title, pages=pages, comparison=comparison, generator=f"{MARK} {potstill.__version__}", version=potstill.__version__
     )
-    sheet = Image.new("RGB", size, PAPER)
-    pen = ImageDraw.Draw(sheet)
-    for place, picture in enumerate(pictures):
-        row, column = divmod(place, columns)
-        x, y = MARGIN_PX + left + column * (cell_w + GAP_PX), MARGIN_PX + row * (cell_h + GAP_PX + name_h)
-        sheet.paste(picture.convert("RGB").resize((cell_w, cell_h), Image.Resampling.NEAREST), (x, y + name_h))
-        if ipc == 1:
-            pen.text((x, y), shorten(names[place], font, cell_w), INK, font)
-        elif column == 0:
-            pen.text((MARGIN_PX, y + (cell_h - TEXT_PX) // 2), names[row], INK, font)
-    for number, line in enumerate(lines):
-        pen.text((MARGIN_PX, size[1] - MARGIN_PX - (len(lines) - number) * (TEXT_PX + 5)), line, FAINT, font)
-    return sheet
 
 
-def find_font() -> Font:
-    """A font of the system with many scripts, or else Pillow's own, which has little more than ASCII."""
-    for name in ("DejaVuSans.ttf", "Arial.ttf", "NotoSans-Regular.ttf"):
-        try:
-            return ImageFont.truetype(name, TEXT_PX)
-        except OSError:
-            continue
-    return ImageFont.load_default(TEXT_PX)
+def run_page(run: RunSummary, anchor: str) -> RunPage:
+    """All that the page tells of a run; its ids begin with `anchor`."""
+    return RunPage(
+        run,
+        anchor,
+        shlex.quote(str(run.path)),
+        headline(run),
+        lede(run),
+        tiles(run),
+        gallery(run.distilled) if run.distilled else None,
+        log_charts({run.name: run.log}, anchor),
+        tables(run.measured),
+        budget_chart(run.measured, f"{anchor}-budgets"),
+        facts(run),
+        commands(run),
+        to_toml(run.config),
+    )
 
 
-def drawable(text: str, font: Font) -> str:
-    """`text` with characters that the font lacks, which it would draw as boxes, in their plain form or as question marks."""
-    box = bytes(font.getmask("\ufffe"))
-
-    def plain(character: str) -> str:
-        return unicodedata.normalize("NFKD", character).encode("ascii", "ignore").decode() or "?"
-
-    return "".join(plain(character) if bytes(font.getmask(character)) == box else character for character in text)
-
-
-def shorten(text: str, font: Font, width: int) -> str:
-    """`text`, cut with an ellipsis where it is wider than `width` pixels."""
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength(text + "…") > width:
-        text = text[:-1]
-    return text + "…"
+def tables(measured: Sequence[Measured]) -> list[tuple[list[Row], str]]:
+    """The measured lines, those that were measured alike in one table by images per class, and how they were measured."""
+    found: dict[str, list[Row]] = {}
+    for one in measured:
+        data = "" if one.same_data else " of other data than the set was distilled from"
+        found.setdefault(f"On {one.test_images:,} test images{data}; {one.hardware}; {one.versions}.", []).extend(one.rows)
+    return [(sorted(rows, key=lambda row: (row.name == "full", row.ipc)), words) for words, rows in found.items()]
 
 
-def wrap(text: str, font: Font, margin: int, width: int) -> list[str]:
-    """`text` in lines that are at most `width` pixels wide."""
-    lines: list[str] = []
-    for word in text.split():
-        if lines and font.getlength(f"{lines[-1]} {word}") <= width - margin:
-            lines[-1] += f" {word}"
-        else:
-            lines.append(word)
-    return lines
-
-
-def caption(distilled: DistilledSet) -> str:
-    """What the set is, in a sentence."""
-    meta = distilled.meta
-    accuracy = meta.get("accuracy", {})
-    text = f"{meta.get('config', {}).get('data', {}).get('data', 'data')}, {distilled.ipc} a class, {meta.get('method', '')}"
-    if "mean" in accuracy:
-        text += f"; validation accuracy {100 * accuracy['mean']:.1f} % ({accuracy['n']} network{'s'[: accuracy['n'] > 1]})"
-    return text + ". Brightness and contrast are those of a typical image."
-
-
-def write_grid(distilled: DistilledSet, path: Path) -> None:
-    """Write the annotated grid as a PNG."""
-    buffer = io.BytesIO()
-    grid(distilled, caption(distilled)).save(buffer, "PNG")
-    write(path, buffer.getvalue())
+def compared(runs: Sequence[RunSummary]) -> Comparison:
+    """The runs side by side: what differs, what they reached, what they look like."""
+    sets = {run.name: run.distilled for run in runs if run.distilled}
+    fingerprints = {distilled.meta["data"]["fingerprint"] for distilled in sets.values() if "data" in distilled.meta}
+    note = "These runs did not distill the same data: their accuracies do not compare." if len(fingerprints) > 1 else ""
+    return Comparison(
+        reached(runs),
+        differences(runs),
+        note,
+        {name: gallery(distilled, COMPARED_CLASSES, COMPARED_IMAGES, COMPARED_PX) for name, distilled in sets.items()},
+        log_charts({run.name: run.log for run in runs}, "all"),
+    )

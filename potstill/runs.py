@@ -19,8 +19,8 @@ from potstill.outer import Best, OuterState, Record
 from potstill.preprocess import Preprocess
 from potstill.registry import InputError
 
-CONFIG, METRICS, CHECKPOINTS, EVALUATION, PICTURE = (
-    "config.toml", "metrics.jsonl", "checkpoints", "evaluation.json", "distilled.png",
+CONFIG, METRICS, CHECKPOINTS, EVALUATION, PICTURE, REPORT = (
+    "config.toml", "metrics.jsonl", "checkpoints", "evaluation.json", "distilled.png", "report.html",
 )  # fmt: skip
 LOCK, REPLACED, PREPARATION = ".lock", ".replaced", "preparation.safetensors"
 KEPT_CHECKPOINTS = 2
@@ -99,7 +99,7 @@ class RunFolder:
         if not keep:
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir()
-        for name in (METRICS, CHECKPOINTS, PREPARATION, store.ARTEFACT, EVALUATION, PICTURE, CONFIG):
+        for name in (METRICS, CHECKPOINTS, PREPARATION, store.ARTEFACT, EVALUATION, PICTURE, REPORT, CONFIG):
             here = self.path / name
             if here.exists() and not keep:
                 here.rename(aside / name)

@@ -1,0 +1,185 @@
+"""The curves of a report: what runs logged over outer steps, and accuracy against images per class."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+from numpy.typing import NDArray
+
+from potstill.evaluation import Figure
+from potstill.figures import Marks, Series, inline_svg, line_figure
+from potstill.summary import Log, Measured, Numbers
+
+MOST_POINTS = 100
+"""Longer curves are drawn as medians of bins: more points than this show noise, not the course, at a phone's width."""
+LEAST_BIN = 5
+"""Steps; a median and quartiles of fewer say little."""
+CURVES: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
+    ("loss", "Outer loss", "How badly networks trained on the synthetic images do on real training images. Lower is better.", {}),
+    (
+        "grad_norm", "Meta-gradient norm",
+        "How strongly the outer loss asks the synthetic images to change, on a logarithmic scale.", {"log_y": True},
+    ),
+    ("seconds", "Seconds per outer step", "Without validation.", {"from_zero": True}),
+    ("memory_mb", "Memory in MB", "The most that the process (on CUDA: its tensors) had used by each step.", {"from_zero": True}),
+)  # fmt: skip
+"""(name in the log, title, what it tells, how it is drawn)."""
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A figure of the page with its title and the words below it."""
+
+    title: str
+    caption: str
+    svg: Markup
+
+
+def log_charts(logs: Mapping[str, Log], prefix: str) -> list[Chart]:
+    """The curves of a run, or of several over each other; those that nobody logged are left out.
+
+    Args:
+        logs: a run's name -> what it logged.
+        prefix: of the ids in the figures, unique in the page.
+    """
+    charts = [logged_chart(logs, *curve, prefix=f"{prefix}-{curve[0]}") for curve in CURVES]
+    charts.insert(1, validation_chart(logs, f"{prefix}-validation"))
+    return [chart for chart in charts if chart]
+
+
+def logged_chart(
+    logs: Mapping[str, Log], key: str, title: str, caption: str, options: Mapping[str, Any], prefix: str
+) -> Chart | None:
+    """One quantity of every step. A single run also shows the spread within bins, its blocks, and clipped and skipped steps."""
+    shown = {name: log for name, log in logs.items() if np.nan_to_num(log.values[key]).any()}
+    if not shown:
+        return None
+    sizes = {name: bin_size(len(log.step)) for name, log in shown.items()}
+    series = [binned(name, log, log.values[key], sizes[name]) for name, log in shown.items()]
+    words = [caption]
+    marks: list[Marks] = []
+    if max(sizes.values()) > 1:
+        size = f"{sizes[next(iter(shown))]:,} steps" if len(shown) == 1 else "several steps"
+        words.append(f"Each point is the median of {size}{'; the band holds their middle half' * (len(shown) == 1)}.")
+    if len(shown) == 1:
+        log = next(iter(shown.values()))
+        options = {**options, "boundaries": log.block_starts}
+        if key == "grad_norm":
+            marks = clip_marks(log)
+            series = [dataclasses.replace(series[0], label="median" if sizes[series[0].label] > 1 else "norm")]
+            words.append(clip_words(log))
+    else:
+        series = [Series(one.label, one.x, one.mean) for one in series]
+    figure = line_figure(series, "outer step", marks=marks, **options)
+    return Chart(title, " ".join(words), inline_svg(figure, prefix, f"{title} over outer steps. {course(series)}"))
+
+
+def validation_chart(logs: Mapping[str, Log], prefix: str) -> Chart | None:
+    """Accuracy on validation data where it was measured."""
+    shown = {name: log.validations for name, log in logs.items() if log.validations}
+    if not shown:
+        return None
+    series = [
+        Series(name, [step for step, _ in found], [figure.mean for _, figure in found], deviations([figure for _, figure in found]))
+        for name, found in shown.items()
+    ]
+    counts = {figure.n for found in shown.values() for _, figure in found}
+    networks = " or ".join(f"{count:,}" for count in sorted(counts))
+    words = (
+        f"Accuracy on held-out validation images of {networks} fresh network{'s' * (counts != {1})} trained on the synthetic ones"
+    )
+    words += "; the band is one standard deviation." if counts != {1} else "."
+    boundaries = next(iter(logs.values())).block_starts if len(logs) == 1 else {}
+    figure = line_figure(series, "outer step", percent=True, boundaries=boundaries)
+    alternative = f"Validation accuracy over outer steps. {course(series, percent=True)}"
+    return Chart("Validation accuracy", words, inline_svg(figure, prefix, alternative))
+
+
+def budget_chart(measured: Sequence[Measured], prefix: str) -> Chart | None:
+    """Test accuracy against images per class; None unless it was measured at several budgets."""
+    names = {"distilled": "distilled", "random": "random real images"}
+    found: dict[str, dict[int, Figure]] = {name: {} for name in names}
+    for row in (row for one in measured if one.standard for row in one.rows if row.name in names):
+        found[row.name][row.ipc] = row.accuracy
+    series = [
+        Series(names[name], sorted(at), [at[ipc].mean for ipc in sorted(at)], deviations([at[ipc] for ipc in sorted(at)]))
+        for name, at in found.items()
+        if at
+    ]
+    if len(found["distilled"]) < 2:
+        return None
+    budgets = sorted(found["distilled"])
+    figure = line_figure(series, "images per class", percent=True, error_bars=True, log_x=budgets[-1] >= 10 * budgets[0])
+    words = (
+        "Each prefix of the set is a set of its own: its first block, its first two, and so on. Bars are one standard deviation."
+    )
+    alternative = f"Test accuracy against images per class. {course(series, percent=True, unit='per class')}"
+    return Chart("Accuracy by budget", words, inline_svg(figure, prefix, alternative))
+
+
+def bin_size(steps: int) -> int:
+    """Steps in a bin, so that a curve keeps at most `MOST_POINTS` points (and one more for each block)."""
+    return 1 if steps <= MOST_POINTS else max(LEAST_BIN, -(-steps // MOST_POINTS))
+
+
+def bins(log: Log, size: int) -> list[NDArray[np.intp]]:
+    """Places of the steps in each bin; a bin never spans two blocks."""
+    edges = [place for place in range(1, len(log.step)) if log.block[place] != log.block[place - 1]]
+    parts = np.split(np.arange(len(log.step)), edges)
+    return [chunk for part in parts for chunk in np.split(part, range(size, len(part), size))]
+
+
+def binned(label: str, log: Log, values: Numbers, size: int) -> Series:
+    """The median of each bin, and the distances to its quartiles."""
+    x, quartiles = [], []
+    for places in bins(log, size):
+        finite = values[places][np.isfinite(values[places])]
+        x.append(float(log.step[places].mean()))
+        quartiles.append(np.quantile(finite, (0.25, 0.5, 0.75)) if len(finite) else np.full(3, np.nan))
+    low, middle, high = np.array(quartiles).T
+    return Series(label, x, middle.tolist(), None if size == 1 else [(middle - low).tolist(), (high - middle).tolist()])
+
+
+def clip_marks(log: Log) -> list[Marks]:
+    """The strongest clipped step of each bin, and one skipped step of each, at the foot."""
+    norm, size = log.values["grad_norm"], bin_size(len(log.step))
+    foot = float(np.nanmin(norm))
+    clipped, skipped = [], []
+    for places in bins(log, size):
+        those = [place for place in places if log.clipped[place] and np.isfinite(norm[place])]
+        clipped += sorted(those, key=lambda place: norm[place])[-1:]
+        skipped += [place for place in places if log.skipped[place]][:1]
+    marks = [
+        Marks("clipped", log.step[clipped].tolist(), norm[clipped].tolist()),
+        Marks("skipped", log.step[skipped].tolist(), [foot] * len(skipped), "x"),
+    ]
+    return [one for one in marks if one.x]
+
+
+def clip_words(log: Log) -> str:
+    """How many steps were clipped or skipped, and what that means."""
+    clipped, skipped, size = int(log.clipped.sum()), int(log.skipped.sum()), bin_size(len(log.step))
+    words = f"{clipped:,} of {len(log.step):,} steps were clipped: shortened to a multiple of the running average"
+    words += " (each bin marks its strongest)." if clipped and size > 1 else "."
+    return words + (f" {skipped:,} were skipped, because their meta-gradient was not finite." if skipped else "")
+
+
+def deviations(figures: Sequence[Figure]) -> list[float]:
+    """Standard deviations; NaN for single networks."""
+    return [float("nan") if figure.std is None else figure.std for figure in figures]
+
+
+def course(series: Sequence[Series], *, percent: bool = False, unit: str = "") -> str:
+    """The first and last value of each line, in words."""
+    sentences = []
+    for one in series:
+        known = [(x, mean) for x, mean in zip(one.x, one.mean, strict=True) if not np.isnan(mean)]
+        ends = [
+            f"{f'{100 * mean:.1f} %' if percent else f'{mean:.3g}'} at {f'{x:,.0f} {unit}' if unit else f'step {x:,.0f}'}"
+            for x, mean in (known[0], known[-1])
+        ]
+        sentences.append(f"{one.label}: {', '.join(ends)}.")
+    return " ".join(sentences)

@@ -1,0 +1,220 @@
+"""What a report says of a run: headline, key figures, terms and their values, commands."""
+
+import shlex
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from potstill.config import WINDOWLESS
+from potstill.evaluation import Figure
+from potstill.registry import METHODS
+from potstill.runs import CONFIG
+from potstill.summary import RunSummary
+
+PREPROCESSING = {
+    "none": "none, pixels in [0, 1]",
+    "normalize": "each channel to mean 0 and standard deviation 1",
+    "zca": "ZCA whitening: neighbouring pixels decorrelated",
+}
+RANDOM = ("rat-bptt", "r-bptt")
+"""Methods that draw the number of inner steps."""
+CHANNELS = {1: "grey", 3: "colour"}
+Fact = tuple[str, str]
+"""A term, and its value in words."""
+
+
+def headline(run: RunSummary) -> str:
+    """What became of what."""
+    of_data = f" of {run.data_name}" if run.data_name else ""
+    if run.finished and run.distilled and run.counts:
+        return f"{run.counts['train']:,} images{of_data} became {len(run.distilled):,}"
+    ipc = run.config.distilled.ipc
+    return f"{run.data_name or 'Arrays'} at {ipc:,} image{'s'[: ipc > 1]} per class"
+
+
+def lede(run: RunSummary) -> str:
+    """What the set is worth, in plain words, and from which images that is known."""
+    test, random, validation = run.test("distilled"), run.test("random"), run.validation
+    if test and run.distilled:
+        words = (
+            f"Fresh networks trained on these {len(run.distilled):,} synthetic images alone are right on {percent(test[0])} of "
+            f"{test[1].test_images:,} test images, which neither they nor the distillation ever saw."
+        )
+        return words + (f" On as many real images, picked at random, they reach {percent(random[0])}." if random else "")
+    if run.finished and validation:
+        return (
+            f"Fresh networks trained on these synthetic images alone are right on {percent(validation)} of the validation images. "
+            "Those images also chose how long to train, so this is no test result."
+        )
+    return ""
+
+
+def tiles(run: RunSummary) -> list[Fact]:
+    """The few numbers to see first, each with what it counts."""
+    found: list[Fact] = []
+    if run.distilled:
+        ipc = run.distilled.ipc
+        found.append(
+            (f"{len(run.distilled):,}", f"synthetic images, {ipc:,} for each of {len(run.distilled.class_names):,} classes")
+        )
+    if run.distilled and run.counts:
+        found.append((f"{run.counts['train'] / len(run.distilled):,.0f}×", f"fewer than the {run.counts['train']:,} real images"))
+    test, random, validation = run.test("distilled"), run.test("random"), run.validation
+    if test:
+        found.append((percent(test[0]), f"test accuracy, {networks(test[0])}"))
+    elif validation:
+        found.append((percent(validation), f"validation accuracy, {networks(validation)}"))
+    if random:
+        found.append((percent(random[0]), "the same on as many random real images"))
+    return found
+
+
+def percent(figure: Figure) -> str:
+    """A fraction with its standard deviation, in per cent; no line breaks within."""
+    return str(figure).rpartition(" (n")[0].replace(" ", "\N{NO-BREAK SPACE}")
+
+
+def networks(figure: Figure) -> str:
+    """Over how many networks a figure is."""
+    return f"mean of {figure.n:,} networks" if figure.n > 1 else "one network"
+
+
+def progress(run: RunSummary) -> str:
+    """Outer steps done, of how many."""
+    return f"{run.log.done:,} of {run.config.all_steps:,}"
+
+
+def facts(run: RunSummary) -> dict[str, list[Fact]]:
+    """Heading -> terms with their values."""
+    return {
+        "The data": data_facts(run),
+        "The synthetic set": set_facts(run),
+        "The outer loop": making_facts(run),
+        "The run": run_facts(run),
+    }
+
+
+def data_facts(run: RunSummary) -> list[Fact]:
+    """What was distilled."""
+    data, found = run.config.data, [("Source", run.config.data.data)]
+    for split, use in (("train", "distilled from"), ("validation", "held out for every choice"), ("test", "only measured on")):
+        if split in run.counts:
+            found.append((f"{split.capitalize()} images", f"{run.counts[split]:,}, {use}"))
+    if run.distilled:
+        channels, height, width = run.distilled.shape
+        found.append(("An image", f"{width} × {height} pixels, {CHANNELS.get(channels, f'{channels} channels')}"))
+        found.append(("Classes", f"{len(run.distilled.class_names):,}"))
+    return [*found, ("Preprocessing", PREPROCESSING[data.preprocess])]
+
+
+def set_facts(run: RunSummary) -> list[Fact]:
+    """What the synthetic set is and how networks train on it."""
+    distilled, inner = run.config.distilled, run.config.inner
+    found = [
+        ("Images per class", f"{distilled.ipc:,}"),
+        ("Labels", "soft, learned with the images" if distilled.learn_labels else "hard, one class each"),
+        ("Started from", "real images" if distilled.init == "real" else "noise"),
+    ]
+    if distilled.boost_blocks > 1:
+        found.append(("Blocks", f"{distilled.boost_blocks:,}; the first ones are a set of their own"))
+        found.append(("Earlier blocks", f"at {distilled.boost_beta:g} of the learning rate" if distilled.boost_beta else "frozen"))
+    depth = f"depth {inner.depth}, width {inner.width}" + (f", {inner.norm} norm" if inner.model == "convnet" else "")
+    found.append(("Network", inner.model if ":" in inner.model else f"{inner.model}, {depth}"))
+    found.append(("It trains by", f"{inner.inner_optimizer}, learning rate {inner.inner_lr:g}"))
+    if run.finished and run.distilled:
+        found.append(("for", f"{run.distilled.recipe.steps:,} steps, chosen on validation images"))
+    return [*found, ("Augmentation", ", ".join(inner.augment) or "none")]
+
+
+def making_facts(run: RunSummary) -> list[Fact]:
+    """The outer loop."""
+    outer = run.config.outer
+    differentiated = "every one differentiated" if outer.method in WINDOWLESS else f"the last {outer.window:,} differentiated"
+    found = [
+        ("Method", f"{outer.method}, {METHODS.rows[outer.method][1].removesuffix(' (default)')}"),
+        ("Inner steps", f"{'up to ' * (outer.method in RANDOM)}{outer.unroll:,}, {differentiated}"),
+        ("Outer steps", progress(run)),
+    ]
+    if run.finished and run.distilled and "outer_step" in run.distilled.meta:
+        step = run.distilled.meta["outer_step"]
+        block = " of the last block" if run.config.distilled.boost_blocks > 1 else ""
+        found.append(("Set kept", f"after step {step:,}{block}, the best on validation images"))
+    found.append(("Real images in a step", f"{outer.real_batch:,}"))
+    if outer.trajectories > 1:
+        found.append(("Unrolls in a step", f"{outer.trajectories:,}, averaged"))
+    return [*found, ("Learning rate", f"{float(outer.outer_lr):.3g}")]
+
+
+def run_facts(run: RunSummary) -> list[Fact]:
+    """When, where, and with what."""
+    versions = run.distilled.meta.get("versions", {}) if run.distilled else {}
+    found = [("Started", moment(run.begun))]
+    if run.changed:
+        found.append(("Finished" if run.finished else "Last step logged", moment(run.changed)))
+    seconds = run.log.values["seconds"]
+    if len(seconds):
+        found.append(("Time in outer steps", duration(float(seconds[seconds == seconds].sum()))))
+    found += [("Device", f"{run.config.run.device}, {run.config.run.precision}"), ("Threads", str(run.config.run.threads))]
+    found.append(("Seed", str(run.config.run.seed)))
+    return found + [("Versions", ", ".join(f"{name} {number}" for name, number in versions.items()))] * bool(versions)
+
+
+def moment(time: datetime) -> str:
+    """A date, to the minute."""
+    return f"{time:%Y-%m-%d %H:%M} UTC"
+
+
+def duration(seconds: float) -> str:
+    """A time in the unit that reads best."""
+    if seconds < 120:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
+
+
+def commands(run: RunSummary) -> list[Fact]:
+    """What for -> the command; what needs the data is left out where they were arrays given in Python."""
+    folder = shlex.quote(str(run.path))
+    arrays = run.config.data.data == "arrays"
+    if not run.finished:
+        return [] if arrays else [("Go on", f"potstill distill --resume {folder}")]
+    found = [("Save the images", f"potstill export {folder} --format folder")]
+    if arrays:
+        return found
+    again = f"potstill distill --config {shlex.quote(str(run.path / CONFIG))} --out {shlex.quote(f'{run.path}-again')}"
+    return [
+        ("Measure it on test images", f"potstill evaluate {folder} --nets 10 --baseline random"),
+        *found,
+        ("Make it again", again),
+    ]
+
+
+def reached(runs: Sequence[RunSummary]) -> list[tuple[str, list[str]]]:
+    """(what, its value in each run): how far the runs came."""
+    tests, random = [run.test("distilled") for run in runs], [run.test("random") for run in runs]
+    rows = [
+        ("Outer steps", [progress(run) for run in runs]),
+        ("Validation accuracy", [measured(run.validation) for run in runs]),
+        ("Test accuracy", [measured(found and found[0]) for found in tests]),
+    ]
+    if any(random):
+        rows.append(("Test accuracy, random real images", [measured(found and found[0]) for found in random]))
+    return rows
+
+
+def differences(runs: Sequence[RunSummary]) -> list[tuple[str, list[str]]]:
+    """(option, its value in each run): those in which they differ."""
+    options = [run.config.flat() for run in runs]
+    rows = [(name, [option_text(one[name]) for one in options]) for name in options[0]]
+    return [(name, values) for name, values in rows if len(set(values)) > 1]
+
+
+def measured(figure: Figure | None) -> str:
+    """A figure for a table."""
+    return str(figure) if figure else "not measured"
+
+
+def option_text(value: Any) -> str:
+    """The value of an option, as the command line takes it."""
+    if isinstance(value, tuple):
+        return ",".join(map(str, value)) or "none"
+    return str(value).lower() if isinstance(value, bool) else str(value)

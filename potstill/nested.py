@@ -1,0 +1,366 @@
+"""The studies of section 5 and appendix B: parts of distilled sets, boosting against budget, and how both look.
+
+Source: figures 6, 7, 8 and 14 to 16 of Feng, Vedantam & Kempe 2024, arXiv:2311.07025.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from potstill.config import options_from_preset
+from potstill.distilled import Block, DistilledSet
+from potstill.evaluation import Row
+from potstill.figures import Series, dot_figure, line_figure, save
+from potstill.grid import write_grid
+from potstill.registry import InputError
+from potstill.studies import Measurement, Place, Point, Subject, Table, verdict
+from potstill.training import set_batches
+
+WEAK = 0.1
+"""The paper's beta of weak boosting."""
+SIMILARITY, NEAREST = "similarity within a class", "similarity to the nearest real image"
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large the studies are.
+
+    Args:
+        ipc: images per class of the whole sets.
+        block: of a block.
+        sizes: at which sets are distilled on their own; the last is `ipc`.
+        steps: outer steps of a set that is distilled on its own.
+        boosted_steps: outer steps of each block.
+        options: of every run.
+    """
+
+    ipc: int
+    block: int
+    sizes: tuple[int, ...]
+    steps: int
+    boosted_steps: int
+    options: Mapping[str, Any]
+
+    @property
+    def budgets(self) -> range:
+        """Images per class of every prefix."""
+        return range(self.block, self.ipc + 1, self.block)
+
+    def joint(self, ipc: int, seed: int) -> dict[str, Any]:
+        """Options of a run that distills a set of this size on its own."""
+        return {**self.options, "ipc": ipc, "steps": self.steps, "seed": seed}
+
+    def boosted(self, beta: float, seed: int) -> dict[str, Any]:
+        """Options of a boosted run."""
+        blocks = {"boost_blocks": self.ipc // self.block, "boost_beta": beta, "steps": self.boosted_steps}
+        return {**self.options, "ipc": self.ipc, "seed": seed, **blocks}
+
+    def __str__(self) -> str:
+        known = self.options
+        return (
+            f"Sets distilled on their own: {self.steps:,} outer steps each. Boosted sets: blocks of {self.block} a class, "
+            f"{self.boosted_steps:,} outer steps each. T = {known['unroll']}, M = {known['window']}, "
+            f"ConvNet of width {known['width']}, {known['preprocess']}. Networks train for the length that is best on "
+            f"validation data among {', '.join(map(str, known['lengths']))} steps and are measured on test data."
+        )
+
+
+def scale_of(preset: str, data: str | None) -> Scale:
+    """What a preset runs: "small" on digits or other small data, "paper" the paper's setting on CIFAR-10.
+
+    Raises:
+        InputError: "paper" without data.
+    """
+    if preset == "small":
+        options = {
+            "data": data or "digits", "preprocess": "normalize", "width": 32, "unroll": 30, "window": 10, "real_batch": 200,
+            "validate_every": 50, "checkpoint_every": 50, "lengths": (200, 500), "compile": "off",
+        }  # fmt: skip
+        return Scale(5, 1, (1, 2, 3, 5), 150, 100, options)
+    if data is None:
+        raise InputError("data must be given for the preset paper, which runs on CIFAR-10: --data parquet:PATH")
+    known = {**options_from_preset("cifar10-ipc50"), "data": data, "batch_per_class": "auto", "lengths": (300, 600, 1000)}
+    steps = known.pop("steps")
+    return Scale(50, 5, (5, 10, 25, 50), steps, steps, known)
+
+
+class Nested:
+    """What the three studies share."""
+
+    value = "test accuracy"
+
+    def about(self, preset: str) -> str:
+        """What a preset runs, in words."""
+        return str(scale_of(preset, "any"))
+
+
+def compared(table: Table, first: tuple[str, float], second: tuple[str, float], claim: str, expected: int) -> str:
+    """A sentence: the paper's claim, both figures, their paired difference, and whether its sign is the `expected` one.
+
+    With 0 for `expected` the claim is of size, not of sign, and is left to the reader.
+    """
+    found = table.difference(first, second)
+    told = f": {verdict(found, expected)}" if expected else ""
+    return (
+        f"{claim}. At {first[1]:g} a class, {first[0]}: {table.words(*first)}; {second[0]}: {table.words(*second)}; "
+        f"difference {found}{told}."
+    )
+
+
+def spread(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and sample deviation; NaN for the deviation of one."""
+    known = torch.tensor(values, dtype=torch.float64)
+    return float(known.mean()), float(known.std()) if len(known) > 1 else float("nan")
+
+
+def lines(table: Table, ways: Sequence[str]) -> list[Series]:
+    """A line for each way that was measured: means over seeds, with their deviation."""
+    found = []
+    for way in ways:
+        places = table.places(way)
+        means, deviations = zip(*(spread(list(table.cell(way, at).values())) for at in places), strict=True)
+        found.append(Series(way, places, means, deviations))
+    return found
+
+
+def joint_points(scale: Scale, seed: int, measure: Callable[[Subject], list[Measurement]]) -> list[Point]:
+    """A point for each size at which a set is distilled on its own; the longest first."""
+    return [Point(f"joint{size}-seed{seed}", scale.joint(size, seed), measure) for size in reversed(scale.sizes)]
+
+
+class Subsets(Nested):
+    """Figures 6 and 8."""
+
+    title = "What part of a distilled set is worth"
+
+    def points(self, preset: str, data: str | None, seeds: Sequence[int]) -> list[Point]:
+        scale = scale_of(preset, data)
+        found = []
+        for seed in seeds:
+            found.append(Point(f"strong-seed{seed}", scale.boosted(0.0, seed), lambda subject: self.of_boosted(subject, scale)))
+            found += joint_points(scale, seed, lambda subject: self.of_joint(subject, scale))
+        return found
+
+    def of_joint(self, subject: Subject, scale: Scale) -> list[Measurement]:
+        """The set itself, random parts of it and, once for each seed, random real images."""
+        distilled, bench, lengths = subject.distilled, subject.bench, subject.lengths
+        rows = [bench.of_set("distilled at that size", distilled, lengths)]
+        if distilled.ipc > scale.sizes[0]:
+            smaller = [ipc for ipc in scale.budgets if ipc < distilled.ipc]
+            rows += [bench.of_subsets(f"random part of a distilled {distilled.ipc}", distilled, ipc, lengths) for ipc in smaller]
+        if distilled.ipc == scale.ipc:
+            rows += [bench.of_random("random real", ipc, lengths) for ipc in scale.budgets]
+        return [Measurement.of(row.name, row, subject.seed) for row in rows]
+
+    def of_boosted(self, subject: Subject, scale: Scale) -> list[Measurement]:
+        """Single blocks, and random parts of the first two."""
+        distilled, bench, lengths, block = subject.distilled, subject.bench, subject.lengths, scale.block
+
+        def any_block(own: int) -> Any:
+            chosen = parts[own % len(parts)]
+            images, targets, labels = (part.to(bench.device) for part in (chosen.images, chosen.targets, chosen.labels))
+            return set_batches(images, targets, labels, bench.recipe, own)
+
+        parts = [only(distilled, [number]) for number in range(len(distilled.blocks))]
+        rows: list[Row] = [
+            bench.of_set(f"{word} block (boosted)", parts[number], lengths) for number, word in enumerate(("first", "second"))
+        ]
+        rows.append(bench.row("random block (boosted)", any_block, lengths, len(parts[0]), block))
+        rows.append(bench.of_subsets(f"random part of a boosted {2 * block}", distilled.prefix(2 * block), block, lengths))
+        return [Measurement.of(row.name, row, subject.seed) for row in rows]
+
+    def figures(self, table: Table, place: Place, points: Sequence[Point]) -> list[str]:
+        ways = [way for way in table.ways() if "boosted" not in way]
+        plot = line_figure(lines(table, ways), "images per class", "test accuracy", percent=True, error_bars=True, size=(560, 330))
+        save(plot, place.folder / "parts")
+        least = min(table.places("random real"))
+        bars = [way for way in table.ways() if least in table.places(way)]
+        plot = dot_figure(
+            [(way, *spread(list(table.cell(way, least).values()))) for way in bars],
+            f"test accuracy at {least:g} of each class",
+            percent=True,
+        )
+        save(plot, place.folder / "blocks")
+        return ["parts.svg", "blocks.svg"]
+
+    def claims(self, table: Table) -> list[str]:
+        whole = int(max(table.places("random real")))
+        block = min(table.places("random real"))
+        part = f"random part of a distilled {whole}"
+        found = [
+            compared(
+                table, (part, at), ("random real", at),
+                "Paper (figure 6): a random part of a distilled set does worse than as many random real images", -1,
+            )
+            for at in table.places(part)
+        ]  # fmt: skip
+        found += [
+            compared(table, (part, block), ("distilled at that size", block), "Paper (figure 6): and worse than a set of its size", -1),
+            compared(
+                table, ("second block (boosted)", block), (part, block),
+                "Paper (figure 8b): a single block of a boosted set does much better than a random part of a joint one", 1,
+            ),
+            compared(
+                table, ("first block (boosted)", block), ("second block (boosted)", block),
+                "Paper (section 6): the first block does better than the second, so that some correlation is left", 1,
+            ),
+        ]  # fmt: skip
+        boosted, joint = f"random part of a boosted {2 * block:g}", f"random part of a distilled {2 * block:g}"
+        if table.cell(joint, block):
+            claim = "Paper (figure 8c): a random part of two boosted blocks does better than one of a joint set of their size"
+            found.append(compared(table, (boosted, block), (joint, block), claim, 1))
+        return found
+
+
+class Boosting(Nested):
+    """Figure 7."""
+
+    title = "One nested set against a set for every budget"
+
+    def points(self, preset: str, data: str | None, seeds: Sequence[int]) -> list[Point]:
+        scale = scale_of(preset, data)
+
+        def budgets(way: str) -> Callable[[Subject], list[Measurement]]:
+            return lambda subject: self.of_prefixes(subject, way)
+
+        found = []
+        for seed in seeds:
+            found.append(Point(f"strong-seed{seed}", scale.boosted(0.0, seed), budgets("strong boosting, prefix")))
+            found.append(Point(f"weak-seed{seed}", scale.boosted(WEAK, seed), budgets("weak boosting, prefix")))
+            found += joint_points(scale, seed, lambda subject: self.of_joint(subject, scale))
+        return found
+
+    def of_prefixes(self, subject: Subject, way: str) -> list[Measurement]:
+        """Every prefix of a boosted set."""
+        sets = [subject.distilled.prefix(ipc) for ipc in subject.distilled.budgets]
+        return [Measurement.of(way, subject.bench.of_set(way, one, subject.lengths), subject.seed) for one in sets]
+
+    def of_joint(self, subject: Subject, scale: Scale) -> list[Measurement]:
+        """The set itself and, of the whole one, its first images and as many real ones."""
+        distilled, bench, lengths = subject.distilled, subject.bench, subject.lengths
+        rows = [bench.of_set("distilled at that size", distilled, lengths)]
+        if distilled.ipc == scale.ipc:
+            rows += [
+                bench.of_set("first images of a joint set", first_images(distilled, ipc), lengths) for ipc in scale.budgets[:-1]
+            ]
+            rows += [bench.of_random("random real", ipc, lengths) for ipc in scale.budgets]
+        return [Measurement.of(row.name, row, subject.seed) for row in rows]
+
+    def figures(self, table: Table, place: Place, points: Sequence[Point]) -> list[str]:
+        plot = line_figure(
+            lines(table, table.ways()), "images per class", "test accuracy", percent=True, error_bars=True, size=(560, 330)
+        )
+        save(plot, place.folder / "budgets")
+        return ["budgets.svg"]
+
+    def claims(self, table: Table) -> list[str]:
+        alone, strong, weak = "distilled at that size", "strong boosting, prefix", "weak boosting, prefix"
+        whole = max(table.places(alone))
+        found = [
+            compared(
+                table,
+                (strong, at),
+                (alone, at),
+                "Paper (figure 7): strong boosting costs little against a set distilled at that size",
+                0,
+            )
+            for at in table.places(alone)
+        ]
+        found.append(
+            compared(
+                table,
+                (weak, whole),
+                (alone, whole),
+                "Paper (figure 7): weak boosting overtakes joint distillation at larger sizes",
+                1,
+            )
+        )
+        return found
+
+
+class Pictures(Nested):
+    """Figures 14 to 16."""
+
+    title = "How joint, weakly and strongly boosted sets look"
+    value = "cosine"
+
+    def points(self, preset: str, data: str | None, seeds: Sequence[int]) -> list[Point]:
+        scale = scale_of(preset, data)
+        found = []
+        for seed in seeds:
+            for way, options in (
+                ("joint", scale.joint(scale.ipc, seed)),
+                ("strong boosting", scale.boosted(0.0, seed)),
+                ("weak boosting", scale.boosted(WEAK, seed)),
+            ):
+                found.append(Point(f"{way.split()[0]}-seed{seed}", options, self.likeness(way)))
+        return found
+
+    def likeness(self, way: str) -> Callable[[Subject], list[Measurement]]:
+        """Cosines between the images as a network reads them."""
+
+        def measure(subject: Subject) -> list[Measurement]:
+            distilled, ipc = subject.distilled, subject.distilled.ipc
+            found = []
+            for name, value in ((SIMILARITY, within(distilled)), (NEAREST, nearest(subject))):
+                found.append(Measurement(f"{way}: {name}", ipc, subject.seed, value, None, 1, "images as a network reads them"))
+            return found
+
+        return measure
+
+    def figures(self, table: Table, place: Place, points: Sequence[Point]) -> list[str]:
+        first = min(row.seed for row in table.rows)
+        names = []
+        for point in points:
+            if point.options["seed"] == first:
+                names.append(f"{point.name}.png")
+                write_grid(place.run(point.options), place.folder / names[-1])
+        return names
+
+    def claims(self, table: Table) -> list[str]:
+        at = table.rows[0].at
+        found = []
+        for way in ("strong boosting", "weak boosting"):
+            for name, claim, expected in (
+                (SIMILARITY, "Paper (appendix D.9): boosted images are more diverse than joint ones", -1),
+                (NEAREST, "Paper (section 5): and closer to real images", 1),
+            ):
+                found.append(compared(table, (f"{way}: {name}", at), (f"joint: {name}", at), claim, expected))
+        return found
+
+
+def only(distilled: DistilledSet, numbers: Sequence[int]) -> DistilledSet:
+    """The set of some of the blocks."""
+    blocks = tuple(distilled.blocks[number] for number in numbers)
+    return DistilledSet(blocks, distilled.class_names, distilled.fitted, distilled.recipe, learned_labels=distilled.learned_labels)
+
+
+def first_images(distilled: DistilledSet, ipc: int) -> DistilledSet:
+    """The set of the first `ipc` images of each class, whatever the blocks."""
+    rows = torch.cat([torch.nonzero(distilled.labels == label)[:ipc, 0] for label in range(len(distilled.class_names))])
+    block = Block({"images": distilled.images[rows], "targets": distilled.targets[rows]}, distilled.labels[rows])
+    return DistilledSet(
+        (block,), distilled.class_names, distilled.fitted, distilled.recipe, learned_labels=distilled.learned_labels
+    )
+
+
+def within(distilled: DistilledSet) -> float:
+    """Mean cosine of two different images of a class."""
+    images = F.normalize(distilled.images.flatten(1), dim=1)
+    same = distilled.labels[:, None] == distilled.labels
+    return float((images @ images.T)[same & ~torch.eye(len(images), dtype=torch.bool)].mean())
+
+
+def nearest(subject: Subject) -> float:
+    """Mean cosine of a distilled image and the real train image of its class that is most like it."""
+    distilled, train = subject.distilled, subject.bench.real.train
+    found = []
+    for label in range(len(distilled.class_names)):
+        real = train.take(torch.nonzero(train.labels == label)[:, 0])[0].cpu()
+        own = distilled.images[distilled.labels == label]
+        cosines = F.normalize(own.flatten(1), dim=1) @ F.normalize(real.flatten(1), dim=1).T
+        found.append(cosines.max(1).values)
+    return float(torch.cat(found).mean())

@@ -1,0 +1,266 @@
+"""What is known of a run: its folder, read into plain data; what is damaged is left out and named."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from potstill import runs, store
+from potstill.config import Config
+from potstill.distilled import DistilledSet
+from potstill.evaluation import Figure, Row
+from potstill.outer import Record
+from potstill.registry import InputError
+from potstill.runs import RunFolder
+
+Numbers = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Log:
+    """What a run logged, one entry an outer step; numbers that are missing or not finite are NaN.
+
+    Args:
+        step: (n,) counted from 1 over all blocks.
+        block: (n,) counted from 1.
+        values: name -> (n,): "loss", "grad_norm", "seconds", "memory_mb".
+        clipped: (n,) whether the meta-gradient was clipped.
+        skipped: (n,) whether it was not finite, so that the set stayed as it was.
+        validations: (step, accuracy on validation data) where it was measured.
+    """
+
+    step: Numbers
+    block: Numbers
+    values: dict[str, Numbers]
+    clipped: NDArray[np.bool_]
+    skipped: NDArray[np.bool_]
+    validations: list[tuple[int, Figure]]
+
+    @classmethod
+    def of(cls, records: Sequence[Record]) -> "Log":
+        """From the records of a run."""
+        names = ("loss", "grad_norm", "seconds", "memory_mb")
+        validations = [(record["step"], figure_of(record.get("validation"))) for record in records]
+        return cls(
+            np.array([record["step"] for record in records], float),
+            np.array([number(record.get("block", 1)) for record in records], float),
+            {name: np.array([number(record.get(name)) for record in records], float) for name in names},
+            np.array([record.get("clipped") is True for record in records], bool),
+            np.array([record.get("skipped") is True for record in records], bool),
+            [(step, figure) for step, figure in validations if figure],
+        )
+
+    @property
+    def done(self) -> int:
+        """Outer steps done, over all blocks."""
+        return int(self.step[-1]) if len(self.step) else 0
+
+    @property
+    def block_starts(self) -> dict[float, str]:
+        """First step of each block -> its name; nothing if there is only one block."""
+        first = [place for place in range(len(self.block)) if place == 0 or self.block[place] != self.block[place - 1]]
+        return {float(self.step[place]): f"block {self.block[place]:g}" for place in first} if len(first) > 1 else {}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One entry of evaluation.json.
+
+    Args:
+        rows: the measured lines.
+        test_images: how many images they were measured on.
+        settings: of `potstill evaluate`, by name.
+        same_data: whether the test images belong to the data that the set was distilled from.
+        hardware: the machine, in words.
+        versions: of the libraries, in words.
+    """
+
+    rows: list[Row]
+    test_images: int
+    settings: dict[str, Any]
+    same_data: bool
+    hardware: str
+    versions: str
+
+    @property
+    def standard(self) -> bool:
+        """Whether it measures the set as it is meant to be used: its own recipe, nothing chosen on test data."""
+        own = self.settings.get("model") is None and self.settings.get("steps") is None
+        return own and self.settings.get("protocol") == "validation" and self.same_data
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """A run, finished or not.
+
+    Args:
+        name: short and unique among the runs of a report.
+        path: its folder, as it was given.
+        config: its configuration.
+        finished: whether it came to its end.
+        distilled: the set, of an unfinished run as of its newest checkpoint; None if there is none.
+        log: what it logged.
+        measured: its evaluations.
+        notes: what could not be read, a sentence each.
+        begun: the date of config.toml.
+        changed: the date of distilled.safetensors, or of the last line logged; None before the first.
+    """
+
+    name: str
+    path: Path
+    config: Config
+    finished: bool
+    distilled: DistilledSet | None
+    log: Log
+    measured: list[Measured]
+    notes: list[str]
+    begun: datetime
+    changed: datetime | None
+
+    @property
+    def data_name(self) -> str:
+        """The data in a word; nothing for arrays that were given in Python."""
+        kind, _, rest = self.config.data.data.partition(":")
+        return "" if kind == "arrays" else Path(rest).stem or kind
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Images by split, as the set's file tells them; nothing before that."""
+        data = self.distilled.meta.get("data", {}) if self.distilled else {}
+        return {name: data[name] for name in ("train", "validation", "test") if name in data}
+
+    @property
+    def validation(self) -> Figure | None:
+        """Accuracy on validation data: of the finished set, else the last one logged."""
+        recorded = self.distilled.meta.get("accuracy") if self.distilled else None
+        if recorded:
+            return figure_of(recorded)
+        return self.log.validations[-1][1] if self.log.validations else None
+
+    def test(self, name: str) -> tuple[Figure, Measured] | None:
+        """Accuracy on test data of networks trained on the whole set ("distilled") or on as many "random" images, if measured."""
+        for measured in reversed(self.measured):
+            for row in measured.rows:
+                if measured.standard and row.name == name and self.distilled and row.ipc == self.distilled.ipc:
+                    return row.accuracy, measured
+        return None
+
+
+def number(value: Any) -> float:
+    """`value` as a finite number, or NaN."""
+    finite = isinstance(value, int | float) and abs(value) < float("inf")
+    return float(value) if finite else float("nan")
+
+
+def figure_of(recorded: Any) -> Figure | None:
+    """A measured fraction from plain data; None if it is none."""
+    try:
+        std = recorded["std"]
+        figure = Figure(float(recorded["mean"]), None if std is None else float(std), int(recorded["n"]))
+    except (KeyError, TypeError, ValueError):
+        return None
+    return figure if np.isfinite([figure.mean, figure.std or 0.0]).all() else None
+
+
+def read_runs(paths: Sequence[Path]) -> list[RunSummary]:
+    """The runs in these folders, under names that tell them apart.
+
+    Raises:
+        InputError: there are none, one is given twice, or a folder holds no run whose configuration can be read.
+    """
+    if not paths:
+        raise InputError("a report needs at least one run's folder, got none")
+    places = [path.resolve() for path in paths]
+    for place, path in zip(places, paths, strict=True):
+        if places.count(place) > 1:
+            raise InputError(f"each run must be given once, got {path} twice; leave one out")
+    return [read_run(path, name) for path, name in zip(paths, distinct_names(places), strict=True)]
+
+
+def distinct_names(places: Sequence[Path]) -> list[str]:
+    """The last parts of each path, as few as tell all of them apart."""
+    for length in range(1, max(len(place.parts) for place in places) + 1):
+        names = [Path(*place.parts[-length:]).as_posix() for place in places]
+        if len(set(names)) == len(names):
+            break
+    return names
+
+
+def read_run(path: Path, name: str) -> RunSummary:
+    """The run in a folder; an InputError if its configuration cannot be read or has not been resolved by a run."""
+    folder = RunFolder.open(path)
+    config = folder.config()
+    if "auto" in (config.outer.steps, config.data.preprocess):
+        raise InputError(f'{path / runs.CONFIG} still holds "auto": it was not written by a run; distill with it first')
+    notes: list[str] = []
+    distilled = read_set(folder, notes)
+    log = read_log(folder, notes)
+    newest = path / (store.ARTEFACT if folder.finished else runs.METRICS)
+    return RunSummary(
+        name, path, config, folder.finished, distilled, log, read_measured(folder, distilled, notes), notes,
+        date(path / runs.CONFIG), date(newest) if newest.exists() else None,
+    )  # fmt: skip
+
+
+def date(path: Path) -> datetime:
+    """When a file was last written."""
+    return datetime.fromtimestamp(path.stat().st_mtime, UTC)
+
+
+def read_set(folder: RunFolder, notes: list[str]) -> DistilledSet | None:
+    """The finished set, or the newest checkpoint's."""
+    try:
+        return store.load(folder.path) if folder.finished else folder.snapshot()
+    except InputError as error:
+        notes.append(f"The set cannot be shown: {error}.")
+        return None
+
+
+def read_log(folder: RunFolder, notes: list[str]) -> Log:
+    """What was logged, up to the first line that cannot be read."""
+    path = folder.path / runs.METRICS
+    try:
+        records = folder.records()
+        lines = len(path.read_bytes().splitlines()) if path.exists() else 0
+    except OSError as error:
+        notes.append(f"The curves cannot be shown: cannot read {path}: {error.strerror}.")
+        return Log.of([])
+    if lines > len(records) + (not folder.finished):  # a kill cuts the last line short, and it is written again
+        notes.append(f"The curves end early: line {len(records) + 1} of {lines} in {path} is damaged.")
+    return Log.of(records)
+
+
+def read_measured(folder: RunFolder, distilled: DistilledSet | None, notes: list[str]) -> list[Measured]:
+    """The evaluations; those that are damaged are left out."""
+    path = folder.path / runs.EVALUATION
+    found = runs.evaluations(path)
+    measured = [one for entry in found if (one := measured_of(entry, distilled))]
+    if path.exists() and len(measured) < max(1, len(found)):
+        what = f"{len(found) - len(measured)} of {len(found)} evaluations" if found else "The evaluations"
+        notes.append(f"{what} cannot be shown: {path} is damaged; measure again with `potstill evaluate`.")
+    return measured
+
+
+def measured_of(entry: dict[str, Any], distilled: DistilledSet | None) -> Measured | None:
+    """An entry of evaluation.json; None if something is missing in it."""
+    try:
+        rows = [row_of(row, distilled) for row in entry["rows"]]
+        same = distilled is None or entry["data"]["fingerprint"] == distilled.meta.get("data", {}).get("fingerprint")
+        versions = ", ".join(f"{name} {number}" for name, number in entry["versions"].items())
+        return Measured(rows, int(entry["test_images"]), dict(entry["settings"]), same, str(entry["hardware"]), versions)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
+
+
+def row_of(row: dict[str, Any], distilled: DistilledSet | None) -> Row:
+    """A measured line from plain data; files of potstill 0.1.0 do not tell the images per class."""
+    figure = figure_of(row["accuracy"])
+    if figure is None:
+        raise ValueError("an accuracy must hold mean, std and n")
+    images, classes = int(row["images"]), len(distilled.class_names) if distilled else 1
+    ipc = int(row.get("ipc", images // classes))
+    return Row(str(row["name"]), str(row["model"]), images, ipc, int(row["steps"]), figure, str(row["protocol"]))
