@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from markupsafe import Markup
@@ -17,16 +16,21 @@ MOST_POINTS = 100
 """Longer curves are drawn as medians of bins: more points than this show noise, not the course, at a phone's width."""
 LEAST_BIN = 5
 """Steps; a median and quartiles of fewer say little."""
-CURVES: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
-    ("loss", "Outer loss", "How badly networks trained on the synthetic images do on real training images. Lower is better.", {}),
+CURVES = (
+    (
+        "loss", "Outer loss", "How badly networks trained on the synthetic images do on real training images. Lower is better.",
+        "as it is",
+    ),
     (
         "grad_norm", "Meta-gradient norm",
-        "How strongly the outer loss asks the synthetic images to change, on a logarithmic scale.", {"log_y": True},
+        "How strongly the outer loss asks the synthetic images to change, on a logarithmic scale.", "log",
     ),
-    ("seconds", "Seconds per outer step", "Without validation.", {"from_zero": True}),
-    ("memory_mb", "Memory in MB", "The most that the process (on CUDA: its tensors) had used by each step.", {"from_zero": True}),
+    ("seconds", "Seconds per outer step", "Without validation.", "from 0"),
+    ("memory_mb", "Memory in MB", "The most that the process (on CUDA: its tensors) had used by each step.", "from 0"),
 )  # fmt: skip
-"""(name in the log, title, what it tells, how it is drawn)."""
+"""(name in the log, title, what it tells, its axis)."""
+MOST_OF_USUAL = 3
+"""An axis from 0 ends at most at this times the 90th percentile: the first steps, which warm up, would dwarf the others."""
 
 
 @dataclass(frozen=True)
@@ -50,52 +54,82 @@ def log_charts(logs: Mapping[str, Log], prefix: str) -> list[Chart]:
     return [chart for chart in charts if chart]
 
 
-def logged_chart(
-    logs: Mapping[str, Log], key: str, title: str, caption: str, options: Mapping[str, Any], prefix: str
-) -> Chart | None:
+def logged_chart(logs: Mapping[str, Log], key: str, title: str, caption: str, axis: str, prefix: str) -> Chart | None:
     """One quantity of every step. A single run also shows the spread within bins, its blocks, and clipped and skipped steps."""
-    shown = {name: log for name, log in logs.items() if np.nan_to_num(log.values[key]).any()}
-    if not shown:
+    looks = {name: look for look, (name, log) in enumerate(logs.items()) if np.nan_to_num(log.values[key]).any()}
+    if not looks:
         return None
-    sizes = {name: bin_size(len(log.step)) for name, log in shown.items()}
-    series = [binned(name, log, log.values[key], sizes[name]) for name, log in shown.items()]
-    words = [caption]
-    marks: list[Marks] = []
-    if max(sizes.values()) > 1:
-        size = f"{sizes[next(iter(shown))]:,} steps" if len(shown) == 1 else "several steps"
-        words.append(f"Each point is the median of {size}{'; the band holds their middle half' * (len(shown) == 1)}.")
-    if len(shown) == 1:
-        log = next(iter(shown.values()))
-        options = {**options, "boundaries": log.block_starts}
-        if key == "grad_norm":
-            marks = clip_marks(log)
-            series = [dataclasses.replace(series[0], label="median" if sizes[series[0].label] > 1 else "norm")]
-            words.append(clip_words(log))
-    else:
-        series = [Series(one.label, one.x, one.mean) for one in series]
-    figure = line_figure(series, "outer step", marks=marks, **options)
+    sizes = [bin_size(len(logs[name].step)) for name in looks]
+    series = [logged(name, logs[name], key, look) for name, look in looks.items()]
+    words, marks, limits = [caption], [], None
+    if max(sizes) > 1:
+        size = f"{sizes[0]:,} steps; the band holds their middle half" if len(looks) == 1 else "several steps"
+        words.append(f"Each point is the median of {size}.")
+    if len(looks) > 1:
+        series = [dataclasses.replace(one, spread=None) for one in series]
+    elif key == "grad_norm":
+        (log,) = (logs[name] for name in looks)
+        marks = clip_marks(log)
+        words.append(clip_words(log))
+        series = [dataclasses.replace(series[0], label="median" if sizes[0] > 1 else "norm")]
+    if axis == "from 0":
+        limits, beyond = limits_from_zero(series)
+        words += [f"Single points go up to {beyond:.3g}, beyond the axis."] if beyond else []
+    figure = line_figure(series, "outer step", log_y=axis == "log", y_limits=limits, marks=marks, boundaries=boundaries(logs))
     return Chart(title, " ".join(words), inline_svg(figure, prefix, f"{title} over outer steps. {course(series)}"))
+
+
+def logged(label: str, log: Log, key: str, look: int) -> Series:
+    """The line of a quantity that was logged."""
+    size = bin_size(len(log.step))
+    return dataclasses.replace(binned(label, log.step, log.values[key], bins(log.block.tolist(), size), size), look=look)
+
+
+def boundaries(logs: Mapping[str, Log]) -> dict[float, str]:
+    """Where blocks begin, in the curves of a single run."""
+    return next(iter(logs.values())).block_starts if len(logs) == 1 else {}
+
+
+def limits_from_zero(series: Sequence[Series]) -> tuple[tuple[float, float], float | None]:
+    """The limits of an axis from 0, and the greatest value if it lies beyond."""
+    values = np.concatenate([np.asarray(one.mean) for one in series])
+    greatest, usual = float(np.nanmax(values)), float(np.nanquantile(values, 0.9))
+    top = min(1.1 * greatest, MOST_OF_USUAL * usual or greatest)
+    return (0, top), (greatest if greatest > top else None)
 
 
 def validation_chart(logs: Mapping[str, Log], prefix: str) -> Chart | None:
     """Accuracy on validation data where it was measured."""
-    shown = {name: log.validations for name, log in logs.items() if log.validations}
+    shown = {name: log for name, log in logs.items() if log.validations}
     if not shown:
         return None
-    series = [
-        Series(name, [step for step, _ in found], [figure.mean for _, figure in found], deviations([figure for _, figure in found]))
-        for name, found in shown.items()
-    ]
-    counts = {figure.n for found in shown.values() for _, figure in found}
+    series = [validated(name, log, look) for look, (name, log) in enumerate(logs.items()) if log.validations]
+    counts = {figure.n for log in shown.values() for _, figure in log.validations}
     networks = " or ".join(f"{count:,}" for count in sorted(counts))
     words = (
         f"Accuracy on held-out validation images of {networks} fresh network{'s' * (counts != {1})} trained on the synthetic ones"
     )
-    words += "; the band is one standard deviation." if counts != {1} else "."
-    boundaries = next(iter(logs.values())).block_starts if len(logs) == 1 else {}
-    figure = line_figure(series, "outer step", percent=True, boundaries=boundaries)
+    sizes = {bin_size(len(log.validations)) for log in shown.values()}
+    if sizes != {1}:
+        words += f". Each point is the median of {f'{max(sizes)} validations' if len(logs) == 1 else 'several validations'}"
+        words += "; the band holds their middle half."
+    else:
+        words += "; the band is one standard deviation." if counts != {1} else "."
+    figure = line_figure(series, "outer step", percent=True, boundaries=boundaries(logs))
     alternative = f"Validation accuracy over outer steps. {course(series, percent=True)}"
     return Chart("Validation accuracy", words, inline_svg(figure, prefix, alternative))
+
+
+def validated(label: str, log: Log, look: int) -> Series:
+    """The validations with their standard deviations; many of them as medians and quartiles, as everything else."""
+    steps = np.array([step for step, _ in log.validations], float)
+    means = np.array([figure.mean for _, figure in log.validations])
+    size = bin_size(len(steps))
+    if size == 1:
+        return Series(label, steps.tolist(), means.tolist(), deviations([figure for _, figure in log.validations]), look)
+    block_of = dict(zip(log.step.tolist(), log.block.tolist(), strict=True))
+    found = binned(label, steps, means, bins([block_of[step] for step in steps.tolist()], size), size)
+    return dataclasses.replace(found, look=look)
 
 
 def budget_chart(measured: Sequence[Measured], prefix: str) -> Chart | None:
@@ -125,22 +159,22 @@ def bin_size(steps: int) -> int:
     return 1 if steps <= MOST_POINTS else max(LEAST_BIN, -(-steps // MOST_POINTS))
 
 
-def bins(log: Log, size: int) -> list[NDArray[np.intp]]:
-    """Places of the steps in each bin; a bin never spans two blocks."""
-    edges = [place for place in range(1, len(log.step)) if log.block[place] != log.block[place - 1]]
-    parts = np.split(np.arange(len(log.step)), edges)
+def bins(block: Sequence[float], size: int) -> list[NDArray[np.intp]]:
+    """The places in each bin, of `size` places and fewer at the end of a block; no bin spans two blocks."""
+    edges = [place for place in range(1, len(block)) if block[place] != block[place - 1]]
+    parts = np.split(np.arange(len(block)), edges)
     return [chunk for part in parts for chunk in np.split(part, range(size, len(part), size))]
 
 
-def binned(label: str, log: Log, values: Numbers, size: int) -> Series:
-    """The median of each bin, and the distances to its quartiles."""
-    x, quartiles = [], []
-    for places in bins(log, size):
+def binned(label: str, x: Numbers, values: Numbers, groups: Sequence[NDArray[np.intp]], size: int) -> Series:
+    """The median of each group of places, and the distances to its quartiles; the values themselves if `size` is 1."""
+    centres, quartiles = [], []
+    for places in groups:
         finite = values[places][np.isfinite(values[places])]
-        x.append(float(log.step[places].mean()))
+        centres.append(float(x[places].mean()))
         quartiles.append(np.quantile(finite, (0.25, 0.5, 0.75)) if len(finite) else np.full(3, np.nan))
     low, middle, high = np.array(quartiles).T
-    return Series(label, x, middle.tolist(), None if size == 1 else [(middle - low).tolist(), (high - middle).tolist()])
+    return Series(label, centres, middle.tolist(), None if size == 1 else [(middle - low).tolist(), (high - middle).tolist()])
 
 
 def clip_marks(log: Log) -> list[Marks]:
@@ -148,7 +182,7 @@ def clip_marks(log: Log) -> list[Marks]:
     norm, size = log.values["grad_norm"], bin_size(len(log.step))
     foot = float(np.nanmin(norm))
     clipped, skipped = [], []
-    for places in bins(log, size):
+    for places in bins(log.block.tolist(), size):
         those = [place for place in places if log.clipped[place] and np.isfinite(norm[place])]
         clipped += sorted(those, key=lambda place: norm[place])[-1:]
         skipped += [place for place in places if log.skipped[place]][:1]
@@ -163,7 +197,7 @@ def clip_words(log: Log) -> str:
     """How many steps were clipped or skipped, and what that means."""
     clipped, skipped, size = int(log.clipped.sum()), int(log.skipped.sum()), bin_size(len(log.step))
     words = f"{clipped:,} of {len(log.step):,} steps were clipped: shortened to a multiple of the running average"
-    words += " (each bin marks its strongest)." if clipped and size > 1 else "."
+    words += "; of those near each other the strongest is marked." if clipped and size > 1 else "."
     return words + (f" {skipped:,} were skipped, because their meta-gradient was not finite." if skipped else "")
 
 

@@ -204,17 +204,17 @@ def reached(runs: Sequence[RunSummary]) -> list[tuple[str, list[str]]]:
 def differences(runs: Sequence[RunSummary]) -> list[tuple[str, list[str]]]:
     """(option, its value in each run): those in which they differ."""
     options = [run.config.flat() for run in runs]
-    rows = [(name, [option_text(one[name]) for one in options]) for name in options[0]]
-    return [(name, values) for name, values in rows if len(set(values)) > 1]
+    differing = [name for name in options[0] if len({one[name] for one in options}) > 1]
+    return [(name, [option_text(one[name]) for one in options]) for name in differing]
 
 
 def measured(figure: Figure | None) -> str:
     """A figure for a table."""
-    return str(figure) if figure else "not measured"
+    return f"{percent(figure)} (n\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{figure.n})" if figure else "not measured"
 
 
 def option_text(value: Any) -> str:
     """The value of an option, as the command line takes it."""
     if isinstance(value, tuple):
         return ",".join(map(str, value)) or "none"
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)

@@ -26,8 +26,8 @@ VARIABLES = {INK: "ink", FAINT: "line", PAPER: "paper"} | {colour: f"series-{pla
 DASHES, MARKERS = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2))), "os^DvPX"
 WIDTH, HEIGHT, LEGEND_ROW = 352, 210, 17
 """CSS pixels: as wide as a phone's column, so that the text is read at its own size there."""
-FEW = 40
-"""Points that still have a marker each."""
+FEW, MANY_DECADES = 40, 500
+"""Points that still have a marker each; the ratio over which a log axis names powers of 10 only."""
 STYLE: dict[Any, Any] = {
     "font.size": 11, "text.color": INK, "axes.edgecolor": FAINT, "axes.labelcolor": INK, "xtick.color": FAINT, "ytick.color": FAINT,
     "xtick.labelcolor": INK, "ytick.labelcolor": INK, "axes.facecolor": PAPER, "figure.facecolor": PAPER, "axes.spines.top": False,
@@ -46,12 +46,14 @@ class Series:
         x: (n,) ascending.
         mean: (n,); NaN where nothing was measured.
         spread: (n,) the standard deviation, or (2, n) the distances below and above; NaN where there is none.
+        look: which colour, dash and marker it has, so that it keeps them over several figures; None: by its place in the figure.
     """
 
     label: str
     x: Sequence[float]
     mean: Sequence[float]
     spread: Sequence[float] | Sequence[Sequence[float]] | None = None
+    look: int | None = None
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def line_figure(
     log_y: bool = False,
     percent: bool = False,
     error_bars: bool = False,
-    from_zero: bool = False,
+    y_limits: tuple[float, float] | None = None,
     marks: Sequence[Marks] = (),
     boundaries: Mapping[float, str] | None = None,
     size: tuple[int, int] = (WIDTH, HEIGHT),
@@ -88,9 +90,9 @@ def line_figure(
         log_y: y on a log scale.
         percent: y are fractions and read as percentages.
         error_bars: show the spread as bars at the points instead of as a band.
-        from_zero: the y axis starts at 0.
+        y_limits: where the y axis begins and ends; None: where the lines do.
         marks: points that stand out.
-        boundaries: x -> a word for what begins there, as a dotted vertical line.
+        boundaries: x -> a short word for what begins there, above a dotted vertical line.
         size: (width, height) in CSS pixels without the legend, which is put on top.
     """
     named: list[Series | Marks] = [*series, *marks] if len(series) + len(marks) > 1 else []
@@ -99,16 +101,16 @@ def line_figure(
     with styled():
         figure = Figure(figsize=(size[0] / 72, (size[1] + legend) / 72))
         axes = figure.subplots()
-        handles = [draw(axes, one, place, error_bars) for place, one in enumerate(series)]
+        handles = [draw(axes, one, place if one.look is None else one.look, error_bars) for place, one in enumerate(series)]
         handles += [axes.plot(one.x, one.y, ls="", marker=one.marker, color=COLOURS[1])[0] for one in marks]
         axes.set_xlabel(x_label)
         axes.set_title(y_label, loc="left", parse_math=False)
         scale(axes, series, log_x, log_y, percent)
-        if from_zero:
-            axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
+        if y_limits:
+            axes.set_ylim(*y_limits)
         for x, word in (boundaries or {}).items():
             axes.axvline(x, color=INK, lw=0.8, ls=":")
-            axes.text(x, 1, f" {word}", size=9, va="top", transform=axes.get_xaxis_transform(), parse_math=False)
+            axes.text(x, 1.01, word, size=9, transform=axes.get_xaxis_transform(), parse_math=False)
         if named:
             # The labels are set afterwards: as arguments, those that begin with "_" would be left out.
             shown = figure.legend(handles, ["x"] * len(named), loc="outside upper left", ncols=columns, frameon=False)
@@ -141,12 +143,12 @@ def styled() -> Iterator[None]:
         yield
 
 
-def draw(axes: Axes, series: Series, place: int, error_bars: bool) -> Any:
-    """Draw the line that has this place in the legend, and return what stands there."""
+def draw(axes: Axes, series: Series, look: int, error_bars: bool) -> Any:
+    """Draw a line, and return what stands for it in the legend."""
     x, mean = np.asarray(series.x, float), np.asarray(series.mean, float)
-    looks: dict[str, Any] = {"color": COLOURS[place % len(COLOURS)], "ls": DASHES[place % len(DASHES)]}
-    looks |= {"marker": MARKERS[place % len(MARKERS)], "markevery": 1 if len(x) <= FEW else len(x) // 8}
-    if place == 0 and len(x) > FEW:  # a long line that is solid needs none
+    looks: dict[str, Any] = {"color": COLOURS[look % len(COLOURS)], "ls": DASHES[look % len(DASHES)]}
+    looks |= {"marker": MARKERS[look % len(MARKERS)], "markevery": 1 if len(x) <= FEW else len(x) // 8}
+    if look == 0 and len(x) > FEW:  # a long line that is solid needs none
         looks["marker"] = ""
     if series.spread is None:
         return axes.plot(x, mean, **looks)[0]
@@ -170,7 +172,8 @@ def scale(axes: Axes, series: Sequence[Series], log_x: bool, log_y: bool, percen
     )
     if log_y:
         axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        low, high = axes.get_ylim()
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < MANY_DECADES * low else (1,)))
     else:
         axes.yaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_major_formatter(plain)

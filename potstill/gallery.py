@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from potstill.distilled import Block, DistilledSet
+from potstill.distilled import DistilledSet
 from potstill.grid import to_image
 
 MOST_VALUES, MOST_PICTURES = 4_000_000, 2_000
@@ -87,17 +87,15 @@ def gallery(
 
 def cell(distilled: DistilledSet, place: int, label: int, each: int) -> list[Picture]:
     """The first pictures of a class in a block."""
-    block = distilled.blocks[place]
-    members = torch.nonzero(block.labels == label)[:, 0].tolist()
+    block, name = distilled.blocks[place], distilled.class_names[label]
+    members = torch.nonzero(block.labels == label)[:, 0]
     end = f"of {len(members)}" + (f" in block {place + 1}" if len(distilled.blocks) > 1 else "")
-    return [picture(distilled, block, index, label, f"image {number + 1} {end}") for number, index in enumerate(members[:each])]
-
-
-def picture(distilled: DistilledSet, block: Block, index: int, label: int, words: str) -> Picture:
-    """One example of a block."""
-    pixels = distilled.fitted.pictures(block.images[index : index + 1])[0]
-    bars = label_bars(block.targets[index], label, distilled.class_names) if distilled.learned_labels else None
-    return Picture(data_uri(pixels), f"class {distilled.class_names[label]}, {words}", bars)
+    made = []
+    for number, pixels in enumerate(distilled.fitted.pictures(block.images[members[:each]])):
+        weights = block.targets[members[number]]
+        bars = label_bars(weights, label, distilled.class_names) if distilled.learned_labels else None
+        made.append(Picture(data_uri(pixels), f"class {name}, image {number + 1} {end}", bars))
+    return made
 
 
 def data_uri(pixels: Tensor) -> str:

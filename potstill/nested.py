@@ -198,7 +198,10 @@ class Subsets(Nested):
             for at in table.places(part)
         ]  # fmt: skip
         found += [
-            compared(table, (part, block), ("distilled at that size", block), "Paper (figure 6): and worse than a set of its size", -1),
+            compared(
+                table, (part, block), ("distilled at that size", block),
+                "Paper (figure 6): and worse than a set that was distilled at its size", -1,
+            ),
             compared(
                 table, ("second block (boosted)", block), (part, block),
                 "Paper (figure 8b): a single block of a boosted set does much better than a random part of a joint one", 1,

@@ -66,6 +66,7 @@ class Comparison:
         options: the options in which they differ, and their values.
         note: what to bear in mind; may be empty.
         galleries: run name -> its first images.
+        learned_labels: whether some of them have learned labels.
         charts: their curves over each other.
     """
 
@@ -73,6 +74,7 @@ class Comparison:
     options: list[tuple[str, list[str]]]
     note: str
     galleries: dict[str, Gallery]
+    learned_labels: bool
     charts: list[Chart]
 
 
@@ -99,10 +101,15 @@ def check_target(out: Path) -> None:
         raise InputError(f"out must name a file, got the folder {out}; give {out / 'report.html'}")
     if not out.absolute().parent.is_dir():
         raise InputError(f"the folder of out does not exist, got {out}; make {out.parent} first")
-    if out.exists():
+    try:
         with out.open("rb") as file:
-            if MARK.encode() not in file.read(1000):
-                raise InputError(f"{out} exists and is no report of potstill; choose another file with --out")
+            ours = MARK.encode() in file.read(1000)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise InputError(f"cannot read {out}, which is there already: {error.strerror}; choose another file with --out") from error
+    if not ours:
+        raise InputError(f"{out} exists and is no report of potstill; choose another file with --out")
 
 
 def render(summaries: Sequence[RunSummary]) -> str:
@@ -158,5 +165,6 @@ def compared(runs: Sequence[RunSummary]) -> Comparison:
         differences(runs),
         note,
         {name: gallery(distilled, COMPARED_CLASSES, COMPARED_IMAGES, COMPARED_PX) for name, distilled in sets.items()},
+        any(distilled.learned_labels for distilled in sets.values()),
         log_charts({run.name: run.log for run in runs}, "all"),
     )

@@ -61,9 +61,10 @@ class Log:
 
     @property
     def block_starts(self) -> dict[float, str]:
-        """First step of each block -> its name; nothing if there is only one block."""
+        """First step of each block -> its number, "block 1" for the first; nothing if there is only one block."""
         first = [place for place in range(len(self.block)) if place == 0 or self.block[place] != self.block[place - 1]]
-        return {float(self.step[place]): f"block {self.block[place]:g}" for place in first} if len(first) > 1 else {}
+        names = {float(self.step[place]): f"{'block ' * (place == 0)}{self.block[place]:g}" for place in first}
+        return names if len(names) > 1 else {}
 
 
 @dataclass(frozen=True)
@@ -224,8 +225,8 @@ def read_log(folder: RunFolder, notes: list[str]) -> Log:
     """What was logged, up to the first line that cannot be read."""
     path = folder.path / runs.METRICS
     try:
+        lines = len(path.read_bytes().splitlines()) if path.exists() else 0  # first: a run may be writing more
         records = folder.records()
-        lines = len(path.read_bytes().splitlines()) if path.exists() else 0
     except OSError as error:
         notes.append(f"The curves cannot be shown: cannot read {path}: {error.strerror}.")
         return Log.of([])

@@ -228,7 +228,7 @@ def test_steps_are_dealt_out_to_the_blocks_unless_they_are_given():
     quick = {**BOOSTED, "width": 4, "unroll": 1, "window": 1, "real_batch": 10, "validate_every": 1000}
     quick.pop("steps")
     one = potstill.distill(**quick)
-    assert one.meta["config"]["outer"]["steps"] == 200
+    assert one.meta["config"]["outer"]["steps"] == 500 // 3
     assert one.meta["config"]["distilled"]["block_ipc"] == 1
 
 

@@ -14,7 +14,8 @@ ORDER = [
     "registry", "seeds", "config", "devices", "data", "images", "folders", "tables", "sources", "preprocess", "loading",
     "augment", "models", "distilled", "store", "derivatives", "fusible", "compiled", "compilation",
     "inner", "windows", "training", "evaluation", "methods", "outer", "boosting", "resolve", "runs", "distillation",
-    "api", "grid", "figures", "studies", "nested", "summary", "curves", "gallery", "facts", "report", "exports", "display", "commands", "cli",
+    "api", "grid", "figures", "studies", "nested", "summary", "curves", "gallery", "facts", "report",
+    "exports", "display", "commands", "cli",
 ]  # fmt: skip
 
 

@@ -1,20 +1,302 @@
-"""What the picture of a set says."""
+"""The report: what the page says, that it needs nothing beside it, and what it says of damaged runs."""
 
-from PIL import ImageFont
+import itertools
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
 
-from potstill.report import drawable, shorten, wrap
+import numpy as np
+import pytest
+from PIL import Image
+from test_runs import QUICK, interrupted_run
 
-FONT = ImageFont.load_default(15)
+import potstill
+from potstill import runs, store
+from potstill.cli import main
+from potstill.distilled import Block, DistilledSet
+from potstill.evaluation import Figure
+from potstill.gallery import gallery
+from potstill.registry import InputError
+from potstill.report import write_report
 
 
-def test_characters_that_the_font_lacks_are_written_plainly():
-    assert drawable("été of 猫 42-a", FONT) == "ete of ? 42-a"
+class Page(HTMLParser):
+    """A page's elements, texts and tables.
+
+    Args:
+        path: of the file.
+    """
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str]]] = []
+        self.texts: list[str] = []
+        self.rows: list[list[str]] = []
+        self.inside = ""
+        self.source = path.read_text(encoding="utf-8")
+        self.feed(self.source)
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, {name: value or "" for name, value in attrs}))
+        self.inside = tag
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th") and self.rows:
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag):
+        self.inside = "tr" if tag in ("td", "th") else ""
+
+    def handle_data(self, data):
+        if self.inside != "style":
+            self.texts.append(data)
+        if self.inside in ("td", "th", "a", "code", "wbr") and self.rows and self.rows[-1]:
+            self.rows[-1][-1] += data
+
+    @property
+    def text(self) -> str:
+        return re.sub(r"\s+", " ", "".join(self.texts))
+
+    def all(self, tag: str) -> list[dict[str, str]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+    def row(self, name: str) -> list[str]:
+        return next(row for row in self.rows if row and row[0] == name)
 
 
-def test_long_names_are_cut_and_long_captions_wrapped():
-    short = shorten("a very long class name indeed", FONT, 80)
-    assert short.endswith("…")
-    assert FONT.getlength(short) <= 80
-    lines = wrap("one two three four five six seven", FONT, 0, 90)
-    assert " ".join(lines) == "one two three four five six seven"
-    assert all(FONT.getlength(line) <= 90 for line in lines)
+def report(out: Path, *paths: Path) -> Page:
+    write_report(paths, out)
+    return Page(out)
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory) -> Path:
+    """A folder with the runs "evaluated", "boosted", "odd" (odd names, not evaluated) and "going" (interrupted)."""
+    folder = tmp_path_factory.mktemp("runs")
+    potstill.distill(**QUICK, out=folder / "evaluated")
+    potstill.distill(**{**QUICK, "learn_labels": False, "steps": 6}, boost_blocks=2, out=folder / "boosted")
+    for name in ("evaluated", "boosted"):
+        words = ["--all-budgets"] if name == "boosted" else []
+        assert main(["evaluate", str(folder / name), "--nets", "2", "--baseline", "random", "--threads", "1", *words]) == 0
+    rng = np.random.default_rng(0)
+    for index in range(24):
+        path = folder / "pictures" / ["<script>alert(1)", "b & 'c'"][index % 2] / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(path)
+    data = {"data": f"folder:{folder / 'pictures'}", "cache_dir": str(folder)}
+    potstill.distill(**{**QUICK, **data, "ipc": 1, "classes_per_batch": "auto"}, out=folder / "odd <b>run")
+    interrupted_run(folder / "going", after=6)
+    return folder
+
+
+ALL = ["evaluated", "boosted", "odd <b>run", "going"]
+
+
+def test_every_page_is_whole_and_needs_nothing_beside_it(places, tmp_path):
+    for number, names in enumerate([*([name] for name in ALL), ALL]):
+        page = report(tmp_path / f"{number}.html", *(places / name for name in names))
+        assert all(image["alt"] and image["src"].startswith("data:image/png;base64,") for image in page.all("img"))
+        titled = [svg for svg in page.all("svg") if svg["class"] == "bars"]
+        assert all(svg["role"] == "img" and (svg in titled or svg["aria-label"]) for svg in page.all("svg"))
+        assert len(page.all("title")) == len(titled) + 1
+        ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+        assert len(ids) == len(set(ids))
+        links = [value for _, attributes in page.elements for name, value in attributes.items() if name.endswith("href")]
+        assert all((value.startswith("#") and value[1:] in ids) or value == "data:," for value in links)
+        assert not re.search(r"https?://|@import|url\((?!#)", page.source)
+        assert not page.all("script")
+        headings = [int(tag[1]) for tag, _ in page.elements if re.fullmatch("h[1-6]", tag)]
+        assert headings[0] == 1
+        assert all(after <= before + 1 for before, after in itertools.pairwise(headings))
+
+
+def test_a_page_tells_what_was_distilled_and_what_it_is_worth(places, tmp_path):
+    page = report(tmp_path / "report.html", places / "evaluated")
+    (entry,) = json.loads((places / "evaluated" / runs.EVALUATION).read_text())["evaluations"]
+    assert "images of digits became 20" in page.text
+    assert len(page.all("img")) == 20
+    for row in entry["rows"]:
+        figure = f"{100 * row['accuracy']['mean']:.1f} ± {100 * row['accuracy']['std']:.1f} %".replace(" ", "\N{NO-BREAK SPACE}")
+        assert page.row(row["name"])[:5] == [row["name"], "20", "2", figure, "2"]
+    assert "On 359 test images; " + entry["hardware"] in page.text
+    assert "which neither they nor the distillation ever saw" in page.text
+    for title in ("Outer loss", "Validation accuracy", "Meta-gradient norm", "Seconds per outer step", "Memory in MB"):
+        assert title in page.text
+    assert "up to 5, the last 3 differentiated" in page.text
+    config = places / "evaluated" / runs.CONFIG
+    assert f"potstill distill --config {config} --out {places / 'evaluated-again'}" in page.text
+
+
+def test_learned_labels_are_told_by_class(places, tmp_path):
+    page = report(tmp_path / "report.html", places / "evaluated")
+    weights = store.load(places / "evaluated").targets[0]
+    best = int(weights.argmax())
+    assert f"learned weights: {best} {float(weights[best]):.2f}, " in page.text
+    assert len([svg for svg in page.all("svg") if svg["class"] == "bars"]) == 20
+
+
+def test_a_boosted_set_shows_its_blocks_and_budgets(places, tmp_path):
+    page = report(tmp_path / "report.html", places / "boosted")
+    assert ["", "block 1", "block 2"] in page.rows
+    assert "class 3, image 1 of 1 in block 2" in [image["alt"] for image in page.all("img")]
+    assert "Accuracy by budget" in page.text
+    assert [row[2] for row in page.rows if row and row[0] == "distilled"] == ["1", "2"]
+    assert "Outer steps12 of 12" in page.text
+
+
+def test_an_unfinished_run_says_so_and_how_to_go_on(places, tmp_path):
+    page = report(tmp_path / "report.html", places / "going")
+    assert "Unfinished: 6 of 12 steps." in page.text
+    assert f"potstill distill --resume {places / 'going'}" in page.text
+    assert "As of the newest checkpoint." in page.text
+    assert len(page.all("img")) == 20
+    bare = tmp_path / "going"
+    shutil.copytree(places / "going", bare)
+    shutil.rmtree(bare / runs.CHECKPOINTS)
+    (bare / runs.METRICS).unlink()
+    page = report(tmp_path / "report.html", bare)
+    assert "Unfinished: 0 of 12 steps." in page.text
+    assert "the first checkpoint comes after 4 outer steps" in page.text
+    assert "No outer step has been logged yet." in page.text
+
+
+def test_names_from_outside_are_text(places, tmp_path):
+    page = report(tmp_path / "report.html", places / "odd <b>run", places / "going")
+    assert "&lt;script&gt;alert(1)" in page.source
+    assert "<script" not in page.source
+    assert "<b>run" not in page.source
+    assert any(image["alt"].startswith("class <script>alert(1), image 1") for image in page.all("img"))
+    assert f"potstill evaluate '{places}/odd <b>run'" in page.text
+
+
+def test_runs_are_compared_by_what_differs(places, tmp_path):
+    page = report(tmp_path / "report.html", places / "evaluated", places / "boosted", places / "going")
+    assert page.row("Outer steps") == ["Outer steps", "12 of 12", "12 of 12", "6 of 12"]
+    assert page.row("boost_blocks") == ["boost_blocks", "1", "2", "1"]
+    assert page.row("learn_labels") == ["learn_labels", "true", "false", "true"]
+    names = [row[0] for row in page.rows if row]
+    assert "unroll" not in names
+    accuracy = store.load(places / "evaluated").meta["accuracy"]
+    figure = Figure(accuracy["mean"], accuracy["std"], accuracy["n"])
+    assert page.row("Validation accuracy")[1].replace("\N{NO-BREAK SPACE}", " ") == str(figure)
+    assert page.row("Test accuracy")[3] == "not measured"
+
+
+def test_runs_of_one_name_are_told_apart(places, tmp_path):
+    shutil.copytree(places / "going", tmp_path / "going")
+    page = report(tmp_path / "report.html", places / "going", tmp_path / "going")
+    assert [f"{places.name}/going", f"{tmp_path.name}/going"] == [link for link in page.rows[0] if link]
+
+
+def test_equal_runs_give_equal_pages(places, tmp_path):
+    first, second = (report(tmp_path / f"{name}.html", places / "boosted") for name in "ab")
+    assert first.source == second.source
+
+
+@pytest.fixture
+def copy(places, tmp_path) -> Path:
+    """A copy of the evaluated run, to damage."""
+    return Path(shutil.copytree(places / "evaluated", tmp_path / "copy"))
+
+
+def test_a_damaged_set_is_named_and_the_rest_is_shown(copy, tmp_path):
+    (copy / store.ARTEFACT).write_bytes((copy / store.ARTEFACT).read_bytes()[:-5])
+    (note,) = write_report([copy], tmp_path / "report.html")
+    page = Page(tmp_path / "report.html")
+    assert note.startswith("The set cannot be shown: ")
+    assert "distilled.safetensors is damaged" in note
+    assert note in page.text
+    assert "Outer loss" in page.text
+
+
+@pytest.mark.parametrize("damage", ["garbage", '{"step": 5, "lo', '{"step": "x"}', "\x00\xff"])
+def test_a_damaged_log_ends_the_curves_and_says_so(copy, tmp_path, damage):
+    lines = (copy / runs.METRICS).read_text().splitlines()
+    (copy / runs.METRICS).write_text("\n".join([*lines[:4], damage, *lines[5:]]))
+    (note,) = write_report([copy], tmp_path / "report.html")
+    assert note == f"The curves end early: line 5 of 12 in {copy / runs.METRICS} is damaged."
+
+
+def test_numbers_of_other_kinds_in_a_log_are_gaps(copy, tmp_path):
+    lines = [{"step": 1, "loss": "x", "grad_norm": [], "block": None, "validation": {"mean": "y"}}, {"step": 2}]
+    (copy / runs.METRICS).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_report([copy], tmp_path / "report.html")
+    assert "Outer loss" not in Page(tmp_path / "report.html").text
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"evaluations": [{"rows": [{"name": "distilled"}]}]}'])
+def test_damaged_evaluations_are_named(copy, tmp_path, content):
+    (copy / runs.EVALUATION).write_text(content)
+    (note,) = write_report([copy], tmp_path / "report.html")
+    assert "cannot be shown" in note
+    assert note.endswith(f"{copy / runs.EVALUATION} is damaged; measure again with `potstill evaluate`.")
+    assert note in Page(tmp_path / "report.html").text
+
+
+def test_evaluations_of_older_versions_lack_images_per_class(copy, tmp_path):
+    kept = json.loads((copy / runs.EVALUATION).read_text())
+    for row in kept["evaluations"][0]["rows"]:
+        del row["ipc"]
+    (copy / runs.EVALUATION).write_text(json.dumps(kept))
+    assert report(tmp_path / "report.html", copy).row("distilled")[2] == "2"
+
+
+def test_only_what_chose_nothing_on_test_data_is_in_the_headline(copy, tmp_path):
+    kept = json.loads((copy / runs.EVALUATION).read_text())
+    kept["evaluations"][0]["settings"]["protocol"] = "paper"
+    (copy / runs.EVALUATION).write_text(json.dumps(kept))
+    page = report(tmp_path / "report.html", copy)
+    assert "so this is no test result" in page.text
+    assert "distilled" in [row[0] for row in page.rows]
+
+
+def test_bad_arguments_get_one_clear_sentence(places, copy, tmp_path):
+    out, run = tmp_path / "report.html", places / "going"
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="a report needs at least one run's folder, got none"):
+        write_report([], out)
+    with pytest.raises(InputError, match=r"each run must be given once, got .* twice; leave one out"):
+        write_report([run, run.parent / "x" / ".." / "going"], out)
+    with pytest.raises(InputError, match=r"empty holds no run of potstill \(it has no config.toml\); check the path"):
+        write_report([tmp_path / "empty"], out)
+    with pytest.raises(InputError, match=r"holds no run of potstill"):
+        write_report([tmp_path / "missing"], out)
+    with pytest.raises(InputError, match=r"out must name a file, got the folder .*; give .*empty/report.html"):
+        write_report([run], tmp_path / "empty")
+    with pytest.raises(InputError, match=r"the folder of out does not exist, got .*no/report.html; make .*no first"):
+        write_report([run], tmp_path / "no" / "report.html")
+    assert not out.exists()
+    for text, message in (("[data", "is not valid TOML"), ("[data]\nx = 1", "unknown key 'x'"), ("[data]", 'still holds "auto"')):
+        (copy / runs.CONFIG).write_text(text)
+        with pytest.raises(InputError, match=message):
+            write_report([copy], out)
+
+
+def test_only_an_earlier_report_is_overwritten(places, tmp_path):
+    mine, ours = tmp_path / "mine.html", tmp_path / "ours.html"
+    mine.write_text("<p>keep")
+    with pytest.raises(InputError, match=r"mine.html exists and is no report of potstill; choose another file with --out"):
+        write_report([places / "going"], mine)
+    assert mine.read_text() == "<p>keep"
+    report(ours, places / "going")
+    report(ours, places / "boosted")
+    assert "Unfinished" not in Page(ours).text
+
+
+def test_a_page_of_many_images_stays_of_a_bearable_size(places):
+    small = store.load(places / "evaluated")
+    images = small.images[:1].expand(10_000, -1, -1, -1)
+    labels = small.labels.new_tensor(range(10_000)) // 100
+    targets = small.targets[:1, :1].expand(10_000, 100)
+    block = Block({"images": images, "targets": targets}, labels)
+    many = DistilledSet((block, block), tuple(map(str, range(100))), small.fitted, small.recipe)
+    found = gallery(many)
+    assert found.left_out == "Shown: the first 10 of 100 images of each class in each block."
+    assert sum(len(cell) for _, cells in found.rows for cell in cells) == 2_000
+    assert found.rows[99][0] == "99"
+    assert (
+        gallery(many, 3, 2).left_out
+        == "Shown: the first 3 of 100 classes and the first 2 of 100 images of each class in each block."
+    )
