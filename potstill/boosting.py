@@ -83,14 +83,12 @@ class Stage:
 
     def method(self, problem: Problem) -> "OnBlocks":
         """The run's method on this stage; `problem` is the run's, and takes the examples, seed and batches of the stage."""
-        count, inner = self.number + 1, self.config.inner
+        inner, ipc = self.config.inner, stage_ipcs(self.config)[self.number]
         frozen, moving = self.blocks[: self.first_moving], self.blocks[self.first_moving :]
-        ipc = self.config.distilled.ipc * count // self.config.distilled.boost_blocks
-        batch = min(ipc, int(inner.batch_per_class)) * int(inner.classes_per_batch)
-        seed = self.config.run.seed
+        seed, micro = self.config.run.seed, stage_micro_batch(self.config, ipc)
         config = dataclasses.replace(
             self.config,
-            inner=dataclasses.replace(inner, synthetic_micro_batch=min(batch, int(inner.synthetic_micro_batch))),
+            inner=dataclasses.replace(inner, synthetic_micro_batch=micro),
             run=dataclasses.replace(self.config.run, seed=derive(seed, "block", self.number) if self.number else seed),
         )
         own = dataclasses.replace(
@@ -127,6 +125,27 @@ class OnBlocks:
         cotangents = [estimate.grads[name] for name in learned]
         grads = torch.autograd.grad(list(learned.values()), list(wanted.values()), cotangents)
         return dataclasses.replace(estimate, grads=dict(zip(wanted, grads, strict=True)))
+
+
+def stage_micro_batch(config: Config, ipc: int) -> int:
+    """How many synthetic examples at once in a stage of a run that holds `ipc` images per class.
+
+    A compiled run takes the run's own number or its half, quarter, ...: the last micro-batch is filled up to it, and a shape
+    for each stage would be a compilation for each.
+    """
+    batch = min(ipc, int(config.inner.batch_per_class)) * int(config.inner.classes_per_batch)
+    most = int(config.inner.synthetic_micro_batch)
+    if config.run.compile != "on":
+        return min(batch, most)
+    while (half := -(-most // 2)) >= batch and half < most:
+        most = half
+    return most
+
+
+def stage_ipcs(config: Config) -> list[int]:
+    """Images per class of the set in each stage of a run."""
+    ipc, blocks = config.distilled.ipc, config.distilled.boost_blocks
+    return [ipc // blocks * (number + 1) for number in range(blocks)]
 
 
 def named(blocks: tuple[Block, ...], first: int = 0) -> dict[str, Tensor]:

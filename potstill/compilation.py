@@ -15,8 +15,8 @@ from potstill.models import fresh
 from potstill.registry import InputError
 from potstill.seeds import generator
 
-PAYS = {"cpu": 1e13, "cuda": 1e15}
-"""Floating-point operations from which on compiling saves more time than it takes."""
+PAYS = {"cpu": 3e12, "cuda": 3e14}
+"""Floating-point operations, for each function to compile, from which on that saves more time than it takes."""
 PRODUCT_COST = 8 / 3
 """A Hessian product has eight convolutions a layer where a gradient has three."""
 AGREEMENT = 0.9
@@ -88,6 +88,7 @@ def compiled_if_worth(
     build: Callable[[], CompiledNetwork],
     say: Callable[[str], None],
     obstacle: str | None = None,
+    functions: int = 3,
 ) -> CompiledNetwork | None:
     """What `build` makes, if it is wanted or pays; `say` hears why not.
 
@@ -98,12 +99,13 @@ def compiled_if_worth(
         build: compiles, or raises CannotCompile.
         say: takes sentences.
         obstacle: what else speaks against it, as the end of a sentence.
+        functions: how many will be compiled.
     Raises:
         InputError: it is wanted and cannot be.
     """
     if wanted == "off":
         return None
-    reason = obstacle or missing_compiler(device) or (too_short(work(), device) if wanted == "auto" else None)
+    reason = obstacle or missing_compiler(device) or (too_short(work(), functions, device) if wanted == "auto" else None)
     if reason is None:
         say("compiling the network's derivatives; the next run finds them in a cache")
         try:
@@ -116,9 +118,9 @@ def compiled_if_worth(
     return None
 
 
-def too_short(work: float, device: torch.device) -> str | None:
-    """Why compiling does not pay for so many floating-point operations; None if it does."""
-    least = PAYS.get(device.type, math.inf)
+def too_short(work: float, functions: int, device: torch.device) -> str | None:
+    """Why compiling so many functions does not pay for so many floating-point operations; None if it does."""
+    least = functions * PAYS.get(device.type, math.inf)
     return f"the run is short ({work / 1e12:.1f} TFLOP; it pays from {least / 1e12:.0f})" if work < least else None
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from potstill.boosting import stage_ipcs, stage_micro_batch
 from potstill.compilation import PRODUCT_COST, Networks, compiled_if_worth
 from potstill.compiled import CompiledNetwork
 from potstill.config import WINDOWLESS, Config, graphs_mb
@@ -90,15 +91,15 @@ def resolve_compile(config: Config, networks: Networks, say: Callable[[str], Non
     Raises:
         InputError: compile is "on" and cannot be.
     """
-    inner, outer, size, blocks = config.inner, config.outer, config.distilled.block_ipc, config.distilled.boost_blocks
+    inner, outer, stages = config.inner, config.outer, stage_ipcs(config)
     synthetic = int(inner.batch_per_class) * int(inner.classes_per_batch)
 
     def work() -> float:
         window = outer.unroll if outer.method in WINDOWLESS else outer.window
         steps = outer.unroll if outer.method in ("bptt", "t-bptt") else (outer.window + outer.unroll) / 2
-        per_class = sum(min(int(inner.batch_per_class), int(size) * (block + 1)) for block in range(blocks))  # over all stages
-        images = per_class * int(inner.classes_per_batch) * (steps + PRODUCT_COST * window) + blocks * outer.real_batch
-        return int(outer.steps) * outer.trajectories * images * networks.operations()
+        images = sum(min(ipc, int(inner.batch_per_class)) * int(inner.classes_per_batch) for ipc in stages)
+        unrolls = images * (steps + PRODUCT_COST * window) + len(stages) * outer.real_batch
+        return int(outer.steps) * outer.trajectories * unrolls * networks.operations()
 
     def build() -> CompiledNetwork:
         whole = couples_batch(networks.model(0).module)
@@ -108,7 +109,9 @@ def resolve_compile(config: Config, networks: Networks, say: Callable[[str], Non
 
     graphs = graphs_mb(config.run.tape) is not None
     obstacle = "--tape graphs:MB keeps the graphs of uncompiled networks" if graphs else None
-    compiled = compiled_if_worth(config.run.compile, networks.device, work, build, say, obstacle)
+    on = dataclasses.replace(config, run=dataclasses.replace(config.run, compile="on"))
+    functions = 1 + 2 * len({stage_micro_batch(on, ipc) for ipc in stages})  # one for the real batch
+    compiled = compiled_if_worth(config.run.compile, networks.device, work, build, say, obstacle, functions)
     run = dataclasses.replace(config.run, compile="on" if compiled else "off")
     return dataclasses.replace(config, run=run), compiled
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from twins import CPU
 
 import potstill
-from potstill.boosting import OnBlocks, Stage, examples
+from potstill.boosting import OnBlocks, Stage, examples, stage_ipcs, stage_micro_batch
 from potstill.cli import main
 from potstill.compilation import Networks
 from potstill.compiled import CompiledNetwork
@@ -264,3 +264,13 @@ def test_evaluate_measures_a_prefix_or_all_budgets(tmp_path, capsys):
     assert alone["rows"][0]["accuracy"] == found[1]["rows"][0]["accuracy"]
     assert main(["evaluate", str(tmp_path / "run"), "--ipc", "4"]) == 2
     assert "ipc must be a budget that the set holds, 1, 2, 3, got 4" in capsys.readouterr().err
+
+
+def test_a_compiled_boosted_run_has_few_shapes():
+    options = {"ipc": 10, "boost_blocks": 10, "block_ipc": 1, "batch_per_class": 10, "classes_per_batch": 10}
+    config = Config.from_options(**options, synthetic_micro_batch=100, compile="on")
+    assert [stage_micro_batch(config, ipc) for ipc in stage_ipcs(config)] == [13, 25, 50, 50, 50, 100, 100, 100, 100, 100]
+    small = Config.from_options(config, synthetic_micro_batch=34)
+    assert {stage_micro_batch(small, ipc) for ipc in stage_ipcs(small)} == {17, 34}
+    eager = Config.from_options(config, compile="off")
+    assert [stage_micro_batch(eager, ipc) for ipc in stage_ipcs(eager)] == list(range(10, 101, 10))

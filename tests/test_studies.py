@@ -1,0 +1,231 @@
+"""Studies: points are done once by however many processes, a study goes on where it was cut off, and what is told is true."""
+
+import csv
+import dataclasses
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from test_evaluation import blobs, set_of
+from test_runs import QUICK
+
+from potstill import nested, runs
+from potstill.cli import main
+from potstill.config import Config, DataConfig
+from potstill.distillation import Listener
+from potstill.distilled import DistilledSet
+from potstill.evaluation import Bench
+from potstill.nested import Boosting, Pictures, Subsets, compared, first_images, nearest, only, within
+from potstill.registry import STUDIES, InputError
+from potstill.sources import read
+from potstill.studies import Difference, Measurement, Place, Point, Subject, Table, locked, run_name, run_study, verdict, work
+
+TINY = {name: value for name, value in {**QUICK, "steps": 4}.items() if name != "threads"}
+
+
+class Question:
+    """A small study: does the second seed do better?"""
+
+    title = "A question"
+    value = "test accuracy"
+
+    def about(self, preset):
+        return "Two runs."
+
+    def points(self, preset, data, seeds):
+        def measure(subject: Subject) -> list[Measurement]:
+            return [Measurement.of("set", subject.bench.of_set("set", subject.distilled, (5,)), subject.seed)]
+
+        return [Point(f"seed{seed}", {**TINY, "seed": seed}, measure) for seed in seeds]
+
+    def figures(self, table, place, points):
+        (place.folder / "drawn.svg").write_text("<svg/>")
+        return ["drawn.svg"]
+
+    def claims(self, table):
+        return [f"The sets reach {table.words('set', 2)}."]
+
+
+def place_in(folder, **more) -> Place:
+    return Place(folder / "question", folder / "runs", read(DataConfig()), nets=2, threads=1, **more)
+
+
+def test_a_study_writes_its_table_figures_and_summary_and_does_nothing_twice(tmp_path):
+    study, place = Question(), place_in(tmp_path)
+    points = study.points("small", None, (0, 1))
+    run_study(study, points, place, study.about("small"))
+    with (place.folder / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["way"], row["at"], row["seed"], row["n"]) for row in rows] == [("set", "2", "0", "2"), ("set", "2", "1", "2")]
+    told = (place.folder / "summary.md").read_text()
+    mean = sum(float(row["mean"]) for row in rows) / 2
+    assert f"The sets reach {100 * mean:.1f} ± " in told
+    assert "![drawn](drawn.svg)" in told
+    assert "over 2 distilling seeds, each the mean over 2 networks" in told
+    before = {path: path.stat().st_mtime_ns for path in [*tmp_path.rglob("*.json"), *tmp_path.rglob("*.safetensors")]}
+    said: list[str] = []
+    run_study(study, points, place_in(tmp_path, listener=Listener(say=said.append)), "")
+    assert said == []
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_a_study_that_was_cut_off_goes_on_to_the_same_result(tmp_path):
+    points = Question().points("small", None, (0,))
+
+    def die(record, steps):
+        if record["step"] == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        work(points, place_in(tmp_path / "one", listener=Listener(step=die)))
+    (run,) = (path for path in (tmp_path / "one/runs").iterdir() if path.is_dir())
+    assert not runs.RunFolder(run).finished
+    for folder in ("one", "two"):
+        assert work(points, place_in(tmp_path / folder)) == 0
+    one, two = (json.loads(place_in(tmp_path / folder).file(points[0]).read_text()) for folder in ("one", "two"))
+    assert one == two
+
+
+def test_a_point_or_run_that_another_has_is_left_to_it(tmp_path):
+    place, points = place_in(tmp_path), Question().points("small", None, (0,))
+    target = place.file(points[0])
+    for folder, name in ((target.parent, target.stem), (place.runs, place.run_name(points[0]))):
+        with locked(folder, name):
+            assert work(points, place) == 1
+        assert not target.exists()
+    assert work(points, place) == 0
+    assert target.exists()
+
+
+SHARED = """
+import sys
+from pathlib import Path
+from test_studies import Question, place_in
+from potstill.studies import work
+folder = Path(sys.argv[1])
+points = Question().points("small", None, range(4))
+def noted(point):
+    def measure(subject):
+        with (folder / "log").open("a") as file:
+            file.write(point.name + "\\n")
+        return point.measure(subject)
+    return type(point)(point.name, point.options, measure)
+while work(map(noted, points), place_in(folder)):
+    pass
+"""
+
+
+def test_two_processes_share_a_study_and_do_no_point_twice(tmp_path):
+    command = [sys.executable, "-c", SHARED, str(tmp_path)]
+    both = [subprocess.Popen(command, cwd="tests", stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    for process in both:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+    assert sorted((tmp_path / "log").read_text().split()) == ["seed0", "seed1", "seed2", "seed3"]
+
+
+def test_other_options_data_or_networks_are_another_result(tmp_path):
+    place, (point,) = place_in(tmp_path), Question().points("small", None, (0,))
+    changed = dataclasses.replace(point, options={**point.options, "inner_lr": 0.01})
+    more = dataclasses.replace(place, nets=3)
+    assert len({place.file(point), place.file(changed), more.file(point)}) == 3
+    config = Config.from_options(**point.options)
+    assert run_name(config, "a") != run_name(config, "b")
+    elsewhere = Config.from_options(config, cache_dir="/elsewhere", threads=7)
+    assert run_name(config, "a") == run_name(elsewhere, "a")  # where and on what is no other run
+
+
+def test_a_damaged_point_says_which_file_to_remove(tmp_path):
+    study, place = Question(), place_in(tmp_path)
+    points = study.points("small", None, (0,))
+    work(points, place)
+    place.file(points[0]).write_text('{"measurements": [{"way": 3}]}')
+    with pytest.raises(InputError, match=r"seed0-.*json is damaged .*; remove it, and the study measures that point again"):
+        run_study(study, points, place, "")
+
+
+def table(**cells: list[float]) -> Table:
+    """way -> one value a seed, all at 2."""
+    return Table(
+        tuple(Measurement(way, 2, seed, mean, 0.01, 5, "") for way, means in cells.items() for seed, mean in enumerate(means))
+    )
+
+
+def test_differences_are_paired_by_seed_and_judged_only_where_all_agree():
+    known = table(a=[0.5, 0.6, 0.7], b=[0.4, 0.4, 0.6], c=[0.6, 0.5, 0.8])
+    found = known.difference(("a", 2), ("b", 2))
+    assert found.values == pytest.approx((0.1, 0.2, 0.1))
+    assert str(found) == "+13.3 ± 5.8 points"
+    assert verdict(found, 1) == "as the paper says, in all 3 seeds"
+    assert verdict(found, -1) == "against what the paper says, in all 3 seeds"
+    assert verdict(known.difference(("a", 2), ("c", 2)), 1) == "undecided, the 3 seeds disagree"
+    assert verdict(Difference((0.1,)), 1) == "one seed decides nothing"
+    sentence = compared(known, ("a", 2), ("b", 2), "Paper: a beats b", 1)
+    assert sentence == (
+        "Paper: a beats b. At 2 a class, a: 60.0 ± 10.0 %; b: 46.7 ± 11.5 %; "
+        "difference +13.3 ± 5.8 points: as the paper says, in all 3 seeds."
+    )
+
+
+def two_blocks(real) -> DistilledSet:
+    first, second = set_of(real), set_of(blobs(600, 3))
+    return DistilledSet((*first.blocks, *second.blocks), first.class_names, first.fitted, first.recipe)
+
+
+def test_likeness_has_its_closed_form():
+    real = blobs(600)
+    distilled = two_blocks(real)
+    cosines = [
+        float(torch.cosine_similarity(distilled.images[place].flatten(), distilled.images[place + 3].flatten(), dim=0))
+        for place in range(3)
+    ]
+    assert within(distilled) == pytest.approx(sum(cosines) / 3, abs=1e-6)
+    bench = Bench.of(distilled, real, 1, 0, torch.device("cpu"))
+    assert nearest(Subject(set_of(real), bench, (5,), 0)) == pytest.approx(1, abs=1e-6)  # its images are real ones
+    assert nearest(Subject(distilled, bench, (5,), 0)) < 0.999
+
+
+def test_parts_of_a_set():
+    distilled = two_blocks(blobs(600))
+    assert torch.equal(only(distilled, [1]).images, distilled.blocks[1].images)
+    assert torch.equal(first_images(distilled, 1).images, distilled.blocks[0].images)
+    assert first_images(distilled, 2).ipc == 2
+    assert torch.equal(first_images(distilled, 2).labels, torch.tensor([0, 0, 1, 1, 2, 2]))
+
+
+SMALLEST = nested.Scale(
+    2, 1, (1, 2), 2, 2, {**TINY, "data": "digits", "preprocess": "none", "unroll": 2, "window": 1, "learn_labels": False}
+)
+
+
+@pytest.mark.parametrize("kind", [Subsets, Boosting, Pictures])
+def test_the_studies_of_section_5_run_from_end_to_end(monkeypatch, tmp_path, kind):
+    """The smallest scale there is, in place of the small one: two blocks, two seeds."""
+    smallest = dataclasses.replace(SMALLEST, options={k: v for k, v in SMALLEST.options.items() if k not in ("ipc", "steps")})
+    monkeypatch.setattr(nested, "scale_of", lambda preset, data: smallest)
+    study, place = kind(), place_in(tmp_path)
+    points = study.points("small", None, (0, 1))
+    assert len({point.name for point in points}) == len(points)
+    run_study(study, points, place, study.about("small"))
+    told = (place.folder / "summary.md").read_text()
+    shown = [line.split("(")[1].rstrip(")") for line in told.splitlines() if line.startswith("![")]
+    assert shown
+    assert all((place.folder / name).stat().st_size > 1000 for name in shown)
+    assert told.count("Paper (") >= 3
+    assert "nan" not in told
+
+
+def test_every_registered_study_has_its_presets(capsys):
+    for name in STUDIES:
+        study = STUDIES[name]()
+        small = study.points("small", None, range(3))
+        paper = study.points("paper", "parquet:cifar10", range(1))
+        assert len(small) % 3 == 0
+        assert all(Config.from_options(**point.options).distilled.ipc <= 50 for point in paper)
+        assert "outer steps" in study.about("small")
+        assert main(["study", name, "--preset", "paper"]) == 2
+        assert "data must be given for the preset paper" in capsys.readouterr().err
+    assert main(["study", "bosting"]) == 2
+    assert "unknown study 'bosting' (did you mean 'boosting'?)" in capsys.readouterr().err
