@@ -165,6 +165,7 @@ def make_parser() -> tuple[Parser, dict[str, Parser]]:
         "--out, else png)",
     )  # fmt: skip
     export.add_argument("--out", type=Path, help="file or folder to write (default: beside the set)")
+    export.add_argument("--ipc", type=positive, help="write the first blocks of a boosted set that hold so many images per class")
     export.add_argument("--no-check", action="store_true", help="do not measure what accuracy a lossy format costs")
     add_machine_and_data(export)
 

@@ -54,12 +54,13 @@ def distill(parsed: argparse.Namespace) -> int:
         begun = display.begun or parsed.resume
         way_on = f"go on with `potstill distill --resume {shlex.quote(str(out))}`" if begun else "no step was done"
         raise KeyboardInterrupt(f"{str(error) or 'interrupted'}; {way_on}") from error
-    figure = Figure(**{name: distilled.meta["accuracy"][name] for name in ("mean", "std", "n")})
-    print(
-        f"distilled set: {out / store.ARTEFACT}\n"
-        f"validation:    {figure}, {distilled.recipe.steps} training steps; this split chose them\n"
-        f"next:          potstill evaluate {shlex.quote(str(out))}"
-    )
+    print(f"distilled set: {out / store.ARTEFACT}")
+    nested = len(distilled.budgets) > 1
+    for part in map(distilled.prefix, distilled.budgets):
+        figure = Figure(**{name: part.meta["accuracy"][name] for name in ("mean", "std", "n")})
+        size = f"{part.ipc} of each class: " if nested else ""
+        print(f"validation:    {size}{figure}, {part.recipe.steps} training steps; this split chose them")
+    print(f"next:          potstill evaluate {shlex.quote(str(out))}{' --all-budgets' * nested}")
     write_grid(distilled, out / runs.PICTURE)
     print(f"picture:       {out / runs.PICTURE}")
     return 0
@@ -131,7 +132,7 @@ def open_set(parsed: argparse.Namespace) -> tuple[DistilledSet, DataConfig | Non
     run = runs.RunFolder(folder_of(path))
     if path.is_dir() and run.is_run and not run.finished:
         raise InputError(f"the run in {path} is not finished; go on with `potstill distill --resume {path}`")
-    distilled = store.load(path)
+    distilled = store.load(path, parsed.ipc)
     # A file that was copied elsewhere may have some other run's configuration beside it.
     beside = run.is_run and (path.is_dir() or path.name == store.ARTEFACT)
     recorded = (run.config() if beside else api.recorded_config(distilled)).data
@@ -170,8 +171,7 @@ def evaluate(parsed: argparse.Namespace) -> int:
     target = folder / (runs.EVALUATION if in_run else f"{parsed.path.stem}.{runs.EVALUATION}")
     if not os.access(folder, os.W_OK):
         raise InputError(f"cannot write {target}: no permission; copy the set to a folder of your own")
-    budgets = distilled.budgets if parsed.all_budgets else (parsed.ipc or distilled.ipc,)
-    sets = [distilled.prefix(ipc) for ipc in budgets]  # before anything is trained
+    sets = [distilled.prefix(ipc) for ipc in distilled.budgets] if parsed.all_budgets else [distilled]
     device = machine(parsed)
     settings = {
         "nets": parsed.nets, "model": parsed.model, "steps": parsed.steps, "protocol": parsed.protocol, "seed": parsed.seed,

@@ -105,7 +105,7 @@ class OuterConfig:
         "K: unrolls per outer step, each with its own start, window and batches; the mean of their meta-gradients is taken",
         low=1,
     )
-    steps: int | Auto = option("auto", "outer steps for each block; auto: 500, dealt out to the blocks of a boosted set", low=1)
+    steps: int | Auto = option("auto", "outer steps for each block; auto: 400, dealt out to the blocks of a boosted set", low=1)
     outer_lr: float | Auto = option(
         "auto", "learning rate of the outer Adam on the images; auto: 0.001 at 3,072 values an image (paper D.1), in proportion "
         "to the initial pixel scale elsewhere", low=0, open_low=True,

@@ -116,7 +116,7 @@ def set_facts(run: RunSummary) -> list[Fact]:
         ("Started from", "real images" if distilled.init == "real" else "noise"),
     ]
     if distilled.boost_blocks > 1:
-        found.append(("Blocks", f"{distilled.boost_blocks:,}; the first ones are a set of their own"))
+        found.append(("Blocks", f"{distilled.boost_blocks:,}; the first ones are sets of their own"))
         found.append(("Earlier blocks", f"at {distilled.boost_beta:g} of the learning rate" if distilled.boost_beta else "frozen"))
     depth = f"depth {inner.depth}, width {inner.width}" + (f", {inner.norm} norm" if inner.model == "convnet" else "")
     found.append(("Network", inner.model if ":" in inner.model else f"{inner.model}, {depth}"))
@@ -181,8 +181,9 @@ def commands(run: RunSummary) -> list[Fact]:
     if arrays:
         return found
     again = f"potstill distill --config {shlex.quote(str(run.path / CONFIG))} --out {shlex.quote(f'{run.path}-again')}"
+    budgets = " --all-budgets" if run.config.distilled.boost_blocks > 1 else ""
     return [
-        ("Measure it on test images", f"potstill evaluate {folder} --nets 10 --baseline random"),
+        ("Measure it on test images", f"potstill evaluate {folder} --nets 10 --baseline random{budgets}"),
         *found,
         ("Make it again", again),
     ]

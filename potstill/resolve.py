@@ -32,7 +32,7 @@ from potstill.models.convnet import auto_depth
 from potstill.registry import InputError
 from potstill.seeds import generator
 
-AUTO_SYNTHETIC_BATCH, AUTO_STEPS = 100, 500
+AUTO_SYNTHETIC_BATCH, AUTO_STEPS = 100, 400
 PAPER_LR, PAPER_VALUES = 0.001, 3072
 DERIVATIVE_TOLERANCE = 1e-3
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import numpy
 import pytest
 import torch
 from test_bptt import SHAPE, problem
@@ -228,7 +229,7 @@ def test_steps_are_dealt_out_to_the_blocks_unless_they_are_given():
     quick = {**BOOSTED, "width": 4, "unroll": 1, "window": 1, "real_batch": 10, "validate_every": 1000}
     quick.pop("steps")
     one = potstill.distill(**quick)
-    assert one.meta["config"]["outer"]["steps"] == 500 // 3
+    assert one.meta["config"]["outer"]["steps"] == 400 // 3
     assert one.meta["config"]["distilled"]["block_ipc"] == 1
 
 
@@ -264,6 +265,15 @@ def test_evaluate_measures_a_prefix_or_all_budgets(tmp_path, capsys):
     assert alone["rows"][0]["accuracy"] == found[1]["rows"][0]["accuracy"]
     assert main(["evaluate", str(tmp_path / "run"), "--ipc", "4"]) == 2
     assert "ipc must be a budget that the set holds, 1, 2, 3, got 4" in capsys.readouterr().err
+
+
+def test_a_prefix_is_exported(tmp_path, capsys):
+    boosted(out=tmp_path / "run")
+    assert main(["export", str(tmp_path / "run"), "--ipc", "2", "--out", str(tmp_path / "set.npz")]) == 0
+    with numpy.load(tmp_path / "set.npz") as arrays:
+        assert len(arrays["labels"]) == 20
+    assert main(["export", str(tmp_path / "run"), "--ipc", "9", "--out", str(tmp_path / "set.npz")]) == 2
+    assert "ipc must be a budget that the set holds, 1, 2, 3, got 9" in capsys.readouterr().err
 
 
 def test_a_compiled_boosted_run_has_few_shapes():
