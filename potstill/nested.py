@@ -79,7 +79,7 @@ def scale_of(preset: str, data: str | None) -> Scale:
             "data": data or "digits", "preprocess": "normalize", "width": 32, "unroll": 30, "window": 10, "real_batch": 200,
             "validate_every": 50, "checkpoint_every": 50, "lengths": (200, 500), "compile": "off",
         }  # fmt: skip
-        return Scale(5, 1, (1, 2, 3, 5), 150, 100, options)
+        return Scale(5, 1, (1, 2, 3, 4, 5), 240, 100, options)
     if data is None:
         raise InputError("data must be given for the preset paper, which runs on CIFAR-10: --data parquet:PATH")
     known = {**options_from_preset("cifar10-ipc50"), "data": data, "batch_per_class": "auto", "lengths": (300, 600, 1000)}
