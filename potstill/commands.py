@@ -94,9 +94,13 @@ def resumed_config(parsed: argparse.Namespace) -> Config:
 
 def default_out(config: Config) -> Path:
     """runs/DATA-ipcN-METHOD."""
+    return Path("runs") / f"{data_name(config)}-ipc{config.distilled.ipc}-{config.outer.method}"
+
+
+def data_name(config: Config) -> str:
+    """The data in a word, for folders."""
     kind, _, rest = config.data.data.partition(":")
-    name = Path(rest).stem if rest else kind
-    return Path("runs") / f"{name}-ipc{config.distilled.ipc}-{config.outer.method}"
+    return Path(rest).stem if rest else kind
 
 
 @contextmanager
@@ -266,15 +270,19 @@ def study(parsed: argparse.Namespace) -> int:
     device = machine(parsed)
     chosen: studies.Study = STUDIES[parsed.name]()
     points = chosen.points(parsed.preset, parsed.data, range(parsed.seeds))
-    data = Config.from_options(**points[0].options).data
-    folder = parsed.out / f"{parsed.name}-{parsed.preset}-{data.data.partition(':')[0]}"
+    config = Config.from_options(**points[0].options)
+    folder = parsed.out / f"{parsed.name}-{parsed.preset}-{data_name(config)}"
     jobs = parsed.jobs or (min(4, cores()) if device.type == "cpu" else 1)
     threads = getattr(parsed, "threads", "auto" if jobs == 1 else max(1, cores() // jobs))
+    if threads != "auto":
+        torch.set_num_threads(int(threads))
     display = Display(parsed.helper)
     helpers: list[subprocess.Popen[bytes]] = []
     try:
         with display, listening(display) as listener:
-            place = studies.Place(folder, parsed.out / "runs", sources.read(data), parsed.nets, str(device), threads, listener)
+            place = studies.Place(
+                folder, parsed.out / "runs", sources.read(config.data), parsed.nets, str(device), threads, listener
+            )
             if parsed.helper:
                 studies.work(points, place)
                 return 0

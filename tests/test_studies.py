@@ -195,16 +195,14 @@ def test_parts_of_a_set():
     assert torch.equal(first_images(distilled, 2).labels, torch.tensor([0, 0, 1, 1, 2, 2]))
 
 
-SMALLEST = nested.Scale(
-    2, 1, (1, 2), 2, 2, {**TINY, "data": "digits", "preprocess": "none", "unroll": 2, "window": 1, "learn_labels": False}
+SMALLEST = nested.Scale(  # in place of the small one: two blocks
+    2, 1, (1, 2), 2, {**TINY, "data": "digits", "preprocess": "none", "unroll": 2, "window": 1, "learn_labels": False}
 )
 
 
 @pytest.mark.parametrize("kind", [Subsets, Boosting, Pictures])
 def test_the_studies_of_section_5_run_from_end_to_end(monkeypatch, tmp_path, kind):
-    """The smallest scale there is, in place of the small one: two blocks, two seeds."""
-    smallest = dataclasses.replace(SMALLEST, options={k: v for k, v in SMALLEST.options.items() if k not in ("ipc", "steps")})
-    monkeypatch.setattr(nested, "scale_of", lambda preset, data: smallest)
+    monkeypatch.setattr(nested, "scale_of", lambda preset, data: SMALLEST)
     study, place = kind(), place_in(tmp_path)
     points = study.points("small", None, (0, 1))
     assert len({point.name for point in points}) == len(points)
@@ -215,6 +213,19 @@ def test_the_studies_of_section_5_run_from_end_to_end(monkeypatch, tmp_path, kin
     assert all((place.folder / name).stat().st_size > 1000 for name in shown)
     assert told.count("Paper (") >= 3
     assert "nan" not in told
+
+
+def test_the_command_shares_the_work_with_its_helpers_and_prints_the_summary(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(nested, "scale_of", lambda preset, data: SMALLEST)
+    command = ["study", "pictures", "--seeds", "1", "--nets", "1", "--out", str(tmp_path), "--jobs", "1"]
+    assert main(command) == 0
+    told = capsys.readouterr().out
+    folder = tmp_path / "pictures-small-digits"
+    assert told == f"{(folder / 'summary.md').read_text()}\nwritten: {folder}\n"
+    before = (folder / "results.csv").read_bytes()
+    assert main([*command, "--helper"]) == 0  # nothing is left to do for one
+    assert capsys.readouterr().out == ""
+    assert (folder / "results.csv").read_bytes() == before
 
 
 def test_every_registered_study_has_its_presets(capsys):
