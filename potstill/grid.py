@@ -111,6 +111,8 @@ def caption(distilled: DistilledSet) -> str:
     meta = distilled.meta
     accuracy = meta.get("accuracy", {})
     text = f"{meta.get('config', {}).get('data', {}).get('data', 'data')}, {distilled.ipc} a class, {meta.get('method', '')}"
+    if len(distilled.blocks) > 1:
+        text += f" in {len(distilled.blocks)} blocks, beta {meta.get('config', {}).get('distilled', {}).get('boost_beta', 0):g}"
     if "mean" in accuracy:
         text += f"; validation accuracy {100 * accuracy['mean']:.1f} % ({accuracy['n']} network{'s'[: accuracy['n'] > 1]})"
     return text + ". Brightness and contrast are those of a typical image."

@@ -90,7 +90,7 @@ def scale_of(preset: str, data: str | None) -> Scale:
 class Nested:
     """What the three studies share."""
 
-    value = "test accuracy"
+    value, percent = "test accuracy", True
 
     def about(self, preset: str) -> str:
         """What a preset runs, in words."""
@@ -288,7 +288,7 @@ class Pictures(Nested):
     """Figures 14 to 16."""
 
     title = "How joint, weakly and strongly boosted sets look"
-    value = "cosine"
+    value, percent = "cosine", False
 
     def points(self, preset: str, data: str | None, seeds: Sequence[int]) -> list[Point]:
         scale = scale_of(preset, data)

@@ -95,26 +95,22 @@ class Difference:
 
     Args:
         values: one for each seed, first minus second.
+        percent: whether they are fractions and read in percentage points.
     """
 
     values: tuple[float, ...]
-
-    @property
-    def mean(self) -> float:
-        """Over the seeds."""
-        return sum(self.values) / len(self.values)
+    percent: bool = True
 
     def __str__(self) -> str:
-        points = torch.tensor(self.values, dtype=torch.float64) * 100
-        spread = f" ± {float(points.std()):.1f}" if len(points) > 1 else ""
-        return f"{float(points.mean()):+.1f}{spread} points"
+        return mean_and_spread(self.values, "+", " points", self.percent)
 
 
 @dataclass(frozen=True)
 class Table:
-    """All measurements of a study."""
+    """All measurements of a study; `percent`: they are fractions and read in per cent."""
 
     rows: tuple[Measurement, ...]
+    percent: bool = True
 
     def ways(self) -> list[str]:
         """In the order of appearance."""
@@ -129,15 +125,13 @@ class Table:
         return {row.seed: row.mean for row in self.rows if (row.way, row.at) == (way, at)}
 
     def words(self, way: str, at: float) -> str:
-        """Mean and deviation over seeds, in percent."""
-        values = 100 * torch.tensor(list(self.cell(way, at).values()), dtype=torch.float64)
-        spread = f" ± {float(values.std()):.1f}" if len(values) > 1 else ""
-        return f"{float(values.mean()):.1f}{spread} %"
+        """Mean and deviation over seeds."""
+        return mean_and_spread(list(self.cell(way, at).values()), "", " %", self.percent)
 
     def difference(self, first: tuple[str, float], second: tuple[str, float]) -> Difference:
         """First minus second, by seed."""
         one, other = self.cell(*first), self.cell(*second)
-        return Difference(tuple(one[seed] - other[seed] for seed in one if seed in other))
+        return Difference(tuple(one[seed] - other[seed] for seed in one if seed in other), self.percent)
 
     def csv(self) -> str:
         """One line a measurement."""
@@ -146,6 +140,14 @@ class Table:
         writer.writerow(field.name for field in dataclasses.fields(Measurement))
         writer.writerows(dataclasses.astuple(row) for row in self.rows)
         return buffer.getvalue()
+
+
+def mean_and_spread(values: Sequence[float], sign: str, unit: str, percent: bool) -> str:
+    """Mean ± sample deviation, in hundredths with a unit, or plain with two decimals."""
+    scaled = torch.tensor(values, dtype=torch.float64) * (100 if percent else 1)
+    digits = 1 if percent else 2
+    spread = f" ± {float(scaled.std()):.{digits}f}" if len(scaled) > 1 else ""
+    return f"{float(scaled.mean()):{sign}.{digits}f}{spread}{unit * percent}"
 
 
 def verdict(difference: Difference, expected: int) -> str:
@@ -165,6 +167,8 @@ class Study(Protocol):
     title: str
     value: str
     """What is measured, for the table."""
+    percent: bool
+    """Whether it is a fraction that reads in per cent."""
 
     def about(self, preset: str) -> str:
         """What a preset runs, in words."""
@@ -291,7 +295,7 @@ def run_study(study: Study, points: Sequence[Point], place: Place, about: str) -
     """
     while work(points, place):
         time.sleep(SECONDS_BETWEEN_LOOKS)
-    table = Table(tuple(row for point in points for row in read_point(place.file(point))))
+    table = Table(tuple(row for point in points for row in read_point(place.file(point))), study.percent)
     store.write(place.folder / TABLE, table.csv())
     shown = study.figures(table, place, points)
     store.write(place.folder / SUMMARY, summary(study, table, shown, about, place))
@@ -314,6 +318,7 @@ def summary(study: Study, table: Table, shown: Sequence[str], about: str, place:
     lines += ["", *(f"![{Path(name).stem}]({name})" for name in shown), ""]
     lines += [f"| training set | images per class | {study.value} |", "|---|---|---|"]
     lines += [f"| {way} | {at:g} | {table.words(way, at)} |" for way in table.ways() for at in table.places(way)]
-    spread = f"Mean ± standard deviation over {seeds} distilling seeds, each the mean over {place.nets} networks"
+    networks = f", each the mean over {place.nets} networks" if max(row.n for row in table.rows) > 1 else ""
+    spread = f"Mean ± standard deviation over {seeds} distilling seeds{networks}"
     libraries = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
     return "\n".join([*lines, "", f"{spread} (`{TABLE}` has them one by one). {machine['hardware']}; {libraries}.", ""])

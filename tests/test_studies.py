@@ -29,7 +29,7 @@ class Question:
     """A small study: does the second seed do better?"""
 
     title = "A question"
-    value = "test accuracy"
+    value, percent = "test accuracy", True
 
     def about(self, preset):
         return "Two runs."
@@ -162,6 +162,9 @@ def test_differences_are_paired_by_seed_and_judged_only_where_all_agree():
     assert verdict(found, -1) == "against what the paper says, in all 3 seeds"
     assert verdict(known.difference(("a", 2), ("c", 2)), 1) == "undecided, the 3 seeds disagree"
     assert verdict(Difference((0.1,)), 1) == "one seed decides nothing"
+    plain = Table(known.rows, percent=False)
+    assert plain.words("a", 2) == "0.60 ± 0.10"
+    assert str(plain.difference(("b", 2), ("a", 2))) == "-0.13 ± 0.06"
     sentence = compared(known, ("a", 2), ("b", 2), "Paper: a beats b", 1)
     assert sentence == (
         "Paper: a beats b. At 2 a class, a: 60.0 ± 10.0 %; b: 46.7 ± 11.5 %; "
