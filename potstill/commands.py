@@ -256,7 +256,7 @@ def report(parsed: argparse.Namespace) -> int:
     """`potstill report`."""
     from potstill.report import write_report  # here: matplotlib takes half a second
 
-    out = parsed.out or parsed.runs[0] / runs.REPORT
+    out = parsed.out or runs.RunFolder.open(parsed.runs[0]).path / runs.REPORT
     for note in write_report(parsed.runs, out):
         print(f"note: {note}", file=sys.stderr)
     print(f"written: {out}")

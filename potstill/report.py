@@ -147,12 +147,13 @@ def run_page(run: RunSummary, anchor: str) -> RunPage:
 
 
 def tables(measured: Sequence[Measured]) -> list[tuple[list[Row], str]]:
-    """The measured lines, those that were measured alike in one table by images per class, and how they were measured."""
+    """The measured lines, each once, those that were measured alike in one table by images per class, and how they were."""
     found: dict[str, list[Row]] = {}
     for one in measured:
         data = "" if one.same_data else " of other data than the set was distilled from"
         found.setdefault(f"On {one.test_images:,} test images{data}; {one.hardware}; {one.versions}.", []).extend(one.rows)
-    return [(sorted(rows, key=lambda row: (row.name == "full", row.ipc)), words) for words, rows in found.items()]
+    # A set that is measured again with a baseline beside it gives the same line again.
+    return [(sorted(dict.fromkeys(rows), key=lambda row: (row.name == "full", row.ipc)), words) for words, rows in found.items()]
 
 
 def compared(runs: Sequence[RunSummary]) -> Comparison:

@@ -16,10 +16,11 @@ import potstill
 from potstill import runs, store
 from potstill.cli import main
 from potstill.distilled import Block, DistilledSet
-from potstill.evaluation import Figure
+from potstill.evaluation import Figure, Row
 from potstill.gallery import gallery
 from potstill.registry import InputError
-from potstill.report import write_report
+from potstill.report import tables, write_report
+from potstill.summary import Measured
 
 
 class Page(HTMLParser):
@@ -300,3 +301,12 @@ def test_a_page_of_many_images_stays_of_a_bearable_size(places):
         gallery(many, 3, 2).left_out
         == "Shown: the first 3 of 100 classes and the first 2 of 100 images of each class in each block."
     )
+
+
+def test_a_line_that_was_measured_twice_is_shown_once():
+    def measured(*names: str) -> Measured:
+        rows = [Row(name, "convnet", 10, 1, 300, Figure(0.5, 0.1, 3), "fixed steps") for name in names]
+        return Measured(rows, 100, {}, True, "a machine", "a version")
+
+    ((rows, _),) = tables([measured("distilled"), measured("distilled", "random", "full")])
+    assert [row.name for row in rows] == ["distilled", "random", "full"]
