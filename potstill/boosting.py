@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from potstill.config import Config
-from potstill.distilled import Block
+from potstill.distilled import Block, class_by_class
 from potstill.inner import with_grad
 from potstill.methods.base import Estimate, Method, MethodState, Problem
 from potstill.outer import OuterState, Rule
@@ -85,7 +85,7 @@ class Stage:
         """The run's method on this stage; `problem` is the run's, and takes the examples, seed and batches of the stage."""
         inner, ipc = self.config.inner, stage_ipcs(self.config)[self.number]
         frozen, moving = self.blocks[: self.first_moving], self.blocks[self.first_moving :]
-        seed, micro = self.config.run.seed, stage_micro_batch(self.config, ipc)
+        seed, micro = self.config.run.seed, stage_micro_batch(self.config, ipc, compiled=problem.compiled is not None)
         config = dataclasses.replace(
             self.config,
             inner=dataclasses.replace(inner, synthetic_micro_batch=micro),
@@ -127,7 +127,7 @@ class OnBlocks:
         return dataclasses.replace(estimate, grads=dict(zip(wanted, grads, strict=True)))
 
 
-def stage_micro_batch(config: Config, ipc: int) -> int:
+def stage_micro_batch(config: Config, ipc: int, *, compiled: bool) -> int:
     """How many synthetic examples at once in a stage of a run that holds `ipc` images per class.
 
     A compiled run takes the run's own number or its half, quarter, ...: the last micro-batch is filled up to it, and a shape
@@ -135,7 +135,7 @@ def stage_micro_batch(config: Config, ipc: int) -> int:
     """
     batch = min(ipc, int(config.inner.batch_per_class)) * int(config.inner.classes_per_batch)
     most = int(config.inner.synthetic_micro_batch)
-    if config.run.compile != "on":
+    if not compiled:
         return min(batch, most)
     while (half := -(-most // 2)) >= batch and half < most:
         most = half
@@ -153,6 +153,12 @@ def named(blocks: tuple[Block, ...], first: int = 0) -> dict[str, Tensor]:
     return {
         f"{number}.{name}": leaf for number, block in enumerate(blocks) if number >= first for name, leaf in block.leaves.items()
     }
+
+
+def made_blocks(leaves: Mapping[str, Tensor], classes: int) -> tuple[Block, ...]:
+    """Blocks from leaves that are named as `named` does; targets that are not among them are one-hot."""
+    count = len({name.partition(".")[0] for name in leaves})
+    return tuple(class_by_class(with_prefix(leaves, f"{number}."), classes) for number in range(count))
 
 
 def with_leaves(blocks: tuple[Block, ...], leaves: Mapping[str, Tensor], first: int = 0) -> tuple[Block, ...]:

@@ -94,13 +94,7 @@ def resumed_config(parsed: argparse.Namespace) -> Config:
 
 def default_out(config: Config) -> Path:
     """runs/DATA-ipcN-METHOD."""
-    return Path("runs") / f"{data_name(config)}-ipc{config.distilled.ipc}-{config.outer.method}"
-
-
-def data_name(config: Config) -> str:
-    """The data in a word, for folders."""
-    kind, _, rest = config.data.data.partition(":")
-    return Path(rest).stem if rest else kind
+    return Path("runs") / f"{config.data.name}-ipc{config.distilled.ipc}-{config.outer.method}"
 
 
 @contextmanager
@@ -177,10 +171,7 @@ def evaluate(parsed: argparse.Namespace) -> int:
         raise InputError(f"cannot write {target}: no permission; copy the set to a folder of your own")
     sets = [distilled.prefix(ipc) for ipc in distilled.budgets] if parsed.all_budgets else [distilled]
     device = machine(parsed)
-    settings = {
-        "nets": parsed.nets, "model": parsed.model, "steps": parsed.steps, "protocol": parsed.protocol, "seed": parsed.seed,
-        "full_epochs": parsed.full_epochs, "baselines": sorted(set(parsed.baseline)),
-    }  # fmt: skip
+    lengths = api.recorded_config(distilled).evaluation.lengths
     rows: list[Row] = []
     try:
         with Display() as display:
@@ -192,26 +183,33 @@ def evaluate(parsed: argparse.Namespace) -> int:
                 baselines = [name for name in parsed.baseline if name != "full" or one is sets[-1]]
                 found = evaluation.evaluate(
                     one, real, nets=parsed.nets, model=parsed.model, steps=parsed.steps, protocol=parsed.protocol,
-                    baselines=baselines, full_epochs=parsed.full_epochs,
-                    lengths=api.recorded_config(distilled).evaluation.lengths, seed=parsed.seed, device=str(device),
+                    baselines=baselines, full_epochs=parsed.full_epochs, lengths=lengths, seed=parsed.seed, device=str(device),
                     compile=parsed.compile, progress=display.work, say=display.say,
                 )  # fmt: skip
                 rows += found
-                result = {
-                    "rows": [dataclasses.asdict(row) for row in found],
-                    "split": "test",
-                    "test_images": len(real.test),
-                    "data": {"source": data.data.partition(":")[0], "fingerprint": real.fingerprint},
-                    "settings": {**settings, "ipc": one.ipc},
-                    "hardware": hardware(device),
-                    "versions": versions(),
-                }
-                runs.add_evaluation(target, result)
+                runs.add_evaluation(target, evaluation_record(parsed, found, one.ipc, data, real, device))
     finally:  # a full disk or Ctrl-C must not cost what was measured
         if rows:
             show(rows, len(real.test), hardware(device))
     print(f"written: {target}")
     return 0
+
+
+def evaluation_record(
+    parsed: argparse.Namespace, rows: list[Row], ipc: int, data: DataConfig, real: RealData, device: torch.device
+) -> dict[str, Any]:
+    """An entry of evaluation.json: what was measured, on what, how, and with what."""
+    names = ("nets", "model", "steps", "protocol", "seed", "full_epochs")
+    settings = {name: getattr(parsed, name) for name in names} | {"baselines": sorted(set(parsed.baseline)), "ipc": ipc}
+    return {
+        "rows": [dataclasses.asdict(row) for row in rows],
+        "split": "test",
+        "test_images": len(real.test),
+        "data": {"source": data.data.partition(":")[0], "fingerprint": real.fingerprint},
+        "settings": settings,
+        "hardware": hardware(device),
+        "versions": versions(),
+    }
 
 
 def show(rows: list[Row], test_images: int, machine: str) -> None:
@@ -271,7 +269,7 @@ def study(parsed: argparse.Namespace) -> int:
     chosen: studies.Study = STUDIES[parsed.name]()
     points = chosen.points(parsed.preset, parsed.data, range(parsed.seeds))
     config = Config.from_options(**points[0].options)
-    folder = parsed.out / f"{parsed.name}-{parsed.preset}-{data_name(config)}"
+    folder = parsed.out / f"{parsed.name}-{parsed.preset}-{config.data.name}"
     jobs = parsed.jobs or (min(4, cores()) if device.type == "cpu" else 1)
     threads = getattr(parsed, "threads", "auto" if jobs == 1 else max(1, cores() // jobs))
     if threads != "auto":
@@ -281,7 +279,7 @@ def study(parsed: argparse.Namespace) -> int:
     try:
         with display, listening(display) as listener:
             place = studies.Place(
-                folder, parsed.out / "runs", sources.read(config.data), parsed.nets, str(device), threads, listener
+                folder, parsed.out / studies.RUNS, sources.read(config.data), parsed.nets, str(device), threads, listener
             )
             if parsed.helper:
                 studies.work(points, place)

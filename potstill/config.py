@@ -50,6 +50,12 @@ class DataConfig:
     )
     zca_regularization: float = option(0.1, "ZCA: this times the mean eigenvalue is added to all (paper D.1)", low=0, open_low=True)
 
+    @property
+    def name(self) -> str:
+        """The data in a word: the last part of its path, or its kind."""
+        kind, _, rest = self.data.partition(":")
+        return Path(rest).stem or kind
+
 
 @dataclass(frozen=True)
 class DistilledConfig:

@@ -285,23 +285,19 @@ def initial_blocks(
     chosen = sample_per_class(train.labels, classes, ipc, rng).view(classes, ipc) if kind == "real" else None
     made, first = [], 0
     for size in sizes:
-        labels = torch.arange(classes).repeat_interleave(size)
         if chosen is not None:
             images = train.take(chosen[:, first : first + size].flatten())[0]
         else:
             noise = torch.randn(classes * size, *shape, generator=rng)
             images = (noise / noise.flatten(1).norm(dim=1).view(-1, 1, 1, 1)).to(device)
-        targets = torch.nn.functional.one_hot(labels, classes).float()
-        made.append(Block({"images": images, "targets": targets.to(device)}, labels.to(device)))
+        made.append(class_by_class({"images": images}, classes))
         first += size
     return tuple(made)
 
 
-def made_blocks(leaves: Mapping[str, Tensor], classes: int) -> tuple[Block, ...]:
-    """Blocks from the leaves of some of them, named as in "0.images"; targets that are not among them are one-hot."""
-    made = []
-    for number in range(len({name.partition(".")[0] for name in leaves})):
-        own = {name.partition(".")[2]: leaf for name, leaf in leaves.items() if name.startswith(f"{number}.")}
-        labels = torch.arange(classes, device=own["images"].device).repeat_interleave(len(own["images"]) // classes)
-        made.append(Block({"targets": torch.nn.functional.one_hot(labels, classes).float(), **own}, labels))
-    return tuple(made)
+def class_by_class(leaves: Mapping[str, Tensor], classes: int) -> Block:
+    """A block of as many images of each class, one class after the other; targets that are not among the leaves are one-hot."""
+    images = leaves["images"]
+    labels = torch.arange(classes, device=images.device).repeat_interleave(len(images) // classes)
+    one_hot = torch.nn.functional.one_hot(labels, classes).float()
+    return Block({**leaves, "targets": leaves.get("targets", one_hot)}, labels)

@@ -215,6 +215,8 @@ class Bench:
             ipc: images per class.
             on_test: take the best on the test split instead.
         """
+        keep_freed_memory()
+        allow_tf32(False)  # whatever a run before in this process has set
         # The first split chooses, the last is reported; without a choice, validation data need not be measured.
         splits = (self.real.test,) if on_test or len(lengths) == 1 else (self.real.validation, self.real.test)
         scores = score(
@@ -225,19 +227,23 @@ class Bench:
         figure = Figure.of(scores[:, best, -1])
         return Row(name, self.model, images, ipc, lengths[best], figure, describe(lengths, on_test))
 
+    def batches(self, images: Tensor, targets: Tensor, labels: Tensor, seed: int) -> Batches:
+        """Batches of a small set for the network of that seed."""
+        return set_batches(images.to(self.device), targets.to(self.device), labels.to(self.device), self.recipe, seed)
+
     def of_set(self, name: str, distilled: DistilledSet, lengths: Sequence[int], **how: Any) -> Row:
         """`row` for a distilled set."""
-        images, targets, labels = (part.to(self.device) for part in (distilled.images, distilled.targets, distilled.labels))
-        return self.row(
-            name, lambda own: set_batches(images, targets, labels, self.recipe, own), lengths, len(distilled), distilled.ipc, **how
-        )
+
+        def make(own: int) -> Batches:
+            return self.batches(distilled.images, distilled.targets, distilled.labels, own)
+
+        return self.row(name, make, lengths, len(distilled), distilled.ipc, **how)
 
     def of_subsets(self, name: str, distilled: DistilledSet, ipc: int, lengths: Sequence[int]) -> Row:
         """`row` for random examples of a distilled set, `ipc` of each class, others for each network (paper, figure 6)."""
 
         def make(own: int) -> Batches:
-            images, targets, labels = (part.to(self.device) for part in subset(distilled, ipc, own))
-            return set_batches(images, targets, labels, self.recipe, own)
+            return self.batches(*subset(distilled, ipc, own), own)
 
         return self.row(name, make, lengths, ipc * len(distilled.class_names), ipc)
 
@@ -245,7 +251,7 @@ class Bench:
         """`row` for real train images, `ipc` of each class, others for each network."""
 
         def make(own: int) -> Batches:
-            return set_batches(*real_subset(self.real, ipc, own), self.recipe, own)
+            return self.batches(*real_subset(self.real, ipc, own), own)
 
         return self.row(name, make, lengths, ipc * len(self.real.class_names), ipc, **how)
 
@@ -305,8 +311,6 @@ def evaluate(
     place = pick_device(device)
     factory = factory_for(distilled, model)
     recipe = distilled.recipe
-    keep_freed_memory()
-    allow_tf32(False)
     own = model is None or model == recipe.model
     fixed = (steps,) if steps else None
     searched = fixed or (PAPER_LENGTHS if protocol == "paper" else tuple(sorted(lengths)))

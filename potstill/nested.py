@@ -5,6 +5,7 @@ Source: figures 6, 7, 8 and 14 to 16 of Feng, Vedantam & Kempe 2024, arXiv:2311.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,15 +13,17 @@ import torch.nn.functional as F
 
 from potstill.config import options_from_preset
 from potstill.distilled import Block, DistilledSet
-from potstill.evaluation import Row
 from potstill.figures import Series, dot_figure, line_figure, save
 from potstill.grid import write_grid
 from potstill.registry import InputError
 from potstill.studies import Measurement, Place, Point, Subject, Table, verdict
-from potstill.training import set_batches
+from potstill.training import Batches
 
 WEAK = 0.1
 """The paper's beta of weak boosting."""
+ALONE, RANDOM = "distilled at that size", "random real"
+STRONG, WEAKLY = "strong boosting, prefix", "weak boosting, prefix"
+FIRST, SECOND = "first block (boosted)", "second block (boosted)"
 SIMILARITY, NEAREST = "similarity within a class", "similarity to the nearest real image"
 
 
@@ -110,20 +113,21 @@ def compared(table: Table, first: tuple[str, float], second: tuple[str, float], 
     )
 
 
-def spread(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and sample deviation; NaN for the deviation of one."""
-    known = torch.tensor(values, dtype=torch.float64)
-    return float(known.mean()), float(known.std()) if len(known) > 1 else float("nan")
-
-
-def lines(table: Table, ways: Sequence[str]) -> list[Series]:
-    """A line for each way that was measured: means over seeds, with their deviation."""
-    found = []
+def draw_lines(table: Table, ways: Sequence[str], path: Path) -> str:
+    """A figure of the ways over images per class, with their deviation over seeds; the name of its file for the summary."""
+    series = []
     for way in ways:
         places = table.places(way)
-        means, deviations = zip(*(spread(list(table.cell(way, at).values())) for at in places), strict=True)
-        found.append(Series(way, places, means, deviations))
-    return found
+        means, deviations = zip(*(table.spread(way, at) for at in places), strict=True)
+        series.append(Series(way, places, means, deviations))
+    plot = line_figure(series, "images per class", Nested.value, percent=True, error_bars=True, size=(560, 330))
+    save(plot, path)
+    return f"{path.name}.svg"
+
+
+def part_of(ipc: float, kind: str = "distilled") -> str:
+    """What random examples of a set of this size are called."""
+    return f"random part of a {kind} {ipc:g}"
 
 
 def joint_points(scale: Scale, seed: int, measure: Callable[[Subject], list[Measurement]]) -> list[Point]:
@@ -147,71 +151,62 @@ class Subsets(Nested):
     def of_joint(self, subject: Subject, scale: Scale) -> list[Measurement]:
         """The set itself, random parts of it and, once for each seed, random real images."""
         distilled, bench, lengths = subject.distilled, subject.bench, subject.lengths
-        rows = [bench.of_set("distilled at that size", distilled, lengths)]
+        rows = [bench.of_set(ALONE, distilled, lengths)]
         if distilled.ipc > scale.sizes[0]:
             smaller = [ipc for ipc in scale.budgets if ipc < distilled.ipc]
-            rows += [bench.of_subsets(f"random part of a distilled {distilled.ipc}", distilled, ipc, lengths) for ipc in smaller]
+            rows += [bench.of_subsets(part_of(distilled.ipc), distilled, ipc, lengths) for ipc in smaller]
         if distilled.ipc == scale.ipc:
-            rows += [bench.of_random("random real", ipc, lengths) for ipc in scale.budgets]
+            rows += [bench.of_random(RANDOM, ipc, lengths) for ipc in scale.budgets]
         return [Measurement.of(row.name, row, subject.seed) for row in rows]
 
     def of_boosted(self, subject: Subject, scale: Scale) -> list[Measurement]:
         """Single blocks, and random parts of the first two."""
         distilled, bench, lengths, block = subject.distilled, subject.bench, subject.lengths, scale.block
 
-        def any_block(own: int) -> Any:
-            chosen = parts[own % len(parts)]
-            images, targets, labels = (part.to(bench.device) for part in (chosen.images, chosen.targets, chosen.labels))
-            return set_batches(images, targets, labels, bench.recipe, own)
-
         parts = [only(distilled, [number]) for number in range(len(distilled.blocks))]
-        rows: list[Row] = [
-            bench.of_set(f"{word} block (boosted)", parts[number], lengths) for number, word in enumerate(("first", "second"))
-        ]
+
+        def any_block(own: int) -> Batches:
+            chosen = parts[own % len(parts)]
+            return bench.batches(chosen.images, chosen.targets, chosen.labels, own)
+
+        rows = [bench.of_set(name, part, lengths) for name, part in zip((FIRST, SECOND), parts, strict=False)]
         rows.append(bench.row("random block (boosted)", any_block, lengths, len(parts[0]), block))
-        rows.append(bench.of_subsets(f"random part of a boosted {2 * block}", distilled.prefix(2 * block), block, lengths))
+        rows.append(bench.of_subsets(part_of(2 * block, "boosted"), distilled.prefix(2 * block), block, lengths))
         return [Measurement.of(row.name, row, subject.seed) for row in rows]
 
     def figures(self, table: Table, place: Place, points: Sequence[Point]) -> list[str]:
-        ways = [way for way in table.ways() if "boosted" not in way]
-        plot = line_figure(lines(table, ways), "images per class", "test accuracy", percent=True, error_bars=True, size=(560, 330))
-        save(plot, place.folder / "parts")
-        least = min(table.places("random real"))
-        bars = [way for way in table.ways() if least in table.places(way)]
-        plot = dot_figure(
-            [(way, *spread(list(table.cell(way, least).values()))) for way in bars],
-            f"test accuracy at {least:g} of each class",
-            percent=True,
-        )
-        save(plot, place.folder / "blocks")
-        return ["parts.svg", "blocks.svg"]
+        parts = draw_lines(table, [way for way in table.ways() if "boosted" not in way], place.folder / "parts")
+        least = min(table.places(RANDOM))
+        dots = [(way, *table.spread(way, least)) for way in table.ways() if least in table.places(way)]
+        save(dot_figure(dots, f"test accuracy at {least:g} of each class", percent=True), place.folder / "blocks")
+        return [parts, "blocks.svg"]
 
     def claims(self, table: Table) -> list[str]:
-        whole = int(max(table.places("random real")))
-        block = min(table.places("random real"))
-        part = f"random part of a distilled {whole}"
+        whole = int(max(table.places(RANDOM)))
+        block = min(table.places(RANDOM))
+        part = part_of(whole)
         found = [
             compared(
-                table, (part, at), ("random real", at),
+                table, (part, at), (RANDOM, at),
                 "Paper (figure 6): a random part of a distilled set does worse than as many random real images", -1,
             )
             for at in table.places(part)
         ]  # fmt: skip
         found += [
             compared(
-                table, (part, block), ("distilled at that size", block),
+                table, (part, block), (ALONE, block),
                 "Paper (figure 6): and worse than a set that was distilled at its size", -1,
             ),
             compared(
-                table, ("second block (boosted)", block), (part, block),
+                table, (SECOND, block), (part, block),
                 "Paper (figure 8b): a single block of a boosted set does much better than a random part of a joint one", 1,
             ),
             compared(
-                table, ("first block (boosted)", block), ("second block (boosted)", block),
+                table, (FIRST, block), (SECOND, block),
                 "Paper (section 6): the first block does better than the second, so that some correlation is left", 1,
             ),
         ]  # fmt: skip
-        boosted, joint = f"random part of a boosted {2 * block:g}", f"random part of a distilled {2 * block:g}"
+        boosted, joint = part_of(2 * block, "boosted"), part_of(2 * block)
         if table.cell(joint, block):
             claim = "Paper (figure 8c): a random part of two boosted blocks does better than one of a joint set of their size"
             found.append(compared(table, (boosted, block), (joint, block), claim, 1))
@@ -231,8 +226,8 @@ class Boosting(Nested):
 
         found = []
         for seed in seeds:
-            found.append(Point(f"strong-seed{seed}", scale.boosted(0.0, seed), budgets("strong boosting, prefix")))
-            found.append(Point(f"weak-seed{seed}", scale.boosted(WEAK, seed), budgets("weak boosting, prefix")))
+            found.append(Point(f"strong-seed{seed}", scale.boosted(0.0, seed), budgets(STRONG)))
+            found.append(Point(f"weak-seed{seed}", scale.boosted(WEAK, seed), budgets(WEAKLY)))
             found += joint_points(scale, seed, lambda subject: self.of_joint(subject, scale))
         return found
 
@@ -244,44 +239,23 @@ class Boosting(Nested):
     def of_joint(self, subject: Subject, scale: Scale) -> list[Measurement]:
         """The set itself and, of the whole one, its first images and as many real ones."""
         distilled, bench, lengths = subject.distilled, subject.bench, subject.lengths
-        rows = [bench.of_set("distilled at that size", distilled, lengths)]
+        rows = [bench.of_set(ALONE, distilled, lengths)]
         if distilled.ipc == scale.ipc:
             rows += [
                 bench.of_set("first images of a joint set", first_images(distilled, ipc), lengths) for ipc in scale.budgets[:-1]
             ]
-            rows += [bench.of_random("random real", ipc, lengths) for ipc in scale.budgets]
+            rows += [bench.of_random(RANDOM, ipc, lengths) for ipc in scale.budgets]
         return [Measurement.of(row.name, row, subject.seed) for row in rows]
 
     def figures(self, table: Table, place: Place, points: Sequence[Point]) -> list[str]:
-        plot = line_figure(
-            lines(table, table.ways()), "images per class", "test accuracy", percent=True, error_bars=True, size=(560, 330)
-        )
-        save(plot, place.folder / "budgets")
-        return ["budgets.svg"]
+        return [draw_lines(table, table.ways(), place.folder / "budgets")]
 
     def claims(self, table: Table) -> list[str]:
-        alone, strong, weak = "distilled at that size", "strong boosting, prefix", "weak boosting, prefix"
-        whole = max(table.places(alone))
-        found = [
-            compared(
-                table,
-                (strong, at),
-                (alone, at),
-                "Paper (figure 7): strong boosting costs little against a set distilled at that size",
-                0,
-            )
-            for at in table.places(alone)
-        ]
-        found.append(
-            compared(
-                table,
-                (weak, whole),
-                (alone, whole),
-                "Paper (figure 7): weak boosting overtakes joint distillation at larger sizes",
-                1,
-            )
-        )
-        return found
+        whole = max(table.places(ALONE))
+        little = "Paper (figure 7): strong boosting costs little against a set distilled at that size"
+        overtakes = "Paper (figure 7): weak boosting overtakes joint distillation at larger sizes"
+        found = [compared(table, (STRONG, at), (ALONE, at), little, 0) for at in table.places(ALONE)]
+        return [*found, compared(table, (WEAKLY, whole), (ALONE, whole), overtakes, 1)]
 
 
 class Pictures(Nested):
@@ -320,7 +294,7 @@ class Pictures(Nested):
         for point in points:
             if point.options["seed"] == first:
                 names.append(f"{point.name}.png")
-                write_grid(place.run(point.options), place.folder / names[-1])
+                write_grid(place.run(point), place.folder / names[-1])
         return names
 
     def claims(self, table: Table) -> list[str]:

@@ -109,8 +109,7 @@ def resolve_compile(config: Config, networks: Networks, say: Callable[[str], Non
 
     graphs = graphs_mb(config.run.tape) is not None
     obstacle = "--tape graphs:MB keeps the graphs of uncompiled networks" if graphs else None
-    on = dataclasses.replace(config, run=dataclasses.replace(config.run, compile="on"))
-    functions = 1 + 2 * len({stage_micro_batch(on, ipc) for ipc in stages})  # one for the real batch
+    functions = 1 + 2 * len({stage_micro_batch(config, ipc, compiled=True) for ipc in stages})  # one for the real batch
     compiled = compiled_if_worth(config.run.compile, networks.device, work, build, say, obstacle, functions)
     run = dataclasses.replace(config.run, compile="on" if compiled else "off")
     return dataclasses.replace(config, run=run), compiled

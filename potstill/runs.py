@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from potstill import store
+from potstill.boosting import made_blocks
 from potstill.config import Config, options_from_file, to_toml
-from potstill.distilled import DistilledSet, Recipe, made_blocks
+from potstill.distilled import DistilledSet, Recipe
 from potstill.loading import RealData
 from potstill.outer import Best, OuterState, Record
 from potstill.preprocess import Preprocess

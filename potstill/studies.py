@@ -27,12 +27,12 @@ from potstill.data import Dataset
 from potstill.devices import hardware, pick_device, versions
 from potstill.distillation import SILENT, Listener, new_run, resumed_run
 from potstill.distilled import DistilledSet
-from potstill.evaluation import Bench, Row
+from potstill.evaluation import Bench, Figure, Row
 from potstill.registry import InputError
 from potstill.runs import RunFolder
 
 RUNS, POINTS, TABLE, SUMMARY = "runs", "points", "results.csv", "summary.md"
-SECONDS_BETWEEN_LOOKS = 1.0
+SECONDS_BETWEEN_LOOKS, DIGEST = 1.0, 10
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,11 @@ class Point:
     options: Mapping[str, Any]
     measure: Callable[[Subject], list[Measurement]]
 
+    @property
+    def config(self) -> Config:
+        """The run's configuration, before anything in it is resolved."""
+        return Config.from_options(**self.options)
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -102,7 +107,7 @@ class Difference:
     percent: bool = True
 
     def __str__(self) -> str:
-        return mean_and_spread(self.values, "+", " points", self.percent)
+        return in_words(self.values, "+", " points", self.percent)
 
 
 @dataclass(frozen=True)
@@ -126,7 +131,12 @@ class Table:
 
     def words(self, way: str, at: float) -> str:
         """Mean and deviation over seeds."""
-        return mean_and_spread(list(self.cell(way, at).values()), "", " %", self.percent)
+        return in_words(list(self.cell(way, at).values()), "", " %", self.percent)
+
+    def spread(self, way: str, at: float) -> tuple[float, float]:
+        """Mean and deviation over seeds; NaN for the deviation of one."""
+        figure = Figure.of(torch.tensor(list(self.cell(way, at).values()), dtype=torch.float64))
+        return figure.mean, float("nan") if figure.std is None else figure.std
 
     def difference(self, first: tuple[str, float], second: tuple[str, float]) -> Difference:
         """First minus second, by seed."""
@@ -142,12 +152,12 @@ class Table:
         return buffer.getvalue()
 
 
-def mean_and_spread(values: Sequence[float], sign: str, unit: str, percent: bool) -> str:
-    """Mean ± sample deviation, in hundredths with a unit, or plain with two decimals."""
-    scaled = torch.tensor(values, dtype=torch.float64) * (100 if percent else 1)
-    digits = 1 if percent else 2
-    spread = f" ± {float(scaled.std()):.{digits}f}" if len(scaled) > 1 else ""
-    return f"{float(scaled.mean()):{sign}.{digits}f}{spread}{unit * percent}"
+def in_words(values: Sequence[float], sign: str, unit: str, percent: bool) -> str:
+    """Mean ± sample deviation: fractions as hundredths with a unit, or plain with two decimals."""
+    figure = Figure.of(torch.tensor(values, dtype=torch.float64))
+    scale, digits = (100, 1) if percent else (1, 2)
+    spread = "" if figure.std is None else f" ± {scale * figure.std:.{digits}f}"
+    return f"{scale * figure.mean:{sign}.{digits}f}{spread}{unit * percent}"
 
 
 def verdict(difference: Difference, expected: int) -> str:
@@ -209,13 +219,12 @@ class Place:
     threads: int | str = "auto"
     listener: Listener = SILENT
 
-    def run(self, options: Mapping[str, Any]) -> DistilledSet:
-        """The finished set of a run with these options: made, resumed, or found."""
-        config = Config.from_options(**options)
-        path = self.runs / run_name(config, self.dataset.fingerprint)
+    def run(self, point: Point) -> DistilledSet:
+        """The finished set of a point's run: made, resumed, or found."""
+        path = self.runs / self.run_name(point)
         folder = RunFolder(path)
         if not folder.is_run:
-            config = Config.from_options(config, device=self.device, threads=self.threads)
+            config = Config.from_options(point.config, device=self.device, threads=self.threads)
             return new_run(config, self.dataset, path, listener=self.quiet)
         if not folder.finished:
             return resumed_run(path, folder.config(), self.dataset, listener=self.quiet)
@@ -226,21 +235,20 @@ class Place:
         """The listener for single runs: their progress, without what each says of itself."""
         return dataclasses.replace(self.listener, say=SILENT.say)
 
-    def subject(self, options: Mapping[str, Any]) -> Subject:
-        """The set of a run with these options, ready to be measured."""
-        config = Config.from_options(**options)
-        distilled = self.run(options)
+    def subject(self, point: Point) -> Subject:
+        """The set of a point's run, ready to be measured."""
+        config, distilled = point.config, self.run(point)
         real = fitting(distilled, self.dataset, config.data, self.device)
         bench = Bench.of(distilled, real, self.nets, config.run.seed, pick_device(self.device), progress=self.listener.work)
         return Subject(distilled, bench, tuple(sorted(config.evaluation.lengths)), config.run.seed)
 
     def file(self, point: Point) -> Path:
         """Where a point's result lies: another number of networks is another result."""
-        return self.folder / POINTS / f"{point.name}-{self.run_name(point)[-10:]}-nets{self.nets}.json"
+        return self.folder / POINTS / f"{point.name}-{self.run_name(point)[-DIGEST:]}-nets{self.nets}.json"
 
     def run_name(self, point: Point) -> str:
         """The folder of a point's run."""
-        return run_name(Config.from_options(**point.options), self.dataset.fingerprint)
+        return run_name(point.config, self.dataset.fingerprint)
 
 
 def run_name(config: Config, fingerprint: str) -> str:
@@ -250,7 +258,7 @@ def run_name(config: Config, fingerprint: str) -> str:
         known.pop(name)
     distilled = config.distilled
     beta = f"-{distilled.boost_blocks}x-beta{distilled.boost_beta:g}" if distilled.boost_blocks > 1 else ""
-    digest = hashlib.sha256(store.canonical(known).encode()).hexdigest()[:10]
+    digest = hashlib.sha256(store.canonical(known).encode()).hexdigest()[:DIGEST]
     return f"ipc{distilled.ipc}{beta}-seed{config.run.seed}-{digest}"
 
 
@@ -270,7 +278,7 @@ def work(points: Iterable[Point], place: Place) -> int:
             with locked(target.parent, target.stem), locked(place.runs, place.run_name(point)):
                 if not target.exists():
                     place.listener.say(f"{point.name} ...")
-                    found = [dataclasses.asdict(row) for row in point.measure(place.subject(point.options))]
+                    found = [dataclasses.asdict(row) for row in point.measure(place.subject(point))]
                     store.write(target, json.dumps({"measurements": found, **provenance(place)}, indent=2) + "\n")
         except filelock.Timeout:
             busy += 1

@@ -125,8 +125,7 @@ class RunSummary:
     @property
     def data_name(self) -> str:
         """The data in a word; nothing for arrays that were given in Python."""
-        kind, _, rest = self.config.data.data.partition(":")
-        return "" if kind == "arrays" else Path(rest).stem or kind
+        return "" if self.config.data.data == "arrays" else self.config.data.name
 
     @property
     def counts(self) -> dict[str, int]:

@@ -278,9 +278,9 @@ def test_a_prefix_is_exported(tmp_path, capsys):
 
 def test_a_compiled_boosted_run_has_few_shapes():
     options = {"ipc": 10, "boost_blocks": 10, "block_ipc": 1, "batch_per_class": 10, "classes_per_batch": 10}
-    config = Config.from_options(**options, synthetic_micro_batch=100, compile="on")
-    assert [stage_micro_batch(config, ipc) for ipc in stage_ipcs(config)] == [13, 25, 50, 50, 50, 100, 100, 100, 100, 100]
+    config = Config.from_options(**options, synthetic_micro_batch=100)
+    sizes = [stage_micro_batch(config, ipc, compiled=True) for ipc in stage_ipcs(config)]
+    assert sizes == [13, 25, 50, 50, 50, 100, 100, 100, 100, 100]
     small = Config.from_options(config, synthetic_micro_batch=34)
-    assert {stage_micro_batch(small, ipc) for ipc in stage_ipcs(small)} == {17, 34}
-    eager = Config.from_options(config, compile="off")
-    assert [stage_micro_batch(eager, ipc) for ipc in stage_ipcs(eager)] == list(range(10, 101, 10))
+    assert {stage_micro_batch(small, ipc, compiled=True) for ipc in stage_ipcs(small)} == {17, 34}
+    assert [stage_micro_batch(config, ipc, compiled=False) for ipc in stage_ipcs(config)] == list(range(10, 101, 10))
