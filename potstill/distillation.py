@@ -117,12 +117,12 @@ class Setup:
         if couples_batch(fresh(factory, 0, torch.device("cpu"))):
             listener.say("the network has batch norm: batches are taken whole, and memory grows with --real-batch")
         config = resolve_auto(config, real, factory, mapped=dataset.mapped, device=device)
+        sizes = [int(config.distilled.block_ipc)] * config.distilled.boost_blocks
+        blocks = initial_blocks(config.distilled.init, sizes, classes, real.shape, real.train, config.run.seed, device)
         allow_tf32(config.run.tf32)
         networks = Networks(factory, real.shape, classes, device, str(config.run.precision))
         keep = resolve_keep(config, networks)
         config, compiled = resolve_compile(config, networks, listener.say)
-        sizes = [int(config.distilled.block_ipc)] * config.distilled.boost_blocks
-        blocks = initial_blocks(config.distilled.init, sizes, classes, real.shape, real.train, config.run.seed, device)
         problem = Problem(real.train, blocks[0].labels, {}, classes, factory, config, device, keep, compiled)
         return cls(config, real, blocks, problem, device, listener)
 
