@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from potstill import evaluation
-from potstill.config import Config, DataConfig, options_from_preset, options_of_config
+from potstill.config import Config, options_from_preset, options_of_config
 from potstill.data import Dataset
 from potstill.devices import pick_device
 from potstill.distillation import SILENT, Listener, new_run, resumed_run
@@ -16,6 +16,7 @@ from potstill.loading import RealData, prepare
 from potstill.models import ModelSpec, model_name
 from potstill.registry import InputError
 from potstill.runs import RunFolder
+from potstill.sections import DataConfig
 from potstill.sources import from_arrays, read
 
 

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any, NoReturn, get_args
 
 from potstill import __version__
-from potstill.config import EVALUATION_DATA_OPTIONS, Config, options_of_config, preset_names
-from potstill.registry import EXPORTS, METHODS, MODELS, OPTIMIZERS, PREPROCESSING, SOURCES, STUDIES, WINDOWS, InputError, near_miss
+from potstill.config import Config, options_of_config, preset_names
+from potstill.registry import EXPORTS, METHODS, MODELS, OPTIMIZERS, PREPROCESSING, SOURCES, STUDIES, InputError, near_miss
+from potstill.sections import EVALUATION_DATA_OPTIONS
 
 PAPER = (
     "paper: Feng, Vedantam & Kempe, Embarrassingly Simple Dataset Distillation, ICLR 2024, arXiv:2311.07025;\n"
@@ -189,7 +190,7 @@ def make_parser() -> tuple[Parser, dict[str, Parser]]:
     study.add_argument("--helper", action="store_true", help=argparse.SUPPRESS)
     add_options(study, ("device", "threads"))
 
-    command("list", "List data sources, methods, windows, models, studies, presets.", "potstill list")
+    command("list", "List data sources, methods, models, studies, presets.", "potstill list")
     return parser, commands
 
 
@@ -222,7 +223,7 @@ def metavar(hint: Any) -> str:
     names = {int: "N", float: "X", tuple[int, ...]: "N,N", tuple[str, ...]: "NAME,NAME"}
     if hint in names:
         return names[hint]
-    return "|".join("auto" if get_args(part) == ("auto",) else names.get(part, str(part)) for part in get_args(hint))
+    return "|".join(names.get(part) or "|".join(get_args(part)) or str(part) for part in get_args(hint))
 
 
 def positive(text: str) -> int:
@@ -244,7 +245,6 @@ def list_parts() -> int:
     tables = [
         ("data (--data)", SOURCES.described()),
         ("methods (--method)", METHODS.described()),
-        ("windows (of the bptt methods)", WINDOWS.described()),
         (
             "models (--model)",
             [*MODELS.described(), ("package.module:factory", "your own: a function or class that makes a network")],

@@ -17,14 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from potstill import api, distillation, evaluation, exports, runs, sources, store
-from potstill.config import (
-    EVALUATION_DATA_OPTIONS,
-    Config,
-    DataConfig,
-    options_from_file,
-    options_from_preset,
-    options_of_config,
-)
+from potstill.config import Config, options_from_file, options_from_preset, options_of_config
 from potstill.devices import hardware, pick_device, versions
 from potstill.display import Display
 from potstill.distillation import Listener
@@ -34,6 +27,7 @@ from potstill.grid import write_grid
 from potstill.loading import RealData
 from potstill.outer import Interrupted
 from potstill.registry import EXPORTS, STUDIES, InputError
+from potstill.sections import EVALUATION_DATA_OPTIONS, DataConfig
 
 
 def distill(parsed: argparse.Namespace) -> int:

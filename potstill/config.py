@@ -1,13 +1,9 @@
-"""What a run is made of: frozen dataclasses, read from TOML and the command line and written back, validated in one place.
-
-Every option's name is unique over all sections, so that it is one flag (`--inner-lr`), one keyword of
-`potstill.distill` (`inner_lr=`) and one key of the TOML file (`[inner] inner_lr`).
-"""
+"""A run's configuration: all sections of options as one value, validated, read from TOML and text and written back."""
 
 import dataclasses
 import tomllib
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -15,148 +11,18 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import tomli_w
 
-from potstill.registry import METHODS, OPTIMIZERS, PREPROCESSING, SOURCES, InputError, near_miss
-
-Auto = Literal["auto"]
-EVALUATION_DATA_OPTIONS = ("image_column", "label_column", "image_size", "storage", "cache_dir")
-"""Options that tell how real data are read, not how they were distilled."""
-WINDOWLESS = ("bptt", "r-bptt")
-"""Methods that differentiate every step and so do not read `window`."""
-TAPES = ("states", "sqrt", "host", "bfloat16")
-AUGMENTATIONS = ("flip", "rotate", "crop", "cutout", "color", "scale")
-
-
-def option(default: Any, help: str, *, low: float | None = None, high: float | None = None, open_low: bool = False) -> Any:
-    """A field with its help text and the interval its numbers lie in: [low, high], or (low, high] with `open_low`."""
-    return field(default=default, metadata={"help": help, "low": low, "high": high, "open_low": open_low})
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """The real data and what is done to its pixels."""
-
-    data: str = option("digits", "the real data: digits, folder:PATH, parquet:PATH or hf:NAME (see `potstill list`)")
-    image_column: str = option("auto", "column of the images in parquet or hf data")
-    label_column: str = option("auto", "column of the labels in parquet or hf data")
-    image_size: int = option(0, "resize the shorter side to this many pixels and crop the centre; 0: as they are", low=0)
-    storage: Literal["auto", "memory", "mapped"] = option(
-        "auto", "keep the data in memory, or memory-mapped on disk; auto: mapped above 4 GB of pixels"
-    )
-    cache_dir: str = option("", "folder for memory-mapped data; empty: the user's cache folder")
-    validation: float = option(0.1, "share of the train split held out for every choice", low=0, high=0.5, open_low=True)
-    split_seed: int = option(0, "seed of the held-out splits, apart from --seed so that runs share their test data", low=0)
-    preprocess: Literal["auto", "none", "normalize", "zca"] = option(
-        "auto", "none, normalize (per channel), zca, or auto: zca up to 3,072 values an image (paper D.1)"
-    )
-    zca_regularization: float = option(0.1, "ZCA: this times the mean eigenvalue is added to all (paper D.1)", low=0, open_low=True)
-
-    @property
-    def name(self) -> str:
-        """The data in a word: the last part of its path, or its kind."""
-        kind, _, rest = self.data.partition(":")
-        return Path(rest).stem or kind
-
-
-@dataclass(frozen=True)
-class DistilledConfig:
-    """The synthetic set."""
-
-    ipc: int = option(1, "images per class of the distilled set", low=1)
-    init: Literal["gaussian", "real"] = option("gaussian", "start: Gaussian images of norm 1 (paper D.1), or real images")
-    learn_labels: bool = option(False, "learn soft labels with the images (paper D.1: all but CIFAR-10 IPC 1)")
-    boost_blocks: int = option(
-        1, "J, Boost-DD: distill the set in so many blocks, one after the other; the first ones are good sets of their size", low=1
-    )  # fmt: skip
-    boost_beta: float = option(
-        0.0, "Boost-DD: factor on the learning rate of earlier blocks; 0: they stay as they are (strong), 0.1: weak, 1: joint",
-        low=0, high=1,
-    )  # fmt: skip
-    block_ipc: int | Auto = option("auto", "Boost-DD: images per class of a block; auto: ipc / boost_blocks", low=1)
-
-
-@dataclass(frozen=True)
-class InnerConfig:
-    """The inner loop: a fresh network trained on the synthetic set."""
-
-    model: str = option("convnet", "a model of `potstill list`, or your own as package.module:factory")
-    width: int = option(128, "channels of each convolution, or units of each MLP layer", low=1)
-    depth: int | Auto = option("auto", "blocks of the network; auto: 3, or what the image size allows", low=1)
-    norm: Literal["instance", "batch", "group", "layer", "none"] = option("instance", "normalisation in the ConvNet")
-    inner_optimizer: Literal["adam", "sgd"] = option("adam", "optimizer that trains on the synthetic set")
-    inner_lr: float = option(0.001, "learning rate of the inner optimizer (paper D.1)", low=0, open_low=True)
-    eps_placement: Literal["torch", "higher-0.2.1"] = option(
-        "torch", "Adam's eps after bias correction (torch), or before it (PyPI's higher 0.2.1, as in the released code)"
-    )
-    momentum: float = option(0.9, "momentum of SGD", low=0, high=1)
-    weight_decay: float = option(0.0, "weight decay of SGD", low=0)
-    lr_milestones: tuple[int, ...] = option((), "SGD: steps at which the learning rate is multiplied by lr_decay", low=1)
-    lr_decay: float = option(0.2, "SGD: factor of each milestone (paper D.6)", low=0, high=1, open_low=True)
-    batch_per_class: int | Auto = option("auto", "synthetic images of each class in a step; auto: all, up to 100 in total", low=1)
-    classes_per_batch: int | Auto = option("auto", "random classes in a synthetic batch; auto: all", low=1)
-    synthetic_micro_batch: int | Auto = option(
-        "auto", "synthetic images at once on the device: bounds the memory, not the result (batch norm takes all)", low=1
-    )
-    augment: tuple[str, ...] = option((), f"augmentation, one of these a batch: {', '.join(AUGMENTATIONS)}; empty: none")
-
-
-@dataclass(frozen=True)
-class OuterConfig:
-    """The outer loop: the synthetic set follows the meta-gradient."""
-
-    method: str = option("rat-bptt", "distillation method (see `potstill list`)")
-    unroll: int = option(60, "T: most inner steps of one outer step (paper D.2: about 3 windows)", low=1)
-    window: int = option(20, "M: last inner steps that are differentiated", low=1)
-    trajectories: int = option(
-        1,
-        "K: unrolls per outer step, each with its own start, window and batches; the mean of their meta-gradients is taken",
-        low=1,
-    )
-    steps: int | Auto = option("auto", "outer steps for each block; auto: 400, dealt out to the blocks of a boosted set", low=1)
-    outer_lr: float | Auto = option(
-        "auto", "learning rate of the outer Adam on the images; auto: 0.001 at 3,072 values an image (paper D.1), in proportion "
-        "to the initial pixel scale elsewhere", low=0, open_low=True,
-    )  # fmt: skip
-    label_lr: float | Auto = option("auto", "learning rate on learned labels; auto: outer_lr", low=0, open_low=True)
-    clip: float = option(2.0, "clip the meta-gradient at this times its moving average; 0: never (paper D.4)", low=0)
-    real_batch: int = option(500, "real images in the outer loss (paper D.1: 1,000 to 5,000)", low=1)
-    split_real_batch: bool = option(False, "deal one real batch out to the trajectories, in place of one for each")
-    real_augment: tuple[str, ...] | Auto = option("auto", "augmentation of the real batch; auto: as augment")
-    micro_batch: int | Auto = option(
-        "auto", "real images at once on the device: bounds the memory, not the result (but dropout draws anew in each)", low=1
-    )
-    validate_every: int = option(100, "outer steps between validations; the best set by validation is kept", low=1)
-    checkpoint_every: int = option(100, "outer steps between checkpoints", low=1)
-
-
-@dataclass(frozen=True)
-class EvaluationConfig:
-    """How long a network trains on the result: chosen on validation data."""
-
-    lengths: tuple[int, ...] = option(
-        (300, 600, 1000), "training lengths tried, in steps; the best on validation data is kept", low=1
-    )
-    validation_nets: int = option(3, "fresh networks in each validation", low=1)
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """The machine and the randomness."""
-
-    seed: int = option(0, "seed of every random draw but the data splits", low=0)
-    device: str = option("auto", "auto, cpu, cuda, cuda:1, mps")
-    precision: Literal["auto", "float32", "bfloat16"] = option(
-        "auto", "arithmetic in the network; parameters, norms' statistics, loss and meta-gradient stay float32; auto: bfloat16 on "
-        "CPUs with AMX and on CUDA from compute capability 8.0"
-    )  # fmt: skip
-    tf32: bool = option(False, "CUDA: allow TF32 in float32 convolutions and products")
-    compile: Literal["auto", "on", "off"] = option(
-        "auto", "compile gradient and Hessian product (half a minute, a few seconds in the next run); auto: in long runs"
-    )
-    tape: str = option(
-        "states", "memory against time, what is kept of the window: states; sqrt: every sqrt(M)-th of them; host: states in host "
-        "memory; bfloat16: rounded states; graphs:MB: states, and as many graphs as fit (see docs/speed.md)"
-    )  # fmt: skip
-    threads: int | Auto = option("auto", "CPU threads; results repeat to the byte only at the same number", low=1, high=4096)
+from potstill.registry import METHODS, OPTIMIZERS, PREPROCESSING, SOURCES, WINDOWS, InputError, near_miss
+from potstill.sections import (
+    AUGMENTATIONS,
+    TAPES,
+    DataConfig,
+    DistilledConfig,
+    EvaluationConfig,
+    InnerConfig,
+    OuterConfig,
+    RunConfig,
+    SamplerConfig,
+)
 
 
 @dataclass(frozen=True)
@@ -167,6 +33,7 @@ class Config:
     distilled: DistilledConfig = field(default_factory=DistilledConfig)
     inner: InnerConfig = field(default_factory=InnerConfig)
     outer: OuterConfig = field(default_factory=OuterConfig)
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
@@ -208,13 +75,17 @@ def options_of_config() -> Iterator[tuple[str, "dataclasses.Field[Any]", Any]]:
             yield section, item, hints[item.name]
 
 
-def convert(name: str, value: Any, hint: Any) -> Any:
-    """`value` (from TOML, Python, or the text of a flag) as the type `hint`; an InputError if it is none."""
+def convert(name: str, value: Any, hint: Any, words: Sequence[str] = ()) -> Any:
+    """`value` (from TOML, Python, or the text of a flag) as the type `hint`; an InputError if it is none.
+
+    `words` may stand in its place, and are told in the message.
+    """
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
-        if value == "auto":
-            return "auto"
-        return convert(name, value, next(part for part in arguments if part is not Auto))
+        words = [word for part in arguments if get_origin(part) is Literal for word in get_args(part)]
+        if value in words:
+            return value
+        return convert(name, value, next(part for part in arguments if get_origin(part) is not Literal), words)
     if origin is Literal:
         if value not in arguments:
             known = ", ".join(map(str, arguments))
@@ -237,7 +108,7 @@ def convert(name: str, value: Any, hint: Any) -> Any:
         except (TypeError, ValueError, OverflowError):
             pass
     kind = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}[hint]
-    raise InputError(f"{name} must be {kind}, got {value!r}")
+    raise InputError(f"{name} must be {' or '.join((kind, *words))}, got {value!r}")
 
 
 def checked(item: "dataclasses.Field[Any]", value: Any) -> Any:
@@ -266,8 +137,8 @@ def validated(config: Config) -> Config:
     PREPROCESSING.check(config.data.preprocess)
     check_source(config.data.data)
     check_blocks(config.distilled)
-    if outer.window > outer.unroll and outer.method not in WINDOWLESS:
-        raise InputError(f"window must lie in [1, unroll={outer.unroll}], got {outer.window}; lower --window or raise --unroll")
+    if outer.method in WINDOWS:
+        WINDOWS[outer.method].of(config)
     for name, value in (("augment", inner.augment), ("real_augment", outer.real_augment)):
         for part in value if isinstance(value, tuple) else ():
             if part not in AUGMENTATIONS:

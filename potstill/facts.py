@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from potstill.config import WINDOWLESS
 from potstill.evaluation import Figure
-from potstill.registry import METHODS
+from potstill.registry import METHODS, WINDOWS
 from potstill.runs import CONFIG
 from potstill.summary import RunSummary
 
@@ -16,8 +15,6 @@ PREPROCESSING = {
     "normalize": "each channel to mean 0 and standard deviation 1",
     "zca": "ZCA whitening: neighbouring pixels decorrelated",
 }
-RANDOM = ("rat-bptt", "r-bptt")
-"""Methods that draw the number of inner steps."""
 CHANNELS = {1: "grey", 3: "colour"}
 Fact = tuple[str, str]
 """A term, and its value in words."""
@@ -129,10 +126,9 @@ def set_facts(run: RunSummary) -> list[Fact]:
 def making_facts(run: RunSummary) -> list[Fact]:
     """The outer loop."""
     outer = run.config.outer
-    differentiated = "every one differentiated" if outer.method in WINDOWLESS else f"the last {outer.window:,} differentiated"
     found = [
         ("Method", f"{outer.method}, {METHODS.rows[outer.method][1].removesuffix(' (default)')}"),
-        ("Inner steps", f"{'up to ' * (outer.method in RANDOM)}{outer.unroll:,}, {differentiated}"),
+        ("Inner steps", str(WINDOWS[outer.method].of(run.config))),
         ("Outer steps", progress(run)),
     ]
     if run.finished and run.distilled and "outer_step" in run.distilled.meta:

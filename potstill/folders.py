@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from potstill.config import DataConfig
 from potstill.data import Dataset
 from potstill.images import (
     MAPPED_ABOVE_BYTES,
@@ -18,6 +17,7 @@ from potstill.images import (
     scan,
 )
 from potstill.registry import InputError, near_miss
+from potstill.sections import DataConfig
 
 TEST_NAMES = ("test", "validation", "valid", "val")
 

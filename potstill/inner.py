@@ -188,6 +188,69 @@ class Keep:
 STATES = Keep()
 
 
+class Unrolled:
+    """A trajectory of burn_in + window steps that can be differentiated through its last `window`, as often as wanted.
+
+    The forward pass is taken once, when it is made. The way back is linear in the cotangent at its end, so that the
+    meta-gradients of several outer losses cost one forward pass and a way back for each.
+
+    Args:
+        problem: the inner loop.
+        leaves: what is learned; never changed.
+        hyper: the optimiser's hyper-parameters, 0-d tensors; at least "lr".
+        start: the optimiser's state to start from, fresh (`optimizer.init`) or of a partly trained network.
+        burn_in: steps without a derivative.
+        window: differentiated steps after them.
+        first: number of the first step, for a start that has already taken some.
+        keep: what the forward pass keeps for the way back: memory against time.
+    """
+
+    def __init__(
+        self, problem: InnerProblem, leaves: Leaves, hyper: Leaves, start: State,
+        *, burn_in: int, window: int, first: int = 0, keep: Keep = STATES,
+    ):  # fmt: skip
+        self.problem, self.leaves, self.hyper = problem, leaves, hyper
+        state = tuple(tensor.detach() for tensor in start)
+        state = forward(problem, leaves, hyper, state, range(first, first + burn_in))
+        steps = range(first + burn_in, first + burn_in + window)
+        size = keep.segment(window)
+        self.segments = [steps[at : at + size] for at in range(0, window, size)] or [steps]
+        self.starts: list[State] = []
+        for segment in self.segments[:-1]:
+            self.starts.append(state)
+            state = forward(problem, leaves, hyper, state, segment)
+        self.starts.append(state)
+        self.tape = Tape(state, size, keep)
+        self.final = forward(problem, leaves, hyper, state, self.segments[-1], self.tape)
+        """The optimiser's state after the last step."""
+
+    def meta_gradient(self, objective: Objective, parts: Iterable[tuple[Any, float]]) -> MetaGradient:
+        """The outer loss and its cotangents.
+
+        Args:
+            objective: the outer loss at the trained parameters; it may read the leaves directly.
+            parts: (part, weight) pairs; the outer loss is the weighted sum of the objective over the parts. Micro-batches of a
+                mean over examples have weights n_i / n and cost the memory of one; an objective that couples its batch takes
+                one part.
+        """
+        loss, of_theta, of_leaves = outer_gradient(objective, self.final[0], self.leaves, parts)
+        adjoint = (of_theta, *(torch.zeros_like(moment) for moment in self.final[1:]))
+        of_hyper = {name: torch.zeros_like(value) for name, value in self.hyper.items()}
+        for segment, start in zip(reversed(self.segments), reversed(self.starts), strict=True):
+            if segment != self.tape.steps:
+                forward(self.problem, self.leaves, self.hyper, start, segment, self.tape)
+            for step in reversed(segment):
+                before, grad, pullback = self.tape.take(step)
+                older, of_grad, more_hyper = optimizer_transpose(self.problem.optimizer, before, grad, self.hyper, step, adjoint)
+                of_theta, more_leaves = (pullback or step_product(self.problem, before[0], self.leaves, step))(of_grad)
+                adjoint = (older[0] + of_theta, *older[1:])
+                for name, more in more_leaves.items():
+                    of_leaves[name] += more
+                for name, more in more_hyper.items():
+                    of_hyper[name] += more
+        return MetaGradient(loss, of_leaves, of_hyper, adjoint, self.final)
+
+
 def meta_gradient(
     problem: InnerProblem,
     leaves: Leaves,
@@ -203,48 +266,10 @@ def meta_gradient(
 ) -> MetaGradient:
     """Train for burn_in + window steps and differentiate the outer loss through the last `window` of them.
 
-    Args:
-        problem: the inner loop.
-        leaves: what is learned; never changed.
-        hyper: the optimiser's hyper-parameters, 0-d tensors; at least "lr".
-        start: the optimiser's state to start from, fresh (`optimizer.init`) or of a partly trained network.
-        objective: the outer loss at the trained parameters; it may read the leaves directly.
-        parts: (part, weight) pairs; the outer loss is the weighted sum of the objective over the parts. Micro-batches of a
-            mean over examples have weights n_i / n and cost the memory of one; an objective that couples its batch takes one part.
-        burn_in: steps without a derivative.
-        window: differentiated steps after them.
-        first: number of the first step, for a start that has already taken some.
-        keep: what the forward pass keeps for the way back: memory against time.
-    Returns:
-        The loss and its cotangents.
+    Args and returns are those of `Unrolled` and its `meta_gradient`.
     """
-    state = tuple(tensor.detach() for tensor in start)
-    state = forward(problem, leaves, hyper, state, range(first, first + burn_in))
-    steps = range(first + burn_in, first + burn_in + window)
-    size = keep.segment(window)
-    segments = [steps[at : at + size] for at in range(0, window, size)] or [steps]
-    starts = []
-    for segment in segments[:-1]:
-        starts.append(state)
-        state = forward(problem, leaves, hyper, state, segment)
-    tape = Tape(state, size, keep)
-    state = forward(problem, leaves, hyper, state, segments[-1], tape)
-    loss, of_theta, of_leaves = outer_gradient(objective, state[0], leaves, parts)
-    adjoint = (of_theta, *(torch.zeros_like(moment) for moment in state[1:]))
-    of_hyper = {name: torch.zeros_like(value) for name, value in hyper.items()}
-    for segment in reversed(segments):
-        if segment is not segments[-1]:
-            forward(problem, leaves, hyper, starts.pop(), segment, tape)
-        for step in reversed(segment):
-            before, grad, pullback = tape.take(step)
-            older, of_grad, more_hyper = optimizer_transpose(problem.optimizer, before, grad, hyper, step, adjoint)
-            of_theta, more_leaves = (pullback or step_product(problem, before[0], leaves, step))(of_grad)
-            adjoint = (older[0] + of_theta, *older[1:])
-            for name, more in more_leaves.items():
-                of_leaves[name] += more
-            for name, more in more_hyper.items():
-                of_hyper[name] += more
-    return MetaGradient(loss, of_leaves, of_hyper, adjoint, state)
+    unrolled = Unrolled(problem, leaves, hyper, start, burn_in=burn_in, window=window, first=first, keep=keep)
+    return unrolled.meta_gradient(objective, parts)
 
 
 StepPullback = Callable[[Tensor], tuple[Tensor, dict[str, Tensor]]]

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from potstill.config import DataConfig
 from potstill.data import Arrays, Dataset, Split, chunks, hold_out, make_split
 from potstill.preprocess import Preprocess, fit, resolved_kind
 from potstill.registry import InputError
+from potstill.sections import DataConfig
 
 TEST_SHARE = 0.2
 

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from potstill.config import OuterConfig
 from potstill.devices import peak_memory_mb
 from potstill.inner import Adam
 from potstill.methods.base import Method, MethodState
 from potstill.registry import InputError
+from potstill.sections import OuterConfig
 
 CLIP_DECAY = 0.9
 MOST_SKIPPED = 20
@@ -152,8 +152,8 @@ def outer_step(method: Method, config: OuterConfig, rules: Mapping[str, Rule], s
             )
         record |= {name: None for name in ("loss", "grad_norm") if not math.isfinite(record[name])}
         return replace(state, step=state.step + 1, skipped_in_a_row=skipped), record
-    average, factor = clip(norm, state.clip_average, config.clip)
-    record["clipped"] = factor < 1
+    average, factor = rescale(norm, state.clip_average, config.clip)
+    record["clipped"] = factor < 1 and config.clip != "unit"
     leaves, moments = {}, {}
     for name, leaf in state.leaves.items():
         rule = rules[name]
@@ -169,18 +169,21 @@ def outer_step(method: Method, config: OuterConfig, rules: Mapping[str, Rule], s
     return after, record
 
 
-def clip(norm: float, average: float | None, limit: float) -> tuple[float, float]:
-    """Clipping by a moving average of the norm.
+def rescale(norm: float, average: float | None, limit: float | str) -> tuple[float, float]:
+    """Clipping by a moving average of the norm, or norm 1.
 
     Args:
         norm: of the raw meta-gradient.
         average: before this step; None at the first.
-        limit: the norm may be this times the new average; 0: no limit.
+        limit: the norm may be this times the new average; 0: no limit; "unit": it becomes 1.
     Returns:
         (the new average, the factor to multiply the meta-gradient with).
-    Source: paper D.4 (decay 0.9, twice the average); as in the released code, the raw norm enters the average first.
+    Source: paper D.4 (decay 0.9, twice or 1.05 times the average, or norm 1); as in the released code, the raw norm enters the
+    average first.
     """
     average = norm if average is None else CLIP_DECAY * average + (1 - CLIP_DECAY) * norm
+    if isinstance(limit, str):
+        return average, 1 / norm if norm > 0 else 1.0
     if limit == 0 or norm <= limit * average:
         return average, 1.0
     return average, limit * average / norm

@@ -76,19 +76,18 @@ MODELS = Registry(
     mlp=("potstill.models.mlp:MLP", "fully connected layers with ReLU between them"),
 )
 WINDOWS = Registry(
-    "window",
-    rat_bptt=("potstill.windows:RandomTruncated", "N ~ U{M..T} inner steps, the last M differentiated (Algorithm 1)"),
+    "window sampler",
+    rat_bptt=("potstill.windows:RandomTruncated", "N ~ U{M..T} inner steps, the last M differentiated: RaT-BPTT (default)"),
     bptt=("potstill.windows:Full", "T inner steps, every one differentiated (equation 2)"),
     t_bptt=("potstill.windows:Truncated", "T inner steps, the last M differentiated (equation 3)"),
     r_bptt=("potstill.windows:RandomFull", "N ~ U{1..T} inner steps, every one differentiated"),
+    early=("potstill.windows:Early", "as rat-bptt, but early places of the window are likelier (section 4.3)"),
+    forward=("potstill.windows:Forward", "M differentiated steps, from the start towards T when the loss stagnates (figure 5)"),
+    backward=("potstill.windows:Backward", "M differentiated steps, from T towards the start when the loss stagnates (figure 5)"),
+    fixed=("potstill.windows:Fixed", "always the same steps before the M differentiated ones (the released code's commands)"),
+    growing=("potstill.windows:Growing", "every step differentiated, ever more of them up to T (appendix D.4)"),
 )
-METHODS = Registry(
-    "method",
-    rat_bptt=("potstill.methods.bptt:Bptt", "random truncated backpropagation through time (default)"),
-    bptt=("potstill.methods.bptt:Bptt", "full backpropagation through time"),
-    t_bptt=("potstill.methods.bptt:Bptt", "truncated backpropagation through time, the window at the end"),
-    r_bptt=("potstill.methods.bptt:Bptt", "backpropagation through time of random length"),
-)
+METHODS = Registry("method", **{name: ("potstill.methods.bptt:Bptt", line) for name, line in WINDOWS.described()})
 OPTIMIZERS = Registry(
     "inner optimizer",
     adam=("potstill.inner:Adam", "Adam; eps after bias correction (torch) or before it (higher 0.2.1)"),

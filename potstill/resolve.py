@@ -13,7 +13,7 @@ from torch import nn
 from potstill.boosting import stage_ipcs, stage_micro_batch
 from potstill.compilation import PRODUCT_COST, Networks, compiled_if_worth
 from potstill.compiled import CompiledNetwork
-from potstill.config import WINDOWLESS, Config, graphs_mb
+from potstill.config import Config, graphs_mb
 from potstill.derivatives import (
     FlatModel,
     InMicroBatches,
@@ -29,12 +29,14 @@ from potstill.inner import Keep
 from potstill.loading import RealData
 from potstill.models import fresh
 from potstill.models.convnet import auto_depth
-from potstill.registry import InputError
+from potstill.registry import WINDOWS, InputError
 from potstill.seeds import generator
+from potstill.windows import WindowSampler, autos
 
 AUTO_SYNTHETIC_BATCH, AUTO_STEPS = 100, 400
 PAPER_LR, PAPER_VALUES = 0.001, 3072
 DERIVATIVE_TOLERANCE = 1e-3
+SAMPLED_DRAWS = 100
 
 
 def resolve_auto(config: Config, real: RealData, factory: Callable[[], nn.Module], *, mapped: bool, device: torch.device) -> Config:
@@ -69,6 +71,7 @@ def resolve_auto(config: Config, real: RealData, factory: Callable[[], nn.Module
     if kind in ("folder", "parquet"):  # so that the run is found again from wherever it is resumed
         config = Config.from_options(config, data=f"{kind}:{Path(rest).expanduser().resolve()}")
     config = filled(config, found)
+    config = filled(config, autos(config))
     most = largest_micro_batch(fresh(factory, 0, device), real.shape, device)
     synthetic = int(config.inner.batch_per_class) * int(config.inner.classes_per_batch)
     config = filled(config, {"synthetic_micro_batch": even(synthetic, most), "micro_batch": even(config.outer.real_batch, most)})
@@ -95,10 +98,9 @@ def resolve_compile(config: Config, networks: Networks, say: Callable[[str], Non
     synthetic = int(inner.batch_per_class) * int(inner.classes_per_batch)
 
     def work() -> float:
-        window = outer.unroll if outer.method in WINDOWLESS else outer.window
-        steps = outer.unroll if outer.method in ("bptt", "t-bptt") else (outer.window + outer.unroll) / 2
+        burn_in, window = mean_window(WINDOWS[outer.method].of(config), int(outer.steps))
         images = sum(min(ipc, int(inner.batch_per_class)) * int(inner.classes_per_batch) for ipc in stages)
-        unrolls = images * (steps + PRODUCT_COST * window) + len(stages) * outer.real_batch
+        unrolls = images * (burn_in + window + PRODUCT_COST * window) + len(stages) * outer.real_batch
         return int(outer.steps) * outer.trajectories * unrolls * networks.operations()
 
     def build() -> CompiledNetwork:
@@ -113,6 +115,13 @@ def resolve_compile(config: Config, networks: Networks, say: Callable[[str], Non
     compiled = compiled_if_worth(config.run.compile, networks.device, work, build, say, obstacle, functions)
     run = dataclasses.replace(config.run, compile="on" if compiled else "off")
     return dataclasses.replace(config, run=run), compiled
+
+
+def mean_window(sampler: WindowSampler, steps: int) -> tuple[float, float]:
+    """Mean (burn_in, window) of some outer steps of a run; of a sampler with a state, as it begins."""
+    chosen = range(0, steps, -(-steps // SAMPLED_DRAWS))
+    drawn = [sampler.draw(sampler.init(), generator(0, "mean window", step), step) for step in chosen]
+    return sum(burn_in for burn_in, _ in drawn) / len(drawn), sum(window for _, window in drawn) / len(drawn)
 
 
 def resolve_keep(config: Config, networks: Networks) -> Keep:

@@ -24,8 +24,7 @@ CONFIG, METRICS, CHECKPOINTS, EVALUATION, PICTURE, REPORT = (
     "config.toml", "metrics.jsonl", "checkpoints", "evaluation.json", "distilled.png", "report.html",
 )  # fmt: skip
 LOCK, REPLACED, PREPARATION = ".lock", ".replaced", "preparation.safetensors"
-KEPT_CHECKPOINTS = 2
-MAY_CHANGE = ("data", "cache_dir", "storage", "device", "threads", "steps", "checkpoint_every")
+MAY_CHANGE = ("data", "cache_dir", "storage", "device", "threads", "steps", "checkpoint_every", "keep_checkpoints")
 """Options that a resumed run may have changed: where things are, and for how long it goes on."""
 
 
@@ -174,7 +173,7 @@ class RunFolder:
         store.write(self.path / METRICS, "".join(kept))
 
     def save(self, state: OuterState, config: Config, fingerprint: str) -> None:
-        """Write a checkpoint and drop all but the last two."""
+        """Write a checkpoint and drop those that are not to be kept."""
         tensors, meta = pack(state)
         folder = self.path / CHECKPOINTS
         meta |= {"config": identity(config), "data": fingerprint}
@@ -182,7 +181,8 @@ class RunFolder:
             store.save_tensors(folder / f"step-{steps_done(state, config):08d}.safetensors", tensors, "checkpoint", meta)
         except InputError as error:
             raise InputError(f"{error}; make room, then go on with --resume {self.path}") from error
-        for old in sorted(folder.glob("step-*.safetensors"))[:-KEPT_CHECKPOINTS]:
+        kept = config.outer.keep_checkpoints
+        for old in sorted(folder.glob("step-*.safetensors"))[:-kept] if kept else ():
             old.unlink(missing_ok=True)
 
     def newest(self, config: Config, fingerprint: str, device: torch.device, say: Callable[[str], None]) -> OuterState | None:

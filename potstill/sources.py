@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from potstill.config import DataConfig
 from potstill.data import Arrays, Dataset
 from potstill.images import PADDED_NOTE, UNPADDED_SIDE, pad
 from potstill.registry import SOURCES, InputError
+from potstill.sections import DataConfig
 
 
 def read(config: DataConfig) -> Dataset:

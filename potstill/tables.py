@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from potstill.config import DataConfig
 from potstill.data import Dataset
 from potstill.folders import TEST_NAMES, assemble, existing, hidden
 from potstill.images import Listing, cache_folder, content_hash
 from potstill.registry import InputError, near_miss
+from potstill.sections import DataConfig
 
 
 def read_parquet(path: str, config: DataConfig) -> Dataset:

@@ -1,19 +1,28 @@
-"""Window samplers: which of the inner steps an outer step takes and differentiates (section 1 of the method).
+"""Window samplers: which of the inner steps an outer step takes and differentiates.
 
 A sampler is `draw(state, rng, outer_step) -> (burn_in, window)` and `update(state, loss, grad_norm) -> state`; its state is
-plain data that a checkpoint holds. All four here have none.
+plain data that a checkpoint holds. Each can be used alone: `RandomTruncated(unroll=60, window=20)`. Its fields are named as
+the options that set them, so that a new sampler is a class here and a row in the registry.
+
+Source: section 3, section 4.3 and appendix D.4 of Feng, Vedantam & Kempe 2024, arXiv:2311.07025. T is `unroll`, M is `window`.
 """
 
+import dataclasses
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
 
+from potstill.config import Config
+from potstill.registry import InputError
+
 SamplerState = dict[str, Any]
+LOSS_DECAY = 0.9
+"""Of the moving average of the outer loss that Forward and Backward watch; the same as of the clipped norm."""
 
 
 class WindowSampler(Protocol):
-    """What the outer loop asks of a sampler."""
+    """What a method asks of a sampler."""
 
     def init(self) -> SamplerState:
         """The state before the first outer step."""
@@ -30,10 +39,15 @@ class WindowSampler(Protocol):
 
 @dataclass(frozen=True)
 class Stateless:
-    """Unroll length T and window M, no memory from step to step."""
+    """At most `unroll` inner steps; no memory from outer step to outer step."""
 
     unroll: int
-    window: int
+
+    @classmethod
+    def of(cls, config: Config) -> Self:
+        """The sampler that a configuration sets; an InputError if its options do not fit each other."""
+        known = {**config.flat(), **{name: value for name, value in autos(config).items() if config.flat()[name] == "auto"}}
+        return cls(**{field.name: known[field.name] for field in dataclasses.fields(cls)})
 
     def init(self) -> SamplerState:
         return {}
@@ -42,32 +56,210 @@ class Stateless:
         return state
 
 
-class RandomTruncated(Stateless):
-    """RaT-BPTT: N ~ U{M, ..., T}, the last M differentiated. Source: Algorithm 1, line 3, and equation (4)."""
-
-    def draw(self, state: SamplerState, rng: torch.Generator, outer_step: int) -> tuple[int, int]:
-        return uniform(self.window, self.unroll, rng) - self.window, self.window
-
-
+@dataclass(frozen=True)
 class Full(Stateless):
     """BPTT: N = T, every step differentiated. Source: equation (2); unlike its sum, step 0 is differentiated too."""
 
     def draw(self, state: SamplerState, rng: torch.Generator, outer_step: int) -> tuple[int, int]:
         return 0, self.unroll
 
-
-class Truncated(Stateless):
-    """T-BPTT: N = T, the last M differentiated. Source: equation (3)."""
-
-    def draw(self, state: SamplerState, rng: torch.Generator, outer_step: int) -> tuple[int, int]:
-        return self.unroll - self.window, self.window
+    def __str__(self) -> str:
+        return f"{self.unroll:,}, every one differentiated"
 
 
+@dataclass(frozen=True)
 class RandomFull(Stateless):
     """R-BPTT: N ~ U{1, ..., T}, every step differentiated. The paper names no range; U{1..T} is our reading."""
 
     def draw(self, state: SamplerState, rng: torch.Generator, outer_step: int) -> tuple[int, int]:
         return 0, uniform(1, self.unroll, rng)
+
+    def __str__(self) -> str:
+        return f"1 to {self.unroll:,} at random, every one differentiated"
+
+
+@dataclass(frozen=True)
+class Growing(Stateless):
+    """Every step differentiated; their number grows linearly to T.
+
+    Args:
+        grow_from: inner steps of the first outer step.
+        grow_over: outer steps after which it takes T.
+    Source: "BPTT-Increasing Windows", appendix D.4, which goes from 10 to 180.
+    """
+
+    grow_from: int
+    grow_over: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.grow_from <= self.unroll:
+            raise InputError(
+                f"grow_from must lie in [1, unroll={self.unroll}], got {self.grow_from}; lower --grow-from or raise --unroll"
+            )
+
+    def draw(self, state: SamplerState, rng: torch.Generator, outer_step: int) -> tuple[int, int]:
+        share = min(1.0, outer_step / max(1, self.grow_over - 1))
+        return 0, round(self.grow_from + share * (self.unroll - self.grow_from))
+
+    def __str__(self) -> str:
+        return f"growing from {self.grow_from:,} to {self.unroll:,}, every one differentiated"
+
+
+@dataclass(frozen=True)
+class Windowed(Stateless):
+    """At most T inner steps, of which the last M are differentiated."""
+
+    window: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.window <= self.unroll:
+            raise InputError(f"window must lie in [1, unroll={self.unroll}], got {self.window}; lower --window or raise --unroll")
+
+    @property
+    def last(self) -> int:
+        """The latest place of the window: T - M steps before it."""
+        return self.unroll - self.window
+
+
+class RandomTruncated(Windowed):
+    """RaT-BPTT: N ~ U{M, ..., T}, the last M differentiated. Source: Algorithm 1, line 3, and equation (4)."""
+
+    def draw(self, state: SamplerState, rng: torch.Generator, outer_step: int) -> tuple[int, int]:
+        return uniform(0, self.last, rng), self.window
+
+    def __str__(self) -> str:
+        return f"{self.window:,} to {self.unroll:,} at random, the last {self.window:,} differentiated"
+
+
+class Truncated(Windowed):
+    """T-BPTT: N = T, the last M differentiated. Source: equation (3)."""
+
+    def draw(self, state: SamplerState, rng: torch.Generator, outer_step: int) -> tuple[int, int]:
+        return self.last, self.window
+
+    def __str__(self) -> str:
+        return f"{self.unroll:,}, the last {self.window:,} differentiated"
+
+
+@dataclass(frozen=True)
+class Early(Windowed):
+    """RaT-BPTT whose window is likelier to be early: the place R of {0, ..., T - M} has a chance in proportion to w^(-R / (T - M)).
+
+    Args:
+        early_weight: w, how many times as likely as the last place the first one is; 1 is RaT-BPTT's own distribution.
+    Source: section 4.3 says that more of the initial phase gains 0.4 points and not how it was drawn; the form is ours.
+    """
+
+    early_weight: float
+
+    def draw(self, state: SamplerState, rng: torch.Generator, outer_step: int) -> tuple[int, int]:
+        places = torch.arange(self.last + 1, dtype=torch.float64)
+        weights = self.early_weight ** (-places / max(1, self.last))
+        return int(torch.multinomial(weights, 1, generator=rng)), self.window
+
+    def __str__(self) -> str:
+        return f"{self.window:,} to {self.unroll:,} at random, rather few, the last {self.window:,} differentiated"
+
+
+@dataclass(frozen=True)
+class Fixed(Windowed):
+    """Always the same number of steps before the window.
+
+    Args:
+        burn_in: that number; T - M would be T-BPTT.
+    Source: the commands that the released code recommends where training is unstable, such as 40 steps before 90.
+    """
+
+    burn_in: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.burn_in <= self.last:
+            raise InputError(
+                f"burn_in must lie in [0, unroll - window = {self.last}], got {self.burn_in}; lower --burn-in or raise --unroll"
+            )
+
+    def draw(self, state: SamplerState, rng: torch.Generator, outer_step: int) -> tuple[int, int]:
+        return self.burn_in, self.window
+
+    def __str__(self) -> str:
+        return f"{self.burn_in + self.window:,}, the last {self.window:,} differentiated"
+
+
+@dataclass(frozen=True)
+class Moving(Windowed):
+    """A window that moves when the outer loss stagnates.
+
+    Its state is the place ("burn_in"), the moving average of the loss since the window came there, its lowest value, and how
+    many outer steps ago that was. Whether the loss improves is asked anew at each place: a longer unroll has another loss.
+
+    Args:
+        patience: outer steps without a new lowest value after which it moves.
+        shift: by how many inner steps.
+    Source: section 4.3 and figure 5, which give neither number; the released code moves by M.
+    """
+
+    patience: int
+    shift: int
+
+    def at(self, burn_in: int) -> SamplerState:
+        """The state of a window that has just come to a place."""
+        return {"burn_in": burn_in, "average": None, "lowest": None, "waited": 0}
+
+    def moved(self, burn_in: int) -> int:
+        """The next place."""
+        raise NotImplementedError
+
+    def draw(self, state: SamplerState, rng: torch.Generator, outer_step: int) -> tuple[int, int]:
+        return int(state["burn_in"]), self.window
+
+    def update(self, state: SamplerState, loss: float, grad_norm: float) -> SamplerState:
+        if state["average"] is None:
+            return {**state, "average": loss, "lowest": loss}
+        average = LOSS_DECAY * state["average"] + (1 - LOSS_DECAY) * loss
+        if average < state["lowest"]:
+            return {**state, "average": average, "lowest": average, "waited": 0}
+        if state["waited"] + 1 >= self.patience and self.moved(state["burn_in"]) != state["burn_in"]:
+            return self.at(self.moved(state["burn_in"]))
+        return {**state, "average": average, "waited": state["waited"] + 1}
+
+
+class Forward(Moving):
+    """The window begins at the first inner step and moves later, up to T."""
+
+    def init(self) -> SamplerState:
+        return self.at(0)
+
+    def moved(self, burn_in: int) -> int:
+        return min(burn_in + self.shift, self.last)
+
+    def __str__(self) -> str:
+        return f"from {self.window:,} up to {self.unroll:,} as the loss stagnates, the last {self.window:,} differentiated"
+
+
+class Backward(Moving):
+    """The window begins at the end of T inner steps and moves earlier, down to the first."""
+
+    def init(self) -> SamplerState:
+        return self.at(self.last)
+
+    def moved(self, burn_in: int) -> int:
+        return max(burn_in - self.shift, 0)
+
+    def __str__(self) -> str:
+        return f"from {self.unroll:,} down to {self.window:,} as the loss stagnates, the last {self.window:,} differentiated"
+
+
+def autos(config: Config) -> dict[str, int]:
+    """What "auto" means for the samplers' options; `grow_over` once the outer steps are known."""
+    outer = config.outer
+    steps = 1 if outer.steps == "auto" else int(outer.steps)
+    return {
+        "burn_in": max(0, outer.unroll - outer.window),
+        "shift": outer.window,
+        "grow_from": max(1, round(outer.unroll / 18)),  # the paper's go from 10 to 180
+        "grow_over": steps,
+    }
 
 
 def uniform(low: int, high: int, rng: torch.Generator) -> int:

@@ -9,7 +9,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from potstill import augment
-from potstill.config import AUGMENTATIONS
+from potstill.sections import AUGMENTATIONS
 from potstill.seeds import generator
 
 OPERATIONS = sorted(augment.OPERATIONS)

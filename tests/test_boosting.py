@@ -241,7 +241,7 @@ def test_steps_are_dealt_out_to_the_blocks_unless_they_are_given():
         ({"boost_beta": 1.5}, "boost_beta must be at least 0 and at most 1, got 1.5"),
         ({"boost_beta": -0.1}, "boost_beta must be at least 0 and at most 1, got -0.1"),
         ({"boost_blocks": 0}, "boost_blocks must be at least 1, got 0"),
-        ({"block_ipc": "some"}, "block_ipc must be a whole number, got 'some'"),
+        ({"block_ipc": "some"}, "block_ipc must be a whole number or auto, got 'some'"),
     ],
 )
 def test_blocks_that_do_not_fit_are_told(options, message):

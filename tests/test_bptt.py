@@ -51,7 +51,7 @@ def test_trajectories_are_the_mean_of_as_many_single_unrolls():
     for trajectory in range(3):  # as a process of that rank would compute it
         replay = (4, trajectory) if trajectory else (4,)
         burn_in, window = method.sampler.draw({}, method.rng("window", replay), 4)
-        singles.append(method.unroll(LEAVES, replay, burn_in, window))
+        singles.append(method.trajectory(LEAVES, replay, burn_in, window).meta_gradient(replay))
         assert (info["burn_in"][trajectory], info["window"][trajectory]) == (burn_in, window)
     torch.testing.assert_close(images, sum(single.leaves["images"] for single in singles) / 3)
     assert loss == pytest.approx(sum(float(single.loss) for single in singles) / 3)
@@ -61,7 +61,7 @@ def test_trajectories_are_the_mean_of_as_many_single_unrolls():
 def test_the_first_trajectory_is_that_of_a_run_with_one():
     one, three = Bptt(problem()), Bptt(problem(trajectories=3))
     single = one.estimate(LEAVES, one.init(), 4)
-    first = three.unroll(LEAVES, (4,), single.info["burn_in"], single.info["window"])
+    first = three.trajectory(LEAVES, (4,), single.info["burn_in"], single.info["window"]).meta_gradient((4,))
     assert torch.equal(first.leaves["images"], single.grads["images"])
 
 

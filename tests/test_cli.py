@@ -15,7 +15,7 @@ import potstill
 from potstill import runs, store
 from potstill.cli import main
 from potstill.exports import folder_names
-from potstill.registry import METHODS, MODELS, SOURCES, WINDOWS
+from potstill.registry import METHODS, MODELS, SOURCES
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +150,7 @@ def test_a_file_of_other_data_asks_for_them(tmp_path, capsys):
 def test_list_names_everything_that_is_registered(capsys):
     assert main(["list"]) == 0
     output = capsys.readouterr().out
-    for registry in (SOURCES, METHODS, WINDOWS, MODELS):
+    for registry in (SOURCES, METHODS, MODELS):
         for name, line in registry.described():
             assert f"  {name}" in output
             assert line in output

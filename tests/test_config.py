@@ -59,7 +59,7 @@ def test_the_text_of_a_flag_reads_as_the_value_of_the_type():
         ({"inner_lr": "fast"}, r"inner_lr must be a number, got 'fast'"),
         ({"validation": 0.6}, r"validation must be above 0 and at most 0.5, got 0.6"),
         ({"window": 80, "unroll": 60}, r"window must lie in \[1, unroll=60\], got 80; lower --window or raise --unroll"),
-        ({"method": "rat-bpt"}, r"unknown method 'rat-bpt' \(did you mean 'rat-bptt'\?\); known: bptt, r-bptt, rat-bptt, t-bptt"),
+        ({"method": "rat-bpt"}, r"unknown method 'rat-bpt' \(did you mean 'rat-bptt'\?\); known: backward, bptt, early, "),
         ({"norm": "instnce"}, r"norm must be one of instance, batch, .*; got 'instnce' \(did you mean 'instance'\?\)"),
         ({"augment": "flipp"}, r"unknown augment 'flipp' \(did you mean 'flip'\?\); known: flip, rotate"),
         ({"data": "foldr:x"}, r"unknown data source 'foldr' \(did you mean 'folder'\?\)"),

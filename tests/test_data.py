@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 
 from potstill import folders, images
-from potstill.config import DataConfig
 from potstill.data import (
     CHUNK,
     CHUNK_VALUES,
@@ -27,6 +26,7 @@ from potstill.data import (
 )
 from potstill.loading import RealData, prepare
 from potstill.registry import InputError
+from potstill.sections import DataConfig
 from potstill.seeds import generator
 from potstill.sources import read
 

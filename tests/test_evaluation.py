@@ -10,7 +10,6 @@ import potstill
 from potstill import evaluation
 from potstill.compilation import Networks
 from potstill.compiled import CompiledNetwork
-from potstill.config import DataConfig
 from potstill.data import TensorSplit
 from potstill.derivatives import FlatModel
 from potstill.distilled import DistilledSet, Recipe
@@ -18,6 +17,7 @@ from potstill.evaluation import Figure, score_set
 from potstill.loading import RealData, prepare
 from potstill.models import fresh, resolve
 from potstill.registry import InputError
+from potstill.sections import DataConfig
 from potstill.seeds import derive, generator
 from potstill.sources import from_arrays
 from potstill.training import accuracy, set_batches, split_batches, train_compiled, train_network

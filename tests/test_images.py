@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from potstill.config import DataConfig
 from potstill.data import Dataset
 from potstill.registry import InputError
+from potstill.sections import DataConfig
 from potstill.sources import read
 
 Picture = Image.Image | np.ndarray[Any, Any]

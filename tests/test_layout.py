@@ -11,9 +11,9 @@ import potstill
 
 ROOT = Path(potstill.__file__).parent
 ORDER = [
-    "registry", "seeds", "config", "devices", "data", "images", "folders", "tables", "sources", "preprocess", "loading",
+    "registry", "seeds", "sections", "config", "devices", "data", "images", "folders", "tables", "sources", "preprocess", "loading",
     "augment", "models", "distilled", "store", "derivatives", "fusible", "compiled", "compilation",
-    "inner", "windows", "training", "evaluation", "methods", "outer", "boosting", "resolve", "runs", "distillation",
+    "inner", "windows", "training", "evaluation", "methods", "analysis", "outer", "boosting", "resolve", "runs", "distillation",
     "api", "grid", "figures", "studies", "nested", "summary", "curves", "gallery", "facts", "report",
     "exports", "display", "commands", "cli",
 ]  # fmt: skip

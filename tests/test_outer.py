@@ -6,23 +6,37 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
-from potstill.config import OuterConfig
 from potstill.methods.base import Estimate
-from potstill.outer import Hooks, Interrupted, OuterState, Rule, clip, optimise, outer_step
+from potstill.outer import Hooks, Interrupted, OuterState, Rule, optimise, outer_step, rescale
 from potstill.registry import InputError
+from potstill.sections import OuterConfig
 
 CPU = torch.device("cpu")
 
 
 def test_clipping_follows_the_moving_average_of_the_raw_norm():
     # The released code's arithmetic: s <- 0.9 s + 0.1 g first, then clip to 2 s; so it acts only above 2.25 times the old s.
-    average, factor = clip(1.0, None, 2.0)
+    average, factor = rescale(1.0, None, 2.0)
     assert (average, factor) == (1.0, 1.0)
-    assert clip(2.24, 1.0, 2.0)[1] == 1.0
-    average, factor = clip(100.0, 1.0, 2.0)
+    assert rescale(2.24, 1.0, 2.0)[1] == 1.0
+    average, factor = rescale(100.0, 1.0, 2.0)
     assert average == pytest.approx(10.9)
     assert factor * 100 == pytest.approx(21.8)
-    assert clip(100.0, 1.0, 0.0) == (pytest.approx(10.9), 1.0)
+    assert rescale(100.0, 1.0, 0.0) == (pytest.approx(10.9), 1.0)
+    assert rescale(1.2, 1.0, 1.05) == (pytest.approx(1.02), pytest.approx(1.05 * 1.02 / 1.2))
+
+
+def test_a_unit_gradient_has_norm_1_at_every_step():
+    for norm in (1e-3, 1.0, 100.0):
+        assert rescale(norm, 1.0, "unit")[1] * norm == pytest.approx(1)
+    assert rescale(0.0, None, "unit") == (0.0, 1.0)
+    method = Scripted([3.0, 0.5])
+    state = OuterState.start(LEAVES, method.init())
+    for expected in (0.5, 0.5):  # four equal entries
+        before = state.moments["images"][0]
+        state, record = outer_step(method, config(clip="unit"), RULES, state)
+        assert torch.allclose(state.moments["images"][0], 0.9 * before + 0.1 * torch.full((4,), expected))
+        assert not record["clipped"]
 
 
 @dataclass
@@ -65,7 +79,7 @@ def test_the_step_is_adam_on_the_clipped_images_and_the_raw_labels():
     for raw in script:
         state, record = outer_step(method, config(), RULES, state)
         norm = math.sqrt(4) * abs(raw)  # of a vector of four equal entries
-        average, factor = clip(norm, average, 2.0)
+        average, factor = rescale(norm, average, 2.0)
         leaf.grad, label.grad = torch.full((4,), raw * factor), torch.full((2,), 3.0)
         adam.step()
         torch.testing.assert_close(state.leaves["images"], leaf.detach())

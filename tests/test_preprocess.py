@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from potstill.config import DataConfig
 from potstill.data import Arrays, Dataset
 from potstill.loading import RealData, prepare
 from potstill.preprocess import Preprocess, fit, resolved_kind
 from potstill.registry import InputError
+from potstill.sections import DataConfig
 from potstill.seeds import generator
 from potstill.sources import from_arrays
 

@@ -15,9 +15,9 @@ import pytest
 import torch
 from PIL import Image
 
-from potstill.config import DataConfig
 from potstill.data import Dataset
 from potstill.registry import InputError
+from potstill.sections import DataConfig
 from potstill.sources import from_arrays, read
 
 NAMES = ["cat", "dog", "eel"]

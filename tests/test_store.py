@@ -12,12 +12,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from potstill.config import DataConfig
 from potstill.data import TensorSplit
 from potstill.distilled import BatchPlan, Block, DistilledSet, Recipe, initial_blocks
 from potstill.loading import prepare
 from potstill.preprocess import fit
 from potstill.registry import InputError
+from potstill.sections import DataConfig
 from potstill.seeds import generator
 from potstill.sources import from_arrays
 from potstill.store import load, load_tensors, save, save_tensors, write

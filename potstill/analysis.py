@@ -1,0 +1,186 @@
+"""How noisy a meta-gradient is, and what the noise comes from.
+
+All of it rests on the way back being linear in the cotangent at the end of an unroll: one forward pass serves any number of
+real samples (`inner.Unrolled`). The memory does not grow with the number of samples.
+
+Source: appendix D.3 of Feng, Vedantam & Kempe 2024, arXiv:2311.07025, after Faghri, Duvenaud, Fleet & Ba 2020,
+arXiv:2007.04532. The estimate by random signs is Hutchinson's of a trace.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from potstill.inner import Leaves
+from potstill.methods.base import MethodState
+from potstill.methods.bptt import Bptt
+from potstill.seeds import generator
+
+SOURCES = ("real", "start", "window")
+Gradient = Callable[[Tensor], Tensor]
+"""(n,) weights of n losses -> (D,) the gradient of their weighted sum; linear."""
+
+
+@dataclass(frozen=True)
+class Variance:
+    """The variance of a random vector.
+
+    Args:
+        per_entry: the sample variance, averaged over the entries.
+        norm: of the mean vector.
+        entries: D.
+        n: draws.
+    """
+
+    per_entry: float
+    norm: float
+    entries: int
+    n: int
+
+    @property
+    def normalised(self) -> float:
+        """The normalised gradient variance of D.3: the variance of an entry over the squared norm of the mean."""
+        return self.per_entry / self.norm**2 if self.norm else float("inf")
+
+    @property
+    def relative(self) -> float:
+        """Squared length of the noise over that of the mean: D times the normalised variance; above 1, noise prevails."""
+        return self.entries * self.normalised
+
+
+class Running:
+    """Mean and sample variance of vectors that come one by one (Welford 1962), in the memory of one."""
+
+    def __init__(self) -> None:
+        self.count, self.mean, self.squares = 0, torch.zeros(()), 0.0
+
+    def add(self, vector: Tensor) -> None:
+        """Take one more."""
+        self.count += 1
+        apart = vector - self.mean
+        self.mean = self.mean + apart / self.count
+        self.squares += float(torch.dot(apart, vector - self.mean))
+
+    @property
+    def per_entry(self) -> float:
+        """The sample variance, averaged over the entries."""
+        return self.squares / (self.count - 1) / len(self.mean)
+
+
+def variance_of(draws: Iterable[Tensor]) -> Variance:
+    """Of (D,) vectors; there must be two or more."""
+    running = Running()
+    for draw in draws:
+        running.add(draw)
+    return Variance(running.per_entry, float(running.mean.norm()), len(running.mean), running.count)
+
+
+def exact_variance(gradient: Gradient, n: int) -> Variance:
+    """The variance of the n losses' gradients, from each of them: n ways back."""
+    return variance_of(gradient(weights) for weights in torch.eye(n))
+
+
+def variance_by_signs(gradient: Gradient, n: int, signs: Iterable[Tensor]) -> Variance:
+    """The same without bias from fewer ways back: one for the mean, and one for each vector of signs.
+
+    With a_i the gradients and s_i independent and +1 or -1 alike, sum_i s_i (a_i - mean) has the expected squared norm
+    sum_i |a_i - mean|^2. Its weights on the a_i themselves are s_i - mean(s).
+
+    Args:
+        gradient: of the losses.
+        n: how many losses.
+        signs: k vectors (n,).
+    """
+    mean = gradient(torch.full((n,), 1 / n))
+    squares = [float(gradient(one - one.mean()).square().sum()) for one in signs]
+    trace = sum(squares) / len(squares) / (n - 1)
+    return Variance(trace / len(mean), float(mean.norm()), len(mean), n)
+
+
+def real_variance(
+    method: Bptt, leaves: Leaves, state: MethodState, outer_step: int, *, samples: int = 100, size: int = 1, signs: int = 0
+) -> Variance:
+    """The variance of one outer step's meta-gradient over the real data, for the images as one vector.
+
+    The unroll is the one that the outer step would take; its real batch is drawn as there, and dealt out to the samples.
+
+    Args:
+        method: one that unrolls.
+        leaves: the examples that are learned, "images" among them.
+        state: the method's.
+        outer_step: which.
+        samples: n (100 in the paper).
+        size: real images in a sample; the mean of `size` has 1 / `size` of an image's variance.
+        signs: estimate by so many random-sign combinations; 0: take each sample's own gradient.
+    Returns:
+        The variance. Beside the unroll's N + M steps it takes n ways back of M steps each, or signs + 1.
+    """
+    replay = (outer_step,)
+    trajectory = method.trajectory(leaves, replay, *method.window(state, replay, outer_step))
+
+    def gradient(weights: Tensor) -> Tensor:
+        return trajectory.of_samples(replay, samples, size, weights).leaves["images"].flatten()
+
+    if not signs:
+        return exact_variance(gradient, samples)
+    rng = generator(method.problem.config.run.seed, "signs", outer_step)
+    drawn = (2 * torch.randint(2, (signs, samples), generator=rng) - 1).float()
+    return variance_by_signs(gradient, samples, drawn)
+
+
+def noise_sources(method: Bptt, leaves: Leaves, state: MethodState, outer_step: int, n: int) -> dict[str, Variance]:
+    """What the noise of a trajectory's meta-gradient comes from: its real batch, its start, its window.
+
+    n of each are drawn as in the next n outer steps, and combined in all n^3 ways. A start is a fresh network and its
+    synthetic batches; windows are drawn at the sampler's present state.
+
+    Args:
+        method: one that unrolls.
+        leaves: the examples that are learned, "images" among them.
+        state: the method's.
+        outer_step: the first of those outer steps.
+        n: at least 2.
+    Returns:
+        "real", "start", "window": the variance when only that is drawn anew, the other two held, averaged over them; "all":
+        when all three are, as from outer step to outer step. All have the norm of the mean over everything. Where sources
+        act together, the first three add up to more than the last. It takes n^2 unrolls and n^3 ways back.
+    """
+    windows = [method.window(state, (outer_step + drawn,), outer_step) for drawn in range(n)]
+
+    def draws(start: int, drawn: int) -> list[Tensor]:
+        trajectory = method.trajectory(leaves, (outer_step + start,), *windows[drawn])
+        return [trajectory.meta_gradient((outer_step + real,)).leaves["images"].flatten() for real in range(n)]
+
+    return factorial(draws, windows, n)
+
+
+def factorial(draws: Callable[[int, int], list[Tensor]], windows: list[tuple[int, int]], n: int) -> dict[str, Variance]:
+    """The variances of `noise_sources` from vectors of n starts x n windows x n real batches.
+
+    Args:
+        draws: (start, window) -> the n vectors of the real batches.
+        windows: where the windows lie; the same again gives the same vectors and is not computed again.
+        n: how many of each.
+    """
+    everything = Running()
+    found: dict[str, dict[tuple[int, int], Running]] = {name: defaultdict(Running) for name in (*SOURCES, "all")}
+    for start in range(n):
+        known: dict[tuple[int, int], list[Tensor]] = {}
+        for window in range(n):
+            if windows[window] not in known:
+                known[windows[window]] = draws(start, window)
+            for real, vector in enumerate(known[windows[window]]):
+                everything.add(vector)
+                found["real"][start, window].add(vector)
+                found["start"][window, real].add(vector)
+                found["window"][start, real].add(vector)
+                # Along a diagonal of the cube no draw comes twice.
+                found["all"][(window - start) % n, (real - start) % n].add(vector)
+    norm, entries = float(everything.mean.norm()), len(everything.mean)
+    return {
+        name: Variance(sum(line.per_entry for line in lines.values()) / len(lines), norm, entries, n)
+        for name, lines in found.items()
+    }
