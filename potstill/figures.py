@@ -66,6 +66,21 @@ class Marks:
     marker: str = "v"
 
 
+@dataclass(frozen=True)
+class Drawing:
+    """A figure with its caption, as a study shows it.
+
+    Args:
+        name: of its files in the study's folder, without a suffix.
+        caption: what it shows.
+        plot: the figure; None for a picture that is in the folder, as PNG.
+    """
+
+    name: str
+    caption: str
+    plot: Figure | None = None
+
+
 def line_figure(
     series: Sequence[Series],
     x_label: str,

@@ -5,18 +5,19 @@ Source: figures 6, 7, 8 and 14 to 16 of Feng, Vedantam & Kempe 2024, arXiv:2311.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from matplotlib.figure import Figure
 
 from potstill.config import options_from_preset
 from potstill.distilled import Block, DistilledSet
-from potstill.figures import Series, dot_figure, line_figure, save
+from potstill.figures import Series, dot_figure, line_figure
 from potstill.grid import write_grid
 from potstill.registry import InputError
-from potstill.studies import Measurement, Place, Point, Subject, Table, verdict
+from potstill.results import ACCURACY_BY_SIZE, Measurement, Quantity, Results, Table, compared
+from potstill.studies import Drawing, Place, Point, Subject
 from potstill.training import Batches
 
 WEAK = 0.1
@@ -24,6 +25,7 @@ WEAK = 0.1
 ALONE, RANDOM = "distilled at that size", "random real"
 STRONG, WEAKLY = "strong boosting, prefix", "weak boosting, prefix"
 FIRST, SECOND = "first block (boosted)", "second block (boosted)"
+COSINE = Quantity("cosine", "images per class", where="At {:g} a class")
 SIMILARITY, NEAREST = "similarity within a class", "similarity to the nearest real image"
 
 
@@ -93,36 +95,22 @@ def scale_of(preset: str, data: str | None) -> Scale:
 class Nested:
     """What the three studies share."""
 
-    value, percent = "test accuracy", True
+    quantities: tuple[Quantity, ...] = (ACCURACY_BY_SIZE,)
 
     def about(self, preset: str) -> str:
         """What a preset runs, in words."""
         return str(scale_of(preset, "any"))
 
 
-def compared(table: Table, first: tuple[str, float], second: tuple[str, float], claim: str, expected: int) -> str:
-    """A sentence: the paper's claim, both figures, their paired difference, and whether its sign is the `expected` one.
-
-    With 0 for `expected` the claim is of size, not of sign, and is left to the reader.
-    """
-    found = table.difference(first, second)
-    told = f": {verdict(found, expected)}" if expected else ""
-    return (
-        f"{claim}. At {first[1]:g} a class, {first[0]}: {table.words(*first)}; {second[0]}: {table.words(*second)}; "
-        f"difference {found}{told}."
-    )
-
-
-def draw_lines(table: Table, ways: Sequence[str], path: Path) -> str:
-    """A figure of the ways over images per class, with their deviation over seeds; the name of its file for the summary."""
+def lines(table: Table, ways: Sequence[str]) -> Figure:
+    """A figure of the ways over images per class, with their deviation over seeds."""
     series = []
     for way in ways:
         places = table.places(way)
         means, deviations = zip(*(table.spread(way, at) for at in places), strict=True)
         series.append(Series(way, places, means, deviations))
-    plot = line_figure(series, "images per class", Nested.value, percent=True, error_bars=True, size=(560, 330))
-    save(plot, path)
-    return f"{path.name}.svg"
+    quantity = table.quantity
+    return line_figure(series, quantity.place, quantity.name, percent=True, error_bars=True, size=(560, 330))
 
 
 def part_of(ipc: float, kind: str = "distilled") -> str:
@@ -174,14 +162,19 @@ class Subsets(Nested):
         rows.append(bench.of_subsets(part_of(2 * block, "boosted"), distilled.prefix(2 * block), block, lengths))
         return [Measurement.of(row.name, row, subject.seed) for row in rows]
 
-    def figures(self, table: Table, place: Place, points: Sequence[Point]) -> list[str]:
-        parts = draw_lines(table, [way for way in table.ways() if "boosted" not in way], place.folder / "parts")
+    def figures(self, results: Results, place: Place, points: Sequence[Point]) -> list[Drawing]:
+        table = results[ACCURACY_BY_SIZE]
+        parts = lines(table, [way for way in table.ways() if "boosted" not in way])
         least = min(table.places(RANDOM))
         dots = [(way, *table.spread(way, least)) for way in table.ways() if least in table.places(way)]
-        save(dot_figure(dots, f"test accuracy at {least:g} of each class", percent=True), place.folder / "blocks")
-        return [parts, "blocks.svg"]
+        blocks = dot_figure(dots, f"test accuracy at {least:g} of each class", percent=True)
+        return [
+            Drawing("parts", "Random parts of distilled sets, and as many random real images", parts),
+            Drawing("blocks", f"What {least:g} of each class is worth, by where it comes from", blocks),
+        ]
 
-    def claims(self, table: Table) -> list[str]:
+    def claims(self, results: Results) -> list[str]:
+        table = results[ACCURACY_BY_SIZE]
         whole = int(max(table.places(RANDOM)))
         block = min(table.places(RANDOM))
         part = part_of(whole)
@@ -247,10 +240,12 @@ class Boosting(Nested):
             rows += [bench.of_random(RANDOM, ipc, lengths) for ipc in scale.budgets]
         return [Measurement.of(row.name, row, subject.seed) for row in rows]
 
-    def figures(self, table: Table, place: Place, points: Sequence[Point]) -> list[str]:
-        return [draw_lines(table, table.ways(), place.folder / "budgets")]
+    def figures(self, results: Results, place: Place, points: Sequence[Point]) -> list[Drawing]:
+        table = results[ACCURACY_BY_SIZE]
+        return [Drawing("budgets", "Every prefix of a boosted set, and a set distilled for each size", lines(table, table.ways()))]
 
-    def claims(self, table: Table) -> list[str]:
+    def claims(self, results: Results) -> list[str]:
+        table = results[ACCURACY_BY_SIZE]
         whole = max(table.places(ALONE))
         little = "Paper (figure 7): strong boosting costs little against a set distilled at that size"
         overtakes = "Paper (figure 7): weak boosting overtakes joint distillation at larger sizes"
@@ -262,7 +257,7 @@ class Pictures(Nested):
     """Figures 14 to 16."""
 
     title = "How joint, weakly and strongly boosted sets look"
-    value, percent = "cosine", False
+    quantities = (COSINE,)
 
     def points(self, preset: str, data: str | None, seeds: Sequence[int]) -> list[Point]:
         scale = scale_of(preset, data)
@@ -283,21 +278,22 @@ class Pictures(Nested):
             distilled, ipc = subject.distilled, subject.distilled.ipc
             found = []
             for name, value in ((SIMILARITY, within(distilled)), (NEAREST, nearest(subject))):
-                found.append(Measurement(f"{way}: {name}", ipc, subject.seed, value, None, 1, "images as a network reads them"))
+                found.append(
+                    Measurement(COSINE.name, f"{way}: {name}", ipc, subject.seed, value, None, 1, "images as a network reads them")
+                )
             return found
 
         return measure
 
-    def figures(self, table: Table, place: Place, points: Sequence[Point]) -> list[str]:
-        first = min(row.seed for row in table.rows)
-        names = []
-        for point in points:
-            if point.options["seed"] == first:
-                names.append(f"{point.name}.png")
-                write_grid(place.run(point), place.folder / names[-1])
-        return names
+    def figures(self, results: Results, place: Place, points: Sequence[Point]) -> list[Drawing]:
+        first = min(row.seed for row in results.rows)
+        shown = [point for point in points if point.options["seed"] == first]
+        for point in shown:
+            write_grid(place.run(point), place.folder / f"{point.name}.png")
+        return [Drawing(point.name, f"The whole set, {point.name.replace('-seed', ', seed ')}") for point in shown]
 
-    def claims(self, table: Table) -> list[str]:
+    def claims(self, results: Results) -> list[str]:
+        table = results[COSINE]
         at = table.rows[0].at
         found = []
         for way in ("strong boosting", "weak boosting"):

@@ -5,10 +5,8 @@ result is a file. Whoever wants a point takes its lock, so that processes share 
 whatever was cut off goes on where it was.
 """
 
-import csv
 import dataclasses
 import hashlib
-import io
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,7 +16,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import filelock
-import torch
 
 from potstill import store
 from potstill.api import fitting
@@ -27,41 +24,14 @@ from potstill.data import Dataset
 from potstill.devices import hardware, pick_device, versions
 from potstill.distillation import SILENT, Listener, new_run, resumed_run
 from potstill.distilled import DistilledSet
-from potstill.evaluation import Bench, Figure, Row
+from potstill.evaluation import Bench
+from potstill.figures import Drawing, save
 from potstill.registry import InputError
+from potstill.results import Measurement, Quantity, Results
 from potstill.runs import RunFolder
 
 RUNS, POINTS, TABLE, SUMMARY = "runs", "points", "results.csv", "summary.md"
 SECONDS_BETWEEN_LOOKS, DIGEST = 1.0, 10
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """One line of a study's table: a way of making a training set, at one place, with one seed.
-
-    Args:
-        way: what is compared.
-        at: where on the x axis, such as images per class.
-        seed: pairs the ways: the same seed, the same draws wherever they can be the same.
-        mean: test accuracy over networks, a fraction; or another figure that the study names.
-        std: sample standard deviation over networks; None of one.
-        n: networks.
-        detail: how it was measured, in words.
-    """
-
-    way: str
-    at: float
-    seed: int
-    mean: float
-    std: float | None
-    n: int
-    detail: str
-
-    @classmethod
-    def of(cls, way: str, row: Row, seed: int) -> "Measurement":
-        """Of an evaluated row, at its number of images per class."""
-        figure = row.accuracy
-        return cls(way, row.ipc, seed, figure.mean, figure.std, figure.n, f"{row.steps} steps; {row.protocol}")
 
 
 @dataclass(frozen=True)
@@ -72,6 +42,8 @@ class Subject:
     bench: Bench
     lengths: tuple[int, ...]
     seed: int
+    folder: RunFolder
+    place: "Place"
 
 
 @dataclass(frozen=True)
@@ -94,91 +66,12 @@ class Point:
         return Config.from_options(**self.options)
 
 
-@dataclass(frozen=True)
-class Difference:
-    """A paired difference between two ways, over the seeds.
-
-    Args:
-        values: one for each seed, first minus second.
-        percent: whether they are fractions and read in percentage points.
-    """
-
-    values: tuple[float, ...]
-    percent: bool = True
-
-    def __str__(self) -> str:
-        return in_words(self.values, "+", " points", self.percent)
-
-
-@dataclass(frozen=True)
-class Table:
-    """All measurements of a study; `percent`: they are fractions and read in per cent."""
-
-    rows: tuple[Measurement, ...]
-    percent: bool = True
-
-    def ways(self) -> list[str]:
-        """In the order of appearance."""
-        return list(dict.fromkeys(row.way for row in self.rows))
-
-    def places(self, way: str) -> list[float]:
-        """Where a way was measured, ascending."""
-        return sorted({row.at for row in self.rows if row.way == way})
-
-    def cell(self, way: str, at: float) -> dict[int, float]:
-        """seed -> mean."""
-        return {row.seed: row.mean for row in self.rows if (row.way, row.at) == (way, at)}
-
-    def words(self, way: str, at: float) -> str:
-        """Mean and deviation over seeds."""
-        return in_words(list(self.cell(way, at).values()), "", " %", self.percent)
-
-    def spread(self, way: str, at: float) -> tuple[float, float]:
-        """Mean and deviation over seeds; NaN for the deviation of one."""
-        figure = Figure.of(torch.tensor(list(self.cell(way, at).values()), dtype=torch.float64))
-        return figure.mean, float("nan") if figure.std is None else figure.std
-
-    def difference(self, first: tuple[str, float], second: tuple[str, float]) -> Difference:
-        """First minus second, by seed."""
-        one, other = self.cell(*first), self.cell(*second)
-        return Difference(tuple(one[seed] - other[seed] for seed in one if seed in other), self.percent)
-
-    def csv(self) -> str:
-        """One line a measurement."""
-        buffer = io.StringIO()
-        writer = csv.writer(buffer, lineterminator="\n")
-        writer.writerow(field.name for field in dataclasses.fields(Measurement))
-        writer.writerows(dataclasses.astuple(row) for row in self.rows)
-        return buffer.getvalue()
-
-
-def in_words(values: Sequence[float], sign: str, unit: str, percent: bool) -> str:
-    """Mean ± sample deviation: fractions as hundredths with a unit, or plain with two decimals."""
-    figure = Figure.of(torch.tensor(values, dtype=torch.float64))
-    scale, digits = (100, 1) if percent else (1, 2)
-    spread = "" if figure.std is None else f" ± {scale * figure.std:.{digits}f}"
-    return f"{scale * figure.mean:{sign}.{digits}f}{spread}{unit * percent}"
-
-
-def verdict(difference: Difference, expected: int) -> str:
-    """Whether a paired difference goes the way that the paper says, +1 or -1; decided only where every seed agrees."""
-    ways = {value * expected > 0 for value in difference.values}
-    count = len(difference.values)
-    if count < 2:
-        return "one seed decides nothing"
-    if len(ways) > 1:
-        return f"undecided, the {count} seeds disagree"
-    return f"{'as' if ways == {True} else 'against what'} the paper says, in all {count} seeds"
-
-
 class Study(Protocol):
     """A question, the points that answer it, and how the answer is told."""
 
     title: str
-    value: str
-    """What is measured, for the table."""
-    percent: bool
-    """Whether it is a fraction that reads in per cent."""
+    quantities: tuple[Quantity, ...]
+    """What is measured, in the order in which it is told."""
 
     def about(self, preset: str) -> str:
         """What a preset runs, in words."""
@@ -188,11 +81,11 @@ class Study(Protocol):
         """All units of work; an InputError without `data` where the preset has none of its own."""
         ...
 
-    def figures(self, table: Table, place: "Place", points: Sequence[Point]) -> list[str]:
-        """Write the figures into the study's folder; the names of the files that the summary shows."""
+    def figures(self, results: Results, place: "Place", points: Sequence[Point]) -> list[Drawing]:
+        """The figures, in the order in which they are shown."""
         ...
 
-    def claims(self, table: Table) -> list[str]:
+    def claims(self, results: Results) -> list[str]:
         """A sentence for each claim, in numbers."""
         ...
 
@@ -240,7 +133,8 @@ class Place:
         config, distilled = point.config, self.run(point)
         real = fitting(distilled, self.dataset, config.data, self.device)
         bench = Bench.of(distilled, real, self.nets, config.run.seed, pick_device(self.device), progress=self.listener.work)
-        return Subject(distilled, bench, tuple(sorted(config.evaluation.lengths)), config.run.seed)
+        folder = RunFolder(self.runs / self.run_name(point))
+        return Subject(distilled, bench, tuple(sorted(config.evaluation.lengths)), config.run.seed, folder, self)
 
     def file(self, point: Point) -> Path:
         """Where a point's result lies: another number of networks is another result."""
@@ -303,10 +197,13 @@ def run_study(study: Study, points: Sequence[Point], place: Place, about: str) -
     """
     while work(points, place):
         time.sleep(SECONDS_BETWEEN_LOOKS)
-    table = Table(tuple(row for point in points for row in read_point(place.file(point))), study.percent)
-    store.write(place.folder / TABLE, table.csv())
-    shown = study.figures(table, place, points)
-    store.write(place.folder / SUMMARY, summary(study, table, shown, about, place))
+    results = Results(tuple(row for point in points for row in read_point(place.file(point))), study.quantities)
+    store.write(place.folder / TABLE, results.csv())
+    drawings = study.figures(results, place, points)
+    for drawing in drawings:
+        if drawing.plot:
+            save(drawing.plot, place.folder / drawing.name)
+    store.write(place.folder / SUMMARY, summary(study, results, drawings, about, place))
 
 
 def read_point(path: Path) -> list[Measurement]:
@@ -317,16 +214,25 @@ def read_point(path: Path) -> list[Measurement]:
         raise InputError(f"{path} is damaged ({error}); remove it, and the study measures that point again") from error
 
 
-def summary(study: Study, table: Table, shown: Sequence[str], about: str, place: Place) -> str:
-    """The study in a page of Markdown: claims, figures, table."""
-    machine = provenance(place)
-    seeds = len({row.seed for row in table.rows})
+def summary(study: Study, results: Results, drawings: Sequence[Drawing], about: str, place: Place) -> str:
+    """The study in a page of Markdown: claims, figures, tables."""
     lines = [f"# {study.title}", "", about, ""]
-    lines += [f"- {claim}" for claim in study.claims(table)]
-    lines += ["", *(f"![{Path(name).stem}]({name})" for name in shown), ""]
-    lines += [f"| training set | images per class | {study.value} |", "|---|---|---|"]
-    lines += [f"| {way} | {at:g} | {table.words(way, at)} |" for way in table.ways() for at in table.places(way)]
-    networks = f", each the mean over {place.nets} networks" if max(row.n for row in table.rows) > 1 else ""
-    spread = f"Mean ± standard deviation over {seeds} distilling seeds{networks}"
+    lines += [f"- {claim}" for claim in study.claims(results)]
+    for drawing in drawings:
+        lines += ["", f"![{drawing.caption}]({drawing.name}.{'svg' if drawing.plot else 'png'})", "", f"*{drawing.caption}*"]
+    for table in results.tables:
+        places = table.shown_places()
+        lines += ["", f"| {table.quantity.name}, by {table.quantity.place} | {' | '.join(f'{at:g}' for at in places)} |"]
+        lines += ["|---" * (1 + len(places)) + "|"]
+        lines += [f"| {way} | {' | '.join(table.words(way, at) for at in places)} |" for way in table.ways()]
+    return "\n".join([*lines, "", footnote(results, place), ""])
+
+
+def footnote(results: Results, place: Place) -> str:
+    """What the figures are means over, and what they were measured with."""
+    machine = provenance(place)
+    seeds = len({row.seed for row in results.rows})
+    nets = f"; accuracies are means over {place.nets} networks for each seed" if results.has_accuracies else ""
     libraries = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
-    return "\n".join([*lines, "", f"{spread} (`{TABLE}` has them one by one). {machine['hardware']}; {libraries}.", ""])
+    spread = f"Mean ± standard deviation over {seeds} distilling seeds{nets} (`{TABLE}` has them one by one)"
+    return f"{spread}. {machine['hardware']}; {libraries}."

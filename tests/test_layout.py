@@ -14,7 +14,7 @@ ORDER = [
     "registry", "seeds", "sections", "config", "devices", "data", "images", "folders", "tables", "sources", "preprocess", "loading",
     "augment", "models", "distilled", "store", "derivatives", "fusible", "compiled", "compilation",
     "inner", "windows", "training", "evaluation", "methods", "analysis", "outer", "boosting", "resolve", "runs", "distillation",
-    "api", "grid", "figures", "studies", "nested", "summary", "curves", "gallery", "facts", "report",
+    "api", "grid", "figures", "results", "studies", "nested", "summary", "curves", "gallery", "facts", "report",
     "exports", "display", "commands", "cli",
 ]  # fmt: skip
 

@@ -17,10 +17,12 @@ from potstill.config import Config, DataConfig
 from potstill.distillation import Listener
 from potstill.distilled import DistilledSet
 from potstill.evaluation import Bench
-from potstill.nested import Boosting, Pictures, Subsets, compared, first_images, nearest, only, within
+from potstill.figures import Series, line_figure
+from potstill.nested import Boosting, Pictures, Subsets, first_images, nearest, only, within
 from potstill.registry import STUDIES, InputError
+from potstill.results import ACCURACY_BY_SIZE, Measurement, Quantity, Table, compared, verdict
 from potstill.sources import read
-from potstill.studies import Difference, Measurement, Place, Point, Subject, Table, locked, run_name, run_study, verdict, work
+from potstill.studies import Drawing, Place, Point, Subject, locked, run_name, run_study, work
 
 TINY = {name: value for name, value in {**QUICK, "steps": 4}.items() if name != "threads"}
 
@@ -29,7 +31,7 @@ class Question:
     """A small study: does the second seed do better?"""
 
     title = "A question"
-    value, percent = "test accuracy", True
+    quantities = (ACCURACY_BY_SIZE,)
 
     def about(self, preset):
         return "Two runs."
@@ -40,12 +42,13 @@ class Question:
 
         return [Point(f"seed{seed}", {**TINY, "seed": seed}, measure) for seed in seeds]
 
-    def figures(self, table, place, points):
-        (place.folder / "drawn.svg").write_text("<svg/>")
-        return ["drawn.svg"]
+    def figures(self, results, place, points):
+        table = results[ACCURACY_BY_SIZE]
+        plot = line_figure([Series("set", [2], [table.spread("set", 2)[0]])], "images per class")
+        return [Drawing("drawn", "One line", plot)]
 
-    def claims(self, table):
-        return [f"The sets reach {table.words('set', 2)}."]
+    def claims(self, results):
+        return [f"The sets reach {results[ACCURACY_BY_SIZE].words('set', 2)}."]
 
 
 def place_in(folder, **more) -> Place:
@@ -62,8 +65,10 @@ def test_a_study_writes_its_table_figures_and_summary_and_does_nothing_twice(tmp
     told = (place.folder / "summary.md").read_text()
     mean = sum(float(row["mean"]) for row in rows) / 2
     assert f"The sets reach {100 * mean:.1f} ± " in told
-    assert "![drawn](drawn.svg)" in told
-    assert "over 2 distilling seeds, each the mean over 2 networks" in told
+    assert "![One line](drawn.svg)\n\n*One line*" in told
+    assert all((place.folder / f"drawn.{suffix}").stat().st_size > 1000 for suffix in ("svg", "png"))
+    assert "over 2 distilling seeds; accuracies are means over 2 networks for each seed" in told
+    assert f"| test accuracy, by images per class | 2 |\n|---|---|\n| set | {100 * mean:.1f} ± " in told
     before = {path: path.stat().st_mtime_ns for path in [*tmp_path.rglob("*.json"), *tmp_path.rglob("*.safetensors")]}
     said: list[str] = []
     run_study(study, points, place_in(tmp_path, listener=Listener(say=said.append)), "")
@@ -148,9 +153,9 @@ def test_a_damaged_point_says_which_file_to_remove(tmp_path):
 
 def table(**cells: list[float]) -> Table:
     """way -> one value a seed, all at 2."""
-    return Table(
-        tuple(Measurement(way, 2, seed, mean, 0.01, 5, "") for way, means in cells.items() for seed, mean in enumerate(means))
-    )
+    rows = [Measurement("test accuracy", way, 2, seed, mean, 0.01, 5, "")
+            for way, means in cells.items() for seed, mean in enumerate(means)]  # fmt: skip
+    return Table(tuple(rows), ACCURACY_BY_SIZE)
 
 
 def test_differences_are_paired_by_seed_and_judged_only_where_all_agree():
@@ -158,13 +163,14 @@ def test_differences_are_paired_by_seed_and_judged_only_where_all_agree():
     found = known.difference(("a", 2), ("b", 2))
     assert found.values == pytest.approx((0.1, 0.2, 0.1))
     assert str(found) == "+13.3 ± 5.8 points"
-    assert verdict(found, 1) == "as the paper says, in all 3 seeds"
-    assert verdict(found, -1) == "against what the paper says, in all 3 seeds"
-    assert verdict(known.difference(("a", 2), ("c", 2)), 1) == "undecided, the 3 seeds disagree"
-    assert verdict(Difference((0.1,)), 1) == "one seed decides nothing"
-    plain = Table(known.rows, percent=False)
-    assert plain.words("a", 2) == "0.60 ± 0.10"
-    assert str(plain.difference(("b", 2), ("a", 2))) == "-0.13 ± 0.06"
+    assert verdict(found.values, 1) == "as the paper says, in all 3 seeds"
+    assert verdict(found.values, -1) == "against what the paper says, in all 3 seeds"
+    assert verdict(known.difference(("a", 2), ("c", 2)).values, 1) == "undecided, the 3 seeds disagree"
+    assert verdict((0.1,), 1) == "one seed decides nothing"
+    plain = Table(known.rows, Quantity("cosine", "images per class"))
+    assert plain.words("a", 2) == "0.6 ± 0.1"
+    assert str(plain.difference(("b", 2), ("a", 2))) == "-0.133 ± 0.058"
+    assert plain.ratio(("a", 2), ("b", 2)) == pytest.approx((1.25, 1.5, 0.7 / 0.6))
     sentence = compared(known, ("a", 2), ("b", 2), "Paper: a beats b", 1)
     assert sentence == (
         "Paper: a beats b. At 2 a class, a: 60.0 ± 10.0 %; b: 46.7 ± 11.5 %; "
