@@ -12,12 +12,13 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 
 from potstill.config import options_from_preset
+from potstill.data import Split
 from potstill.distilled import Block, DistilledSet
-from potstill.figures import Series, dot_figure, line_figure
+from potstill.figures import Drawing, Series, dot_figure, line_figure
 from potstill.grid import write_grid
 from potstill.registry import InputError
 from potstill.results import ACCURACY_BY_SIZE, Measurement, Quantity, Results, Table, compared
-from potstill.studies import Drawing, Place, Point, Subject
+from potstill.studies import Place, Point, Subject
 from potstill.training import Batches
 
 WEAK = 0.1
@@ -277,7 +278,7 @@ class Pictures(Nested):
         def measure(subject: Subject) -> list[Measurement]:
             distilled, ipc = subject.distilled, subject.distilled.ipc
             found = []
-            for name, value in ((SIMILARITY, within(distilled)), (NEAREST, nearest(subject))):
+            for name, value in ((SIMILARITY, within(distilled)), (NEAREST, nearest(distilled, subject.bench.real.train))):
                 found.append(
                     Measurement(COSINE.name, f"{way}: {name}", ipc, subject.seed, value, None, 1, "images as a network reads them")
                 )
@@ -327,9 +328,8 @@ def within(distilled: DistilledSet) -> float:
     return float((images @ images.T)[same & ~torch.eye(len(images), dtype=torch.bool)].mean())
 
 
-def nearest(subject: Subject) -> float:
+def nearest(distilled: DistilledSet, train: Split) -> float:
     """Mean cosine of a distilled image and the real train image of its class that is most like it."""
-    distilled, train = subject.distilled, subject.bench.real.train
     found = []
     for label in range(len(distilled.class_names)):
         real = train.take(torch.nonzero(train.labels == label)[:, 0])[0].cpu()

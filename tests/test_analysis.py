@@ -28,7 +28,8 @@ def method_of(norm: str = "instance", **options) -> Bptt:
     """Three distilled images against sixty real ones, in float64."""
     known = {
         "method": "rat-bptt", "unroll": 6, "window": 3, "real_batch": 20, "micro_batch": 4, "batch_per_class": 1,
-        "classes_per_batch": 3, "synthetic_micro_batch": 2, "real_augment": ("flip",), "augment": ("rotate",), "precision": "float32",
+        "classes_per_batch": 3, "synthetic_micro_batch": 2, "real_augment": ("flip",), "augment": ("rotate",),
+        "precision": "float32",
     }  # fmt: skip
     rng = generator(1)
     images = torch.randn(60, *SHAPE, generator=rng, dtype=torch.float64)

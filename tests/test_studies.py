@@ -16,13 +16,12 @@ from potstill.cli import main
 from potstill.config import Config, DataConfig
 from potstill.distillation import Listener
 from potstill.distilled import DistilledSet
-from potstill.evaluation import Bench
-from potstill.figures import Series, line_figure
+from potstill.figures import Drawing, Series, line_figure
 from potstill.nested import Boosting, Pictures, Subsets, first_images, nearest, only, within
 from potstill.registry import STUDIES, InputError
 from potstill.results import ACCURACY_BY_SIZE, Measurement, Quantity, Table, compared, verdict
 from potstill.sources import read
-from potstill.studies import Drawing, Place, Point, Subject, locked, run_name, run_study, work
+from potstill.studies import Place, Point, Subject, locked, run_name, run_study, work
 
 TINY = {name: value for name, value in {**QUICK, "steps": 4}.items() if name != "threads"}
 
@@ -191,9 +190,8 @@ def test_likeness_has_its_closed_form():
         for place in range(3)
     ]
     assert within(distilled) == pytest.approx(sum(cosines) / 3, abs=1e-6)
-    bench = Bench.of(distilled, real, 1, 0, torch.device("cpu"))
-    assert nearest(Subject(set_of(real), bench, (5,), 0)) == pytest.approx(1, abs=1e-6)  # its images are real ones
-    assert nearest(Subject(distilled, bench, (5,), 0)) < 0.999
+    assert nearest(set_of(real), real.train) == pytest.approx(1, abs=1e-6)  # its images are real ones
+    assert nearest(distilled, real.train) < 0.999
 
 
 def test_parts_of_a_set():
