@@ -134,9 +134,32 @@ def resnet() -> str:
     )
 
 
-SPEED = ROOT / "docs" / "speed.md"
+def variance() -> str:
+    """What the variance of a meta-gradient costs."""
+    result = json.loads((RESULTS / "variance.json").read_text())
+    ratio, single, k = result["ratio"], result["single_sign_over_exact"], result["signs"]
+    rows = [
+        f"| {label} | {products} | {ratio[way]:.1f} |\n"
+        for way, label, products in (
+            ("brute force", "an unroll for each sample", "n (N + M)"),
+            ("exact", "`--samples 100`: one unroll, n ways back", "N + n M"),
+            ("signs", f"`--samples 100 --signs {k}`: one unroll, k + 1 ways back", "N + (k + 1) M"),
+        )
+    ]
+    return (
+        f"| | inner steps and products | times as fast |\n|---|---|---|\n{''.join(rows)}\n"
+        f"Digits, one image a class, N = {result['unroll']}, M = {result['window']}, n = {result['samples']}; median of "
+        f"{len(result['seconds']['exact'])} turns; an unroll for each sample was timed for {result['brute_force_timed']} of them\n"
+        f"and multiplied. One combination of signs gives {single['mean']:.2f} ± {single['std']:.2f} times the exact variance "
+        f"({single['n']} combinations), k of them 1 / sqrt(k) of that spread.\n"
+        f"{result['hardware']}; torch {result['versions']['torch']}.\n"
+    )
+
+
+SPEED, LABORATORY = ROOT / "docs" / "speed.md", ROOT / "docs" / "laboratory.md"
 PLACES = [
     (README, BEGIN, END, table),
+    (LABORATORY, "<!-- variance: made by benchmarks/tables.py -->", "<!-- end of variance -->", variance),
     *(
         (SPEED, f"<!-- {name}: made by benchmarks/tables.py -->", f"<!-- end of {name} -->", make)
         for name, make in (("measured", speed), ("precision", precision), ("trajectories", trajectories), ("resnet", resnet))

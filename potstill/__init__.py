@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from potstill.api import distill, evaluate, resume
+    from potstill.api import diagnose, distill, evaluate, resume
     from potstill.config import Config
     from potstill.distilled import DistilledSet
     from potstill.evaluation import train
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from potstill.store import load, save
 
 __version__ = "0.1.0"
-__all__ = ["Config", "DistilledSet", "InputError", "distill", "evaluate", "export", "load", "resume", "save", "train"]
+__all__ = ["Config", "DistilledSet", "InputError", "diagnose", "distill", "evaluate", "export", "load", "resume", "save", "train"]
 
 # Imported when first used (PEP 562), so that `potstill --help` does not wait for torch.
 _HOMES = {
-    "Config": "config", "DistilledSet": "distilled", "InputError": "registry", "distill": "api",
+    "Config": "config", "DistilledSet": "distilled", "InputError": "registry", "diagnose": "api", "distill": "api",
     "evaluate": "api", "export": "exports", "load": "store", "resume": "api", "save": "store",
     "train": "evaluation",
 }  # fmt: skip

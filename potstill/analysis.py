@@ -7,6 +7,7 @@ Source: appendix D.3 of Feng, Vedantam & Kempe 2024, arXiv:2311.07025, after Fag
 arXiv:2007.04532. The estimate by random signs is Hutchinson's of a trace.
 """
 
+import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -19,7 +20,13 @@ from potstill.methods.base import MethodState
 from potstill.methods.bptt import Bptt
 from potstill.seeds import generator
 
-SOURCES = ("real", "start", "window")
+SOURCES = {
+    "real": "a new real batch",
+    "start": "a new start",
+    "window": "a new window",
+    "all": "all new",
+}
+"""What `noise_sources` tells apart."""
 Gradient = Callable[[Tensor], Tensor]
 """(n,) weights of n losses -> (D,) the gradient of their weighted sum; linear."""
 
@@ -30,13 +37,15 @@ class Variance:
 
     Args:
         per_entry: the sample variance, averaged over the entries.
-        norm: of the mean vector.
+        norm: of the mean over the draws.
+        power: mean squared length of a draw.
         entries: D.
         n: draws.
     """
 
     per_entry: float
     norm: float
+    power: float
     entries: int
     n: int
 
@@ -46,16 +55,25 @@ class Variance:
         return self.per_entry / self.norm**2 if self.norm else float("inf")
 
     @property
-    def relative(self) -> float:
-        """Squared length of the noise over that of the mean: D times the normalised variance; above 1, noise prevails."""
-        return self.entries * self.normalised
+    def share(self) -> float:
+        """The share of a draw's squared length that varies: 0 for no noise, 1 for nothing else. Two draws have a cosine of about
+        1 - share."""
+        return self.entries * self.per_entry / self.power if self.power else 0.0
+
+    def share_of_mean(self, count: float) -> float:
+        """`share` for means over `count` independent draws."""
+        noise = self.entries * self.per_entry
+        signal = max(0.0, self.power - noise)  # by chance its estimate may be negative
+        return noise / count / (signal + noise / count) if noise else 0.0
 
 
 class Running:
     """Mean and sample variance of vectors that come one by one (Welford 1962), in the memory of one."""
 
     def __init__(self) -> None:
-        self.count, self.mean, self.squares = 0, torch.zeros(()), 0.0
+        self.count, self.mean = 0, torch.zeros(())
+        self.squares = 0.0
+        """Of the distances to the mean, over all entries."""
 
     def add(self, vector: Tensor) -> None:
         """Take one more."""
@@ -69,13 +87,18 @@ class Running:
         """The sample variance, averaged over the entries."""
         return self.squares / (self.count - 1) / len(self.mean)
 
+    @property
+    def power(self) -> float:
+        """The mean squared length."""
+        return float(self.mean.square().sum()) + self.squares / self.count
+
 
 def variance_of(draws: Iterable[Tensor]) -> Variance:
     """Of (D,) vectors; there must be two or more."""
     running = Running()
     for draw in draws:
         running.add(draw)
-    return Variance(running.per_entry, float(running.mean.norm()), len(running.mean), running.count)
+    return Variance(running.per_entry, float(running.mean.norm()), running.power, len(running.mean), running.count)
 
 
 def exact_variance(gradient: Gradient, n: int) -> Variance:
@@ -97,7 +120,8 @@ def variance_by_signs(gradient: Gradient, n: int, signs: Iterable[Tensor]) -> Va
     mean = gradient(torch.full((n,), 1 / n))
     squares = [float(gradient(one - one.mean()).square().sum()) for one in signs]
     trace = sum(squares) / len(squares) / (n - 1)
-    return Variance(trace / len(mean), float(mean.norm()), len(mean), n)
+    norm = float(mean.norm())
+    return Variance(trace / len(mean), norm, norm**2 + trace * (n - 1) / n, len(mean), n)
 
 
 def real_variance(
@@ -145,8 +169,8 @@ def noise_sources(method: Bptt, leaves: Leaves, state: MethodState, outer_step: 
         n: at least 2.
     Returns:
         "real", "start", "window": the variance when only that is drawn anew, the other two held, averaged over them; "all":
-        when all three are, as from outer step to outer step. All have the norm of the mean over everything. Where sources
-        act together, the first three add up to more than the last. It takes n^2 unrolls and n^3 ways back.
+        when all three are, as from outer step to outer step. All have the norm of the mean over everything and the power.
+        Where sources act together, the first three add up to more than the last. It takes n^2 unrolls and n^3 ways back.
     """
     windows = [method.window(state, (outer_step + drawn,), outer_step) for drawn in range(n)]
 
@@ -166,7 +190,7 @@ def factorial(draws: Callable[[int, int], list[Tensor]], windows: list[tuple[int
         n: how many of each.
     """
     everything = Running()
-    found: dict[str, dict[tuple[int, int], Running]] = {name: defaultdict(Running) for name in (*SOURCES, "all")}
+    found: dict[str, dict[tuple[int, int], Running]] = {name: defaultdict(Running) for name in SOURCES}
     for start in range(n):
         known: dict[tuple[int, int], list[Tensor]] = {}
         for window in range(n):
@@ -179,8 +203,8 @@ def factorial(draws: Callable[[int, int], list[Tensor]], windows: list[tuple[int
                 found["window"][start, real].add(vector)
                 # Along a diagonal of the cube no draw comes twice.
                 found["all"][(window - start) % n, (real - start) % n].add(vector)
-    norm, entries = float(everything.mean.norm()), len(everything.mean)
+    norm, power, entries = float(everything.mean.norm()), everything.power, len(everything.mean)
     return {
-        name: Variance(sum(line.per_entry for line in lines.values()) / len(lines), norm, entries, n)
+        name: Variance(statistics.fmean(line.per_entry for line in lines.values()), norm, power, entries, n)
         for name, lines in found.items()
     }

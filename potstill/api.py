@@ -9,6 +9,7 @@ from potstill import evaluation
 from potstill.config import Config, options_from_preset, options_of_config
 from potstill.data import Dataset
 from potstill.devices import pick_device
+from potstill.diagnosis import Diagnosis, Noise, diagnose_run
 from potstill.distillation import SILENT, Listener, new_run, resumed_run
 from potstill.distilled import DistilledSet
 from potstill.evaluation import Row
@@ -94,6 +95,50 @@ def resume(
     config = RunFolder.open(Path(out)).config()
     dataset = dataset_of(config.data, images, labels, test_images, test_labels, class_names)
     return resumed_run(Path(out), config, dataset, model=model, listener=listener)
+
+
+def diagnose(
+    run: str | os.PathLike[str],
+    images: Any = None,
+    labels: Any = None,
+    *,
+    test_images: Any = None,
+    test_labels: Any = None,
+    class_names: Sequence[str] | None = None,
+    samples: int = 100,
+    size: int = 1,
+    signs: int = 0,
+    unrolls: int = 1,
+    sources: int = 0,
+    model: ModelSpec | None = None,
+    listener: Listener = SILENT,
+) -> list[Diagnosis]:
+    """How noisy a run's meta-gradient is, at its start and at each checkpoint that it kept (`keep_checkpoints=0`: all).
+
+    Args:
+        run: its folder, finished or not.
+        images: the arrays that it was started with, if it was.
+        labels: their classes.
+        test_images: as at the start.
+        test_labels: as at the start.
+        class_names: as at the start.
+        samples: real samples over which the variance is taken (paper D.3: 100); 0: leave it out.
+        size: real images in a sample.
+        signs: estimate the variance by so many random-sign combinations, which costs less; 0: take it exactly.
+        unrolls: of how many outer steps, from the next one on, each with its own start and window.
+        sources: n to tell apart the noise of n real batches, n starts and n windows, in n^2 unrolls; 0: leave it out.
+        model: a callable, if the run was started with one that cannot be imported.
+        listener: told of progress.
+    Returns:
+        One diagnosis for each place: its step, `real` (a `Variance` for each unroll) and `sources` (name -> `Variance`).
+    Raises:
+        InputError: no run, other data than it was started with, or an argument out of its range.
+    """
+    noise = Noise(samples, size, signs, unrolls, sources)
+    folder = RunFolder.open(Path(run))
+    config = folder.config()
+    dataset = dataset_of(config.data, images, labels, test_images, test_labels, class_names)
+    return list(diagnose_run(folder, config, dataset, noise, model=model, listener=listener))
 
 
 def dataset_of(

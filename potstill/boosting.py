@@ -117,6 +117,11 @@ class OnBlocks:
     def finish(self, state: MethodState) -> dict[str, Any]:
         return self.inner.finish(state)
 
+    def learned(self, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Of the examples that are made of the leaves, what is learned: images and, unless they are fixed, targets."""
+        made = examples(with_leaves(self.blocks, with_grad(leaves), self.first))
+        return {name: tensor.detach() for name, tensor in made.items() if tensor.requires_grad}
+
     def estimate(self, leaves: Mapping[str, Tensor], state: MethodState, outer_step: int) -> Estimate:
         wanted = with_grad(leaves)
         made = examples(with_leaves(self.blocks, wanted, self.first))

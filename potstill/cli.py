@@ -176,6 +176,20 @@ def make_parser() -> tuple[Parser, dict[str, Parser]]:
     report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders of runs, finished or not; several are compared")
     report.add_argument("--out", type=Path, help="the HTML file to write (default: report.html in the first run's folder)")
 
+    diagnose = command(
+        "diagnose", "Measure how noisy a run's meta-gradient is.", "potstill diagnose runs/digits --signs 10", "RUN [options]"
+    )
+    diagnose.add_argument("run", type=Path, metavar="RUN", help="a run's folder, finished or not: at its start and its checkpoints")
+    for name, default, text in (
+        ("samples", 100, "real samples over which the variance is taken (paper D.3); 0: leave it out"),
+        ("size", 1, "real images in a sample"),
+        ("signs", 0, "estimate it by so many random-sign combinations, which costs less; 0: from each sample's own gradient"),
+        ("unrolls", 1, "of how many outer steps, from the next one on, each with its own start and window"),
+        ("sources", 0, "tell apart the noise of N real batches, N starts and N windows, in N^2 unrolls; 0: leave it out"),
+    ):
+        diagnose.add_argument(f"--{name}", type=natural, default=default, metavar="N", help=f"{text} (default: {default})")
+    add_options(diagnose, ("data", "cache_dir", "device", "threads"), default="the run's")
+
     study = command("study", "Repeat a study of the paper.", "potstill study boosting --seeds 3", "NAME [options]")
     study.add_argument("name", metavar="NAME", help=f"one of {', '.join(STUDIES)} (see `potstill list`)")
     study.add_argument(
@@ -230,6 +244,13 @@ def positive(text: str) -> int:
     """A whole number of at least 1."""
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def natural(text: str) -> int:
+    """A whole number of at least 0."""
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 0, got {text!r}")
     return int(text)
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import json
 import os
 import shlex
 import signal
@@ -17,8 +18,10 @@ from rich.console import Console
 from rich.table import Table
 
 from potstill import api, distillation, evaluation, exports, runs, sources, store
+from potstill.analysis import SOURCES
 from potstill.config import Config, options_from_file, options_from_preset, options_of_config
 from potstill.devices import hardware, pick_device, versions
+from potstill.diagnosis import Diagnosis, Noise, diagnose_run
 from potstill.display import Display
 from potstill.distillation import Listener
 from potstill.distilled import DistilledSet
@@ -26,7 +29,7 @@ from potstill.evaluation import Figure, Row
 from potstill.grid import write_grid
 from potstill.loading import RealData
 from potstill.outer import Interrupted
-from potstill.registry import EXPORTS, STUDIES, InputError
+from potstill.registry import EXPORTS, STUDIES, WINDOWS, InputError
 from potstill.sections import EVALUATION_DATA_OPTIONS, DataConfig
 
 
@@ -253,6 +256,50 @@ def report(parsed: argparse.Namespace) -> int:
         print(f"note: {note}", file=sys.stderr)
     print(f"written: {out}")
     return 0
+
+
+def diagnose(parsed: argparse.Namespace) -> int:
+    """`potstill diagnose`."""
+    noise = Noise(parsed.samples, parsed.size, parsed.signs, parsed.unrolls, parsed.sources)
+    folder = runs.RunFolder.open(parsed.run)
+    config = Config.from_options(folder.config(), **given_options(parsed))
+    with Display() as display, listening(display) as listener:
+        quiet = dataclasses.replace(listener, say=distillation.SILENT.say)
+        found = list(diagnose_run(folder, config, sources.read(config.data), noise, listener=quiet))
+    show_diagnosis(found, noise, config)
+    record = {"noise": dataclasses.asdict(noise), "places": [dataclasses.asdict(one) for one in found]}
+    made_with = {"hardware": hardware(pick_device(config.run.device)), "versions": versions()}
+    target = folder.path / runs.DIAGNOSIS
+    store.write(target, json.dumps(record | made_with, indent=2) + "\n")
+    print(f"written: {target}")
+    return 0
+
+
+def show_diagnosis(found: list[Diagnosis], noise: Noise, config: Config) -> None:
+    """Print the noise at each place as a table."""
+    outer, first = config.outer, found[0]
+    print(f"Meta-gradient of {outer.method}, inner steps: {WINDOWS[outer.method].of(config)}.")
+    print("Noise is the share of its squared length that varies when something is drawn anew.")
+    table = Table()
+    columns = ["step"]
+    columns += ["norm", "normalised variance", "noise of a sample", "of a real batch"] if first.real else []
+    columns += [f"noise with {SOURCES[name]}" for name in first.sources or ()]
+    for column in columns:
+        table.add_column(column, justify="right")
+    for one in found:
+        cells = []
+        if one.real:
+            middle = sorted(one.real, key=lambda variance: variance.normalised)[len(one.real) // 2]
+            cells = [f"{middle.norm:.3g}", f"{middle.normalised:.3g}", in_percent(middle.share)]
+            cells.append(in_percent(middle.share_of_mean(outer.real_batch / noise.size)))
+        cells += [in_percent(variance.share) for variance in (one.sources or {}).values()]
+        table.add_row(f"{one.step:,}", *cells)
+    (Console() if sys.stdout.isatty() else Console(width=140)).print(table)
+
+
+def in_percent(share: float) -> str:
+    """A fraction in words."""
+    return f"{100 * share:.0f} %"
 
 
 def study(parsed: argparse.Namespace) -> int:

@@ -50,6 +50,8 @@ class Display:
     def step(self, record: dict[str, Any], steps: int) -> None:
         """Show one outer step."""
         self.begun, self.looping = True, record["step"] < steps
+        if record["step"] == 1:  # of another run
+            self.accuracy = ""
         if "validation" in record:
             self.accuracy = f", validation {100 * record['validation']['mean']:.1f} %"
         loss = "not finite" if record["loss"] is None else f"{record['loss']:.3f}"

@@ -131,6 +131,10 @@ class DistilledSet(Dataset[tuple[Tensor, Tensor]]):
         self.learned_labels = learned_labels
         self.meta = dict(meta or {})
 
+    def with_blocks(self, blocks: tuple[Block, ...]) -> "DistilledSet":
+        """Other examples of the same make, without what the file says of these."""
+        return DistilledSet(blocks, self.class_names, self.fitted, self.recipe, learned_labels=self.learned_labels)
+
     @cached_property
     def images(self) -> Tensor:
         """(n, C, H, W): what a network trains on."""

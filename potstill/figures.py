@@ -118,7 +118,7 @@ def line_figure(
         axes = figure.subplots()
         handles = [draw(axes, one, place if one.look is None else one.look, error_bars) for place, one in enumerate(series)]
         handles += [axes.plot(one.x, one.y, ls="", marker=one.marker, color=COLOURS[1])[0] for one in marks]
-        axes.set_xlabel(x_label)
+        axes.set_xlabel(x_label, parse_math=False)
         axes.set_title(y_label, loc="left", parse_math=False)
         scale(axes, series, log_x, log_y, percent)
         if y_limits:
@@ -144,7 +144,7 @@ def dot_figure(rows: Sequence[tuple[str, float, float]], x_label: str, *, percen
             axes.errorbar(mean, -place, xerr=np.nan_to_num(deviation), fmt="o", color=COLOURS[0], capsize=3, elinewidth=1)
         axes.set_yticks([-place for place in range(len(rows))])
         axes.set_yticklabels([label for label, _, _ in rows], parse_math=False)
-        axes.set_xlabel(x_label)
+        axes.set_xlabel(x_label, parse_math=False)
         axes.grid(axis="x")
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g} %" if percent else f"{value:g}"))
     return figure

@@ -18,7 +18,7 @@ from potstill.figures import Drawing, Series, dot_figure, line_figure
 from potstill.grid import write_grid
 from potstill.registry import InputError
 from potstill.results import ACCURACY_BY_SIZE, Measurement, Quantity, Results, Table, compared
-from potstill.studies import Place, Point, Subject
+from potstill.studies import Place, Point, Subject, small_options
 from potstill.training import Batches
 
 WEAK = 0.1
@@ -79,12 +79,8 @@ def scale_of(preset: str, data: str | None) -> Scale:
         InputError: "paper" without data.
     """
     if preset == "small":
-        options = {
-            "data": data or "digits", "preprocess": "normalize", "width": 32, "unroll": 30, "window": 10, "real_batch": 200,
-            "outer_lr": 0.02, "validate_every": 50, "checkpoint_every": 50, "lengths": (200, 500), "compile": "off",
-        }  # fmt: skip
-        # The outer learning rate is three times the default: in 150 steps 91.3 in place of 89.1 % on validation data (five
-        # images a class, one seed).
+        own = {"unroll": 30, "window": 10, "validate_every": 50, "checkpoint_every": 50, "lengths": (200, 500)}
+        options = {**small_options(data), **own}
         return Scale(4, 1, (1, 2, 3, 4), 200, options)
     if data is None:
         raise InputError("data must be given for the preset paper, which runs on CIFAR-10: --data parquet:PATH")
@@ -308,17 +304,14 @@ class Pictures(Nested):
 
 def only(distilled: DistilledSet, numbers: Sequence[int]) -> DistilledSet:
     """The set of some of the blocks."""
-    blocks = tuple(distilled.blocks[number] for number in numbers)
-    return DistilledSet(blocks, distilled.class_names, distilled.fitted, distilled.recipe, learned_labels=distilled.learned_labels)
+    return distilled.with_blocks(tuple(distilled.blocks[number] for number in numbers))
 
 
 def first_images(distilled: DistilledSet, ipc: int) -> DistilledSet:
     """The set of the first `ipc` images of each class, whatever the blocks."""
     rows = torch.cat([torch.nonzero(distilled.labels == label)[:ipc, 0] for label in range(len(distilled.class_names))])
     block = Block({"images": distilled.images[rows], "targets": distilled.targets[rows]}, distilled.labels[rows])
-    return DistilledSet(
-        (block,), distilled.class_names, distilled.fitted, distilled.recipe, learned_labels=distilled.learned_labels
-    )
+    return distilled.with_blocks((block,))
 
 
 def within(distilled: DistilledSet) -> float:

@@ -112,4 +112,10 @@ STUDIES = Registry(
     subsets=("potstill.nested:Subsets", "what a part of a distilled set is worth, beside random real images (figures 6 and 8)"),
     boosting=("potstill.nested:Boosting", "joint, weak and strong boosting at every budget, beside a set for each (figure 7)"),
     pictures=("potstill.nested:Pictures", "picture grids of joint, weak and strong sets (figures 14 to 16)"),
+    stability=("potstill.stability:Stability", "norm, variance and sources of noise of the meta-gradient (figures 3 and 11)"),
+    windows=("potstill.ablations:Windows", "accuracy in the course of distillation, by how the window is placed (figures 4 and 5)"),
+    unroll=("potstill.ablations:UnrollLength", "how long the unroll may be for a window (figure 10, left)"),
+    window_size=("potstill.ablations:WindowSize", "how large the window should be for an unroll (figure 10, right)"),
+    stabilising=("potstill.ablations:Stabilising", "whether clipping, unit norm or growing unrolls make up for it (figure 12)"),
+    inner_optimizer=("potstill.ablations:InnerOptimizers", "Adam or SGD in the inner loop (appendix D.6)"),
 )

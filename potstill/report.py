@@ -5,14 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import jinja2
-
 import potstill
 from potstill.config import to_toml
 from potstill.curves import Chart, budget_chart, log_charts
 from potstill.evaluation import Row
 from potstill.facts import Fact, commands, differences, facts, headline, lede, percent, progress, reached, tiles
 from potstill.gallery import Gallery, gallery
+from potstill.page import environment
 from potstill.registry import InputError
 from potstill.store import write
 from potstill.summary import Measured, RunSummary, read_runs
@@ -114,15 +113,12 @@ def check_target(out: Path) -> None:
 
 def render(summaries: Sequence[RunSummary]) -> str:
     """The page's text."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("potstill", ""), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters |= {"percent": percent, "progress": progress}
+    templates = environment()
+    templates.filters |= {"percent": percent, "progress": progress}
     pages = [run_page(run, f"run{place}") for place, run in enumerate(summaries)]
     comparison = compared(summaries) if len(summaries) > 1 else None
     title = pages[0].headline if len(pages) == 1 else f"{len(pages)} runs compared"
-    return environment.get_template("report.html.jinja").render(
+    return templates.get_template("report.html.jinja").render(
         title=title, pages=pages, comparison=comparison, generator=f"{MARK} {potstill.__version__}", version=potstill.__version__
     )
 

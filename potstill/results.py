@@ -29,7 +29,7 @@ class Quantity:
     place: str
     percent: bool = False
     log: bool = False
-    where: str = "at {:g}"
+    where: str = "At {:g}"
 
 
 ACCURACY = "test accuracy"

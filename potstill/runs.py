@@ -23,9 +23,14 @@ from potstill.registry import InputError
 CONFIG, METRICS, CHECKPOINTS, EVALUATION, PICTURE, REPORT = (
     "config.toml", "metrics.jsonl", "checkpoints", "evaluation.json", "distilled.png", "report.html",
 )  # fmt: skip
+DIAGNOSIS = "diagnosis.json"
 LOCK, REPLACED, PREPARATION = ".lock", ".replaced", "preparation.safetensors"
 MAY_CHANGE = ("data", "cache_dir", "storage", "device", "threads", "steps", "checkpoint_every", "keep_checkpoints")
 """Options that a resumed run may have changed: where things are, and for how long it goes on."""
+
+
+class Damaged(InputError):
+    """A checkpoint that is not whole."""
 
 
 class RunFolder:
@@ -99,7 +104,7 @@ class RunFolder:
         if not keep:
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir()
-        for name in (METRICS, CHECKPOINTS, PREPARATION, store.ARTEFACT, EVALUATION, PICTURE, REPORT, CONFIG):
+        for name in (METRICS, CHECKPOINTS, PREPARATION, store.ARTEFACT, EVALUATION, PICTURE, REPORT, DIAGNOSIS, CONFIG):
             here = self.path / name
             if here.exists() and not keep:
                 here.rename(aside / name)
@@ -125,7 +130,7 @@ class RunFolder:
         except InputError:
             return None
         config, names = self.config(), tuple(known["class_names"])
-        for path in sorted((self.path / CHECKPOINTS).glob("step-*.safetensors"), reverse=True):
+        for path in reversed(self.checkpoints):
             try:
                 state = unpack(*store.load_tensors(path, "checkpoint"))
             except InputError:
@@ -182,7 +187,7 @@ class RunFolder:
         except InputError as error:
             raise InputError(f"{error}; make room, then go on with --resume {self.path}") from error
         kept = config.outer.keep_checkpoints
-        for old in sorted(folder.glob("step-*.safetensors"))[:-kept] if kept else ():
+        for old in self.checkpoints[:-kept] if kept else ():
             old.unlink(missing_ok=True)
 
     def newest(self, config: Config, fingerprint: str, device: torch.device, say: Callable[[str], None]) -> OuterState | None:
@@ -191,29 +196,46 @@ class RunFolder:
         Raises:
             InputError: all are damaged, or they were made with other data or other options.
         """
-        paths = sorted((self.path / CHECKPOINTS).glob("step-*.safetensors"), reverse=True)
-        for path in paths:
+        for path in reversed(self.checkpoints):
             try:
-                tensors, meta = store.load_tensors(path, "checkpoint")
-            except InputError as error:
+                return self.state(path, config, fingerprint, device)
+            except Damaged as error:
                 say(f"{error}; trying the checkpoint before")
-                continue
-            if meta["data"] != fingerprint:
-                raise InputError(f"the run in {self.path} was started with other data; its content has changed since")
-            for name, now in identity(config).items():
-                if meta["config"].get(name) != now:
-                    raise InputError(
-                        f"{name} of the run in {self.path} was {meta['config'].get(name)}, its {CONFIG} now says {now}; "
-                        "put it back, or start a new run"
-                    )
-            if meta["step"] > int(config.outer.steps):
-                raise InputError(
-                    f"steps must be at least the {meta['step']} done by the run in {self.path}, got {config.outer.steps}"
-                )
-            return unpack({name: tensor.to(device) for name, tensor in tensors.items()}, meta)
-        if paths:
+        if self.checkpoints:
             raise InputError(f"every checkpoint of the run in {self.path} is damaged; start it anew with --overwrite")
         return None
+
+    def states(self, config: Config, fingerprint: str, device: torch.device) -> list[OuterState]:
+        """Every checkpoint that is kept, in order; an InputError as for `newest`, and if one is damaged."""
+        return [self.state(path, config, fingerprint, device) for path in self.checkpoints]
+
+    @property
+    def checkpoints(self) -> list[Path]:
+        """The files of those that are kept, in order."""
+        return sorted((self.path / CHECKPOINTS).glob("step-*.safetensors"))
+
+    def state(self, path: Path, config: Config, fingerprint: str, device: torch.device) -> OuterState:
+        """What a checkpoint holds.
+
+        Raises:
+            Damaged: it is not whole.
+            InputError: it was made with other data or other options.
+        """
+        try:
+            tensors, meta = store.load_tensors(path, "checkpoint")
+        except InputError as error:
+            raise Damaged(str(error)) from error
+        if meta["data"] != fingerprint:
+            raise InputError(f"the run in {self.path} was started with other data; its content has changed since")
+        for name, now in identity(config).items():
+            if meta["config"].get(name) != now:
+                raise InputError(
+                    f"{name} of the run in {self.path} was {meta['config'].get(name)}, its {CONFIG} now says {now}; "
+                    "put it back, or start a new run"
+                )
+        if meta["step"] > int(config.outer.steps):
+            raise InputError(f"steps must be at least the {meta['step']} done by the run in {self.path}, got {config.outer.steps}")
+        return unpack({name: tensor.to(device) for name, tensor in tensors.items()}, meta)
 
 
 def evaluations(path: Path) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import statistics
 
 import pytest
 import torch
@@ -68,12 +69,9 @@ def brute_force(method: Bptt, samples: int, size: int) -> Tensor:
     return torch.stack(found)
 
 
-@pytest.mark.parametrize(("samples", "size"), [(7, 1), (5, 3)])
-@pytest.mark.parametrize("norm", ["instance", "batch"])
+@pytest.mark.parametrize(("norm", "samples", "size"), [("instance", 7, 1), ("instance", 5, 3), ("batch", 5, 3)])
 @pytest.mark.parametrize("method", ["rat-bptt", "bptt"])
 def test_one_unroll_gives_the_variance_of_as_many_plain_unrolls_as_samples(method, norm, samples, size):
-    if norm == "batch" and size == 1:
-        pytest.skip("one image has no batch statistics")
     tested = method_of(norm, method=method)
     draws = brute_force(tested, samples, size)
     found = real_variance(tested, LEAVES, tested.init(), STEP, samples=samples, size=size)
@@ -81,7 +79,8 @@ def test_one_unroll_gives_the_variance_of_as_many_plain_unrolls_as_samples(metho
     assert found.norm == pytest.approx(float(draws.mean(0).norm()), rel=1e-9)
     assert (found.entries, found.n) == (192, samples)
     assert found.normalised == pytest.approx(float(draws.var(dim=0).mean() / draws.mean(0).square().sum()), rel=1e-9)
-    assert found.relative == pytest.approx(192 * found.normalised)
+    noise = float(draws.var(dim=0).sum() / draws.square().sum(1).mean())
+    assert found.share == pytest.approx(noise, rel=1e-9)
 
 
 def test_random_signs_have_no_bias():
@@ -98,6 +97,7 @@ def test_random_signs_have_no_bias():
     found = variance_by_signs(gradient, n, every)
     assert found.per_entry == pytest.approx(exact.per_entry, rel=1e-6)  # weights such as 1 / n are rounded
     assert found.norm == pytest.approx(exact.norm, rel=1e-6)
+    assert found.power == pytest.approx(exact.power, rel=1e-6)
     single = [variance_by_signs(gradient, n, [signs]).per_entry for signs in every]
     assert max(single) > 1.1 * min(single)  # it is an estimate
 
@@ -135,7 +135,21 @@ def test_variance_of_vectors_is_the_sample_variance():
     found = variance_of(draws)
     assert found.per_entry == pytest.approx(float(draws.var(dim=0).mean()))
     assert found == exact_variance(lambda weights: weights.double() @ draws, 9)
-    assert math.isinf(Variance(1.0, 0.0, 4, 9).normalised)
+    assert found.power == pytest.approx(float(draws.square().sum(1).mean()))
+    assert math.isinf(Variance(1.0, 0.0, 4.0, 4, 9).normalised)
+
+
+def test_the_share_of_noise_has_no_bias_and_falls_with_the_batch():
+    # A mean of length 1 and noise of variance 2 in each of 3 entries: of a draw's squared length of 7, 6 are noise.
+    rng = generator(5)
+    mean = torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64)
+    found = [variance_of(mean + 2**0.5 * torch.randn(4, 3, generator=rng, dtype=torch.float64)) for _ in range(4000)]
+    average = Variance(*(statistics.fmean(getattr(one, name) for one in found) for name in ("per_entry", "norm", "power")), 3, 4)
+    assert average.share == pytest.approx(6 / 7, rel=0.02)
+    assert average.share_of_mean(12) == pytest.approx(0.5 / 1.5, rel=0.1)
+    assert average.share_of_mean(1) == pytest.approx(average.share)
+    assert Variance(3.0, 1.0, 6.0, 3, 4).share_of_mean(100) == 1  # by chance no signal was seen
+    assert Variance(0.0, 0.0, 0.0, 3, 4).share == Variance(0.0, 1.0, 1.0, 3, 4).share_of_mean(5) == 0
 
 
 def test_sources_that_add_up_are_told_apart_exactly():
@@ -169,6 +183,7 @@ def test_the_sources_of_a_method_are_those_of_its_draws():
     step = tested.estimate(LEAVES, tested.init(), STEP).grads["images"].flatten()
     torch.testing.assert_close(cube[0, 0, 0], step)
     assert found["all"].norm == pytest.approx(float(cube.mean((0, 1, 2)).norm()), rel=1e-9)
+    assert found["real"].power == pytest.approx(float(cube.square().sum(-1).mean()), rel=1e-9)
 
 
 def test_a_method_whose_window_never_changes_has_no_noise_from_it():

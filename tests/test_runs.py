@@ -18,8 +18,10 @@ from potstill import runs, store
 from potstill.config import Config, options_from_file
 from potstill.distillation import Listener
 from potstill.outer import Interrupted
-from potstill.registry import InputError
+from potstill.registry import METHODS, InputError
+from potstill.sections import DataConfig
 from potstill.seeds import generator
+from potstill.sources import read
 
 # A run of a second that exercises all state: learned labels, augmentation, class subsets, clipping, validation, the best.
 QUICK = {
@@ -124,12 +126,12 @@ def test_ctrl_c_finishes_the_step_saves_and_says_how_to_resume(long_run, tmp_pat
     assert bytes_of(out) == bytes_of(long_run)
 
 
-def interrupted_run(out: Path, after: int) -> None:
+def interrupted_run(out: Path, after: int, **options) -> None:
     """A run that was stopped after a step."""
     seen: list[int] = []
     listener = Listener(step=lambda record, steps: seen.append(record["step"]), stop=lambda: len(seen) == after)
     with pytest.raises(Interrupted):
-        potstill.distill(**QUICK, out=out, listener=listener)
+        potstill.distill(**{**QUICK, **options}, out=out, listener=listener)
 
 
 def resume(out: Path, **how) -> potstill.DistilledSet:
@@ -195,9 +197,31 @@ def test_a_run_folder_tells_all(undisturbed):
     assert all(wanted <= set(record) for record in records)
     assert [record["step"] for record in records if "validation" in record] == [3, 6, 9, 12]
     assert set(records[2]["validation"]) == {"mean", "std", "n"}
-    assert len(list((undisturbed / runs.CHECKPOINTS).iterdir())) == runs.KEPT_CHECKPOINTS
+    assert len(list((undisturbed / runs.CHECKPOINTS).iterdir())) == config.outer.keep_checkpoints == 2
     assert {record["window"] for record in records} == {3}
     assert {record["burn_in"] for record in records} <= {0, 1, 2}
+
+
+def test_a_moving_window_resumes_where_it_was(tmp_path):
+    moving = {"method": "forward", "patience": 1, "shift": 1, "unroll": 8}
+    potstill.distill(**{**QUICK, **moving}, out=tmp_path / "undisturbed")
+    interrupted_run(tmp_path / "run", after=7, **moving)
+    resume(tmp_path / "run")
+    assert bytes_of(tmp_path / "run") == bytes_of(tmp_path / "undisturbed")
+    places = [[record["burn_in"] for record in runs.RunFolder(tmp_path / name).records()] for name in ("undisturbed", "run")]
+    assert places[0] == places[1]
+    assert 0 == places[0][0] < places[0][6] < places[0][-1]  # it moved before and after the stop
+
+
+def test_all_checkpoints_are_kept_if_wanted_and_the_set_is_the_same(undisturbed, tmp_path):
+    potstill.distill(**QUICK, keep_checkpoints=0, out=tmp_path / "run")
+    folder = runs.RunFolder(tmp_path / "run")
+    assert [path.stem for path in folder.checkpoints] == ["step-00000004", "step-00000008", "step-00000012"]
+    states = folder.states(folder.config(), read(DataConfig()).fingerprint, torch.device("cpu"))
+    assert [state.step for state in states] == [4, 8, 12]
+    assert not torch.equal(states[0].leaves["0.images"], states[1].leaves["0.images"])
+    one, other = potstill.load(tmp_path / "run"), potstill.load(undisturbed)
+    assert torch.equal(one.images, other.images)
 
 
 def test_the_best_validated_set_is_the_one_kept(undisturbed):
@@ -272,7 +296,7 @@ def test_the_run_says_that_it_holds_out_a_test_split():
     assert any("no test split: 359 of 1797 images (20 % of each class, split seed 0) are held out as test" in line for line in said)
 
 
-@pytest.mark.parametrize("method", ["rat-bptt", "bptt", "t-bptt", "r-bptt"])
+@pytest.mark.parametrize("method", list(METHODS))
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 def test_every_method_lowers_the_outer_loss_of_a_small_problem(method, optimizer, tmp_path):
     # One image a class of three well-separated blobs: from chance to nearly all right.

@@ -1,0 +1,77 @@
+"""What the normalised variance of a meta-gradient costs: brute force, one unroll for all samples, random signs. Digits.
+
+    python benchmarks/variance.py
+
+Times are taken in turns, and each way's is the median of its ratios to brute force in the same turn. Brute force is timed
+for a tenth of the samples and multiplied.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from curves import RESULTS, provenance
+
+from potstill.analysis import Variance, real_variance, variance_of
+from potstill.config import Config
+from potstill.distillation import SILENT, Setup
+from potstill.sources import read
+
+SAMPLES, SIGNS, PART = 100, 10, 10
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--turns", type=int, default=5, help="default: 5")
+    parser.add_argument("--signs", type=int, default=200, help="estimates by signs, for their spread (default: 200)")
+    known = parser.parse_args()
+    config = Config.from_options(
+        method="t-bptt", preprocess="normalize", width=32, unroll=60, window=20, compile="off", outer_lr=0.02, real_batch=200
+    )
+    setup = Setup.of(config, read(config.data), None, SILENT)
+    stage = setup.stage(None)
+    method, leaves = stage.method(setup.problem).inner, {"images": stage.learned["0.images"]}
+    state = method.init()
+
+    def brute_force() -> Variance:
+        def draw(place: int) -> torch.Tensor:
+            trajectory = method.trajectory(leaves, (0,), *method.window(state, (0,), 0))
+            return trajectory.of_samples((0,), SAMPLES, 1, torch.eye(SAMPLES)[place]).leaves["images"].flatten()
+
+        return variance_of(draw(place) for place in range(PART))
+
+    ways: dict[str, Callable[[], Variance]] = {
+        "brute force": brute_force,
+        "exact": lambda: real_variance(method, leaves, state, 0, samples=SAMPLES),
+        "signs": lambda: real_variance(method, leaves, state, 0, samples=SAMPLES, signs=SIGNS),
+    }
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    for _ in range(known.turns):
+        for way, measure in ways.items():
+            began = time.perf_counter()
+            measure()
+            seconds[way].append((time.perf_counter() - began) * (SAMPLES / PART if way == "brute force" else 1))
+    exact = ways["exact"]()
+    # One combination of signs after another, all of the same samples: how far single estimates lie from the exact value.
+    singles = []
+    trajectory = method.trajectory(leaves, (0,), *method.window(state, (0,), 0))
+    rng = torch.Generator().manual_seed(0)
+    for _ in range(known.signs):
+        signs = (2 * torch.randint(2, (SAMPLES,), generator=rng) - 1).float()
+        combined = trajectory.of_samples((0,), SAMPLES, 1, signs - signs.mean()).leaves["images"]
+        singles.append(float(combined.square().sum()) / (SAMPLES - 1) / combined.numel() / exact.per_entry)
+    result = {
+        "samples": SAMPLES, "signs": SIGNS, "unroll": 60, "window": 20, "seconds": seconds, "brute_force_timed": PART,
+        "ratio": {way: statistics.median(map(float.__truediv__, seconds["brute force"], own)) for way, own in seconds.items()},
+        "single_sign_over_exact": {"mean": statistics.fmean(singles), "std": statistics.stdev(singles), "n": len(singles)},
+        **provenance(),
+    }  # fmt: skip
+    (RESULTS / "variance.json").write_text(json.dumps(result, indent=2) + "\n")
+    print(result["ratio"], result["single_sign_over_exact"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""The studies of the random truncated window by accuracy: sections 3 and 4.3, appendices D.2, D.4 and D.6.
+
+Source: figures 4, 5, 10 and 12 of Feng, Vedantam & Kempe 2024, arXiv:2311.07025.
+"""
+
+import statistics
+from collections.abc import Callable, Sequence
+
+from potstill.courses import COURSE, METHODS, STEP, Courses, Setting, Ways, accuracies, curves, later, single, throughout
+from potstill.figures import Drawing
+from potstill.results import Measurement, Quantity, Results, Table, compared
+from potstill.studies import Place, Point, Subject
+
+BEFORE = Quantity("inner steps before the window", STEP, where="At outer step {:g}")
+SECONDS = Quantity("seconds for an outer step (median)", STEP, where="Over {:g} outer steps")
+
+
+class Windows(Courses):
+    """Figures 4 and 5, and the window that is rather early (section 4.3)."""
+
+    title = "Where the window should lie"
+    quantities = (COURSE, BEFORE, SECONDS)
+
+    def ways(self, setting: Setting) -> Ways:
+        patience = max(1, setting.steps // 40)  # so that the windows come across the trajectory in the course of a run
+        moving = {way: {"method": way, "patience": patience} for way in ("forward", "backward")}
+        return {method: {"method": method} for method in METHODS} | moving | {"early": {"method": "early"}}
+
+    def measure(self, way: str, setting: Setting) -> Callable[[Subject], list[Measurement]]:
+        def measured(subject: Subject) -> list[Measurement]:
+            rows = [*accuracies(way, subject), time_of_a_step(way, subject)]
+            if way in ("forward", "backward"):
+                steps = subject.folder.records()[setting.every // 2 :: setting.every]
+                rows += [single(BEFORE, way, one["step"], subject, one["burn_in"], "logged") for one in steps]
+            return rows
+
+        return measured
+
+    def figures(self, results: Results, place: Place, points: Sequence[Point]) -> list[Drawing]:
+        course = results[COURSE]
+        return [
+            Drawing("methods", "Figure 4: test accuracy in the course of distillation", curves(course, METHODS)),
+            Drawing("placement", "Figure 5: windows at random places, moving, and rather early",
+                    curves(course, ("rat-bptt", "forward", "backward", "early"))),
+            Drawing("places", "Where the moving windows lie", curves(results[BEFORE])),
+        ]  # fmt: skip
+
+    def claims(self, results: Results) -> list[str]:
+        course, level = results[COURSE], later(results[COURSE])
+        first, end = course.places("bptt")[0], level.rows[0].at
+        found = []
+        for other in ("bptt", "t-bptt", "r-bptt"):
+            sentence = compared(level, ("rat-bptt", end), (other, end), "Paper (figure 4): RaT-BPTT surpasses the other methods", 1)
+            found.append(f"{sentence} {throughout(course, 'rat-bptt', other, 1)}")
+        worse = "Paper (figure 4): a random length (R-BPTT) or a window at the end (T-BPTT) alone is worse than BPTT"
+        found += [compared(level, (other, end), ("bptt", end), worse, -1) for other in ("r-bptt", "t-bptt")]
+        faster = "Paper (section 3): T-BPTT improves faster than BPTT at the beginning"
+        found.append(compared(course, ("t-bptt", first), ("bptt", first), faster, 1))
+        for other in ("forward", "backward"):
+            claim = "Paper (figure 5): random places are better than moving ones"
+            sentence = compared(level, ("rat-bptt", end), (other, end), claim, 1)
+            found.append(f"{sentence} {throughout(course, 'rat-bptt', other, 1)} {moves(results[BEFORE], other)}")
+        early = "Paper (section 4.3): more of the early places gains 0.4 points"
+        found.append(compared(level, ("early", end), ("rat-bptt", end), early, 1))
+        found.append(cost(results[SECONDS], "bptt"))
+        return found
+
+
+def moves(before: Table, way: str) -> str:
+    """How far a moving window came."""
+    places = before.places(way)
+    start, end = before.words(way, places[0]), before.words(way, places[-1])
+    return f"Its window went from {start} to {end} steps before it."
+
+
+def cost(seconds: Table, way: str) -> str:
+    """How much longer an outer step takes than RaT-BPTT's."""
+    at = seconds.rows[0].at
+    ratios = ", ".join(f"{ratio:.2f}" for ratio in seconds.ratio((way, at), ("rat-bptt", at)))
+    claim = "Paper (appendix D.4): full backpropagation takes three times as long"
+    return f"{claim}. An outer step of {way} over one of rat-bptt: {ratios} by seed."
+
+
+class UnrollLength(Courses):
+    """Figure 10, left: T of 80 to 300 for M = 40."""
+
+    title = "How long to unroll for a window"
+
+    def ways(self, setting: Setting) -> Ways:
+        lengths = [setting.window * ratio // 10 for ratio in (20, 30, 50, 75)]
+        return {f"T = {length}": {"unroll": length} for length in lengths}
+
+    def claims(self, results: Results) -> list[str]:
+        table = later(results[COURSE])
+        two, three, five, most = table.ways()
+        last = table.rows[0].at
+        alike = "Paper (figure 10): unrolls of two to five windows are alike"
+        found = [compared(table, (way, last), (three, last), alike, 0) for way in (two, five)]
+        claim = "Paper (figure 10): seven and a half windows are too many"
+        return [*found, compared(table, (most, last), (three, last), claim, -1)]
+
+
+class WindowSize(Courses):
+    """Figure 10, right: M of 40 to 100 for T = 200."""
+
+    title = "How large a window for an unroll"
+
+    def ways(self, setting: Setting) -> Ways:
+        unroll = 5 * setting.window
+        return {f"M = {size}": {"unroll": unroll, "window": size} for size in (setting.window, unroll * 3 // 10, unroll // 2)}
+
+    def claims(self, results: Results) -> list[str]:
+        table = later(results[COURSE])
+        small, middle, large = table.ways()
+        last = table.rows[0].at
+        alike = "Paper (figure 10): windows of 0.3 and 0.5 of the unroll are alike"
+        better = "Paper (figure 10): and better than one of 0.2"
+        return [
+            compared(table, (large, last), (middle, last), alike, 0),
+            *(compared(table, (way, last), (small, last), better, 1) for way in (middle, large)),
+        ]
+
+
+class Stabilising(Courses):
+    """Figure 12: whether BPTT can be stabilised otherwise."""
+
+    title = "Other ways to stabilise full backpropagation"
+    quantities = (COURSE, SECONDS)
+
+    def ways(self, setting: Setting) -> Ways:
+        longest = setting.unroll * 3 // 2  # the paper's goes from 10 to 180 where T is 120
+        return {
+            "rat-bptt": {},
+            "bptt": {"method": "bptt"},
+            "r-bptt": {"method": "r-bptt"},
+            "bptt, clipped at 1.05": {"method": "bptt", "clip": 1.05},
+            "bptt, unit norm": {"method": "bptt", "clip": "unit"},
+            "growing": {"method": "growing", "unroll": longest},
+        }
+
+    def measure(self, way: str, setting: Setting) -> Callable[[Subject], list[Measurement]]:
+        return lambda subject: [*accuracies(way, subject), time_of_a_step(way, subject)]
+
+    def claims(self, results: Results) -> list[str]:
+        table = later(results[COURSE])
+        last = table.rows[0].at
+        tried = ("bptt, clipped at 1.05", "bptt, unit norm")
+        little = "Paper (figure 12): controlling the norm improves BPTT only marginally"
+        trail = "Paper (figure 12): and trails behind RaT-BPTT"
+        growing = "Paper (figure 12): growing unrolls are worse than R-BPTT and BPTT"
+        return [
+            *(compared(table, (way, last), ("bptt", last), little, 0) for way in tried),
+            *(compared(table, (way, last), ("rat-bptt", last), trail, -1) for way in tried),
+            *(compared(table, ("growing", last), (way, last), growing, -1) for way in ("r-bptt", "bptt")),
+            *(cost(results[SECONDS], way) for way in ("bptt", *tried, "growing")),
+        ]
+
+
+class InnerOptimizers(Courses):
+    """Appendix D.6."""
+
+    title = "Adam or SGD in the inner loop"
+
+    def ways(self, setting: Setting) -> Ways:
+        # The paper's SGD: 0.01, times 0.2 at steps 120 and 200 of 250; momentum and weight decay are those of no word of it.
+        milestones = tuple(round(setting.unroll * step / 250) for step in (120, 200))
+        sgd = {"inner_optimizer": "sgd", "inner_lr": 0.01, "lr_milestones": milestones, "lr_decay": 0.2}
+        return {"Adam": {}, "SGD": sgd}
+
+    def claims(self, results: Results) -> list[str]:
+        table = later(results[COURSE])
+        last = table.rows[0].at
+        return [
+            compared(
+                table, ("Adam", last), ("SGD", last), "Paper (appendix D.6): Adam is slightly better than SGD, 69.4 to 69.0 %", 1
+            )
+        ]
+
+
+def time_of_a_step(way: str, subject: Subject) -> Measurement:
+    """The median over a run's outer steps."""
+    seconds = [record["seconds"] for record in subject.folder.records()]
+    return single(SECONDS, way, len(seconds), subject, statistics.median(seconds), "logged; several runs at a time")

@@ -1,0 +1,171 @@
+"""Studies that follow runs through their course: what those of the random truncated window share.
+
+Each is a set of runs that differ in one thing. Runs of one seed share the images that they start from and, at every outer
+step, the network's start and the real batch.
+"""
+
+import dataclasses
+import re
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from potstill.config import options_from_preset
+from potstill.diagnosis import Noise
+from potstill.figures import Drawing, Series, line_figure
+from potstill.registry import InputError
+from potstill.results import ACCURACY, Measurement, Quantity, Results, Table
+from potstill.studies import Place, Point, Subject, small_options
+
+STEP = "outer step"
+AFTER = "After {:g} outer steps"
+COURSE = Quantity(ACCURACY, STEP, percent=True, where=AFTER)
+METHODS = ("rat-bptt", "bptt", "t-bptt", "r-bptt")
+Ways = dict[str, dict[str, Any]]
+"""Name -> the options in which a way differs."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How large the studies are.
+
+    Args:
+        options: of every run; T and M among them.
+        steps: outer steps.
+        every: outer steps between the places where a set is tested.
+        noise: how its noise is measured.
+        noise_every: at every so-many-th of these places.
+        sources: n of the sources of noise, which are told apart at every fifth of these places.
+    """
+
+    options: Mapping[str, Any]
+    steps: int
+    every: int
+    noise: Noise
+    noise_every: int
+    sources: int
+
+    @property
+    def unroll(self) -> int:
+        """T."""
+        return int(self.options["unroll"])
+
+    @property
+    def window(self) -> int:
+        """M."""
+        return int(self.options["window"])
+
+    def run(self, way: Mapping[str, Any], seed: int) -> dict[str, Any]:
+        """Options of a run."""
+        own = {"steps": self.steps, "checkpoint_every": self.every, "keep_checkpoints": 0, "seed": seed}
+        return {**self.options, **own, **way}
+
+    def __str__(self) -> str:
+        known = self.options
+        lengths = ", ".join(map(str, known["lengths"]))
+        return (
+            f"{self.steps:,} outer steps; {known['ipc']} of each class; unless said otherwise T = {self.unroll}, "
+            f"M = {self.window}; ConvNet of width {known['width']}, {known['preprocess']}. Every {self.every:,} outer steps the "
+            f"set is tested: networks train for the length that is best on validation data among {lengths} steps and are measured "
+            "on test data. Runs of one seed share their first images, and at each outer step the network's start and the real "
+            "batch."
+        )
+
+
+def setting_of(preset: str, data: str | None) -> Setting:
+    """What a preset runs: "small" on digits or other small data, "paper" the paper's setting on CIFAR-10.
+
+    Raises:
+        InputError: "paper" without data.
+    """
+    if preset == "small":
+        own = {"ipc": 1, "unroll": 60, "window": 20, "lengths": (60, 200), "validate_every": 50, "validation_nets": 2}
+        return Setting({**small_options(data), **own}, 200, 20, Noise(100, signs=10, unrolls=3), 1, 6)
+    if data is None:
+        raise InputError("data must be given for the preset paper, which runs on CIFAR-10: --data parquet:PATH")
+    # The paper's figures have T = 120 and M = 40; how many outer steps they show, its text does not say but for figure 3 (500).
+    known = {**options_from_preset("cifar10-ipc10"), "data": data, "unroll": 120, "window": 40, "lengths": (300, 600, 1000)}
+    known.pop("steps")
+    return Setting(known, 10_000, 500, Noise(100, unrolls=3), 1, 6)
+
+
+class Courses:
+    """What the studies share: the accuracy in the course of each run."""
+
+    quantities: tuple[Quantity, ...] = (COURSE,)
+
+    def ways(self, setting: Setting) -> Ways:
+        """What is compared."""
+        raise NotImplementedError
+
+    def about(self, preset: str) -> str:
+        """What a preset runs, in words."""
+        return str(setting_of(preset, "any"))
+
+    def points(self, preset: str, data: str | None, seeds: Sequence[int]) -> list[Point]:
+        setting = setting_of(preset, data)
+        return [
+            Point(f"{re.sub(r'[^a-z0-9.]+', '-', way.lower())}-seed{seed}", setting.run(options, seed), self.measure(way, setting))
+            for seed in seeds
+            for way, options in self.ways(setting).items()
+        ]  # fmt: skip
+
+    def measure(self, way: str, setting: Setting) -> Callable[[Subject], list[Measurement]]:
+        """What is measured of a run."""
+        return lambda subject: list(accuracies(way, subject))
+
+    def figures(self, results: Results, place: Place, points: Sequence[Point]) -> list[Drawing]:
+        return [Drawing("accuracy", "Test accuracy in the course of distillation", curves(results[COURSE]))]
+
+
+def accuracies(way: str, subject: Subject) -> Iterator[Measurement]:
+    """The test accuracy at every place."""
+    for step, distilled in subject.course():
+        yield Measurement.of(way, subject.bench.of_set(way, distilled, subject.lengths), subject.seed, at=step)
+
+
+def single(quantity: Quantity, way: str, at: float, subject: Subject, value: float, detail: str) -> Measurement:
+    """A measurement that is one value."""
+    return Measurement(quantity.name, way, at, subject.seed, value, None, 1, detail)
+
+
+def curves(table: Table, ways: Sequence[str] | None = None) -> Figure:
+    """Lines over outer steps: mean and standard deviation over seeds, or median and range on a log scale."""
+    series, quantity = [], table.quantity
+    for look, way in enumerate(table.ways()):
+        if ways is not None and way not in ways:
+            continue
+        places = table.places(way)
+        if quantity.log:
+            columns = [sorted(table.cell(way, at).values()) for at in places]
+            middle = [statistics.median(column) for column in columns]
+            below = [mid - column[0] for mid, column in zip(middle, columns, strict=True)]
+            above = [column[-1] - mid for mid, column in zip(middle, columns, strict=True)]
+            series.append(Series(way, places, middle, [below, above], look))
+        else:
+            means, deviations = zip(*(table.spread(way, at) for at in places), strict=True)
+            series.append(Series(way, places, means, deviations, look))
+    return line_figure(series, quantity.place, quantity.name, log_y=quantity.log, percent=quantity.percent, size=(560, 330))
+
+
+def later(table: Table) -> Table:
+    """The mean over the places in the second half of the course, by way and seed: less a matter of chance than the last."""
+    end = max(row.at for row in table.rows)
+    quantity = dataclasses.replace(table.quantity, where="Mean over the second half of {:g} outer steps")
+    rows = []
+    for way in table.ways():
+        seeds = {row.seed: row for row in table.rows if row.way == way}
+        for seed, row in seeds.items():
+            values = [table.cell(way, at)[seed] for at in table.places(way) if at > end / 2]
+            rows.append(dataclasses.replace(row, at=end, mean=statistics.fmean(values), std=None, n=len(values)))
+    return Table(tuple(rows), quantity)
+
+
+def throughout(table: Table, first: str, second: str, expected: int) -> str:
+    """At how many of the places the first way is above (+1) or below (-1) the second in all seeds."""
+    places = [at for at in table.places(first) if table.cell(second, at)]
+    agreed = sum(all(value * expected > 0 for value in table.difference((first, at), (second, at)).values) for at in places)
+    return f"{first} is {'above' if expected > 0 else 'below'} {second} in all seeds at {agreed} of {len(places)} places."

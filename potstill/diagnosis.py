@@ -1,0 +1,100 @@
+"""The noise of a run's meta-gradient, at its start and at every checkpoint that it kept."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from potstill.analysis import Variance, noise_sources, real_variance
+from potstill.config import Config
+from potstill.data import Dataset
+from potstill.distillation import SILENT, Listener, Setup
+from potstill.methods.bptt import Bptt
+from potstill.models import ModelSpec
+from potstill.registry import InputError
+from potstill.runs import RunFolder, steps_done
+
+
+@dataclass(frozen=True)
+class Noise:
+    """What to measure.
+
+    Args:
+        samples: real samples for the variance; 0: none of it.
+        size: real images in a sample.
+        signs: estimate by so many random-sign combinations; 0: from each sample's own gradient.
+        unrolls: of how many outer steps, from the next one on.
+        sources: n of `analysis.noise_sources`; 0: none of it.
+    """
+
+    samples: int = 100
+    size: int = 1
+    signs: int = 0
+    unrolls: int = 1
+    sources: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("samples", 2), ("size", 1), ("signs", 1), ("unrolls", 1), ("sources", 2)):
+            value, may_be_0 = getattr(self, name), name in ("samples", "signs", "sources")
+            if value < least and not (may_be_0 and value == 0):
+                raise InputError(f"{name} must be {'0 or ' * may_be_0}at least {least}, got {value}")
+        if self.samples == self.sources == 0:
+            raise InputError("samples and sources are both 0, so that nothing is measured; give one of them")
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """The noise at one place of a run.
+
+    Args:
+        step: outer steps done, over all blocks.
+        real: the variance over real samples, for each unroll; see `analysis.real_variance`.
+        sources: by what is drawn anew; see `analysis.noise_sources`; None if it was not asked for.
+    """
+
+    step: int
+    real: tuple[Variance, ...]
+    sources: dict[str, Variance] | None
+
+
+def diagnose_run(
+    folder: RunFolder,
+    config: Config,
+    dataset: Dataset,
+    noise: Noise,
+    *,
+    every: int = 1,
+    model: ModelSpec | None = None,
+    listener: Listener = SILENT,
+) -> Iterator[Diagnosis]:
+    """Measure at the start of the run's first stage and at each checkpoint, in this order.
+
+    Args:
+        folder: of the run, finished or not.
+        config: the run's, with where its data are.
+        dataset: its data.
+        noise: what to measure.
+        every: take every so-many-th checkpoint.
+        model: a callable, if the run was started with one that cannot be imported.
+        listener: told of progress.
+    Raises:
+        InputError: other data, a damaged checkpoint, a method that does not unroll, more samples than there are images.
+    """
+    setup = Setup.of(config, dataset, model, listener)
+    if noise.samples * noise.size > len(setup.problem.train):
+        raise InputError(
+            f"samples x size must be at most the {len(setup.problem.train):,} train images, got {noise.samples} x {noise.size}"
+        )
+    first = setup.stage(None)
+    kept = folder.states(setup.config, dataset.fingerprint, setup.device)
+    states = [first.begin(first.method(setup.problem)), *kept[every - 1 :: every]]
+    for done, state in enumerate(states):
+        method = setup.stage(state).method(setup.problem)
+        if not isinstance(method.inner, Bptt):
+            raise InputError(f"the noise of {config.outer.method} cannot be taken apart, it does not unroll; choose another run")
+        at = (method.inner, method.learned(state.leaves), state.method)
+        steps = range(state.step, state.step + noise.unrolls) if noise.samples else ()
+        real = tuple(
+            real_variance(*at, step, samples=noise.samples, size=noise.size, signs=noise.signs) for step in steps
+        )  # fmt: skip
+        sources = noise_sources(*at, state.step, noise.sources) if noise.sources else None
+        listener.work("places", done + 1, len(states))
+        yield Diagnosis(steps_done(state, setup.config), real, sources)

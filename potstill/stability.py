@@ -1,0 +1,157 @@
+"""The study of the meta-gradient: its norm, its variance, and what its noise comes from.
+
+Source: figures 3 and 11, section 3 and appendix D.3 of Feng, Vedantam & Kempe 2024, arXiv:2311.07025.
+"""
+
+import itertools
+import math
+import statistics
+from collections.abc import Callable, Sequence
+
+from matplotlib.figure import Figure
+
+from potstill.analysis import SOURCES
+from potstill.courses import AFTER, METHODS, STEP, Courses, Setting, Ways, curves, single, throughout
+from potstill.diagnosis import Noise
+from potstill.figures import Drawing
+from potstill.results import Measurement, Quantity, Results, Table, compared, verdict
+from potstill.studies import Place, Point, Subject
+
+NORM = Quantity("meta-gradient norm", STEP, log=True, where=AFTER)
+IMAGE_NORM = Quantity("mean norm of an image's meta-gradient", STEP, log=True, where=AFTER)
+VARIANCE = Quantity("normalised gradient variance", STEP, log=True, where=AFTER)
+NOISE = Quantity("share of the meta-gradient's squared length that is noise", STEP, percent=True, where=AFTER)
+JUMPS = Quantity(
+    "change of the norm from step to step (standard deviation of its logarithm's differences)", STEP, where="Over {:g} outer steps"
+)
+UNEVEN = Quantity("change of the variance from place to place (likewise)", STEP, where="Over {:g} outer steps")
+
+
+class Stability(Courses):
+    """Figures 3 and 11, and what the noise comes from."""
+
+    title = "How stable meta-gradients are"
+    quantities = (NORM, IMAGE_NORM, JUMPS, VARIANCE, UNEVEN, NOISE)
+
+    def ways(self, setting: Setting) -> Ways:
+        return {method: {"method": method} for method in METHODS}
+
+    def measure(self, way: str, setting: Setting) -> Callable[[Subject], list[Measurement]]:
+        def measured(subject: Subject) -> list[Measurement]:
+            rows = logged(NORM, "grad_norm", way, subject)
+            steps, norms = len(rows), [row.mean for row in rows]
+            rows += logged(IMAGE_NORM, "image_grad_norm", way, subject)
+            rows.append(single(JUMPS, way, steps, subject, change(norms), "of the logged norms"))
+            wanted = setting.noise
+            way_of_taking = f"{wanted.signs} signs" if wanted.signs else "exact"
+            how = f"{wanted.samples} real samples, {way_of_taking}, median of {wanted.unrolls} unrolls"
+            variances = [
+                single(VARIANCE, way, one.step, subject, statistics.median(v.normalised for v in one.real), how)
+                for one in subject.noise(wanted, setting.noise_every)
+            ]
+            rows += variances
+            rows.append(single(UNEVEN, way, steps, subject, change([row.mean for row in variances]), "of the variances"))
+            n = setting.sources
+            for one in subject.noise(Noise(0, sources=n), 5 * setting.noise_every):
+                for name, noise in (one.sources or {}).items():
+                    how = f"{n} of each, all combinations"
+                    rows.append(single(NOISE, f"{way}, {SOURCES[name]}", one.step, subject, noise.share, how))
+            return rows
+
+        return measured
+
+    def figures(self, results: Results, place: Place, points: Sequence[Point]) -> list[Drawing]:
+        return [
+            Drawing(
+                "norm",
+                "The norm of the meta-gradient, over the images as one vector: median and range over seeds",
+                curves(results[NORM]),
+            ),
+            Drawing("image-norm", "The norm of an image's part of it, mean over images", curves(results[IMAGE_NORM])),
+            Drawing(
+                "variance",
+                "Its variance over real samples, over the squared norm of the mean (appendix D.3)",
+                curves(results[VARIANCE]),
+            ),
+            Drawing("sources", "How much of RaT-BPTT's meta-gradient is noise, by what is new", self.noise(results, METHODS[:1])),
+            Drawing("noise", "How much of a meta-gradient is noise, by method", self.noise(results, METHODS, "all")),
+        ]
+
+    def noise(self, results: Results, methods: Sequence[str], *names: str) -> Figure:
+        """The noise of some methods by some sources, or by each."""
+        return curves(results[NOISE], [f"{method}, {SOURCES[name]}" for method in methods for name in names or SOURCES])
+
+    def claims(self, results: Results) -> list[str]:
+        jumps, variance, uneven, norm = (results[quantity] for quantity in (JUMPS, VARIANCE, UNEVEN, NORM))
+        last = jumps.rows[0].at
+        unstable = "Paper (figure 3): BPTT's meta-gradients are unstable, truncation stabilises them"
+        found = [
+            compared(jumps, ("bptt", last), ("t-bptt", last), unstable, 1),
+            compared(jumps, ("bptt", last), ("rat-bptt", last), unstable, 1),
+            compared(
+                jumps, ("r-bptt", last), ("rat-bptt", last),
+                "Paper (section 3): so are those of R-BPTT, which differentiates every step of unrolls of random length", 1,
+            ),
+        ]  # fmt: skip
+        found += [decrease(norm, way) for way in METHODS]
+        lower = "Paper (figure 11): RaT-BPTT maintains a lower variance at each training step"
+        end = max(variance.places("rat-bptt"))
+        for other in METHODS[1:]:
+            sentence = compared(variance, ("rat-bptt", end), (other, end), lower, -1)
+            found.append(f"{sentence} {throughout(variance, 'rat-bptt', other, -1)}")
+        even = "Paper (figure 11): and a more even one over the course of training"
+        found.append(compared(uneven, ("rat-bptt", last), ("bptt", last), even, -1))
+        noise = results[NOISE]
+        amplified = "Paper (section 3): long products of Hessians amplify the variance from different initialisations"
+        for at in noise.places(noise.ways()[0]):
+            first, second = (f"{method}, {SOURCES['start']}" for method in ("bptt", "t-bptt"))
+            found.append(compared(noise, (first, at), (second, at), amplified, 1))
+        return [*found, *dominant(noise, "rat-bptt")]
+
+
+def decrease(norm: Table, way: str) -> str:
+    """Whether the norm of a way decreases over its course, from the first quarter of the steps to the last."""
+    places = norm.places(way)
+    quarter = max(1, len(places) // 4)
+    ratios = []
+    for seed in norm.cell(way, places[0]):
+        first, last = (
+            statistics.median(norm.cell(way, at)[seed] for at in part if seed in norm.cell(way, at))
+            for part in (places[:quarter], places[-quarter:])
+        )
+        ratios.append(math.log(last / first))
+    told = ", ".join(f"{math.exp(ratio):.2f}" for ratio in ratios)
+    return (
+        f"Paper (figure 3): stable learning shows in norms that decrease. {way}, last quarter over first: {told} by seed: "
+        f"{verdict(ratios, -1)}."
+    )
+
+
+def dominant(noise: Table, method: str) -> list[str]:
+    """What the noise of a method comes from, which the paper leaves open."""
+    ways = {name: f"{method}, {words}" for name, words in SOURCES.items()}
+    alone = [name for name in ways if name != "all"]
+    found = []
+    for at in noise.places(ways["all"]):
+        shares = "; ".join(f"{SOURCES[name]}: {noise.words(way, at)}" for name, way in ways.items())
+        cells = {name: noise.cell(ways[name], at) for name in alone}
+        greatest = {max(alone, key=lambda name: cells[name][seed]) for seed in cells["start"]}
+        agreed = f"the {greatest.pop()} gives the most in all seeds"
+        told = "the seeds disagree on which gives the most" if greatest else agreed
+        found.append(
+            "Paper (section 3, left open): which of real samples, network start and window the noise comes from. "
+            f"After {at:g} outer steps, of the squared length of {method}'s meta-gradient varies with {shares}; {told}."
+        )
+    return found
+
+
+def logged(quantity: Quantity, name: str, way: str, subject: Subject) -> list[Measurement]:
+    """What a run logged under a name, at each outer step where it is a number."""
+    records = subject.folder.records()
+    return [single(quantity, way, record["step"], subject, record[name], "logged") for record in records if record.get(name)]
+
+
+def change(values: Sequence[float]) -> float:
+    """How much a positive quantity changes from place to place: the standard deviation of its logarithm's differences."""
+    logs = [math.log(value) for value in values]
+    return statistics.stdev(later - before for before, later in itertools.pairwise(logs))

@@ -1,0 +1,170 @@
+"""The studies of the random truncated window: what runs share, what is measured, and what is told."""
+
+import math
+import statistics
+
+import pytest
+import torch
+from test_runs import QUICK
+
+from potstill import ablations, courses
+from potstill.ablations import Stabilising, UnrollLength, Windows, WindowSize
+from potstill.analysis import SOURCES
+from potstill.boosting import Stage
+from potstill.config import Config
+from potstill.courses import COURSE, Setting, later, setting_of, throughout
+from potstill.diagnosis import Noise
+from potstill.distillation import SILENT, Setup
+from potstill.methods.bptt import Bptt
+from potstill.registry import STUDIES, WINDOWS
+from potstill.results import Measurement, Results, Table, compared
+from potstill.sections import DataConfig
+from potstill.sources import read
+from potstill.stability import NOISE, NORM, Stability, change, decrease, dominant
+from potstill.studies import Place, read_point, run_name, run_study
+
+NAMES = ("stability", "windows", "unroll", "window-size", "stabilising", "inner-optimizer")
+OPTIONS = {
+    **{name: value for name, value in QUICK.items() if name not in ("threads", "steps", "learn_labels", "classes_per_batch")},
+    "data": "digits", "preprocess": "none", "unroll": 6, "window": 2, "lengths": (3, 6),
+}  # fmt: skip
+SMALLEST = Setting(OPTIONS, 10, 2, Noise(6, signs=2, unrolls=2), 1, 2)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """A folder that all studies work in."""
+    return tmp_path_factory.mktemp("studies")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_study_runs_from_end_to_end(monkeypatch, shared, name):
+    monkeypatch.setattr(courses, "setting_of", lambda preset, data: SMALLEST)
+    study = STUDIES[name]()
+    place = Place(shared / name, shared / "runs", read(DataConfig()), nets=2, threads=1)
+    points = study.points("small", None, (0, 1))
+    assert len({place.file(point) for point in points}) == len(points)
+    run_study(study, points, place, study.about("small"))
+    told = (place.folder / "summary.md").read_text()
+    assert told.count("Paper (") >= 1
+    assert "nan" not in told
+    shown = [line.split("(")[-1].rstrip(")") for line in told.splitlines() if line.startswith("![")]
+    assert shown
+    assert all((place.folder / picture).stat().st_size > 1000 for picture in shown)
+    page = (place.folder / "report.html").read_text()
+    assert all(f'aria-label="{quantity.name} by outer step' in page.replace("&#39;", "'") for quantity in study.quantities)
+    table = Results(tuple(row for point in points for row in read_point(place.file(point))), study.quantities)
+    for measured in table.tables:
+        for way in measured.ways():
+            assert all(set(measured.cell(way, at)) == {0, 1} for at in measured.places(way)), (measured.quantity.name, way)
+    if COURSE in study.quantities:
+        assert table[COURSE].places(table[COURSE].ways()[0]) == [2, 4, 6, 8, 10]
+
+
+def test_runs_that_two_studies_need_are_made_once():
+    dataset = read(DataConfig())
+
+    def names(study) -> set[str]:
+        return {run_name(point.config, dataset.fingerprint) for point in study().points("small", None, (0, 1, 2))}
+
+    assert len(names(Stability) & names(Windows)) == 12  # the four methods
+    assert len(names(Windows) & names(Stabilising)) == 9
+    assert len(names(UnrollLength) & names(Windows)) == 3
+    assert len(names(UnrollLength) & names(WindowSize)) == 3
+
+
+def methods_of(study, seed: int) -> dict[str, tuple[Stage, Bptt]]:
+    """way -> the stage and the method of its run at the start."""
+    found, dataset = {}, read(DataConfig())
+    for point in study.points("small", None, (seed,)):
+        setup = Setup.of(Config.from_options(point.config, threads=1), dataset, None, SILENT)
+        stage = setup.stage(None)
+        found[point.name] = stage, stage.method(setup.problem).inner
+    return found
+
+
+def test_runs_of_one_seed_share_images_starts_and_real_batches(monkeypatch):
+    monkeypatch.setattr(courses, "setting_of", lambda preset, data: SMALLEST)
+    both = [methods_of(Windows(), seed) for seed in (0, 1)]
+    for outer_step in (0, 7):
+        starts, batches = [], []
+        for stage, method in both[0].values():
+            leaves = {"images": stage.learned["0.images"]}
+            starts.append(method.trajectory(leaves, (outer_step,), 0, 0).unrolled.final[0])
+            batches.append(torch.cat([part[0] for part, _ in method.real_parts((outer_step,), whole=False)]))
+        assert all(torch.equal(one, starts[0]) for one in starts)
+        assert all(torch.equal(one, batches[0]) for one in batches)
+    (first, method), (other, second) = both[0]["bptt-seed0"], both[1]["bptt-seed1"]
+    assert all(torch.equal(stage.learned["0.images"], first.learned["0.images"]) for stage, _ in both[0].values())
+    assert not torch.equal(first.learned["0.images"], other.learned["0.images"])
+    assert not torch.equal(
+        next(iter(method.real_parts((0,), whole=False)))[0][0], next(iter(second.real_parts((0,), whole=False)))[0][0]
+    )
+
+
+def table(quantity, **ways: list[list[float]]) -> Table:
+    """way -> for each seed the values at 1, 2, ..."""
+    rows = [
+        Measurement(quantity.name, way.replace("_", "-"), at, seed, value, None, 1, "")
+        for way, seeds in ways.items()
+        for seed, values in enumerate(seeds)
+        for at, value in enumerate(values, start=1)
+    ]
+    return Table(tuple(rows), quantity)
+
+
+def test_places_where_all_seeds_agree_are_counted():
+    known = table(COURSE, a=[[0.5, 0.6, 0.7], [0.5, 0.7, 0.6]], b=[[0.4, 0.6, 0.8], [0.4, 0.6, 0.5]])
+    assert throughout(known, "a", "b", 1) == "a is above b in all seeds at 1 of 3 places."
+    assert throughout(known, "b", "a", -1) == "b is below a in all seeds at 1 of 3 places."
+    assert throughout(known, "a", "b", -1) == "a is below b in all seeds at 0 of 3 places."
+
+
+def test_the_level_of_a_course_is_the_mean_of_its_second_half():
+    known = later(table(COURSE, a=[[0.1, 0.2, 0.6, 0.8], [0.0, 0.0, 0.5, 0.5]]))
+    assert known.cell("a", 4) == {0: pytest.approx(0.7), 1: 0.5}
+    assert "Mean over the second half of 4 outer steps, a: 60.0 ± 14.1 %" in compared(known, ("a", 4), ("a", 4), "x", 0)
+
+
+def test_the_change_of_a_norm_does_not_depend_on_its_scale_or_trend():
+    assert change([math.exp(-0.1 * step) for step in range(20)]) == pytest.approx(0)
+    jumps = [1.0, 2.0, 1.0, 2.0, 1.0]
+    assert change(jumps) == pytest.approx(statistics.stdev([math.log(2), -math.log(2)] * 2))
+    assert change([50 * value for value in jumps]) == pytest.approx(change(jumps))
+
+
+def test_a_decrease_is_told_by_the_quarters():
+    falling = table(NORM, rat_bptt=[[4.0, 4.0, 3.0, 3.0, 2.0, 2.0, 1.0, 1.0], [2.0, 2.0, 9.0, 9.0, 9.0, 9.0, 1.0, 1.0]])
+    assert decrease(falling, "rat-bptt").endswith(
+        "rat-bptt, last quarter over first: 0.25, 0.50 by seed: as the paper says, in all 2 seeds."
+    )
+
+
+def noise_table(**sources: list[list[float]]) -> Table:
+    return table(NOISE, **{f"rat-bptt, {SOURCES[name]}": seeds for name, seeds in sources.items()})
+
+
+def test_the_greatest_source_is_named_only_if_the_seeds_agree():
+    agreed = noise_table(real=[[0.1], [0.1]], start=[[0.6], [0.4]], window=[[0.1], [0.1]], all=[[0.7], [0.5]])
+    (told,) = dominant(agreed, "rat-bptt")
+    assert told.endswith(
+        "varies with a new real batch: 10.0 ± 0.0 %; a new start: 50.0 ± 14.1 %; a new window: 10.0 ± 0.0 %; all new: "
+        "60.0 ± 14.1 %; the start gives the most in all seeds."
+    )
+    split = noise_table(real=[[0.1], [0.1]], start=[[0.6], [0.1]], window=[[0.1], [0.4]], all=[[0.7], [0.5]])
+    assert dominant(split, "rat-bptt")[0].endswith("the seeds disagree on which gives the most.")
+
+
+def test_the_settings_are_the_papers():
+    paper = setting_of("paper", "parquet:cifar10")
+    assert (paper.unroll, paper.window, paper.options["ipc"], paper.noise.samples, paper.noise.signs) == (120, 40, 10, 100, 0)
+    lengths = [way["unroll"] for way in UnrollLength().ways(paper).values()]
+    assert lengths == [80, 120, 200, 300]
+    assert [(way["unroll"], way["window"]) for way in WindowSize().ways(paper).values()] == [(200, 40), (200, 60), (200, 100)]
+    growing = Config.from_options(**paper.run(Stabilising().ways(paper)["growing"], 0))
+    sampler = WINDOWS["growing"].of(growing)
+    assert (sampler.grow_from, sampler.unroll, sampler.grow_over) == (10, 180, paper.steps)
+    sgd = ablations.InnerOptimizers().ways(setting_of("paper", "x"))["SGD"]
+    assert (sgd["inner_lr"], sgd["lr_decay"]) == (0.01, 0.2)
+    assert {method for way in Windows().ways(paper).values() for method in way.values()} >= {"forward", "backward", "early"}
+    assert courses.METHODS == ("rat-bptt", "bptt", "t-bptt", "r-bptt")

@@ -1,0 +1,83 @@
+"""The noise of a run: measured where the run was, with the draws that it would have made; what the command says."""
+
+import json
+
+import pytest
+import torch
+from test_runs import QUICK
+
+import potstill
+from potstill import runs
+from potstill.analysis import noise_sources, real_variance
+from potstill.cli import main
+from potstill.distillation import SILENT, Setup
+from potstill.registry import InputError
+from potstill.sections import DataConfig
+from potstill.sources import read
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run that kept all its checkpoints."""
+    out = tmp_path_factory.mktemp("diagnosed") / "run"
+    potstill.distill(**QUICK, keep_checkpoints=0, out=out)
+    return out
+
+
+def test_every_place_is_measured_at_its_own_state(run):
+    found = potstill.diagnose(run, samples=6, size=2, unrolls=2, sources=2)
+    assert [one.step for one in found] == [0, 4, 8, 12]
+    folder, dataset = runs.RunFolder(run), read(DataConfig())
+    setup = Setup.of(folder.config(), dataset, None, SILENT)
+    state = folder.states(folder.config(), dataset.fingerprint, torch.device("cpu"))[1]
+    method = setup.stage(state).method(setup.problem)
+    at = (method.inner, {"images": state.leaves["0.images"], "targets": state.leaves["0.targets"]}, state.method)
+    assert found[2].real == tuple(real_variance(*at, step, samples=6, size=2) for step in (8, 9))
+    assert found[2].sources == noise_sources(*at, 8, 2)
+    # The run's own next step: its logged norm is that of the mean over its real batch.
+    (dealt,) = potstill.diagnose(run, samples=60)[1].real
+    assert dealt.norm == pytest.approx(folder.records()[4]["grad_norm"], rel=1e-4)
+
+
+def test_a_nested_run_is_measured_over_all_its_blocks(tmp_path):
+    potstill.distill(**{**QUICK, "steps": 4}, boost_blocks=2, keep_checkpoints=0, out=tmp_path / "run")
+    found = potstill.diagnose(tmp_path / "run", samples=4)
+    assert [one.step for one in found] == [0, 4, 8]
+    assert [one.real[0].entries for one in found] == [640, 640, 640]  # only the block that moves
+
+
+def test_the_command_prints_a_table_and_writes_what_it_measured(run, capsys):
+    assert main(["diagnose", str(run), "--samples", "5", "--signs", "3", "--sources", "2"]) == 0
+    told = capsys.readouterr().out
+    assert "rat-bptt, inner steps: 3 to 5 at random, the last 3 differentiated" in told
+    kept = json.loads((run / runs.DIAGNOSIS).read_text())
+    assert kept["noise"] == {"samples": 5, "size": 1, "signs": 3, "unrolls": 1, "sources": 2}
+    assert [place["step"] for place in kept["places"]] == [0, 4, 8, 12]
+    assert {"hardware", "versions"} < set(kept)
+    first = kept["places"][0]
+    assert f"{first['real'][0]['norm']:.3g}" in told
+    noise = first["sources"]["all"]
+    assert f"{100 * noise['entries'] * noise['per_entry'] / noise['power']:.0f} %" in told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"samples": 1}, "samples must be 0 or at least 2, got 1"),
+        ({"sources": 1}, "sources must be 0 or at least 2, got 1"),
+        ({"samples": 0}, "samples and sources are both 0, so that nothing is measured; give one of them"),
+        ({"size": 0}, "size must be at least 1, got 0"),
+        ({"samples": 100, "size": 20}, r"samples x size must be at most the 1,295 train images, got 100 x 20"),
+        ({"images": torch.rand(60, 1, 8, 8), "labels": torch.arange(60) % 10}, "was started with other data"),
+    ],
+)
+def test_what_cannot_be_measured_is_told(run, arguments, message):
+    with pytest.raises(InputError, match=message):
+        potstill.diagnose(run, **arguments)
+
+
+def test_a_folder_without_a_run_is_told(tmp_path, capsys):
+    assert main(["diagnose", str(tmp_path)]) == 2
+    assert f"{tmp_path} holds no run of potstill" in capsys.readouterr().err
+    assert main(["diagnose", str(tmp_path), "--samples", "-3"]) == 2
+    assert "must be a whole number of at least 0, got '-3'" in capsys.readouterr().err
