@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from potstill.loading import RealData
 from potstill.outer import Best, OuterState, Record
 from potstill.preprocess import Preprocess
 from potstill.registry import InputError
+from potstill.sections import OuterConfig
 
 CONFIG, METRICS, CHECKPOINTS, EVALUATION, PICTURE, REPORT = (
     "config.toml", "metrics.jsonl", "checkpoints", "evaluation.json", "distilled.png", "report.html",
@@ -186,8 +187,7 @@ class RunFolder:
             store.save_tensors(folder / f"step-{steps_done(state, config):08d}.safetensors", tensors, "checkpoint", meta)
         except InputError as error:
             raise InputError(f"{error}; make room, then go on with --resume {self.path}") from error
-        kept = config.outer.keep_checkpoints
-        for old in self.checkpoints[:-kept] if kept else ():
+        for old in outdated(self.checkpoints, config.outer):
             old.unlink(missing_ok=True)
 
     def newest(self, config: Config, fingerprint: str, device: torch.device, say: Callable[[str], None]) -> OuterState | None:
@@ -236,6 +236,17 @@ class RunFolder:
         if meta["step"] > int(config.outer.steps):
             raise InputError(f"steps must be at least the {meta['step']} done by the run in {self.path}, got {config.outer.steps}")
         return unpack({name: tensor.to(device) for name, tensor in tensors.items()}, meta)
+
+
+def outdated(paths: Sequence[Path], outer: OuterConfig) -> list[Path]:
+    """Of all checkpoints in order, those that are not to be kept.
+
+    Where all are, an interruption's goes when the run has gone on: whether a run was interrupted must not show in its course.
+    """
+    if outer.keep_checkpoints:
+        return list(paths[: -outer.keep_checkpoints])
+    of_stage = [(path, int(path.stem.removeprefix("step-")) % int(outer.steps)) for path in paths[:-1]]
+    return [path for path, step in of_stage if step % outer.checkpoint_every]
 
 
 def evaluations(path: Path) -> list[dict[str, Any]]:

@@ -224,6 +224,14 @@ def test_all_checkpoints_are_kept_if_wanted_and_the_set_is_the_same(undisturbed,
     assert torch.equal(one.images, other.images)
 
 
+def test_an_interruption_leaves_no_checkpoint_of_its_own(tmp_path):
+    interrupted_run(tmp_path / "run", after=6, keep_checkpoints=0)
+    folder = runs.RunFolder(tmp_path / "run")
+    assert [path.stem for path in folder.checkpoints] == ["step-00000004", "step-00000006"]
+    resume(tmp_path / "run")
+    assert [path.stem for path in folder.checkpoints] == ["step-00000004", "step-00000008", "step-00000012"]
+
+
 def test_the_best_validated_set_is_the_one_kept(undisturbed):
     records = runs.RunFolder(undisturbed).records()
     means = {record["step"]: record["validation"]["mean"] for record in records if "validation" in record}
