@@ -136,6 +136,7 @@ class Stabilising(Courses):
             "bptt, clipped at 1.05": {"method": "bptt", "clip": 1.05},
             "bptt, unit norm": {"method": "bptt", "clip": "unit"},
             "growing": {"method": "growing", "unroll": longest},
+            "rat-bptt, unit norm": {"clip": "unit"},
         }
 
     def measure(self, way: str, setting: Setting) -> Callable[[Subject], list[Measurement]]:
@@ -148,10 +149,13 @@ class Stabilising(Courses):
         little = "Paper (figure 12): controlling the norm improves BPTT only marginally"
         trail = "Paper (figure 12): and trails behind RaT-BPTT"
         growing = "Paper (figure 12): growing unrolls are worse than R-BPTT and BPTT"
+        both = "Not in the paper: what unit norm does for RaT-BPTT, and which is better with it"
+        unit = "rat-bptt, unit norm"
         return [
             *(compared(table, (way, last), ("bptt", last), little, 0) for way in tried),
             *(compared(table, (way, last), ("rat-bptt", last), trail, -1) for way in tried),
             *(compared(table, ("growing", last), (way, last), growing, -1) for way in ("r-bptt", "bptt")),
+            *(compared(table, (unit, last), (way, last), both, 0) for way in ("rat-bptt", tried[1])),
             *(cost(results[SECONDS], way) for way in ("bptt", *tried, "growing")),
         ]
 

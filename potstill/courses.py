@@ -36,8 +36,7 @@ class Setting:
         options: of every run; T and M among them.
         steps: outer steps.
         every: outer steps between the places where a set is tested.
-        noise: how its noise is measured.
-        noise_every: at every so-many-th of these places.
+        noise: how the noise of its meta-gradient is measured there.
         sources: n of the sources of noise, which are told apart at every fifth of these places.
     """
 
@@ -45,7 +44,6 @@ class Setting:
     steps: int
     every: int
     noise: Noise
-    noise_every: int
     sources: int
 
     @property
@@ -83,13 +81,13 @@ def setting_of(preset: str, data: str | None) -> Setting:
     """
     if preset == "small":
         own = {"ipc": 1, "unroll": 60, "window": 20, "lengths": (60, 200), "validate_every": 50, "validation_nets": 2}
-        return Setting({**small_options(data), **own}, 200, 20, Noise(100, signs=10, unrolls=3), 1, 6)
+        return Setting({**small_options(data), **own}, 200, 20, Noise(100, signs=10, unrolls=3), 5)
     if data is None:
         raise InputError("data must be given for the preset paper, which runs on CIFAR-10: --data parquet:PATH")
     # The paper's figures have T = 120 and M = 40; how many outer steps they show, its text does not say but for figure 3 (500).
     known = {**options_from_preset("cifar10-ipc10"), "data": data, "unroll": 120, "window": 40, "lengths": (300, 600, 1000)}
     known.pop("steps")
-    return Setting(known, 10_000, 500, Noise(100, unrolls=3), 1, 6)
+    return Setting(known, 10_000, 500, Noise(100, unrolls=3), 5)
 
 
 class Courses:

@@ -79,12 +79,12 @@ def diagnose_run(
         InputError: other data, a damaged checkpoint, a method that does not unroll, more samples than there are images.
     """
     setup = Setup.of(config, dataset, model, listener)
+    kept = folder.states(setup.config, dataset.fingerprint, setup.device)
     if noise.samples * noise.size > len(setup.problem.train):
         raise InputError(
             f"samples x size must be at most the {len(setup.problem.train):,} train images, got {noise.samples} x {noise.size}"
         )
     first = setup.stage(None)
-    kept = folder.states(setup.config, dataset.fingerprint, setup.device)
     states = [first.begin(first.method(setup.problem)), *kept[every - 1 :: every]]
     for done, state in enumerate(states):
         method = setup.stage(state).method(setup.problem)

@@ -47,12 +47,12 @@ class Stability(Courses):
             how = f"{wanted.samples} real samples, {way_of_taking}, median of {wanted.unrolls} unrolls"
             variances = [
                 single(VARIANCE, way, one.step, subject, statistics.median(v.normalised for v in one.real), how)
-                for one in subject.noise(wanted, setting.noise_every)
+                for one in subject.noise(wanted)
             ]
             rows += variances
             rows.append(single(UNEVEN, way, steps, subject, change([row.mean for row in variances]), "of the variances"))
             n = setting.sources
-            for one in subject.noise(Noise(0, sources=n), 5 * setting.noise_every):
+            for one in subject.noise(Noise(0, sources=n), 5):
                 for name, noise in (one.sources or {}).items():
                     how = f"{n} of each, all combinations"
                     rows.append(single(NOISE, f"{way}, {SOURCES[name]}", one.step, subject, noise.share, how))

@@ -28,7 +28,7 @@ OPTIONS = {
     **{name: value for name, value in QUICK.items() if name not in ("threads", "steps", "learn_labels", "classes_per_batch")},
     "data": "digits", "preprocess": "none", "unroll": 6, "window": 2, "lengths": (3, 6),
 }  # fmt: skip
-SMALLEST = Setting(OPTIONS, 10, 2, Noise(6, signs=2, unrolls=2), 1, 2)
+SMALLEST = Setting(OPTIONS, 10, 2, Noise(6, signs=2, unrolls=2), 2)
 
 
 @pytest.fixture(scope="module")
