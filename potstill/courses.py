@@ -84,7 +84,7 @@ def setting_of(preset: str, data: str | None) -> Setting:
         return Setting({**small_options(data), **own}, 200, 20, Noise(100, signs=10, unrolls=3), 5)
     if data is None:
         raise InputError("data must be given for the preset paper, which runs on CIFAR-10: --data parquet:PATH")
-    # The paper's figures have T = 120 and M = 40; how many outer steps they show, its text does not say but for figure 3 (500).
+    # The paper's figures have T = 120 and M = 40; how many outer steps they show, its text does not say.
     known = {**options_from_preset("cifar10-ipc10"), "data": data, "unroll": 120, "window": 40, "lengths": (300, 600, 1000)}
     known.pop("steps")
     return Setting(known, 10_000, 500, Noise(100, unrolls=3), 5)
@@ -99,12 +99,16 @@ class Courses:
         """What is compared."""
         raise NotImplementedError
 
+    def setting(self, preset: str, data: str | None) -> Setting:
+        """How large it is."""
+        return setting_of(preset, data)
+
     def about(self, preset: str) -> str:
         """What a preset runs, in words."""
-        return str(setting_of(preset, "any"))
+        return str(self.setting(preset, "any"))
 
     def points(self, preset: str, data: str | None, seeds: Sequence[int]) -> list[Point]:
-        setting = setting_of(preset, data)
+        setting = self.setting(preset, data)
         return [
             Point(f"{re.sub(r'[^a-z0-9.]+', '-', way.lower())}-seed{seed}", setting.run(options, seed), self.measure(way, setting))
             for seed in seeds

@@ -3,6 +3,7 @@
 Source: figures 3 and 11, section 3 and appendix D.3 of Feng, Vedantam & Kempe 2024, arXiv:2311.07025.
 """
 
+import dataclasses
 import itertools
 import math
 import statistics
@@ -27,11 +28,19 @@ JUMPS = Quantity(
 UNEVEN = Quantity("change of the variance from place to place (likewise)", STEP, where="Over {:g} outer steps")
 
 
+FIRST_STEPS = 500
+"""Figure 3 and, with its setting, figure 11."""
+
+
 class Stability(Courses):
     """Figures 3 and 11, and what the noise comes from."""
 
     title = "How stable meta-gradients are"
     quantities = (NORM, IMAGE_NORM, JUMPS, VARIANCE, UNEVEN, NOISE)
+
+    def setting(self, preset: str, data: str | None) -> Setting:
+        whole = super().setting(preset, data)
+        return dataclasses.replace(whole, steps=min(whole.steps, FIRST_STEPS), every=min(whole.every, FIRST_STEPS // 20))
 
     def ways(self, setting: Setting) -> Ways:
         return {method: {"method": method} for method in METHODS}

@@ -158,6 +158,8 @@ def test_the_greatest_source_is_named_only_if_the_seeds_agree():
 def test_the_settings_are_the_papers():
     paper = setting_of("paper", "parquet:cifar10")
     assert (paper.unroll, paper.window, paper.options["ipc"], paper.noise.samples, paper.noise.signs) == (120, 40, 10, 100, 0)
+    first = {(point.options["steps"], point.options["checkpoint_every"]) for point in Stability().points("paper", "x", (0,))}
+    assert first == {(500, 25)}  # figure 3 shows the first 500 steps
     lengths = [way["unroll"] for way in UnrollLength().ways(paper).values()]
     assert lengths == [80, 120, 200, 300]
     assert [(way["unroll"], way["window"]) for way in WindowSize().ways(paper).values()] == [(200, 40), (200, 60), (200, 100)]
