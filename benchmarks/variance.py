@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 from curves import RESULTS, provenance
 
-from potstill.analysis import Variance, real_variance, variance_of
+from potstill.analysis import Variance, random_signs, real_variance, variance_of
 from potstill.config import Config
 from potstill.distillation import SILENT, Setup
 from potstill.sources import read
@@ -58,9 +58,7 @@ def main() -> None:
     # One combination of signs after another, all of the same samples: how far single estimates lie from the exact value.
     singles = []
     trajectory = method.trajectory(leaves, (0,), *method.window(state, (0,), 0))
-    rng = torch.Generator().manual_seed(0)
-    for _ in range(known.signs):
-        signs = (2 * torch.randint(2, (SAMPLES,), generator=rng) - 1).float()
+    for signs in random_signs(known.signs, SAMPLES, 0, 0):
         combined = trajectory.of_samples((0,), SAMPLES, 1, signs - signs.mean()).leaves["images"]
         singles.append(float(combined.square().sum()) / (SAMPLES - 1) / combined.numel() / exact.per_entry)
     result = {

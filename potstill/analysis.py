@@ -7,6 +7,8 @@ Source: appendix D.3 of Feng, Vedantam & Kempe 2024, arXiv:2311.07025, after Fag
 arXiv:2007.04532. The estimate by random signs is Hutchinson's of a trace.
 """
 
+import dataclasses
+import math
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -49,6 +51,11 @@ class Variance:
     entries: int
     n: int
 
+    def record(self) -> dict[str, float]:
+        """As plain data, with the figures that follow; infinite ones are left out."""
+        derived = {"normalised": self.normalised, "share": self.share}
+        return dataclasses.asdict(self) | {name: value for name, value in derived.items() if math.isfinite(value)}
+
     @property
     def normalised(self) -> float:
         """The normalised gradient variance of D.3: the variance of an entry over the squared norm of the mean."""
@@ -59,12 +66,6 @@ class Variance:
         """The share of a draw's squared length that varies: 0 for no noise, 1 for nothing else. Two draws have a cosine of about
         1 - share."""
         return self.entries * self.per_entry / self.power if self.power else 0.0
-
-    def share_of_mean(self, count: float) -> float:
-        """`share` for means over `count` independent draws."""
-        noise = self.entries * self.per_entry
-        signal = max(0.0, self.power - noise)  # by chance its estimate may be negative
-        return noise / count / (signal + noise / count) if noise else 0.0
 
 
 class Running:
@@ -150,9 +151,12 @@ def real_variance(
 
     if not signs:
         return exact_variance(gradient, samples)
-    rng = generator(method.problem.config.run.seed, "signs", outer_step)
-    drawn = (2 * torch.randint(2, (signs, samples), generator=rng) - 1).float()
-    return variance_by_signs(gradient, samples, drawn)
+    return variance_by_signs(gradient, samples, random_signs(signs, samples, method.problem.config.run.seed, outer_step))
+
+
+def random_signs(count: int, n: int, seed: int, outer_step: int) -> Tensor:
+    """(count, n) of +1 and -1, each alike."""
+    return (2 * torch.randint(2, (count, n), generator=generator(seed, "signs", outer_step)) - 1).float()
 
 
 def noise_sources(method: Bptt, leaves: Leaves, state: MethodState, outer_step: int, n: int) -> dict[str, Variance]:

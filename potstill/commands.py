@@ -2,10 +2,10 @@
 
 import argparse
 import dataclasses
-import json
 import os
 import shlex
 import signal
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -265,33 +265,37 @@ def diagnose(parsed: argparse.Namespace) -> int:
     config = Config.from_options(folder.config(), **given_options(parsed))
     with Display() as display, listening(display) as listener:
         quiet = dataclasses.replace(listener, say=distillation.SILENT.say)
-        found = list(diagnose_run(folder, config, sources.read(config.data), noise, listener=quiet))
-    show_diagnosis(found, noise, config)
-    record = {"noise": dataclasses.asdict(noise), "places": [dataclasses.asdict(one) for one in found]}
-    made_with = {"hardware": hardware(pick_device(config.run.device)), "versions": versions()}
-    target = folder.path / runs.DIAGNOSIS
-    store.write(target, json.dumps(record | made_with, indent=2) + "\n")
+        dataset, target, found = sources.read(config.data), folder.path / runs.DIAGNOSIS, []
+        for one in diagnose_run(folder, config, dataset, noise, listener=quiet):
+            found.append(one)
+            entry = {
+                "settings": dataclasses.asdict(noise), "data": {"fingerprint": dataset.fingerprint},
+                "places": [place.record() for place in found], "hardware": hardware(pick_device(config.run.device)),
+                "versions": versions(),
+            }  # fmt: skip
+            runs.add_evaluation(target, entry, "diagnoses")
+    show_diagnosis(found, config)
     print(f"written: {target}")
     return 0
 
 
-def show_diagnosis(found: list[Diagnosis], noise: Noise, config: Config) -> None:
+def show_diagnosis(found: list[Diagnosis], config: Config) -> None:
     """Print the noise at each place as a table."""
     outer, first = config.outer, found[0]
     print(f"Meta-gradient of {outer.method}, inner steps: {WINDOWS[outer.method].of(config)}.")
     print("Noise is the share of its squared length that varies when something is drawn anew.")
     table = Table()
     columns = ["step"]
-    columns += ["norm", "normalised variance", "noise of a sample", "of a real batch"] if first.real else []
+    columns += ["norm", "normalised variance", "noise of a sample"] if first.real else []
     columns += [f"noise with {SOURCES[name]}" for name in first.sources or ()]
     for column in columns:
         table.add_column(column, justify="right")
     for one in found:
         cells = []
         if one.real:
-            middle = sorted(one.real, key=lambda variance: variance.normalised)[len(one.real) // 2]
-            cells = [f"{middle.norm:.3g}", f"{middle.normalised:.3g}", in_percent(middle.share)]
-            cells.append(in_percent(middle.share_of_mean(outer.real_batch / noise.size)))
+            names = ("norm", "normalised", "share")
+            norm, normalised, share = (statistics.median(getattr(variance, name) for variance in one.real) for name in names)
+            cells = [f"{norm:.3g}", f"{normalised:.3g}", in_percent(share)]
         cells += [in_percent(variance.share) for variance in (one.sources or {}).values()]
         table.add_row(f"{one.step:,}", *cells)
     (Console() if sys.stdout.isatty() else Console(width=140)).print(table)

@@ -16,9 +16,8 @@ from matplotlib.figure import Figure
 from potstill.config import options_from_preset
 from potstill.diagnosis import Noise
 from potstill.figures import Drawing, Series, line_figure
-from potstill.registry import InputError
 from potstill.results import ACCURACY, Measurement, Quantity, Results, Table
-from potstill.studies import Place, Point, Subject, small_options
+from potstill.studies import Place, Point, Subject, paper_data, small_options
 
 STEP = "outer step"
 AFTER = "After {:g} outer steps"
@@ -63,13 +62,10 @@ class Setting:
 
     def __str__(self) -> str:
         known = self.options
-        lengths = ", ".join(map(str, known["lengths"]))
         return (
             f"{self.steps:,} outer steps; {known['ipc']} of each class; unless said otherwise T = {self.unroll}, "
-            f"M = {self.window}; ConvNet of width {known['width']}, {known['preprocess']}. Every {self.every:,} outer steps the "
-            f"set is tested: networks train for the length that is best on validation data among {lengths} steps and are measured "
-            "on test data. Runs of one seed share their first images, and at each outer step the network's start and the real "
-            "batch."
+            f"M = {self.window}; ConvNet of width {known['width']}, {known['preprocess']}. Runs of one seed share their first "
+            "images, and at each outer step the network's start and the real batch."
         )
 
 
@@ -82,10 +78,14 @@ def setting_of(preset: str, data: str | None) -> Setting:
     if preset == "small":
         own = {"ipc": 1, "unroll": 60, "window": 20, "lengths": (60, 200), "validate_every": 50, "validation_nets": 2}
         return Setting({**small_options(data), **own}, 200, 20, Noise(100, signs=10, unrolls=3), 5)
-    if data is None:
-        raise InputError("data must be given for the preset paper, which runs on CIFAR-10: --data parquet:PATH")
     # The paper's figures have T = 120 and M = 40; how many outer steps they show, its text does not say.
-    known = {**options_from_preset("cifar10-ipc10"), "data": data, "unroll": 120, "window": 40, "lengths": (300, 600, 1000)}
+    known = {
+        **options_from_preset("cifar10-ipc10"),
+        "data": paper_data(data),
+        "unroll": 120,
+        "window": 40,
+        "lengths": (300, 600, 1000),
+    }
     known.pop("steps")
     return Setting(known, 10_000, 500, Noise(100, unrolls=3), 5)
 
@@ -105,7 +105,12 @@ class Courses:
 
     def about(self, preset: str) -> str:
         """What a preset runs, in words."""
-        return str(self.setting(preset, "any"))
+        setting = self.setting(preset, "any")
+        lengths = ", ".join(map(str, setting.options["lengths"]))
+        return (
+            f"{setting} Every {setting.every:,} outer steps the set is tested: networks train for the length that is best on "
+            f"validation data among {lengths} steps and are measured on test data."
+        )
 
     def points(self, preset: str, data: str | None, seeds: Sequence[int]) -> list[Point]:
         setting = self.setting(preset, data)

@@ -1,7 +1,9 @@
 """The noise of a run's meta-gradient, at its start and at every checkpoint that it kept."""
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from potstill.analysis import Variance, noise_sources, real_variance
 from potstill.config import Config
@@ -54,6 +56,11 @@ class Diagnosis:
     real: tuple[Variance, ...]
     sources: dict[str, Variance] | None
 
+    def record(self) -> dict[str, Any]:
+        """As plain data, with the figures that follow."""
+        sources = None if self.sources is None else {name: variance.record() for name, variance in self.sources.items()}
+        return {"step": self.step, "real": [variance.record() for variance in self.real], "sources": sources}
+
 
 def diagnose_run(
     folder: RunFolder,
@@ -61,7 +68,7 @@ def diagnose_run(
     dataset: Dataset,
     noise: Noise,
     *,
-    every: int = 1,
+    sources_every: int = 1,
     model: ModelSpec | None = None,
     listener: Listener = SILENT,
 ) -> Iterator[Diagnosis]:
@@ -72,21 +79,22 @@ def diagnose_run(
         config: the run's, with where its data are.
         dataset: its data.
         noise: what to measure.
-        every: take every so-many-th checkpoint.
+        sources_every: tell sources apart at the start and at every so-many-th checkpoint.
         model: a callable, if the run was started with one that cannot be imported.
         listener: told of progress.
     Raises:
         InputError: other data, a damaged checkpoint, a method that does not unroll, more samples than there are images.
     """
     setup = Setup.of(config, dataset, model, listener)
-    kept = folder.states(setup.config, dataset.fingerprint, setup.device)
+    next(folder.states(setup.config, dataset.fingerprint, setup.device), None)  # other data are told first
     if noise.samples * noise.size > len(setup.problem.train):
         raise InputError(
             f"samples x size must be at most the {len(setup.problem.train):,} train images, got {noise.samples} x {noise.size}"
         )
     first = setup.stage(None)
-    states = [first.begin(first.method(setup.problem)), *kept[every - 1 :: every]]
-    for done, state in enumerate(states):
+    kept = folder.states(setup.config, dataset.fingerprint, setup.device)
+    places = 1 + len(folder.checkpoints)
+    for done, state in enumerate(itertools.chain([first.begin(first.method(setup.problem))], kept)):
         method = setup.stage(state).method(setup.problem)
         if not isinstance(method.inner, Bptt):
             raise InputError(f"the noise of {config.outer.method} cannot be taken apart, it does not unroll; choose another run")
@@ -95,6 +103,6 @@ def diagnose_run(
         real = tuple(
             real_variance(*at, step, samples=noise.samples, size=noise.size, signs=noise.signs) for step in steps
         )  # fmt: skip
-        sources = noise_sources(*at, state.step, noise.sources) if noise.sources else None
-        listener.work("places", done + 1, len(states))
+        sources = noise_sources(*at, state.step, noise.sources) if noise.sources and done % sources_every == 0 else None
+        listener.work("places", done + 1, places)
         yield Diagnosis(steps_done(state, setup.config), real, sources)

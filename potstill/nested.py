@@ -16,9 +16,8 @@ from potstill.data import Split
 from potstill.distilled import Block, DistilledSet
 from potstill.figures import Drawing, Series, dot_figure, line_figure
 from potstill.grid import write_grid
-from potstill.registry import InputError
 from potstill.results import ACCURACY_BY_SIZE, Measurement, Quantity, Results, Table, compared
-from potstill.studies import Place, Point, Subject, small_options
+from potstill.studies import Place, Point, Subject, paper_data, small_options
 from potstill.training import Batches
 
 WEAK = 0.1
@@ -82,9 +81,12 @@ def scale_of(preset: str, data: str | None) -> Scale:
         own = {"unroll": 30, "window": 10, "validate_every": 50, "checkpoint_every": 50, "lengths": (200, 500)}
         options = {**small_options(data), **own}
         return Scale(4, 1, (1, 2, 3, 4), 200, options)
-    if data is None:
-        raise InputError("data must be given for the preset paper, which runs on CIFAR-10: --data parquet:PATH")
-    known = {**options_from_preset("cifar10-ipc50"), "data": data, "batch_per_class": "auto", "lengths": (300, 600, 1000)}
+    known = {
+        **options_from_preset("cifar10-ipc50"),
+        "data": paper_data(data),
+        "batch_per_class": "auto",
+        "lengths": (300, 600, 1000),
+    }
     steps = known.pop("steps")
     return Scale(50, 5, (5, 10, 25, 50), steps, known)
 

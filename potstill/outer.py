@@ -150,7 +150,7 @@ def outer_step(method: Method, config: OuterConfig, rules: Mapping[str, Rule], s
                 f"the meta-gradient was not finite in {MOST_SKIPPED} outer steps in a row, up to step {state.step + 1}; "
                 "lower --inner-lr, --unroll or --window"
             )
-        record |= {name: None for name in ("loss", "grad_norm") if not math.isfinite(record[name])}
+        record |= {name: None for name, value in record.items() if isinstance(value, float) and not math.isfinite(value)}
         return replace(state, step=state.step + 1, skipped_in_a_row=skipped), record
     average, factor = rescale(norm, state.clip_average, config.clip)
     record["clipped"] = factor < 1 and config.clip != "unit"

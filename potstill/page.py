@@ -15,7 +15,7 @@ from potstill.results import Table
 
 MARK = "potstill study"
 """In the page's <meta name="generator">."""
-CLAIM = re.compile(r"(Paper \([^)]*\)|Not in the paper): (.+?)\. (.+)", re.DOTALL)
+CLAIM = re.compile(r"(Paper \([^)]*\)|Not in the paper(?:'s words)?): (.+?)\. (.+)", re.DOTALL)
 """Where in the paper, what it says, and what was measured."""
 VERDICT = re.compile(r": ([^:;.]*(?:the paper says|undecided|decides nothing)[^:;.]*)\.")
 """The end of a sentence that says whether a claim held; `results.verdict` words it."""

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,14 @@ from potstill.loading import RealData
 from potstill.outer import Best, OuterState, Record
 from potstill.preprocess import Preprocess
 from potstill.registry import InputError
-from potstill.sections import OuterConfig
 
 CONFIG, METRICS, CHECKPOINTS, EVALUATION, PICTURE, REPORT = (
     "config.toml", "metrics.jsonl", "checkpoints", "evaluation.json", "distilled.png", "report.html",
 )  # fmt: skip
 DIAGNOSIS = "diagnosis.json"
 LOCK, REPLACED, PREPARATION = ".lock", ".replaced", "preparation.safetensors"
+INTERRUPTED = "-interrupted"
+"""At the end of a checkpoint's name: it was not due."""
 MAY_CHANGE = ("data", "cache_dir", "storage", "device", "threads", "steps", "checkpoint_every", "keep_checkpoints")
 """Options that a resumed run may have changed: where things are, and for how long it goes on."""
 
@@ -174,20 +175,32 @@ class RunFolder:
         return records
 
     def forget_after(self, step: int) -> None:
-        """Cut the log to the records up to `step`, the one that a resumed run starts from."""
+        """Cut the log to the records up to `step`, the one that a resumed run starts from, and drop later, damaged checkpoints."""
         kept = [json.dumps(record) + "\n" for record in self.records() if record["step"] <= step]
         store.write(self.path / METRICS, "".join(kept))
+        for path in self.checkpoints:
+            if int(path.stem.split("-")[1]) > step:
+                path.unlink(missing_ok=True)
 
     def save(self, state: OuterState, config: Config, fingerprint: str) -> None:
-        """Write a checkpoint and drop those that are not to be kept."""
+        """Write a checkpoint and drop those that are not to be kept.
+
+        Where all are, an interruption's goes when the run has gone on: whether it was interrupted must not show in its course.
+        """
         tensors, meta = pack(state)
-        folder = self.path / CHECKPOINTS
+        outer, folder = config.outer, self.path / CHECKPOINTS
         meta |= {"config": identity(config), "data": fingerprint}
+        due = state.step % outer.checkpoint_every == 0 or state.step == int(outer.steps)
+        written = folder / f"step-{steps_done(state, config):08d}{'' if due else INTERRUPTED}.safetensors"
         try:
-            store.save_tensors(folder / f"step-{steps_done(state, config):08d}.safetensors", tensors, "checkpoint", meta)
+            store.save_tensors(written, tensors, "checkpoint", meta)
         except InputError as error:
             raise InputError(f"{error}; make room, then go on with --resume {self.path}") from error
-        for old in outdated(self.checkpoints, config.outer):
+        others = [path for path in self.checkpoints if path != written]
+        kept = outer.keep_checkpoints
+        for old in (
+            others[: max(0, len(others) + 1 - kept)] if kept else [path for path in others if path.stem.endswith(INTERRUPTED)]
+        ):
             old.unlink(missing_ok=True)
 
     def newest(self, config: Config, fingerprint: str, device: torch.device, say: Callable[[str], None]) -> OuterState | None:
@@ -205,9 +218,10 @@ class RunFolder:
             raise InputError(f"every checkpoint of the run in {self.path} is damaged; start it anew with --overwrite")
         return None
 
-    def states(self, config: Config, fingerprint: str, device: torch.device) -> list[OuterState]:
+    def states(self, config: Config, fingerprint: str, device: torch.device) -> Iterator[OuterState]:
         """Every checkpoint that is kept, in order; an InputError as for `newest`, and if one is damaged."""
-        return [self.state(path, config, fingerprint, device) for path in self.checkpoints]
+        for path in self.checkpoints:
+            yield self.state(path, config, fingerprint, device)
 
     @property
     def checkpoints(self) -> list[Path]:
@@ -238,30 +252,19 @@ class RunFolder:
         return unpack({name: tensor.to(device) for name, tensor in tensors.items()}, meta)
 
 
-def outdated(paths: Sequence[Path], outer: OuterConfig) -> list[Path]:
-    """Of all checkpoints in order, those that are not to be kept.
-
-    Where all are, an interruption's goes when the run has gone on: whether a run was interrupted must not show in its course.
-    """
-    if outer.keep_checkpoints:
-        return list(paths[: -outer.keep_checkpoints])
-    of_stage = [(path, int(path.stem.removeprefix("step-")) % int(outer.steps)) for path in paths[:-1]]
-    return [path for path, step in of_stage if step % outer.checkpoint_every]
-
-
-def evaluations(path: Path) -> list[dict[str, Any]]:
-    """What an evaluation.json holds; nothing if it is not there or none of ours."""
+def evaluations(path: Path, kind: str = "evaluations") -> list[dict[str, Any]]:
+    """What an evaluation.json, or a file of another kind of results, holds; nothing if it is not there or none of ours."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))["evaluations"]
+        found = json.loads(path.read_text(encoding="utf-8"))[kind]
     except (OSError, ValueError, KeyError, TypeError):
         return []
     return [one for one in found if isinstance(one, dict)]
 
 
-def add_evaluation(path: Path, result: dict[str, Any]) -> None:
-    """Put an evaluation into an evaluation.json; it replaces one of the same settings and data."""
-    kept = [one for one in evaluations(path) if any(one.get(name) != result[name] for name in ("settings", "data"))]
-    store.write(path, json.dumps({"evaluations": [*kept, result]}, indent=2) + "\n")
+def add_evaluation(path: Path, result: dict[str, Any], kind: str = "evaluations") -> None:
+    """Put an evaluation, or another kind of result, into its file; it replaces one of the same settings and data."""
+    kept = [one for one in evaluations(path, kind) if any(one.get(name) != result[name] for name in ("settings", "data"))]
+    store.write(path, json.dumps({kind: [*kept, result]}, indent=2) + "\n")
 
 
 def identity(config: Config) -> dict[str, Any]:

@@ -22,6 +22,7 @@ NORM = Quantity("meta-gradient norm", STEP, log=True, where=AFTER)
 IMAGE_NORM = Quantity("mean norm of an image's meta-gradient", STEP, log=True, where=AFTER)
 VARIANCE = Quantity("normalised gradient variance", STEP, log=True, where=AFTER)
 NOISE = Quantity("share of the meta-gradient's squared length that is noise", STEP, percent=True, where=AFTER)
+SPREAD = Quantity("variance of the meta-gradient between starts", STEP, log=True, where=AFTER)
 JUMPS = Quantity(
     "change of the norm from step to step (standard deviation of its logarithm's differences)", STEP, where="Over {:g} outer steps"
 )
@@ -36,7 +37,7 @@ class Stability(Courses):
     """Figures 3 and 11, and what the noise comes from."""
 
     title = "How stable meta-gradients are"
-    quantities = (NORM, IMAGE_NORM, JUMPS, VARIANCE, UNEVEN, NOISE)
+    quantities = (NORM, IMAGE_NORM, JUMPS, VARIANCE, UNEVEN, SPREAD, NOISE)
 
     def setting(self, preset: str, data: str | None) -> Setting:
         whole = super().setting(preset, data)
@@ -45,26 +46,37 @@ class Stability(Courses):
     def ways(self, setting: Setting) -> Ways:
         return {method: {"method": method} for method in METHODS}
 
+    def about(self, preset: str) -> str:
+        setting = self.setting(preset, "any")
+        return (
+            f"{setting} Every {setting.every:,} outer steps the noise of the meta-gradient is measured: its variance over "
+            f"{setting.noise.samples} real images ({taken(setting.noise)}), and at every fifth of these places what it comes from "
+            f"({setting.sources} real batches x starts x windows). Windows are drawn anew at each outer step, as in Algorithm 1; "
+            "the caption of figure 3 draws one for 25 steps."
+        )
+
     def measure(self, way: str, setting: Setting) -> Callable[[Subject], list[Measurement]]:
+        noise = dataclasses.replace(setting.noise, sources=setting.sources)
+
         def measured(subject: Subject) -> list[Measurement]:
             rows = logged(NORM, "grad_norm", way, subject)
-            steps, norms = len(rows), [row.mean for row in rows]
+            norms = [row.mean for row in rows]
             rows += logged(IMAGE_NORM, "image_grad_norm", way, subject)
-            rows.append(single(JUMPS, way, steps, subject, change(norms), "of the logged norms"))
-            wanted = setting.noise
-            way_of_taking = f"{wanted.signs} signs" if wanted.signs else "exact"
-            how = f"{wanted.samples} real samples, {way_of_taking}, median of {wanted.unrolls} unrolls"
-            variances = [
-                single(VARIANCE, way, one.step, subject, statistics.median(v.normalised for v in one.real), how)
-                for one in subject.noise(wanted)
-            ]
-            rows += variances
-            rows.append(single(UNEVEN, way, steps, subject, change([row.mean for row in variances]), "of the variances"))
-            n = setting.sources
-            for one in subject.noise(Noise(0, sources=n), 5):
-                for name, noise in (one.sources or {}).items():
-                    how = f"{n} of each, all combinations"
-                    rows.append(single(NOISE, f"{way}, {SOURCES[name]}", one.step, subject, noise.share, how))
+            rows.append(single(JUMPS, way, setting.steps, subject, change(norms), "of the logged norms"))
+            variances: list[float] = []
+            for one in subject.diagnoses(noise, sources_every=5):
+                # Where an unroll is not finite, as the outer loop may skip some, there is nothing to take the variance of.
+                finite = [variance.normalised for variance in one.real if math.isfinite(variance.normalised)]
+                if finite:
+                    variances.append(statistics.median(finite))
+                    rows.append(single(VARIANCE, way, one.step, subject, variances[-1], f"{taken(noise)}, {len(finite)} finite"))
+                for name, source in (one.sources or {}).items():
+                    how = f"{noise.sources} of each, all combinations"
+                    if math.isfinite(source.share):
+                        rows.append(single(NOISE, f"{way}, {SOURCES[name]}", one.step, subject, source.share, how))
+                    if name == "start" and math.isfinite(source.per_entry):
+                        rows.append(single(SPREAD, way, one.step, subject, source.per_entry * source.entries, how))
+            rows.append(single(UNEVEN, way, setting.steps, subject, change(variances), "of the variances"))
             return rows
 
         return measured
@@ -82,6 +94,7 @@ class Stability(Courses):
                 "Its variance over real samples, over the squared norm of the mean (appendix D.3)",
                 curves(results[VARIANCE]),
             ),
+            Drawing("spread", "How much it varies between starts: the squared length that does", curves(results[SPREAD])),
             Drawing("sources", "How much of RaT-BPTT's meta-gradient is noise, by what is new", self.noise(results, METHODS[:1])),
             Drawing("noise", "How much of a meta-gradient is noise, by method", self.noise(results, METHODS, "all")),
         ]
@@ -102,7 +115,7 @@ class Stability(Courses):
                 "Paper (section 3): so are those of R-BPTT, which differentiates every step of unrolls of random length", 1,
             ),
         ]  # fmt: skip
-        found += [decrease(norm, way) for way in METHODS]
+        found += [decrease(norm, way, stable=way in ("rat-bptt", "t-bptt")) for way in METHODS]
         lower = "Paper (figure 11): RaT-BPTT maintains a lower variance at each training step"
         end = max(variance.places("rat-bptt"))
         for other in METHODS[1:]:
@@ -110,16 +123,22 @@ class Stability(Courses):
             found.append(f"{sentence} {throughout(variance, 'rat-bptt', other, -1)}")
         even = "Paper (figure 11): and a more even one over the course of training"
         found.append(compared(uneven, ("rat-bptt", last), ("bptt", last), even, -1))
-        noise = results[NOISE]
+        noise, spread = results[NOISE], results[SPREAD]
         amplified = "Paper (section 3): long products of Hessians amplify the variance from different initialisations"
-        for at in noise.places(noise.ways()[0]):
-            first, second = (f"{method}, {SOURCES['start']}" for method in ("bptt", "t-bptt"))
-            found.append(compared(noise, (first, at), (second, at), amplified, 1))
+        found += [compared(spread, ("bptt", at), ("t-bptt", at), amplified, 1) for at in spread.places("bptt")]
         return [*found, *dominant(noise, "rat-bptt")]
 
 
-def decrease(norm: Table, way: str) -> str:
-    """Whether the norm of a way decreases over its course, from the first quarter of the steps to the last."""
+def taken(noise: Noise) -> str:
+    """How a variance is taken."""
+    return f"{f'by {noise.signs} signs' if noise.signs else 'exactly'}, the median of {noise.unrolls} unrolls"
+
+
+def decrease(norm: Table, way: str, *, stable: bool) -> str:
+    """Whether the norm of a way decreases over its course, from the first quarter of the steps to the last.
+
+    Of a method that is not `stable` the paper says nothing.
+    """
     places = norm.places(way)
     quarter = max(1, len(places) // 4)
     ratios = []
@@ -130,10 +149,8 @@ def decrease(norm: Table, way: str) -> str:
         )
         ratios.append(math.log(last / first))
     told = ", ".join(f"{math.exp(ratio):.2f}" for ratio in ratios)
-    return (
-        f"Paper (figure 3): stable learning shows in norms that decrease. {way}, last quarter over first: {told} by seed: "
-        f"{verdict(ratios, -1)}."
-    )
+    held = f": {verdict(ratios, -1)}" if stable else ""
+    return f"Paper (figure 3): stable learning shows in norms that decrease. {way}, last quarter over first: {told} by seed{held}."
 
 
 def dominant(noise: Table, method: str) -> list[str]:
@@ -157,7 +174,14 @@ def dominant(noise: Table, method: str) -> list[str]:
 def logged(quantity: Quantity, name: str, way: str, subject: Subject) -> list[Measurement]:
     """What a run logged under a name, at each outer step where it is a number."""
     records = subject.folder.records()
-    return [single(quantity, way, record["step"], subject, record[name], "logged") for record in records if record.get(name)]
+    return [
+        single(quantity, way, record["step"], subject, record[name], "logged") for record in records if finite(record.get(name))
+    ]
+
+
+def finite(value: object) -> bool:
+    """Whether it is a positive number."""
+    return isinstance(value, float) and 0 < value < math.inf
 
 
 def change(values: Sequence[float]) -> float:

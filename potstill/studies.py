@@ -55,9 +55,11 @@ class Subject:
             blocks = made_blocks({**state.earlier, **state.leaves}, classes)
             yield steps_done(state, config), self.distilled.with_blocks(blocks)
 
-    def noise(self, wanted: Noise, every: int = 1) -> list[Diagnosis]:
-        """The noise of the run's meta-gradient at its start and at every so-many-th checkpoint."""
-        return list(diagnose_run(self.folder, self.folder.config(), self.place.dataset, wanted, every=every))
+    def diagnoses(self, noise: Noise, sources_every: int) -> Iterator[Diagnosis]:
+        """The noise of the run's meta-gradient at its start and at every checkpoint."""
+        place = self.place
+        config = Config.from_options(self.folder.config(), device=place.device, threads=place.threads)
+        return diagnose_run(self.folder, config, place.dataset, noise, sources_every=sources_every)
 
 
 @dataclass(frozen=True)
@@ -166,6 +168,13 @@ def small_options(data: str | None) -> dict[str, Any]:
     }  # fmt: skip
     # Three times what auto gives there: in 150 steps 91.3 in place of 89.1 % on validation data (five images a class, one seed).
     return options | ({"outer_lr": 0.02} if options["data"] == "digits" else {})
+
+
+def paper_data(data: str | None) -> str:
+    """The data of a paper preset; an InputError if there are none."""
+    if data is None:
+        raise InputError("data must be given for the preset paper, which runs on CIFAR-10: --data parquet:PATH")
+    return data
 
 
 def run_name(config: Config, fingerprint: str) -> str:

@@ -17,8 +17,9 @@ from potstill.config import Config
 from potstill.registry import InputError
 
 SamplerState = dict[str, Any]
-LOSS_DECAY = 0.9
-"""Of the moving average of the outer loss that Forward and Backward watch; the same as of the clipped norm."""
+LOSS_DECAY, WARM_UP = 0.9, 10
+"""Decay of the moving average of the outer loss that Forward and Backward watch, as of the clipped norm, and for how many outer
+steps it settles at a new place: its first value is a single loss, and a low one would pass for a best that is never reached."""
 
 
 class WindowSampler(Protocol):
@@ -190,8 +191,9 @@ class Fixed(Windowed):
 class Moving(Windowed):
     """A window that moves when the outer loss stagnates.
 
-    Its state is the place ("burn_in"), the moving average of the loss since the window came there, its lowest value, and how
-    many outer steps ago that was. Whether the loss improves is asked anew at each place: a longer unroll has another loss.
+    Its state is the place ("burn_in"), for how many outer steps the window has been there ("steps"), the moving average of the
+    loss since then, its lowest value, and how many outer steps ago that was ("waited"). Whether the loss improves is asked
+    anew at each place, for a longer unroll has another loss.
 
     Args:
         patience: outer steps without a new lowest value after which it moves.
@@ -204,7 +206,7 @@ class Moving(Windowed):
 
     def at(self, burn_in: int) -> SamplerState:
         """The state of a window that has just come to a place."""
-        return {"burn_in": burn_in, "average": None, "lowest": None, "waited": 0}
+        return {"burn_in": burn_in, "steps": 0, "average": None, "lowest": None, "waited": 0}
 
     def moved(self, burn_in: int) -> int:
         """The next place."""
@@ -214,14 +216,14 @@ class Moving(Windowed):
         return int(state["burn_in"]), self.window
 
     def update(self, state: SamplerState, loss: float, grad_norm: float) -> SamplerState:
-        if state["average"] is None:
-            return {**state, "average": loss, "lowest": loss}
-        average = LOSS_DECAY * state["average"] + (1 - LOSS_DECAY) * loss
-        if average < state["lowest"]:
-            return {**state, "average": average, "lowest": average, "waited": 0}
+        steps, before = state["steps"] + 1, state["average"] or 0.0
+        average = before + (loss - before) * max(1 / steps, 1 - LOSS_DECAY)  # the plain mean of the first ones
+        state = {**state, "steps": steps, "average": average}
+        if steps <= WARM_UP or average < state["lowest"]:
+            return {**state, "lowest": average, "waited": 0}
         if state["waited"] + 1 >= self.patience and self.moved(state["burn_in"]) != state["burn_in"]:
             return self.at(self.moved(state["burn_in"]))
-        return {**state, "average": average, "waited": state["waited"] + 1}
+        return {**state, "waited": state["waited"] + 1}
 
 
 class Forward(Moving):

@@ -11,7 +11,16 @@ from torch import Tensor
 from twins import CPU, plain_unroll
 
 from potstill import augment
-from potstill.analysis import Variance, exact_variance, factorial, noise_sources, real_variance, variance_by_signs, variance_of
+from potstill.analysis import (
+    Variance,
+    exact_variance,
+    factorial,
+    noise_sources,
+    random_signs,
+    real_variance,
+    variance_by_signs,
+    variance_of,
+)
 from potstill.config import Config
 from potstill.data import TensorSplit, sample
 from potstill.derivatives import FlatModel, cross_entropy
@@ -108,7 +117,14 @@ def test_the_estimate_draws_its_signs_from_the_seed():
     assert one == two
     exact = real_variance(tested, LEAVES, tested.init(), STEP, samples=8)
     assert one.per_entry == pytest.approx(exact.per_entry, rel=0.8)
+    assert drawn_signs(0, 5).tolist() == drawn_signs(0, 5).tolist()
+    assert len({tuple(map(tuple, drawn_signs(*at).tolist())) for at in ((0, 5), (1, 5), (0, 6))}) == 3
+    assert set(drawn_signs(0, 5).flatten().tolist()) == {-1, 1}
     assert one.norm == pytest.approx(exact.norm, rel=1e-6)
+
+
+def drawn_signs(seed: int, outer_step: int) -> Tensor:
+    return random_signs(4, 8, seed, outer_step)
 
 
 def test_the_mean_of_the_samples_is_the_meta_gradient_of_the_step():
@@ -139,17 +155,14 @@ def test_variance_of_vectors_is_the_sample_variance():
     assert math.isinf(Variance(1.0, 0.0, 4.0, 4, 9).normalised)
 
 
-def test_the_share_of_noise_has_no_bias_and_falls_with_the_batch():
+def test_the_share_of_noise_has_no_bias():
     # A mean of length 1 and noise of variance 2 in each of 3 entries: of a draw's squared length of 7, 6 are noise.
     rng = generator(5)
     mean = torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64)
     found = [variance_of(mean + 2**0.5 * torch.randn(4, 3, generator=rng, dtype=torch.float64)) for _ in range(4000)]
     average = Variance(*(statistics.fmean(getattr(one, name) for one in found) for name in ("per_entry", "norm", "power")), 3, 4)
     assert average.share == pytest.approx(6 / 7, rel=0.02)
-    assert average.share_of_mean(12) == pytest.approx(0.5 / 1.5, rel=0.1)
-    assert average.share_of_mean(1) == pytest.approx(average.share)
-    assert Variance(3.0, 1.0, 6.0, 3, 4).share_of_mean(100) == 1  # by chance no signal was seen
-    assert Variance(0.0, 0.0, 0.0, 3, 4).share == Variance(0.0, 1.0, 1.0, 3, 4).share_of_mean(5) == 0
+    assert Variance(0.0, 0.0, 0.0, 3, 4).share == 0
 
 
 def test_sources_that_add_up_are_told_apart_exactly():

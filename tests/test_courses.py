@@ -135,7 +135,7 @@ def test_the_change_of_a_norm_does_not_depend_on_its_scale_or_trend():
 
 def test_a_decrease_is_told_by_the_quarters():
     falling = table(NORM, rat_bptt=[[4.0, 4.0, 3.0, 3.0, 2.0, 2.0, 1.0, 1.0], [2.0, 2.0, 9.0, 9.0, 9.0, 9.0, 1.0, 1.0]])
-    assert decrease(falling, "rat-bptt").endswith(
+    assert decrease(falling, "rat-bptt", stable=True).endswith(
         "rat-bptt, last quarter over first: 0.25, 0.50 by seed: as the paper says, in all 2 seeds."
     )
 
@@ -166,7 +166,9 @@ def test_the_settings_are_the_papers():
     growing = Config.from_options(**paper.run(Stabilising().ways(paper)["growing"], 0))
     sampler = WINDOWS["growing"].of(growing)
     assert (sampler.grow_from, sampler.unroll, sampler.grow_over) == (10, 180, paper.steps)
-    sgd = ablations.InnerOptimizers().ways(setting_of("paper", "x"))["SGD"]
-    assert (sgd["inner_lr"], sgd["lr_decay"]) == (0.01, 0.2)
+    (adam, sgd) = (Config.from_options(**point.options) for point in ablations.InnerOptimizers().points("paper", "parquet:x", (0,)))
+    assert (adam.inner.inner_optimizer, sgd.inner.inner_optimizer) == ("adam", "sgd")
+    assert (sgd.inner.inner_lr, sgd.inner.lr_decay, sgd.inner.lr_milestones) == (0.01, 0.2, (120, 200))
+    assert (sgd.outer.unroll, sgd.outer.window) == (250, 80)
     assert {method for way in Windows().ways(paper).values() for method in way.values()} >= {"forward", "backward", "early"}
     assert courses.METHODS == ("rat-bptt", "bptt", "t-bptt", "r-bptt")

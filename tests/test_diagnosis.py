@@ -29,7 +29,7 @@ def test_every_place_is_measured_at_its_own_state(run):
     assert [one.step for one in found] == [0, 4, 8, 12]
     folder, dataset = runs.RunFolder(run), read(DataConfig())
     setup = Setup.of(folder.config(), dataset, None, SILENT)
-    state = folder.states(folder.config(), dataset.fingerprint, torch.device("cpu"))[1]
+    _, state, _ = folder.states(folder.config(), dataset.fingerprint, torch.device("cpu"))
     method = setup.stage(state).method(setup.problem)
     at = (method.inner, {"images": state.leaves["0.images"], "targets": state.leaves["0.targets"]}, state.method)
     assert found[2].real == tuple(real_variance(*at, step, samples=6, size=2) for step in (8, 9))
@@ -50,14 +50,18 @@ def test_the_command_prints_a_table_and_writes_what_it_measured(run, capsys):
     assert main(["diagnose", str(run), "--samples", "5", "--signs", "3", "--sources", "2"]) == 0
     told = capsys.readouterr().out
     assert "rat-bptt, inner steps: 3 to 5 at random, the last 3 differentiated" in told
-    kept = json.loads((run / runs.DIAGNOSIS).read_text())
-    assert kept["noise"] == {"samples": 5, "size": 1, "signs": 3, "unrolls": 1, "sources": 2}
+    (kept,) = json.loads((run / runs.DIAGNOSIS).read_text())["diagnoses"]
+    assert kept["settings"] == {"samples": 5, "size": 1, "signs": 3, "unrolls": 1, "sources": 2}
     assert [place["step"] for place in kept["places"]] == [0, 4, 8, 12]
     assert {"hardware", "versions"} < set(kept)
     first = kept["places"][0]
     assert f"{first['real'][0]['norm']:.3g}" in told
     noise = first["sources"]["all"]
-    assert f"{100 * noise['entries'] * noise['per_entry'] / noise['power']:.0f} %" in told
+    assert noise["share"] == pytest.approx(noise["entries"] * noise["per_entry"] / noise["power"])
+    assert f"{100 * noise['share']:.0f} %" in told
+    assert main(["diagnose", str(run), "--samples", "5"]) == 0
+    assert main(["diagnose", str(run), "--samples", "5"]) == 0  # the same again replaces, another does not
+    assert [entry["settings"]["signs"] for entry in runs.evaluations(run / runs.DIAGNOSIS, "diagnoses")] == [3, 0]
 
 
 @pytest.mark.parametrize(

@@ -58,4 +58,4 @@ def test_the_laboratorys_example_runs():
     names: dict[str, object] = {}
     exec(code, names)
     assert (names["burn_in"], names["window"]) == (0, 20)
-    assert names["state"] == {"burn_in": 0, "average": 1.2, "lowest": 1.2, "waited": 0}
+    assert names["state"] == {"burn_in": 0, "steps": 1, "average": 1.2, "lowest": 1.2, "waited": 0}

@@ -7,7 +7,7 @@ import pytest
 from potstill.config import Config
 from potstill.registry import WINDOWS, InputError
 from potstill.seeds import generator
-from potstill.windows import Backward, Early, Forward, Growing, RandomTruncated
+from potstill.windows import WARM_UP, Backward, Early, Forward, Growing, RandomTruncated
 
 UNROLL, WINDOW, DRAWS = 8, 3, 12_000
 
@@ -80,9 +80,10 @@ def course(sampler, losses: list[float]) -> list[int]:
 @pytest.mark.parametrize(("kind", "places"), [(Forward, [0, 2, 4, 5]), (Backward, [5, 3, 1, 0])])
 def test_a_window_moves_when_the_loss_has_stagnated_for_so_many_steps_and_stops_at_the_end(kind, places):
     sampler = kind(UNROLL, WINDOW, patience=3, shift=2)
-    stagnant = course(sampler, [1.0] * 24)
-    # The first step at a place sets the average; after three more that do not lower it, the window moves.
-    assert stagnant == [place for place in places for _ in range(4)] + places[-1:] * 8
+    stagnant = course(sampler, [1.0] * 80)
+    # The average settles in the first steps at a place; after three more that do not lower it, the window moves.
+    moving = [place for place in places[:-1] for _ in range(WARM_UP + 3)]
+    assert stagnant == moving + places[-1:] * (80 - len(moving))
 
 
 def test_a_window_stays_while_the_smoothed_loss_falls_and_through_single_bad_steps():
@@ -90,18 +91,26 @@ def test_a_window_stays_while_the_smoothed_loss_falls_and_through_single_bad_ste
     assert set(course(sampler, [1 - 0.01 * step for step in range(50)])) == {0}
     spiky = [1 - 0.05 * step + (0.1 if step % 4 == 1 else 0) for step in range(20)]
     assert set(course(sampler, spiky)) == {0}
-    assert set(course(sampler, [1.0, 0.9, *[2.0] * 10])) == {0, 2, 4}
     # At the next place the loss is higher, as it may be, and falls from there: that is progress.
-    fresh = course(sampler, [*[1.0] * 4, *[3 - 0.1 * step for step in range(20)]])
-    assert fresh == [0] * 4 + [2] * 20
+    fresh = course(sampler, [*[1.0] * (WARM_UP + 3), *[3 - 0.1 * step for step in range(20)]])
+    assert fresh == [0] * (WARM_UP + 3) + [2] * 20
 
 
-def test_the_smoothed_loss_is_the_exponential_average():
+def test_a_lucky_first_loss_does_not_move_the_window():
+    sampler = Forward(UNROLL, WINDOW, patience=5, shift=2)
+    assert set(course(sampler, [0.9, *[1 - 0.005 * step for step in range(60)]])) == {0}
+
+
+def test_the_smoothed_loss_is_the_mean_of_the_first_losses_and_then_an_exponential_average():
     sampler = Forward(UNROLL, WINDOW, patience=100, shift=1)
     state = sampler.init()
     for loss in (1.0, 2.0, 0.0):
         state = sampler.update(state, loss, 1.0)
-    assert state == {"burn_in": 0, "average": pytest.approx(0.9 * 1.1), "lowest": pytest.approx(0.9 * 1.1), "waited": 0}
+    assert state == {"burn_in": 0, "steps": 3, "average": pytest.approx(1), "lowest": pytest.approx(1), "waited": 0}
+    for _ in range(WARM_UP - 3):
+        state = sampler.update(state, 1.0, 1.0)
+    state = sampler.update(state, 2.0, 1.0)  # from here on with its decay
+    assert state == {"burn_in": 0, "steps": WARM_UP + 1, "average": pytest.approx(1.1), "lowest": pytest.approx(1), "waited": 1}
 
 
 @pytest.mark.parametrize(
