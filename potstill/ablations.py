@@ -44,7 +44,7 @@ class Windows(Courses):
             Drawing("methods", "Figure 4: test accuracy in the course of distillation", curves(course, METHODS)),
             Drawing("placement", "Figure 5: windows at random places, moving, and rather early",
                     curves(course, ("rat-bptt", "forward", "backward", "early"))),
-            Drawing("places", "Where the moving windows lie", curves(results[BEFORE])),
+            Drawing("places", "Where the moving windows lie: median and range over seeds", curves(results[BEFORE])),
         ]  # fmt: skip
 
     def claims(self, results: Results) -> list[str]:

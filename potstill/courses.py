@@ -140,13 +140,13 @@ def single(quantity: Quantity, way: str, at: float, subject: Subject, value: flo
 
 
 def curves(table: Table, ways: Sequence[str] | None = None) -> Figure:
-    """Lines over outer steps: mean and standard deviation over seeds, or median and range on a log scale."""
+    """Lines over outer steps: mean and standard deviation over seeds of fractions, median and range of all else."""
     series, quantity = [], table.quantity
     for look, way in enumerate(table.ways()):
         if ways is not None and way not in ways:
             continue
         places = table.places(way)
-        if quantity.log:
+        if not quantity.percent:
             columns = [sorted(table.cell(way, at).values()) for at in places]
             middle = [statistics.median(column) for column in columns]
             below = [mid - column[0] for mid, column in zip(middle, columns, strict=True)]
