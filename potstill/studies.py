@@ -252,7 +252,12 @@ def footnote(results: Results, place: Place) -> str:
     """What the figures are means over, and what they were measured with."""
     machine = provenance(place)
     seeds = len({row.seed for row in results.rows})
-    nets = f"; accuracies are means over {place.nets} networks for each seed" if results.has_accuracies else ""
+    nets = f"; accuracies are means over {counted(place.nets, 'network')} for each seed" if results.has_accuracies else ""
     libraries = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
-    spread = f"Mean ± standard deviation over {seeds} distilling seeds{nets} (`{TABLE}` has them one by one)"
+    spread = f"Mean ± standard deviation over {counted(seeds, 'distilling seed')}{nets} (`{TABLE}` has them one by one)"
     return f"{spread}. {machine['hardware']}; {libraries}."
+
+
+def counted(number: int, name: str) -> str:
+    """A number of things, in words."""
+    return f"{number} {name}{'s' * (number != 1)}"
