@@ -117,15 +117,14 @@ class OnBlocks:
     def finish(self, state: MethodState) -> dict[str, Any]:
         return self.inner.finish(state)
 
-    def learned(self, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Of the examples that are made of the leaves, what is learned: images and, unless they are fixed, targets."""
-        made = examples(with_leaves(self.blocks, with_grad(leaves), self.first))
-        return {name: tensor.detach() for name, tensor in made.items() if tensor.requires_grad}
+    def learned(self, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The examples that are made of leaves which ask for a gradient: images and, unless they are fixed, targets."""
+        made = examples(with_leaves(self.blocks, wanted, self.first))
+        return {name: tensor for name, tensor in made.items() if tensor.requires_grad}
 
     def estimate(self, leaves: Mapping[str, Tensor], state: MethodState, outer_step: int) -> Estimate:
         wanted = with_grad(leaves)
-        made = examples(with_leaves(self.blocks, wanted, self.first))
-        learned = {name: tensor for name, tensor in made.items() if tensor.requires_grad}
+        learned = self.learned(wanted)
         estimate = self.inner.estimate({name: tensor.detach() for name, tensor in learned.items()}, state, outer_step)
         cotangents = [estimate.grads[name] for name in learned]
         grads = torch.autograd.grad(list(learned.values()), list(wanted.values()), cotangents)

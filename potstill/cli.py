@@ -97,6 +97,7 @@ def make_parser() -> tuple[Parser, dict[str, Parser]]:
     parser.add_argument("--version", action="version", version=f"potstill {__version__}")
     added = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
     commands: dict[str, Parser] = {}
+    positive, natural = at_least(1), at_least(0)
 
     def command(name: str, line: str, example: str, usage: str = "") -> Parser:
         made = added.add_parser(
@@ -240,18 +241,15 @@ def metavar(hint: Any) -> str:
     return "|".join(names.get(part) or "|".join(get_args(part)) or str(part) for part in get_args(hint))
 
 
-def positive(text: str) -> int:
-    """A whole number of at least 1."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
-    return int(text)
+def at_least(least: int) -> Callable[[str], int]:
+    """The type of a flag that takes a whole number of at least `least`."""
 
+    def whole(text: str) -> int:
+        if not text.isdigit() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"must be a whole number of at least {least}, got {text!r}")
+        return int(text)
 
-def natural(text: str) -> int:
-    """A whole number of at least 0."""
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 0, got {text!r}")
-    return int(text)
+    return whole
 
 
 def add_machine_and_data(parser: argparse.ArgumentParser) -> None:

@@ -9,6 +9,7 @@ from potstill.analysis import Variance, noise_sources, real_variance
 from potstill.config import Config
 from potstill.data import Dataset
 from potstill.distillation import SILENT, Listener, Setup
+from potstill.inner import with_grad
 from potstill.methods.bptt import Bptt
 from potstill.models import ModelSpec
 from potstill.registry import InputError
@@ -98,7 +99,11 @@ def diagnose_run(
         method = setup.stage(state).method(setup.problem)
         if not isinstance(method.inner, Bptt):
             raise InputError(f"the noise of {config.outer.method} cannot be taken apart, it does not unroll; choose another run")
-        at = (method.inner, method.learned(state.leaves), state.method)
+        at = (
+            method.inner,
+            {name: tensor.detach() for name, tensor in method.learned(with_grad(state.leaves)).items()},
+            state.method,
+        )
         steps = range(state.step, state.step + noise.unrolls) if noise.samples else ()
         real = tuple(
             real_variance(*at, step, samples=noise.samples, size=noise.size, signs=noise.signs) for step in steps

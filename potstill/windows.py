@@ -39,16 +39,17 @@ class WindowSampler(Protocol):
 
 
 @dataclass(frozen=True)
-class Stateless:
-    """At most `unroll` inner steps; no memory from outer step to outer step."""
+class Sampler:
+    """At most `unroll` inner steps; no memory from outer step to outer step, unless it says so."""
 
     unroll: int
 
     @classmethod
     def of(cls, config: Config) -> Self:
         """The sampler that a configuration sets; an InputError if its options do not fit each other."""
-        known = {**config.flat(), **{name: value for name, value in autos(config).items() if config.flat()[name] == "auto"}}
-        return cls(**{field.name: known[field.name] for field in dataclasses.fields(cls)})
+        given, autos_of = config.flat(), autos(config)
+        names = [field.name for field in dataclasses.fields(cls)]
+        return cls(**{name: autos_of[name] if given[name] == "auto" else given[name] for name in names})
 
     def init(self) -> SamplerState:
         return {}
@@ -58,7 +59,7 @@ class Stateless:
 
 
 @dataclass(frozen=True)
-class Full(Stateless):
+class Full(Sampler):
     """BPTT: N = T, every step differentiated. Source: equation (2); unlike its sum, step 0 is differentiated too."""
 
     def draw(self, state: SamplerState, rng: torch.Generator, outer_step: int) -> tuple[int, int]:
@@ -69,7 +70,7 @@ class Full(Stateless):
 
 
 @dataclass(frozen=True)
-class RandomFull(Stateless):
+class RandomFull(Sampler):
     """R-BPTT: N ~ U{1, ..., T}, every step differentiated. The paper names no range; U{1..T} is our reading."""
 
     def draw(self, state: SamplerState, rng: torch.Generator, outer_step: int) -> tuple[int, int]:
@@ -80,7 +81,7 @@ class RandomFull(Stateless):
 
 
 @dataclass(frozen=True)
-class Growing(Stateless):
+class Growing(Sampler):
     """Every step differentiated; their number grows linearly to T.
 
     Args:
@@ -107,7 +108,7 @@ class Growing(Stateless):
 
 
 @dataclass(frozen=True)
-class Windowed(Stateless):
+class Windowed(Sampler):
     """At most T inner steps, of which the last M are differentiated."""
 
     window: int

@@ -19,9 +19,7 @@ from potstill.config import Config, options_from_file
 from potstill.distillation import Listener
 from potstill.outer import Interrupted
 from potstill.registry import METHODS, InputError
-from potstill.sections import DataConfig
 from potstill.seeds import generator
-from potstill.sources import read
 
 # A run of a second that exercises all state: learned labels, augmentation, class subsets, clipping, validation, the best.
 QUICK = {
@@ -200,51 +198,6 @@ def test_a_run_folder_tells_all(undisturbed):
     assert len(list((undisturbed / runs.CHECKPOINTS).iterdir())) == config.outer.keep_checkpoints == 2
     assert {record["window"] for record in records} == {3}
     assert {record["burn_in"] for record in records} <= {0, 1, 2}
-
-
-def test_a_moving_window_resumes_where_it_was(tmp_path):
-    moving = {"method": "forward", "patience": 1, "shift": 1, "unroll": 8, "steps": 30}
-    potstill.distill(**{**QUICK, **moving}, out=tmp_path / "undisturbed")
-    interrupted_run(tmp_path / "run", after=17, **moving)
-    resume(tmp_path / "run")
-    assert bytes_of(tmp_path / "run") == bytes_of(tmp_path / "undisturbed")
-    places = [[record["burn_in"] for record in runs.RunFolder(tmp_path / name).records()] for name in ("undisturbed", "run")]
-    assert places[0] == places[1]
-    assert 0 == places[0][0] < places[0][16] < places[0][-1]  # it moved before and after the stop
-
-
-def test_all_checkpoints_are_kept_if_wanted_and_the_set_is_the_same(undisturbed, tmp_path):
-    potstill.distill(**QUICK, keep_checkpoints=0, out=tmp_path / "run")
-    folder = runs.RunFolder(tmp_path / "run")
-    assert [path.stem for path in folder.checkpoints] == ["step-00000004", "step-00000008", "step-00000012"]
-    states = list(folder.states(folder.config(), read(DataConfig()).fingerprint, torch.device("cpu")))
-    assert [state.step for state in states] == [4, 8, 12]
-    assert not torch.equal(states[0].leaves["0.images"], states[1].leaves["0.images"])
-    one, other = potstill.load(tmp_path / "run"), potstill.load(undisturbed)
-    assert torch.equal(one.images, other.images)
-
-
-def test_an_interruption_leaves_no_checkpoint_of_its_own(tmp_path):
-    interrupted_run(tmp_path / "run", after=6, keep_checkpoints=0)
-    folder = runs.RunFolder(tmp_path / "run")
-    assert [path.stem for path in folder.checkpoints] == ["step-00000004", "step-00000006-interrupted"]
-    resume(tmp_path / "run")
-    assert [path.stem for path in folder.checkpoints] == ["step-00000004", "step-00000008", "step-00000012"]
-
-
-def test_a_damaged_checkpoint_does_not_push_out_a_newer_one(tmp_path):
-    interrupted_run(tmp_path / "run", after=8, keep_checkpoints=0)
-    folder = runs.RunFolder(tmp_path / "run")
-    folder.checkpoints[-1].write_bytes(b"")
-    seen: list[int] = []
-    with pytest.raises(Interrupted):
-        resume(tmp_path / "run", listener=Listener(step=lambda record, steps: seen.append(1), stop=lambda: len(seen) == 2))
-    assert [path.stem for path in folder.checkpoints] == ["step-00000004", "step-00000006-interrupted"]
-
-
-def test_more_checkpoints_may_be_kept_than_there_are(tmp_path):
-    potstill.distill(**QUICK, keep_checkpoints=9, out=tmp_path / "run")
-    assert len(runs.RunFolder(tmp_path / "run").checkpoints) == 3
 
 
 def test_the_best_validated_set_is_the_one_kept(undisturbed):
