@@ -99,11 +99,8 @@ def diagnose_run(
         method = setup.stage(state).method(setup.problem)
         if not isinstance(method.inner, Bptt):
             raise InputError(f"the noise of {config.outer.method} cannot be taken apart, it does not unroll; choose another run")
-        at = (
-            method.inner,
-            {name: tensor.detach() for name, tensor in method.learned(with_grad(state.leaves)).items()},
-            state.method,
-        )
+        learned = {name: tensor.detach() for name, tensor in method.learned(with_grad(state.leaves)).items()}
+        at = (method.inner, learned, state.method)
         steps = range(state.step, state.step + noise.unrolls) if noise.samples else ()
         real = tuple(
             real_variance(*at, step, samples=noise.samples, size=noise.size, signs=noise.signs) for step in steps
