@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from potstill import evaluation
-from potstill.config import Config, options_from_preset, options_of_config
+from potstill.config import Config, by_first_name, options_from_preset, options_of_config
 from potstill.data import Dataset
 from potstill.devices import pick_device
 from potstill.diagnosis import Diagnosis, Noise, diagnose_run
@@ -41,7 +41,7 @@ def distill(
     Args:
         images: (N, H, W) or (N, C, H, W) arrays or tensors, C 1 or 3; integers 0..255, or floats. None: `data=` is read.
         labels: (N,) whole numbers 0 .. K-1.
-        images_per_class: size of the result; the same as ipc.
+        images_per_class: size of the result; the same as ipc. With another param than "pixels" the budget, as if of pixels.
         test_images: held out for tests only; None holds 20 % out.
         test_labels: their classes.
         class_names: name of each class, all different.
@@ -57,6 +57,7 @@ def distill(
     Raises:
         InputError: something given is wrong; the sentence says what, the rule, the value found and the way out.
     """
+    options = by_first_name(options)
     named = {"data": images if images is None else "arrays", "ipc": images_per_class, "model": model and model_name(model)}
     for name, value in named.items():
         if value is not None and options.setdefault(name, value) != value:

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from potstill.config import Config
-from potstill.distilled import Block, class_by_class
+from potstill.distilled import Block
 from potstill.inner import with_grad
 from potstill.methods.base import Estimate, Method, MethodState, Problem
 from potstill.outer import OuterState, Rule
+from potstill.parameterisations.base import Parameterisation
 from potstill.registry import METHODS
 from potstill.seeds import derive
 from potstill.store import with_prefix
@@ -52,8 +53,7 @@ class Stage:
     @property
     def learned(self) -> dict[str, Tensor]:
         """The leaves of the blocks that move, by the block's number and the leaf's name, as in "1.images"."""
-        kept = {"images"} | ({"targets"} if self.config.distilled.learn_labels else set())
-        return {name: leaf for name, leaf in named(self.blocks, self.first_moving).items() if name.partition(".")[2] in kept}
+        return named(self.blocks, self.first_moving)
 
     @property
     def earlier(self) -> dict[str, Tensor]:
@@ -64,17 +64,18 @@ class Stage:
     def rules(self) -> dict[str, Rule]:
         """How the outer optimiser treats each of `learned`.
 
-        Only images are clipped: the labels' gradient has another scale (released code; paper D.4 does not say). Weights of
-        classes stay non-negative (paper D.1).
+        Only what images are made of is clipped: the labels' gradient has another scale (released code; paper D.4 does not
+        say). Weights of classes stay non-negative (paper D.1).
         """
         outer, rules = self.config.outer, {}
         for name in self.learned:
             number, _, kind = name.partition(".")
             factor = 1.0 if int(number) == self.number else self.config.distilled.boost_beta
-            if kind == "images":
-                rules[name] = Rule(factor * float(outer.outer_lr), clipped=True)
-            else:
+            if kind == "targets":
                 rules[name] = Rule(factor * float(outer.label_lr), least=0.0)
+            else:
+                speed = self.blocks[int(number)].parameterisation.speeds[kind]
+                rules[name] = Rule(factor * speed * float(outer.outer_lr), clipped=True)
         return rules
 
     def with_leaves(self, leaves: Mapping[str, Tensor]) -> tuple[Block, ...]:
@@ -83,9 +84,9 @@ class Stage:
 
     def method(self, problem: Problem) -> "OnBlocks":
         """The run's method on this stage; `problem` is the run's, and takes the examples, seed and batches of the stage."""
-        inner, ipc = self.config.inner, stage_ipcs(self.config)[self.number]
+        inner, per_class = self.config.inner, sum(block.parameterisation.per_class for block in self.blocks)
         frozen, moving = self.blocks[: self.first_moving], self.blocks[self.first_moving :]
-        seed, micro = self.config.run.seed, stage_micro_batch(self.config, ipc, compiled=problem.compiled is not None)
+        seed, micro = self.config.run.seed, stage_micro_batch(self.config, per_class, compiled=problem.compiled is not None)
         config = dataclasses.replace(
             self.config,
             inner=dataclasses.replace(inner, synthetic_micro_batch=micro),
@@ -131,13 +132,13 @@ class OnBlocks:
         return dataclasses.replace(estimate, grads=dict(zip(wanted, grads, strict=True)))
 
 
-def stage_micro_batch(config: Config, ipc: int, *, compiled: bool) -> int:
-    """How many synthetic examples at once in a stage of a run that holds `ipc` images per class.
+def stage_micro_batch(config: Config, per_class: int, *, compiled: bool) -> int:
+    """How many synthetic examples at once in a stage of a run that holds `per_class` examples of each class.
 
     A compiled run takes the run's own number or its half, quarter, ...: the last micro-batch is filled up to it, and a shape
     for each stage would be a compilation for each.
     """
-    batch = min(ipc, int(config.inner.batch_per_class)) * int(config.inner.classes_per_batch)
+    batch = min(per_class, int(config.inner.batch_per_class)) * int(config.inner.classes_per_batch)
     most = int(config.inner.synthetic_micro_batch)
     if not compiled:
         return min(batch, most)
@@ -146,10 +147,9 @@ def stage_micro_batch(config: Config, ipc: int, *, compiled: bool) -> int:
     return most
 
 
-def stage_ipcs(config: Config) -> list[int]:
-    """Images per class of the set in each stage of a run."""
-    ipc, blocks = config.distilled.ipc, config.distilled.boost_blocks
-    return [ipc // blocks * (number + 1) for number in range(blocks)]
+def stage_sizes(config: Config, parameterisation: Parameterisation) -> list[int]:
+    """Examples of each class of the set in each stage of a run."""
+    return [parameterisation.per_class * (number + 1) for number in range(config.distilled.boost_blocks)]
 
 
 def named(blocks: tuple[Block, ...], first: int = 0) -> dict[str, Tensor]:
@@ -159,10 +159,10 @@ def named(blocks: tuple[Block, ...], first: int = 0) -> dict[str, Tensor]:
     }
 
 
-def made_blocks(leaves: Mapping[str, Tensor], classes: int) -> tuple[Block, ...]:
-    """Blocks from leaves that are named as `named` does; targets that are not among them are one-hot."""
+def made_blocks(leaves: Mapping[str, Tensor], parameterisation: Parameterisation) -> tuple[Block, ...]:
+    """Blocks from leaves that are named as `named` does, all of one parameterisation."""
     count = len({name.partition(".")[0] for name in leaves})
-    return tuple(class_by_class(with_prefix(leaves, f"{number}."), classes) for number in range(count))
+    return tuple(Block(with_prefix(leaves, f"{number}."), parameterisation) for number in range(count))
 
 
 def with_leaves(blocks: tuple[Block, ...], leaves: Mapping[str, Tensor], first: int = 0) -> tuple[Block, ...]:

@@ -15,7 +15,18 @@ from typing import Any, NoReturn, get_args
 
 from potstill import __version__
 from potstill.config import Config, options_of_config, preset_names
-from potstill.registry import EXPORTS, METHODS, MODELS, OPTIMIZERS, PREPROCESSING, SOURCES, STUDIES, InputError, near_miss
+from potstill.registry import (
+    EXPORTS,
+    METHODS,
+    MODELS,
+    OPTIMIZERS,
+    PARAMETERISATIONS,
+    PREPROCESSING,
+    SOURCES,
+    STUDIES,
+    InputError,
+    near_miss,
+)
 from potstill.sections import EVALUATION_DATA_OPTIONS
 
 PAPER = (
@@ -229,6 +240,9 @@ def add_options(parser: argparse.ArgumentParser, names: Sequence[str], default: 
             groups[section].add_argument(flag, action=argparse.BooleanOptionalAction, **common)
         else:
             groups[section].add_argument(flag, metavar=metavar(hint), **common)
+        if second := item.metadata["also"]:
+            same = {"dest": second, "default": argparse.SUPPRESS, "help": f"the same as {flag}"}
+            groups[section].add_argument("--" + second.replace("_", "-"), metavar=metavar(hint), **same)
 
 
 def metavar(hint: Any) -> str:
@@ -264,6 +278,7 @@ def list_parts() -> int:
     tables = [
         ("data (--data)", SOURCES.described()),
         ("methods (--method)", METHODS.described()),
+        ("parameterisations (--param)", PARAMETERISATIONS.described()),
         (
             "models (--model)",
             [*MODELS.described(), ("package.module:factory", "your own: a function or class that makes a network")],

@@ -19,7 +19,7 @@ from rich.table import Table
 
 from potstill import api, distillation, evaluation, exports, runs, sources, store
 from potstill.analysis import SOURCES
-from potstill.config import Config, options_from_file, options_from_preset, options_of_config
+from potstill.config import Config, by_first_name, options_from_file, options_from_preset, options_of_config
 from potstill.devices import hardware, pick_device, versions
 from potstill.diagnosis import Diagnosis, Noise, diagnose_run
 from potstill.display import Display
@@ -65,7 +65,8 @@ def distill(parsed: argparse.Namespace) -> int:
 
 def given_options(parsed: argparse.Namespace) -> dict[str, Any]:
     """The options of config.py that the command line sets, by name."""
-    return {item.name: getattr(parsed, item.name) for _, item, _ in options_of_config() if hasattr(parsed, item.name)}
+    names = [name for _, item, _ in options_of_config() for name in (item.name, item.metadata["also"])]
+    return by_first_name({name: getattr(parsed, name) for name in names if hasattr(parsed, name)})
 
 
 def new_config(parsed: argparse.Namespace) -> Config:

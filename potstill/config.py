@@ -11,7 +11,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import tomli_w
 
-from potstill.registry import METHODS, OPTIMIZERS, PREPROCESSING, SOURCES, WINDOWS, InputError, near_miss
+from potstill.registry import METHODS, OPTIMIZERS, PARAMETERISATIONS, PREPROCESSING, SOURCES, WINDOWS, InputError, near_miss
 from potstill.sections import (
     AUGMENTATIONS,
     TAPES,
@@ -47,7 +47,7 @@ class Config:
         config = base or cls()
         homes = {item.name: (section, item, hint) for section, item, hint in options_of_config()}
         changed: dict[str, dict[str, Any]] = {}
-        for name, value in options.items():
+        for name, value in by_first_name(options).items():
             if name not in homes:
                 raise InputError(
                     f"unknown option {name!r}{near_miss(name, [*homes, 'images_per_class'])}; `potstill distill --help` lists all"
@@ -73,6 +73,20 @@ def options_of_config() -> Iterator[tuple[str, "dataclasses.Field[Any]", Any]]:
         hints = get_type_hints(section_type)
         for item in dataclasses.fields(section_type):
             yield section, item, hints[item.name]
+
+
+def by_first_name(options: Mapping[str, Any]) -> dict[str, Any]:
+    """`options` with second names (`budget_ipc`) replaced by the first; an InputError if one is given by both, differently."""
+    found = dict(options)
+    for _, item, _ in options_of_config():
+        second = item.metadata["also"]
+        if second in found:
+            value = found.pop(second)
+            if found.setdefault(item.name, value) != value:
+                raise InputError(
+                    f"{item.name} and {second} are the same option, got {found[item.name]} and {value}; give one of them"
+                )
+    return found
 
 
 def convert(name: str, value: Any, hint: Any, words: Sequence[str] = ()) -> Any:
@@ -133,6 +147,7 @@ def validated(config: Config) -> Config:
     """
     outer, inner, run = config.outer, config.inner, config.run
     METHODS.check(outer.method)
+    PARAMETERISATIONS.check(config.distilled.param)
     OPTIMIZERS.check(inner.inner_optimizer)
     PREPROCESSING.check(config.data.preprocess)
     check_source(config.data.data)
@@ -146,10 +161,6 @@ def validated(config: Config) -> Config:
                 raise InputError(f"unknown {name} {part!r}{near_miss(part, AUGMENTATIONS)}; known: {known}")
     if not config.evaluation.lengths:
         raise InputError("lengths must hold at least one number of steps, got none")
-    if isinstance(inner.batch_per_class, int) and inner.batch_per_class > config.distilled.ipc:
-        raise InputError(
-            f"batch_per_class must be at most ipc={config.distilled.ipc}, got {inner.batch_per_class}; leave it at auto"
-        )
     if outer.split_real_batch and outer.trajectories > outer.real_batch:
         raise InputError(
             f"trajectories must be at most real_batch={outer.real_batch} to split it, got {outer.trajectories}; raise --real-batch"
@@ -220,7 +231,7 @@ def options_from_toml(text: str, source: str) -> dict[str, Any]:
         raise InputError(f"{source} is not valid TOML: {error}") from error
     homes: dict[str, dict[str, None]] = {}
     for section, item, _ in options_of_config():
-        homes.setdefault(section, {})[item.name] = None
+        homes.setdefault(section, {}).update(dict.fromkeys(filter(None, (item.name, item.metadata["also"]))))
     found: dict[str, Any] = {}
     for section, table in tables.items():
         if section not in homes or not isinstance(table, Mapping):
@@ -229,7 +240,7 @@ def options_from_toml(text: str, source: str) -> dict[str, Any]:
             if key not in homes[section]:
                 raise InputError(f"{source} has an unknown key {key!r} in [{section}]{near_miss(key, homes[section])}")
             found[key] = value
-    return found
+    return by_first_name(found)
 
 
 def options_from_file(path: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from potstill import store
-from potstill.boosting import Stage, examples, with_leaves
+from potstill.boosting import Stage, examples, stage_sizes, with_leaves
 from potstill.compilation import Networks
 from potstill.compiled import CompiledNetwork
 from potstill.config import Config
@@ -24,6 +24,7 @@ from potstill.loading import RealData, prepare
 from potstill.methods.base import Method, Problem
 from potstill.models import ModelSpec, check_model, fresh, resolve
 from potstill.outer import Hooks, OuterState, Record, optimise
+from potstill.parameterisations.base import block_parameterisation
 from potstill.registry import InputError
 from potstill.resolve import check_second_derivative, resolve_auto, resolve_compile, resolve_keep
 from potstill.runs import RunFolder, steps_done
@@ -117,12 +118,14 @@ class Setup:
         if couples_batch(fresh(factory, 0, torch.device("cpu"))):
             listener.say("the network has batch norm: batches are taken whole, and memory grows with --real-batch")
         config = resolve_auto(config, real, factory, mapped=dataset.mapped, device=device)
-        sizes = [int(config.distilled.block_ipc)] * config.distilled.boost_blocks
-        blocks = initial_blocks(config.distilled.init, sizes, classes, real.shape, real.train, config.run.seed, device)
+        one = block_parameterisation(config.distilled, real.shape, classes)
+        blocks = initial_blocks(
+            config.distilled.init, [one] * config.distilled.boost_blocks, real.train, config.run.seed, device
+        )  # fmt: skip
         allow_tf32(config.run.tf32)
         networks = Networks(factory, real.shape, classes, device, str(config.run.precision))
         keep = resolve_keep(config, networks)
-        config, compiled = resolve_compile(config, networks, listener.say)
+        config, compiled = resolve_compile(config, networks, stage_sizes(config, one), listener.say)
         problem = Problem(real.train, blocks[0].labels, {}, classes, factory, config, device, keep, compiled)
         return cls(config, real, blocks, problem, device, listener)
 
@@ -230,7 +233,7 @@ def make_set(setup: Setup, blocks: tuple[Block, ...], learned: dict[str, Any], s
 
 def measured(setup: Setup, blocks: tuple[Block, ...]) -> dict[str, Any]:
     """The best training length of a set on validation data and the accuracy there, as a file records them."""
-    ipc = sum(len(block.labels) for block in blocks) // len(setup.real.class_names)
+    ipc = sum(block.ipc for block in blocks)
     label = "choosing the training length" + (f" at {ipc} images per class" if len(setup.blocks) > 1 else "")
     scores = setup.validation_scores(blocks, setup.lengths, progress=setup.listener.work, label=label)
     place = int(scores.mean(0).argmax())

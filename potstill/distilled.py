@@ -13,6 +13,8 @@ from torch.utils.data import Dataset
 from potstill.config import Config
 from potstill.data import Split, sample_per_class
 from potstill.images import PADDED_SIDE, UNPADDED_SIDE
+from potstill.parameterisations.base import Budget, Parameterisation
+from potstill.parameterisations.pixels import Pixels
 from potstill.preprocess import Preprocess
 from potstill.registry import InputError
 from potstill.seeds import generator
@@ -74,32 +76,58 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Block:
-    """Examples that were distilled together, `ipc` of every class, class by class.
+    """Examples that were distilled together, as many of every class, class by class.
 
     Args:
-        leaves: what is learned, by name: "images" (n, C, H, W) and "targets" (n, K).
-        labels: (n,) the class of each example.
-        parameterisation: how leaves decode to examples; "pixels" keeps the examples themselves.
+        leaves: what is stored and learned, by name: what the parameterisation makes images of and, if labels are learned,
+            "targets" (m, K).
+        parameterisation: how leaves decode to examples.
     """
 
     leaves: Mapping[str, Tensor]
-    labels: Tensor
-    parameterisation: str = "pixels"
+    parameterisation: Parameterisation
 
-    @property
+    @classmethod
+    def of_pixels(cls, images: Tensor, classes: int, targets: Tensor | None = None) -> "Block":
+        """A block of images (n, C, H, W), as many of each class, class by class; without targets (n, K) they are one-hot."""
+        channels, height, width = images.shape[1:]
+        budget = Budget((channels, height, width), classes, len(images) // classes, learn_labels=targets is not None)
+        return cls({"images": images} | ({} if targets is None else {"targets": targets}), Pixels(budget))
+
+    @cached_property
     def images(self) -> Tensor:
         """(n, C, H, W) as a network reads them."""
-        return self.leaves["images"]
+        return self.parameterisation.decode(self.leaves)
 
     @property
+    def labels(self) -> Tensor:
+        """(n,) the class of each example."""
+        leaf = next(iter(self.leaves.values()))
+        return torch.arange(self.parameterisation.budget.classes, device=leaf.device).repeat_interleave(
+            self.parameterisation.per_class
+        )
+
+    @cached_property
     def targets(self) -> Tensor:
         """(n, K) what a network is trained to answer; one-hot unless learned."""
-        return self.leaves["targets"]
+        if "targets" in self.leaves:
+            return self.leaves["targets"].repeat_interleave(self.parameterisation.sharing, dim=0)
+        leaf = next(iter(self.leaves.values()))
+        return torch.nn.functional.one_hot(self.labels, self.parameterisation.budget.classes).to(leaf)
+
+    @property
+    def ipc(self) -> int:
+        """Images per class; of another parameterisation than pixels, for the numbers of how many the budget was."""
+        return self.parameterisation.budget.ipc
+
+    @property
+    def stored_bytes(self) -> int:
+        """What the leaves take. (Hard labels follow from the order.)"""
+        return sum(leaf.numel() * leaf.element_size() for leaf in self.leaves.values())
 
     def to(self, device: torch.device) -> "Block":
         """The same on a device."""
-        leaves = {name: leaf.to(device) for name, leaf in self.leaves.items()}
-        return Block(leaves, self.labels.to(device), self.parameterisation)
+        return Block({name: leaf.to(device) for name, leaf in self.leaves.items()}, self.parameterisation)
 
 
 class DistilledSet(Dataset[tuple[Tensor, Tensor]]):
@@ -157,24 +185,33 @@ class DistilledSet(Dataset[tuple[Tensor, Tensor]]):
 
     @property
     def ipc(self) -> int:
-        """Images per class."""
-        return len(self) // len(self.class_names)
+        """Images per class; of another parameterisation than pixels, for the numbers of how many the budget was."""
+        return sum(block.ipc for block in self.blocks)
+
+    @property
+    def per_class(self) -> int:
+        """Images of each class that a network trains on: `ipc` of pixels, more of other parameterisations."""
+        return sum(block.parameterisation.per_class for block in self.blocks)
+
+    @property
+    def stored_bytes(self) -> int:
+        """What the learned numbers take; preprocessing and metadata are beside them in the file."""
+        return sum(block.stored_bytes for block in self.blocks)
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of an image."""
-        channels, height, width = self.blocks[0].images.shape[1:]
-        return channels, height, width
+        return self.blocks[0].parameterisation.budget.shape
 
     def __len__(self) -> int:
-        return sum(len(block.labels) for block in self.blocks)
+        return self.per_class * len(self.class_names)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """(image, class), or (image, weights (K,)) if the labels were learned; torch's cross-entropy takes either."""
         return self.images[index], (self.targets if self.learned_labels else self.labels)[index]
 
     def __repr__(self) -> str:
-        return f"DistilledSet({self.ipc} of each of {len(self.class_names)} classes, {tuple(self.shape)}, {self.fitted.kind})"
+        return f"DistilledSet({self.per_class} of each of {len(self.class_names)} classes, {self.shape}, {self.fitted.kind})"
 
     def preprocess(self, real: Any) -> Tensor:
         """Make real images fit for a network that was trained on this set.
@@ -203,8 +240,7 @@ class DistilledSet(Dataset[tuple[Tensor, Tensor]]):
     @property
     def budgets(self) -> tuple[int, ...]:
         """Images per class of every set that this one holds: of its first block, its first two, and so on up to itself."""
-        sizes = (len(block.labels) // len(self.class_names) for block in self.blocks)
-        return tuple(accumulate(sizes))
+        return tuple(accumulate(block.ipc for block in self.blocks))
 
     def prefix(self, ipc: int) -> "DistilledSet":
         """The set of the first blocks that hold `ipc` images per class, with the training length and accuracy measured for it.
@@ -264,44 +300,45 @@ class BatchPlan:
 
 
 def initial_blocks(
-    kind: str, sizes: Sequence[int], classes: int, shape: tuple[int, int, int], train: Split, seed: int, device: torch.device
+    kind: str, parameterisations: Sequence[Parameterisation], train: Split, seed: int, device: torch.device
 ) -> tuple[Block, ...]:
-    """Blocks before distillation, all different.
+    """Blocks before distillation, all different; their labels are one-hot.
 
     Args:
-        kind: "gaussian": N(0, 1) images, each divided by its L2 norm (paper D.1); "real": random train images.
-        sizes: images per class of each block.
-        classes: number of classes.
-        shape: (C, H, W).
+        kind: "gaussian": noise whose images have norm about 1 (paper D.1); "real": the nearest to random train images.
+        parameterisations: one for each block.
         train: where real images come from, preprocessed.
         seed: of the draw.
         device: where the blocks live.
     Raises:
-        InputError: a class has fewer train images than the blocks hold of it.
+        InputError: a class has fewer train images than the blocks' budget, or than they start from.
     """
-    counts, ipc = torch.bincount(train.labels, minlength=classes), sum(sizes)
-    if int(counts.min()) < ipc:
-        raise InputError(
-            f"ipc must be at most the smallest class's number of train images (after the held-out shares), "
-            f"{int(counts.min())} in class {int(counts.argmin())}, got {ipc}"
-        )
-    rng = generator(seed, "initial images")
-    chosen = sample_per_class(train.labels, classes, ipc, rng).view(classes, ipc) if kind == "real" else None
+    budget = parameterisations[0].budget
+    require_images(train, budget.classes, sum(one.budget.ipc for one in parameterisations), "ipc")
+    rng, wanted = generator(seed, "initial images"), sum(one.real_per_class for one in parameterisations)
+    chosen = None
+    if kind == "real":
+        require_images(train, budget.classes, wanted, "the images that init=real starts from")
+        chosen = sample_per_class(train.labels, budget.classes, wanted, rng).view(budget.classes, wanted)
     made, first = [], 0
-    for size in sizes:
-        if chosen is not None:
-            images = train.take(chosen[:, first : first + size].flatten())[0]
+    for one in parameterisations:
+        if chosen is None:
+            leaves = one.noise(rng)
         else:
-            noise = torch.randn(classes * size, *shape, generator=rng)
-            images = (noise / noise.flatten(1).norm(dim=1).view(-1, 1, 1, 1)).to(device)
-        made.append(class_by_class({"images": images}, classes))
-        first += size
+            leaves = one.from_real(train.take(chosen[:, first : first + one.real_per_class].flatten())[0], rng)
+            first += one.real_per_class
+        if budget.learn_labels:
+            labels = torch.arange(budget.classes).repeat_interleave(one.labels_stored // budget.classes)
+            leaves["targets"] = torch.nn.functional.one_hot(labels, budget.classes).float()
+        made.append(Block(leaves, one).to(device))
     return tuple(made)
 
 
-def class_by_class(leaves: Mapping[str, Tensor], classes: int) -> Block:
-    """A block of as many images of each class, one class after the other; targets that are not among the leaves are one-hot."""
-    images = leaves["images"]
-    labels = torch.arange(classes, device=images.device).repeat_interleave(len(images) // classes)
-    one_hot = torch.nn.functional.one_hot(labels, classes).float()
-    return Block({**leaves, "targets": leaves.get("targets", one_hot)}, labels)
+def require_images(train: Split, classes: int, wanted: int, what: str) -> None:
+    """Raise an InputError if a class has fewer train images."""
+    counts = torch.bincount(train.labels, minlength=classes)
+    if int(counts.min()) < wanted:
+        raise InputError(
+            f"{what} must be at most the smallest class's number of train images (after the held-out shares), "
+            f"{int(counts.min())} in class {int(counts.argmin())}, got {wanted}"
+        )

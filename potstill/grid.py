@@ -11,6 +11,7 @@ from torch import Tensor
 from potstill.distilled import DistilledSet
 from potstill.store import write
 
+MOST_COLUMNS = 50
 CELL_PX, GAP_PX, MARGIN_PX, TEXT_PX, CAPTION_PX, NAME_PX = 96, 6, 12, 15, 480, 240
 INK, PAPER, FAINT = (24, 24, 27), (255, 255, 255), (113, 113, 122)
 
@@ -29,23 +30,23 @@ def to_image(pixels: Tensor) -> Image.Image:
 
 
 def grid(distilled: DistilledSet, caption: str = "") -> Image.Image:
-    """All images of a set, a row a class, enlarged without smoothing, with class names and a caption.
+    """The images of a set, a row a class, enlarged without smoothing, with class names and a caption.
 
-    At one image per class the classes stand side by side instead, up to ten in a row.
+    Of a class the first `MOST_COLUMNS`. At one image per class the classes stand side by side instead, up to ten in a row.
     """
-    classes, ipc = len(distilled.class_names), distilled.ipc
-    order = torch.argsort(distilled.labels, stable=True)
-    pictures = [to_image(pixels) for pixels in distilled.pixels[order]]
-    columns = min(classes, 10) if ipc == 1 else ipc
+    classes, each = len(distilled.class_names), min(distilled.per_class, MOST_COLUMNS)
+    order = torch.argsort(distilled.labels, stable=True).view(classes, -1)[:, :each].flatten()
+    pictures = [to_image(pixels) for pixels in distilled.fitted.pictures(distilled.images[order])]
+    columns = min(classes, 10) if each == 1 else each
     rows = -(-len(pictures) // columns)
     height, width = distilled.shape[1:]
     zoom = max(1, round(CELL_PX / max(height, width)))
     cell_w, cell_h = width * zoom, height * zoom
     font = find_font()
     names = [shorten(drawable(name, font), font, NAME_PX) for name in distilled.class_names]
-    left = 0 if ipc == 1 else round(max(font.getlength(name) for name in names)) + MARGIN_PX
+    left = 0 if each == 1 else round(max(font.getlength(name) for name in names)) + MARGIN_PX
     across = max(columns * (cell_w + GAP_PX) + left, CAPTION_PX if caption else 0)
-    name_h = TEXT_PX + GAP_PX if ipc == 1 else 0
+    name_h = TEXT_PX + GAP_PX if each == 1 else 0
     lines = wrap(caption, font, 2 * MARGIN_PX, across) if caption else []
     size = (
         2 * MARGIN_PX + across - GAP_PX,
@@ -57,7 +58,7 @@ def grid(distilled: DistilledSet, caption: str = "") -> Image.Image:
         row, column = divmod(place, columns)
         x, y = MARGIN_PX + left + column * (cell_w + GAP_PX), MARGIN_PX + row * (cell_h + GAP_PX + name_h)
         sheet.paste(picture.convert("RGB").resize((cell_w, cell_h), Image.Resampling.NEAREST), (x, y + name_h))
-        if ipc == 1:
+        if each == 1:
             pen.text((x, y), shorten(names[place], font, cell_w), INK, font)
         elif column == 0:
             pen.text((MARGIN_PX, y + (cell_h - TEXT_PX) // 2), names[row], INK, font)

@@ -312,8 +312,8 @@ def only(distilled: DistilledSet, numbers: Sequence[int]) -> DistilledSet:
 def first_images(distilled: DistilledSet, ipc: int) -> DistilledSet:
     """The set of the first `ipc` images of each class, whatever the blocks."""
     rows = torch.cat([torch.nonzero(distilled.labels == label)[:ipc, 0] for label in range(len(distilled.class_names))])
-    block = Block({"images": distilled.images[rows], "targets": distilled.targets[rows]}, distilled.labels[rows])
-    return distilled.with_blocks((block,))
+    targets = distilled.targets[rows] if distilled.learned_labels else None
+    return distilled.with_blocks((Block.of_pixels(distilled.images[rows], len(distilled.class_names), targets),))
 
 
 def within(distilled: DistilledSet) -> float:

@@ -88,6 +88,13 @@ WINDOWS = Registry(
     growing=("potstill.windows:Growing", "every step differentiated, ever more of them up to T (appendix D.4)"),
 )
 METHODS = Registry("method", **{name: ("potstill.methods.bptt:Bptt", line) for name, line in WINDOWS.described()})
+PARAMETERISATIONS = Registry(
+    "parameterisation",
+    pixels=("potstill.parameterisations.pixels:Pixels", "every image by its own pixels (default)"),
+    multi_formation=("potstill.parameterisations.formation:MultiFormation", "each stored image is a sheet of smaller ones (IDC)"),
+    basis=("potstill.parameterisations.basis:Basis", "images are combinations of a few bases that all classes share (LinBa)"),
+    factorised=("potstill.parameterisations.factorised:Factorised", "bases seen through small hallucination networks (HaBa)"),
+)
 OPTIMIZERS = Registry(
     "inner optimizer",
     adam=("potstill.inner:Adam", "Adam; eps after bias correction (torch) or before it (higher 0.2.1)"),

@@ -3,14 +3,14 @@
 import copy
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from potstill.boosting import stage_ipcs, stage_micro_batch
+from potstill.boosting import stage_micro_batch
 from potstill.compilation import PRODUCT_COST, Networks, compiled_if_worth
 from potstill.compiled import CompiledNetwork
 from potstill.config import Config, graphs_mb
@@ -29,6 +29,7 @@ from potstill.inner import Keep
 from potstill.loading import RealData
 from potstill.models import fresh
 from potstill.models.convnet import auto_depth
+from potstill.parameterisations.base import block_parameterisation
 from potstill.registry import WINDOWS, InputError
 from potstill.seeds import generator
 from potstill.windows import WindowSampler, autos
@@ -41,20 +42,24 @@ SAMPLED_DRAWS = 100
 
 def resolve_auto(config: Config, real: RealData, factory: Callable[[], nn.Module], *, mapped: bool, device: torch.device) -> Config:
     """`config` with every "auto" but `compile` replaced by what it means here; a resumed run reads these back."""
-    inner, classes, ipc = config.inner, len(real.class_names), config.distilled.ipc
+    inner, classes, blocks = config.inner, len(real.class_names), config.distilled.boost_blocks
     if inner.classes_per_batch != "auto" and int(inner.classes_per_batch) > classes:
         raise InputError(f"classes_per_batch must be at most the number of classes, {classes}, got {inner.classes_per_batch}")
     # An image of norm 1 has pixels of scale 1 / sqrt(D), and Adam moves each by about its learning rate (paper D.1).
     outer_lr = (
         config.outer.outer_lr if config.outer.outer_lr != "auto" else PAPER_LR * (PAPER_VALUES / math.prod(real.shape)) ** 0.5
     )
-    blocks = config.distilled.boost_blocks
+    config = filled(config, {"block_ipc": config.distilled.ipc // blocks})
+    per_class = blocks * block_parameterisation(config.distilled, real.shape, classes).per_class
+    if inner.batch_per_class != "auto" and int(inner.batch_per_class) > per_class:
+        raise InputError(
+            f"batch_per_class must be at most the {per_class} images of each class, got {inner.batch_per_class}; leave it at auto"
+        )
     found: dict[str, Any] = {
-        "block_ipc": ipc // blocks,
         "steps": max(1, AUTO_STEPS // blocks),
         "storage": "mapped" if mapped else "memory",
         "preprocess": real.preprocess.kind,
-        "batch_per_class": min(ipc, max(1, AUTO_SYNTHETIC_BATCH // classes)),
+        "batch_per_class": min(per_class, max(1, AUTO_SYNTHETIC_BATCH // classes)),
         "classes_per_batch": classes,
         "outer_lr": outer_lr,
         "label_lr": outer_lr,
@@ -88,18 +93,25 @@ def filled(config: Config, found: dict[str, Any]) -> Config:
     return Config.from_options(config, **{name: value for name, value in found.items() if flat[name] == "auto"})
 
 
-def resolve_compile(config: Config, networks: Networks, say: Callable[[str], None]) -> tuple[Config, CompiledNetwork | None]:
+def resolve_compile(
+    config: Config, networks: Networks, stages: Sequence[int], say: Callable[[str], None]
+) -> tuple[Config, CompiledNetwork | None]:
     """`config` with `compile` on or off, and the compiled derivatives if it is on.
 
+    Args:
+        config: without other "auto".
+        networks: the run's.
+        stages: examples of each class of the set in each stage.
+        say: takes a sentence that the user should see.
     Raises:
         InputError: compile is "on" and cannot be.
     """
-    inner, outer, stages = config.inner, config.outer, stage_ipcs(config)
+    inner, outer = config.inner, config.outer
     synthetic = int(inner.batch_per_class) * int(inner.classes_per_batch)
 
     def work() -> float:
         burn_in, window = mean_window(WINDOWS[outer.method].of(config), int(outer.steps))
-        images = sum(min(ipc, int(inner.batch_per_class)) * int(inner.classes_per_batch) for ipc in stages)
+        images = sum(min(size, int(inner.batch_per_class)) * int(inner.classes_per_batch) for size in stages)
         unrolls = images * (burn_in + window + PRODUCT_COST * window) + len(stages) * outer.real_batch
         return int(outer.steps) * outer.trajectories * unrolls * networks.operations()
 
@@ -111,7 +123,7 @@ def resolve_compile(config: Config, networks: Networks, say: Callable[[str], Non
 
     graphs = graphs_mb(config.run.tape) is not None
     obstacle = "--tape graphs:MB keeps the graphs of uncompiled networks" if graphs else None
-    functions = 1 + 2 * len({stage_micro_batch(config, ipc, compiled=True) for ipc in stages})  # one for the real batch
+    functions = 1 + 2 * len({stage_micro_batch(config, size, compiled=True) for size in stages})  # one for the real batch
     compiled = compiled_if_worth(config.run.compile, networks.device, work, build, say, obstacle, functions)
     run = dataclasses.replace(config.run, compile="on" if compiled else "off")
     return dataclasses.replace(config, run=run), compiled

@@ -17,6 +17,7 @@ from potstill.config import Config, options_from_file, to_toml
 from potstill.distilled import DistilledSet, Recipe
 from potstill.loading import RealData
 from potstill.outer import Best, OuterState, Record
+from potstill.parameterisations.base import block_parameterisation
 from potstill.preprocess import Preprocess
 from potstill.registry import InputError
 
@@ -122,7 +123,7 @@ class RunFolder:
 
     def keep_preparation(self, real: RealData) -> None:
         """Keep the fitted preprocessing and the class names, which a finished set holds itself: for `snapshot`."""
-        meta = {"preprocess": real.preprocess.kind, "class_names": list(real.class_names)}
+        meta = {"preprocess": real.preprocess.kind, "class_names": list(real.class_names), "input_shape": list(real.shape)}
         store.save_tensors(self.path / PREPARATION, real.preprocess.state(), "preparation", meta)
 
     def snapshot(self) -> DistilledSet | None:
@@ -137,7 +138,8 @@ class RunFolder:
                 state = unpack(*store.load_tensors(path, "checkpoint"))
             except InputError:
                 continue
-            blocks = made_blocks({**state.earlier, **state.leaves}, len(names))
+            one = block_parameterisation(config.distilled, tuple(known["input_shape"]), len(names))
+            blocks = made_blocks({**state.earlier, **state.leaves}, one)
             return DistilledSet(
                 blocks, names, Preprocess.from_state(known["preprocess"], fitted), Recipe.of(config, config.evaluation.lengths[0]),
                 learned_labels=config.distilled.learn_labels, meta={"method": config.outer.method, "seed": config.run.seed},

@@ -16,9 +16,14 @@ TAPES = ("states", "sqrt", "host", "bfloat16")
 AUGMENTATIONS = ("flip", "rotate", "crop", "cutout", "color", "scale")
 
 
-def option(default: Any, help: str, *, low: float | None = None, high: float | None = None, open_low: bool = False) -> Any:
-    """A field with its help text and the interval its numbers lie in: [low, high], or (low, high] with `open_low`."""
-    return field(default=default, metadata={"help": help, "low": low, "high": high, "open_low": open_low})
+def option(
+    default: Any, help: str, *, low: float | None = None, high: float | None = None, open_low: bool = False, also: str = ""
+) -> Any:
+    """A field with its help text and the interval its numbers lie in: [low, high], or (low, high] with `open_low`.
+
+    `also` is a second name by which it can be given.
+    """
+    return field(default=default, metadata={"help": help, "low": low, "high": high, "open_low": open_low, "also": also})
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,17 @@ class DataConfig:
 class DistilledConfig:
     """The synthetic set."""
 
-    ipc: int = option(1, "images per class of the distilled set", low=1)
+    ipc: int = option(
+        1, "images per class of the distilled set; with another --param than pixels the budget: the numbers of so many are stored",
+        low=1, also="budget_ipc",
+    )  # fmt: skip
+    param: str = option("pixels", "parameterisation: how images are stored (see `potstill list`)")
+    factor: int = option(
+        2, "multi-formation: parts on a side of a stored image; basis, factorised: bases are stored at 1 / this of the resolution",
+        low=1,
+    )  # fmt: skip
+    bases: int = option(0, "basis: how many bases all classes share; 0: 16, fewer for small images or budgets", low=0)
+    hallucinators: int = option(5, "factorised: how many networks every basis goes through", low=1)
     init: Literal["gaussian", "real"] = option("gaussian", "start: Gaussian images of norm 1 (paper D.1), or real images")
     learn_labels: bool = option(False, "learn soft labels with the images (paper D.1: all but CIFAR-10 IPC 1)")
     boost_blocks: int = option(

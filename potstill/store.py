@@ -15,11 +15,12 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from potstill.distilled import Block, DistilledSet, Recipe
+from potstill.parameterisations.base import from_plain
 from potstill.preprocess import Preprocess
 from potstill.registry import InputError
 
 KEY = "potstill"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 ARTEFACT = "distilled.safetensors"
 
 
@@ -102,7 +103,6 @@ def save(distilled: DistilledSet, path: str | os.PathLike[str]) -> None:
     tensors = {f"preprocess.{name}": tensor for name, tensor in distilled.fitted.state().items()}
     for number, block in enumerate(distilled.blocks):
         tensors |= {f"blocks.{number}.{name}": leaf for name, leaf in block.leaves.items()}
-        tensors[f"blocks.{number}.labels"] = block.labels
     meta = {
         **distilled.meta,
         "class_names": list(distilled.class_names),
@@ -110,7 +110,7 @@ def save(distilled: DistilledSet, path: str | os.PathLike[str]) -> None:
         "preprocess": distilled.fitted.kind,
         "recipe": dataclasses.asdict(distilled.recipe),
         "learned_labels": distilled.learned_labels,
-        "blocks": [block.parameterisation for block in distilled.blocks],
+        "blocks": [block.parameterisation.plain() for block in distilled.blocks],
     }
     save_tensors(Path(path), tensors, "distilled set", meta)
 
@@ -128,10 +128,12 @@ def load(path: str | os.PathLike[str], ipc: int | None = None) -> DistilledSet:
     """
     file = Path(path)
     tensors, meta = load_tensors(file / ARTEFACT if file.is_dir() else file, "distilled set")
-    blocks = tuple(
-        Block(with_prefix(tensors, f"blocks.{number}.", but="labels"), tensors[f"blocks.{number}.labels"], name)
-        for number, name in enumerate(meta.pop("blocks"))
-    )
+    if meta["format_version"] == 1:
+        tensors, meta = of_version_1(tensors, meta)
+    channels, height, width = meta.pop("input_shape")
+    size = (channels, height, width), len(meta["class_names"]), meta["learned_labels"]
+    stored = [with_prefix(tensors, f"blocks.{number}.") for number in range(len(meta["blocks"]))]
+    blocks = tuple(Block(leaves, from_plain(plain, *size)) for leaves, plain in zip(stored, meta.pop("blocks"), strict=True))
     recipe: dict[str, Any] = meta.pop("recipe")
     known: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in recipe.items()}
     fitted = Preprocess.from_state(meta.pop("preprocess"), with_prefix(tensors, "preprocess."))
@@ -141,13 +143,19 @@ def load(path: str | os.PathLike[str], ipc: int | None = None) -> DistilledSet:
         fitted,
         Recipe(**known),
         learned_labels=meta.pop("learned_labels"),
-        meta={name: value for name, value in meta.items() if name not in ("format_version", "kind", "input_shape")},
+        meta={name: value for name, value in meta.items() if name not in ("format_version", "kind")},
     )
     return distilled if ipc is None else distilled.prefix(ipc)
 
 
-def with_prefix(tensors: Mapping[str, Tensor], prefix: str, but: str = "") -> dict[str, Tensor]:
-    """The tensors whose name starts with `prefix`, without it, except the one called `but`."""
-    return {
-        name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix) and name != prefix + but
-    }
+def of_version_1(tensors: Mapping[str, Tensor], meta: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A set that was written before there were parameterisations: labels, and one-hot targets too, were stored beside pixels."""
+    dropped = {"labels"} if meta["learned_labels"] else {"labels", "targets"}
+    kept = {name: tensor for name, tensor in tensors.items() if name.rpartition(".")[2] not in dropped}
+    sizes = [len(tensors[f"blocks.{number}.labels"]) // len(meta["class_names"]) for number in range(len(meta["blocks"]))]
+    return kept, {**meta, "blocks": [{"kind": "pixels", "ipc": size} for size in sizes]}
+
+
+def with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose name starts with `prefix`, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -9,17 +9,17 @@ import torch
 from test_bptt import SHAPE, problem
 from test_runs import QUICK
 from torch import Tensor
-from twins import CPU
+from twins import CPU, pixels
 
 import potstill
-from potstill.boosting import OnBlocks, Stage, examples, stage_ipcs, stage_micro_batch
+from potstill.boosting import OnBlocks, Stage, examples, stage_micro_batch, stage_sizes
 from potstill.cli import main
 from potstill.compilation import Networks
 from potstill.compiled import CompiledNetwork
 from potstill.config import Config
 from potstill.data import TensorSplit
 from potstill.distillation import Listener
-from potstill.distilled import DistilledSet, initial_blocks
+from potstill.distilled import Block, DistilledSet, initial_blocks
 from potstill.inner import Keep
 from potstill.methods.base import Problem
 from potstill.methods.bptt import Bptt
@@ -67,7 +67,7 @@ def stage(blocks: int, **options) -> tuple[Stage, Problem]:
         outer_lr=0.05, label_lr=0.02, learn_labels=True, steps=4, validate_every=9, ipc=blocks, boost_blocks=blocks,
         batch_per_class=blocks, **options,
     )  # fmt: skip
-    made = initial_blocks("gaussian", [1] * blocks, 3, SHAPE, task.train, 0, CPU)
+    made = initial_blocks("gaussian", [pixels(1, 3, SHAPE, learn_labels=True)] * blocks, task.train, 0, CPU)
     return Stage(task.config, made), task
 
 
@@ -78,13 +78,15 @@ def final_leaves(one: Stage, task: Problem) -> dict[str, Tensor]:
 
 def test_beta_1_is_joint_optimisation_from_the_same_start():
     nested, task = stage(2, boost_beta=1.0)
-    both = examples(nested.blocks)
-    whole = dataclasses.replace(nested.blocks[0], leaves=both, labels=torch.cat([block.labels for block in nested.blocks]))
+    rows = torch.tensor([0, 3, 1, 4, 2, 5])  # from block by block to class by class
+    both = {name: made[rows] for name, made in examples(nested.blocks).items()}
+    whole = Block.of_pixels(both["images"], 3, both["targets"])
     config = Config.from_options(task.config, boost_blocks=1, seed=derive(0, "block", 1))
     joint = final_leaves(Stage(config, (whole,)), task)
     found = final_leaves(nested, task)
     for name in ("images", "targets"):
-        torch.testing.assert_close(torch.cat([found[f"0.{name}"], found[f"1.{name}"]]), joint[f"0.{name}"], rtol=0, atol=0)
+        together = torch.cat([found[f"0.{name}"], found[f"1.{name}"]])[rows]
+        torch.testing.assert_close(together, joint[f"0.{name}"], rtol=0, atol=0)
 
 
 def test_beta_multiplies_the_learning_rates_of_old_blocks_and_at_0_they_are_no_variables():
@@ -201,14 +203,16 @@ def test_any_method_can_be_boosted(method):
     options = {"method": method, "steps": 2, "learn_labels": False}
     two = boosted(2, **options)
     assert torch.equal(two.blocks[0].images, boosted(1, **options).images)
-    start = initial_blocks("gaussian", [1, 1], 10, SHAPE, TensorSplit(torch.zeros(40, *SHAPE), torch.arange(40) % 10), 0, CPU)
+    start = initial_blocks(
+        "gaussian", [pixels(1, 10, SHAPE)] * 2, TensorSplit(torch.zeros(40, *SHAPE), torch.arange(40) % 10), 0, CPU
+    )
     assert two.blocks[1].images.isfinite().all()
     assert not torch.equal(two.blocks[1].images, start[1].images)
 
 
 def test_blocks_from_real_images_share_none():
     images = torch.randn(60, *SHAPE, generator=generator(2))
-    blocks = initial_blocks("real", [2, 3], 3, SHAPE, TensorSplit(images, torch.arange(60) % 3), 0, CPU)
+    blocks = initial_blocks("real", [pixels(size, 3, SHAPE) for size in (2, 3)], TensorSplit(images, torch.arange(60) % 3), 0, CPU)
     rows = [int((images == image).flatten(1).all(1).nonzero()) for block in blocks for image in block.images]
     assert len(set(rows)) == 15
     assert [rows[place] % 3 for place in range(15)] == [int(label) for block in blocks for label in block.labels]
@@ -279,8 +283,9 @@ def test_a_prefix_is_exported(tmp_path, capsys):
 def test_a_compiled_boosted_run_has_few_shapes():
     options = {"ipc": 10, "boost_blocks": 10, "block_ipc": 1, "batch_per_class": 10, "classes_per_batch": 10}
     config = Config.from_options(**options, synthetic_micro_batch=100)
-    sizes = [stage_micro_batch(config, ipc, compiled=True) for ipc in stage_ipcs(config)]
+    stages = stage_sizes(config, pixels(1, 10, SHAPE))
+    sizes = [stage_micro_batch(config, size, compiled=True) for size in stages]
     assert sizes == [13, 25, 50, 50, 50, 100, 100, 100, 100, 100]
     small = Config.from_options(config, synthetic_micro_batch=34)
-    assert {stage_micro_batch(small, ipc, compiled=True) for ipc in stage_ipcs(small)} == {17, 34}
-    assert [stage_micro_batch(config, ipc, compiled=False) for ipc in stage_ipcs(config)] == list(range(10, 101, 10))
+    assert {stage_micro_batch(small, size, compiled=True) for size in stages} == {17, 34}
+    assert [stage_micro_batch(config, size, compiled=False) for size in stages] == list(range(10, 101, 10))

@@ -117,7 +117,7 @@ def test_without_a_compiler_a_run_says_so_and_goes_on(monkeypatch):
     monkeypatch.setattr("potstill.compilation.missing_compiler", lambda device: "there is no C++ compiler; install g++ or clang++")
     said: list[str] = []
     config, compiled = resolve_compile(
-        problem(steps=10**9).config, Networks(problem().factory, SHAPE, 3, CPU, "float32"), said.append
+        problem(steps=10**9).config, Networks(problem().factory, SHAPE, 3, CPU, "float32"), [2], said.append
     )
     assert compiled is None
     assert config.run.compile == "off"

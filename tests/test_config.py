@@ -68,7 +68,6 @@ def test_the_text_of_a_flag_reads_as_the_value_of_the_type():
         ({"lengths": ()}, r"lengths must hold at least one number of steps, got none"),
         ({"lengths": [0]}, r"lengths must be at least 1, got 0"),
         ({"lengths": 5}, r"lengths must be a list, got 5"),
-        ({"ipc": 2, "batch_per_class": 3}, r"batch_per_class must be at most ipc=2, got 3; leave it at auto"),
         ({"device": "gpu"}, r"device must be auto, cpu, cuda, cuda:N or mps, got 'gpu'"),
     ],
 )

@@ -41,7 +41,7 @@ def set_of(real: RealData, **recipe) -> DistilledSet:
     """A set of three real images with a recipe."""
     plain = make_set("none")
     rows = [int((real.train.labels == label).nonzero()[0]) for label in range(3)]
-    block = type(plain.blocks[0])({"images": real.train.images[rows], "targets": torch.eye(3)}, torch.arange(3))
+    block = type(plain.blocks[0]).of_pixels(real.train.images[rows], 3)
     options = {"width": 8, "depth": 1, "batch_per_class": 1, "classes_per_batch": 3, "steps": 20, **recipe}
     return DistilledSet((block,), ("a", "b", "c"), real.preprocess, Recipe("mlp", **options))
 

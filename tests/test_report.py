@@ -289,9 +289,7 @@ def test_only_an_earlier_report_is_overwritten(places, tmp_path):
 def test_a_page_of_many_images_stays_of_a_bearable_size(places):
     small = store.load(places / "evaluated")
     images = small.images[:1].expand(10_000, -1, -1, -1)
-    labels = small.labels.new_tensor(range(10_000)) // 100
-    targets = small.targets[:1, :1].expand(10_000, 100)
-    block = Block({"images": images, "targets": targets}, labels)
+    block = Block.of_pixels(images, 100)
     many = DistilledSet((block, block), tuple(map(str, range(100))), small.fitted, small.recipe)
     found = gallery(many)
     assert found.left_out == "Shown: the first 10 of 100 images of each class in each block."

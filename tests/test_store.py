@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from twins import pixels
 
 from potstill.data import TensorSplit
 from potstill.distilled import BatchPlan, Block, DistilledSet, Recipe, initial_blocks
@@ -29,8 +30,8 @@ def make_set(kind: str = "zca", *, blocks: int = 1, learned: bool = False) -> Di
     real = torch.rand(40, 1, 4, 4, generator=rng)
     made = []
     for _ in range(blocks):
-        targets = torch.rand(3, 3, generator=rng) if learned else torch.eye(3)
-        made.append(Block({"images": torch.randn(3, 1, 4, 4, generator=rng), "targets": targets}, torch.arange(3)))
+        targets = torch.rand(3, 3, generator=rng) if learned else None
+        made.append(Block.of_pixels(torch.randn(3, 1, 4, 4, generator=rng), 3, targets))
     recipe = Recipe("mlp", width=8, depth=1, batch_per_class=1, classes_per_batch=3, augment=("flip", "rotate"), steps=40)
     meta = {"method": "rat-bptt", "accuracy": {"mean": 0.5, "std": None, "n": 1}, "config": {"run": {"seed": 3}}}
     return DistilledSet(tuple(made), ("a", "b", "ü"), fit(kind, lambda: [real]), recipe, learned_labels=learned, meta=meta)
@@ -103,7 +104,7 @@ def test_preprocess_takes_bytes_floats_one_image_and_pads_mnist():
     assert torch.equal(distilled.preprocess(real.numpy()), expected)
     with pytest.raises(InputError, match=r"real images must have shape \(N, 1, 4, 4\), got \(5, 3, 4, 4\)"):
         distilled.preprocess(torch.zeros(5, 3, 4, 4))
-    block = Block({"images": torch.zeros(3, 1, 32, 32), "targets": torch.eye(3)}, torch.arange(3))
+    block = Block.of_pixels(torch.zeros(3, 1, 32, 32), 3)
     wide = DistilledSet((block,), ("a", "b", "c"), fit("none", lambda: [torch.rand(4, 1, 32, 32)]), Recipe())
     padded = wide.preprocess(torch.ones(1, 1, 28, 28))
     assert padded.shape == (1, 1, 32, 32)
@@ -127,12 +128,12 @@ def spoil(path, how):
     if how == "foreign":
         save_file({"weight": torch.zeros(2)}, path)
     if how == "newer":
-        body = data[8 : 8 + header].replace(b'format_version\\":1', b'format_version\\":9')
+        body = data[8 : 8 + header].replace(b'format_version\\":2', b'format_version\\":9')
         path.write_bytes(data[:8] + body + data[8 + header :])
     if how == "missing":
         path.unlink()
     if how == "no version":
-        body = data[8 : 8 + header].replace(b'format_version\\":1', b'format_version\\":[')
+        body = data[8 : 8 + header].replace(b'format_version\\":2', b'format_version\\":[')
         path.write_bytes(data[:8] + body + data[8 + header :])
     if how == "checkpoint":
         save_tensors(path, {"x": torch.zeros(1)}, "checkpoint", {})
@@ -147,7 +148,7 @@ def spoil(path, how):
         ("text", r"damaged or no safetensors file"),
         ("empty", r"damaged or no safetensors file"),
         ("foreign", r"potstill did not write it"),
-        ("newer", r"has format version 9, this potstill reads up to 1; upgrade potstill"),
+        ("newer", r"has format version 9, this potstill reads up to 2; upgrade potstill"),
         ("no version", r"damaged or no safetensors file"),
         ("missing", r"there is no file .*set.safetensors; check the path"),
         ("checkpoint", r"must hold a distilled set, it holds a checkpoint"),
@@ -186,18 +187,19 @@ def test_a_write_into_no_folder_is_told(tmp_path):
 
 def test_the_gaussian_start_has_norm_1_and_follows_from_the_seed():
     train = TensorSplit(torch.zeros(30, 1, 4, 4), torch.arange(3).repeat(10))
-    block = initial_blocks("gaussian", (2,), 3, (1, 4, 4), train, 5, torch.device("cpu"))[0]
+    two = [pixels(2, 3, (1, 4, 4))]
+    block = initial_blocks("gaussian", two, train, 5, torch.device("cpu"))[0]
     torch.testing.assert_close(block.images.flatten(1).norm(dim=1), torch.ones(6))
     assert block.labels.tolist() == [0, 0, 1, 1, 2, 2]
     assert torch.equal(block.targets, torch.eye(3)[block.labels])
-    assert torch.equal(block.images, initial_blocks("gaussian", (2,), 3, (1, 4, 4), train, 5, torch.device("cpu"))[0].images)
-    assert not torch.equal(block.images, initial_blocks("gaussian", (2,), 3, (1, 4, 4), train, 6, torch.device("cpu"))[0].images)
+    assert torch.equal(block.images, initial_blocks("gaussian", two, train, 5, torch.device("cpu"))[0].images)
+    assert not torch.equal(block.images, initial_blocks("gaussian", two, train, 6, torch.device("cpu"))[0].images)
 
 
 def test_the_real_start_holds_distinct_preprocessed_train_images_of_the_right_class():
     images = torch.rand(60, 1, 4, 4, generator=generator(0))
     real = prepare(from_arrays(images, torch.arange(3).repeat(20)), DataConfig(preprocess="normalize"), torch.device("cpu"))
-    block = initial_blocks("real", (4,), 3, real.shape, real.train, 0, torch.device("cpu"))[0]
+    block = initial_blocks("real", [pixels(4, 3, real.shape)], real.train, 0, torch.device("cpu"))[0]
     rows = [int((real.train.images == image).all(3).all(2).all(1).nonzero()) for image in block.images]
     assert len(set(rows)) == 12
     assert torch.equal(real.train.labels[rows], block.labels)
@@ -206,7 +208,7 @@ def test_the_real_start_holds_distinct_preprocessed_train_images_of_the_right_cl
 def test_more_images_than_a_class_has_are_refused():
     train = TensorSplit(torch.zeros(12, 1, 4, 4), torch.tensor([0] * 5 + [1] * 3 + [2] * 4))
     with pytest.raises(InputError, match=r"ipc must be at most .* 3 in class 1, got 4"):
-        initial_blocks("gaussian", (4,), 3, (1, 4, 4), train, 0, torch.device("cpu"))[0]
+        initial_blocks("gaussian", [pixels(4, 3, (1, 4, 4))], train, 0, torch.device("cpu"))[0]
 
 
 def test_a_batch_holds_as_many_of_each_class_as_planned_without_repeats():

@@ -12,9 +12,16 @@ from potstill.derivatives import Eager, FlatModel
 from potstill.inner import SGD, Adam, EagerObjective, InnerOptimizer, InnerProblem, Leaves, MetaGradient, meta_gradient
 from potstill.models.convnet import ConvNet
 from potstill.models.mlp import MLP
+from potstill.parameterisations.base import Budget
+from potstill.parameterisations.pixels import Pixels
 from potstill.seeds import generator, global_seed
 
 CPU = torch.device("cpu")
+
+
+def pixels(ipc: int, classes: int, shape: tuple[int, int, int], *, learn_labels: bool = False) -> Pixels:
+    """So many images of each class by their own pixels."""
+    return Pixels(Budget(shape, classes, ipc, learn_labels))
 
 
 def plain_adam(theta: Tensor, grad: Tensor, memory: list[Tensor], lr: Tensor, count: int, placement: str) -> Tensor:
@@ -126,4 +133,4 @@ def lr(value: float) -> dict[str, Tensor]:
     return {"lr": torch.tensor(value, dtype=torch.float64)}
 
 
-__all__ = ["CPU", "OPTIMIZERS", "EagerObjective", "Tiny", "lr", "meta_gradient", "plain_unroll"]
+__all__ = ["CPU", "OPTIMIZERS", "EagerObjective", "Tiny", "lr", "meta_gradient", "pixels", "plain_unroll"]

@@ -1,0 +1,1 @@
+"""How distilled examples are stored: one file a parameterisation."""

@@ -1,0 +1,112 @@
+"""Factorisation: bases of each class, each seen through every one of a few small hallucination networks.
+
+Source: section 3.2 of Liu et al., "Dataset Distillation via Factorization", NeurIPS 2022, arXiv:2210.16774 (HaBa): encoder,
+affine map with a scale and a shift at every place, decoder. As in the authors' code encoder and decoder are one convolution
+each, as wide as the image has channels. Two departures, to keep within the budget: bases and hallucinators work at reduced
+resolution, and convolutions have no bias, which the shift makes up for. (The authors' five hallucinators for CIFAR-10 take
+as many numbers as 9 of the 10 images that the budget of one a class allows.) Their contrastive losses are left out.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from potstill.parameterisations.base import Budget, Leaves, Parameterisation, Stored, downsampled, unit, upsampled
+from potstill.sections import DistilledConfig
+
+KERNEL = 3
+SPREAD = 0.5
+"""Of the first shifts, in the scale of a pixel: hallucinators that begin alike would stay alike."""
+
+
+@dataclass(frozen=True)
+class Factorised(Parameterisation):
+    """Image (i, j) = upsampled decoder_j(scale_j * encoder_j(basis_i) + shift_j).
+
+    "bases" (m, C, h, w), class by class; "encoders" and "decoders" (J, C, C, 3, 3); "scales" and "shifts" (J, C, h, w). A
+    learned label belongs to a basis: what the hallucinators make of it shares it.
+
+    Args:
+        factor: all is stored at 1 / factor of the resolution.
+        hallucinators: J.
+        bases: of each class.
+    """
+
+    factor: int
+    hallucinators: int
+    bases: int
+
+    @classmethod
+    def fitting(cls, budget: Budget, config: DistilledConfig) -> Self:
+        shape = budget.reduced(config.factor)
+        values = math.prod(shape)
+        networks = config.hallucinators * 2 * (shape[0] ** 2 * KERNEL**2 + values)
+        row = budget.classes * (values + budget.label)
+        size = " x ".join(map(str, shape))
+        what = f"{config.hallucinators} hallucinators and one basis of {size} for each class"
+        budget.require(networks + row, what, "lower --hallucinators or raise --factor")
+        return cls(budget, config.factor, config.hallucinators, (budget.floats - networks) // row)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        small, count = self.budget.reduced(self.factor), self.hallucinators
+        kernels = (count, small[0], small[0], KERNEL, KERNEL)
+        return {
+            "bases": (self.budget.classes * self.bases, *small), "encoders": kernels, "scales": (count, *small),
+            "shifts": (count, *small), "decoders": kernels,
+        }  # fmt: skip
+
+    @property
+    def per_class(self) -> int:
+        return self.bases * self.hallucinators
+
+    @property
+    def sharing(self) -> int:
+        return self.hallucinators
+
+    @property
+    def speeds(self) -> dict[str, float]:
+        kernel = (KERNEL**2 * self.budget.shape[0]) ** -0.5  # root mean square of one that leaves an image as it is
+        scales = {"bases": self.pixel_scale, "encoders": kernel, "scales": 1.0, "shifts": self.pixel_scale, "decoders": kernel}
+        return {name: scale / self.pixel_scale for name, scale in scales.items()}
+
+    @property
+    def words(self) -> str:
+        bases = self.shapes["bases"]
+        return f"{bases[0]:,} bases of {' x '.join(map(str, bases[1:]))}, and {self.hallucinators} hallucinators"
+
+    def noise(self, rng: torch.Generator) -> dict[str, Tensor]:
+        bases = torch.randn(self.shapes["bases"], generator=rng)
+        norms = upsampled(bases, *self.budget.shape[1:]).flatten(1).norm(dim=1)
+        return {"bases": bases / norms.view(-1, 1, 1, 1), **self.first_hallucinators(rng)}
+
+    def first_hallucinators(self, rng: torch.Generator) -> dict[str, Tensor]:
+        """They leave a basis as it is but for their shift, which is noise."""
+        same = torch.zeros(self.shapes["encoders"])
+        channels = torch.arange(self.budget.shape[0])
+        same[:, channels, channels, KERNEL // 2, KERNEL // 2] = 1
+        shifts = torch.randn(self.shapes["shifts"], generator=rng) * SPREAD * self.pixel_scale
+        return {"encoders": same, "scales": torch.ones(self.shapes["scales"]), "shifts": shifts, "decoders": same.clone()}
+
+    @property
+    def real_per_class(self) -> int:
+        return self.bases
+
+    def from_real(self, images: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
+        """Bases are the least-squares fit of real images, hallucinators begin as with noise."""
+        hallucinators = {name: tensor.to(images) for name, tensor in self.first_hallucinators(rng).items()}
+        return {"bases": downsampled(images, *self.budget.reduced(self.factor)[1:]), **hallucinators}
+
+    def decode(self, leaves: Leaves) -> Tensor:
+        bases, count = leaves["bases"], self.hallucinators
+        features = F.conv2d(bases, leaves["encoders"].flatten(0, 1), padding=KERNEL // 2).unflatten(1, (count, -1))
+        changed = (features * leaves["scales"] + leaves["shifts"]).flatten(1, 2)
+        made = F.conv2d(changed, leaves["decoders"].flatten(0, 1), padding=KERNEL // 2, groups=count)
+        return upsampled(made.reshape(-1, *bases.shape[1:]), *self.budget.shape[1:])
+
+    def stored(self, leaves: Leaves) -> Stored:
+        return Stored("Stored bases, class by class", unit(upsampled(leaves["bases"], *self.budget.shape[1:])))

@@ -1,0 +1,74 @@
+"""Multi-formation: every stored image is a sheet of smaller ones.
+
+Source: section 4.2 of Kim et al., "Dataset Condensation via Efficient Synthetic-Data Parameterization", ICML 2022,
+arXiv:2205.14959 (IDC): uniform formation, bilinear.
+"""
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from potstill.parameterisations.base import Budget, Leaves, Parameterisation, Stored, downsampled, upsampled
+from potstill.sections import DistilledConfig
+
+
+@dataclass(frozen=True)
+class MultiFormation(Parameterisation):
+    """Each of the stored "images" (m, C, H, W) decodes to its factor x factor parts, upsampled to the full size.
+
+    A learned label belongs to a stored image: its parts share it, so that the bytes are those of `pixels`, exactly.
+
+    Args:
+        factor: parts on a side.
+    """
+
+    factor: int
+
+    @classmethod
+    def fitting(cls, budget: Budget, config: DistilledConfig) -> Self:
+        budget.reduced(config.factor)
+        return cls(budget, config.factor)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"images": (self.budget.classes * self.budget.ipc, *self.budget.shape)}
+
+    @property
+    def per_class(self) -> int:
+        return self.budget.ipc * self.sharing
+
+    @property
+    def sharing(self) -> int:
+        return self.factor**2
+
+    @property
+    def words(self) -> str:
+        return f"{self.shapes['images'][0]:,} images of {self.factor} x {self.factor} parts"
+
+    def noise(self, rng: torch.Generator) -> dict[str, Tensor]:
+        parts = self.parts(torch.randn(self.shapes["images"], generator=rng))
+        norms = upsampled(parts, *self.budget.shape[1:]).flatten(1).norm(dim=1)
+        return {"images": self.sheets(parts / norms.view(-1, 1, 1, 1))}
+
+    def from_real(self, images: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
+        return {"images": self.sheets(downsampled(images, *self.budget.reduced(self.factor)[1:]))}
+
+    def decode(self, leaves: Leaves) -> Tensor:
+        return upsampled(self.parts(leaves["images"]), *self.budget.shape[1:])
+
+    def parts(self, sheets: Tensor) -> Tensor:
+        """(m, C, H, W) -> (m factor^2, C, H / factor, W / factor), those of a sheet row by row."""
+        channels, height, width = self.budget.reduced(self.factor)
+        cut = sheets.reshape(-1, channels, self.factor, height, self.factor, width)
+        return cut.permute(0, 2, 4, 1, 3, 5).reshape(-1, channels, height, width)
+
+    def sheets(self, parts: Tensor) -> Tensor:
+        """The way back from `parts`."""
+        channels, height, width = self.budget.reduced(self.factor)
+        laid = parts.reshape(-1, self.factor, self.factor, channels, height, width)
+        return laid.permute(0, 3, 1, 4, 2, 5).reshape(-1, *self.budget.shape)
+
+    def stored(self, leaves: Leaves) -> Stored:
+        return Stored(f"Stored images, {self.factor} x {self.factor} parts each", self.decode(leaves), self.factor)
