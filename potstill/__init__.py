@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from potstill.api import diagnose, distill, evaluate, resume
     from potstill.config import Config
     from potstill.distilled import DistilledSet
-    from potstill.evaluation import train
     from potstill.exports import export
     from potstill.registry import InputError
+    from potstill.scoring import train
     from potstill.store import load, save
 
 __version__ = "0.1.0"
@@ -24,7 +24,7 @@ __all__ = ["Config", "DistilledSet", "InputError", "diagnose", "distill", "evalu
 _HOMES = {
     "Config": "config", "DistilledSet": "distilled", "InputError": "registry", "diagnose": "api", "distill": "api",
     "evaluate": "api", "export": "exports", "load": "store", "resume": "api", "save": "store",
-    "train": "evaluation",
+    "train": "scoring",
 }  # fmt: skip
 
 

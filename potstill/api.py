@@ -17,6 +17,7 @@ from potstill.loading import RealData, prepare
 from potstill.models import ModelSpec, model_name
 from potstill.registry import InputError
 from potstill.runs import RunFolder
+from potstill.scoring import Progress
 from potstill.sections import DataConfig
 from potstill.sources import from_arrays, read
 
@@ -172,7 +173,7 @@ def evaluate(
     seed: int = 0,
     device: str = "auto",
     compile: str = "auto",
-    progress: evaluation.Progress | None = None,
+    progress: Progress | None = None,
 ) -> list[Row]:
     """Test accuracy of fresh networks that train on a set; its fields are mean, std and n.
 

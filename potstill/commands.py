@@ -25,11 +25,12 @@ from potstill.diagnosis import Diagnosis, Noise, diagnose_run
 from potstill.display import Display
 from potstill.distillation import Listener
 from potstill.distilled import DistilledSet
-from potstill.evaluation import Figure, Row
+from potstill.evaluation import Row
 from potstill.grid import write_grid
 from potstill.loading import RealData
 from potstill.outer import Interrupted
 from potstill.registry import EXPORTS, STUDIES, WINDOWS, InputError
+from potstill.scoring import Figure
 from potstill.sections import EVALUATION_DATA_OPTIONS, DataConfig
 
 
@@ -52,6 +53,7 @@ def distill(parsed: argparse.Namespace) -> int:
         way_on = f"go on with `potstill distill --resume {shlex.quote(str(out))}`" if begun else "no step was done"
         raise KeyboardInterrupt(f"{str(error) or 'interrupted'}; {way_on}") from error
     print(f"distilled set: {out / store.ARTEFACT}")
+    print(f"stored:        {distilled.stored}")
     nested = len(distilled.budgets) > 1
     for part in map(distilled.prefix, distilled.budgets):
         figure = Figure(**{name: part.meta["accuracy"][name] for name in ("mean", "std", "n")})
@@ -188,7 +190,7 @@ def evaluate(parsed: argparse.Namespace) -> int:
                 runs.add_evaluation(target, evaluation_record(parsed, found, one.ipc, data, real, device))
     finally:  # a full disk or Ctrl-C must not cost what was measured
         if rows:
-            show(rows, len(real.test), hardware(device))
+            show(rows, len(real.test), len(real.class_names), hardware(device))
     print(f"written: {target}")
     return 0
 
@@ -210,15 +212,15 @@ def evaluation_record(
     }
 
 
-def show(rows: list[Row], test_images: int, machine: str) -> None:
+def show(rows: list[Row], test_images: int, classes: int, machine: str) -> None:
     """Print an evaluation as a table."""
     table = Table(title=f"Test accuracy on {test_images} images, fresh networks ({machine})", title_justify="left")
-    for column in ("trained on", "images", "per class", "network", "steps", "accuracy", "protocol"):
-        right = column in ("images", "per class", "steps")
+    for column in ("trained on", "images", "per class", "bytes", "network", "steps", "accuracy", "protocol"):
+        right = column in ("images", "per class", "bytes", "steps")
         table.add_column(column, justify="right" if right else "left", overflow="fold")
     for row in rows:
-        per_class = "all" if row.name == "full" else f"{row.ipc:,}"
-        table.add_row(row.name, f"{row.images:,}", per_class, row.model, f"{row.steps:,}", str(row.accuracy), row.protocol)
+        numbers = f"{row.images:,}", row.per_class(classes), f"{row.stored_bytes:,}"
+        table.add_row(row.name, *numbers, row.model, f"{row.steps:,}", str(row.accuracy), row.protocol)
     # No terminal means a log or a pipe: there the table takes the room that it needs.
     console = Console() if sys.stdout.isatty() else Console(width=140)
     console.print(table)

@@ -8,8 +8,8 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from potstill.evaluation import Figure
 from potstill.figures import Marks, Series, inline_svg, line_figure
+from potstill.scoring import Figure
 from potstill.summary import Log, Measured, Numbers
 
 MOST_POINTS = 100

@@ -19,7 +19,6 @@ from potstill.data import Dataset
 from potstill.derivatives import couples_batch
 from potstill.devices import allow_tf32, keep_freed_memory, pick_device, versions
 from potstill.distilled import Block, DistilledSet, Recipe, initial_blocks
-from potstill.evaluation import Figure, score_set
 from potstill.loading import RealData, prepare
 from potstill.methods.base import Method, Problem
 from potstill.models import ModelSpec, check_model, fresh, resolve
@@ -28,6 +27,7 @@ from potstill.parameterisations.base import block_parameterisation
 from potstill.registry import InputError
 from potstill.resolve import check_second_derivative, resolve_auto, resolve_compile, resolve_keep
 from potstill.runs import RunFolder, steps_done
+from potstill.scoring import Figure, score_set
 from potstill.seeds import derive
 
 
@@ -242,5 +242,6 @@ def measured(setup: Setup, blocks: tuple[Block, ...]) -> dict[str, Any]:
         **dataclasses.asdict(Figure.of(scores[:, place])),
         "split": "validation",
         "protocol": f"fresh networks, {steps} steps; outer step and length were chosen on this split",
+        "stored_bytes": sum(block.stored_bytes for block in blocks),
     }
     return {"ipc": ipc, "steps": steps, "accuracy": accuracy}

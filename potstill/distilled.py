@@ -199,6 +199,12 @@ class DistilledSet(Dataset[tuple[Tensor, Tensor]]):
         return sum(block.stored_bytes for block in self.blocks)
 
     @property
+    def stored(self) -> str:
+        """What is stored, in words."""
+        each = " in each block" if len(self.blocks) > 1 else ""
+        return f"{self.blocks[0].parameterisation.words}{each}; {self.stored_bytes:,} bytes{' in all' if each else ''}"
+
+    @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of an image."""
         return self.blocks[0].parameterisation.budget.shape

@@ -1,6 +1,7 @@
 """How good a set is: fresh networks trained on it from scratch, measured on real data, as mean, standard deviation and n."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,41 +12,22 @@ from torch import Tensor, nn
 
 from potstill.compilation import Networks, compiled_if_worth
 from potstill.compiled import CompiledNetwork
-from potstill.data import Split, sample_per_class
+from potstill.data import sample_per_class
 from potstill.derivatives import couples_batch, even
 from potstill.devices import allow_tf32, keep_freed_memory, pick_device
 from potstill.distilled import DistilledSet, Recipe
 from potstill.loading import RealData
-from potstill.models import ModelSpec, check_model, fresh, model_name, resolve
+from potstill.models import ModelSpec, model_name
+from potstill.parameterisations.base import FLOAT_BYTES
 from potstill.registry import InputError, near_miss
+from potstill.scoring import Figure, Progress, factory_for, require_positive, score, score_set
 from potstill.seeds import derive, generator
-from potstill.training import FULL_BATCH, Batches, accuracy, set_batches, split_batches, train_compiled, train_network
+from potstill.training import FULL_BATCH, Batches, set_batches, split_batches
 
 PROTOCOLS, BASELINES = ("validation", "paper"), ("random", "full")
 PAPER_LENGTHS = (300, 600, 1000, 3000)
 Say = Callable[[str], None]
 """Takes a sentence that the user should see."""
-Progress = Callable[[str, int, int], None]
-"""(what is being done, done, of how many)."""
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A measured fraction: mean and sample standard deviation over n networks; no deviation of a single one."""
-
-    mean: float
-    std: float | None
-    n: int
-
-    @classmethod
-    def of(cls, values: Tensor) -> "Figure":
-        """Over a 1-d tensor."""
-        std = float(values.std()) if len(values) > 1 else None
-        return cls(float(values.mean()), std, len(values))
-
-    def __str__(self) -> str:
-        spread = "" if self.std is None else f" ± {100 * self.std:.1f}"
-        return f"{100 * self.mean:.1f}{spread} % (n = {self.n})"
 
 
 @dataclass(frozen=True)
@@ -56,10 +38,11 @@ class Row:
         name: "distilled", "random" or "full".
         model: the network.
         images: how many examples it was trained on.
-        ipc: images per class of the set beside which it was measured.
+        ipc: images per class of the set beside which it was measured; its budget, if it decodes to more.
         steps: for how many steps.
         accuracy: on the test split.
         protocol: what chose the number of steps, in words.
+        stored_bytes: of the examples as they are stored, 4 for each number, real images' too; None if it is not known.
     """
 
     name: str
@@ -69,105 +52,11 @@ class Row:
     steps: int
     accuracy: Figure
     protocol: str
+    stored_bytes: int | None = None
 
-
-def score(
-    make_batches: Callable[[int], Batches],
-    factory: Callable[[], nn.Module],
-    recipe: Recipe,
-    lengths: Sequence[int],
-    splits: Sequence[Split],
-    nets: int,
-    seed: int,
-    device: torch.device,
-    compiled: CompiledNetwork | None = None,
-    progress: Progress | None = None,
-    label: str = "networks",
-) -> Tensor:
-    """Train `nets` fresh networks and measure each on every split at every length.
-
-    Args:
-        make_batches: seed of a network -> its batches.
-        factory: makes a fresh network.
-        recipe: how it is trained.
-        lengths: ascending numbers of steps at which to measure.
-        splits: what to measure on.
-        nets: how many networks.
-        seed: networks start from seeds that follow from this one, the same for whatever set they train on.
-        device: where to train.
-        compiled: the networks' derivatives, if they are compiled and the networks are the same in training and evaluation.
-        progress: called after each network.
-        label: what `progress` is told.
-    Returns:
-        (nets, lengths, splits) accuracies, fractions.
-    """
-    scores = torch.zeros(nets, len(lengths), len(splits))
-    for net in range(nets):
-        own = derive(seed, "network", net)
-        module = fresh(factory, own, device)
-        batch = make_batches(own)
-        if compiled:
-            pauses = train_compiled(compiled, module, batch, recipe, lengths)
-        else:
-            pauses = train_network(module, batch, recipe, lengths, own)
-        for place, predict in enumerate(pauses):
-            scores[net, place] = torch.tensor([accuracy(predict, split) for split in splits])
-        if progress:
-            progress(label, net + 1, nets)
-    return scores
-
-
-def score_set(
-    images: Tensor, targets: Tensor, labels: Tensor, recipe: Recipe, factory: Callable[[], nn.Module], **how: Any
-) -> Tensor:
-    """`score` for networks that train on a small set; `how` holds its other arguments."""
-    return score(lambda seed: set_batches(images, targets, labels, recipe, seed), factory, recipe, **how)
-
-
-def train(
-    distilled: DistilledSet, model: ModelSpec | None = None, *, steps: int | None = None, seed: int = 0, device: str = "auto"
-) -> nn.Module:
-    """Train a network on a distilled set by its recipe.
-
-    Args:
-        distilled: the set.
-        model: a registered name, "package.module:factory" or a callable that makes a network; None: the recipe's.
-        steps: training steps; None: the recipe's.
-        seed: of the start and of the batches.
-        device: where to train.
-    Returns:
-        The network on the CPU and in evaluation mode, ready to use on `distilled.preprocess(real_images)`.
-    Raises:
-        InputError: a model that does not exist or does not fit the images.
-    """
-    place, recipe = pick_device(device), distilled.recipe
-    require_positive(steps=recipe.steps if steps is None else steps)
-    own = derive(seed, "network", 0)
-    module = fresh(factory_for(distilled, model), own, place)
-    images, targets, labels = (part.to(place) for part in (distilled.images, distilled.targets, distilled.labels))
-    for _ in train_network(module, set_batches(images, targets, labels, recipe, own), recipe, (steps or recipe.steps,), own):
-        pass
-    return module.eval().cpu()
-
-
-def require_positive(**numbers: int) -> None:
-    """Raise an InputError unless every number is at least 1."""
-    for name, number in numbers.items():
-        if number < 1:
-            raise InputError(f"{name} must be at least 1, got {number}")
-
-
-def factory_for(distilled: DistilledSet, model: ModelSpec | None) -> Callable[[], nn.Module]:
-    """A checked factory for the given model or, without one, for the recipe's own."""
-    recipe = distilled.recipe
-    spec = recipe.model if model is None else model
-    if isinstance(spec, str) and ("<" in spec or spec.startswith("__main__:")):
-        raise InputError(f"this set was distilled with the model {spec}, which cannot be imported; give it with model=")
-    # Depth and width are the recipe's own model's; another registered model takes its defaults.
-    options = recipe.model_options if model is None or model == recipe.model else {"norm": recipe.norm}
-    factory = resolve(spec, distilled.shape, len(distilled.class_names), **options)
-    check_model(model_name(spec), factory, distilled.shape, len(distilled.class_names))
-    return factory
+    def per_class(self, classes: int) -> str:
+        """How many examples of each class it was trained on, in words."""
+        return "all" if self.name == "full" else f"{self.images // classes:,}"
 
 
 @dataclass(frozen=True)
@@ -203,8 +92,9 @@ class Bench:
         return cls(real, factory_for(distilled, None), recipe, recipe.model, nets, derive(seed, "test"), device, **more)
 
     def row(
-        self, name: str, make: Callable[[int], Batches], lengths: Sequence[int], images: int, ipc: int, *, on_test: bool = False
-    ) -> Row:
+        self, name: str, make: Callable[[int], Batches], lengths: Sequence[int], images: int, ipc: int,
+        *, on_test: bool = False, stored_bytes: int | None = None,
+    ) -> Row:  # fmt: skip
         """Test accuracy of networks that train on the batches that `make` gives for their seeds.
 
         Args:
@@ -214,6 +104,7 @@ class Bench:
             images: how many examples `make` draws from.
             ipc: images per class.
             on_test: take the best on the test split instead.
+            stored_bytes: what the examples take; None: as pixels.
         """
         keep_freed_memory()
         allow_tf32(False)  # whatever a run before in this process has set
@@ -225,7 +116,8 @@ class Bench:
         )  # fmt: skip
         best = int(scores[:, :, 0].mean(0).argmax())
         figure = Figure.of(scores[:, best, -1])
-        return Row(name, self.model, images, ipc, lengths[best], figure, describe(lengths, on_test))
+        stored = images * math.prod(self.real.shape) * FLOAT_BYTES if stored_bytes is None else stored_bytes
+        return Row(name, self.model, images, ipc, lengths[best], figure, describe(lengths, on_test), stored)
 
     def batches(self, images: Tensor, targets: Tensor, labels: Tensor, seed: int) -> Batches:
         """Batches of a small set for the network of that seed."""
@@ -237,7 +129,7 @@ class Bench:
         def make(own: int) -> Batches:
             return self.batches(distilled.images, distilled.targets, distilled.labels, own)
 
-        return self.row(name, make, lengths, len(distilled), distilled.ipc, **how)
+        return self.row(name, make, lengths, len(distilled), distilled.ipc, stored_bytes=distilled.stored_bytes, **how)
 
     def of_subsets(self, name: str, distilled: DistilledSet, ipc: int, lengths: Sequence[int]) -> Row:
         """`row` for random examples of a distilled set, `ipc` of each class, others for each network (paper, figure 6)."""

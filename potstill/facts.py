@@ -1,13 +1,15 @@
 """What a report says of a run: headline, key figures, terms and their values, commands."""
 
+import math
 import shlex
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from potstill.evaluation import Figure
+from potstill.parameterisations.base import FLOAT_BYTES
 from potstill.registry import METHODS, WINDOWS
 from potstill.runs import CONFIG
+from potstill.scoring import Figure
 from potstill.summary import RunSummary
 
 PREPROCESSING = {
@@ -24,7 +26,8 @@ def headline(run: RunSummary) -> str:
     """What became of what."""
     of_data = f" of {run.data_name}" if run.data_name else ""
     if run.finished and run.distilled and run.counts:
-        return f"{run.counts['train']:,} images{of_data} became {len(run.distilled):,}"
+        budget = f", stored in the room of {run.distilled.ipc * len(run.distilled.class_names):,}" if decoded(run) else ""
+        return f"{run.counts['train']:,} images{of_data} became {len(run.distilled):,}{budget}"
     ipc = run.config.distilled.ipc
     return f"{run.data_name or 'Arrays'} at {ipc:,} image{'s'[: ipc > 1]} per class"
 
@@ -37,7 +40,7 @@ def lede(run: RunSummary) -> str:
             f"Fresh networks trained on these {len(run.distilled):,} synthetic images alone are right on {percent(test[0])} of "
             f"{test[1].test_images:,} test images, which neither they nor the distillation ever saw."
         )
-        return words + (f" On as many real images, picked at random, they reach {percent(random[0])}." if random else "")
+        return words + (f" On {of_random(run)}, picked at random, they reach {percent(random[0])}." if random else "")
     if run.finished and validation:
         return (
             f"Fresh networks trained on these synthetic images alone are right on {percent(validation)} of the validation images. "
@@ -50,20 +53,37 @@ def tiles(run: RunSummary) -> list[Fact]:
     """The few numbers to see first, each with what it counts."""
     found: list[Fact] = []
     if run.distilled:
-        ipc = run.distilled.ipc
+        each = run.distilled.per_class
         found.append(
-            (f"{len(run.distilled):,}", f"synthetic images, {ipc:,} for each of {len(run.distilled.class_names):,} classes")
+            (f"{len(run.distilled):,}", f"synthetic images, {each:,} for each of {len(run.distilled.class_names):,} classes")
         )
     if run.distilled and run.counts:
-        found.append((f"{run.counts['train'] / len(run.distilled):,.0f}×", f"fewer than the {run.counts['train']:,} real images"))
+        real, shape = run.counts["train"], run.distilled.shape
+        if decoded(run):
+            less = real * math.prod(shape) * FLOAT_BYTES / run.distilled.stored_bytes
+            found.append((f"{less:,.0f}×", f"fewer numbers than in the {real:,} real images"))
+        else:
+            found.append((f"{real / len(run.distilled):,.0f}×", f"fewer than the {real:,} real images"))
+        found.append((f"{run.distilled.stored_bytes:,}", "bytes stored"))
     test, random, validation = run.test("distilled"), run.test("random"), run.validation
     if test:
         found.append((percent(test[0]), f"test accuracy, {networks(test[0])}"))
     elif validation:
         found.append((percent(validation), f"validation accuracy, {networks(validation)}"))
     if random:
-        found.append((percent(random[0]), "the same on as many random real images"))
+        found.append((percent(random[0]), f"the same on {of_random(run)}, chosen at random"))
     return found
+
+
+def decoded(run: RunSummary) -> bool:
+    """Whether the images come out of something else that is stored."""
+    return run.config.distilled.param != "pixels"
+
+
+def of_random(run: RunSummary) -> str:
+    """What stands beside the set."""
+    ipc = run.config.distilled.ipc
+    return f"{ipc:,} real image{'s'[: ipc > 1]} of each class" if decoded(run) else "as many real images"
 
 
 def percent(figure: Figure) -> str:
@@ -108,7 +128,8 @@ def set_facts(run: RunSummary) -> list[Fact]:
     """What the synthetic set is and how networks train on it."""
     distilled, inner = run.config.distilled, run.config.inner
     found = [
-        ("Images per class", f"{distilled.ipc:,}"),
+        ("Budget" if decoded(run) else "Images per class", f"{distilled.ipc:,}{' images per class' * decoded(run)}"),
+        *stored_facts(run),
         ("Labels", "soft, learned with the images" if distilled.learn_labels else "hard, one class each"),
         ("Started from", "real images" if distilled.init == "real" else "noise"),
     ]
@@ -121,6 +142,14 @@ def set_facts(run: RunSummary) -> list[Fact]:
     if run.finished and run.distilled:
         found.append(("for", f"{run.distilled.recipe.steps:,} steps, chosen on validation images"))
     return [*found, ("Augmentation", ", ".join(inner.augment) or "none")]
+
+
+def stored_facts(run: RunSummary) -> list[Fact]:
+    """What is stored."""
+    if not run.distilled:
+        return []
+    found = [("Parameterisation", run.config.distilled.param)] if decoded(run) else []
+    return [*found, ("Stored", run.distilled.stored)]
 
 
 def making_facts(run: RunSummary) -> list[Fact]:
@@ -192,6 +221,7 @@ def reached(runs: Sequence[RunSummary]) -> list[tuple[str, list[str]]]:
         ("Outer steps", [progress(run) for run in runs]),
         ("Validation accuracy", [measured(run.validation) for run in runs]),
         ("Test accuracy", [measured(found and found[0]) for found in tests]),
+        ("Bytes stored", [f"{run.distilled.stored_bytes:,}" if run.distilled else "" for run in runs]),
     ]
     if any(random):
         rows.append(("Test accuracy, random real images", [measured(found and found[0]) for found in random]))

@@ -61,6 +61,19 @@ class Gallery:
     left_out: str
 
 
+@dataclass(frozen=True)
+class StoredPictures:
+    """What a set is made of, if its images are not stored themselves.
+
+    Args:
+        words: what is stored, and in how many bytes.
+        blocks: (heading, its pictures) of each block.
+    """
+
+    words: str
+    blocks: list[tuple[str, list[Picture]]]
+
+
 def gallery(
     distilled: DistilledSet, most_classes: int | None = None, most_images: int | None = None, side: int | None = None
 ) -> Gallery:
@@ -83,6 +96,28 @@ def gallery(
         [(distilled.class_names[label], [cell(distilled, place, label, each) for place in places]) for label in range(rows)],
         size, enlarged, left_out(distilled, rows, each),
     )  # fmt: skip
+
+
+def stored_pictures(distilled: DistilledSet) -> StoredPictures | None:
+    """The pictures of what is stored; None if that is the images themselves."""
+    found, nested = [], len(distilled.blocks) > 1
+    for number, block in enumerate(distilled.blocks, start=1):
+        stored = block.parameterisation.stored(block.leaves)
+        if stored is None:
+            return None
+        pictures = tiled(distilled.fitted.pictures(stored.images), stored.tiles)[: MOST_PICTURES // len(distilled.blocks)]
+        heading = f"{stored.title} (block {number})" if nested else stored.title
+        shown = [Picture(data_uri(one), f"{stored.title}, {place}", None) for place, one in enumerate(pictures, start=1)]
+        found.append((heading, shown))
+    return StoredPictures(f"{distilled.stored}, 4 for each number.", found)
+
+
+def tiled(pictures: Tensor, side: int) -> Tensor:
+    """(m side^2, C, H, W) -> (m, C, H, W): each picture reduced, side x side of them put together."""
+    small = torch.nn.functional.avg_pool2d(pictures, side)
+    channels, height, width = small.shape[1:]
+    laid = small.reshape(-1, side, side, channels, height, width).permute(0, 3, 1, 4, 2, 5)
+    return laid.reshape(-1, channels, side * height, side * width)
 
 
 def cell(distilled: DistilledSet, place: int, label: int, each: int) -> list[Picture]:
@@ -124,7 +159,7 @@ def shown_size(distilled: DistilledSet, aim: int | None) -> tuple[tuple[int, int
     """(width, height) in CSS pixels, and whether each pixel of an image is a square of several: then smoothing would blur it."""
     height, width = distilled.shape[1:]
     side = max(height, width)
-    aim = aim or (96 if len(distilled) <= 20 else 64 if distilled.ipc <= 10 else 48)
+    aim = aim or (96 if len(distilled) <= 20 else 64 if distilled.per_class <= 10 else 48)
     if side > LARGEST_PX:
         return (round(width * LARGEST_PX / side), round(height * LARGEST_PX / side)), False
     zoom = max(1, round(aim / side))

@@ -111,7 +111,13 @@ def caption(distilled: DistilledSet) -> str:
     """What the set is, in a sentence."""
     meta = distilled.meta
     accuracy = meta.get("accuracy", {})
-    text = f"{meta.get('config', {}).get('data', {}).get('data', 'data')}, {distilled.ipc} a class, {meta.get('method', '')}"
+    text = (
+        f"{meta.get('config', {}).get('data', {}).get('data', 'data')}, {distilled.per_class:,} a class, {meta.get('method', '')}"
+    )
+    if distilled.per_class > MOST_COLUMNS:
+        text += f", the first {MOST_COLUMNS} of {distilled.per_class:,}"
+    if distilled.per_class != distilled.ipc:
+        text += f", stored as {distilled.stored}"
     if len(distilled.blocks) > 1:
         text += f" in {len(distilled.blocks)} blocks, beta {meta.get('config', {}).get('distilled', {}).get('boost_beta', 0):g}"
     if "mean" in accuracy:

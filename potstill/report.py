@@ -10,7 +10,7 @@ from potstill.config import to_toml
 from potstill.curves import Chart, budget_chart, log_charts
 from potstill.evaluation import Row
 from potstill.facts import Fact, commands, differences, facts, headline, lede, percent, progress, reached, tiles
-from potstill.gallery import Gallery, gallery
+from potstill.gallery import Gallery, StoredPictures, gallery, stored_pictures
 from potstill.page import environment
 from potstill.registry import InputError
 from potstill.store import write
@@ -33,6 +33,7 @@ class RunPage:
         lede: what it is worth, in a sentence or two.
         tiles: (number, what it counts), the few to see first.
         gallery: its images, if there are any.
+        stored: what they are made of, if that is something else.
         charts: its curves.
         tables: its evaluations: the lines measured alike, and how.
         budgets: accuracy against images per class, if it was measured at several.
@@ -48,6 +49,7 @@ class RunPage:
     lede: str
     tiles: list[Fact]
     gallery: Gallery | None
+    stored: StoredPictures | None
     charts: list[Chart]
     tables: list[tuple[list[Row], str]]
     budgets: Chart | None
@@ -133,6 +135,7 @@ def run_page(run: RunSummary, anchor: str) -> RunPage:
         lede(run),
         tiles(run),
         gallery(run.distilled) if run.distilled else None,
+        stored_pictures(run.distilled) if run.distilled else None,
         log_charts({run.name: run.log}, anchor),
         tables(run.measured),
         budget_chart(run.measured, f"{anchor}-budgets"),

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-from potstill.evaluation import Figure, Row
+from potstill.evaluation import Row
+from potstill.scoring import Figure
 
 SHOWN_PLACES = 6
 

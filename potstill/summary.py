@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from potstill import runs, store
 from potstill.config import Config
 from potstill.distilled import DistilledSet
-from potstill.evaluation import Figure, Row
+from potstill.evaluation import Row
 from potstill.outer import Record
 from potstill.registry import InputError
 from potstill.runs import RunFolder
+from potstill.scoring import Figure
 
 Numbers = NDArray[np.float64]
 
@@ -257,10 +258,14 @@ def measured_of(entry: dict[str, Any], distilled: DistilledSet | None) -> Measur
 
 
 def row_of(row: dict[str, Any], distilled: DistilledSet | None) -> Row:
-    """A measured line from plain data; files of potstill 0.1.0 do not tell the images per class."""
+    """A measured line from plain data; older files do not tell the images per class or the bytes."""
     figure = figure_of(row["accuracy"])
     if figure is None:
         raise ValueError("an accuracy must hold mean, std and n")
     images, classes = int(row["images"]), len(distilled.class_names) if distilled else 1
     ipc = int(row.get("ipc", images // classes))
-    return Row(str(row["name"]), str(row["model"]), images, ipc, int(row["steps"]), figure, str(row["protocol"]))
+    stored = row.get("stored_bytes")
+    return Row(
+        str(row["name"]), str(row["model"]), images, ipc, int(row["steps"]), figure, str(row["protocol"]),
+        None if stored is None else int(stored),
+    )  # fmt: skip

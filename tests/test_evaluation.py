@@ -13,10 +13,10 @@ from potstill.compiled import CompiledNetwork
 from potstill.data import TensorSplit
 from potstill.derivatives import FlatModel
 from potstill.distilled import DistilledSet, Recipe
-from potstill.evaluation import Figure, score_set
 from potstill.loading import RealData, prepare
 from potstill.models import fresh, resolve
 from potstill.registry import InputError
+from potstill.scoring import Figure, score_set
 from potstill.sections import DataConfig
 from potstill.seeds import derive, generator
 from potstill.sources import from_arrays

@@ -16,10 +16,11 @@ import potstill
 from potstill import runs, store
 from potstill.cli import main
 from potstill.distilled import Block, DistilledSet
-from potstill.evaluation import Figure, Row
+from potstill.evaluation import Row
 from potstill.gallery import gallery
 from potstill.registry import InputError
 from potstill.report import tables, write_report
+from potstill.scoring import Figure
 from potstill.summary import Measured
 
 

@@ -1,0 +1,138 @@
+"""Fresh networks trained on something and measured on real data: accuracies as mean, standard deviation and n."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from potstill.compiled import CompiledNetwork
+from potstill.data import Split
+from potstill.devices import pick_device
+from potstill.distilled import DistilledSet, Recipe
+from potstill.models import ModelSpec, check_model, fresh, model_name, resolve
+from potstill.registry import InputError
+from potstill.seeds import derive
+from potstill.training import Batches, accuracy, set_batches, train_compiled, train_network
+
+Progress = Callable[[str, int, int], None]
+"""(what is being done, done, of how many)."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A measured fraction: mean and sample standard deviation over n networks; no deviation of a single one."""
+
+    mean: float
+    std: float | None
+    n: int
+
+    @classmethod
+    def of(cls, values: Tensor) -> "Figure":
+        """Over a 1-d tensor."""
+        std = float(values.std()) if len(values) > 1 else None
+        return cls(float(values.mean()), std, len(values))
+
+    def __str__(self) -> str:
+        spread = "" if self.std is None else f" ± {100 * self.std:.1f}"
+        return f"{100 * self.mean:.1f}{spread} % (n = {self.n})"
+
+
+def score(
+    make_batches: Callable[[int], Batches],
+    factory: Callable[[], nn.Module],
+    recipe: Recipe,
+    lengths: Sequence[int],
+    splits: Sequence[Split],
+    nets: int,
+    seed: int,
+    device: torch.device,
+    compiled: CompiledNetwork | None = None,
+    progress: Progress | None = None,
+    label: str = "networks",
+) -> Tensor:
+    """Train `nets` fresh networks and measure each on every split at every length.
+
+    Args:
+        make_batches: seed of a network -> its batches.
+        factory: makes a fresh network.
+        recipe: how it is trained.
+        lengths: ascending numbers of steps at which to measure.
+        splits: what to measure on.
+        nets: how many networks.
+        seed: networks start from seeds that follow from this one, the same for whatever set they train on.
+        device: where to train.
+        compiled: the networks' derivatives, if they are compiled and the networks are the same in training and evaluation.
+        progress: called after each network.
+        label: what `progress` is told.
+    Returns:
+        (nets, lengths, splits) accuracies, fractions.
+    """
+    scores = torch.zeros(nets, len(lengths), len(splits))
+    for net in range(nets):
+        own = derive(seed, "network", net)
+        module = fresh(factory, own, device)
+        batch = make_batches(own)
+        if compiled:
+            pauses = train_compiled(compiled, module, batch, recipe, lengths)
+        else:
+            pauses = train_network(module, batch, recipe, lengths, own)
+        for place, predict in enumerate(pauses):
+            scores[net, place] = torch.tensor([accuracy(predict, split) for split in splits])
+        if progress:
+            progress(label, net + 1, nets)
+    return scores
+
+
+def score_set(
+    images: Tensor, targets: Tensor, labels: Tensor, recipe: Recipe, factory: Callable[[], nn.Module], **how: Any
+) -> Tensor:
+    """`score` for networks that train on a small set; `how` holds its other arguments."""
+    return score(lambda seed: set_batches(images, targets, labels, recipe, seed), factory, recipe, **how)
+
+
+def train(
+    distilled: DistilledSet, model: ModelSpec | None = None, *, steps: int | None = None, seed: int = 0, device: str = "auto"
+) -> nn.Module:
+    """Train a network on a distilled set by its recipe.
+
+    Args:
+        distilled: the set.
+        model: a registered name, "package.module:factory" or a callable that makes a network; None: the recipe's.
+        steps: training steps; None: the recipe's.
+        seed: of the start and of the batches.
+        device: where to train.
+    Returns:
+        The network on the CPU and in evaluation mode, ready to use on `distilled.preprocess(real_images)`.
+    Raises:
+        InputError: a model that does not exist or does not fit the images.
+    """
+    place, recipe = pick_device(device), distilled.recipe
+    require_positive(steps=recipe.steps if steps is None else steps)
+    own = derive(seed, "network", 0)
+    module = fresh(factory_for(distilled, model), own, place)
+    images, targets, labels = (part.to(place) for part in (distilled.images, distilled.targets, distilled.labels))
+    for _ in train_network(module, set_batches(images, targets, labels, recipe, own), recipe, (steps or recipe.steps,), own):
+        pass
+    return module.eval().cpu()
+
+
+def require_positive(**numbers: int) -> None:
+    """Raise an InputError unless every number is at least 1."""
+    for name, number in numbers.items():
+        if number < 1:
+            raise InputError(f"{name} must be at least 1, got {number}")
+
+
+def factory_for(distilled: DistilledSet, model: ModelSpec | None) -> Callable[[], nn.Module]:
+    """A checked factory for the given model or, without one, for the recipe's own."""
+    recipe = distilled.recipe
+    spec = recipe.model if model is None else model
+    if isinstance(spec, str) and ("<" in spec or spec.startswith("__main__:")):
+        raise InputError(f"this set was distilled with the model {spec}, which cannot be imported; give it with model=")
+    # Depth and width are the recipe's own model's; another registered model takes its defaults.
+    options = recipe.model_options if model is None or model == recipe.model else {"norm": recipe.norm}
+    factory = resolve(spec, distilled.shape, len(distilled.class_names), **options)
+    check_model(model_name(spec), factory, distilled.shape, len(distilled.class_names))
+    return factory

@@ -1,0 +1,305 @@
+"""Parameterisations: what they store, what it decodes to, and that every one goes with every method."""
+
+import dataclasses
+import json
+import math
+
+import numpy
+import pytest
+import torch
+import torch.nn.functional as F
+from test_bptt import problem
+from test_runs import QUICK, interrupted_run
+from torch import Tensor
+from twins import CPU
+
+import potstill
+from potstill import store
+from potstill.boosting import Stage, examples, with_leaves
+from potstill.cli import main
+from potstill.config import Config, options_from_file
+from potstill.data import TensorSplit
+from potstill.distilled import Block, initial_blocks
+from potstill.parameterisations.base import Budget, Parameterisation, block_parameterisation, downsampled, from_plain, upsampled
+from potstill.registry import METHODS, PARAMETERISATIONS, InputError
+from potstill.sections import DistilledConfig
+from potstill.seeds import generator
+
+SHAPES = {"grey": (1, 8, 8), "colour": (3, 8, 12)}
+OTHERS = [name for name in PARAMETERISATIONS if name != "pixels"]
+
+
+def fitting(name: str, shape=(3, 8, 12), classes=3, ipc=2, *, learn_labels=False, **options) -> Parameterisation:
+    config = DistilledConfig(param=name, ipc=ipc, block_ipc=ipc, learn_labels=learn_labels, **{"hallucinators": 2, **options})
+    return block_parameterisation(config, shape, classes)
+
+
+def double(leaves: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: leaf.double() for name, leaf in leaves.items()}
+
+
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("name", list(PARAMETERISATIONS))
+def test_it_stores_what_it_says_and_no_more_than_the_budget(name, shape, learned):
+    one = fitting(name, shape, ipc=3, learn_labels=learned)
+    train = TensorSplit(torch.randn(60, *shape, generator=generator(1)), torch.arange(60) % 3)
+    (block,) = initial_blocks("gaussian", [one], train, 0, CPU)
+    assert {name: tuple(leaf.shape) for name, leaf in block.leaves.items() if name != "targets"} == one.shapes
+    assert ("targets" in block.leaves) == learned
+    assert sum(leaf.numel() for leaf in block.leaves.values()) == one.floats <= 3 * 3 * (math.prod(shape) + 3 * learned)
+    assert block.stored_bytes == 4 * one.floats
+    assert block.images.shape == (3 * one.per_class, *shape)
+    assert block.labels.tolist() == sorted(block.labels.tolist())
+    assert block.labels.bincount().tolist() == [one.per_class] * 3
+    assert torch.equal(block.targets, F.one_hot(block.labels, 3).float())
+    assert from_plain(json.loads(json.dumps(one.plain())), shape, 3, learned) == one
+
+
+def test_the_bytes_by_arithmetic():
+    # CIFAR-10 at one image a class, by hand. 10 x 3,072 = 30,720 numbers.
+    shape = (3, 32, 32)
+    assert fitting("pixels", shape, 10, 1).floats == fitting("multi-formation", shape, 10, 1).floats == 30_720
+    assert fitting("multi-formation", shape, 10, 1).per_class == 4
+    basis = fitting("basis", shape, 10, 1)  # (1 x 3,072 x 10 - 16 x 768) / (10 x 16) = 115.2
+    assert (basis.per_class, basis.floats) == (115, 16 * 768 + 1150 * 16)
+    assert 30_720 - basis.floats < 10 * 16
+    assert fitting("basis", shape, 10, 10).per_class == 1843  # the authors' example, 16 bases at half the resolution
+    factorised = fitting("factorised", shape, 10, 1, hallucinators=5)
+    networks = 5 * (2 * 27 * 3 + 2 * 768)  # two convolutions of 3 x 3 x 3 x 3, a scale and a shift of 3 x 16 x 16
+    assert factorised.floats == networks + 2 * 10 * 768
+    assert factorised.per_class == 2 * 5
+    assert 30_720 - factorised.floats < 10 * 768
+    # Learned labels are 10 numbers each: of pixels and stored images one, of a basis one, of a combination one.
+    soft = [fitting(name, shape, 10, 1, learn_labels=True, hallucinators=5) for name in PARAMETERISATIONS]
+    assert [one.floats for one in soft] == [30_820, 30_820, 16 * 768 + 10 * 71 * (16 + 10), networks + 20 * (768 + 10)]
+
+
+@pytest.mark.parametrize("name", list(PARAMETERISATIONS))
+def test_noise_has_about_norm_1_and_follows_from_the_seed(name):
+    one = fitting(name, (3, 16, 16), ipc=4)
+    first, same, other = (one.noise(generator(seed)) for seed in (0, 0, 1))
+    assert all(torch.equal(leaf, same[key]) for key, leaf in first.items())
+    assert any(not torch.equal(leaf, other[key]) for key, leaf in first.items())
+    images = one.decode(first)
+    norms = images.flatten(1).norm(dim=1)
+    assert 0.7 < norms.mean() < 1.3
+    assert len(torch.unique(images.flatten(1), dim=0)) == len(images)  # no two alike: they would stay alike
+
+
+def test_interpolation_is_torchs_bilinear_and_its_inverse_a_least_squares_fit():
+    rng = generator(0)
+    small = torch.randn(2, 3, 4, 6, generator=rng, dtype=torch.float64)
+    expected = F.interpolate(small, size=(8, 12), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(upsampled(small, 8, 12), expected)
+    torch.testing.assert_close(downsampled(expected, 4, 6), small)
+    images = torch.randn(2, 3, 8, 12, generator=rng, dtype=torch.float64)
+    matrix = F.interpolate(torch.eye(24, dtype=torch.float64).view(24, 1, 4, 6), size=(8, 12), mode="bilinear").flatten(1).T
+    solved = torch.linalg.lstsq(matrix, images.flatten(2).reshape(6, -1).T).solution.T.reshape(2, 3, 4, 6)
+    torch.testing.assert_close(downsampled(images, 4, 6), solved)
+
+
+@pytest.mark.parametrize("name", list(PARAMETERISATIONS))
+def test_images_in_its_range_survive_a_round_trip(name):
+    """What it can store, it stores: images decoded from noise are found again from the images alone."""
+    one = fitting(name, ipc=2)
+    leaves = double(one.noise(generator(3)))
+    if name == "factorised":  # hallucinators begin as identities with a shift, so that only what they agree on is in the range
+        leaves["shifts"].zero_()
+    images = one.decode(leaves)
+    chosen = images.view(3, one.per_class, *images.shape[1:])[:, :: one.per_class // one.real_per_class].flatten(0, 1)
+    again = one.from_real(chosen, generator(4))
+    if name == "factorised":
+        again["shifts"].zero_()
+    torch.testing.assert_close(one.decode(again), images, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", ["multi-formation", "basis"])
+def test_real_images_are_fitted_by_least_squares(name):
+    one = fitting(name, (1, 8, 8), 3, 2)
+    real = torch.randn(3 * one.real_per_class, 1, 8, 8, generator=generator(5), dtype=torch.float64)
+    leaves = one.from_real(real, generator(6))
+    wanted = {key: leaf.double().requires_grad_() for key, leaf in leaves.items()}
+    error = (one.decode(wanted) - real).square().sum()
+    for grad in torch.autograd.grad(error, list(wanted.values())):
+        torch.testing.assert_close(grad, torch.zeros_like(grad), rtol=0, atol=1e-5)
+    if name == "basis":  # Eckart and Young: no other bases do better; the rank of what is left is told by singular values
+        upsampling = F.interpolate(torch.eye(16, dtype=torch.float64).view(16, 1, 4, 4), size=(8, 8), mode="bilinear").flatten(1)
+        inside = real.flatten(1) @ torch.linalg.pinv(upsampling) @ upsampling
+        values = torch.linalg.svdvals(inside)
+        least = values[one.bases :].square().sum() + (real.flatten(1) - inside).square().sum()
+        torch.testing.assert_close(error.detach(), least, rtol=1e-6, atol=0)
+
+
+def test_more_bases_than_images_are_noise_that_can_still_learn():
+    one = fitting("basis", (1, 8, 8), 2, 3, bases=12)
+    assert one.per_class == 8
+    leaves = one.from_real(torch.ones(16, 1, 8, 8), generator(0))  # all alike: rank 1
+    torch.testing.assert_close(one.decode(leaves), torch.ones(16, 1, 8, 8))
+    assert not leaves["coefficients"][:, 1:].any()
+    assert (leaves["bases"][1:].flatten(1).norm(dim=1) > 0).all()
+
+
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("name", list(PARAMETERISATIONS))
+def test_decoding_is_differentiated_right(name, learned):
+    one = fitting(name, (2, 4, 4), 2, 2, learn_labels=learned, hallucinators=1)
+    train = TensorSplit(torch.randn(20, 2, 4, 4, generator=generator(1)), torch.arange(20) % 2)
+    (block,) = initial_blocks("gaussian", [one], train, 0, CPU)
+    leaves = double(block.leaves)
+
+    def decoded(*tensors: Tensor) -> tuple[Tensor, Tensor]:
+        made = Block(dict(zip(leaves, tensors, strict=True)), one)
+        return (made.images, made.targets) if learned else (made.images,)
+
+    assert torch.autograd.gradcheck(decoded, tuple(leaf.requires_grad_() for leaf in leaves.values()))
+
+
+def stage(name: str, blocks: int = 1, **options) -> tuple[Stage, object]:
+    """The last stage of a run on three classes of 1 x 8 x 8 images in float64, and the run's problem."""
+    task = problem(
+        param=name, ipc=2 * blocks, boost_blocks=blocks, block_ipc=2, batch_per_class=2, hallucinators=1, outer_lr=0.05,
+        label_lr=0.02, steps=4, validate_every=9, **options,
+    )  # fmt: skip
+    train = TensorSplit(task.train.take(torch.arange(60))[0].double(), task.train.labels)
+    task = dataclasses.replace(task, train=train, factory=lambda: problem().factory().double())
+    one = block_parameterisation(task.config.distilled, (1, 8, 8), 3)
+    made = initial_blocks("gaussian", [one] * blocks, task.train, 0, CPU)
+    made = tuple(Block(double(block.leaves), one) for block in made)
+    return Stage(task.config, made), task
+
+
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("name", OTHERS)
+def test_the_meta_gradient_of_stored_numbers_is_how_the_loss_changes(name, learned):
+    """The whole way, unroll and decoding, against a difference of the outer loss in float64."""
+    one, task = stage(name, learn_labels=learned, method="bptt", unroll=3, window=3, clip=0)
+    method = one.method(task)
+    found = method.estimate(one.learned, method.init(), 0)
+    rng = generator(7)
+    for key, leaf in one.learned.items():
+        along = torch.randn(leaf.shape, generator=rng, dtype=leaf.dtype)
+        along *= 1e-5 * leaf.norm() / along.norm()
+        up, down = (method.estimate({**one.learned, key: leaf + sign * along}, method.init(), 0).loss for sign in (1, -1))
+        expected = float((found.grads[key] * along).sum())
+        assert (up - down) / 2 == pytest.approx(expected, rel=1e-4, abs=1e-13), key
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("method", list(METHODS))
+def test_every_one_goes_with_every_method(name, method):
+    """What is stored moves, and by the gradient that the method has at the images, pulled back."""
+    one, task = stage(name, 2, method=method, learn_labels=True)
+    wrapped = one.method(task)
+    found = wrapped.estimate(one.learned, wrapped.init(), 0)
+    wanted = {key: leaf.clone().requires_grad_() for key, leaf in one.learned.items()}
+    made = examples(with_leaves(one.blocks[one.first_moving :], wanted, one.first_moving))
+    plain = wrapped.inner.estimate({key: value.detach() for key, value in made.items()}, wrapped.init(), 0)
+    expected = torch.autograd.grad([made["images"], made["targets"]], list(wanted.values()), [plain.grads[key] for key in made])
+    for key, grad in zip(wanted, expected, strict=True):
+        torch.testing.assert_close(found.grads[key], grad)
+        assert grad.any(), key
+
+
+def test_every_leaf_moves_by_the_same_share_of_its_scale():
+    pixels = Config.from_options(outer_lr=0.01, block_ipc=1)
+    for name in PARAMETERISATIONS:
+        one = fitting(name, (3, 16, 16), ipc=8)
+        train = TensorSplit(torch.zeros(60, 3, 16, 16), torch.arange(60) % 3)
+        (block,) = initial_blocks("gaussian", [one], train, 0, CPU)
+        shares = {
+            key.partition(".")[2]: rule.lr / float(block.leaves[key.partition(".")[2]].square().mean().sqrt())
+            for key, rule in Stage(pixels, (block,)).rules.items()
+        }
+        shares.pop("shifts", None)  # they begin small on purpose
+        assert all(share == pytest.approx(0.01 * 768**0.5, rel=0.5) for share in shares.values()), (name, shares)
+        assert all(rule.clipped for rule in Stage(pixels, (block,)).rules.values())
+
+
+SMALL = {**QUICK, "ipc": 2, "hallucinators": 2, "learn_labels": False}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_run_is_saved_loaded_resumed_exported_and_evaluated(name, tmp_path, capsys):
+    options = {**SMALL, "param": name, "learn_labels": name == "basis"}
+    whole = potstill.distill(**options, out=tmp_path / "whole")
+    assert whole.meta["accuracy"]["stored_bytes"] == whole.stored_bytes <= 2 * 10 * (64 + 10 * (name == "basis")) * 4
+    assert (whole.ipc, len(whole)) == (2, 10 * whole.per_class)
+    assert whole.per_class > 2
+    again = potstill.load(tmp_path / "whole")
+    assert torch.equal(again.images, whole.images)
+    assert torch.equal(again.targets, whole.targets)
+    tensors, _ = store.load_tensors(tmp_path / "whole" / store.ARTEFACT, "distilled set")
+    kept = sum(tensor.numel() * 4 for key, tensor in tensors.items() if key.startswith("blocks."))
+    assert kept == whole.stored_bytes  # nothing beside it: no labels, no images
+    interrupted_run(tmp_path / "cut", 7, **options)
+    potstill.resume(tmp_path / "cut")
+    assert (tmp_path / "cut" / store.ARTEFACT).read_bytes() == (tmp_path / "whole" / store.ARTEFACT).read_bytes()
+    assert main(["evaluate", str(tmp_path / "whole"), "--nets", "1", "--baseline", "random"]) == 0
+    distilled, random = json.loads((tmp_path / "whole/evaluation.json").read_text())["evaluations"][0]["rows"]
+    assert (distilled["images"], distilled["ipc"], distilled["stored_bytes"]) == (len(whole), 2, whole.stored_bytes)
+    assert (random["images"], random["ipc"], random["stored_bytes"]) == (20, 2, 20 * 64 * 4)
+    assert f"{whole.stored_bytes:,}" in capsys.readouterr().out
+    assert main(["export", str(tmp_path / "whole"), "--format", "npz"]) == 0
+    with numpy.load(tmp_path / "whole" / "distilled.npz") as arrays:
+        assert torch.equal(torch.from_numpy(arrays["images"]), whole.images)
+    assert main(["export", str(tmp_path / "whole"), "--no-check"]) == 0
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5])
+@pytest.mark.parametrize("name", OTHERS)
+def test_it_can_be_boosted(name, beta, tmp_path):
+    options = {**SMALL, "param": name, "ipc": 4, "boost_blocks": 2, "boost_beta": beta, "steps": 3}
+    two = potstill.distill(**options, out=tmp_path / "run")
+    one = potstill.distill(**{**options, "ipc": 2, "boost_blocks": 1})
+    assert two.budgets == (2, 4)
+    first = potstill.load(tmp_path / "run", ipc=2)
+    assert (first.ipc, first.per_class, first.stored_bytes) == (2, one.per_class, one.stored_bytes)
+    assert torch.equal(first.images, two.images[: len(one)])
+    moved = {key: not torch.equal(leaf, one.blocks[0].leaves[key]) for key, leaf in first.blocks[0].leaves.items()}
+    assert set(moved.values()) == {beta > 0}
+    assert all(not torch.equal(leaf, two.blocks[0].leaves[key]) for key, leaf in two.blocks[1].leaves.items())
+
+
+def test_the_budget_has_two_names(tmp_path, capsys):
+    assert Config.from_options(budget_ipc=7).distilled.ipc == Config.from_options(ipc=7, budget_ipc=7).distilled.ipc == 7
+    (tmp_path / "config.toml").write_text("[distilled]\nbudget_ipc = 3\n")
+    assert options_from_file(tmp_path / "config.toml") == {"ipc": 3}
+    with pytest.raises(InputError, match="ipc and budget_ipc are the same option, got 5 and 7; give one of them"):
+        Config.from_options(ipc=5, budget_ipc=7)
+    assert main(["distill", "--ipc", "5", "--budget-ipc", "7"]) == 2
+    assert "ipc and budget_ipc are the same option, got 5 and 7; give one of them" in capsys.readouterr().err
+    assert main(["distill", "--preset", "cifar10-ipc10", "--budget-ipc", "7"]) == 2  # the preset's is replaced; it lacks data
+    assert "same option" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"param": "bases"}, r"unknown parameterisation 'bases' \(did you mean 'basis'\?\); known: basis, factorised, multi-"),
+        (
+            {"param": "basis", "ipc": 1, "factor": 1, "bases": 16},
+            r"budget_ipc must be at least 2 for 16 bases of 1 x 8 x 8 and one image of each class \(1,184 numbers\), got 1 "
+            r"\(640 numbers\); raise --budget-ipc, or lower --bases or raise --factor",
+        ),
+        (
+            {"param": "factorised", "ipc": 1, "hallucinators": 40},
+            r"budget_ipc must be at least 4 for 40 hallucinators and one basis of 1 x 4 x 4 for each class \(2,160 numbers\), got",
+        ),
+        ({"param": "multi-formation", "factor": 3}, r"factor must divide .*, 8 x 8, got 3; give --factor one of 1, 2, 4, 8"),
+        ({"param": "basis", "factor": 5}, r"factor must divide the images' height and width, 8 x 8, got 5"),
+        ({"param": "multi-formation", "ipc": 100}, r"init=real starts from must be at most the smallest class's number .* got 400"),
+        ({"param": "basis", "bases": -1}, "bases must be at least 0, got -1"),
+        ({"param": "factorised", "hallucinators": 0}, "hallucinators must be at least 1, got 0"),
+        ({"ipc": 2, "batch_per_class": 3}, r"batch_per_class must be at most the 2 images of each class, got 3; leave it at auto"),
+        ({"param": "multi-formation", "batch_per_class": 9}, r"batch_per_class must be at most the 8 images of each class, got 9"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_told_in_a_sentence(options, message):
+    with pytest.raises(InputError, match=message):
+        potstill.distill(**{**SMALL, "init": "real", **options})
+
+
+def test_a_budget_counts_labels_only_if_they_are_learned():
+    assert Budget((3, 32, 32), 100, 10).floats == 10 * 100 * 3072
+    assert Budget((3, 32, 32), 100, 10, learn_labels=True).floats == 10 * 100 * (3072 + 100)
