@@ -10,6 +10,7 @@ the gradient would cancel in Adam. When beta is 0, earlier blocks are no variabl
 """
 
 import dataclasses
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from potstill.config import Config
+from potstill.devices import synchronize
 from potstill.distilled import Block
 from potstill.inner import with_grad
 from potstill.methods.base import Estimate, Method, MethodState, Problem
@@ -99,7 +101,7 @@ class Stage:
             fixed={} if config.distilled.learn_labels else {"targets": examples(moving)["targets"]},
             frozen=examples(frozen) if frozen else {},
         )
-        return OnBlocks(METHODS[config.outer.method](own), moving, self.first_moving)
+        return OnBlocks(METHODS[config.outer.method](own), moving, self.first_moving, own.device)
 
     def begin(self, method: Method) -> OuterState:
         """The outer loop's state before its first step: fresh moments, a fresh clip average (Algorithm 2 calls the distiller)."""
@@ -109,8 +111,8 @@ class Stage:
 class OnBlocks:
     """A method as the outer loop calls it: with the leaves of blocks in place of images and targets."""
 
-    def __init__(self, method: Method, blocks: tuple[Block, ...], first: int):
-        self.inner, self.blocks, self.first = method, blocks, first
+    def __init__(self, method: Method, blocks: tuple[Block, ...], first: int, device: torch.device):
+        self.inner, self.blocks, self.first, self.device = method, blocks, first, device
 
     def init(self) -> MethodState:
         return self.inner.init()
@@ -124,12 +126,22 @@ class OnBlocks:
         return {name: tensor for name, tensor in made.items() if tensor.requires_grad}
 
     def estimate(self, leaves: Mapping[str, Tensor], state: MethodState, outer_step: int) -> Estimate:
+        began = self.now()
         wanted = with_grad(leaves)
         learned = self.learned(wanted)
+        decoded = self.now()
         estimate = self.inner.estimate({name: tensor.detach() for name, tensor in learned.items()}, state, outer_step)
+        estimated = self.now()
         cotangents = [estimate.grads[name] for name in learned]
         grads = torch.autograd.grad(list(learned.values()), list(wanted.values()), cotangents)
-        return dataclasses.replace(estimate, grads=dict(zip(wanted, grads, strict=True)))
+        seconds = decoded - began + self.now() - estimated
+        info = {**estimate.info, "decode_seconds": round(seconds, 6)}
+        return dataclasses.replace(estimate, grads=dict(zip(wanted, grads, strict=True)), info=info)
+
+    def now(self) -> float:
+        """The time when the device is done."""
+        synchronize(self.device)
+        return time.perf_counter()
 
 
 def stage_micro_batch(config: Config, per_class: int, *, compiled: bool) -> int:

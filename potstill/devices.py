@@ -47,6 +47,14 @@ def peak_memory_mb(device: torch.device) -> float:
     return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
 
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what it was given; a clock is right only then."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    if device.type == "mps":
+        torch.mps.synchronize()
+
+
 def fast_bfloat16(device: torch.device) -> bool:
     """Whether the hardware multiplies bfloat16 matrices many times faster than float32 ones."""
     if device.type == "cuda":

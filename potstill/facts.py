@@ -167,6 +167,8 @@ def making_facts(run: RunSummary) -> list[Fact]:
     found.append(("Real images in a step", f"{outer.real_batch:,}"))
     if outer.trajectories > 1:
         found.append(("Unrolls in a step", f"{outer.trajectories:,}, averaged"))
+    if decoded(run) and run.log.decoding == run.log.decoding:
+        found.append(("Decoding", f"{100 * run.log.decoding:.1f} % of the time"))
     return [*found, ("Learning rate", f"{float(outer.outer_lr):.3g}")]
 
 

@@ -28,7 +28,7 @@ class Log:
     Args:
         step: (n,) counted from 1 over all blocks.
         block: (n,) counted from 1.
-        values: name -> (n,): "loss", "grad_norm", "seconds", "memory_mb".
+        values: name -> (n,): "loss", "grad_norm", "seconds", "memory_mb", "decode_seconds".
         clipped: (n,) whether the meta-gradient was clipped.
         skipped: (n,) whether it was not finite, so that the set stayed as it was.
         validations: (step, accuracy on validation data) where it was measured.
@@ -44,7 +44,7 @@ class Log:
     @classmethod
     def of(cls, records: Sequence[Record]) -> "Log":
         """From the records of a run."""
-        names = ("loss", "grad_norm", "seconds", "memory_mb")
+        names = ("loss", "grad_norm", "seconds", "memory_mb", "decode_seconds")
         validations = [(record["step"], figure_of(record.get("validation"))) for record in records]
         return cls(
             np.array([record["step"] for record in records], float),
@@ -59,6 +59,12 @@ class Log:
     def done(self) -> int:
         """Outer steps done, over all blocks."""
         return int(self.step[-1]) if len(self.step) else 0
+
+    @property
+    def decoding(self) -> float:
+        """Share of the time of outer steps that decoding took; NaN if it was not logged."""
+        known = np.isfinite(self.values["decode_seconds"] + self.values["seconds"])
+        return float(self.values["decode_seconds"][known].sum() / self.values["seconds"][known].sum()) if known.any() else np.nan
 
     @property
     def block_starts(self) -> dict[float, str]:

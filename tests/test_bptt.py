@@ -14,7 +14,7 @@ from potstill.config import Config
 from potstill.data import TensorSplit
 from potstill.distillation import Listener
 from potstill.inner import Keep
-from potstill.methods.base import Problem
+from potstill.methods.base import Problem, taken
 from potstill.methods.bptt import Bptt
 from potstill.models import resolve
 from potstill.registry import InputError
@@ -195,3 +195,19 @@ def test_a_compiled_run_tells_what_it_compiled_and_repeats_to_the_byte(tmp_path)
     assert any(sentence.startswith("compiled 3 functions in") for sentence in said)
     records = [line for line in (tmp_path / "one/metrics.jsonl").read_text().splitlines() if '"compilations"' in line]
     assert len(records) == 2
+
+
+@pytest.mark.parametrize("window", [1, 3])
+def test_sparse_gradients_of_rows_change_no_bit(window, monkeypatch):
+    whole = torch.randn(50, *SHAPE, generator=generator(2))
+    task = dataclasses.replace(problem(window=window, classes_per_batch=2), labels=torch.arange(50) % 3)
+    task = dataclasses.replace(task, fixed={"targets": torch.eye(3)[task.labels]})
+
+    def found() -> Tensor:
+        return Bptt(task).estimate({"images": whole}, Bptt(task).init(), 0).grads["images"]
+
+    dense = found()
+    monkeypatch.setattr("potstill.methods.base.SPARSE_FROM", 0)
+    assert taken(whole.clone().requires_grad_(), torch.arange(2)).grad_fn.name() == "RowsBackward"
+    assert torch.equal(found(), dense)
+    assert (dense.flatten(1).norm(dim=1) > 0).sum() <= 2 * window  # two rows a step

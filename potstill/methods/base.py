@@ -16,6 +16,8 @@ from potstill.distilled import BatchPlan
 from potstill.inner import STATES, Keep
 
 MethodState = dict[str, Any]
+SPARSE_FROM = 1_000_000
+"""Numbers of a tensor from which on the gradient of some of its rows comes sparse."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,34 @@ class Problem:
         ):
             if len(here):
                 chosen = (rows[here] - first).to(self.device)
-                batch += augment.apply(examples["images"][chosen], drawn.rows(here)), examples["targets"][chosen]
+                images, targets = (taken(examples[name], chosen) for name in ("images", "targets"))
+                batch += augment.apply(images, drawn.rows(here)), targets
         return batch
+
+
+class Rows(torch.autograd.Function):
+    """Rows of a tensor, whose cotangent is a sparse tensor of those rows."""
+
+    @staticmethod
+    def forward(ctx: Any, whole: Tensor, rows: Tensor) -> Tensor:
+        ctx.rows, ctx.shape = rows, whole.shape
+        return whole[rows]
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, None]:
+        return torch.sparse_coo_tensor(ctx.rows[None], cotangents[0], ctx.shape, check_invariants=False), None
+
+
+def taken(whole: Tensor, rows: Tensor) -> Tensor:
+    """`whole[rows]`, each row at most once.
+
+    The gradient of a large tensor, which is added up over the steps of a window, comes sparse, and does not run through all
+    the other rows: with 18,000 images of 3 x 32 x 32 that took 0.2 s a step.
+    """
+    if whole.numel() < SPARSE_FROM or whole.device.type == "mps":  # which lacks most operations on sparse tensors
+        return whole[rows]
+    made: Tensor = Rows.apply(whole, rows)  # type: ignore[no-untyped-call]
+    return made
 
 
 @dataclass(frozen=True)
