@@ -57,7 +57,7 @@ def distill(parsed: argparse.Namespace) -> int:
     nested = len(distilled.budgets) > 1
     for part in map(distilled.prefix, distilled.budgets):
         figure = Figure(**{name: part.meta["accuracy"][name] for name in ("mean", "std", "n")})
-        size = f"{part.ipc} of each class: " if nested else ""
+        size = f"{'budget of ' * (part.per_class != part.ipc)}{part.ipc} of each class: " if nested else ""
         print(f"validation:    {size}{figure}, {part.recipe.steps} training steps; this split chose them")
     print(f"next:          potstill evaluate {shlex.quote(str(out))}{' --all-budgets' * nested}")
     write_grid(distilled, out / runs.PICTURE)

@@ -14,16 +14,20 @@ from torch import Tensor
 from twins import CPU
 
 import potstill
-from potstill import store
+from potstill import storage, store
 from potstill.boosting import Stage, examples, with_leaves
 from potstill.cli import main
 from potstill.config import Config, options_from_file
 from potstill.data import TensorSplit
 from potstill.distilled import Block, initial_blocks
+from potstill.gallery import tiled
 from potstill.parameterisations.base import Budget, Parameterisation, block_parameterisation, downsampled, from_plain, upsampled
 from potstill.registry import METHODS, PARAMETERISATIONS, InputError
-from potstill.sections import DistilledConfig
+from potstill.results import Results
+from potstill.sections import DataConfig, DistilledConfig
 from potstill.seeds import generator
+from potstill.sources import read
+from potstill.studies import Place, read_point, run_study
 
 SHAPES = {"grey": (1, 8, 8), "colour": (3, 8, 12)}
 OTHERS = [name for name in PARAMETERISATIONS if name != "pixels"]
@@ -249,7 +253,7 @@ def test_a_run_is_saved_loaded_resumed_exported_and_evaluated(name, tmp_path, ca
 @pytest.mark.parametrize("beta", [0.0, 0.5])
 @pytest.mark.parametrize("name", OTHERS)
 def test_it_can_be_boosted(name, beta, tmp_path):
-    options = {**SMALL, "param": name, "ipc": 4, "boost_blocks": 2, "boost_beta": beta, "steps": 3}
+    options = {**SMALL, "param": name, "ipc": 4, "boost_blocks": 2, "boost_beta": beta, "steps": 3, "init": "real"}
     two = potstill.distill(**options, out=tmp_path / "run")
     one = potstill.distill(**{**options, "ipc": 2, "boost_blocks": 1})
     assert two.budgets == (2, 4)
@@ -303,3 +307,65 @@ def test_bad_input_is_told_in_a_sentence(options, message):
 def test_a_budget_counts_labels_only_if_they_are_learned():
     assert Budget((3, 32, 32), 100, 10).floats == 10 * 100 * 3072
     assert Budget((3, 32, 32), 100, 10, learn_labels=True).floats == 10 * 100 * (3072 + 100)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_the_report_shows_what_is_stored_and_what_it_decodes_to(name, tmp_path):
+    options = {**SMALL, "param": name, "steps": 3, "preprocess": "normalize"}
+    made = potstill.distill(**options, out=tmp_path / "run")
+    assert main(["evaluate", str(tmp_path / "run"), "--nets", "1", "--baseline", "random"]) == 0
+    assert main(["report", str(tmp_path / "run"), "--out", str(tmp_path / "page.html")]) == 0
+    page = (tmp_path / "page.html").read_text()
+    assert f"became {len(made):,}, stored in the room of 20" in page
+    assert "What is stored" in page
+    assert "What it decodes to" in page
+    assert made.stored in page
+    assert f'<td class="number">{made.stored_bytes:,}</td>' in page
+    shown = {"basis": 8, "multi-formation": 20, "factorised": len(made.blocks[0].leaves.get("bases", ()))}[name]
+    assert page.count("data:image/png") == shown + len(made)
+    assert "On 2 real images of each class, picked at random" in page
+    potstill.distill(**{**options, "param": "pixels"}, out=tmp_path / "plain")
+    assert main(["report", str(tmp_path / "plain"), "--out", str(tmp_path / "page.html")]) == 0
+    assert "What is stored" not in (tmp_path / "page.html").read_text()
+
+
+def test_an_unfinished_run_shows_what_is_stored(tmp_path):
+    interrupted_run(tmp_path / "cut", 9, **{**SMALL, "param": "basis"})
+    assert main(["report", str(tmp_path / "cut"), "--out", str(tmp_path / "page.html")]) == 0
+    assert "8 bases of 1 x 4 x 4, and 8 coefficients for each of 140 images" in (tmp_path / "page.html").read_text()
+
+
+def test_the_parts_of_a_stored_image_lie_where_they_are_stored():
+    sheets = torch.arange(2 * 4 * 4, dtype=torch.float32).view(2, 1, 4, 4) / 32
+    one = fitting("multi-formation", (1, 4, 4), 2, 1)
+    parts = one.decode({"images": sheets})
+    assert torch.equal(one.parts(sheets)[:2], sheets[0, :, :2].unfold(2, 2, 2).permute(2, 0, 1, 3))
+    # Bilinear enlargement and averaging draw a part together, but leave it where it is and its mean as it was.
+    laid = tiled(parts, 2)
+    for row, column in ((0, 0), (0, 2), (2, 0), (2, 2)):
+        corner = (slice(None), slice(None), slice(row, row + 2), slice(column, column + 2))
+        torch.testing.assert_close(laid[corner].mean((2, 3)), sheets[corner].mean((2, 3)))
+
+
+def test_the_study_of_table_2_runs_from_end_to_end(monkeypatch, tmp_path):
+    options = {name: value for name, value in QUICK.items() if name not in ("threads", "classes_per_batch", "ipc", "learn_labels")}
+    small = {**options, "data": "digits", "preprocess": "none", "steps": 4, "validate_every": 2, "unroll": 2, "window": 1}
+    monkeypatch.setattr(storage, "scale_of", lambda preset, data: storage.Scale({1: small, 2: small}, 4))
+    study, place = storage.Parameterisations(), Place(tmp_path / "study", tmp_path / "runs", read(DataConfig()), nets=2, threads=1)
+    points = study.points("small", None, (0, 1))
+    run_study(study, points, place, study.about("small"))
+    table = Results(tuple(row for point in points for row in read_point(place.file(point))), study.quantities)
+    assert table[storage.BYTES].cell("pixels", 2) == {0: 5120, 1: 5120}
+    assert table[storage.BYTES].cell("multi-formation", 2) == {0: 5120, 1: 5120}
+    assert table[storage.BYTES].cell("basis", 2) == {0: 4992, 1: 4992}  # 8 x 16 + 140 x 8 numbers
+    assert table[storage.BYTES].cell("factorised", 2) == {0: 4840, 1: 4840}  # 5 x (2 x 9 + 2 x 16) + 60 x 16 numbers
+    assert table[storage.DECODED].cell("basis", 1) == {0: 6, 1: 6}
+    assert table[storage.VALIDATION].places("basis") == [2, 4]
+    assert set(table[storage.ACCURACY_BY_SIZE].ways()) == {*PARAMETERISATIONS, "random real"}
+    summary = (place.folder / "summary.md").read_text()
+    assert summary.count("Paper (Table 2") == 6
+    assert "Bytes stored. At 1 a class: pixels 2,560, multi-formation 2,560, basis 2,432, factorised 2,280; At 2" in summary
+    assert "nan" not in summary
+    shown = [line.split("(")[-1].rstrip(")") for line in summary.splitlines() if line.startswith("![")]
+    assert len(shown) == 6
+    assert all((place.folder / picture).stat().st_size > 1000 for picture in shown)

@@ -1,0 +1,149 @@
+"""The study of parameterisations: what the same bytes are worth, by how images are stored (section 4.2, Table 2).
+
+Source: Table 2 of Feng, Vedantam & Kempe 2024, arXiv:2311.07025. There each parameterisation comes with a method of its own,
+and only the linear basis with RaT-BPTT; here all have the same method.
+"""
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from potstill.config import options_from_preset
+from potstill.courses import STEP, curves, single
+from potstill.figures import Drawing
+from potstill.grid import write_grid
+from potstill.nested import RANDOM, lines
+from potstill.registry import PARAMETERISATIONS
+from potstill.results import ACCURACY_BY_SIZE, Measurement, Quantity, Results, compared
+from potstill.studies import Place, Point, Subject, paper_data, small_options
+
+BUDGET = "images per class of the budget"
+BYTES = Quantity("bytes stored", BUDGET, where="At {:g} a class")
+DECODED = Quantity("images of a class that networks train on", BUDGET, where="At {:g} a class")
+SHARE = Quantity("share of an outer step that decoding takes (median)", BUDGET, percent=True, where="At {:g} a class")
+SECONDS = Quantity("seconds for an outer step (median)", BUDGET, where="At {:g} a class")
+VALIDATION = Quantity("validation accuracy at the smallest budget", STEP, percent=True, where="After {:g} outer steps")
+PIXELS, BASIS = "pixels", "basis"
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large the study is.
+
+    Args:
+        budgets: images per class -> options of its runs.
+        batch: images of a class in a synthetic batch of what decodes to more than `pixels`.
+    """
+
+    budgets: Mapping[int, Mapping[str, Any]]
+    batch: int | str
+
+    def run(self, ipc: int, param: str, seed: int) -> dict[str, Any]:
+        """Options of a run."""
+        batch = {} if param == PIXELS else {"batch_per_class": self.batch}
+        return {**self.budgets[ipc], "ipc": ipc, "param": param, "seed": seed, **batch}
+
+    def __str__(self) -> str:
+        known = next(iter(self.budgets.values()))
+        return (
+            f"RaT-BPTT, {known['steps']:,} outer steps for every set, T = {known['unroll']}, M = {known['window']}, ConvNet of "
+            f"width {known['width']}, {known['preprocess']}; bases and parts at half the resolution. What is stored takes the "
+            "bytes of the budget's images, or as few less as it can. Networks train for the length that is best on validation "
+            f"data among {', '.join(map(str, known['lengths']))} steps and are measured on test data."
+        )
+
+
+def scale_of(preset: str, data: str | None) -> Scale:
+    """What a preset runs: "small" on digits or other small data, "paper" the paper's setting on CIFAR-10.
+
+    Raises:
+        InputError: "paper" without data.
+    """
+    if preset == "small":
+        own = {"unroll": 60, "window": 20, "steps": 200, "validate_every": 25, "validation_nets": 2, "lengths": (100, 300)}
+        return Scale({ipc: {**small_options(data), **own} for ipc in (1, 2)}, 4)
+    chosen = {}
+    for ipc in (1, 10):
+        known = options_from_preset(f"cifar10-ipc{ipc}")
+        chosen[ipc] = {**known, "data": paper_data(data), "lengths": (300, 600, 1000)}
+    return Scale(chosen, "auto")
+
+
+class Parameterisations:
+    """Table 2."""
+
+    title = "What the same bytes are worth, by how images are stored"
+    quantities = (ACCURACY_BY_SIZE, BYTES, DECODED, SHARE, SECONDS, VALIDATION)
+
+    def about(self, preset: str) -> str:
+        return str(scale_of(preset, "any"))
+
+    def points(self, preset: str, data: str | None, seeds: Sequence[int]) -> list[Point]:
+        scale = scale_of(preset, data)
+        return [
+            Point(f"{param}-{ipc}-seed{seed}", scale.run(ipc, param, seed), self.measure(param, ipc == min(scale.budgets)))
+            for seed in seeds
+            for ipc in sorted(scale.budgets, reverse=True)
+            for param in PARAMETERISATIONS
+        ]
+
+    def measure(self, param: str, smallest: bool) -> Callable[[Subject], list[Measurement]]:
+        """Accuracy, bytes and cost of one set; beside pixels as many real images."""
+
+        def measured(subject: Subject) -> list[Measurement]:
+            distilled, bench, records = subject.distilled, subject.bench, subject.folder.records()
+            rows = [bench.of_set(param, distilled, subject.lengths)]
+            if param == PIXELS:
+                rows.append(bench.of_random(RANDOM, distilled.ipc, subject.lengths))
+            found = [Measurement.of(row.name, row, subject.seed) for row in rows]
+            share = statistics.median(record["decode_seconds"] / record["seconds"] for record in records)
+            seconds = statistics.median(record["seconds"] for record in records)
+            for quantity, value, detail in (
+                (BYTES, distilled.stored_bytes, distilled.stored),
+                (DECODED, distilled.per_class, "counted"),
+                (SHARE, share, "logged; several runs at a time"),
+                (SECONDS, seconds, "logged; several runs at a time"),
+            ):
+                found.append(single(quantity, param, distilled.ipc, subject, value, detail))
+            for record in records if smallest else ():
+                if figure := record.get("validation"):
+                    place = param, record["step"], subject.seed
+                    found.append(Measurement(VALIDATION.name, *place, figure["mean"], figure["std"], figure["n"], "logged"))
+            return found
+
+        return measured
+
+    def figures(self, results: Results, place: Place, points: Sequence[Point]) -> list[Drawing]:
+        accuracy = results[ACCURACY_BY_SIZE]
+        first, least = min(row.seed for row in results.rows), min(accuracy.places(PIXELS))
+        shown = [point for point in points if (point.options["seed"], point.options["ipc"]) == (first, least)]
+        for point in shown:
+            write_grid(place.run(point), place.folder / f"{point.name}.png")
+        return [
+            Drawing("accuracy", "Table 2's question: test accuracy by budget", lines(accuracy, accuracy.ways())),
+            Drawing("course", "Validation accuracy in the course of distillation", curves(results[VALIDATION])),
+            *(Drawing(point.name, f"What networks train on, {point.options['param']}, seed {first}") for point in shown),
+        ]
+
+    def claims(self, results: Results) -> list[str]:
+        table, found = results[ACCURACY_BY_SIZE], []
+        better = "Paper (Table 2): with a linear basis RaT-BPTT is better than with pixels"
+        others = "Paper (Table 2, where each has a method of its own): a linear basis is better than {}"
+        open_ = "Not in the paper: what {} is worth with RaT-BPTT"
+        rivals = [way for way in table.ways() if way not in (PIXELS, BASIS, RANDOM)]
+        for at in table.places(PIXELS):
+            found.append(compared(table, (BASIS, at), (PIXELS, at), better, 1))
+            found += [compared(table, (BASIS, at), (way, at), others.format(way), 1) for way in rivals]
+            found += [compared(table, (way, at), (PIXELS, at), open_.format(way), 0) for way in rivals]
+        return [*found, told(results, BYTES, "{:,.0f}"), told(results, SHARE, "{:.2%}")]
+
+
+def told(results: Results, quantity: Quantity, form: str) -> str:
+    """The values of a quantity by budget and way."""
+    table = results[quantity]
+    parts = []
+    for at in table.places(PIXELS):
+        values = ", ".join(f"{way} {form.format(statistics.fmean(table.cell(way, at).values()))}" for way in table.ways())
+        parts.append(f"{table.quantity.where.format(at)}: {values}")
+    return f"{quantity.name.capitalize()}. {'; '.join(parts)}."
