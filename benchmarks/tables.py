@@ -156,9 +156,28 @@ def variance() -> str:
     )
 
 
+def decoding() -> str:
+    """Which share of an outer step decoding takes."""
+    result = json.loads((RESULTS / "decoding.json").read_text())
+    rows, params = result["rows"], list(dict.fromkeys(row["param"] for row in result["rows"]))
+    lines = [f"| | {' | '.join(f'`{param}`' for param in params)} |\n{'|---' * (len(params) + 1)}|\n"]
+    for setting in dict.fromkeys(row["setting"] for row in rows):
+        own = {row["param"]: row for row in rows if row["setting"] == setting}
+        cells = [f"{100 * own[param]['share']:.2g} % of {own[param]['seconds']:.2g} s" for param in params]
+        lines.append(f"| {setting} | {' | '.join(cells)} |\n")
+        counts = [f"{own[param]['images']:,}, {own[param]['bytes']:,}" for param in params]
+        lines.append(f"| images, bytes | {' | '.join(counts)} |\n")
+    return (
+        f"{''.join(lines)}\nShare of an outer step that decoding and the way back through it take (T = {result['unroll']}, M = "
+        f"{result['window']}, up to 100 images a batch,\n10 classes, budget 1 unless said otherwise); medians of "
+        f"{rows[0]['steps']} steps. {result['hardware']}; torch {result['versions']['torch']}.\n"
+    )
+
+
 SPEED, LABORATORY = ROOT / "docs" / "speed.md", ROOT / "docs" / "laboratory.md"
 PLACES = [
     (README, BEGIN, END, table),
+    (ROOT / "docs" / "parameterisations.md", "<!-- decoding: made by benchmarks/tables.py -->", "<!-- end of decoding -->", decoding),
     (LABORATORY, "<!-- variance: made by benchmarks/tables.py -->", "<!-- end of variance -->", variance),
     *(
         (SPEED, f"<!-- {name}: made by benchmarks/tables.py -->", f"<!-- end of {name} -->", make)

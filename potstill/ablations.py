@@ -174,8 +174,8 @@ class InnerOptimizers(Courses):
         own = {"unroll": 250, "window": 80} if preset == "paper" else {}
         return dataclasses.replace(setting, options={**setting.options, **own})
 
-    def about(self, preset: str) -> str:
-        return f"{super().about(preset)} They train as in the inner loop, with its optimizer and schedule."
+    def about(self, preset: str, data: str | None) -> str:
+        return f"{super().about(preset, data)} They train as in the inner loop, with its optimizer and schedule."
 
     def ways(self, setting: Setting) -> Ways:
         # The paper's SGD: 0.01, times 0.2 at steps 120 and 200 of 250; of momentum and weight decay it says nothing.

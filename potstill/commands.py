@@ -334,7 +334,7 @@ def study(parsed: argparse.Namespace) -> int:
                 return 0
             command = helper_command(parsed, threads)
             helpers += [subprocess.Popen(command, stderr=subprocess.DEVNULL) for _ in range(jobs - 1)]
-            studies.run_study(chosen, points, place, chosen.about(parsed.preset))
+            studies.run_study(chosen, points, place, chosen.about(parsed.preset, parsed.data))
     except (Interrupted, KeyboardInterrupt) as error:
         raise KeyboardInterrupt("interrupted; the same command goes on where it was") from error
     finally:

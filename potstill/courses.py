@@ -103,9 +103,9 @@ class Courses:
         """How large it is."""
         return setting_of(preset, data)
 
-    def about(self, preset: str) -> str:
+    def about(self, preset: str, data: str | None) -> str:
         """What a preset runs, in words."""
-        setting = self.setting(preset, "any")
+        setting = self.setting(preset, data)
         lengths = ", ".join(map(str, setting.options["lengths"]))
         return (
             f"{setting} Every {setting.every:,} outer steps the set is tested: networks train for the length that is best on "

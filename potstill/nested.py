@@ -96,9 +96,9 @@ class Nested:
 
     quantities: tuple[Quantity, ...] = (ACCURACY_BY_SIZE,)
 
-    def about(self, preset: str) -> str:
+    def about(self, preset: str, data: str | None) -> str:
         """What a preset runs, in words."""
-        return str(scale_of(preset, "any"))
+        return str(scale_of(preset, data))
 
 
 def lines(table: Table, ways: Sequence[str]) -> Figure:

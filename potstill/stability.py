@@ -46,8 +46,8 @@ class Stability(Courses):
     def ways(self, setting: Setting) -> Ways:
         return {method: {"method": method} for method in METHODS}
 
-    def about(self, preset: str) -> str:
-        setting = self.setting(preset, "any")
+    def about(self, preset: str, data: str | None) -> str:
+        setting = self.setting(preset, data)
         return (
             f"{setting} Every {setting.every:,} outer steps the noise of the meta-gradient is measured: its variance over "
             f"{setting.noise.samples} real images ({taken(setting.noise)}), and at every fifth of these places what it comes from "

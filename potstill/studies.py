@@ -89,7 +89,7 @@ class Study(Protocol):
     quantities: tuple[Quantity, ...]
     """What is measured, in the order in which it is told."""
 
-    def about(self, preset: str) -> str:
+    def about(self, preset: str, data: str | None) -> str:
         """What a preset runs, in words."""
         ...
 

@@ -44,7 +44,7 @@ def test_every_study_runs_from_end_to_end(monkeypatch, shared, name):
     place = Place(shared / name, shared / "runs", read(DataConfig()), nets=2, threads=1)
     points = study.points("small", None, (0, 1))
     assert len({place.file(point) for point in points}) == len(points)
-    run_study(study, points, place, study.about("small"))
+    run_study(study, points, place, study.about("small", None))
     told = (place.folder / "summary.md").read_text()
     assert told.count("Paper (") >= 1
     assert "nan" not in told

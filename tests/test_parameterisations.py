@@ -353,7 +353,7 @@ def test_the_study_of_table_2_runs_from_end_to_end(monkeypatch, tmp_path):
     monkeypatch.setattr(storage, "scale_of", lambda preset, data: storage.Scale({1: small, 2: small}, 4))
     study, place = storage.Parameterisations(), Place(tmp_path / "study", tmp_path / "runs", read(DataConfig()), nets=2, threads=1)
     points = study.points("small", None, (0, 1))
-    run_study(study, points, place, study.about("small"))
+    run_study(study, points, place, study.about("small", None))
     table = Results(tuple(row for point in points for row in read_point(place.file(point))), study.quantities)
     assert table[storage.BYTES].cell("pixels", 2) == {0: 5120, 1: 5120}
     assert table[storage.BYTES].cell("multi-formation", 2) == {0: 5120, 1: 5120}

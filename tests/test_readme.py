@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from potstill.registry import STUDIES, WINDOWS
+from potstill.registry import PARAMETERISATIONS, STUDIES, WINDOWS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-LABORATORY = (ROOT / "docs" / "laboratory.md").read_text()
+LABORATORY, STORED = ((ROOT / "docs" / name).read_text() for name in ("laboratory.md", "parameterisations.md"))
 
 
 def test_the_python_example_runs(tmp_path):
@@ -44,18 +44,30 @@ def test_every_picture_and_every_page_that_is_linked_is_there(page):
 
 
 def test_the_laboratory_names_every_sampler_and_study():
-    rows = {
-        name
-        for line in LABORATORY.splitlines()
-        if line.startswith("| `")
-        for name in re.findall(r"`([a-z-]+)`", line.split("|")[1])
-    }
-    assert set(WINDOWS) | set(STUDIES) <= rows
+    assert set(WINDOWS) | set(STUDIES) <= first_cells(LABORATORY)
 
 
-def test_the_laboratorys_example_runs():
-    (code,) = re.findall(r"```python\n(.*?)```", LABORATORY, re.DOTALL)
+def test_every_parameterisation_is_told_with_what_a_budget_buys():
+    with_options, with_formula = STORED.split("## How many images")
+    assert set(PARAMETERISATIONS) <= first_cells(with_options) & first_cells(with_formula)
+
+
+def first_cells(text: str) -> set[str]:
+    """What stands as code in the first column of the tables."""
+    lines = [line for line in text.splitlines() if line.startswith("| `")]
+    return {name for line in lines for name in re.findall(r"`([a-z-]+)`", line.split("|")[1])}
+
+
+def example(text: str) -> dict[str, object]:
+    """The names that the page's Python example leaves."""
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     names: dict[str, object] = {}
     exec(code, names)
+    return names
+
+
+def test_the_docs_examples_run():
+    assert example(STORED)["basis"]
+    names = example(LABORATORY)
     assert (names["burn_in"], names["window"]) == (0, 20)
     assert names["state"] == {"burn_in": 0, "steps": 1, "average": 1.2, "lowest": 1.2, "waited": 0}

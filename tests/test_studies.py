@@ -57,7 +57,7 @@ def place_in(folder, **more) -> Place:
 def test_a_study_writes_its_table_figures_and_summary_and_does_nothing_twice(tmp_path):
     study, place = Question(), place_in(tmp_path)
     points = study.points("small", None, (0, 1))
-    run_study(study, points, place, study.about("small"))
+    run_study(study, points, place, study.about("small", None))
     with (place.folder / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(row["way"], row["at"], row["seed"], row["n"]) for row in rows] == [("set", "2", "0", "2"), ("set", "2", "1", "2")]
@@ -213,7 +213,7 @@ def test_the_studies_of_section_5_run_from_end_to_end(monkeypatch, tmp_path, kin
     study, place = kind(), place_in(tmp_path)
     points = study.points("small", None, (0, 1))
     assert len({point.name for point in points}) == len(points)
-    run_study(study, points, place, study.about("small"))
+    run_study(study, points, place, study.about("small", None))
     told = (place.folder / "summary.md").read_text()
     shown = [line.split("(")[1].rstrip(")") for line in told.splitlines() if line.startswith("![")]
     assert shown
@@ -242,7 +242,7 @@ def test_every_registered_study_has_its_presets(capsys):
         paper = study.points("paper", "parquet:cifar10", range(1))
         assert len(small) % 3 == 0
         assert all(Config.from_options(**point.options).distilled.ipc <= 50 for point in paper)
-        assert "outer steps" in study.about("small")
+        assert "outer steps" in study.about("small", None)
         assert main(["study", name, "--preset", "paper"]) == 2
         assert "data must be given for the preset paper" in capsys.readouterr().err
     assert main(["study", "bosting"]) == 2
