@@ -20,7 +20,7 @@ from torch import Tensor
 
 from potstill.config import Config
 from potstill.devices import synchronize
-from potstill.distilled import Block
+from potstill.distilled import Block, joined
 from potstill.inner import with_grad
 from potstill.methods.base import Estimate, Method, MethodState, Problem
 from potstill.outer import OuterState, Rule
@@ -98,7 +98,7 @@ class Stage:
             problem,
             config=config,
             labels=torch.cat([block.labels for block in self.blocks]),
-            fixed={} if config.distilled.learn_labels else {"targets": examples(moving)["targets"]},
+            fixed={} if config.distilled.learn_labels else {"targets": torch.cat([block.targets for block in moving])},
             frozen=examples(frozen) if frozen else {},
         )
         return OnBlocks(METHODS[config.outer.method](own), moving, self.first_moving, own.device)
@@ -188,6 +188,6 @@ def with_leaves(blocks: tuple[Block, ...], leaves: Mapping[str, Tensor], first: 
 def examples(blocks: tuple[Block, ...]) -> dict[str, Tensor]:
     """Images and targets of several blocks, one block after the other."""
     return {
-        "images": torch.cat([block.images for block in blocks]),
-        "targets": torch.cat([block.targets for block in blocks]),
+        "images": joined([block.images for block in blocks]),
+        "targets": joined([block.targets for block in blocks]),
     }

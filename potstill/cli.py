@@ -74,7 +74,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return fail(f"cannot access {error.filename or 'a file'}: {error.strerror or error}")
     except (RuntimeError, MemoryError) as error:
         if isinstance(error, MemoryError) or "out of memory" in str(error) or "not enough memory" in str(error):
-            return fail("out of memory; lower --micro-batch, --width or --real-batch, or use --storage mapped")
+            return fail(
+                "out of memory; lower --micro-batch, --width, --real-batch or (with --param) --budget-ipc, or use --storage mapped"
+            )
         raise
     finally:
         sys.path.pop(0)
@@ -124,7 +126,7 @@ def make_parser() -> tuple[Parser, dict[str, Parser]]:
         return made
 
     distill = command("distill", "Distill a data set.", "potstill distill --data digits --ipc 1 --out runs/digits", "[options]")
-    distill.add_argument("--out", type=Path, help="the run's folder (default: runs/DATA-ipcN-METHOD)")
+    distill.add_argument("--out", type=Path, help="the run's folder (default: runs/DATA-ipcN[-PARAM]-METHOD)")
     distill.add_argument("--preset", help="start from a named setting of the paper (see `potstill list`)")
     distill.add_argument(
         "--config", type=Path, help="start from a config.toml; it wins over --preset, and flags on the command line win over both"

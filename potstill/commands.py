@@ -57,7 +57,7 @@ def distill(parsed: argparse.Namespace) -> int:
     nested = len(distilled.budgets) > 1
     for part in map(distilled.prefix, distilled.budgets):
         figure = Figure(**{name: part.meta["accuracy"][name] for name in ("mean", "std", "n")})
-        size = f"{'budget of ' * (part.per_class != part.ipc)}{part.ipc} of each class: " if nested else ""
+        size = f"{'budget of ' * part.decoded}{part.ipc} of each class, {part.stored_bytes:,} bytes: " if nested else ""
         print(f"validation:    {size}{figure}, {part.recipe.steps} training steps; this split chose them")
     print(f"next:          potstill evaluate {shlex.quote(str(out))}{' --all-budgets' * nested}")
     write_grid(distilled, out / runs.PICTURE)
@@ -93,8 +93,9 @@ def resumed_config(parsed: argparse.Namespace) -> Config:
 
 
 def default_out(config: Config) -> Path:
-    """runs/DATA-ipcN-METHOD."""
-    return Path("runs") / f"{config.data.name}-ipc{config.distilled.ipc}-{config.outer.method}"
+    """runs/DATA-ipcN-METHOD, or runs/DATA-ipcN-PARAM-METHOD."""
+    param = "" if config.distilled.param == "pixels" else f"-{config.distilled.param}"
+    return Path("runs") / f"{config.data.name}-ipc{config.distilled.ipc}{param}-{config.outer.method}"
 
 
 @contextmanager

@@ -23,9 +23,8 @@ from potstill.loading import RealData, prepare
 from potstill.methods.base import Method, Problem
 from potstill.models import ModelSpec, check_model, fresh, resolve
 from potstill.outer import Hooks, OuterState, Record, optimise
-from potstill.parameterisations.base import block_parameterisation
 from potstill.registry import InputError
-from potstill.resolve import check_second_derivative, resolve_auto, resolve_compile, resolve_keep
+from potstill.resolve import check_parameterisation, check_second_derivative, resolve_auto, resolve_compile, resolve_keep
 from potstill.runs import RunFolder, steps_done
 from potstill.scoring import Figure, score_set
 from potstill.seeds import derive
@@ -104,6 +103,8 @@ class Setup:
         if config.run.threads != "auto":
             torch.set_num_threads(int(config.run.threads))
         keep_freed_memory()
+        channels, height, width = dataset.train.images.shape[1:]
+        one = check_parameterisation(config, (channels, height, width), len(dataset.class_names))
         real = prepare(dataset, config.data, device)
         classes = len(real.class_names)
         size = " x ".join(map(str, real.shape))
@@ -117,11 +118,9 @@ class Setup:
         check_second_derivative(inner.model, factory, real.shape, classes)
         if couples_batch(fresh(factory, 0, torch.device("cpu"))):
             listener.say("the network has batch norm: batches are taken whole, and memory grows with --real-batch")
-        config = resolve_auto(config, real, factory, mapped=dataset.mapped, device=device)
-        one = block_parameterisation(config.distilled, real.shape, classes)
-        blocks = initial_blocks(
-            config.distilled.init, [one] * config.distilled.boost_blocks, real.train, config.run.seed, device
-        )  # fmt: skip
+        config = resolve_auto(config, real, one, factory, mapped=dataset.mapped, device=device)
+        parts = [one] * config.distilled.boost_blocks
+        blocks = initial_blocks(config.distilled.init, parts, real.train, config.run.seed, device)
         allow_tf32(config.run.tf32)
         networks = Networks(factory, real.shape, classes, device, str(config.run.precision))
         keep = resolve_keep(config, networks)

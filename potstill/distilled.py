@@ -102,18 +102,16 @@ class Block:
     @property
     def labels(self) -> Tensor:
         """(n,) the class of each example."""
-        leaf = next(iter(self.leaves.values()))
-        return torch.arange(self.parameterisation.budget.classes, device=leaf.device).repeat_interleave(
-            self.parameterisation.per_class
-        )
+        one, leaf = self.parameterisation, next(iter(self.leaves.values()))
+        return torch.arange(one.budget.classes, device=leaf.device).repeat_interleave(one.per_class)
 
     @cached_property
     def targets(self) -> Tensor:
         """(n, K) what a network is trained to answer; one-hot unless learned."""
         if "targets" in self.leaves:
             return self.leaves["targets"].repeat_interleave(self.parameterisation.sharing, dim=0)
-        leaf = next(iter(self.leaves.values()))
-        return torch.nn.functional.one_hot(self.labels, self.parameterisation.budget.classes).to(leaf)
+        one, leaf = self.parameterisation, next(iter(self.leaves.values()))
+        return torch.nn.functional.one_hot(self.labels, one.budget.classes).to(leaf)
 
     @property
     def ipc(self) -> int:
@@ -166,12 +164,12 @@ class DistilledSet(Dataset[tuple[Tensor, Tensor]]):
     @cached_property
     def images(self) -> Tensor:
         """(n, C, H, W): what a network trains on."""
-        return torch.cat([block.images for block in self.blocks])
+        return joined([block.images for block in self.blocks])
 
     @cached_property
     def targets(self) -> Tensor:
         """(n, K): what it is trained to answer, as non-negative weights; one-hot unless the labels were learned."""
-        return torch.cat([block.targets for block in self.blocks])
+        return joined([block.targets for block in self.blocks])
 
     @cached_property
     def labels(self) -> Tensor:
@@ -201,8 +199,14 @@ class DistilledSet(Dataset[tuple[Tensor, Tensor]]):
     @property
     def stored(self) -> str:
         """What is stored, in words."""
-        each = " in each block" if len(self.blocks) > 1 else ""
-        return f"{self.blocks[0].parameterisation.words}{each}; {self.stored_bytes:,} bytes{' in all' if each else ''}"
+        one, each = self.blocks[0].parameterisation, " in each block" if len(self.blocks) > 1 else ""
+        labels = f", {one.labels_stored:,} labels of {len(self.class_names)}" if self.learned_labels else ""
+        return f"{one.words}{labels}{each}; {self.stored_bytes:,} bytes{' in all' if each else ''}"
+
+    @property
+    def decoded(self) -> bool:
+        """Whether the images come out of something else that is stored."""
+        return any(not isinstance(block.parameterisation, Pixels) for block in self.blocks)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -317,22 +321,27 @@ def initial_blocks(
         seed: of the draw.
         device: where the blocks live.
     Raises:
-        InputError: a class has fewer train images than the blocks' budget, or than they start from.
+        InputError: a class has fewer train images than the blocks' budget.
     """
-    budget = parameterisations[0].budget
-    require_images(train, budget.classes, sum(one.budget.ipc for one in parameterisations), "ipc")
+    budget, ipc = parameterisations[0].budget, sum(one.budget.ipc for one in parameterisations)
+    counts = torch.bincount(train.labels, minlength=budget.classes)
+    least = int(counts.min())
+    if least < ipc:
+        raise InputError(
+            f"ipc must be at most the smallest class's number of train images (after the held-out shares), {least} in class "
+            f"{int(counts.argmin())}, got {ipc}"
+        )
     rng, wanted = generator(seed, "initial images"), sum(one.real_per_class for one in parameterisations)
-    chosen = None
+    places = torch.arange(wanted) % min(wanted, least)  # what decodes to more images than a class has takes some again
     if kind == "real":
-        require_images(train, budget.classes, wanted, "the images that init=real starts from")
-        chosen = sample_per_class(train.labels, budget.classes, wanted, rng).view(budget.classes, wanted)
+        chosen = sample_per_class(train.labels, budget.classes, min(wanted, least), rng).view(budget.classes, -1)[:, places]
     made, first = [], 0
     for one in parameterisations:
-        if chosen is None:
-            leaves = one.noise(rng)
-        else:
+        if kind == "real":
             leaves = one.from_real(train.take(chosen[:, first : first + one.real_per_class].flatten())[0], rng)
             first += one.real_per_class
+        else:
+            leaves = one.noise(rng)
         if budget.learn_labels:
             labels = torch.arange(budget.classes).repeat_interleave(one.labels_stored // budget.classes)
             leaves["targets"] = torch.nn.functional.one_hot(labels, budget.classes).float()
@@ -340,11 +349,6 @@ def initial_blocks(
     return tuple(made)
 
 
-def require_images(train: Split, classes: int, wanted: int, what: str) -> None:
-    """Raise an InputError if a class has fewer train images."""
-    counts = torch.bincount(train.labels, minlength=classes)
-    if int(counts.min()) < wanted:
-        raise InputError(
-            f"{what} must be at most the smallest class's number of train images (after the held-out shares), "
-            f"{int(counts.min())} in class {int(counts.argmin())}, got {wanted}"
-        )
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """The parts one after the other; a single one as it is, since a copy of many images takes room."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))

@@ -137,7 +137,9 @@ class Bench:
         def make(own: int) -> Batches:
             return self.batches(*subset(distilled, ipc, own), own)
 
-        return self.row(name, make, lengths, ipc * len(distilled.class_names), ipc)
+        count = ipc * len(distilled.class_names)
+        values = torch.Size(distilled.shape).numel() + distilled.learned_labels * len(distilled.class_names)
+        return self.row(name, make, lengths, count, ipc, stored_bytes=count * values * FLOAT_BYTES)
 
     def of_random(self, name: str, ipc: int, lengths: Sequence[int], **how: Any) -> Row:
         """`row` for real train images, `ipc` of each class, others for each network."""

@@ -25,7 +25,7 @@ LOSSY = "for the eye: 8-bit pixels of a typical brightness and contrast; a netwo
 
 
 def export_png(distilled: DistilledSet, path: Path) -> None:
-    """One annotated picture of all images."""
+    """One annotated picture of the images."""
     write_grid(distilled, path)
 
 

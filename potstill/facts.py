@@ -26,10 +26,11 @@ def headline(run: RunSummary) -> str:
     """What became of what."""
     of_data = f" of {run.data_name}" if run.data_name else ""
     if run.finished and run.distilled and run.counts:
-        budget = f", stored in the room of {run.distilled.ipc * len(run.distilled.class_names):,}" if decoded(run) else ""
+        pixels = run.distilled.ipc * len(run.distilled.class_names)
+        budget = f", stored in the room of {pixels:,}" * run.distilled.decoded
         return f"{run.counts['train']:,} images{of_data} became {len(run.distilled):,}{budget}"
-    ipc = run.config.distilled.ipc
-    return f"{run.data_name or 'Arrays'} at {ipc:,} image{'s'[: ipc > 1]} per class"
+    ipc, budget = run.config.distilled.ipc, "a budget of " * run.config.distilled.decoded
+    return f"{run.data_name or 'Arrays'} at {budget}{ipc:,} image{'s'[: ipc > 1]} per class"
 
 
 def lede(run: RunSummary) -> str:
@@ -37,7 +38,8 @@ def lede(run: RunSummary) -> str:
     test, random, validation = run.test("distilled"), run.test("random"), run.validation
     if test and run.distilled:
         words = (
-            f"Fresh networks trained on these {len(run.distilled):,} synthetic images alone are right on {percent(test[0])} of "
+            f"Fresh networks trained on these {len(run.distilled):,} synthetic images alone ({run.distilled.stored_bytes:,} bytes) "
+            f"are right on {percent(test[0])} of "
             f"{test[1].test_images:,} test images, which neither they nor the distillation ever saw."
         )
         return words + (f" On {of_random(run)}, picked at random, they reach {percent(random[0])}." if random else "")
@@ -59,7 +61,7 @@ def tiles(run: RunSummary) -> list[Fact]:
         )
     if run.distilled and run.counts:
         real, shape = run.counts["train"], run.distilled.shape
-        if decoded(run):
+        if run.config.distilled.decoded:
             less = real * math.prod(shape) * FLOAT_BYTES / run.distilled.stored_bytes
             found.append((f"{less:,.0f}×", f"fewer numbers than in the {real:,} real images"))
         else:
@@ -75,15 +77,10 @@ def tiles(run: RunSummary) -> list[Fact]:
     return found
 
 
-def decoded(run: RunSummary) -> bool:
-    """Whether the images come out of something else that is stored."""
-    return run.config.distilled.param != "pixels"
-
-
 def of_random(run: RunSummary) -> str:
     """What stands beside the set."""
     ipc = run.config.distilled.ipc
-    return f"{ipc:,} real image{'s'[: ipc > 1]} of each class" if decoded(run) else "as many real images"
+    return f"{ipc:,} real image{'s'[: ipc > 1]} of each class" if run.config.distilled.decoded else "as many real images"
 
 
 def percent(figure: Figure) -> str:
@@ -128,7 +125,7 @@ def set_facts(run: RunSummary) -> list[Fact]:
     """What the synthetic set is and how networks train on it."""
     distilled, inner = run.config.distilled, run.config.inner
     found = [
-        ("Budget" if decoded(run) else "Images per class", f"{distilled.ipc:,}{' images per class' * decoded(run)}"),
+        ("Budget", f"{distilled.ipc:,} images per class") if distilled.decoded else ("Images per class", f"{distilled.ipc:,}"),
         *stored_facts(run),
         ("Labels", "soft, learned with the images" if distilled.learn_labels else "hard, one class each"),
         ("Started from", "real images" if distilled.init == "real" else "noise"),
@@ -148,7 +145,7 @@ def stored_facts(run: RunSummary) -> list[Fact]:
     """What is stored."""
     if not run.distilled:
         return []
-    found = [("Parameterisation", run.config.distilled.param)] if decoded(run) else []
+    found = [("Parameterisation", run.config.distilled.param)] if run.config.distilled.decoded else []
     return [*found, ("Stored", run.distilled.stored)]
 
 
@@ -167,7 +164,7 @@ def making_facts(run: RunSummary) -> list[Fact]:
     found.append(("Real images in a step", f"{outer.real_batch:,}"))
     if outer.trajectories > 1:
         found.append(("Unrolls in a step", f"{outer.trajectories:,}, averaged"))
-    if decoded(run) and run.log.decoding == run.log.decoding:
+    if run.config.distilled.decoded and run.log.decoding == run.log.decoding:
         found.append(("Decoding", f"{100 * run.log.decoding:.1f} % of the time"))
     return [*found, ("Learning rate", f"{float(outer.outer_lr):.3g}")]
 

@@ -86,9 +86,9 @@ def gallery(
         side: about how large a picture is, in CSS pixels; None: the larger the fewer there are.
     """
     classes, largest = len(distilled.class_names), max(len(block.labels) for block in distilled.blocks)
-    room = max(1, min(MOST_VALUES // torch.Size(distilled.shape).numel(), MOST_PICTURES) // len(distilled.blocks))
-    rows = min(classes, most_classes or classes, room)
-    each = min(largest // classes, most_images or largest, max(1, room // rows))
+    most = room(distilled)
+    rows = min(classes, most_classes or classes, most)
+    each = min(largest // classes, most_images or largest, max(1, most // rows))
     places = range(len(distilled.blocks))
     size, enlarged = shown_size(distilled, side)
     return Gallery(
@@ -98,15 +98,22 @@ def gallery(
     )  # fmt: skip
 
 
+def room(distilled: DistilledSet) -> int:
+    """How many pictures of a block a page can hold."""
+    return max(1, min(MOST_VALUES // torch.Size(distilled.shape).numel(), MOST_PICTURES) // len(distilled.blocks))
+
+
 def stored_pictures(distilled: DistilledSet) -> StoredPictures | None:
     """The pictures of what is stored; None if that is the images themselves."""
-    found, nested = [], len(distilled.blocks) > 1
+    found, nested, most = [], len(distilled.blocks) > 1, room(distilled)
     for number, block in enumerate(distilled.blocks, start=1):
         stored = block.parameterisation.stored(block.leaves)
         if stored is None:
             return None
-        pictures = tiled(distilled.fitted.pictures(stored.images), stored.tiles)[: MOST_PICTURES // len(distilled.blocks)]
+        count = len(stored.images) // stored.tiles**2
+        pictures = tiled(distilled.fitted.pictures(stored.images[: most * stored.tiles**2]), stored.tiles)
         heading = f"{stored.title} (block {number})" if nested else stored.title
+        heading += f": the first {most:,} of {count:,}" if count > most else ""
         shown = [Picture(data_uri(one), f"{stored.title}, {place}", None) for place, one in enumerate(pictures, start=1)]
         found.append((heading, shown))
     return StoredPictures(f"{distilled.stored}, 4 for each number.", found)

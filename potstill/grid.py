@@ -114,12 +114,11 @@ def caption(distilled: DistilledSet) -> str:
     text = (
         f"{meta.get('config', {}).get('data', {}).get('data', 'data')}, {distilled.per_class:,} a class, {meta.get('method', '')}"
     )
-    if distilled.per_class > MOST_COLUMNS:
-        text += f", the first {MOST_COLUMNS} of {distilled.per_class:,}"
-    if distilled.per_class != distilled.ipc:
-        text += f", stored as {distilled.stored}"
     if len(distilled.blocks) > 1:
         text += f" in {len(distilled.blocks)} blocks, beta {meta.get('config', {}).get('distilled', {}).get('boost_beta', 0):g}"
+    if distilled.per_class > MOST_COLUMNS:
+        text += f"; the first {MOST_COLUMNS} of a class are shown"
+    text += f"; stored: {distilled.stored}"
     if "mean" in accuracy:
         text += f"; validation accuracy {100 * accuracy['mean']:.1f} % ({accuracy['n']} network{'s'[: accuracy['n'] > 1]})"
     return text + ". Brightness and contrast are those of a typical image."

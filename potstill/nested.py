@@ -157,7 +157,8 @@ class Subsets(Nested):
             return bench.batches(chosen.images, chosen.targets, chosen.labels, own)
 
         rows = [bench.of_set(name, part, lengths) for name, part in zip((FIRST, SECOND), parts, strict=False)]
-        rows.append(bench.row("random block (boosted)", any_block, lengths, len(parts[0]), block))
+        stored = parts[0].stored_bytes
+        rows.append(bench.row("random block (boosted)", any_block, lengths, len(parts[0]), block, stored_bytes=stored))
         rows.append(bench.of_subsets(part_of(2 * block, "boosted"), distilled.prefix(2 * block), block, lengths))
         return [Measurement.of(row.name, row, subject.seed) for row in rows]
 

@@ -63,7 +63,7 @@ class OuterState:
         step: outer steps done.
         updates: of those, the ones that changed the set; the others' meta-gradient was not finite.
         skipped_in_a_row: non-finite ones just before.
-        clip_average: moving average of the images' meta-gradient norm; None before the first.
+        clip_average: moving average of the norm over what images are made of; None before the first.
         method: the method's own state.
         best: the best set so far; None before the first validation.
         stage: which block of a boosted set is distilled; the loop runs anew for each.

@@ -29,7 +29,7 @@ from potstill.inner import Keep
 from potstill.loading import RealData
 from potstill.models import fresh
 from potstill.models.convnet import auto_depth
-from potstill.parameterisations.base import block_parameterisation
+from potstill.parameterisations.base import Parameterisation, block_parameterisation
 from potstill.registry import WINDOWS, InputError
 from potstill.seeds import generator
 from potstill.windows import WindowSampler, autos
@@ -40,8 +40,25 @@ DERIVATIVE_TOLERANCE = 1e-3
 SAMPLED_DRAWS = 100
 
 
-def resolve_auto(config: Config, real: RealData, factory: Callable[[], nn.Module], *, mapped: bool, device: torch.device) -> Config:
-    """`config` with every "auto" but `compile` replaced by what it means here; a resumed run reads these back."""
+def resolve_auto(
+    config: Config,
+    real: RealData,
+    one: Parameterisation,
+    factory: Callable[[], nn.Module],
+    *,
+    mapped: bool,
+    device: torch.device,
+) -> Config:
+    """`config` with every "auto" but `compile` replaced by what it means here; a resumed run reads these back.
+
+    Args:
+        config: as the user gave it.
+        real: the data, preprocessed.
+        one: the parameterisation of each block.
+        factory: makes a fresh network.
+        mapped: whether the data are memory-mapped.
+        device: where the run computes.
+    """
     inner, classes, blocks = config.inner, len(real.class_names), config.distilled.boost_blocks
     if inner.classes_per_batch != "auto" and int(inner.classes_per_batch) > classes:
         raise InputError(f"classes_per_batch must be at most the number of classes, {classes}, got {inner.classes_per_batch}")
@@ -49,17 +66,13 @@ def resolve_auto(config: Config, real: RealData, factory: Callable[[], nn.Module
     outer_lr = (
         config.outer.outer_lr if config.outer.outer_lr != "auto" else PAPER_LR * (PAPER_VALUES / math.prod(real.shape)) ** 0.5
     )
-    config = filled(config, {"block_ipc": config.distilled.ipc // blocks})
-    per_class = blocks * block_parameterisation(config.distilled, real.shape, classes).per_class
-    if inner.batch_per_class != "auto" and int(inner.batch_per_class) > per_class:
-        raise InputError(
-            f"batch_per_class must be at most the {per_class} images of each class, got {inner.batch_per_class}; leave it at auto"
-        )
     found: dict[str, Any] = {
+        "block_ipc": config.distilled.ipc_of_block,
+        "bases": getattr(one, "bases", 0),  # the others have none
         "steps": max(1, AUTO_STEPS // blocks),
         "storage": "mapped" if mapped else "memory",
         "preprocess": real.preprocess.kind,
-        "batch_per_class": min(per_class, max(1, AUTO_SYNTHETIC_BATCH // classes)),
+        "batch_per_class": min(blocks * one.per_class, max(1, AUTO_SYNTHETIC_BATCH // classes)),
         "classes_per_batch": classes,
         "outer_lr": outer_lr,
         "label_lr": outer_lr,
@@ -85,6 +98,15 @@ def resolve_auto(config: Config, real: RealData, factory: Callable[[], nn.Module
         "micro_batch": min(config.outer.real_batch, int(config.outer.micro_batch)),
     }
     return Config.from_options(config, **sizes)
+
+
+def check_parameterisation(config: Config, shape: tuple[int, int, int], classes: int) -> Parameterisation:
+    """That of each block; an InputError if the budget, its options or the batch do not fit."""
+    one, batch = block_parameterisation(config.distilled, shape, classes), config.inner.batch_per_class
+    per_class = one.per_class * config.distilled.boost_blocks
+    if batch != "auto" and int(batch) > per_class:
+        raise InputError(f"batch_per_class must be at most the {per_class} images of each class, got {batch}; leave it at auto")
+    return one
 
 
 def filled(config: Config, found: dict[str, Any]) -> Config:

@@ -65,7 +65,7 @@ class Measurement:
     def of(cls, way: str, row: Row, seed: int, at: float | None = None) -> "Measurement":
         """The test accuracy of an evaluated row, at its number of images per class or another place."""
         figure = row.accuracy
-        place, detail = row.ipc if at is None else at, f"{row.steps} steps; {row.protocol}"
+        place, detail = row.ipc if at is None else at, f"{row.steps} steps; {row.protocol}; {row.stored_bytes or 0:,} bytes"
         return cls(ACCURACY, way, place, seed, figure.mean, figure.std, figure.n, detail)
 
 
@@ -163,6 +163,8 @@ class Results:
 def in_words(values: Sequence[float], sign: str, unit: str, percent: bool) -> str:
     """Mean ± sample deviation: fractions as hundredths with a unit, or plain with three digits."""
     figure = Figure.of(torch.tensor(values, dtype=torch.float64))
+    if not percent and len(set(values)) == 1 and float(values[0]).is_integer():  # counted, and the same in all seeds
+        return f"{values[0]:{sign},.0f}"
     if percent:
         spread = "" if figure.std is None else f" ± {100 * figure.std:.1f}"
         return f"{100 * figure.mean:{sign}.1f}{spread}{unit}"

@@ -138,8 +138,9 @@ class RunFolder:
                 state = unpack(*store.load_tensors(path, "checkpoint"))
             except InputError:
                 continue
-            one = block_parameterisation(config.distilled, tuple(known["input_shape"]), len(names))
-            blocks = made_blocks({**state.earlier, **state.leaves}, one)
+            leaves = {**state.earlier, **state.leaves}
+            shape = known["input_shape"] if "input_shape" in known else leaves["0.images"].shape[1:]  # of runs before 0.2: pixels
+            blocks = made_blocks(leaves, block_parameterisation(config.distilled, tuple(shape), len(names)))
             return DistilledSet(
                 blocks, names, Preprocess.from_state(known["preprocess"], fitted), Recipe.of(config, config.evaluation.lengths[0]),
                 learned_labels=config.distilled.learn_labels, meta={"method": config.outer.method, "seed": config.run.seed},
@@ -243,11 +244,12 @@ class RunFolder:
             raise Damaged(str(error)) from error
         if meta["data"] != fingerprint:
             raise InputError(f"the run in {self.path} was started with other data; its content has changed since")
+        defaults = identity(Config())  # an option that is younger than the checkpoint
         for name, now in identity(config).items():
-            if meta["config"].get(name) != now:
+            before = meta["config"].get(name, defaults.get(name))
+            if before not in (now, "auto"):
                 raise InputError(
-                    f"{name} of the run in {self.path} was {meta['config'].get(name)}, its {CONFIG} now says {now}; "
-                    "put it back, or start a new run"
+                    f"{name} of the run in {self.path} was {before}, its {CONFIG} now says {now}; put it back, or start a new run"
                 )
         if meta["step"] > int(config.outer.steps):
             raise InputError(f"steps must be at least the {meta['step']} done by the run in {self.path}, got {config.outer.steps}")
@@ -300,6 +302,8 @@ def pack(state: OuterState) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def unpack(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> OuterState:
     """The state that `pack` was given."""
+    if meta["format_version"] == 1 and not meta["config"]["learn_labels"]:  # hard labels of earlier blocks were kept too
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(".targets")}
     parts = {part: store.with_prefix(tensors, f"{part}.") for part in ("leaves", "moment1", "moment2", "best", "earlier")}
     best = Best(leaves=parts["best"], **meta["best"]) if "best" in meta else None
     return OuterState(

@@ -57,7 +57,7 @@ class DistilledConfig:
     """The synthetic set."""
 
     ipc: int = option(
-        1, "images per class of the distilled set; with another --param than pixels the budget: the numbers of so many are stored",
+        1, "images per class of the distilled set; with another --param than pixels the budget: at most the bytes of so many",
         low=1, also="budget_ipc",
     )  # fmt: skip
     param: str = option("pixels", "parameterisation: how images are stored (see `potstill list`)")
@@ -65,7 +65,9 @@ class DistilledConfig:
         2, "multi-formation: parts on a side of a stored image; basis, factorised: bases are stored at 1 / this of the resolution",
         low=1,
     )  # fmt: skip
-    bases: int = option(0, "basis: how many bases all classes share; 0: 16, fewer for small images or budgets", low=0)
+    bases: int | Auto = option(
+        "auto", "basis: how many bases all classes share; auto: 16, fewer for small images or budgets", low=0
+    )
     hallucinators: int = option(5, "factorised: how many networks every basis goes through", low=1)
     init: Literal["gaussian", "real"] = option("gaussian", "start: Gaussian images of norm 1 (paper D.1), or real images")
     learn_labels: bool = option(False, "learn soft labels with the images (paper D.1: all but CIFAR-10 IPC 1)")
@@ -77,6 +79,16 @@ class DistilledConfig:
         low=0, high=1,
     )  # fmt: skip
     block_ipc: int | Auto = option("auto", "Boost-DD: images per class of a block; auto: ipc / boost_blocks", low=1)
+
+    @property
+    def decoded(self) -> bool:
+        """Whether images come out of something else that is stored."""
+        return self.param != "pixels"
+
+    @property
+    def ipc_of_block(self) -> int:
+        """`block_ipc` as a number."""
+        return self.ipc // self.boost_blocks if self.block_ipc == "auto" else int(self.block_ipc)
 
 
 @dataclass(frozen=True)

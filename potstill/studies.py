@@ -185,7 +185,8 @@ def run_name(config: Config, fingerprint: str) -> str:
     distilled = config.distilled
     beta = f"-{distilled.boost_blocks}x-beta{distilled.boost_beta:g}" if distilled.boost_blocks > 1 else ""
     digest = hashlib.sha256(store.canonical(known).encode()).hexdigest()[:DIGEST]
-    return f"ipc{distilled.ipc}{beta}-seed{config.run.seed}-{digest}"
+    param = "" if distilled.param == "pixels" else f"-{distilled.param}"
+    return f"ipc{distilled.ipc}{param}{beta}-seed{config.run.seed}-{digest}"
 
 
 def locked(folder: Path, name: str) -> AbstractContextManager[Any]:

@@ -283,16 +283,18 @@ def test_the_budget_has_two_names(tmp_path, capsys):
         ({"param": "bases"}, r"unknown parameterisation 'bases' \(did you mean 'basis'\?\); known: basis, factorised, multi-"),
         (
             {"param": "basis", "ipc": 1, "factor": 1, "bases": 16},
-            r"budget_ipc must be at least 2 for 16 bases of 1 x 8 x 8 and one image of each class \(1,184 numbers\), got 1 "
+            r"budget_ipc must be at least 2 in each block for 16 bases of 1 x 8 x 8 and one image of each class \(1,184 "
+            r"numbers\), got 1 "
             r"\(640 numbers\); raise --budget-ipc, or lower --bases or raise --factor",
         ),
         (
             {"param": "factorised", "ipc": 1, "hallucinators": 40},
-            r"budget_ipc must be at least 4 for 40 hallucinators and one basis of 1 x 4 x 4 for each class \(2,160 numbers\), got",
+            r"budget_ipc must be at least 4 in each block for 40 hallucinators and one basis of 1 x 4 x 4 for each class",
         ),
         ({"param": "multi-formation", "factor": 3}, r"factor must divide .*, 8 x 8, got 3; give --factor one of 1, 2, 4, 8"),
         ({"param": "basis", "factor": 5}, r"factor must divide the images' height and width, 8 x 8, got 5"),
-        ({"param": "multi-formation", "ipc": 100}, r"init=real starts from must be at most the smallest class's number .* got 400"),
+        ({"param": "basis", "bases": 0}, "bases must be at least 1 for param=basis, got 0; leave it at auto"),
+        ({"param": "multi-formation", "ipc": 400}, r"ipc must be at most the smallest class's number .* got 400"),
         ({"param": "basis", "bases": -1}, "bases must be at least 0, got -1"),
         ({"param": "factorised", "hallucinators": 0}, "hallucinators must be at least 1, got 0"),
         ({"ipc": 2, "batch_per_class": 3}, r"batch_per_class must be at most the 2 images of each class, got 3; leave it at auto"),
@@ -350,7 +352,7 @@ def test_the_parts_of_a_stored_image_lie_where_they_are_stored():
 def test_the_study_of_table_2_runs_from_end_to_end(monkeypatch, tmp_path):
     options = {name: value for name, value in QUICK.items() if name not in ("threads", "classes_per_batch", "ipc", "learn_labels")}
     small = {**options, "data": "digits", "preprocess": "none", "steps": 4, "validate_every": 2, "unroll": 2, "window": 1}
-    monkeypatch.setattr(storage, "scale_of", lambda preset, data: storage.Scale({1: small, 2: small}, 4))
+    monkeypatch.setattr(storage, "scale_of", lambda preset, data: storage.Scale({1: small, 2: small}))
     study, place = storage.Parameterisations(), Place(tmp_path / "study", tmp_path / "runs", read(DataConfig()), nets=2, threads=1)
     points = study.points("small", None, (0, 1))
     run_study(study, points, place, study.about("small", None))
@@ -361,7 +363,7 @@ def test_the_study_of_table_2_runs_from_end_to_end(monkeypatch, tmp_path):
     assert table[storage.BYTES].cell("factorised", 2) == {0: 4840, 1: 4840}  # 5 x (2 x 9 + 2 x 16) + 60 x 16 numbers
     assert table[storage.DECODED].cell("basis", 1) == {0: 6, 1: 6}
     assert table[storage.VALIDATION].places("basis") == [2, 4]
-    assert set(table[storage.ACCURACY_BY_SIZE].ways()) == {*PARAMETERISATIONS, "random real"}
+    assert set(table[storage.ACCURACY_BY_BUDGET].ways()) == {*PARAMETERISATIONS, "random real"}
     summary = (place.folder / "summary.md").read_text()
     assert summary.count("Paper (Table 2") == 6
     assert "Bytes stored. At 1 a class: pixels 2,560, multi-formation 2,560, basis 2,432, factorised 2,280; At 2" in summary
@@ -369,3 +371,26 @@ def test_the_study_of_table_2_runs_from_end_to_end(monkeypatch, tmp_path):
     shown = [line.split("(")[-1].rstrip(")") for line in summary.splitlines() if line.startswith("![")]
     assert len(shown) == 6
     assert all((place.folder / picture).stat().st_size > 1000 for picture in shown)
+
+
+def test_a_factor_must_divide_both_sides():
+    assert fitting("multi-formation", (3, 8, 12), factor=4).per_class == 32
+    with pytest.raises(InputError, match="height and width, 8 x 12, got 8; give --factor one of 1, 2, 4"):
+        fitting("multi-formation", (3, 8, 12), factor=8)
+
+
+def test_hallucinators_differ_however_large_real_images_are():
+    one = fitting("factorised", (1, 8, 8), ipc=4)
+    real = 50 * torch.randn(3 * one.real_per_class, 1, 8, 8, generator=generator(5))
+    images = one.decode(one.from_real(real, generator(6))).view(-1, 2, 64)
+    distances = (images[:, 0] - images[:, 1]).norm(dim=1) / images[:, 0].norm(dim=1)
+    assert 0.3 < distances.mean() < 1.5
+
+
+def test_more_images_than_there_are_real_ones_begin_with_some_of_them_again():
+    one = fitting("multi-formation", (1, 8, 8), 3, 4)
+    train = TensorSplit(torch.randn(30, 1, 8, 8, generator=generator(5)), torch.arange(30) % 3)  # 10 of each class, 16 wanted
+    (block,) = initial_blocks("real", [one], train, 0, CPU)
+    images = block.images.view(3, 16, -1)
+    assert torch.equal(images[:, 10:], images[:, :6])
+    assert len(torch.unique(images.flatten(0, 1), dim=0)) == 30

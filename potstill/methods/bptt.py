@@ -121,7 +121,7 @@ class Bptt:
             result = self.trajectory(leaves, replay, *windows[-1]).meta_gradient(replay)
             loss += float(result.loss) / count
             for name, grad in result.leaves.items():
-                grads[name] += grad / count
+                grads[name] += grad if count == 1 else grad / count
         norms = grads["images"].flatten(1).norm(dim=1)
         after = {"window": self.sampler.update(state["window"], loss, float(norms.norm()))}
         burn_ins, sizes = zip(*windows, strict=True)

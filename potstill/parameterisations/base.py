@@ -20,7 +20,7 @@ from potstill.sections import DistilledConfig
 
 Leaves = Mapping[str, Tensor]
 """What is stored and learned: name -> tensor."""
-FLOAT_BYTES = 4
+FLOAT_BYTES, SMALLEST_NORM = 4, 1e-12
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,8 @@ class Budget:
         if least > self.floats:
             needed = math.ceil(least / self.of_one)
             raise InputError(
-                f"budget_ipc must be at least {needed} for {what} ({least:,} numbers), got {self.ipc} ({self.floats:,} numbers); "
-                f"raise --budget-ipc, or {way_out}"
+                f"budget_ipc must be at least {needed} in each block for {what} ({least:,} numbers), got {self.ipc} "
+                f"({self.floats:,} numbers); raise --budget-ipc, or {way_out}"
             )
 
     def reduced(self, factor: int) -> tuple[int, int, int]:
@@ -139,7 +139,7 @@ class Parameterisation(ABC):
     @property
     @abstractmethod
     def words(self) -> str:
-        """What is stored."""
+        """What is stored, without labels."""
 
     @abstractmethod
     def noise(self, rng: torch.Generator) -> dict[str, Tensor]:
@@ -192,9 +192,9 @@ def from_plain(plain: Mapping[str, Any], shape: tuple[int, int, int], classes: i
 
 
 def block_parameterisation(config: DistilledConfig, shape: tuple[int, int, int], classes: int) -> Parameterisation:
-    """That of each block of a run; `block_ipc` is known."""
+    """That of each block of a run; an InputError if the budget or an option does not fit the images."""
     chosen: type[Parameterisation] = PARAMETERISATIONS[config.param]
-    return chosen.fitting(Budget(shape, classes, int(config.block_ipc), config.learn_labels), config)
+    return chosen.fitting(Budget(shape, classes, config.ipc_of_block, config.learn_labels), config)
 
 
 @lru_cache
@@ -205,7 +205,8 @@ def stretch(small: int, large: int) -> Tensor:
 
 def upsampled(images: Tensor, height: int, width: int) -> Tensor:
     """(..., h, w) -> (..., H, W), bilinear; as products of matrices, which repeat to the bit on every device."""
-    rows, columns = (stretch(small, large).to(images) for small, large in zip(images.shape[-2:], (height, width), strict=True))
+    sides = zip(images.shape[-2:], (height, width), strict=True)
+    rows, columns = (like(stretch(small, large), images) for small, large in sides)
     made: Tensor = rows @ images @ columns.T
     return made
 
@@ -213,12 +214,23 @@ def upsampled(images: Tensor, height: int, width: int) -> Tensor:
 def downsampled(images: Tensor, height: int, width: int) -> Tensor:
     """(..., H, W) -> (..., h, w) whose `upsampled` is nearest to the images: least squares."""
     sides = zip((height, width), images.shape[-2:], strict=True)
-    rows, columns = (torch.linalg.pinv(stretch(small, large)).to(images) for small, large in sides)
+    rows, columns = (like(torch.linalg.pinv(stretch(small, large)), images) for small, large in sides)
     fitted: Tensor = rows @ images @ columns.T
     return fitted
 
 
-def unit(images: Tensor) -> Tensor:
-    """Every one of (n, C, H, W) divided by its L2 norm."""
-    normed: Tensor = images / images.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+def like(matrix: Tensor, images: Tensor) -> Tensor:
+    """In the type and on the device of the images. The type first: MPS has no float64."""
+    return matrix.to(images.dtype).to(images.device)
+
+
+def unit(small: Tensor, height: int, width: int) -> Tensor:
+    """(n, C, h, w), each divided by the L2 norm that it has upsampled to H x W."""
+    norms = upsampled(small, height, width).flatten(1).norm(dim=1)
+    normed: Tensor = small / norms.clamp_min(SMALLEST_NORM).view(-1, 1, 1, 1)
     return normed
+
+
+def size_words(shape: tuple[int, ...]) -> str:
+    """A shape, as in 3 x 16 x 16."""
+    return " x ".join(map(str, shape))

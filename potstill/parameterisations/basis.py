@@ -5,17 +5,33 @@ Networks", NeurIPS 2022, arXiv:2206.02916: x = M' A' y with hard labels y, so th
 coefficients; bases at reduced resolution, upsampled bilinearly.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Self
 
 import torch
 from torch import Tensor
 
-from potstill.parameterisations.base import Budget, Leaves, Parameterisation, Stored, downsampled, stretch, unit, upsampled
+from potstill.parameterisations.base import (
+    Budget,
+    Leaves,
+    Parameterisation,
+    Stored,
+    downsampled,
+    size_words,
+    stretch,
+    unit,
+    upsampled,
+)
+from potstill.registry import InputError
 from potstill.sections import DistilledConfig
 
 MOST_BASES = 16
 """That many the authors' example for CIFAR-10 has."""
+AT_ONCE = 1000
+"""Real images that are reduced at a time, in float64."""
+TINY = 1e-12
+"""Of the greatest square of a singular value: what is below it is rounding."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +54,13 @@ class Basis(Parameterisation):
     @classmethod
     def fitting(cls, budget: Budget, config: DistilledConfig) -> Self:
         shape = budget.reduced(config.factor)
-        count = config.bases or auto_bases(budget, config.factor)
-        values = torch.Size(shape).numel()
+        count = auto_bases(budget, config.factor) if config.bases == "auto" else config.bases
+        if count < 1:
+            raise InputError(f"bases must be at least 1 for param=basis, got {count}; leave it at auto")
+        values = math.prod(shape)
         row = budget.classes * (count + budget.label)
-        size = " x ".join(map(str, shape))
-        budget.require(
-            count * values + row, f"{count} bases of {size} and one image of each class", "lower --bases or raise --factor"
-        )
+        what = f"{count} bases of {size_words(shape)} and one image of each class"
+        budget.require(count * values + row, what, "lower --bases or raise --factor")
         return cls(budget, config.factor, count, (budget.floats - count * values) // row)
 
     @property
@@ -63,14 +79,12 @@ class Basis(Parameterisation):
 
     @property
     def words(self) -> str:
-        size = " x ".join(map(str, self.shapes["bases"][1:]))
-        return f"{self.bases} bases of {size}, and {self.bases} coefficients for each of {self.shapes['coefficients'][0]:,} images"
+        images, size = self.shapes["coefficients"][0], size_words(self.shapes["bases"][1:])
+        return f"{self.bases} bases of {size}, and {self.bases} coefficients for each of {images:,} images"
 
     def noise(self, rng: torch.Generator) -> dict[str, Tensor]:
-        bases = torch.randn(self.shapes["bases"], generator=rng)
-        coefficients = torch.randn(self.shapes["coefficients"], generator=rng)
-        norms = upsampled(bases, *self.budget.shape[1:]).flatten(1).norm(dim=1)
-        return {"bases": bases / norms.view(-1, 1, 1, 1), "coefficients": coefficients / self.bases**0.5}
+        bases = unit(torch.randn(self.shapes["bases"], generator=rng), *self.budget.shape[1:])
+        return {"bases": bases, "coefficients": torch.randn(self.shapes["coefficients"], generator=rng) / self.bases**0.5}
 
     def from_real(self, images: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
         """The least-squares fit: the truncated singular value decomposition (Eckart & Young) in the space of upsampled bases.
@@ -78,35 +92,47 @@ class Basis(Parameterisation):
         Bases beyond the rank of the images are noise, with coefficients 0.
         """
         small = self.shapes["bases"][1:]
-        reduced = downsampled(images.double(), *small[1:]).flatten(1)
-        metric = torch.kron(gram(small[1], images.shape[-2]), gram(small[2], images.shape[-1])).to(reduced)
-        root = torch.linalg.cholesky(torch.kron(torch.eye(small[0]).to(reduced), metric))
-        left, values, right = torch.linalg.svd(reduced @ root, full_matrices=False)
-        kept = min(self.bases, int((values > 1e-9 * values[0]).sum()))
-        found = torch.linalg.solve_triangular(root, right[:kept], upper=False, left=False)
-        coefficients = left[:, :kept] * values[:kept]
+        reduced = torch.cat([downsampled(part.cpu().double(), *small[1:]) for part in images.split(AT_ONCE)])
+        # Upsampled images have the inner products of (L'XM) with rows' L and columns' M, the Cholesky factors of S'S.
+        rows, columns = (factor(stretch(*sides)) for sides in zip(small[1:], self.budget.shape[1:], strict=True))
+        weighted = (rows.T @ reduced @ columns).flatten(1)
+        directions = leading(weighted, self.bases)
+        coefficients = weighted @ directions.T
+        found = torch.linalg.solve(rows.T, directions.view(-1, *small)) @ torch.linalg.inv(columns)
         scale = coefficients.square().sum(1).mean().sqrt()  # rows of coefficients of norm 1, as in `noise`
-        start = self.noise(rng)
-        bases, rows = start["bases"].to(images), torch.zeros_like(start["coefficients"].to(images))
-        bases[:kept] = (found * scale).reshape(-1, *small).to(bases)
-        rows[:, :kept] = (coefficients / scale).to(rows)
-        return {"bases": bases, "coefficients": rows}
+        start, kept = {name: leaf.to(images.dtype) for name, leaf in self.noise(rng).items()}, len(found)
+        start["bases"] *= scale
+        start["bases"][:kept] = found * scale
+        start["coefficients"].zero_()[:, :kept] = coefficients / scale
+        return start
 
     def decode(self, leaves: Leaves) -> Tensor:
         bases = upsampled(leaves["bases"], *self.budget.shape[1:])
         return (leaves["coefficients"] @ bases.flatten(1)).view(-1, *self.budget.shape)
 
     def stored(self, leaves: Leaves) -> Stored:
-        return Stored("Stored bases, shared by all classes", unit(upsampled(leaves["bases"], *self.budget.shape[1:])))
+        return Stored("Stored bases, shared by all classes", upsampled(leaves["bases"], *self.budget.shape[1:]))
 
 
 def auto_bases(budget: Budget, factor: int) -> int:
     """16, or as many as take half of the budget, or half of the numbers in a basis: more would be no basis but all images."""
-    values = torch.Size(budget.reduced(factor)).numel()
+    values = math.prod(budget.reduced(factor))
     return max(1, min(MOST_BASES, values // 2, budget.floats // (2 * values)))
 
 
-def gram(small: int, large: int) -> Tensor:
-    """S'S of the interpolation along one axis: upsampled images have the inner products x' S'S y."""
-    matrix = stretch(small, large)
-    return matrix.T @ matrix
+def factor(stretching: Tensor) -> Tensor:
+    """L with LL' = S'S, lower triangular."""
+    lower: Tensor = torch.linalg.cholesky(stretching.T @ stretching)
+    return lower
+
+
+def leading(rows: Tensor, count: int) -> Tensor:
+    """(at most `count`, d): the leading right singular vectors of (n, d), of those whose singular value is not 0."""
+    wide = len(rows) < rows.shape[1]
+    values, vectors = torch.linalg.eigh(rows @ rows.T if wide else rows.T @ rows)
+    kept = min(count, int((values > TINY * values[-1]).sum()))
+    chosen = vectors.flip(1)[:, :kept]
+    if wide:
+        chosen = rows.T @ chosen / values.flip(0)[:kept].sqrt()
+    directions: Tensor = chosen.T
+    return directions

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from potstill.parameterisations.base import Budget, Leaves, Parameterisation, Stored, downsampled, unit, upsampled
+from potstill.parameterisations.base import Budget, Leaves, Parameterisation, Stored, downsampled, size_words, unit, upsampled
 from potstill.sections import DistilledConfig
 
 KERNEL = 3
@@ -33,12 +33,12 @@ class Factorised(Parameterisation):
     Args:
         factor: all is stored at 1 / factor of the resolution.
         hallucinators: J.
-        bases: of each class.
+        bases_per_class: of each class.
     """
 
     factor: int
     hallucinators: int
-    bases: int
+    bases_per_class: int
 
     @classmethod
     def fitting(cls, budget: Budget, config: DistilledConfig) -> Self:
@@ -46,8 +46,7 @@ class Factorised(Parameterisation):
         values = math.prod(shape)
         networks = config.hallucinators * 2 * (shape[0] ** 2 * KERNEL**2 + values)
         row = budget.classes * (values + budget.label)
-        size = " x ".join(map(str, shape))
-        what = f"{config.hallucinators} hallucinators and one basis of {size} for each class"
+        what = f"{config.hallucinators} hallucinators and one basis of {size_words(shape)} for each class"
         budget.require(networks + row, what, "lower --hallucinators or raise --factor")
         return cls(budget, config.factor, config.hallucinators, (budget.floats - networks) // row)
 
@@ -56,13 +55,13 @@ class Factorised(Parameterisation):
         small, count = self.budget.reduced(self.factor), self.hallucinators
         kernels = (count, small[0], small[0], KERNEL, KERNEL)
         return {
-            "bases": (self.budget.classes * self.bases, *small), "encoders": kernels, "scales": (count, *small),
+            "bases": (self.budget.classes * self.bases_per_class, *small), "encoders": kernels, "scales": (count, *small),
             "shifts": (count, *small), "decoders": kernels,
         }  # fmt: skip
 
     @property
     def per_class(self) -> int:
-        return self.bases * self.hallucinators
+        return self.bases_per_class * self.hallucinators
 
     @property
     def sharing(self) -> int:
@@ -76,30 +75,32 @@ class Factorised(Parameterisation):
 
     @property
     def words(self) -> str:
-        bases = self.shapes["bases"]
-        return f"{bases[0]:,} bases of {' x '.join(map(str, bases[1:]))}, and {self.hallucinators} hallucinators"
+        shapes = self.shapes
+        each = sum(math.prod(shape) for name, shape in shapes.items() if name != "bases") // self.hallucinators
+        bases = f"{shapes['bases'][0]:,} bases of {size_words(shapes['bases'][1:])}"
+        return f"{bases}, and {self.hallucinators} hallucinators of {each:,} numbers"
 
     def noise(self, rng: torch.Generator) -> dict[str, Tensor]:
-        bases = torch.randn(self.shapes["bases"], generator=rng)
-        norms = upsampled(bases, *self.budget.shape[1:]).flatten(1).norm(dim=1)
-        return {"bases": bases / norms.view(-1, 1, 1, 1), **self.first_hallucinators(rng)}
+        bases = unit(torch.randn(self.shapes["bases"], generator=rng), *self.budget.shape[1:])
+        return {"bases": bases, **self.first_hallucinators(rng, self.pixel_scale)}
 
-    def first_hallucinators(self, rng: torch.Generator) -> dict[str, Tensor]:
-        """They leave a basis as it is but for their shift, which is noise."""
+    def first_hallucinators(self, rng: torch.Generator, scale: float) -> dict[str, Tensor]:
+        """They leave a basis, whose pixels have this scale, as it is but for their shift, which is noise."""
         same = torch.zeros(self.shapes["encoders"])
         channels = torch.arange(self.budget.shape[0])
         same[:, channels, channels, KERNEL // 2, KERNEL // 2] = 1
-        shifts = torch.randn(self.shapes["shifts"], generator=rng) * SPREAD * self.pixel_scale
+        shifts = torch.randn(self.shapes["shifts"], generator=rng) * SPREAD * scale
         return {"encoders": same, "scales": torch.ones(self.shapes["scales"]), "shifts": shifts, "decoders": same.clone()}
 
     @property
     def real_per_class(self) -> int:
-        return self.bases
+        return self.bases_per_class
 
     def from_real(self, images: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
         """Bases are the least-squares fit of real images, hallucinators begin as with noise."""
-        hallucinators = {name: tensor.to(images) for name, tensor in self.first_hallucinators(rng).items()}
-        return {"bases": downsampled(images, *self.budget.reduced(self.factor)[1:]), **hallucinators}
+        bases = downsampled(images, *self.budget.reduced(self.factor)[1:])
+        hallucinators = self.first_hallucinators(rng, float(bases.square().mean().sqrt()))
+        return {"bases": bases, **{name: leaf.to(bases) for name, leaf in hallucinators.items()}}
 
     def decode(self, leaves: Leaves) -> Tensor:
         bases, count = leaves["bases"], self.hallucinators
@@ -109,4 +110,4 @@ class Factorised(Parameterisation):
         return upsampled(made.reshape(-1, *bases.shape[1:]), *self.budget.shape[1:])
 
     def stored(self, leaves: Leaves) -> Stored:
-        return Stored("Stored bases, class by class", unit(upsampled(leaves["bases"], *self.budget.shape[1:])))
+        return Stored("Stored bases, class by class", upsampled(leaves["bases"], *self.budget.shape[1:]))

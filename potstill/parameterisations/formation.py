@@ -10,7 +10,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from potstill.parameterisations.base import Budget, Leaves, Parameterisation, Stored, downsampled, upsampled
+from potstill.parameterisations.base import Budget, Leaves, Parameterisation, Stored, downsampled, unit, upsampled
 from potstill.sections import DistilledConfig
 
 
@@ -49,8 +49,7 @@ class MultiFormation(Parameterisation):
 
     def noise(self, rng: torch.Generator) -> dict[str, Tensor]:
         parts = self.parts(torch.randn(self.shapes["images"], generator=rng))
-        norms = upsampled(parts, *self.budget.shape[1:]).flatten(1).norm(dim=1)
-        return {"images": self.sheets(parts / norms.view(-1, 1, 1, 1))}
+        return {"images": self.sheets(unit(parts, *self.budget.shape[1:]))}
 
     def from_real(self, images: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
         return {"images": self.sheets(downsampled(images, *self.budget.reduced(self.factor)[1:]))}

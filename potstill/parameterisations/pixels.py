@@ -31,7 +31,7 @@ class Pixels(Parameterisation):
         return f"{self.shapes['images'][0]:,} images"
 
     def noise(self, rng: torch.Generator) -> dict[str, Tensor]:
-        return {"images": unit(torch.randn(self.shapes["images"], generator=rng))}
+        return {"images": unit(torch.randn(self.shapes["images"], generator=rng), *self.budget.shape[1:])}
 
     def from_real(self, images: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
         return {"images": images}
