@@ -32,7 +32,7 @@ class Question:
     title = "A question"
     quantities = (ACCURACY_BY_SIZE,)
 
-    def about(self, preset):
+    def about(self, preset, data):
         return "Two runs."
 
     def points(self, preset, data, seeds):
