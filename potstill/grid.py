@@ -11,7 +11,7 @@ from torch import Tensor
 from potstill.distilled import DistilledSet
 from potstill.store import write
 
-MOST_COLUMNS = 50
+MOST_COLUMNS, COLUMNS_OF_MANY = 50, 20
 CELL_PX, GAP_PX, MARGIN_PX, TEXT_PX, CAPTION_PX, NAME_PX = 96, 6, 12, 15, 480, 240
 INK, PAPER, FAINT = (24, 24, 27), (255, 255, 255), (113, 113, 122)
 
@@ -32,9 +32,10 @@ def to_image(pixels: Tensor) -> Image.Image:
 def grid(distilled: DistilledSet, caption: str = "") -> Image.Image:
     """The images of a set, a row a class, enlarged without smoothing, with class names and a caption.
 
-    Of a class the first `MOST_COLUMNS`. At one image per class the classes stand side by side instead, up to ten in a row.
+    Of more than 50 a class the first 20 are shown. At one image per class the classes stand side by side instead, up to ten in
+    a row.
     """
-    classes, each = len(distilled.class_names), min(distilled.per_class, MOST_COLUMNS)
+    classes, each = len(distilled.class_names), shown_of_class(distilled)
     order = torch.argsort(distilled.labels, stable=True).view(classes, -1)[:, :each].flatten()
     pictures = [to_image(pixels) for pixels in distilled.fitted.pictures(distilled.images[order])]
     columns = min(classes, 10) if each == 1 else each
@@ -65,6 +66,11 @@ def grid(distilled: DistilledSet, caption: str = "") -> Image.Image:
     for number, line in enumerate(lines):
         pen.text((MARGIN_PX, size[1] - MARGIN_PX - (len(lines) - number) * (TEXT_PX + 5)), line, FAINT, font)
     return sheet
+
+
+def shown_of_class(distilled: DistilledSet) -> int:
+    """How many images of each class a grid shows."""
+    return distilled.per_class if distilled.per_class <= MOST_COLUMNS else COLUMNS_OF_MANY
 
 
 def find_font() -> Font:
@@ -117,7 +123,7 @@ def caption(distilled: DistilledSet) -> str:
     if len(distilled.blocks) > 1:
         text += f" in {len(distilled.blocks)} blocks, beta {meta.get('config', {}).get('distilled', {}).get('boost_beta', 0):g}"
     if distilled.per_class > MOST_COLUMNS:
-        text += f"; the first {MOST_COLUMNS} of a class are shown"
+        text += f"; the first {COLUMNS_OF_MANY} of each are shown"
     text += f"; stored: {distilled.stored}"
     if "mean" in accuracy:
         text += f"; validation accuracy {100 * accuracy['mean']:.1f} % ({accuracy['n']} network{'s'[: accuracy['n'] > 1]})"

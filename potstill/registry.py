@@ -102,7 +102,7 @@ OPTIMIZERS = Registry(
 )
 EXPORTS = Registry(
     "export format",
-    png=("potstill.exports:PNG", "one annotated picture of the images, up to 50 a class (default)"),
+    png=("potstill.exports:PNG", "one annotated picture of the images; of more than 50 a class the first 20 (default)"),
     folder=("potstill.exports:FOLDER", "one PNG an image, in class folders"),
     parquet=("potstill.exports:PARQUET", "Hugging Face parquet: pictures, labels, and the exact arrays"),
     npz=("potstill.exports:NPZ", "NumPy arrays"),

@@ -11,7 +11,7 @@ from typing import Any
 
 from potstill.config import options_from_preset
 from potstill.courses import STEP, curves, single
-from potstill.figures import Drawing
+from potstill.figures import Drawing, dot_figure
 from potstill.grid import write_grid
 from potstill.nested import RANDOM, lines
 from potstill.registry import PARAMETERISATIONS
@@ -121,11 +121,15 @@ class Parameterisations:
     def figures(self, results: Results, place: Place, points: Sequence[Point]) -> list[Drawing]:
         accuracy = results[ACCURACY_BY_BUDGET]
         first, least = min(row.seed for row in results.rows), min(accuracy.places(PIXELS))
+        plot = lines(accuracy, accuracy.ways())
+        if accuracy.places(PIXELS) == [least]:
+            dots = [(way, *accuracy.spread(way, least)) for way in accuracy.ways()]
+            plot = dot_figure(dots, f"test accuracy, in the bytes of {least:g} of each class", percent=True)
         shown = [point for point in points if (point.options["seed"], point.options["ipc"]) == (first, least)]
         for point in shown:
             write_grid(place.run(point), place.folder / f"{point.name}.png")
         return [
-            Drawing("accuracy", "Table 2's question: test accuracy by budget", lines(accuracy, accuracy.ways())),
+            Drawing("accuracy", "Table 2's question: test accuracy by budget", plot),
             Drawing("course", "Validation accuracy in the course of distillation", curves(results[VALIDATION])),
             *(Drawing(point.name, f"What networks train on, {point.options['param']}, seed {first}") for point in shown),
         ]

@@ -21,6 +21,7 @@ from potstill.config import Config, options_from_file
 from potstill.data import TensorSplit
 from potstill.distilled import Block, initial_blocks
 from potstill.gallery import tiled
+from potstill.grid import caption, grid
 from potstill.parameterisations.base import Budget, Parameterisation, block_parameterisation, downsampled, from_plain, upsampled
 from potstill.registry import METHODS, PARAMETERISATIONS, InputError
 from potstill.results import Results
@@ -304,6 +305,13 @@ def test_the_budget_has_two_names(tmp_path, capsys):
 def test_bad_input_is_told_in_a_sentence(options, message):
     with pytest.raises(InputError, match=message):
         potstill.distill(**{**SMALL, "init": "real", **options})
+
+
+def test_a_grid_shows_the_first_of_many_and_says_so(tmp_path):
+    made = potstill.distill(**{**SMALL, "param": "basis", "bases": 1, "steps": 1})
+    assert made.per_class == 126  # (1,280 - 16) / 10
+    assert "126 a class, rat-bptt; the first 20 of each are shown; stored: 1 bases of 1 x 4 x 4" in caption(made)
+    assert grid(made).width < 25 * 102
 
 
 def test_a_budget_counts_labels_only_if_they_are_learned():
