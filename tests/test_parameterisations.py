@@ -310,7 +310,7 @@ def test_bad_input_is_told_in_a_sentence(options, message):
 def test_a_grid_shows_the_first_of_many_and_says_so(tmp_path):
     made = potstill.distill(**{**SMALL, "param": "basis", "bases": 1, "steps": 1})
     assert made.per_class == 126  # (1,280 - 16) / 10
-    assert "126 a class, rat-bptt; the first 20 of each are shown; stored: 1 bases of 1 x 4 x 4" in caption(made)
+    assert "126 a class, rat-bptt; the first 20 of each are shown; stored: 1 basis of 1 x 4 x 4" in caption(made)
     assert grid(made).width < 25 * 102
 
 

@@ -187,7 +187,12 @@ class Parameterisation(ABC):
 def from_plain(plain: Mapping[str, Any], shape: tuple[int, int, int], classes: int, learn_labels: bool) -> Parameterisation:
     """The parameterisation that `plain` was taken of; an InputError if this potstill does not know it."""
     own = {name: value for name, value in plain.items() if name not in ("kind", "ipc")}
-    made: Parameterisation = PARAMETERISATIONS[plain["kind"]](Budget(shape, classes, plain["ipc"], learn_labels), **own)
+    try:
+        made: Parameterisation = PARAMETERISATIONS[plain["kind"]](Budget(shape, classes, plain["ipc"], learn_labels), **own)
+    except TypeError as error:
+        raise InputError(
+            f"{plain['kind']} is stored in another way than this potstill does it: {error}; change the version"
+        ) from error
     return made
 
 

@@ -80,7 +80,10 @@ class Basis(Parameterisation):
     @property
     def words(self) -> str:
         images, size = self.shapes["coefficients"][0], size_words(self.shapes["bases"][1:])
-        return f"{self.bases} bases of {size}, and {self.bases} coefficients for each of {images:,} images"
+        bases, coefficients = (
+            ("1 basis", "1 coefficient") if self.bases == 1 else (f"{self.bases} bases", f"{self.bases} coefficients")
+        )
+        return f"{bases} of {size}, and {coefficients} for each of {images:,} images"
 
     def noise(self, rng: torch.Generator) -> dict[str, Tensor]:
         bases = unit(torch.randn(self.shapes["bases"], generator=rng), *self.budget.shape[1:])
