@@ -177,7 +177,12 @@ def decoding() -> str:
 SPEED, LABORATORY = ROOT / "docs" / "speed.md", ROOT / "docs" / "laboratory.md"
 PLACES = [
     (README, BEGIN, END, table),
-    (ROOT / "docs" / "parameterisations.md", "<!-- decoding: made by benchmarks/tables.py -->", "<!-- end of decoding -->", decoding),
+    (
+        ROOT / "docs" / "parameterisations.md",
+        "<!-- decoding: made by benchmarks/tables.py -->",
+        "<!-- end of decoding -->",
+        decoding,
+    ),
     (LABORATORY, "<!-- variance: made by benchmarks/tables.py -->", "<!-- end of variance -->", variance),
     *(
         (SPEED, f"<!-- {name}: made by benchmarks/tables.py -->", f"<!-- end of {name} -->", make)
