@@ -63,7 +63,7 @@ class Recipe:
         """As in the inner loop of a run whose every "auto" is resolved, for so many steps."""
         inner = config.inner
         return cls(
-            inner.model, inner.width, inner.depth, inner.norm, inner.inner_optimizer, inner.inner_lr, inner.momentum,
+            inner.model, int(inner.width), inner.depth, inner.norm, inner.inner_optimizer, inner.inner_lr, inner.momentum,
             inner.weight_decay, inner.lr_milestones, inner.lr_decay, int(inner.batch_per_class),
             int(inner.classes_per_batch), inner.augment, steps, str(config.run.precision),
         )  # fmt: skip

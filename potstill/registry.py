@@ -73,6 +73,10 @@ SOURCES = Registry(
 MODELS = Registry(
     "model",
     convnet=("potstill.models.convnet:ConvNet", "the paper's ConvNet: 3 x 3 convolution, norm, ReLU, average pool, repeated"),
+    convnet_wide=("potstill.models.convnet:WideConvNet", "the ConvNet with 2 and 4 times the channels in later blocks (table 1)"),
+    vgg11=("potstill.models.vgg:VGG11", "VGG-11 for small images (table 3)"),
+    alexnet=("potstill.models.alexnet:AlexNet", "AlexNet for small images (table 3)"),
+    resnet18=("potstill.models.resnet:ResNet18", "ResNet-18 for small images (table 3)"),
     mlp=("potstill.models.mlp:MLP", "fully connected layers with ReLU between them"),
 )
 WINDOWS = Registry(

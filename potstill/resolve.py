@@ -27,7 +27,7 @@ from potstill.derivatives import (
 from potstill.devices import fast_bfloat16
 from potstill.inner import Keep
 from potstill.loading import RealData
-from potstill.models import fresh
+from potstill.models import default_width, fresh
 from potstill.models.convnet import auto_depth
 from potstill.parameterisations.base import Parameterisation, block_parameterisation
 from potstill.registry import WINDOWS, InputError
@@ -77,6 +77,7 @@ def resolve_auto(
         "outer_lr": outer_lr,
         "label_lr": outer_lr,
         "real_augment": inner.augment,
+        "width": default_width(inner.model),
         "device": str(device),
         "threads": torch.get_num_threads(),
         "precision": "bfloat16" if fast_bfloat16(device) else "float32",

@@ -96,7 +96,9 @@ class InnerConfig:
     """The inner loop: a fresh network trained on the synthetic set."""
 
     model: str = option("convnet", "a model of `potstill list`, or your own as package.module:factory")
-    width: int = option(128, "channels of each convolution, or units of each MLP layer", low=1)
+    width: int | Auto = option(
+        "auto", "channels of the first convolution, or units of each MLP layer; auto: 128, or 64 of vgg11 and resnet18", low=1
+    )
     depth: int | Auto = option("auto", "blocks of the network; auto: 3, or what the image size allows", low=1)
     norm: Literal["instance", "batch", "group", "layer", "none"] = option("instance", "normalisation in the ConvNet")
     inner_optimizer: Literal["adam", "sgd"] = option("adam", "optimizer that trains on the synthetic set")

@@ -2,13 +2,15 @@
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from twins import EagerObjective, Tiny, lr, meta_gradient, plain_unroll
 
 from potstill.distillation import check_second_derivative
-from potstill.models import check_model, fresh, model_name, resolve
+from potstill.inner import Adam, Leaves
+from potstill.models import check_model, default_width, fresh, model_name, resolve
 from potstill.models.convnet import ConvNet, auto_depth
 from potstill.models.mlp import MLP
-from potstill.registry import InputError
+from potstill.registry import MODELS, InputError
 
 CPU = torch.device("cpu")
 
@@ -128,16 +130,68 @@ def test_networks_that_insist_on_single_precision_or_share_a_frozen_part_pass_un
     assert {p.dtype for p in made().parameters()} == {torch.float32}
 
 
-@pytest.mark.parametrize("name", ["convnet", "mlp"])
+@pytest.mark.parametrize("name", list(MODELS))
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32)])
 def test_registered_networks_are_fit_for_second_derivatives(name, shape):
     check_second_derivative(name, resolve(name, shape, 10, width=16), shape, 10)
 
 
+@pytest.mark.parametrize("norm", ["instance", "batch"])
+@pytest.mark.parametrize("name", list(MODELS))
+def test_the_engine_differentiates_every_registered_network_as_a_plain_unroll(name, norm):
+    """float64; with batch norm, which normalises by the batch and leaves running statistics alone, too."""
+    tiny = Tiny.of(fresh(resolve(name, (1, 8, 8), 3, width=4, norm=norm), 0, CPU))
+    problem, rate = tiny.problem(Adam()), lr(0.01)
+
+    def outer(theta: Tensor, leaves: Leaves, part: None = None) -> Tensor:
+        return nn.functional.cross_entropy(tiny.model(theta, tiny.real[0]), tiny.real[1])
+
+    start = Adam().init(tiny.model.theta)
+    found = meta_gradient(problem, tiny.leaves, rate, start, EagerObjective(outer), [(None, 1.0)], burn_in=1, window=2)
+    plain = plain_unroll(problem, tiny.leaves, rate, start, outer, burn_in=1, window=2)
+    torch.testing.assert_close(found.leaves["images"], plain.leaves["images"], rtol=1e-9, atol=1e-15)
+    assert found.leaves["images"].any()
+
+
+def size(name: str, shape=(3, 32, 32), **options) -> int:
+    return sum(p.numel() for p in resolve(name, shape, 10, **options)().parameters())
+
+
+def test_parameters_are_as_many_as_published():
+    assert size("resnet18", norm="batch") == 11_173_962  # with the stem for CIFAR, as its well-known implementation has it
+    # torchvision's vgg11 has 9,220,480 in its convolutions; then a linear layer on 512 features.
+    assert size("vgg11", norm="none") == 9_220_480 + 5_130
+    # Convolutions of 5, 5, 3, 3 and 3 pixels with biases, 192 maps of 4 x 4 to the linear layer.
+    alexnet = 75 * 128 + 25 * 128 * 192 + 9 * (192 * 256 + 256 * 192 + 192 * 192) + 128 + 3 * 192 + 256 + 3072 * 10 + 10
+    assert size("alexnet", norm="none") == alexnet
+    wide = 9 * (3 * 128 + 128 * 256 + 256 * 512) + 2 * (128 + 256 + 512) + 512 * 16 * 10 + 10
+    assert size("convnet-wide") == wide
+
+
+@pytest.mark.parametrize("side", [4, 6, 8, 16, 28, 32, 64])
+@pytest.mark.parametrize("name", ["vgg11", "alexnet", "resnet18", "convnet-wide"])
+def test_networks_fit_themselves_to_the_images_and_no_norm_sees_a_single_pixel(name, side):
+    net, seen = resolve(name, (2, side, side + 1), 5, width=8)(), []
+    for part in net.modules():
+        if isinstance(part, nn.GroupNorm):
+            part.register_forward_hook(lambda module, inputs, output: seen.append(min(inputs[0].shape[2:])))
+    outputs = net(torch.randn(3, 2, side, side + 1))
+    assert outputs.shape == (3, 5)
+    assert outputs.std(0).min() > 0  # inputs tell in every output
+    assert min(seen) >= 2
+    torch.testing.assert_close(net.head(net.features(torch.ones(1, 2, side, side + 1))), net(torch.ones(1, 2, side, side + 1)))
+
+
+def test_the_width_is_each_networks_own_unless_it_is_given():
+    assert [default_width(name) for name in MODELS] == [128, 128, 64, 128, 64, 128]
+    assert default_width("package.module:net") == 1
+    assert size("vgg11", width="auto") == size("vgg11", width=64)
+
+
 @pytest.mark.parametrize(
     ("spec", "options", "sentence"),
     [
-        ("convnett", {}, r"unknown model 'convnett' \(did you mean 'convnet'\?\); known: convnet, mlp"),
+        ("convnett", {}, r"unknown model 'convnett' \(did you mean 'convnet'\?\); known: alexnet, convnet, convnet-wide, mlp"),
         ("no.such.module:net", {}, r"cannot import 'no.such.module' of 'no.such.module:net'"),
         ("torch.nn:Linea", {}, r"module 'torch.nn' has no 'Linea' \(did you mean 'Linear'\?\)"),
         (":", {}, r"expected 'package.module:name', got ':'"),
@@ -149,6 +203,7 @@ def test_registered_networks_are_fit_for_second_derivatives(name, shape):
             r"depth must be at most 2 for images of 8 x 8 pixels with instance norm .*, got 3; leave it at auto",
         ),
         ("convnet", {"norm": "group", "width": 12}, r"width must be a multiple of 8 for group norm, got 12"),
+        ("resnet18", {"norm": "group", "width": 12}, r"width must be a multiple of 8 for group norm, got 12"),
     ],
 )
 def test_a_wrong_model_is_told_how_to_get_right(spec, options, sentence):

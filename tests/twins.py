@@ -102,11 +102,15 @@ class Tiny:
 
     @classmethod
     def make(cls, network: str, *, learn_labels: bool = False, seed: int = 0) -> "Tiny":
-        rng = generator(seed, "tiny")
         with global_seed(seed, CPU):
             module: nn.Module = (
                 MLP((1, 8, 8), 3, width=5, depth=2) if network == "mlp" else ConvNet((1, 8, 8), 3, width=16, depth=2, norm=network)
             )
+        return cls.of(module, learn_labels=learn_labels, seed=seed)
+
+    @classmethod
+    def of(cls, module: nn.Module, *, learn_labels: bool = False, seed: int = 0) -> "Tiny":
+        rng = generator(seed, "tiny")
         images = torch.randn(6, 1, 8, 8, generator=rng, dtype=torch.float64)
         targets = F.one_hot(torch.arange(6) % 3, 3).double()
         targets = targets + 0.3 * torch.rand(6, 3, generator=rng, dtype=torch.float64)

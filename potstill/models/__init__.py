@@ -40,13 +40,21 @@ def resolve(spec: ModelSpec, shape: Shape, classes: int, **options: Any) -> Call
         raise InputError(f"model must make a fresh network at every call, got a {name} that exists; give `lambda: {name}(...)`")
     if isinstance(spec, str) and ":" not in spec:
         registered = MODELS[spec]
-        known = {name: value for name, value in options.items() if name in inspect.signature(registered).parameters}
+        taken = inspect.signature(registered).parameters
+        known = {name: value for name, value in options.items() if name in taken and value != "auto"}
         registered.check(shape, **known)
         return lambda: registered(shape, classes, **known)
     factory = import_object(spec) if isinstance(spec, str) else spec
     if not callable(factory):
         raise InputError(f"model {model_name(spec)} must be a function or class that returns a network, got {factory!r}")
     return bind(factory, {"input_shape": shape, "in_channels": shape[0], "num_classes": classes})
+
+
+def default_width(spec: ModelSpec) -> int:
+    """The width that a registered model has unless it is given; a user's own has none, and the number does not matter."""
+    if not isinstance(spec, str) or ":" in spec:
+        return 1
+    return int(inspect.signature(MODELS[spec]).parameters["width"].default)
 
 
 def bind(factory: Callable[..., nn.Module], offered: dict[str, Any]) -> Callable[[], nn.Module]:

@@ -20,17 +20,19 @@ class ConvNet(nn.Module):
     Source: Gidaris & Komodakis 2018; as used in Feng et al. 2024, section 4: width 128, depth 3 for 32 and 4 for 64 pixels.
     """
 
+    widest = 1
+    """Most channels of a convolution, in multiples of the width; they double from block to block up to it."""
+
     def __init__(
         self, shape: tuple[int, int, int], classes: int, width: int = 128, depth: int | str = "auto", norm: str = "instance"
     ):
         super().__init__()
         channels, height, width_px = shape
         layers: list[nn.Module] = []
-        for _ in range(auto_depth(shape) if depth == "auto" else int(depth)):
-            # A bias before a norm that subtracts the channel's mean has no effect on the function.
-            bias = norm not in ("instance", "batch")
-            layers += [nn.Conv2d(channels, width, 3, padding=1, bias=bias), make_norm(norm, width), nn.ReLU(), nn.AvgPool2d(2)]
-            channels, height, width_px = width, height // 2, width_px // 2
+        for block in range(auto_depth(shape) if depth == "auto" else int(depth)):
+            wide = width * min(2**block, self.widest)
+            layers += [*convolution(channels, wide, norm), nn.ReLU(), nn.AvgPool2d(2)]
+            channels, height, width_px = wide, height // 2, width_px // 2
         self.blocks = nn.Sequential(*layers)
         self.head = nn.Linear(channels * height * width_px, classes)
 
@@ -56,6 +58,24 @@ class ConvNet(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         return self.head(self.features(inputs))  # type: ignore[no-any-return]
+
+
+class WideConvNet(ConvNet):
+    """A ConvNet whose second block has twice the channels of the first, and later ones four times: 128, 256, 512.
+
+    Source: "transfer to wide" in table 1 of Feng et al. 2024.
+    """
+
+    widest = 4
+
+
+def convolution(channels: int, width: int, norm: str, kernel: int = 3, stride: int = 1) -> list[nn.Module]:
+    """A convolution that keeps the size but for its stride, and its norm.
+
+    A bias before a norm that subtracts the channel's mean has no effect on the function, and is left out.
+    """
+    bias = norm not in ("instance", "batch")
+    return [nn.Conv2d(channels, width, kernel, stride, kernel // 2, bias=bias), make_norm(norm, width)]
 
 
 def auto_depth(shape: tuple[int, int, int]) -> int:

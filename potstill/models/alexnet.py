@@ -1,0 +1,51 @@
+"""AlexNet for small images."""
+
+import torch
+from torch import Tensor, nn
+
+from potstill.models.convnet import convolution
+from potstill.models.vgg import LEAST_SIDE, check_small
+
+PLAN = ((5, 2, True), (5, 3, True), (3, 4, False), (3, 3, False), (3, 3, True))
+"""Kernel, channels in halves of the width, and whether a 2 x 2 maximum pool follows, of each convolution."""
+
+
+class AlexNet(nn.Module):
+    """Five convolutions, each with norm and ReLU, three of them with a pool, then one linear layer.
+
+    A pool that would leave single pixels is left out, so that any image of at least 4 x 4 pixels fits.
+
+    Args:
+        shape: (C, H, W) of an input.
+        classes: number of outputs.
+        width: channels of the first convolution; the others have 3/2, 2, 3/2 and 3/2 times as many.
+        norm: "instance" (affine, as in the paper), "batch", "group" (8 groups), "layer" or "none".
+    Source: Krizhevsky et al. 2012, in the form for small images that the dataset-distillation literature uses (Zhao & Bilen
+    2021): stride 1, one linear layer; table 3 of Feng et al. 2024, with a norm after each convolution.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], classes: int, width: int = 128, norm: str = "instance"):
+        super().__init__()
+        channels, *sides = shape
+        layers: list[nn.Module] = []
+        for kernel, halves, pooled in PLAN:
+            wide = halves * width // 2
+            layers += [*convolution(channels, wide, norm, kernel), nn.ReLU()]
+            channels = wide
+            if pooled and min(sides) // 2 >= LEAST_SIDE:
+                layers.append(nn.MaxPool2d(2))
+                sides = [side // 2 for side in sides]
+        self.blocks = nn.Sequential(*layers)
+        self.head = nn.Linear(channels * sides[0] * sides[1], classes)
+
+    @staticmethod
+    def check(shape: tuple[int, int, int], norm: str = "instance", width: int = 128) -> None:
+        """Raise an InputError if the images are too small or the width does not fit the norm."""
+        check_small("alexnet", shape, norm, width)
+
+    def features(self, inputs: Tensor) -> Tensor:
+        """What the last layer reads: (B, 3/2 width h w)."""
+        return torch.flatten(self.blocks(inputs), 1)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.head(self.features(inputs))  # type: ignore[no-any-return]

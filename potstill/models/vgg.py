@@ -1,0 +1,61 @@
+"""VGG-11 for small images."""
+
+import torch
+from torch import Tensor, nn
+
+from potstill.models.convnet import convolution
+from potstill.registry import InputError
+
+PLAN = ((1,), (2,), (4, 4), (8, 8), (8, 8))
+"""Stages of convolutions, their channels in multiples of the width; a 2 x 2 maximum pool ends each."""
+LEAST_SIDE = 2
+"""Of the maps that a norm sees: over single pixels an instance norm gives 0."""
+
+
+class VGG11(nn.Module):
+    """Eight 3 x 3 convolutions with norm and ReLU in five stages, then one linear layer.
+
+    Pools that would leave a norm single pixels are left out, so that any image of at least 4 x 4 pixels fits.
+
+    Args:
+        shape: (C, H, W) of an input.
+        classes: number of outputs.
+        width: channels of the first convolution; later ones have 2, 4 and 8 times as many.
+        norm: "instance" (affine, as in the paper), "batch", "group" (8 groups), "layer" or "none".
+    Source: configuration A of Simonyan & Zisserman 2015, with a norm after each convolution and without its two hidden linear
+    layers, as networks for small images have it; table 3 of Feng et al. 2024.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], classes: int, width: int = 64, norm: str = "instance"):
+        super().__init__()
+        channels, *sides = shape
+        layers: list[nn.Module] = []
+        for stage, multiples in enumerate(PLAN):
+            for multiple in multiples:
+                layers += [*convolution(channels, multiple * width, norm), nn.ReLU()]
+                channels = multiple * width
+            if min(sides) // 2 >= (1 if stage == len(PLAN) - 1 else LEAST_SIDE):
+                layers.append(nn.MaxPool2d(2))
+                sides = [side // 2 for side in sides]
+        self.blocks = nn.Sequential(*layers)
+        self.head = nn.Linear(channels * sides[0] * sides[1], classes)
+
+    @staticmethod
+    def check(shape: tuple[int, int, int], norm: str = "instance", width: int = 64) -> None:
+        """Raise an InputError if the images are too small or the width does not fit the norm."""
+        check_small("vgg11", shape, norm, width)
+
+    def features(self, inputs: Tensor) -> Tensor:
+        """What the last layer reads: (B, 8 width h w)."""
+        return torch.flatten(self.blocks(inputs), 1)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.head(self.features(inputs))  # type: ignore[no-any-return]
+
+
+def check_small(name: str, shape: tuple[int, int, int], norm: str, width: int) -> None:
+    """Raise an InputError if the images are smaller than 4 x 4 pixels, or a group norm does not divide the width."""
+    if min(shape[1:]) < 2 * LEAST_SIDE:
+        raise InputError(f"model {name} needs images of at least 4 x 4 pixels, got {shape[1]} x {shape[2]}; use --model mlp")
+    if norm == "group" and width % 8:
+        raise InputError(f"width must be a multiple of 8 for group norm, got {width}")
