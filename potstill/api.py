@@ -167,6 +167,7 @@ def evaluate(
     nets: int = 10,
     model: ModelSpec | None = None,
     steps: int | None = None,
+    lr: float | None = None,
     protocol: str = "validation",
     baselines: Sequence[str] = (),
     full_epochs: int = 20,
@@ -187,6 +188,7 @@ def evaluate(
         nets: fresh networks for each row.
         model: another network than the recipe's.
         steps: a fixed number of training steps.
+        lr: a fixed learning rate; None: see `evaluation.evaluate`.
         protocol: "validation" or "paper", see `evaluation.evaluate`.
         baselines: "random" and "full": real data under the same protocol.
         full_epochs: most epochs of "full".
@@ -204,8 +206,8 @@ def evaluate(
     names = distilled.class_names if labels is not None else None
     real = fitting(distilled, dataset_of(config, images, labels, test_images, test_labels, names), config, device)
     return evaluation.evaluate(
-        distilled, real, nets=nets, model=model, steps=steps, protocol=protocol, baselines=baselines, full_epochs=full_epochs,
-        lengths=recorded.evaluation.lengths, seed=seed, device=device, compile=compile, progress=progress,
+        distilled, real, nets=nets, model=model, steps=steps, lr=lr, protocol=protocol, baselines=baselines,
+        full_epochs=full_epochs, lengths=recorded.evaluation.lengths, seed=seed, device=device, compile=compile, progress=progress,
     )  # fmt: skip
 
 

@@ -152,7 +152,14 @@ def make_parser() -> tuple[Parser, dict[str, Parser]]:
     which = evaluate.add_mutually_exclusive_group()
     which.add_argument("--ipc", type=positive, help="measure the first blocks of a boosted set that hold so many images per class")
     which.add_argument("--all-budgets", action="store_true", help="measure every set that a boosted set holds")
-    evaluate.add_argument("--model", help="another network than the recipe's: a name, or package.module:factory")
+    networks = evaluate.add_mutually_exclusive_group()
+    networks.add_argument("--model", help="another network than the recipe's: a name, or package.module:factory")
+    networks.add_argument(
+        "--models", metavar="NAME,NAME", help="several networks, one after the other: how far the set carries to other ones"
+    )
+    evaluate.add_argument(
+        "--lr", type=float, help="learning rate (default: the recipe's; for another network the best on validation data)"
+    )
     evaluate.add_argument("--steps", type=positive, help="training steps (default: the recipe's, chosen on validation data)")
     evaluate.add_argument(
         "--protocol", choices=("validation", "paper"), default="validation",

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import itertools
 import os
 import shlex
 import signal
@@ -30,7 +31,7 @@ from potstill.grid import write_grid
 from potstill.loading import RealData
 from potstill.outer import Interrupted
 from potstill.registry import EXPORTS, STUDIES, WINDOWS, InputError
-from potstill.scoring import Figure
+from potstill.scoring import Figure, factory_for
 from potstill.sections import EVALUATION_DATA_OPTIONS, DataConfig
 
 
@@ -171,24 +172,27 @@ def evaluate(parsed: argparse.Namespace) -> int:
     if not os.access(folder, os.W_OK):
         raise InputError(f"cannot write {target}: no permission; copy the set to a folder of your own")
     sets = [distilled.prefix(ipc) for ipc in distilled.budgets] if parsed.all_budgets else [distilled]
+    models = parsed.models.split(",") if parsed.models else [parsed.model]
+    for model in models:
+        factory_for(distilled, model)  # a name that is wrong is told before anything is measured
     device = machine(parsed)
     lengths = api.recorded_config(distilled).evaluation.lengths
     rows: list[Row] = []
     try:
         with Display() as display:
             real = open_real(distilled, data, device, display.say)
-            for one in sets:
-                if len(sets) > 1:
-                    display.say(f"{one.ipc} images per class")
+            for one, model in itertools.product(sets, models):
+                if len(sets) * len(models) > 1:
+                    display.say(f"{model or distilled.recipe.model}, {one.ipc} images per class")
                 # All real images are the same beside every budget: they are measured once.
                 baselines = [name for name in parsed.baseline if name != "full" or one is sets[-1]]
                 found = evaluation.evaluate(
-                    one, real, nets=parsed.nets, model=parsed.model, steps=parsed.steps, protocol=parsed.protocol,
+                    one, real, nets=parsed.nets, model=model, steps=parsed.steps, lr=parsed.lr, protocol=parsed.protocol,
                     baselines=baselines, full_epochs=parsed.full_epochs, lengths=lengths, seed=parsed.seed, device=str(device),
                     compile=parsed.compile, progress=display.work, say=display.say,
                 )  # fmt: skip
                 rows += found
-                runs.add_evaluation(target, evaluation_record(parsed, found, one.ipc, data, real, device))
+                runs.add_evaluation(target, evaluation_record(parsed, found, one.ipc, model, data, real, device))
     finally:  # a full disk or Ctrl-C must not cost what was measured
         if rows:
             show(rows, len(real.test), len(real.class_names), hardware(device))
@@ -197,11 +201,19 @@ def evaluate(parsed: argparse.Namespace) -> int:
 
 
 def evaluation_record(
-    parsed: argparse.Namespace, rows: list[Row], ipc: int, data: DataConfig, real: RealData, device: torch.device
+    parsed: argparse.Namespace,
+    rows: list[Row],
+    ipc: int,
+    model: str | None,
+    data: DataConfig,
+    real: RealData,
+    device: torch.device,
 ) -> dict[str, Any]:
     """An entry of evaluation.json: what was measured, on what, how, and with what."""
-    names = ("nets", "model", "steps", "protocol", "seed", "full_epochs")
-    settings = {name: getattr(parsed, name) for name in names} | {"baselines": sorted(set(parsed.baseline)), "ipc": ipc}
+    names = ("nets", "steps", "protocol", "seed", "full_epochs")
+    settings = {name: getattr(parsed, name) for name in names}
+    settings |= {"model": model, "baselines": sorted(set(parsed.baseline)), "ipc": ipc}
+    settings |= {} if parsed.lr is None else {"lr": parsed.lr}
     return {
         "rows": [dataclasses.asdict(row) for row in rows],
         "split": "test",
@@ -216,12 +228,12 @@ def evaluation_record(
 def show(rows: list[Row], test_images: int, classes: int, machine: str) -> None:
     """Print an evaluation as a table."""
     table = Table(title=f"Test accuracy on {test_images} images, fresh networks ({machine})", title_justify="left")
-    for column in ("trained on", "images", "per class", "bytes", "network", "steps", "accuracy", "protocol"):
-        right = column in ("images", "per class", "bytes", "steps")
+    for column in ("trained on", "images", "per class", "bytes", "network", "steps", "lr", "accuracy", "protocol"):
+        right = column in ("images", "per class", "bytes", "steps", "lr")
         table.add_column(column, justify="right" if right else "left", overflow="fold")
     for row in rows:
         numbers = f"{row.images:,}", row.per_class(classes), f"{row.stored_bytes:,}"
-        table.add_row(row.name, *numbers, row.model, f"{row.steps:,}", str(row.accuracy), row.protocol)
+        table.add_row(row.name, *numbers, row.model, f"{row.steps:,}", f"{row.lr:g}", str(row.accuracy), row.protocol)
     # No terminal means a log or a pipe: there the table takes the room that it needs.
     console = Console() if sys.stdout.isatty() else Console(width=140)
     console.print(table)

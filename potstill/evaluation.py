@@ -26,6 +26,8 @@ from potstill.training import FULL_BATCH, Batches, set_batches, split_batches
 
 PROTOCOLS, BASELINES = ("validation", "paper"), ("random", "full")
 PAPER_LENGTHS = (300, 600, 1000, 3000)
+RATES, CHOOSING_NETS = (1.0, 0.3), 3
+"""Learning rates that another network is tried with, in multiples of the recipe's, and by how many networks each."""
 Say = Callable[[str], None]
 """Takes a sentence that the user should see."""
 
@@ -43,6 +45,7 @@ class Row:
         accuracy: on the test split.
         protocol: what chose the number of steps, in words.
         stored_bytes: of the examples as they are stored, 4 for each number, real images' too; None if it is not known.
+        lr: the learning rate that the networks trained with; None if it is not known.
     """
 
     name: str
@@ -53,6 +56,7 @@ class Row:
     accuracy: Figure
     protocol: str
     stored_bytes: int | None = None
+    lr: float | None = None
 
     def per_class(self, classes: int) -> str:
         """How many examples of each class it was trained on, in words."""
@@ -73,6 +77,7 @@ class Bench:
         device: where to train.
         compiled: the networks' derivatives, if they are compiled.
         progress: called as networks finish.
+        rates: learning rates, of which each row takes the best on validation data; none: the recipe's.
     """
 
     real: RealData
@@ -84,6 +89,7 @@ class Bench:
     device: torch.device
     compiled: CompiledNetwork | None = None
     progress: Progress | None = None
+    rates: tuple[float, ...] = ()
 
     @classmethod
     def of(cls, distilled: DistilledSet, real: RealData, nets: int, seed: int, device: torch.device, **more: Any) -> "Bench":
@@ -110,14 +116,30 @@ class Bench:
         allow_tf32(False)  # whatever a run before in this process has set
         # The first split chooses, the last is reported; without a choice, validation data need not be measured.
         splits = (self.real.test,) if on_test or len(lengths) == 1 else (self.real.validation, self.real.test)
-        scores = score(
-            make, self.factory, self.recipe, lengths=lengths, splits=splits, nets=self.nets, seed=self.seed, device=self.device,
-            compiled=self.compiled, progress=self.progress, label=name,
-        )  # fmt: skip
+        rate = self.best_rate(name, make, lengths) if self.rates else self.recipe.lr
+        scores = self.scores(rate, self.nets, self.seed, make, lengths=lengths, splits=splits, label=name)
         best = int(scores[:, :, 0].mean(0).argmax())
         figure = Figure.of(scores[:, best, -1])
         stored = images * math.prod(self.real.shape) * FLOAT_BYTES if stored_bytes is None else stored_bytes
-        return Row(name, self.model, images, ipc, lengths[best], figure, describe(lengths, on_test), stored)
+        protocol = describe(lengths, on_test) + "; learning rate chosen on validation data" * bool(self.rates)
+        return Row(name, self.model, images, ipc, lengths[best], figure, protocol, stored, rate)
+
+    def scores(self, rate: float, nets: int, seed: int, make: Callable[[int], Batches], **how: Any) -> Tensor:
+        """`score` with this learning rate; `how` holds lengths, splits and label."""
+        return score(
+            make, self.factory, dataclasses.replace(self.recipe, lr=rate), nets=nets, seed=seed, device=self.device,
+            compiled=self.compiled, progress=self.progress, **how,
+        )  # fmt: skip
+
+    def best_rate(self, name: str, make: Callable[[int], Batches], lengths: Sequence[int]) -> float:
+        """The learning rate that is best on validation data, each at its best length, by a few networks of their own."""
+        nets, seed, splits = min(self.nets, CHOOSING_NETS), derive(self.seed, "rate"), (self.real.validation,)
+        found = {}
+        for rate in self.rates:
+            label = f"{name}, learning rate {rate:g}"
+            scores = self.scores(rate, nets, seed, make, lengths=lengths, splits=splits, label=label)
+            found[rate] = float(scores[:, :, 0].mean(0).max())
+        return max(found, key=lambda rate: found[rate])
 
     def batches(self, images: Tensor, targets: Tensor, labels: Tensor, seed: int) -> Batches:
         """Batches of a small set for the network of that seed."""
@@ -164,6 +186,7 @@ def evaluate(
     nets: int = 10,
     model: ModelSpec | None = None,
     steps: int | None = None,
+    lr: float | None = None,
     protocol: str = "validation",
     baselines: Sequence[str] = (),
     full_epochs: int = 20,
@@ -182,6 +205,8 @@ def evaluate(
         nets: fresh networks for each row.
         model: another network than the recipe's.
         steps: a fixed number of training steps.
+        lr: a fixed learning rate; None: the recipe's or, for another model under the validation protocol, that or 0.3 times
+            it, whichever is better on validation data. (Paper D.1: 0.001, and 0.0003 for wide ConvNets.)
         protocol: "validation": the length is the recipe's (which validation data chose), or chosen on validation data for
             another model and for baselines. "paper": the best of 300, 600, 1,000 and 3,000 steps **on the test set**, as
             the paper's released code does; optimistic.
@@ -198,6 +223,8 @@ def evaluate(
     Raises:
         InputError: an unknown protocol or baseline, a number below 1, a model that does not fit.
     """
+    if lr is not None and not 0 < lr < math.inf:
+        raise InputError(f"lr must be above 0 and finite, got {lr}")
     require_positive(nets=nets, full_epochs=full_epochs, **({} if steps is None else {"steps": steps}))
     for kind, value, known in (("protocol", protocol, PROTOCOLS), *(("baseline", name, BASELINES) for name in baselines)):
         if value not in known:
@@ -212,7 +239,9 @@ def evaluate(
     networks = Networks(factory, distilled.shape, len(distilled.class_names), place, recipe.precision)
     compiled = compiled_for(networks, recipe, compile, nets * first[-1], nets * len(first) * len(real.test), say)
     name = model_name(recipe.model if model is None else model)
-    bench = Bench(real, factory, recipe, name, nets, derive(seed, "test"), place, compiled, progress)
+    rates = () if own or lr is not None or protocol == "paper" else tuple(factor * recipe.lr for factor in RATES)
+    taught = recipe if lr is None else dataclasses.replace(recipe, lr=lr)
+    bench = Bench(real, factory, taught, name, nets, derive(seed, "test"), place, compiled, progress, rates)
     on_test = protocol == "paper"
     rows = [bench.of_set("distilled", distilled, first, on_test=on_test)]
     if own and not fixed and not on_test:

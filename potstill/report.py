@@ -156,10 +156,10 @@ def tables(measured: Sequence[Measured]) -> list[tuple[list[Row], str]]:
 
 
 def once(rows: Sequence[Row]) -> list[Row]:
-    """Each line once: a set that is measured again with a baseline beside it gives the same; older lines lack the bytes."""
+    """Each line once: a set that is measured again with a baseline beside it gives the same; older lines lack bytes and learning rate."""
     known: dict[Row, Row] = {}
     for row in rows:
-        key = dataclasses.replace(row, stored_bytes=None)
+        key = dataclasses.replace(row, stored_bytes=None, lr=None)
         known[key] = row if row.stored_bytes else known.get(key, row)
     return list(known.values())
 

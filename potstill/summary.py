@@ -97,7 +97,7 @@ class Measured:
     @property
     def standard(self) -> bool:
         """Whether it measures the set as it is meant to be used: its own recipe, nothing chosen on test data."""
-        own = self.settings.get("model") is None and self.settings.get("steps") is None
+        own = all(self.settings.get(name) is None for name in ("model", "steps", "lr"))
         return own and self.settings.get("protocol") == "validation" and self.same_data
 
 
@@ -270,8 +270,8 @@ def row_of(row: dict[str, Any], distilled: DistilledSet | None) -> Row:
         raise ValueError("an accuracy must hold mean, std and n")
     images, classes = int(row["images"]), len(distilled.class_names) if distilled else 1
     ipc = int(row.get("ipc", images // classes))
-    stored = row.get("stored_bytes")
+    stored, rate = row.get("stored_bytes"), row.get("lr")
     return Row(
         str(row["name"]), str(row["model"]), images, ipc, int(row["steps"]), figure, str(row["protocol"]),
-        None if stored is None else int(stored),
+        None if stored is None else int(stored), None if rate is None else float(rate),
     )  # fmt: skip

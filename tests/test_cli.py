@@ -353,3 +353,18 @@ def test_a_copied_set_ignores_a_strangers_configuration_beside_it(run, tmp_path)
     (tmp_path / "config.toml").write_text("[project]\nname = 'x'\n")
     (tmp_path / store.ARTEFACT).write_bytes((run / store.ARTEFACT).read_bytes())
     assert main(["evaluate", str(tmp_path), "--nets", "1"]) == 0
+
+
+def test_several_networks_are_measured_one_after_the_other(run, tmp_path, capsys):
+    words = ["evaluate", run, "--models", "mlp,convnet,vgg11", "--nets", 1, "--steps", 2]
+    assert main(list(map(str, words))) == 0
+    output = capsys.readouterr().out
+    entries = [one for one in runs.evaluations(run / runs.EVALUATION) if one["settings"]["steps"] == 2]
+    assert [one["settings"]["model"] for one in entries] == ["mlp", "convnet", "vgg11"]
+    assert [one["rows"][0]["model"] for one in entries] == ["mlp", "convnet", "vgg11"]
+    assert all(name in output for name in ("mlp", "convnet", "vgg11"))
+    assert "fixed steps; learning rate chosen on validation data" in entries[2]["rows"][0]["protocol"]
+    wrong = told(capsys, "evaluate", run, "--models", "mlp,vgg12")
+    assert wrong.startswith("unknown model 'vgg12' (did you mean 'vgg11'?)")
+    assert "not allowed with argument" in told(capsys, "evaluate", run, "--models", "mlp", "--model", "convnet")
+    assert "lr must be above 0 and finite, got -1.0" in told(capsys, "evaluate", run, "--lr", "-1")

@@ -1,5 +1,7 @@
 """Evaluation against a training loop written by hand, and what each protocol may look at."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -243,3 +245,26 @@ def test_a_set_of_an_unimportable_model_asks_for_it():
     real = blobs()
     with pytest.raises(InputError, match=r"distilled with the model here:<lambda>, which cannot be imported; give it with model="):
         potstill.train(DistilledSet(set_of(real).blocks, ("a", "b", "c"), real.preprocess, Recipe("here:<lambda>")))
+
+
+def test_another_network_takes_the_learning_rate_that_is_best_on_validation_data():
+    """The choice, made again by hand; the test split has no say in it."""
+    real = blobs(300)
+    distilled = set_of(real, lr=0.05)
+    row = potstill.evaluation.evaluate(distilled, real, nets=4, model=linear, lengths=(2, 6), compile="off")[0]
+    means = {}
+    for rate in (0.05, 0.3 * 0.05):
+        scores = score_set(
+            distilled.images, distilled.targets, distilled.labels, replace(distilled.recipe, lr=rate), linear, lengths=(2, 6),
+            splits=(real.validation,), nets=3, seed=derive(derive(0, "test"), "rate"), device=CPU,
+        )  # fmt: skip
+        means[rate] = float(scores[:, :, 0].mean(0).max())
+    assert means[0.05] != means[0.3 * 0.05]
+    assert row.lr == max(means, key=means.get)
+    assert row.protocol == "best of 2, 6 steps on validation data; learning rate chosen on validation data"
+    own = potstill.evaluation.evaluate(distilled, real, nets=2, compile="off")[0]
+    fixed = potstill.evaluation.evaluate(distilled, real, nets=2, model=linear, lr=0.01, lengths=(2, 6), compile="off")[0]
+    assert (own.lr, fixed.lr) == (0.05, 0.01)
+    assert "learning rate" not in own.protocol + fixed.protocol
+    with pytest.raises(InputError, match="lr must be above 0 and finite, got 0"):
+        potstill.evaluation.evaluate(distilled, real, lr=0.0)
