@@ -18,6 +18,7 @@ from potstill.sections import (
     DataConfig,
     DistilledConfig,
     EvaluationConfig,
+    HardnessConfig,
     InnerConfig,
     OuterConfig,
     RunConfig,
@@ -34,6 +35,7 @@ class Config:
     inner: InnerConfig = field(default_factory=InnerConfig)
     outer: OuterConfig = field(default_factory=OuterConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    hardness: HardnessConfig = field(default_factory=HardnessConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     run: RunConfig = field(default_factory=RunConfig)
 

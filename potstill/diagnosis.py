@@ -96,7 +96,7 @@ def diagnose_run(
     kept = folder.states(setup.config, dataset.fingerprint, setup.device)
     places = 1 + len(folder.checkpoints)
     for done, state in enumerate(itertools.chain([first.begin(first.method(setup.problem))], kept)):
-        method = setup.stage(state).method(setup.problem)
+        method = setup.stage(state).method(setup.problem_at(state))
         if not isinstance(method.inner, Bptt):
             raise InputError(f"the noise of {config.outer.method} cannot be taken apart, it does not unroll; choose another run")
         learned = {name: tensor.detach() for name, tensor in method.learned(with_grad(state.leaves)).items()}

@@ -19,6 +19,7 @@ from potstill.data import Dataset
 from potstill.derivatives import couples_batch
 from potstill.devices import allow_tf32, keep_freed_memory, pick_device, versions
 from potstill.distilled import Block, DistilledSet, Recipe, initial_blocks
+from potstill.hardness import Weighted, adaptive_scores, hardness_weights
 from potstill.loading import RealData, prepare
 from potstill.methods.base import Method, Problem
 from potstill.models import ModelSpec, check_model, fresh, resolve
@@ -28,6 +29,7 @@ from potstill.resolve import check_parameterisation, check_second_derivative, re
 from potstill.runs import RunFolder, steps_done
 from potstill.scoring import Figure, score_set
 from potstill.seeds import derive
+from potstill.training import Batches, set_batches
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,26 @@ class Setup:
             return Stage(self.config, self.blocks[:1])
         return Stage(self.config, with_leaves(self.blocks[: state.stage + 1], {**state.earlier, **state.leaves}))
 
+    def problem_at(self, state: OuterState | None) -> Problem:
+        """The problem, with real batches drawn as a state says."""
+        if state is None or state.hardness is None:
+            return self.problem
+        how = self.config.hardness
+        weights = hardness_weights(state.hardness, float(how.hardness_sampler), how.hardness_nets, how.hardness_reading)
+        return dataclasses.replace(self.problem, sampler=Weighted(weights))
+
+    def hardness(self, blocks: tuple[Block, ...], stage: int, step: int) -> Tensor:
+        """Scores of the real training images by networks trained on the blocks; all follows from the seed, stage and step."""
+        both, labels, how = examples(blocks), torch.cat([block.labels for block in blocks]), self.config.hardness
+
+        def make(own: int) -> Batches:
+            return set_batches(both["images"], both["targets"], labels, self.recipe, own)
+
+        return adaptive_scores(
+            make, self.recipe, self.problem.factory, self.real.train, networks=how.hardness_nets, against=how.hardness_score,
+            seed=derive(self.config.run.seed, "hardness", stage, step), device=self.device, progress=self.listener.work,
+        )  # fmt: skip
+
     @property
     def recipe(self) -> Recipe:
         """How networks train on the set; as in the inner loop, for the first of the lengths."""
@@ -180,7 +202,7 @@ def finish(setup: Setup, folder: RunFolder | None, state: OuterState | None) -> 
 def run_stage(setup: Setup, stage: Stage, folder: RunFolder | None, state: OuterState | None) -> tuple[Method, OuterState]:
     """Run the outer loop of a stage from its beginning, or from `state`, to its end: the method and the state there."""
     config, listener = setup.config, setup.listener
-    method = stage.method(setup.problem)
+    method = stage.method(setup.problem_at(state))
     before = stage.number * int(config.outer.steps)
     place = {"block": stage.number + 1} if len(setup.blocks) > 1 else {}
 
@@ -198,7 +220,15 @@ def run_stage(setup: Setup, stage: Stage, folder: RunFolder | None, state: Outer
         if folder:
             folder.save(state, config, setup.real.fingerprint)
 
-    hooks = Hooks(validate, save, log, listener.stop)
+    def refresh(state: OuterState) -> tuple[OuterState, Method] | None:
+        hardness = config.hardness
+        since = state.step - hardness.hardness_from
+        if hardness.hardness_sampler == "off" or since < 0 or since % hardness.hardness_every:
+            return None
+        scored = dataclasses.replace(state, hardness=setup.hardness(stage.with_leaves(state.leaves), stage.number, state.step))
+        return scored, stage.method(setup.problem_at(scored))
+
+    hooks = Hooks(validate, save, log, listener.stop, refresh)
     return method, optimise(method, config.outer, stage.rules, state or stage.begin(method), setup.device, hooks)
 
 

@@ -68,6 +68,7 @@ class OuterState:
         best: the best set so far; None before the first validation.
         stage: which block of a boosted set is distilled; the loop runs anew for each.
         earlier: leaves of earlier blocks that stay as they are; the loop only carries them.
+        hardness: scores of the real examples; None before the first scoring.
     """
 
     leaves: Mapping[str, Tensor]
@@ -80,6 +81,7 @@ class OuterState:
     best: Best | None = None
     stage: int = 0
     earlier: Mapping[str, Tensor] = field(default_factory=dict)
+    hardness: Tensor | None = None
 
     @classmethod
     def start(
@@ -100,12 +102,14 @@ class Hooks:
         save: keeps a state; called every `checkpoint_every` steps, after the last and at an interruption.
         log: takes one record a step.
         stop: whether the user asked to stop.
+        refresh: state -> the state and the method for the next step, where the real examples are to be scored anew; else None.
     """
 
     validate: Callable[[Mapping[str, Tensor]], tuple[Record, float]] | None = None
     save: Callable[[OuterState], None] = field(default=lambda state: None)
     log: Callable[[Record], None] = field(default=lambda record: None)
     stop: Callable[[], bool] = field(default=lambda: False)
+    refresh: Callable[[OuterState], tuple[OuterState, Method] | None] = field(default=lambda state: None)
 
 
 def optimise(
@@ -120,8 +124,13 @@ def optimise(
     steps = int(config.steps)
     while state.step < steps:
         began = time.perf_counter()
+        refreshed = hooks.refresh(state)
+        scored = time.perf_counter()
+        state, method = refreshed or (state, method)
         state, record = outer_step(method, config, rules, state)
-        record |= {"seconds": round(time.perf_counter() - began, 4), "memory_mb": round(peak_memory_mb(device), 1)}
+        record |= {"seconds": round(time.perf_counter() - scored, 4), "memory_mb": round(peak_memory_mb(device), 1)}
+        if refreshed:
+            record["hardness_seconds"] = round(scored - began, 4)
         last = state.step == steps
         if hooks.validate and (last or state.step % config.validate_every == 0):
             record["validation"], accuracy = hooks.validate(state.leaves)

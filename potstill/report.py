@@ -156,7 +156,7 @@ def tables(measured: Sequence[Measured]) -> list[tuple[list[Row], str]]:
 
 
 def once(rows: Sequence[Row]) -> list[Row]:
-    """Each line once: a set that is measured again with a baseline beside it gives the same; older lines lack bytes and learning rate."""
+    """Each line once: a set that is measured again with a baseline beside it gives the same; older lines lack bytes and rate."""
     known: dict[Row, Row] = {}
     for row in rows:
         key = dataclasses.replace(row, stored_bytes=None, lr=None)

@@ -294,6 +294,8 @@ def pack(state: OuterState) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "clip_average": state.clip_average, "method": state.method, "stage": state.stage,
     }  # fmt: skip
     tensors |= {f"earlier.{name}": leaf for name, leaf in state.earlier.items()}
+    if state.hardness is not None:
+        tensors["hardness"] = state.hardness
     if state.best:  # cloned: the best leaves may be the present ones, and safetensors refuses shared memory
         tensors |= {f"best.{name}": leaf.clone() for name, leaf in state.best.leaves.items()}
         meta["best"] = {"step": state.best.step, "accuracy": state.best.accuracy}
@@ -311,5 +313,6 @@ def unpack(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> OuterState
         moments={name: (parts["moment1"][name], parts["moment2"][name]) for name in parts["leaves"]},
         best=best,
         earlier=parts["earlier"],
+        hardness=tensors["hardness"].cpu() if "hardness" in tensors else None,
         **{name: meta[name] for name in ("step", "updates", "skipped_in_a_row", "clip_average", "method", "stage")},
     )

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 Auto = Literal["auto"]
 Unit = Literal["unit"]
+Off = Literal["off"]
 EVALUATION_DATA_OPTIONS = ("image_column", "label_column", "image_size", "storage", "cache_dir")
 """Options that tell how real data are read, not how they were distilled."""
 TAPES = ("states", "sqrt", "host", "bfloat16")
@@ -164,6 +165,24 @@ class SamplerConfig:
     early_weight: float = option(
         4.0, "early: how many times as likely as the last place of the window the first one is; 1: all the same", low=1
     )
+
+
+@dataclass(frozen=True)
+class HardnessConfig:
+    """Real batches that hold more of the examples which networks trained on the synthetic set are divided about."""
+
+    hardness_sampler: float | Off = option(
+        "off", "least weight of a real image in the draw of a batch, as in 1 or 4 (paper E.2); off: all alike", low=0, open_low=True
+    )
+    hardness_reading: Literal["middle", "extremes"] = option(
+        "middle", "most weight for middling hardness, as the paper's prose has it, or for both extremes, as its formula is printed"
+    )
+    hardness_score: Literal["label", "vote"] = option(
+        "label", "hardness of an image: how many of the networks are wrong about it, or differ from their most frequent answer"
+    )
+    hardness_nets: int = option(8, "networks that are trained on the synthetic set to score the real images", low=1, high=255)
+    hardness_every: int = option(50, "outer steps between scorings (paper E.2: 50 epochs)", low=1)
+    hardness_from: int = option(0, "outer step of the first scoring; before it all images are alike (figure 17: 25,000)", low=0)
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ ROOT = Path(potstill.__file__).parent
 ORDER = [
     "registry", "seeds", "sections", "config", "devices", "data", "images", "folders", "tables", "sources", "preprocess", "loading",
     "augment", "models", "parameterisations", "distilled", "store", "derivatives", "fusible", "compiled", "compilation",
-    "inner", "windows", "training", "scoring", "evaluation", "methods", "analysis", "outer", "boosting", "resolve", "runs",
-    "distillation", "diagnosis", "api", "grid", "figures", "results", "page", "studies", "nested", "courses", "stability",
+    "inner", "windows", "training", "scoring", "evaluation", "hardness", "methods", "analysis", "outer", "boosting", "resolve",
+    "runs", "distillation", "diagnosis", "api", "grid", "figures", "results", "page", "studies", "nested", "courses", "stability",
     "ablations", "storage", "summary", "curves", "gallery", "facts", "report", "exports", "display", "commands", "cli",
 ]  # fmt: skip
 

@@ -13,6 +13,7 @@ from potstill.config import Config
 from potstill.data import Split
 from potstill.derivatives import Batch, Differentiable, FlatModel, cross_entropy
 from potstill.distilled import BatchPlan
+from potstill.hardness import UNIFORM, RealSampler
 from potstill.inner import STATES, Keep
 
 MethodState = dict[str, Any]
@@ -35,6 +36,7 @@ class Problem:
         keep: what the engine keeps of the window.
         compiled: the networks' derivatives, if they are compiled.
         frozen: images and targets of examples that stay as they are; in `labels` they come first.
+        sampler: which real examples make up a batch.
     """
 
     train: Split
@@ -47,6 +49,7 @@ class Problem:
     keep: Keep = STATES
     compiled: CompiledNetwork | None = None
     frozen: Mapping[str, Tensor] = field(default_factory=dict)
+    sampler: RealSampler = UNIFORM
 
     def loss(self, model: FlatModel, seed: Callable[[int], int]) -> Differentiable:
         """The mean cross-entropy of one of the networks; `seed` gives the seed of its dropout at a step."""

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from potstill import augment
-from potstill.data import Split, sample
+from potstill.data import Split
 from potstill.derivatives import Batch, Differentiable, FlatModel, InMicroBatches, couples_batch
 from potstill.inner import SGD, Adam, InnerOptimizer, InnerProblem, Leaves, MetaGradient, Unrolled
 from potstill.methods.base import Estimate, MethodState, Problem
@@ -81,7 +81,7 @@ class Trajectory:
             weights: (samples,), on the CPU.
         """
         problem, rng = self.method.problem, self.method.rng("real batch", replay)
-        chosen = sample(problem.train, samples * size, rng)
+        chosen = problem.sampler.draw(problem.train, samples * size, rng)
         drawn = augment.draw(tuple(problem.config.outer.real_augment), len(chosen), rng)
         rows = torch.nonzero(weights.repeat_interleave(size))[:, 0]
         micro = size if self.whole else int(problem.config.outer.micro_batch)
@@ -180,7 +180,7 @@ class Bptt:
         outer = self.problem.config.outer
         shared = outer.split_real_batch and outer.trajectories > 1
         rng = self.rng("real batch", replay[:1] if shared else replay)
-        chosen = sample(self.problem.train, outer.real_batch, rng)
+        chosen = self.problem.sampler.draw(self.problem.train, outer.real_batch, rng)
         if shared:  # every trajectory makes the same draw and takes its share
             chosen = chosen[sum(replay[1:]) :: outer.trajectories]
             rng = self.rng("real batch share", replay)

@@ -1,0 +1,201 @@
+"""Hardness of real examples: scores against a slow twin, weights against their formulas, draws against their probabilities."""
+
+import itertools
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_evaluation import blobs
+from test_runs import QUICK, bytes_of, interrupted_run
+from torch import nn
+
+import potstill
+from potstill import runs, store
+from potstill.cli import main
+from potstill.data import TensorSplit
+from potstill.distilled import Recipe
+from potstill.hardness import (
+    UNIFORM,
+    Weighted,
+    adaptive_scores,
+    check_weights,
+    disagreement,
+    forgetting,
+    hardness_weights,
+)
+from potstill.models import fresh
+from potstill.registry import InputError
+from potstill.seeds import derive, generator
+from potstill.training import set_batches, split_batches
+
+CPU = torch.device("cpu")
+RECIPE = Recipe("mlp", lr=0.02, steps=3)
+
+
+def linear():
+    return nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+
+
+def test_weights_are_their_formulas():
+    scores = torch.arange(9)
+    # Appendix E.2 with 8 networks and threshold 1: its prose wants the middle, its printed formula favours the extremes.
+    assert hardness_weights(scores, 1, 8, "middle").tolist() == [1, 2, 3, 4, 5, 4, 3, 2, 1]
+    assert hardness_weights(scores, 1, 8, "extremes").tolist() == [5, 4, 3, 2, 1, 2, 3, 4, 5]
+    assert hardness_weights(scores, 4, 8, "middle").tolist() == [4, 5, 6, 7, 8, 7, 6, 5, 4]
+    assert hardness_weights(torch.tensor([0, 3]), 0.5, 3, "middle").tolist() == [0.5, 0.5]
+
+
+def test_disagreement_in_both_readings():
+    classes = torch.tensor([[0, 1, 2, 2], [0, 1, 1, 2], [0, 2, 1, 0]])
+    labels = torch.tensor([0, 0, 1, 2])
+    assert disagreement(classes, labels, "label").tolist() == [0, 3, 1, 1]
+    assert disagreement(classes, labels, "vote").tolist() == [0, 1, 1, 1]
+
+
+def test_a_weighted_draw_takes_one_after_the_other_in_proportion_to_what_is_left():
+    weights = torch.tensor([1.0, 2.0, 4.0, 0.0, 8.0], dtype=torch.float64)
+    expected = torch.zeros(5, dtype=torch.float64)
+    for first, second in itertools.permutations(range(5), 2):  # exact inclusion probabilities of a draw of two
+        chance = weights[first] / weights.sum() * weights[second] / (weights.sum() - weights[first])
+        expected[[first, second]] += chance
+    split, rng, draws = TensorSplit(torch.zeros(5, 1), torch.zeros(5)), generator(0), 20_000
+    found = torch.zeros(5, dtype=torch.float64)
+    for _ in range(draws):
+        rows = Weighted(weights).draw(split, 2, rng)
+        assert len(set(rows.tolist())) == 2
+        found[rows] += 1 / draws
+    assert found[3] == 0
+    assert (found - expected).abs().max() < 4 * 0.5 / draws**0.5
+    assert sorted(Weighted(weights).draw(split, 9, rng).tolist()) == [0, 1, 2, 4]
+    assert torch.equal(UNIFORM.draw(split, 3, generator(1)), torch.randperm(5, generator=generator(1))[:3])
+
+
+@pytest.mark.parametrize(
+    ("weights", "sentence"),
+    [
+        (torch.ones(4), r"weights must be one for each of the 5 train images, got shape \(4,\)"),
+        ([1, 1, 1, 1, -1], "weights must be finite and at least 0, and not all 0"),
+        ([1, 1, 1, 1, float("nan")], "weights must be finite and at least 0, and not all 0"),
+        (torch.zeros(5), "weights must be finite and at least 0, and not all 0"),
+    ],
+)
+def test_weights_of_a_users_own_are_checked(weights, sentence):
+    split = TensorSplit(torch.zeros(5, 1), torch.zeros(5))
+    assert check_weights([1, 0, 2, 3, 4], split).tolist() == [1, 0, 2, 3, 4]
+    with pytest.raises(InputError, match=sentence):
+        check_weights(weights, split)
+
+
+def test_forgetting_events_are_those_of_a_plain_loop(tmp_path, monkeypatch):
+    monkeypatch.setattr("potstill.training.FULL_BATCH", 40)
+    monkeypatch.setattr("potstill.hardness.FULL_BATCH", 40)
+    real = blobs(300)
+    split = real.train
+    options = {"epochs": 6, "starts": 2, "seed": 3, "device": CPU, "content": "blobs"}
+    found = forgetting(split, RECIPE, linear, 3, folder=tmp_path, **options)
+    events, learned = torch.zeros(len(split)), torch.zeros(len(split))
+    images, labels = split.take(torch.arange(len(split)))
+    for start in range(2):
+        own = derive(3, "forgetting", start)
+        net, batch = fresh(linear, own, CPU), split_batches(split, RECIPE, 3, own)
+        optimizer, history = torch.optim.Adam(net.parameters(), lr=0.02), []
+        for step in range(6 * -(-len(split) // 40)):
+            inputs, targets = batch(step)
+            optimizer.zero_grad()
+            F.cross_entropy(net(inputs), targets).backward()
+            optimizer.step()
+            if (step + 1) % -(-len(split) // 40) == 0:
+                history.append(net(images).argmax(1) == labels)
+        events += sum((before & ~after).float() for before, after in itertools.pairwise(history)) / 2
+        learned += torch.stack(history).any(0).float() / 2
+    assert torch.equal(found.events.float(), events)
+    assert torch.equal(found.learned.float(), learned)
+    assert events.max() > 0  # some are forgotten, or there is nothing to see
+    kept = sorted(tmp_path.iterdir())
+    assert len(kept) == 2
+
+    def never(*args, **how):
+        raise AssertionError
+
+    monkeypatch.setattr("potstill.hardness.train_network", never)  # what is known is not done again
+    assert torch.equal(forgetting(split, RECIPE, linear, 3, folder=tmp_path, **options).events, found.events)
+    with pytest.raises(AssertionError):
+        forgetting(split, RECIPE, linear, 3, folder=tmp_path, **{**options, "content": "other data"})
+
+
+def test_adaptive_scores_count_the_networks_that_are_wrong():
+    real = blobs(90)
+    images, labels = real.train.take(torch.arange(9))
+    targets = F.one_hot(labels, 3).float()
+
+    def make(own: int):
+        return set_batches(images, targets, labels, RECIPE, own)
+
+    options = {"networks": 4, "against": "label", "seed": 5, "device": CPU}
+    scores = adaptive_scores(make, RECIPE, linear, real.train, **options)
+    wrong = torch.zeros(len(real.train))
+    inputs, right = real.train.take(torch.arange(len(real.train)))
+    for network in range(4):
+        own = derive(5, "network", network)
+        net, batch = fresh(linear, own, CPU), make(own)
+        optimizer = torch.optim.Adam(net.parameters(), lr=0.02)
+        for step in range(3):
+            some, wanted = batch(step)
+            optimizer.zero_grad()
+            F.cross_entropy(net(some), wanted).backward()
+            optimizer.step()
+        wrong += (net(inputs).argmax(1) != right).float()
+    assert torch.equal(scores.float(), wrong)
+    assert 0 < scores.float().mean() < 4
+
+
+HARD = {**QUICK, "hardness_sampler": 1.0, "hardness_nets": 2, "hardness_every": 3, "hardness_from": 2}
+
+
+def test_a_run_scores_on_schedule_says_what_it_costs_and_resumes_to_the_byte(tmp_path):
+    whole = potstill.distill(**HARD, out=tmp_path / "whole")
+    records = runs.RunFolder(tmp_path / "whole").records()
+    assert [record["step"] for record in records if "hardness_seconds" in record] == [3, 6, 9, 12]  # before steps 2, 5, 8, 11
+    plain = potstill.distill(**QUICK)
+    assert not torch.equal(whole.images, plain.images)
+    interrupted_run(tmp_path / "cut", 7, **HARD)
+    (newest,) = sorted((tmp_path / "cut" / "checkpoints").iterdir())[-1:]
+    scores = store.load_tensors(newest, "checkpoint")[0]["hardness"]
+    assert (scores.dtype, len(scores)) == (torch.uint8, whole.meta["data"]["train"])
+    potstill.resume(tmp_path / "cut")
+    assert bytes_of(tmp_path / "cut") == bytes_of(tmp_path / "whole")
+
+
+def test_before_its_time_it_changes_nothing():
+    late = potstill.distill(**{**HARD, "hardness_from": 100})
+    assert torch.equal(late.images, potstill.distill(**QUICK).images)
+
+
+def test_readings_and_scores_are_options_of_the_command_line(tmp_path, capsys):
+    words = [
+        "distill",
+        "--out",
+        str(tmp_path / "run"),
+        "--quiet",
+        "--model",
+        "mlp",
+        "--steps",
+        "2",
+        "--unroll",
+        "2",
+        "--window",
+        "1",
+    ]
+    words += ["--lengths", "3", "--hardness-sampler", "4", "--hardness-reading", "extremes", "--hardness-score", "vote"]
+    assert main([*words, "--hardness-nets", "3", "--hardness-every", "1"]) == 0
+    assert json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[1])["hardness_seconds"] > 0
+    capsys.readouterr()
+    for flag, value, sentence in (
+        ("--hardness-sampler", "0", "hardness_sampler must be above 0, got 0"),
+        ("--hardness-sampler", "on", "hardness_sampler must be a number or off, got 'on'"),
+        ("--hardness-reading", "midle", "hardness_reading must be one of middle, extremes; got 'midle' (did you mean 'middle'?)"),
+        ("--hardness-nets", "0", "hardness_nets must be at least 1"),
+    ):
+        assert main(["distill", flag, value]) == 2
+        assert sentence in capsys.readouterr().err
