@@ -129,5 +129,6 @@ STUDIES = Registry(
     window_size=("potstill.ablations:WindowSize", "how large the window should be for an unroll (figure 10, right)"),
     stabilising=("potstill.ablations:Stabilising", "whether clipping, unit norm or growing unrolls make up for it (figure 12)"),
     inner_optimizer=("potstill.ablations:InnerOptimizers", "Adam or SGD in the inner loop (appendix D.6)"),
+    transfer=("potstill.transfer:Transfer", "a set for the ConvNet on other networks, beside sets for them (tables 1 and 3)"),
     parameterisations=("potstill.storage:Parameterisations", "what the same bytes are worth, by how images are stored (table 2)"),
 )

@@ -170,7 +170,7 @@ def test_parameters_are_as_many_as_published():
 
 @pytest.mark.parametrize("side", [4, 6, 8, 16, 28, 32, 64])
 @pytest.mark.parametrize("name", ["vgg11", "alexnet", "resnet18", "convnet-wide"])
-def test_networks_fit_themselves_to_the_images_and_no_norm_sees_a_single_pixel(name, side):
+def test_networks_fit_themselves_to_the_images_and_no_norm_sees_too_few_pixels(name, side):
     net, seen = resolve(name, (2, side, side + 1), 5, width=8)(), []
     for part in net.modules():
         if isinstance(part, nn.GroupNorm):
@@ -178,7 +178,7 @@ def test_networks_fit_themselves_to_the_images_and_no_norm_sees_a_single_pixel(n
     outputs = net(torch.randn(3, 2, side, side + 1))
     assert outputs.shape == (3, 5)
     assert outputs.std(0).min() > 0  # inputs tell in every output
-    assert min(seen) >= 2
+    assert min(seen) >= (2 if side >= 32 else 4)
     torch.testing.assert_close(net.head(net.features(torch.ones(1, 2, side, side + 1))), net(torch.ones(1, 2, side, side + 1)))
 
 

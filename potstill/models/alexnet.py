@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from potstill.models.convnet import convolution
-from potstill.models.vgg import LEAST_SIDE, check_small
+from potstill.models.convnet import convolution, least_side
+from potstill.models.vgg import check_small
 
 PLAN = ((5, 2, True), (5, 3, True), (3, 4, False), (3, 3, False), (3, 3, True))
 """Kernel, channels in halves of the width, and whether a 2 x 2 maximum pool follows, of each convolution."""
@@ -13,7 +13,7 @@ PLAN = ((5, 2, True), (5, 3, True), (3, 4, False), (3, 3, False), (3, 3, True))
 class AlexNet(nn.Module):
     """Five convolutions, each with norm and ReLU, three of them with a pool, then one linear layer.
 
-    A pool that would leave single pixels is left out, so that any image of at least 4 x 4 pixels fits.
+    Pools that would leave a norm too few pixels are left out, so that any image of at least 4 x 4 fits.
 
     Args:
         shape: (C, H, W) of an input.
@@ -27,12 +27,13 @@ class AlexNet(nn.Module):
     def __init__(self, shape: tuple[int, int, int], classes: int, width: int = 128, norm: str = "instance"):
         super().__init__()
         channels, *sides = shape
+        least = least_side(shape)
         layers: list[nn.Module] = []
-        for kernel, halves, pooled in PLAN:
+        for place, (kernel, halves, pooled) in enumerate(PLAN):
             wide = halves * width // 2
             layers += [*convolution(channels, wide, norm, kernel), nn.ReLU()]
             channels = wide
-            if pooled and min(sides) // 2 >= LEAST_SIDE:
+            if pooled and min(sides) // 2 >= (1 if place == len(PLAN) - 1 else least):
                 layers.append(nn.MaxPool2d(2))
                 sides = [side // 2 for side in sides]
         self.blocks = nn.Sequential(*layers)

@@ -78,6 +78,14 @@ def convolution(channels: int, width: int, norm: str, kernel: int = 3, stride: i
     return [nn.Conv2d(channels, width, kernel, stride, kernel // 2, bias=bias), make_norm(norm, width)]
 
 
+def least_side(shape: tuple[int, int, int]) -> int:
+    """The fewest pixels on a side that a norm may see in a network that was made for 32 pixels and more: VGG-11 goes down to 2.
+
+    On smaller images it is 4, as in the ConvNet: at 8 x 8 with norms over 2 x 2 pixels networks distilled to chance level.
+    """
+    return 2 if min(shape[1:]) >= 32 else SMALLEST_NORM_SIDE
+
+
 def auto_depth(shape: tuple[int, int, int]) -> int:
     """3 up to 32 pixels, 4 for 64 (paper, section 4), 5 for 128; fewer where a norm would see less than 4 x 4 pixels."""
     side = min(shape[1:])

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from potstill.models.convnet import convolution
+from potstill.models.convnet import convolution, least_side
 from potstill.models.vgg import check_small
 
 STAGES = ((1, 1), (2, 2), (4, 2), (8, 2))
@@ -26,7 +26,7 @@ class Block(nn.Module):
 class ResNet18(nn.Module):
     """A 3 x 3 convolution, four stages of two residual blocks, the mean over places, one linear layer.
 
-    Strides that would leave a norm single pixels are left out.
+    Strides that would leave a norm too few pixels are left out.
 
     Args:
         shape: (C, H, W) of an input.
@@ -41,9 +41,9 @@ class ResNet18(nn.Module):
         layers: list[nn.Module] = [*convolution(shape[0], width, norm), nn.ReLU()]
         channels, side = width, min(shape[1:])
         for multiple, stride in STAGES:
-            stride = stride if side >= 4 else 1
+            stride = stride if side // stride >= least_side(shape) else 1
             layers += [Block(channels, multiple * width, stride, norm), Block(multiple * width, multiple * width, 1, norm)]
-            channels, side = multiple * width, -(-side // stride)
+            channels, side = multiple * width, side // stride
         self.blocks = nn.Sequential(*layers)
         self.head = nn.Linear(channels, classes)
 

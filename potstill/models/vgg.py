@@ -3,19 +3,17 @@
 import torch
 from torch import Tensor, nn
 
-from potstill.models.convnet import convolution
+from potstill.models.convnet import SMALLEST_NORM_SIDE, convolution, least_side
 from potstill.registry import InputError
 
 PLAN = ((1,), (2,), (4, 4), (8, 8), (8, 8))
 """Stages of convolutions, their channels in multiples of the width; a 2 x 2 maximum pool ends each."""
-LEAST_SIDE = 2
-"""Of the maps that a norm sees: over single pixels an instance norm gives 0."""
 
 
 class VGG11(nn.Module):
     """Eight 3 x 3 convolutions with norm and ReLU in five stages, then one linear layer.
 
-    Pools that would leave a norm single pixels are left out, so that any image of at least 4 x 4 pixels fits.
+    Pools that would leave a norm too few pixels are left out, so that any image of at least 4 x 4 fits.
 
     Args:
         shape: (C, H, W) of an input.
@@ -29,12 +27,13 @@ class VGG11(nn.Module):
     def __init__(self, shape: tuple[int, int, int], classes: int, width: int = 64, norm: str = "instance"):
         super().__init__()
         channels, *sides = shape
+        least = least_side(shape)
         layers: list[nn.Module] = []
         for stage, multiples in enumerate(PLAN):
             for multiple in multiples:
                 layers += [*convolution(channels, multiple * width, norm), nn.ReLU()]
                 channels = multiple * width
-            if min(sides) // 2 >= (1 if stage == len(PLAN) - 1 else LEAST_SIDE):
+            if min(sides) // 2 >= (1 if stage == len(PLAN) - 1 else least):
                 layers.append(nn.MaxPool2d(2))
                 sides = [side // 2 for side in sides]
         self.blocks = nn.Sequential(*layers)
@@ -55,7 +54,7 @@ class VGG11(nn.Module):
 
 def check_small(name: str, shape: tuple[int, int, int], norm: str, width: int) -> None:
     """Raise an InputError if the images are smaller than 4 x 4 pixels, or a group norm does not divide the width."""
-    if min(shape[1:]) < 2 * LEAST_SIDE:
+    if min(shape[1:]) < SMALLEST_NORM_SIDE:
         raise InputError(f"model {name} needs images of at least 4 x 4 pixels, got {shape[1]} x {shape[2]}; use --model mlp")
     if norm == "group" and width % 8:
         raise InputError(f"width must be a multiple of 8 for group norm, got {width}")
