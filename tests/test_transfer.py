@@ -14,7 +14,16 @@ from potstill.transfer import DIRECT, MODELS, Scale, Transfer, carried, direct
 def test_the_study_runs_from_end_to_end(monkeypatch, tmp_path):
     left = ("threads", "classes_per_batch", "learn_labels", "depth", "width", "model")
     small = {name: value for name, value in QUICK.items() if name not in left}
-    small |= {"data": "digits", "preprocess": "none", "ipc": 1, "steps": 2, "unroll": 2, "window": 1, "lengths": (2, 4)}
+    small |= {
+        "data": "digits",
+        "preprocess": "none",
+        "init": "real",
+        "ipc": 1,
+        "steps": 2,
+        "unroll": 2,
+        "window": 1,
+        "lengths": (2, 4),
+    }
     monkeypatch.setattr(transfer, "scale_of", lambda preset, data: Scale(small, dict.fromkeys(MODELS, 8)))
     study, place = Transfer(), Place(tmp_path / "study", tmp_path / "runs", read(DataConfig()), nets=1, threads=1)
     points = study.points("small", None, (0, 1))
