@@ -81,7 +81,7 @@ def convolution(channels: int, width: int, norm: str, kernel: int = 3, stride: i
 def least_side(shape: tuple[int, int, int]) -> int:
     """The fewest pixels on a side that a norm may see in a network that was made for 32 pixels and more: VGG-11 goes down to 2.
 
-    On smaller images it is 4, as in the ConvNet: at 8 x 8 with norms over 2 x 2 pixels networks distilled to chance level.
+    On smaller images it is 4, as in the ConvNet.
     """
     return 2 if min(shape[1:]) >= 32 else SMALLEST_NORM_SIDE
 
