@@ -98,7 +98,7 @@ class Stage:
             problem,
             config=config,
             labels=torch.cat([block.labels for block in self.blocks]),
-            fixed={} if config.distilled.learn_labels else {"targets": torch.cat([block.targets for block in moving])},
+            fixed={} if config.distilled.learn_labels else {"targets": joined([block.targets for block in moving])},
             frozen=examples(frozen) if frozen else {},
         )
         return OnBlocks(METHODS[config.outer.method](own), moving, self.first_moving, own.device)

@@ -74,9 +74,6 @@ def check_weights(weights: Tensor, split: Split) -> Tensor:
     return weights
 
 
-READINGS = ("middle", "extremes")
-
-
 def hardness_weights(scores: Tensor, threshold: float, networks: int, reading: str) -> Tensor:
     """The weight of each example in a real batch, by how many of some networks it divides.
 

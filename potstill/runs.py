@@ -244,10 +244,10 @@ class RunFolder:
             raise Damaged(str(error)) from error
         if meta["data"] != fingerprint:
             raise InputError(f"the run in {self.path} was started with other data; its content has changed since")
-        defaults = identity(Config())  # an option that is younger than the checkpoint
+        recorded, defaults = meta["config"], identity(Config())
         for name, now in identity(config).items():
-            before = meta["config"].get(name, defaults.get(name))
-            if before not in (now, "auto"):
+            before = recorded.get(name, defaults.get(name))
+            if before != now and (name in recorded or before != "auto"):  # an option may be younger than the checkpoint
                 raise InputError(
                     f"{name} of the run in {self.path} was {before}, its {CONFIG} now says {now}; put it back, or start a new run"
                 )

@@ -203,6 +203,7 @@ def test_the_width_is_each_networks_own_unless_it_is_given():
             r"depth must be at most 2 for images of 8 x 8 pixels with instance norm .*, got 3; leave it at auto",
         ),
         ("convnet", {"norm": "group", "width": 12}, r"width must be a multiple of 8 for group norm, got 12"),
+        ("alexnet", {"norm": "group", "width": 8}, r"width must be a multiple of 16 for group norm, got 8"),
         ("resnet18", {"norm": "group", "width": 12}, r"width must be a multiple of 8 for group norm, got 12"),
     ],
 )

@@ -14,7 +14,7 @@ from torch import Tensor
 from twins import CPU
 
 import potstill
-from potstill import storage, store
+from potstill import store
 from potstill.boosting import Stage, examples, with_leaves
 from potstill.cli import main
 from potstill.config import Config, options_from_file
@@ -24,11 +24,8 @@ from potstill.gallery import tiled
 from potstill.grid import caption, grid
 from potstill.parameterisations.base import Budget, Parameterisation, block_parameterisation, downsampled, from_plain, upsampled
 from potstill.registry import METHODS, PARAMETERISATIONS, InputError
-from potstill.results import Results
-from potstill.sections import DataConfig, DistilledConfig
+from potstill.sections import DistilledConfig
 from potstill.seeds import generator
-from potstill.sources import read
-from potstill.studies import Place, read_point, run_study
 
 SHAPES = {"grey": (1, 8, 8), "colour": (3, 8, 12)}
 OTHERS = [name for name in PARAMETERISATIONS if name != "pixels"]
@@ -355,30 +352,6 @@ def test_the_parts_of_a_stored_image_lie_where_they_are_stored():
     for row, column in ((0, 0), (0, 2), (2, 0), (2, 2)):
         corner = (slice(None), slice(None), slice(row, row + 2), slice(column, column + 2))
         torch.testing.assert_close(laid[corner].mean((2, 3)), sheets[corner].mean((2, 3)))
-
-
-def test_the_study_of_table_2_runs_from_end_to_end(monkeypatch, tmp_path):
-    options = {name: value for name, value in QUICK.items() if name not in ("threads", "classes_per_batch", "ipc", "learn_labels")}
-    small = {**options, "data": "digits", "preprocess": "none", "steps": 4, "validate_every": 2, "unroll": 2, "window": 1}
-    monkeypatch.setattr(storage, "scale_of", lambda preset, data: storage.Scale({1: small, 2: small}))
-    study, place = storage.Parameterisations(), Place(tmp_path / "study", tmp_path / "runs", read(DataConfig()), nets=2, threads=1)
-    points = study.points("small", None, (0, 1))
-    run_study(study, points, place, study.about("small", None))
-    table = Results(tuple(row for point in points for row in read_point(place.file(point))), study.quantities)
-    assert table[storage.BYTES].cell("pixels", 2) == {0: 5120, 1: 5120}
-    assert table[storage.BYTES].cell("multi-formation", 2) == {0: 5120, 1: 5120}
-    assert table[storage.BYTES].cell("basis", 2) == {0: 4992, 1: 4992}  # 8 x 16 + 140 x 8 numbers
-    assert table[storage.BYTES].cell("factorised", 2) == {0: 4840, 1: 4840}  # 5 x (2 x 9 + 2 x 16) + 60 x 16 numbers
-    assert table[storage.DECODED].cell("basis", 1) == {0: 6, 1: 6}
-    assert table[storage.VALIDATION].places("basis") == [2, 4]
-    assert set(table[storage.ACCURACY_BY_BUDGET].ways()) == {*PARAMETERISATIONS, "random real"}
-    summary = (place.folder / "summary.md").read_text()
-    assert summary.count("Paper (Table 2") == 6
-    assert "Bytes stored. At 1 a class: pixels 2,560, multi-formation 2,560, basis 2,432, factorised 2,280; At 2" in summary
-    assert "nan" not in summary
-    shown = [line.split("(")[-1].rstrip(")") for line in summary.splitlines() if line.startswith("![")]
-    assert len(shown) == 6
-    assert all((place.folder / picture).stat().st_size > 1000 for picture in shown)
 
 
 def test_a_factor_must_divide_both_sides():

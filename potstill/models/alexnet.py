@@ -42,7 +42,7 @@ class AlexNet(nn.Module):
     @staticmethod
     def check(shape: tuple[int, int, int], norm: str = "instance", width: int = 128) -> None:
         """Raise an InputError if the images are too small or the width does not fit the norm."""
-        check_small("alexnet", shape, norm, width)
+        check_small("alexnet", shape, norm, width, multiple=16)  # so that 3/2 of it is one of 8
 
     def features(self, inputs: Tensor) -> Tensor:
         """What the last layer reads: (B, 3/2 width h w)."""

@@ -52,9 +52,9 @@ class VGG11(nn.Module):
         return self.head(self.features(inputs))  # type: ignore[no-any-return]
 
 
-def check_small(name: str, shape: tuple[int, int, int], norm: str, width: int) -> None:
-    """Raise an InputError if the images are smaller than 4 x 4 pixels, or a group norm does not divide the width."""
+def check_small(name: str, shape: tuple[int, int, int], norm: str, width: int, multiple: int = 8) -> None:
+    """Raise an InputError if the images are smaller than 4 x 4 pixels, or the width no multiple that a group norm needs."""
     if min(shape[1:]) < SMALLEST_NORM_SIDE:
         raise InputError(f"model {name} needs images of at least 4 x 4 pixels, got {shape[1]} x {shape[2]}; use --model mlp")
-    if norm == "group" and width % 8:
-        raise InputError(f"width must be a multiple of 8 for group norm, got {width}")
+    if norm == "group" and width % multiple:
+        raise InputError(f"width must be a multiple of {multiple} for group norm, got {width}")
