@@ -89,6 +89,29 @@ class TensorSplit:
 
 
 @dataclass(frozen=True)
+class Part:
+    """Some examples of a split, as a split.
+
+    Args:
+        whole: the split.
+        rows: (n,) positions in it, on the CPU.
+    """
+
+    whole: Split
+    rows: Tensor
+
+    @property
+    def labels(self) -> Tensor:
+        return self.whole.labels[self.rows]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        return self.whole.take(self.rows[indices])
+
+
+@dataclass(frozen=True)
 class MappedSplit:
     """A split that stays on disk; a batch is read, scaled and preprocessed when it is asked for.
 

@@ -22,7 +22,7 @@ from potstill.parameterisations.base import FLOAT_BYTES
 from potstill.registry import InputError, near_miss
 from potstill.scoring import Figure, Progress, factory_for, require_positive, score, score_set
 from potstill.seeds import derive, generator
-from potstill.training import FULL_BATCH, Batches, set_batches, split_batches
+from potstill.training import Batches, set_batches, split_batches, steps_of
 
 PROTOCOLS, BASELINES = ("validation", "paper"), ("random", "full")
 PAPER_LENGTHS = (300, 600, 1000, 3000)
@@ -112,8 +112,6 @@ class Bench:
             on_test: take the best on the test split instead.
             stored_bytes: what the examples take; None: as pixels.
         """
-        keep_freed_memory()
-        allow_tf32(False)  # whatever a run before in this process has set
         # The first split chooses, the last is reported; without a choice, validation data need not be measured.
         splits = (self.real.test,) if on_test or len(lengths) == 1 else (self.real.validation, self.real.test)
         rate = self.best_rate(name, make, lengths) if self.rates else self.recipe.lr
@@ -126,6 +124,8 @@ class Bench:
 
     def scores(self, rate: float, nets: int, seed: int, make: Callable[[int], Batches], **how: Any) -> Tensor:
         """`score` with this learning rate; `how` holds lengths, splits and label."""
+        keep_freed_memory()
+        allow_tf32(False)  # whatever a run before in this process has set
         return score(
             make, self.factory, dataclasses.replace(self.recipe, lr=rate), nets=nets, seed=seed, device=self.device,
             compiled=self.compiled, progress=self.progress, **how,
@@ -145,12 +145,17 @@ class Bench:
         """Batches of a small set for the network of that seed."""
         return set_batches(images.to(self.device), targets.to(self.device), labels.to(self.device), self.recipe, seed)
 
+    def batches_of(self, distilled: DistilledSet) -> Callable[[int], Batches]:
+        """Seed of a network -> its batches of a distilled set."""
+        return lambda own: self.batches(distilled.images, distilled.targets, distilled.labels, own)
+
+    def batches_of_all(self) -> Callable[[int], Batches]:
+        """Seed of a network -> its batches of all real train images."""
+        return lambda own: split_batches(self.real.train, self.recipe, len(self.real.class_names), own)
+
     def of_set(self, name: str, distilled: DistilledSet, lengths: Sequence[int], **how: Any) -> Row:
         """`row` for a distilled set."""
-
-        def make(own: int) -> Batches:
-            return self.batches(distilled.images, distilled.targets, distilled.labels, own)
-
+        make = self.batches_of(distilled)
         return self.row(name, make, lengths, len(distilled), distilled.ipc, stored_bytes=distilled.stored_bytes, **how)
 
     def of_subsets(self, name: str, distilled: DistilledSet, ipc: int, lengths: Sequence[int]) -> Row:
@@ -173,10 +178,9 @@ class Bench:
 
     def of_all(self, name: str, epochs: int, ipc: int) -> Row:
         """`row` for all real train images, for the best number of epochs up to `epochs` on validation data."""
-        train, classes = self.real.train, len(self.real.class_names)
-        epoch = -(-len(train) // FULL_BATCH)
-        stops = tuple(epoch * (count + 1) for count in range(epochs))
-        return self.row(name, lambda own: split_batches(train, self.recipe, classes, own), stops, len(train), ipc)
+        count = len(self.real.train)
+        stops = tuple(steps_of(self.real.train, done + 1) for done in range(epochs))
+        return self.row(name, self.batches_of_all(), stops, count, ipc)
 
 
 def evaluate(

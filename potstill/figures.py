@@ -150,6 +150,37 @@ def dot_figure(rows: Sequence[tuple[str, float, float]], x_label: str, *, percen
     return figure
 
 
+def strata_figure(
+    series: Sequence[Series], counts: Sequence[float], names: Sequence[str], x_label: str, y_label: str, count_label: str
+) -> Figure:
+    """Lines of fractions over ordered groups and, below, how much each group holds.
+
+    Args:
+        series: the lines; x counts the groups from 0.
+        counts: (n,) the share of each group, a fraction.
+        names: (n,) of the groups.
+        x_label: what tells the groups apart.
+        y_label: of the lines.
+        count_label: of the shares.
+    """
+    places = range(len(names))
+    with styled():
+        figure = line_figure(series, "", y_label, percent=True, error_bars=True, size=(560, 430))
+        (above,) = figure.axes
+        below = figure.add_subplot(sharex=above)
+        grid = figure.add_gridspec(2, 1, height_ratios=(2, 1))
+        above.set_subplotspec(grid[0])
+        below.set_subplotspec(grid[1])
+        below.bar(places, counts, width=0.7, color=FAINT, edgecolor=INK, lw=0.6)
+        below.set_title(count_label, loc="left", parse_math=False)
+        below.set_xlabel(x_label, parse_math=False)
+        below.yaxis.set_major_locator(MaxNLocator(3))
+        below.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g} %"))
+        below.set_xticks(places, names, parse_math=False)
+        above.tick_params(labelbottom=False)
+    return figure
+
+
 @contextmanager
 def styled() -> Iterator[None]:
     """Our style for what is drawn inside; a character that the font lacks is a box in a PNG file, and no warning."""

@@ -6,7 +6,7 @@ Feng et al. 2024), and the cheap **adaptive score**, by how many networks traine
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -21,9 +21,11 @@ from potstill.models import fresh
 from potstill.registry import InputError
 from potstill.scoring import Progress
 from potstill.seeds import derive
-from potstill.training import FULL_BATCH, TEST_BATCH, Batches, Predict, split_batches, train_network
+from potstill.training import TEST_BATCH, Batches, Predict, split_batches, steps_of, train_network
 
 KIND = "forgetting events"
+MORE, NEVER = 1000.0, 1001.0
+"""Strata beyond the last edge, see `Forgetting.strata`."""
 
 
 class RealSampler(Protocol):
@@ -156,6 +158,20 @@ class Forgetting:
     events: Tensor
     learned: Tensor
 
+    def strata(self, edges: Sequence[float]) -> dict[float, Tensor]:
+        """Stratum -> positions of its examples; empty ones are left out.
+
+        Args:
+            edges: ascending numbers of events, from 0.
+        Returns:
+            For each edge the examples with more events than at the edge before and at most so many; `MORE`: those with more
+            than at the last; `NEVER`: those that more than half of the starts never learned, which are in no other.
+        """
+        names = torch.tensor([*edges, MORE], dtype=torch.float64)
+        number = names[torch.bucketize(self.events, names[:-1])]
+        number[self.learned < 0.5] = NEVER
+        return {stratum: torch.nonzero(number == stratum)[:, 0] for stratum in number.unique().tolist()}
+
 
 def forgetting(
     split: Split,
@@ -187,7 +203,8 @@ def forgetting(
         progress: called after each epoch.
     """
     counted = [(torch.zeros(len(split), dtype=torch.int32), torch.zeros(len(split), dtype=torch.bool)) for _ in range(starts)]
-    digest = hashlib.sha256(store.canonical([content, repr(replace(recipe, steps=0)), epochs, seed]).encode()).hexdigest()[:16]
+    taught = replace(recipe, steps=0, batch_per_class=0, classes_per_batch=0)  # how a small set is trained on does not matter
+    digest = hashlib.sha256(store.canonical([content, repr(taught), epochs, seed]).encode()).hexdigest()[:16]
     for start, (events, learned) in enumerate(counted):
         path = folder / f"forgetting-{digest}-{start}.safetensors" if folder else None
         if path and path.is_file():
@@ -196,9 +213,8 @@ def forgetting(
             learned |= kept["learned"]
         else:
             own, before = derive(seed, "forgetting", start), torch.zeros(len(split), dtype=torch.bool)
-            epoch = -(-len(split) // FULL_BATCH)
             batch = split_batches(split, recipe, classes, own)
-            stops = [epoch * (done + 1) for done in range(epochs)]
+            stops = [steps_of(split, done + 1) for done in range(epochs)]
             for done, predict in enumerate(train_network(fresh(factory, own, device), batch, recipe, stops, own)):
                 right = predictions(predict, split) == split.labels
                 events += before & ~right

@@ -63,7 +63,10 @@ class Told:
             lines += ["", f"![{drawing.caption}]({drawing.name}.{'svg' if drawing.plot else 'png'})", "", f"*{drawing.caption}*"]
         for table in self.tables:
             places = table.shown_places()
-            lines += ["", f"| {table.quantity.name}, by {table.quantity.place} | {' | '.join(f'{at:g}' for at in places)} |"]
+            lines += [
+                "",
+                f"| {table.quantity.name}, by {table.quantity.place} | {' | '.join(map(table.quantity.name_of, places))} |",
+            ]
             lines += ["|---" * (1 + len(places)) + "|"]
             lines += [f"| {way} | {' | '.join(table.words(way, at) for at in places)} |" for way in table.ways()]
         return "\n".join([*lines, "", self.footnote, ""])

@@ -130,5 +130,9 @@ STUDIES = Registry(
     stabilising=("potstill.ablations:Stabilising", "whether clipping, unit norm or growing unrolls make up for it (figure 12)"),
     inner_optimizer=("potstill.ablations:InnerOptimizers", "Adam or SGD in the inner loop (appendix D.6)"),
     transfer=("potstill.transfer:Transfer", "a set for the ConvNet on other networks, beside sets for them (tables 1 and 3)"),
+    hardness=(
+        "potstill.strata:Hardness",
+        "which real images distilled sets serve, and weighing them by hardness (figures 9 and 17)",
+    ),
     parameterisations=("potstill.storage:Parameterisations", "what the same bytes are worth, by how images are stored (table 2)"),
 )

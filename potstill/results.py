@@ -3,7 +3,7 @@
 import csv
 import dataclasses
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +24,7 @@ class Quantity:
         percent: whether it is a fraction that reads in per cent.
         log: whether it spans orders of magnitude.
         where: a place in words.
+        names: of places that are more than their number.
     """
 
     name: str
@@ -31,6 +32,11 @@ class Quantity:
     percent: bool = False
     log: bool = False
     where: str = "At {:g}"
+    names: Mapping[float, str] = dataclasses.field(default_factory=dict)
+
+    def name_of(self, at: float) -> str:
+        """A place, for the head of a column."""
+        return self.names.get(at, f"{at:g}")
 
 
 ACCURACY = "test accuracy"

@@ -52,6 +52,11 @@ def split_batches(split: Split, recipe: Recipe, classes: int, seed: int) -> Batc
     return batch
 
 
+def steps_of(split: Split, epochs: int) -> int:
+    """How many batches of `split_batches` make so many passes over a split."""
+    return epochs * max(1, -(-(len(split) - 1) // FULL_BATCH))  # a single example over goes with the batch before it
+
+
 def train_network(module: nn.Module, batch: Batches, recipe: Recipe, stops: Sequence[int], seed: int) -> Iterator[Predict]:
     """Train a network by a recipe and pause at each of the ascending `stops`, yielding what the network answers there.
 

@@ -56,13 +56,17 @@ def scale_of(preset: str, data: str | None) -> Scale:
         InputError: "paper" without data.
     """
     if preset == "small":
-        own = {
+        own: dict[str, Any] = {
             "ipc": 1, "unroll": 30, "window": 10, "steps": 100, "validate_every": 50, "validation_nets": 2, "lengths": (100, 300),
             # From noise AlexNet and ResNet-18 stay at chance for so long (validation, other seeds); from real images they learn.
             "init": "real",
         }  # fmt: skip
-        widths: dict[str, int | str] = {SOURCE: 32, WIDE: 32, "vgg11": 16, "alexnet": 32, "resnet18": 16}
-        return Scale({**small_options(data), **own}, widths)
+        shared = small_options(data)
+        if shared["data"] == "digits":
+            return Scale({**shared, **own}, {SOURCE: 32, WIDE: 32, "vgg11": 16, "alexnet": 32, "resnet18": 16})
+        # Images of 32 pixels take some ten times as long, and so does measuring on ten thousand of them.
+        shared |= {"unroll": 20, "window": 5, "real_batch": 100, "lengths": (200,)}
+        return Scale({**own, **shared}, {SOURCE: 32, WIDE: 16, "vgg11": 8, "alexnet": 16, "resnet18": 8})
     known = {**options_from_preset("cifar10-ipc10"), "init": "gaussian", "data": paper_data(data), "lengths": (300, 600, 1000)}
     return Scale(known, dict.fromkeys(MODELS, "auto"))
 

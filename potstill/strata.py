@@ -1,0 +1,251 @@
+"""The study of hardness: which real examples distilled sets serve, and real batches that hold more of the hard ones.
+
+Source: appendix E, figures 9 and 17 of Feng, Vedantam & Kempe 2024, arXiv:2311.07025; forgetting events after Toneva et al.
+2019, arXiv:1812.05159.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import filelock
+from torch import Tensor
+
+from potstill import store
+from potstill.config import Config, options_from_preset
+from potstill.courses import AFTER, STEP, curves, single
+from potstill.data import Part
+from potstill.figures import Drawing, Series, strata_figure
+from potstill.hardness import MORE, NEVER, Forgetting, forgetting
+from potstill.results import ACCURACY, ACCURACY_BY_SIZE, Measurement, Quantity, Results, Table, compared, in_words, verdict
+from potstill.scoring import Figure
+from potstill.studies import Place, Point, Subject, paper_data, small_options
+from potstill.training import Batches, steps_of
+
+FULL, STANDARD, SHARES = "all real images", "uniform real batches", "train images"
+NAMES = {MORE: "more", NEVER: "never learned"}
+EVENTS = "forgetting events up to"
+BY_EVENTS = Quantity("train accuracy", EVENTS, percent=True, names=NAMES)
+HOW_MANY = Quantity("share of the train images", EVENTS, percent=True, names=NAMES)
+COST = Quantity("share of the outer loop's time that scoring takes", "images per class", percent=True, where="At {:g} a class")
+VALIDATION = Quantity("validation accuracy of the largest set", STEP, percent=True, where=AFTER)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large the study is.
+
+    Args:
+        options: of every run.
+        sizes: images per class, ascending; the sampler is tried at the last.
+        thresholds: least weights of the sampler.
+        edges: of the strata, in forgetting events.
+        epochs: of networks that train on all real images.
+        starts: of those whose forgetting is counted.
+    """
+
+    options: Mapping[str, Any]
+    sizes: tuple[int, ...]
+    thresholds: tuple[float, ...]
+    edges: tuple[float, ...]
+    epochs: int
+    starts: int
+
+    def run(self, ipc: int, seed: int) -> dict[str, Any]:
+        """Options of a run; a synthetic batch holds what it can of each class, up to 100 images in all."""
+        return {**self.options, "batch_per_class": "auto", "ipc": ipc, "seed": seed}
+
+    @property
+    def first(self) -> int:
+        """The outer step from which on the sampler weighs images: half of all, as in the paper's figure."""
+        return int(self.options["steps"]) // 2
+
+    def __str__(self) -> str:
+        known = self.options
+        return (
+            f"RaT-BPTT, {known['steps']:,} outer steps, T = {known['unroll']}, M = {known['window']}; ConvNet of width "
+            f"{known['width']}, {known['preprocess']}. Forgetting events over {self.epochs} epochs on all train images, mean of "
+            f"{self.starts} starts; an image that more than half of them never have right is never learned. The sampler scores "
+            f"with 8 networks every {known['hardness_every']} outer steps from step {self.first} on, by how many are wrong, and "
+            "weighs images of middling hardness most. Networks train for the length that is best on validation data among "
+            f"{', '.join(map(str, known['lengths']))} steps; those on all real images for {self.epochs} epochs."
+        )
+
+
+def scale_of(preset: str, data: str | None) -> Scale:
+    """What a preset runs: "small" on digits or other small data, "paper" the paper's setting on CIFAR-10.
+
+    Raises:
+        InputError: "paper" without data.
+    """
+    if preset == "small":
+        shared = {**small_options(data), "validate_every": 25, "validation_nets": 2, "lengths": (100, 300), "hardness_every": 25}
+        if shared["data"] == "digits":
+            return Scale({**shared, "unroll": 60, "window": 20, "steps": 150}, (1, 2, 5), (1.0, 4.0), (0, 0.2, 0.5, 1), 20, 10)
+        # Images of 32 pixels take some ten times as long.
+        return Scale({**shared, "unroll": 30, "window": 10, "steps": 100}, (1, 5), (1.0,), (0, 1, 2, 3), 10, 2)
+    known = {**options_from_preset("cifar10-ipc50"), "data": paper_data(data), "lengths": (300, 600, 1000), "hardness_every": 50}
+    return Scale(known, (1, 10, 50), (1.0, 4.0), tuple(range(9)), 60, 10)
+
+
+class Hardness:
+    """Figures 9 and 17."""
+
+    title = "Which real images distilled sets serve, and weighing them by hardness"
+    quantities = (BY_EVENTS, HOW_MANY, ACCURACY_BY_SIZE, VALIDATION, COST)
+
+    def about(self, preset: str, data: str | None) -> str:
+        return str(scale_of(preset, data))
+
+    def points(self, preset: str, data: str | None, seeds: Sequence[int]) -> list[Point]:
+        scale = scale_of(preset, data)
+        found = []
+        for seed in seeds:
+            plain = {ipc: scale.run(ipc, seed) for ipc in reversed(scale.sizes)}
+            found += [Point(f"{ipc}-seed{seed}", options, self.measure(STANDARD, scale)) for ipc, options in plain.items()]
+            for threshold in scale.thresholds:
+                sampler = {"hardness_sampler": threshold, "hardness_from": scale.first}
+                options = {**scale.run(scale.sizes[-1], seed), **sampler}
+                found.append(Point(f"sampler{threshold:g}-seed{seed}", options, self.measure(weighted(threshold), scale)))
+        return found
+
+    def measure(self, way: str, scale: Scale) -> Callable[[Subject], list[Measurement]]:
+        """Accuracies of a set by stratum and on test data, and what scoring cost; beside the smallest set all real images."""
+
+        def measured(subject: Subject) -> list[Measurement]:
+            bench, distilled, records = subject.bench, subject.distilled, subject.folder.records()
+            train, ipc, seed = bench.real.train, distilled.ipc, subject.seed
+            strata = scores(subject, scale).strata(scale.edges)
+            parts = {stratum: Part(train, rows) for stratum, rows in strata.items()}
+            of_set = size_name(ipc) if way == STANDARD else f"{size_name(ipc)}, {way}"
+            test, found = by_stratum(subject, of_set, bench.batches_of(distilled), distilled.recipe.steps, parts)
+            found.append(dataclasses.replace(test, quantity=ACCURACY, way=way, at=ipc))
+            if ipc == scale.sizes[-1]:
+                spent = sum(record.get("hardness_seconds", 0) for record in records)
+                share = spent / (spent + sum(record["seconds"] for record in records))
+                found.append(single(COST, way, ipc, subject, share, "logged; several runs at a time"))
+                for record in records:
+                    if figure := record.get("validation"):
+                        place = way, record["step"], seed
+                        found.append(Measurement(VALIDATION.name, *place, figure["mean"], figure["std"], figure["n"], "logged"))
+            if (way, ipc) == (STANDARD, scale.sizes[0]):
+                found += by_stratum(subject, FULL, bench.batches_of_all(), steps_of(train, scale.epochs), parts)[1]
+                for stratum, part in parts.items():
+                    found.append(single(HOW_MANY, SHARES, stratum, subject, len(part) / len(train), "counted"))
+            return found
+
+        return measured
+
+    def figures(self, results: Results, place: Place, points: Sequence[Point]) -> list[Drawing]:
+        table, shares = results[BY_EVENTS], results[HOW_MANY]
+        strata = shares.places(SHARES)
+        counts = [shares.spread(SHARES, at)[0] for at in strata]
+        names = [table.quantity.name_of(at) for at in strata]
+
+        def drawn(ways: Sequence[str]) -> Any:
+            lines = []
+            for way in ways:
+                means, deviations = zip(*(table.spread(way, at) for at in strata), strict=True)
+                lines.append(Series(way, range(len(strata)), means, deviations))
+            return strata_figure(lines, counts, names, EVENTS, table.quantity.name, shares.quantity.name)
+
+        plain = [way for way in table.ways() if "," not in way]
+        sizes = sorted((way for way in plain if way != FULL), key=lambda way: int(way.split()[0]))
+        largest = [sizes[-1], *(way for way in table.ways() if "," in way)]
+        return [
+            Drawing("strata", "Figure 9's question: train accuracy by how often an image is forgotten", drawn([*sizes, FULL])),
+            Drawing("strata-sampler", "The same for the largest set, with and without the sampler", drawn(largest)),
+            Drawing("sampler", "Figure 17's question: validation accuracy in the course", curves(results[VALIDATION])),
+        ]
+
+    def claims(self, results: Results) -> list[str]:
+        accuracy, cost = results[ACCURACY_BY_SIZE], results[COST]
+        sizes = accuracy.places(STANDARD)
+        ways = [way for way in accuracy.ways() if way != STANDARD]
+        better = "Paper (figure 17): real batches with more images of middling hardness are better at the largest size"
+        told = [f"{way} {cost.words(way, sizes[-1])}" for way in ways]
+        return [
+            *strata_claims(results[BY_EVENTS], [size_name(ipc) for ipc in sizes]),
+            *(compared(accuracy, (way, sizes[-1]), (STANDARD, sizes[-1]), better, 1) for way in ways),
+            f"{COST.name.capitalize()}: {', '.join(told)}.",
+        ]
+
+
+def strata_claims(table: Table, sizes: Sequence[str]) -> list[str]:
+    """What figure 9 shows, by paired differences between strata."""
+    one, most = sizes[0], sizes[-1]
+    strata = [at for at in table.places(one) if at < NEVER]
+    easy, hard = strata[0], strata[-1]
+    middle = strata[len(strata) // 2]
+
+    def gains(at: float, less: str, more: str) -> dict[int, float]:
+        first = table.cell(less, at)
+        return {seed: value - first[seed] for seed, value in table.cell(more, at).items()}
+
+    def told(claim: str, what: str, first: dict[int, float], first_name: str, second: dict[int, float], second_name: str) -> str:
+        apart = [first[seed] - second[seed] for seed in first]
+        values = [in_words(list(one.values()), "+", " points", percent=True) for one in (first, second)]
+        return (
+            f"{claim}. {what}, {first_name}: {values[0]}; {second_name}: {values[1]}; "
+            f"difference {in_words(apart, '+', ' points', percent=True)}: {verdict(apart, 1)}."
+        )
+
+    at = {stratum: f"at most {stratum:g} events" for stratum in strata}
+    at[MORE] = "the most events"
+    return [
+        told(
+            "Paper (figure 9): more images help the middling more than the easy", f"From {one} to {most}",
+            gains(middle, one, most), at[middle], gains(easy, one, most), at[easy],
+        ),
+        told(
+            "Paper (figure 9): more images bring little for the hardest", f"From {one} to {most}",
+            gains(middle, one, most), at[middle], gains(hard, one, most), at[hard],
+        ),
+        told(
+            "Paper (figure 9): what distilled sets lack against all real images they lack on hard ones", f"From {most} to {FULL}",
+            gains(hard, most, FULL), at[hard], gains(easy, most, FULL), at[easy],
+        ),
+    ]  # fmt: skip
+
+
+def weighted(threshold: float) -> str:
+    """What real batches are called that the hardness sampler draws."""
+    return f"hardness sampler, threshold {threshold:g}"
+
+
+def size_name(ipc: float) -> str:
+    """What networks are called that train on a set of this size."""
+    return f"{ipc:g} a class"
+
+
+def scores(subject: Subject, scale: Scale) -> Forgetting:
+    """Forgetting events of the train images, the same for all runs of a study; counted once, whichever process comes first."""
+    bench, place = subject.bench, subject.place
+    folder = place.folder / "forgetting"
+    folder.mkdir(parents=True, exist_ok=True)
+    config = Config.from_options(**scale.options).data
+    cut = dataclasses.asdict(dataclasses.replace(config, data="", cache_dir=""))
+    with filelock.FileLock(folder / ".lock"):
+        return forgetting(
+            bench.real.train, bench.recipe, bench.factory, len(bench.real.class_names), epochs=scale.epochs, starts=scale.starts,
+            seed=0, device=bench.device, folder=folder, content=store.canonical([place.dataset.fingerprint, cut]),
+            progress=place.listener.work,
+        )  # fmt: skip
+
+
+def by_stratum(
+    subject: Subject, way: str, make: Callable[[int], Batches], steps: int, parts: Mapping[float, Part]
+) -> tuple[Measurement, list[Measurement]]:
+    """Networks that train on what `make` gives: their accuracy on test data, and on each stratum of the train images."""
+    bench = subject.bench
+    splits = (bench.real.test, *parts.values())
+    found = bench.scores(bench.recipe.lr, bench.nets, bench.seed, make, lengths=(steps,), splits=splits, label=way)[:, 0]
+    test, *rest = rows(found.T, way, (0, *parts), subject.seed, f"{steps} steps")
+    return test, rest
+
+
+def rows(found: Iterable[Tensor], way: str, places: Iterable[float], seed: int, detail: str) -> list[Measurement]:
+    """A measurement for each place, over networks."""
+    figures = [(at, Figure.of(values)) for at, values in zip(places, found, strict=True)]
+    return [Measurement(BY_EVENTS.name, way, at, seed, one.mean, one.std, one.n, detail) for at, one in figures]
