@@ -89,7 +89,6 @@ def test_weights_of_a_users_own_are_checked(weights, sentence):
 
 def test_forgetting_events_are_those_of_a_plain_loop(tmp_path, monkeypatch):
     monkeypatch.setattr("potstill.training.FULL_BATCH", 40)
-    monkeypatch.setattr("potstill.hardness.FULL_BATCH", 40)
     real = blobs(300)
     split = real.train
     options = {"epochs": 6, "starts": 2, "seed": 3, "device": CPU, "content": "blobs"}

@@ -1,0 +1,106 @@
+"""The study of hardness."""
+
+import pytest
+import torch
+from test_runs import QUICK
+
+from potstill import strata
+from potstill.data import Part, TensorSplit
+from potstill.hardness import MORE, NEVER, Forgetting
+from potstill.results import ACCURACY_BY_SIZE, Measurement, Results, Table
+from potstill.sections import DataConfig
+from potstill.sources import read
+from potstill.strata import BY_EVENTS, COST, FULL, HOW_MANY, SHARES, STANDARD, Hardness, Scale, strata_claims, weighted
+from potstill.studies import Place, read_point, run_study
+
+
+def test_strata_hold_every_example_once_and_leave_out_empty_ones():
+    events = torch.tensor([0, 0.1, 0.2, 0.3, 1.0, 1.1, 4.0, 0.0], dtype=torch.float64)
+    learned = torch.tensor([1, 1, 1, 0.5, 1, 1, 0.4, 0.0], dtype=torch.float64)
+    found = {at: rows.tolist() for at, rows in Forgetting(events, learned).strata((0, 0.2, 0.5, 0.9, 1)).items()}
+    assert found == {0: [0], 0.2: [1, 2], 0.5: [3], 1: [4], MORE: [5], NEVER: [6, 7]}
+
+
+def test_a_part_of_a_split_is_a_split():
+    whole = TensorSplit(torch.arange(12.0).reshape(6, 2), torch.arange(6))
+    part = Part(whole, torch.tensor([5, 1, 3]))
+    images, labels = part.take(torch.tensor([2, 0]))
+    assert (len(part), part.labels.tolist(), labels.tolist()) == (3, [5, 1, 3], [3, 5])
+    assert torch.equal(images, whole.images[[3, 5]])
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """(the study, its place, its points) on digits, run from end to end in small."""
+    left = ("threads", "classes_per_batch", "learn_labels", "batch_per_class")
+    small = {name: value for name, value in QUICK.items() if name not in left}
+    small |= {"data": "digits", "preprocess": "none", "width": 8, "steps": 4, "unroll": 3, "window": 1, "lengths": (5, 10)}
+    small |= {"validate_every": 2, "hardness_every": 2}
+    root = tmp_path_factory.mktemp("strata")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(strata, "scale_of", lambda preset, data: Scale(small, (1, 2), (1.0,), (0, 1), 2, 2))
+        hardness, place = Hardness(), Place(root / "study", root / "runs", read(DataConfig()), nets=2, threads=1)
+        points = hardness.points("small", None, (0, 1))
+        run_study(hardness, points, place, hardness.about("small", None))
+    return hardness, place, points
+
+
+def test_the_study_runs_from_end_to_end(study):
+    hardness, place, points = study
+    results = Results(tuple(row for point in points for row in read_point(place.file(point))), hardness.quantities)
+    way = weighted(1)
+    accuracy, by_events, shares = results[ACCURACY_BY_SIZE], results[BY_EVENTS], results[HOW_MANY]
+    assert (accuracy.places(STANDARD), accuracy.places(way)) == ([1, 2], [2])
+    assert set(by_events.ways()) == {"1 a class", "2 a class", f"2 a class, {way}", FULL}
+    assert all(by_events.places(one) == shares.places(SHARES) for one in by_events.ways())
+    assert sum(shares.spread(SHARES, at)[0] for at in shares.places(SHARES)) == pytest.approx(1)
+    assert all(0 < share < 1 for share in results[COST].cell(way, 2).values())
+    assert set(results[COST].cell(STANDARD, 2).values()) == {0}
+    # The strata's accuracies, weighted by their shares, are that of the same networks on all train images.
+    subject = place.subject(next(point for point in points if point.name == "1-seed0"))
+    bench, steps = subject.bench, subject.distilled.recipe.steps
+    make, whole = bench.batches_of(subject.distilled), (bench.real.train,)
+    scores = bench.scores(bench.recipe.lr, 2, bench.seed, make, lengths=(steps,), splits=whole, label="")
+    parts = [shares.cell(SHARES, at)[0] * by_events.cell("1 a class", at)[0] for at in shares.places(SHARES)]
+    assert sum(parts) == pytest.approx(float(scores.mean()))
+    assert len(list((place.folder / "forgetting").glob("*.safetensors"))) == 2  # once for all runs
+    for name in ("strata", "strata-sampler", "sampler"):
+        assert (place.folder / f"{name}.png").stat().st_size > 1000
+    summary = (place.folder / "summary.md").read_text()
+    assert summary.count("Paper (") == 4
+    assert "never learned" in summary
+
+
+def test_the_sampler_starts_half_way(study):
+    _, place, points = study
+    runs = [place.runs / place.run_name(point) for point in points if point.name in ("2-seed0", "sampler1-seed0")]
+    logs = [[line for line in (run / "metrics.jsonl").read_text().splitlines() if '"step":' in line] for run in runs]
+    assert ['"hardness_seconds"' in line for line in logs[0]] == [False] * 4
+    assert ['"hardness_seconds"' in line for line in logs[1]] == [False, False, True, False]
+
+
+def test_claims_compare_strata_by_seed():
+    values = {"1 a class": (0.9, 0.5, 0.2), "5 a class": (0.91, 0.7, 0.25), FULL: (1.0, 0.95, 0.85)}
+    table = Table(
+        tuple(
+            Measurement(BY_EVENTS.name, way, at, seed, value + seed / 1000, None, 1, "")
+            for way, row in values.items()
+            for at, value in zip((0, 1, MORE), row, strict=True)
+            for seed in (0, 1)
+        ),
+        BY_EVENTS,
+    )
+    easy, hard, full = strata_claims(table, ["1 a class", "5 a class"])
+    assert "at most 1 events: +20.0 ± 0.0 points; at most 0 events: +1.0 ± 0.0 points; difference +19.0" in easy
+    assert "at most 1 events: +20.0 ± 0.0 points; the most events: +5.0 ± 0.0 points; difference +15.0" in hard
+    assert "From 5 a class to all real images, the most events: +60.0 ± 0.0 points; at most 0 events: +9.0" in full
+    assert all(claim.endswith("as the paper says, in all 2 seeds.") for claim in (easy, hard, full))
+
+
+def test_the_paper_preset_is_the_papers():
+    points = Hardness().points("paper", "parquet:cifar10", (0,))
+    configs = [point.config for point in points]
+    assert [(one.distilled.ipc, one.hardness.hardness_sampler) for one in configs] == [
+        (50, "off"), (10, "off"), (1, "off"), (50, 1.0), (50, 4.0),
+    ]  # fmt: skip
+    assert {one.hardness.hardness_from for one in configs[3:]} == {25_000}
