@@ -19,7 +19,7 @@ from potstill.registry import InputError
 from potstill.runs import RunFolder
 from potstill.scoring import Progress
 from potstill.sections import DataConfig
-from potstill.sources import from_arrays, read
+from potstill.sources import from_arrays, read, with_weights
 
 
 def distill(
@@ -30,6 +30,7 @@ def distill(
     test_images: Any = None,
     test_labels: Any = None,
     class_names: Sequence[str] | None = None,
+    weights: Any = None,
     model: ModelSpec | None = None,
     preset: str | None = None,
     out: str | os.PathLike[str] | None = None,
@@ -46,6 +47,8 @@ def distill(
         test_images: held out for tests only; None holds 20 % out.
         test_labels: their classes.
         class_names: name of each class, all different.
+        weights: (N,) at least 0, one for each training image that is given or that `data=` names, in that order: real batches
+            are drawn without replacement in proportion to them; None: all alike. A hardness sampler multiplies them.
         model: a registered name, "package.module:factory", or a callable that makes a fresh network.
         preset: a named set of options from the paper, e.g. "cifar10-ipc10".
         out: folder to keep checkpoints, log and result in; None keeps nothing on disk.
@@ -65,7 +68,7 @@ def distill(
             raise InputError(f"{name} is given twice, as {value!r} and as {options[name]!r}; give it once")
     base = Config.from_options(**options_from_preset(preset)) if preset else Config()
     config = Config.from_options(base, **options)
-    dataset = dataset_of(config.data, images, labels, test_images, test_labels, class_names)
+    dataset = with_weights(dataset_of(config.data, images, labels, test_images, test_labels, class_names), weights)
     return new_run(config, dataset, None if out is None else Path(out), model=model, overwrite=overwrite, listener=listener)
 
 
@@ -77,6 +80,7 @@ def resume(
     test_images: Any = None,
     test_labels: Any = None,
     class_names: Sequence[str] | None = None,
+    weights: Any = None,
     model: ModelSpec | None = None,
     listener: Listener = SILENT,
 ) -> DistilledSet:
@@ -89,13 +93,14 @@ def resume(
         test_images: as at the start.
         test_labels: as at the start.
         class_names: as at the start.
+        weights: as at the start.
         model: a callable, if the run was started with one that cannot be imported.
         listener: told of progress.
     Raises:
         InputError: no run in `out`, a finished one, or other data than it was started with.
     """
     config = RunFolder.open(Path(out)).config()
-    dataset = dataset_of(config.data, images, labels, test_images, test_labels, class_names)
+    dataset = with_weights(dataset_of(config.data, images, labels, test_images, test_labels, class_names), weights)
     return resumed_run(Path(out), config, dataset, model=model, listener=listener)
 
 
@@ -107,6 +112,7 @@ def diagnose(
     test_images: Any = None,
     test_labels: Any = None,
     class_names: Sequence[str] | None = None,
+    weights: Any = None,
     samples: int = 100,
     size: int = 1,
     signs: int = 0,
@@ -124,6 +130,7 @@ def diagnose(
         test_images: as at the start.
         test_labels: as at the start.
         class_names: as at the start.
+        weights: as at the start.
         samples: real samples over which the variance is taken (paper D.3: 100); 0: leave it out.
         size: real images in a sample.
         signs: estimate the variance by so many random-sign combinations, which costs less; 0: take it exactly.
@@ -139,7 +146,7 @@ def diagnose(
     noise = Noise(samples, size, signs, unrolls, sources)
     folder = RunFolder.open(Path(run))
     config = folder.config()
-    dataset = dataset_of(config.data, images, labels, test_images, test_labels, class_names)
+    dataset = with_weights(dataset_of(config.data, images, labels, test_images, test_labels, class_names), weights)
     return list(diagnose_run(folder, config, dataset, noise, model=model, listener=listener))
 
 

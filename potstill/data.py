@@ -3,6 +3,7 @@
 A source (sources.py) gives raw `Arrays`; loading.py cuts them into train, validation and test splits and preprocesses them.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -48,6 +49,7 @@ class Dataset:
         fingerprint: a hash of the content, the same wherever the data lie.
         notes: sentences that a user should see: what was converted, padded, resized.
         mapped: whether the arrays are memory maps, to be preprocessed batch by batch.
+        weights: (N,) float64 of the training images: how they come into real batches; None: all alike.
     """
 
     train: Arrays
@@ -56,6 +58,14 @@ class Dataset:
     fingerprint: str
     notes: tuple[str, ...] = ()
     mapped: bool = False
+    weights: npt.NDArray[np.float64] | None = None
+
+    @property
+    def identity(self) -> str:
+        """A hash of all that decides what a run gives: of the content and of weights."""
+        if self.weights is None:
+            return self.fingerprint
+        return hashlib.sha256(self.fingerprint.encode() + self.weights.tobytes()).hexdigest()
 
 
 class Split(Protocol):

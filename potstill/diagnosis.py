@@ -87,13 +87,13 @@ def diagnose_run(
         InputError: other data, a damaged checkpoint, a method that does not unroll, more samples than there are images.
     """
     setup = Setup.of(config, dataset, model, listener)
-    next(folder.states(setup.config, dataset.fingerprint, setup.device), None)  # other data are told first
-    if noise.samples * noise.size > len(setup.problem.train):
-        raise InputError(
-            f"samples x size must be at most the {len(setup.problem.train):,} train images, got {noise.samples} x {noise.size}"
-        )
+    next(folder.states(setup.config, dataset.identity, setup.device), None)  # other data are told first
+    weights = setup.real.weights
+    most = len(setup.real.train) if weights is None else int((weights > 0).sum())
+    if noise.samples * noise.size > most:
+        raise InputError(f"samples x size must be at most the {most:,} train images, got {noise.samples} x {noise.size}")
     first = setup.stage(None)
-    kept = folder.states(setup.config, dataset.fingerprint, setup.device)
+    kept = folder.states(setup.config, dataset.identity, setup.device)
     places = 1 + len(folder.checkpoints)
     for done, state in enumerate(itertools.chain([first.begin(first.method(setup.problem))], kept)):
         method = setup.stage(state).method(setup.problem_at(state))

@@ -19,7 +19,7 @@ from potstill.data import Dataset
 from potstill.derivatives import couples_batch
 from potstill.devices import allow_tf32, keep_freed_memory, pick_device, versions
 from potstill.distilled import Block, DistilledSet, Recipe, initial_blocks
-from potstill.hardness import Weighted, adaptive_scores, hardness_weights
+from potstill.hardness import UNIFORM, Weighted, adaptive_scores, hardness_weights
 from potstill.loading import RealData, prepare
 from potstill.methods.base import Method, Problem
 from potstill.models import ModelSpec, check_model, fresh, resolve
@@ -80,7 +80,7 @@ def resumed_run(
         raise InputError(f"the run in {path} is finished; evaluate it with `potstill evaluate {path}`")
     with folder.locked():
         setup = Setup.of(config, dataset, model, listener)
-        state = folder.newest(setup.config, dataset.fingerprint, setup.device, listener.say)
+        state = folder.newest(setup.config, dataset.identity, setup.device, listener.say)
         done = steps_done(state, setup.config) if state else 0
         folder.forget_after(done)
         listener.say(f"going on after outer step {done} of {setup.config.all_steps}")
@@ -127,7 +127,8 @@ class Setup:
         networks = Networks(factory, real.shape, classes, device, str(config.run.precision))
         keep = resolve_keep(config, networks)
         config, compiled = resolve_compile(config, networks, stage_sizes(config, one), listener.say)
-        problem = Problem(real.train, blocks[0].labels, {}, classes, factory, config, device, keep, compiled)
+        sampler = UNIFORM if real.weights is None else Weighted(real.weights)
+        problem = Problem(real.train, blocks[0].labels, {}, classes, factory, config, device, keep, compiled, sampler=sampler)
         return cls(config, real, blocks, problem, device, listener)
 
     def stage(self, state: OuterState | None) -> Stage:
@@ -142,7 +143,9 @@ class Setup:
             return self.problem
         how = self.config.hardness
         weights = hardness_weights(state.hardness, float(how.hardness_sampler), how.hardness_nets, how.hardness_reading)
-        return dataclasses.replace(self.problem, sampler=Weighted(weights))
+        return dataclasses.replace(
+            self.problem, sampler=Weighted(weights * (1 if self.real.weights is None else self.real.weights))
+        )
 
     def hardness(self, blocks: tuple[Block, ...], stage: int, step: int) -> Tensor:
         """Scores of the real training images by networks trained on the blocks; all follows from the seed, stage and step."""
@@ -218,7 +221,7 @@ def run_stage(setup: Setup, stage: Stage, folder: RunFolder | None, state: Outer
 
     def save(state: OuterState) -> None:
         if folder:
-            folder.save(state, config, setup.real.fingerprint)
+            folder.save(state, config, setup.real.identity)
 
     def refresh(state: OuterState) -> tuple[OuterState, Method] | None:
         hardness = config.hardness
@@ -245,6 +248,7 @@ def make_set(setup: Setup, blocks: tuple[Block, ...], learned: dict[str, Any], s
         "versions": versions(),
         "data": {
             "fingerprint": real.fingerprint,
+            **({} if real.weights is None else {"identity": real.identity}),
             "train": len(real.train),
             "validation": len(real.validation),
             "test": len(real.test),

@@ -18,7 +18,6 @@ from potstill import store
 from potstill.data import Split, batches, sample
 from potstill.distilled import Recipe
 from potstill.models import fresh
-from potstill.registry import InputError
 from potstill.scoring import Progress
 from potstill.seeds import derive
 from potstill.training import TEST_BATCH, Batches, Predict, split_batches, steps_of, train_network
@@ -64,16 +63,6 @@ class Weighted:
         times = torch.empty(len(self.weights), dtype=torch.float64).exponential_(generator=rng) / self.weights
         count = min(count, int((self.weights > 0).sum()))
         return times.topk(count, largest=False).indices
-
-
-def check_weights(weights: Tensor, split: Split) -> Tensor:
-    """A user's own weights as a sampler takes them; an InputError if they are none."""
-    weights = torch.as_tensor(weights, dtype=torch.float64).cpu()
-    if weights.shape != (len(split),):
-        raise InputError(f"weights must be one for each of the {len(split):,} train images, got shape {tuple(weights.shape)}")
-    if not (weights.isfinite().all() and (weights >= 0).all() and weights.any()):
-        raise InputError("weights must be finite and at least 0, and not all 0")
-    return weights
 
 
 def hardness_weights(scores: Tensor, threshold: float, networks: int, reading: str) -> Tensor:

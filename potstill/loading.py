@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from potstill.data import Arrays, Dataset, Split, chunks, hold_out, make_split
 from potstill.preprocess import Preprocess, fit, resolved_kind
@@ -26,6 +27,8 @@ class RealData:
         preprocess: the fitted preprocessing that all three went through.
         fingerprint: a hash of the source's content.
         notes: sentences that a user should see.
+        weights: (N,) float64 of the train split, on the CPU: how its images come into real batches; None: all alike.
+        identity: a hash of the source's content and of weights.
     """
 
     train: Split
@@ -36,6 +39,8 @@ class RealData:
     preprocess: Preprocess
     fingerprint: str
     notes: tuple[str, ...]
+    weights: Tensor | None
+    identity: str
 
 
 def prepare(dataset: Dataset, config: DataConfig, device: torch.device, preprocess: Preprocess | None = None) -> RealData:
@@ -67,6 +72,9 @@ def prepare(dataset: Dataset, config: DataConfig, device: torch.device, preproce
             f"{np.bincount(dataset.train.labels).max()} in a class; add images"
         )
     require_every_class(dataset.train, train_rows, dataset.class_names)
+    weights = None if dataset.weights is None else torch.from_numpy(dataset.weights[train_rows])
+    if weights is not None and not weights.any():
+        raise InputError("weights must be above 0 for some image that is not held out, all of those have 0")
     if preprocess is None:
         kind = resolved_kind(config.preprocess, dataset.train.images.shape[1:])
         preprocess = fit(kind, lambda: map(dataset.train.floats, chunks(train_rows, dataset.train)), config.zca_regularization)
@@ -85,6 +93,8 @@ def prepare(dataset: Dataset, config: DataConfig, device: torch.device, preproce
         preprocess=preprocess,
         fingerprint=dataset.fingerprint,
         notes=tuple(notes),
+        weights=weights,
+        identity=dataset.identity,
     )
 
 

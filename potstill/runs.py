@@ -243,7 +243,7 @@ class RunFolder:
         except InputError as error:
             raise Damaged(str(error)) from error
         if meta["data"] != fingerprint:
-            raise InputError(f"the run in {self.path} was started with other data; its content has changed since")
+            raise InputError(f"the run in {self.path} was started with other data or weights; give it those again")
         recorded, defaults = meta["config"], identity(Config())
         for name, now in identity(config).items():
             before = recorded.get(name, defaults.get(name))

@@ -1,5 +1,6 @@
 """Where labelled images come from: `read` finds the source by name; the embedded digits and arrays are here."""
 
+import dataclasses
 import hashlib
 from collections.abc import Sequence
 from typing import Any
@@ -99,6 +100,26 @@ def from_arrays(
     names = tuple(map(str, class_names if class_names is not None else range(count)))
     parts = [part for arrays in (train, test) if arrays for part in (arrays.images, arrays.labels)]
     return checked(Dataset(train, test, names, array_hash(*parts), notes))
+
+
+def with_weights(dataset: Dataset, weights: Any) -> Dataset:
+    """`dataset` with a weight for each of its training images in real batches, as it is without any.
+
+    Raises:
+        InputError: they are not one for each, negative, not finite, or all 0.
+    """
+    if weights is None:
+        return dataset
+    given, count = as_array("weights", weights), len(dataset.train.labels)
+    if given.shape != (count,) or given.dtype.kind not in "iufb":
+        raise InputError(
+            f"weights must be a number for each of the {count:,} training images that were given, in their order, got shape "
+            f"{given.shape} of type {given.dtype}"
+        )
+    given = given.astype(np.float64)
+    if not (np.isfinite(given).all() and (given >= 0).all() and given.any()):
+        raise InputError(f"weights must be finite and at least 0, and not all 0, got {given.min():g} to {given.max():g}")
+    return dataclasses.replace(dataset, weights=given)
 
 
 def as_array(name: str, given: Any) -> npt.NDArray[Any]:

@@ -69,7 +69,8 @@ class Scale:
             f"{self.starts} starts; an image that more than half of them never have right is never learned. The sampler scores "
             f"with 8 networks every {known['hardness_every']} outer steps from step {self.first} on, by how many are wrong, and "
             "weighs images of middling hardness most. Networks train for the length that is best on validation data among "
-            f"{', '.join(map(str, known['lengths']))} steps; those on all real images, for {self.epochs} epochs, are measured on what they train on."
+            f"{', '.join(map(str, known['lengths']))} steps; those on all real images, for {self.epochs} epochs, "
+            "are measured on what they train on."
         )
 
 

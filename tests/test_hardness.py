@@ -19,13 +19,11 @@ from potstill.hardness import (
     UNIFORM,
     Weighted,
     adaptive_scores,
-    check_weights,
     disagreement,
     forgetting,
     hardness_weights,
 )
 from potstill.models import fresh
-from potstill.registry import InputError
 from potstill.seeds import derive, generator
 from potstill.training import set_batches, split_batches
 
@@ -69,22 +67,6 @@ def test_a_weighted_draw_takes_one_after_the_other_in_proportion_to_what_is_left
     assert (found - expected).abs().max() < 4 * 0.5 / draws**0.5
     assert sorted(Weighted(weights).draw(split, 9, rng).tolist()) == [0, 1, 2, 4]
     assert torch.equal(UNIFORM.draw(split, 3, generator(1)), torch.randperm(5, generator=generator(1))[:3])
-
-
-@pytest.mark.parametrize(
-    ("weights", "sentence"),
-    [
-        (torch.ones(4), r"weights must be one for each of the 5 train images, got shape \(4,\)"),
-        ([1, 1, 1, 1, -1], "weights must be finite and at least 0, and not all 0"),
-        ([1, 1, 1, 1, float("nan")], "weights must be finite and at least 0, and not all 0"),
-        (torch.zeros(5), "weights must be finite and at least 0, and not all 0"),
-    ],
-)
-def test_weights_of_a_users_own_are_checked(weights, sentence):
-    split = TensorSplit(torch.zeros(5, 1), torch.zeros(5))
-    assert check_weights([1, 0, 2, 3, 4], split).tolist() == [1, 0, 2, 3, 4]
-    with pytest.raises(InputError, match=sentence):
-        check_weights(weights, split)
 
 
 def test_forgetting_events_are_those_of_a_plain_loop(tmp_path, monkeypatch):

@@ -172,7 +172,7 @@ def test_a_run_of_arrays_resumes_with_the_same_arrays_and_refuses_others(tmp_pat
     listener = Listener(step=lambda record, steps: seen.append(1), stop=lambda: len(seen) == 5)
     with pytest.raises(Interrupted):
         potstill.distill(images, labels, **quick, out=tmp_path / "run", listener=listener)
-    with pytest.raises(InputError, match=r"was started with other data; its content has changed"):
+    with pytest.raises(InputError, match=r"was started with other data or weights; give it those again"):
         potstill.resume(tmp_path / "run", images + 1, labels)
     with pytest.raises(InputError, match=r"the data were arrays given in Python; give them again there, as in potstill.resume"):
         resume(tmp_path / "run")
