@@ -19,23 +19,35 @@ from potstill.images import (
 from potstill.registry import InputError, near_miss
 from potstill.sections import DataConfig
 
+TINY_LABELS = "val_annotations.txt"
+CUB_FILES, CUB_SPLIT = "images.txt", "train_test_split.txt"
 TEST_NAMES = ("test", "validation", "valid", "val")
 
 
 def read_folder(path: str, config: DataConfig) -> Dataset:
-    """Class sub-folders of images, under train/ and test/ (or validation/) where those exist."""
+    """Class sub-folders of images, under train/ and test/ (or validation/) where those exist.
+
+    Two well-known sets are read as they come: Tiny-ImageNet, whose val/ lists its classes in a file, and CUB-200-2011, which
+    lists its splits in one.
+    """
     root = existing(path, "folder")
-    train = root / "train" if (root / "train").is_dir() else root
-    names = sorted(entry.name for entry in train.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    if not names:
-        raise InputError(f"folder {train} must hold one sub-folder of images for each class, found none")
-    roots, notes = split_folders(root, names) if train != root else ({"train": root}, [])
-    splits = {split: list(class_files(folder, names)) for split, folder in roots.items()}
+    notes: list[str] = []
+    if (root / CUB_SPLIT).is_file():
+        (names, splits), lists = cub(root), [root / CUB_SPLIT]
+    else:
+        train = root / "train" if (root / "train").is_dir() else root
+        names = sorted(entry.name for entry in train.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+        if not names:
+            raise InputError(f"folder {train} must hold one sub-folder of images for each class, found none")
+        roots, notes = split_folders(root, names) if train != root else ({"train": root}, [])
+        splits = {split: list(files_of(folder, names)) for split, folder in roots.items()}
+        lists = [folder / TINY_LABELS for folder in roots.values() if (folder / TINY_LABELS).is_file()]
     listings = {}
     for split, files in splits.items():
         labels = np.array([label for label, _ in files], np.int64)
         listings[split] = Listing(labels, lambda files=files: iter([(str(path), path) for _, path in files]))  # type: ignore[misc]
-    tracked = [(path.relative_to(root).as_posix(), path) for files in splits.values() for _, path in files]
+    paths = [*(path for files in splits.values() for _, path in files), *lists]
+    tracked = [(path.relative_to(root).as_posix(), path) for path in paths]
     return assemble(listings, tuple(names), lambda: content_hash(tracked, cache_folder(config.cache_dir)), config, notes)
 
 
@@ -54,11 +66,65 @@ def split_folders(root: Path, names: list[str]) -> tuple[dict[str, Path], list[s
     notes: list[str] = []
     for name in TEST_NAMES:
         folder = root / name
-        if folder.is_dir() and any((folder / class_name).is_dir() for class_name in names):
+        if (folder / TINY_LABELS).is_file() or (folder.is_dir() and any((folder / known).is_dir() for known in names)):
             return {"train": root / "train", "test": folder}, notes
         if folder.is_dir():
             notes.append(f"{folder} holds none of the class folders of train/ and is not used")
     return {"train": root / "train"}, notes
+
+
+def files_of(folder: Path, names: list[str]) -> Iterator[tuple[int, Path]]:
+    """(class, file) of every image of a split."""
+    return tiny_validation(folder, names) if (folder / TINY_LABELS).is_file() else class_files(folder, names)
+
+
+def tiny_validation(folder: Path, names: list[str]) -> Iterator[tuple[int, Path]]:
+    """The validation images of Tiny-ImageNet, whose classes its list gives: name, class and box, between tabs."""
+    rows = [line.split("\t")[:2] for line in lines(folder / TINY_LABELS)]
+    for number, row in enumerate(rows):
+        if len(row) < 2 or row[1] not in names:
+            raise InputError(
+                f"line {number + 1} of {folder / TINY_LABELS} must hold a file and a class of train/, found {' '.join(row)!r}"
+            )
+    yield from sorted((names.index(label), folder / "images" / file) for file, label in rows)
+
+
+def cub(root: Path) -> tuple[list[str], dict[str, list[tuple[int, Path]]]]:
+    """Class names, and (class, file) of train and test as CUB-200-2011 lists them.
+
+    Each line of its lists has the number of an image, then its file or whether it is a training image.
+    """
+    files, training = (dict(pairs(root / name)) for name in (CUB_FILES, CUB_SPLIT))
+    if files.keys() != training.keys():
+        raise InputError(
+            f"{root / CUB_FILES} and {root / CUB_SPLIT} must list the same images, found {len(files)} and {len(training)}"
+        )
+    names = sorted({file.partition("/")[0] for file in files.values()})
+    places = {name: place for place, name in enumerate(names)}
+    found = sorted((places[file.partition("/")[0]], file, number) for number, file in files.items())
+    splits: dict[str, list[tuple[int, Path]]] = {"train": [], "test": []}
+    for label, file, number in found:
+        splits["train" if training[number] == "1" else "test"].append((label, root / "images" / file))
+    if not all(splits.values()):
+        raise InputError(f"{root / CUB_SPLIT} must hold training images (1) and test images (0), found one kind only")
+    return names, splits
+
+
+def pairs(path: Path) -> Iterator[tuple[str, str]]:
+    """The two words of every line."""
+    for number, line in enumerate(lines(path)):
+        first, space, second = line.partition(" ")
+        if not space:
+            raise InputError(f"line {number + 1} of {path} must hold two words, found {line!r}")
+        yield first, second
+
+
+def lines(path: Path) -> list[str]:
+    """The lines of a text that are not empty."""
+    try:
+        return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path}: {error}") from error
 
 
 def class_files(folder: Path, names: list[str]) -> Iterator[tuple[int, Path]]:

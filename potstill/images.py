@@ -2,11 +2,13 @@
 
 import hashlib
 import io
+import itertools
 import json
 import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +27,7 @@ PADDED_NOTE = "28 x 28 images were padded with zeros to 32 x 32"
 GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N")
 MAPPED_ABOVE_BYTES = 4 * 10**9
 FORMAT = "potstill-mapped-1"
+AT_ONCE = 512
 
 
 @dataclass(frozen=True)
@@ -58,13 +61,18 @@ class Layout:
 
 
 @contextmanager
+def refusing_bombs() -> Iterator[None]:
+    """Pillow refuses images of more pixels than are sensible, in all threads."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
+
+
+@contextmanager
 def reading(name: str, source: Path | bytes) -> Iterator[Image.Image]:
     """An image whose header is read; whatever goes wrong with it inside the block becomes an InputError with its name."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
-        with image:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
             yield image
     except (InputError, MemoryError):
         raise
@@ -80,10 +88,11 @@ def scan(listings: list[Listing], image_size: int) -> tuple[Layout, tuple[int, i
         InputError: an unreadable image, or several sizes and no `image_size`.
     """
     layout = Layout()
-    for listing in listings:
-        for name, source in listing.files():
-            with reading(name, source) as image:
-                layout.see(name, image)
+    with refusing_bombs():
+        for listing in listings:
+            for name, source in listing.files():
+                with reading(name, source) as image:
+                    layout.see(name, image)
     if image_size:
         width = height = image_size
     elif len(layout.sizes) > 1:
@@ -131,11 +140,19 @@ def decode(image: Image.Image, *, grey: bool, image_size: int) -> npt.NDArray[np
 
 
 def fill(images: npt.NDArray[Any], listing: Listing, *, grey: bool, image_size: int) -> None:
-    """Decode every image of the listing into its row of `images` (N, C, H, W)."""
-    for row, (name, source) in enumerate(listing.files()):
+    """Decode every image of the listing into its row of `images` (N, C, H, W), on all cores: Pillow works outside Python's lock."""
+
+    def place(item: tuple[int, tuple[str, Path | bytes]]) -> None:
+        row, (name, source) = item
         with reading(name, source) as image:
             pixels = decode(image, grey=grey, image_size=image_size)
         images[row] = pad(pixels) if pixels.shape[1:] != images.shape[2:] else pixels
+
+    numbered = enumerate(listing.files())
+    with refusing_bombs(), ThreadPoolExecutor(os.cpu_count()) as pool:
+        while some := list(itertools.islice(numbered, AT_ONCE)):  # not all, whose encoded bytes would lie in memory
+            for _ in pool.map(place, some):
+                pass
 
 
 def pad(pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -239,7 +256,10 @@ def content_hash(files: list[tuple[str, Path]], cache_dir: Path) -> str:
 
     It is remembered by size and times of change, so that a large data set is read for it once.
     """
-    stats = [(name, str(path.resolve()), *stamp(path)) for name, path in files]
+    try:
+        stats = [(name, str(path.resolve()), *stamp(path)) for name, path in files]
+    except OSError as error:
+        raise InputError(f"cannot read {error.filename}: {error.strerror}; put it back, or take it out of the list") from error
     memo = cache_dir / "hashes" / hashlib.sha256(json.dumps(stats).encode()).hexdigest()[:32]
     try:
         return memo.read_text()
