@@ -38,6 +38,7 @@ AUTO_SYNTHETIC_BATCH, AUTO_STEPS = 100, 400
 PAPER_LR, PAPER_VALUES = 0.001, 3072
 DERIVATIVE_TOLERANCE = 1e-3
 SAMPLED_DRAWS = 100
+NORM_IMAGES = 1000
 
 
 def resolve_auto(
@@ -63,9 +64,9 @@ def resolve_auto(
     if inner.classes_per_batch != "auto" and int(inner.classes_per_batch) > classes:
         raise InputError(f"classes_per_batch must be at most the number of classes, {classes}, got {inner.classes_per_batch}")
     # An image of norm 1 has pixels of scale 1 / sqrt(D), and Adam moves each by about its learning rate (paper D.1).
-    outer_lr = (
-        config.outer.outer_lr if config.outer.outer_lr != "auto" else PAPER_LR * (PAPER_VALUES / math.prod(real.shape)) ** 0.5
-    )
+    of_norm_1 = PAPER_LR * (PAPER_VALUES / math.prod(real.shape)) ** 0.5
+    given = None if config.outer.outer_lr == "auto" else float(config.outer.outer_lr)
+    start = typical_norm(real) if config.distilled.init == "real" else 1.0
     found: dict[str, Any] = {
         "block_ipc": config.distilled.ipc_of_block,
         "bases": getattr(one, "bases", 0),  # the others have none
@@ -74,8 +75,8 @@ def resolve_auto(
         "preprocess": real.preprocess.kind,
         "batch_per_class": min(blocks * one.per_class, max(1, AUTO_SYNTHETIC_BATCH // classes)),
         "classes_per_batch": classes,
-        "outer_lr": outer_lr,
-        "label_lr": outer_lr,
+        "outer_lr": given or of_norm_1 * start,
+        "label_lr": given or of_norm_1,
         "real_augment": inner.augment,
         "width": default_width(inner.model),
         "device": str(device),
@@ -157,6 +158,12 @@ def mean_window(sampler: WindowSampler, steps: int) -> tuple[float, float]:
     chosen = range(0, steps, -(-steps // SAMPLED_DRAWS))
     drawn = [sampler.draw(sampler.init(), generator(0, "mean window", step), step) for step in chosen]
     return sum(burn_in for burn_in, _ in drawn) / len(drawn), sum(window for _, window in drawn) / len(drawn)
+
+
+def typical_norm(real: RealData) -> float:
+    """The root mean square of the norms of some train images, as the network reads them."""
+    images, _ = real.train.take(torch.arange(min(NORM_IMAGES, len(real.train))))
+    return float(images.flatten(1).square().sum(1).mean().sqrt())
 
 
 def resolve_keep(config: Config, networks: Networks) -> Keep:

@@ -133,10 +133,12 @@ class OuterConfig:
     )
     steps: int | Auto = option("auto", "outer steps for each block; auto: 400, dealt out to the blocks of a boosted set", low=1)
     outer_lr: float | Auto = option(
-        "auto", "learning rate of the outer Adam on the images; auto: 0.001 at 3,072 values an image (paper D.1), in proportion "
-        "to the initial pixel scale elsewhere", low=0, open_low=True,
+        "auto", "learning rate of the outer Adam on the images; auto: 0.001 for images of norm 1 and 3,072 values (paper D.1), "
+        "elsewhere in proportion to the scale of the first images' pixels", low=0, open_low=True,
     )  # fmt: skip
-    label_lr: float | Auto = option("auto", "learning rate on learned labels; auto: outer_lr", low=0, open_low=True)
+    label_lr: float | Auto = option(
+        "auto", "learning rate on learned labels; auto: outer_lr, or what auto is there for images of norm 1", low=0, open_low=True
+    )
     clip: float | Unit = option(
         2.0, "clip the meta-gradient at this times its moving average; 0: never; unit: always give it norm 1 (paper D.4)", low=0
     )

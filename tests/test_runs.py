@@ -184,6 +184,22 @@ def test_a_finished_run_does_not_resume(undisturbed):
         resume(undisturbed)
 
 
+def test_the_automatic_learning_rate_follows_the_scale_of_the_first_images():
+    images = 3 * torch.randn(90, 8, 8, generator=generator(0))
+    given = {**QUICK, "ipc": 1, "classes_per_batch": 2, "outer_lr": "auto", "steps": 1, "preprocess": "none"}
+
+    def rates(**options) -> tuple[float, float]:
+        outer = potstill.distill(images, torch.arange(90) % 3, **{**given, **options}).meta["config"]["outer"]
+        return outer["outer_lr"], outer["label_lr"]
+
+    of_norm_1 = 0.001 * (3072 / 64) ** 0.5  # paper D.1: 0.001 for 3,072 values
+    assert rates() == pytest.approx((of_norm_1, of_norm_1))
+    real, labels = rates(init="real")
+    assert real == pytest.approx(of_norm_1 * 3 * 8, rel=0.05)  # pixels of scale 3 make a norm of 3 * 8
+    assert labels == pytest.approx(of_norm_1)
+    assert rates(init="real", outer_lr=0.5) == (0.5, 0.5)
+
+
 def test_a_run_folder_tells_all(undisturbed):
     assert {path.name for path in undisturbed.iterdir()} == {
         "config.toml", "metrics.jsonl", "checkpoints", "distilled.safetensors", "distilled.png", ".lock",
