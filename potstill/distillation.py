@@ -24,6 +24,7 @@ from potstill.loading import RealData, prepare
 from potstill.methods.base import Method, Problem
 from potstill.models import ModelSpec, check_model, fresh, resolve
 from potstill.outer import Hooks, OuterState, Record, optimise
+from potstill.preprocess import Preprocess
 from potstill.registry import InputError
 from potstill.resolve import check_parameterisation, check_second_derivative, resolve_auto, resolve_compile, resolve_keep
 from potstill.runs import RunFolder, steps_done
@@ -67,7 +68,7 @@ def new_run(
         return finish(setup, None, None)
     folder = RunFolder.create(out, setup.config, overwrite=overwrite)
     with folder.locked():
-        folder.keep_preparation(setup.real)
+        folder.keep_preparation(setup.real, setup.config.data)
         return finish(setup, folder, None)
 
 
@@ -79,7 +80,8 @@ def resumed_run(
     if folder.finished:
         raise InputError(f"the run in {path} is finished; evaluate it with `potstill evaluate {path}`")
     with folder.locked():
-        setup = Setup.of(config, dataset, model, listener)
+        fitted = folder.fitted(config.data, dataset.identity)
+        setup = Setup.of(config, dataset, model, listener, fitted)
         state = folder.newest(setup.config, dataset.identity, setup.device, listener.say)
         done = steps_done(state, setup.config) if state else 0
         folder.forget_after(done)
@@ -99,15 +101,17 @@ class Setup:
     listener: Listener
 
     @classmethod
-    def of(cls, config: Config, dataset: Dataset, model: ModelSpec | None, listener: Listener) -> "Setup":
-        """Resolve every "auto", prepare the data, and check the network."""
+    def of(
+        cls, config: Config, dataset: Dataset, model: ModelSpec | None, listener: Listener, fitted: Preprocess | None = None
+    ) -> "Setup":
+        """Resolve every "auto", prepare the data, and check the network; `fitted` is their preprocessing, if it is known."""
         device = pick_device(config.run.device)
         if config.run.threads != "auto":
             torch.set_num_threads(int(config.run.threads))
         keep_freed_memory()
         channels, height, width = dataset.train.images.shape[1:]
         one = check_parameterisation(config, (channels, height, width), len(dataset.class_names))
-        real = prepare(dataset, config.data, device)
+        real = prepare(dataset, config.data, device, fitted)
         classes = len(real.class_names)
         size = " x ".join(map(str, real.shape))
         counts = f"{len(real.train):,} train, {len(real.validation):,} validation and {len(real.test):,} test images"

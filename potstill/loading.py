@@ -1,5 +1,7 @@
 """From a named source to three preprocessed splits: train, validation (held out of train), test."""
 
+import dataclasses
+import json
 from dataclasses import dataclass
 
 import numpy as np
@@ -96,6 +98,11 @@ def prepare(dataset: Dataset, config: DataConfig, device: torch.device, preproce
         weights=weights,
         identity=dataset.identity,
     )
+
+
+def cut_of(config: DataConfig, identity: str) -> str:
+    """All that decides what `prepare` makes of data, as a text: their identity and every option but where they lie."""
+    return json.dumps([identity, dataclasses.asdict(dataclasses.replace(config, data="", cache_dir=""))], sort_keys=True)
 
 
 def require_every_class(arrays: Arrays, rows: "np.ndarray[tuple[int], np.dtype[np.int64]]", names: tuple[str, ...]) -> None:

@@ -15,11 +15,12 @@ from potstill import store
 from potstill.boosting import made_blocks
 from potstill.config import Config, options_from_file, to_toml
 from potstill.distilled import DistilledSet, Recipe
-from potstill.loading import RealData
+from potstill.loading import RealData, cut_of
 from potstill.outer import Best, OuterState, Record
 from potstill.parameterisations.base import block_parameterisation
 from potstill.preprocess import Preprocess
 from potstill.registry import InputError
+from potstill.sections import DataConfig
 
 CONFIG, METRICS, CHECKPOINTS, EVALUATION, PICTURE, REPORT = (
     "config.toml", "metrics.jsonl", "checkpoints", "evaluation.json", "distilled.png", "report.html",
@@ -121,10 +122,19 @@ class RunFolder:
         shutil.rmtree(self.path / REPLACED, ignore_errors=True)
         (self.path / PREPARATION).unlink(missing_ok=True)
 
-    def keep_preparation(self, real: RealData) -> None:
-        """Keep the fitted preprocessing and the class names, which a finished set holds itself: for `snapshot`."""
+    def keep_preparation(self, real: RealData, config: DataConfig) -> None:
+        """Keep the fitted preprocessing and the class names, which a finished set holds itself: for `snapshot` and `fitted`."""
         meta = {"preprocess": real.preprocess.kind, "class_names": list(real.class_names), "input_shape": list(real.shape)}
+        meta["cut"] = cut_of(config, real.identity)
         store.save_tensors(self.path / PREPARATION, real.preprocess.state(), "preparation", meta)
+
+    def fitted(self, config: DataConfig, identity: str) -> Preprocess | None:
+        """The preprocessing that was fitted when the run began; None if it is not there, or was for other data or options."""
+        try:
+            tensors, known = store.load_tensors(self.path / PREPARATION, "preparation")
+        except InputError:
+            return None
+        return Preprocess.from_state(known["preprocess"], tensors) if known.get("cut") == cut_of(config, identity) else None
 
     def snapshot(self) -> DistilledSet | None:
         """The set of an unfinished run as of its newest whole checkpoint; None before the first."""

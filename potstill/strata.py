@@ -12,12 +12,12 @@ from typing import Any
 import filelock
 from torch import Tensor
 
-from potstill import store
 from potstill.config import Config, options_from_preset
 from potstill.courses import AFTER, STEP, curves, single
 from potstill.data import Part
 from potstill.figures import Drawing, Series, strata_figure
 from potstill.hardness import MORE, NEVER, Forgetting, forgetting
+from potstill.loading import cut_of
 from potstill.results import ACCURACY, ACCURACY_BY_SIZE, Measurement, Quantity, Results, Table, compared, in_words, verdict
 from potstill.scoring import Figure
 from potstill.studies import Place, Point, Subject, paper_data, small_options
@@ -225,12 +225,11 @@ def scores(subject: Subject, scale: Scale) -> Forgetting:
     bench, place = subject.bench, subject.place
     folder = place.folder / "forgetting"
     folder.mkdir(parents=True, exist_ok=True)
-    config = Config.from_options(**scale.options).data
-    cut = dataclasses.asdict(dataclasses.replace(config, data="", cache_dir=""))
+    content = cut_of(Config.from_options(**scale.options).data, place.dataset.fingerprint)
     with filelock.FileLock(folder / ".lock"):
         return forgetting(
             bench.real.train, bench.recipe, bench.factory, len(bench.real.class_names), epochs=scale.epochs, starts=scale.starts,
-            seed=0, device=bench.device, folder=folder, content=store.canonical([place.dataset.fingerprint, cut]),
+            seed=0, device=bench.device, folder=folder, content=content,
             progress=place.listener.work,
         )  # fmt: skip
 

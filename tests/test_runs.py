@@ -179,6 +179,23 @@ def test_a_run_of_arrays_resumes_with_the_same_arrays_and_refuses_others(tmp_pat
     assert torch.equal(potstill.resume(tmp_path / "run", images, labels).images, whole.images)
 
 
+def test_a_resumed_run_takes_the_preprocessing_that_was_fitted(tmp_path, monkeypatch):
+    whole = potstill.distill(**QUICK)
+    interrupted_run(tmp_path / "run", after=5)
+    interrupted_run(tmp_path / "changed", after=2)
+    shutil.rmtree(tmp_path / "changed" / runs.CHECKPOINTS)  # as if it was killed before the first
+    config = tmp_path / "changed" / runs.CONFIG
+    config.write_text(config.read_text().replace("zca_regularization = 0.1", "zca_regularization = 0.2"))
+
+    def never(*args, **how):
+        raise AssertionError("fitted again")
+
+    monkeypatch.setattr("potstill.loading.fit", never)
+    assert torch.equal(resume(tmp_path / "run").images, whole.images)
+    with pytest.raises(AssertionError, match="fitted again"):  # what was fitted by other options is of no use
+        resume(tmp_path / "changed")
+
+
 def test_a_finished_run_does_not_resume(undisturbed):
     with pytest.raises(InputError, match=r"is finished; evaluate it with `potstill evaluate"):
         resume(undisturbed)
