@@ -166,7 +166,22 @@ def making_facts(run: RunSummary) -> list[Fact]:
         found.append(("Unrolls in a step", f"{outer.trajectories:,}, averaged"))
     if run.config.distilled.decoded and run.log.decoding == run.log.decoding:
         found.append(("Decoding", f"{100 * run.log.decoding:.1f} % of the time"))
-    return [*found, ("Learning rate", f"{float(outer.outer_lr):.3g}")]
+    return [*found, *hardness_facts(run), ("Learning rate", f"{float(outer.outer_lr):.3g}")]
+
+
+def hardness_facts(run: RunSummary) -> list[Fact]:
+    """How real images are weighed, and what scoring them cost."""
+    how = run.config.hardness
+    found = [("Real images are drawn", "by weights of their own")] if run.weighted else []
+    if how.hardness_sampler == "off":
+        return found
+    most = "middling hardness" if how.hardness_reading == "middle" else "least and greatest hardness"
+    since = f" from step {how.hardness_from:,} on" if how.hardness_from else ""
+    words = (
+        f"most of {most}, least weight {how.hardness_sampler:g}; scored by {how.hardness_nets} networks every "
+        f"{how.hardness_every:,} steps{since}, {100 * run.log.scoring:.1f} % of the time"
+    )
+    return [*found, ("Real images are weighed", words)]
 
 
 def run_facts(run: RunSummary) -> list[Fact]:
@@ -196,21 +211,20 @@ def duration(seconds: float) -> str:
 
 
 def commands(run: RunSummary) -> list[Fact]:
-    """What for -> the command; what needs the data is left out where they were arrays given in Python."""
+    """What for -> the command; what needs arrays that were given in Python is left out."""
     folder = shlex.quote(str(run.path))
     arrays = run.config.data.data == "arrays"
     if not run.finished:
         return [] if arrays else [("Go on", f"potstill distill --resume {folder}")]
     found = [("Save the images", f"potstill export {folder} --format folder")]
+    budgets = " --all-budgets" if run.config.distilled.boost_blocks > 1 else ""
     if arrays:
         return found
+    measure = ("Measure it on test images", f"potstill evaluate {folder} --nets 10 --baseline random{budgets}")
+    if run.weighted:  # the weights are in no file
+        return [measure, *found]
     again = f"potstill distill --config {shlex.quote(str(run.path / CONFIG))} --out {shlex.quote(f'{run.path}-again')}"
-    budgets = " --all-budgets" if run.config.distilled.boost_blocks > 1 else ""
-    return [
-        ("Measure it on test images", f"potstill evaluate {folder} --nets 10 --baseline random{budgets}"),
-        *found,
-        ("Make it again", again),
-    ]
+    return [measure, *found, ("Make it again", again)]
 
 
 def reached(runs: Sequence[RunSummary]) -> list[tuple[str, list[str]]]:

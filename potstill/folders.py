@@ -1,6 +1,7 @@
 """Image folders as a data set, and the way that every listing of image files takes to arrays."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -40,15 +41,27 @@ def read_folder(path: str, config: DataConfig) -> Dataset:
         if not names:
             raise InputError(f"folder {train} must hold one sub-folder of images for each class, found none")
         roots, notes = split_folders(root, names) if train != root else ({"train": root}, [])
-        splits = {split: list(files_of(folder, names)) for split, folder in roots.items()}
+        splits = {
+            split: [(label, file.relative_to(root).as_posix()) for label, file in files_of(folder, names)]
+            for split, folder in roots.items()
+        }
         lists = [folder / TINY_LABELS for folder in roots.values() if (folder / TINY_LABELS).is_file()]
     listings = {}
     for split, files in splits.items():
         labels = np.array([label for label, _ in files], np.int64)
-        listings[split] = Listing(labels, lambda files=files: iter([(str(path), path) for _, path in files]))  # type: ignore[misc]
-    paths = [*(path for files in splits.values() for _, path in files), *lists]
-    tracked = [(path.relative_to(root).as_posix(), path) for path in paths]
+        listings[split] = Listing(labels, partial(named, root, files))
+
+    def tracked() -> Iterator[tuple[str, Path]]:
+        for files in splits.values():
+            yield from ((file, root / file) for _, file in files)
+        yield from ((path.relative_to(root).as_posix(), path) for path in lists)
+
     return assemble(listings, tuple(names), lambda: content_hash(tracked, cache_folder(config.cache_dir)), config, notes)
+
+
+def named(root: Path, files: list[tuple[int, str]]) -> Iterator[tuple[str, Path]]:
+    """(name for messages, path) of each file; a million of them are held as texts, which take a fifth of what paths take."""
+    yield from ((str(root / file), root / file) for _, file in files)
 
 
 def existing(path: str, kind: str) -> Path:
@@ -89,7 +102,7 @@ def tiny_validation(folder: Path, names: list[str]) -> Iterator[tuple[int, Path]
     yield from sorted((names.index(label), folder / "images" / file) for file, label in rows)
 
 
-def cub(root: Path) -> tuple[list[str], dict[str, list[tuple[int, Path]]]]:
+def cub(root: Path) -> tuple[list[str], dict[str, list[tuple[int, str]]]]:
     """Class names, and (class, file) of train and test as CUB-200-2011 lists them.
 
     Each line of its lists has the number of an image, then its file or whether it is a training image.
@@ -102,9 +115,9 @@ def cub(root: Path) -> tuple[list[str], dict[str, list[tuple[int, Path]]]]:
     names = sorted({file.partition("/")[0] for file in files.values()})
     places = {name: place for place, name in enumerate(names)}
     found = sorted((places[file.partition("/")[0]], file, number) for number, file in files.items())
-    splits: dict[str, list[tuple[int, Path]]] = {"train": [], "test": []}
+    splits: dict[str, list[tuple[int, str]]] = {"train": [], "test": []}
     for label, file, number in found:
-        splits["train" if training[number] == "1" else "test"].append((label, root / "images" / file))
+        splits["train" if training[number] == "1" else "test"].append((label, f"images/{file}"))
     if not all(splits.values()):
         raise InputError(f"{root / CUB_SPLIT} must hold training images (1) and test images (0), found one kind only")
     return names, splits

@@ -248,25 +248,27 @@ def cache_folder(given: str) -> Path:
 def stamp(path: Path) -> tuple[int, ...]:
     """What changes when a file's content does; the time of the last status change cannot be set back by hand."""
     stat = path.stat()
-    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_dev
 
 
-def content_hash(files: list[tuple[str, Path]], cache_dir: Path) -> str:
-    """A hash over the names and bytes of files, wherever they lie.
+def content_hash(files: Callable[[], Iterator[tuple[str, Path]]], cache_dir: Path) -> str:
+    """A hash over the names and bytes of files, wherever they lie; `files` gives (name, path) of each whenever it is called.
 
     It is remembered by size and times of change, so that a large data set is read for it once.
     """
+    stamps = hashlib.sha256()
     try:
-        stats = [(name, str(path.resolve()), *stamp(path)) for name, path in files]
+        for name, path in files():
+            stamps.update(json.dumps([name, *stamp(path)]).encode())
     except OSError as error:
         raise InputError(f"cannot read {error.filename}: {error.strerror}; put it back, or take it out of the list") from error
-    memo = cache_dir / "hashes" / hashlib.sha256(json.dumps(stats).encode()).hexdigest()[:32]
+    memo = cache_dir / "hashes" / stamps.hexdigest()[:32]
     try:
         return memo.read_text()
     except OSError:
         pass
     total = hashlib.sha256()
-    for name, path in files:
+    for name, path in files():
         with path.open("rb") as file:
             total.update(os.fsencode(f"{name}/{hashlib.file_digest(file, 'sha256').hexdigest()}\n"))
     try:

@@ -28,7 +28,7 @@ class Log:
     Args:
         step: (n,) counted from 1 over all blocks.
         block: (n,) counted from 1.
-        values: name -> (n,): "loss", "grad_norm", "seconds", "memory_mb", "decode_seconds".
+        values: name -> (n,): "loss", "grad_norm", "seconds", "memory_mb", "decode_seconds", "hardness_seconds".
         clipped: (n,) whether the meta-gradient was clipped.
         skipped: (n,) whether it was not finite, so that the set stayed as it was.
         validations: (step, accuracy on validation data) where it was measured.
@@ -44,7 +44,7 @@ class Log:
     @classmethod
     def of(cls, records: Sequence[Record]) -> "Log":
         """From the records of a run."""
-        names = ("loss", "grad_norm", "seconds", "memory_mb", "decode_seconds")
+        names = ("loss", "grad_norm", "seconds", "memory_mb", "decode_seconds", "hardness_seconds")
         validations = [(record["step"], figure_of(record.get("validation"))) for record in records]
         return cls(
             np.array([record["step"] for record in records], float),
@@ -65,6 +65,12 @@ class Log:
         """Share of the time of outer steps that decoding took; NaN if it was not logged."""
         known = np.isfinite(self.values["decode_seconds"] + self.values["seconds"])
         return float(self.values["decode_seconds"][known].sum() / self.values["seconds"][known].sum()) if known.any() else np.nan
+
+    @property
+    def scoring(self) -> float:
+        """Share of the outer loop's time, without validation, that scoring real images took."""
+        spent, steps = float(np.nansum(self.values["hardness_seconds"])), float(np.nansum(self.values["seconds"]))
+        return spent / (spent + steps) if spent else 0.0
 
     @property
     def block_starts(self) -> dict[float, str]:
@@ -139,6 +145,11 @@ class RunSummary:
         """Images by split, as the set's file tells them; nothing before that."""
         data = self.distilled.meta.get("data", {}) if self.distilled else {}
         return {name: data[name] for name in ("train", "validation", "test") if name in data}
+
+    @property
+    def weighted(self) -> bool:
+        """Whether real images had weights that were given in Python, as the set's file tells it."""
+        return "identity" in (self.distilled.meta.get("data", {}) if self.distilled else {})
 
     @property
     def validation(self) -> Figure | None:

@@ -47,7 +47,7 @@ def read_parquet(path: str, config: DataConfig) -> Dataset:
 
     def fingerprint() -> str:
         # The columns are part of it: other columns of the same files are other data.
-        content = content_hash(tracked, cache_folder(config.cache_dir))
+        content = content_hash(lambda: iter(tracked), cache_folder(config.cache_dir))
         return hashlib.sha256(json.dumps([content, image, label]).encode()).hexdigest()
 
     return from_table({split: listing(split) for split in files}, names, label, fingerprint, config)

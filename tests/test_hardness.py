@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 
 import pytest
 import torch
@@ -146,6 +147,18 @@ def test_a_run_scores_on_schedule_says_what_it_costs_and_resumes_to_the_byte(tmp
     assert (scores.dtype, len(scores)) == (torch.uint8, whole.meta["data"]["train"])
     potstill.resume(tmp_path / "cut")
     assert bytes_of(tmp_path / "cut") == bytes_of(tmp_path / "whole")
+
+
+def test_the_report_says_how_images_are_weighed_and_what_it_cost(tmp_path):
+    potstill.distill(**HARD, out=tmp_path / "run")
+    assert main(["report", str(tmp_path / "run"), "--out", str(tmp_path / "run.html")]) == 0
+    page = (tmp_path / "run.html").read_text()
+    found = re.search(
+        r"most of middling hardness, least weight 1; scored by 2 networks every 3 steps from step 2 on, ([\d.]+) %", page
+    )
+    records = runs.RunFolder(tmp_path / "run").records()
+    spent, steps = (sum(record.get(name, 0) for record in records) for name in ("hardness_seconds", "seconds"))
+    assert float(found[1]) == pytest.approx(100 * spent / (spent + steps), abs=0.06)
 
 
 def test_before_its_time_it_changes_nothing():

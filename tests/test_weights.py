@@ -6,6 +6,7 @@ import torch
 from test_runs import QUICK, interrupted_run
 
 import potstill
+from potstill.cli import main
 from potstill.config import Config
 from potstill.distillation import SILENT, Setup
 from potstill.hardness import Weighted, hardness_weights
@@ -63,6 +64,10 @@ def test_a_run_with_weights_is_another_run_and_resumes_with_the_same_ones_only(t
         with pytest.raises(InputError, match="was started with other data or weights; give it those again"):
             potstill.resume(tmp_path / "cut", weights=others)
     assert torch.equal(potstill.resume(tmp_path / "cut", weights=weights).images, whole.images)
+    assert main(["report", str(tmp_path / "cut"), "--out", str(tmp_path / "cut.html")]) == 0
+    page = (tmp_path / "cut.html").read_text()
+    assert "by weights of their own" in page
+    assert "Make it again" not in page  # no command has the weights
 
 
 @pytest.mark.parametrize(
