@@ -19,7 +19,7 @@ import numpy.typing as npt
 import platformdirs
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from potstill.data import Arrays
+from potstill.data import CHUNK, Arrays
 from potstill.registry import InputError
 
 PADDED_SIDE, UNPADDED_SIDE = 32, 28
@@ -27,7 +27,6 @@ PADDED_NOTE = "28 x 28 images were padded with zeros to 32 x 32"
 GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N")
 MAPPED_ABOVE_BYTES = 4 * 10**9
 FORMAT = "potstill-mapped-1"
-AT_ONCE = 512
 
 
 @dataclass(frozen=True)
@@ -139,20 +138,21 @@ def decode(image: Image.Image, *, grey: bool, image_size: int) -> npt.NDArray[np
     return pixels[None] if grey else pixels.transpose(2, 0, 1)
 
 
-def fill(images: npt.NDArray[Any], listing: Listing, *, grey: bool, image_size: int) -> None:
-    """Decode every image of the listing into its row of `images` (N, C, H, W), on all cores: Pillow works outside Python's lock."""
+def decoded(listing: Listing, *, grey: bool, image_size: int, side: int) -> Iterator[npt.NDArray[np.uint8]]:
+    """The images of the listing, (n, C, H, W) at a time, decoded on all cores: Pillow works outside Python's lock.
 
-    def place(item: tuple[int, tuple[str, Path | bytes]]) -> None:
-        row, (name, source) = item
-        with reading(name, source) as image:
+    Those that are not `side` pixels high are padded.
+    """
+
+    def pixels_of(item: tuple[str, Path | bytes]) -> npt.NDArray[np.uint8]:
+        with reading(*item) as image:
             pixels = decode(image, grey=grey, image_size=image_size)
-        images[row] = pad(pixels) if pixels.shape[1:] != images.shape[2:] else pixels
+        return pixels if pixels.shape[1] == side else pad(pixels)
 
-    numbered = enumerate(listing.files())
+    files = listing.files()
     with refusing_bombs(), ThreadPoolExecutor(os.cpu_count()) as pool:
-        while some := list(itertools.islice(numbered, AT_ONCE)):  # not all, whose encoded bytes would lie in memory
-            for _ in pool.map(place, some):
-                pass
+        while some := list(itertools.islice(files, CHUNK)):  # not all, whose encoded bytes would lie in memory
+            yield np.stack(list(pool.map(pixels_of, some)))
 
 
 def pad(pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -165,8 +165,10 @@ def pad(pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 def decode_in_memory(listing: Listing, layout: Layout, shape: tuple[int, int, int], image_size: int) -> Arrays:
     """All images of the listing as one array."""
-    images = np.empty((len(listing.labels), *shape), np.uint8)
-    fill(images, listing, grey=layout.grey, image_size=image_size)
+    images, done = np.empty((len(listing.labels), *shape), np.uint8), 0
+    for some in decoded(listing, grey=layout.grey, image_size=image_size, side=shape[1]):
+        images[done : done + len(some)] = some
+        done += len(some)
     return Arrays(images, listing.labels)
 
 
@@ -206,7 +208,7 @@ def open_cached(folder: Path, listings: dict[str, Listing]) -> tuple[dict[str, A
 def convert(
     folder: Path, listings: dict[str, Listing], image_size: int, layout: tuple[Layout, tuple[int, int, int], list[str]]
 ) -> None:
-    """Decode every listing into a memory map in `folder`, which is there whole or not at all."""
+    """Decode every listing into arrays in `folder`, to be memory-mapped; it is there whole or not at all."""
     found, shape, notes = layout
     require_room(folder.parent, sum(len(listing.labels) for listing in listings.values()) * int(np.prod(shape)))
     building = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
@@ -214,20 +216,23 @@ def convert(
     building.mkdir(parents=True)
     try:
         for split, listing in listings.items():
-            images = np.lib.format.open_memmap(
-                building / f"{split}.npy", mode="w+", dtype=np.uint8, shape=(len(listing.labels), *shape)
-            )
-            fill(images, listing, grey=found.grey, image_size=image_size)
-            images.flush()
+            # Written from front to back: pages of a memory map that is written count as the process's memory.
+            with (building / f"{split}.npy").open("wb") as file:
+                header = {"descr": "|u1", "fortran_order": False, "shape": (len(listing.labels), *shape)}
+                np.lib.format.write_array_header_1_0(file, header)
+                for some in decoded(listing, grey=found.grey, image_size=image_size, side=shape[1]):
+                    file.write(some.tobytes())
         (building / "notes.json").write_text(json.dumps(notes))
         shutil.rmtree(folder, ignore_errors=True)
         building.rename(folder)
+    except OSError as error:
+        raise InputError(f"cannot write the cache folder {folder.parent}: {error}; give another with --cache-dir") from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
 
 
 def require_room(cache_dir: Path, size: int) -> None:
-    """Raise an InputError unless `size` bytes fit into `cache_dir`: a memory map on a full disk kills the process."""
+    """Raise an InputError unless `size` bytes fit into `cache_dir`, before hours are spent."""
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(cache_dir).free

@@ -305,3 +305,15 @@ def test_a_cache_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "cache").write_text("a file in the way")
     with pytest.raises(InputError, match=r"cannot write the cache folder .*cache: .*; give another with --cache-dir"):
         read(folder_config(tmp_path / "source", tmp_path / "cache", storage="mapped"))
+
+
+def test_a_disk_that_fills_up_during_the_conversion_is_told_and_leaves_nothing(tmp_path, monkeypatch):
+    write_folder(tmp_path / "source")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(images.np.lib.format, "write_array_header_1_0", full)
+    with pytest.raises(InputError, match=r"cannot write the cache folder .*: .*No space left on device; give another with --cache"):
+        read(folder_config(tmp_path / "source", tmp_path / "cache", storage="mapped"))
+    assert conversions(tmp_path / "cache") == []
