@@ -119,16 +119,17 @@ def trajectories() -> str:
     )
 
 
-def resnet() -> str:
-    """Memory and time of a ResNet-18."""
-    result = json.loads((RESULTS / "resnet18.json").read_text())
+def networks() -> str:
+    """Memory and time of the paper's networks."""
+    result = json.loads((RESULTS / "networks.json").read_text())
     rows = "".join(
-        f"| {name} | {run['peak_memory_mb']:,.0f} MB | {run['seconds']:.0f} s |\n" for name, run in result["runs"].items()
+        f"| `--model {name}` | {run['parameters'] / 1e6:.1f} M | {run['peak_memory_mb']:,.0f} MB | {run['seconds']:.0f} s |\n"
+        for name, run in result["runs"].items()
     )
     return (
-        f"| | peak of the process | one outer step |\n|---|---|---|\n{rows}\n"
-        f"ResNet-18 ({result['parameters'] / 1e6:.1f} M parameters) on CIFAR-10, M = {result['window']}, {result['synthetic']} "
-        "synthetic images a step, 500 real ones\n(100 with batch norm, which takes batches whole); single runs, the data in "
+        f"| | parameters | peak of the process | one outer step |\n|---|---|---|---|\n{rows}\n"
+        f"Instance norm unless said otherwise; CIFAR-10, M = {result['window']}, {result['synthetic']} synthetic images a step, "
+        "500 real ones\n(100 with batch norm, which takes batches whole); single runs, not compiled unless said, the data in "
         "memory included.\n"
         f"{result['hardware']}; torch {result['versions']['torch']}.\n"
     )
@@ -153,6 +154,33 @@ def variance() -> str:
         f"and multiplied. One combination of signs gives {single['mean']:.2f} ± {single['std']:.2f} times the exact variance "
         f"({single['n']} combinations), k of them 1 / sqrt(k) of that spread.\n"
         f"{result['hardware']}; torch {result['versions']['torch']}.\n"
+    )
+
+
+def large() -> str:
+    """What a data set of ImageNet's size costs."""
+    result = json.loads((RESULTS / "large_data.json").read_text())
+    first, again, drawn, run = (result[name] for name in ("first", "again", "batches", "run"))
+    count = result["train"] + result["test"]
+    rows = [
+        ("reading the folder for the first time", f"{first['seconds']:,.0f} s", f"{first['own_memory_mb']:,.0f} MB"),
+        ("again", f"{again['seconds']:,.0f} s", f"{again['own_memory_mb']:,.0f} MB"),
+        ("mean and deviation of the channels", f"{drawn['preprocessing_seconds']:,.0f} s", f"{drawn['own_memory_mb']:,.0f} MB"),
+        ("drawing 1,500 images, uniformly", f"{drawn['uniform_draw_seconds']:.3f} s", ""),
+        ("by weight", f"{drawn['weighted_draw_seconds']:.3f} s", ""),
+        ("reading them, known to the system's cache", f"{drawn['warm_seconds']:.2f} s", ""),
+        ("not known", f"{drawn['cold_seconds']:.2f} s", ""),
+        (
+            f"an outer step of `imagenet-ipc1` with T = {run['options']['unroll']}, M = {run['options']['window']}",
+            f"{run['seconds']:.0f} s", f"{run['own_memory_mb']:,.0f} MB",
+        ),
+    ]  # fmt: skip
+    lines = "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    return (
+        f"| | time | memory |\n|---|---|---|\n{lines}\n{count:,} JPEG files of {result['pixels']} pixels in {result['classes']:,} "
+        "classes; photographs of ImageNet's own size take longer to decode. Memory is the process's own;\npages of mapped files, "
+        f"which the system takes back when it needs them, are not in it. {result['hardware']}; torch "
+        f"{result['versions']['torch']}.\n"
     )
 
 
@@ -183,10 +211,11 @@ PLACES = [
         "<!-- end of decoding -->",
         decoding,
     ),
+    (ROOT / "docs" / "data.md", "<!-- large: made by benchmarks/tables.py -->", "<!-- end of large -->", large),
     (LABORATORY, "<!-- variance: made by benchmarks/tables.py -->", "<!-- end of variance -->", variance),
     *(
         (SPEED, f"<!-- {name}: made by benchmarks/tables.py -->", f"<!-- end of {name} -->", make)
-        for name, make in (("measured", speed), ("precision", precision), ("trajectories", trajectories), ("resnet", resnet))
+        for name, make in (("measured", speed), ("precision", precision), ("trajectories", trajectories), ("networks", networks))
     ),
 ]
 

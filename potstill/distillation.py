@@ -24,7 +24,7 @@ from potstill.loading import RealData, prepare
 from potstill.methods.base import Method, Problem
 from potstill.models import ModelSpec, check_model, fresh, resolve
 from potstill.outer import Hooks, OuterState, Record, optimise
-from potstill.preprocess import Preprocess
+from potstill.preprocess import ZCA_UP_TO, Preprocess
 from potstill.registry import InputError
 from potstill.resolve import check_parameterisation, check_second_derivative, resolve_auto, resolve_compile, resolve_keep
 from potstill.runs import RunFolder, steps_done
@@ -111,6 +111,9 @@ class Setup:
         keep_freed_memory()
         channels, height, width = dataset.train.images.shape[1:]
         one = check_parameterisation(config, (channels, height, width), len(dataset.class_names))
+        values = channels * height * width
+        if fitted is None and values > ZCA_UP_TO and config.data.preprocess == "zca":
+            listener.say(f"fitting zca to images of {values:,} values takes minutes; the run keeps it")
         real = prepare(dataset, config.data, device, fitted)
         classes = len(real.class_names)
         size = " x ".join(map(str, real.shape))

@@ -66,7 +66,10 @@ class Registry:
 SOURCES = Registry(
     "data source",
     digits=("potstill.sources:read_digits", "1,797 grey 8 x 8 digits that scikit-learn carries (default)"),
-    folder=("potstill.folders:read_folder", "folder:PATH: class sub-folders of images, with or without train/ and test/"),
+    folder=(
+        "potstill.folders:read_folder",
+        "folder:PATH: class sub-folders of images, with or without train/ and test/; CUB-200-2011 and Tiny-ImageNet as they come",
+    ),
     parquet=("potstill.tables:read_parquet", "parquet:PATH: Hugging Face layout; a file, or a folder of train and test files"),
     hf=("potstill.tables:read_hub", "hf:NAME: a data set of the Hugging Face hub (pip install 'potstill[hf]')"),
 )

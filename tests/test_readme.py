@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from potstill.registry import PARAMETERISATIONS, STUDIES, WINDOWS
+from potstill.config import preset_names
+from potstill.registry import PARAMETERISATIONS, SOURCES, STUDIES, WINDOWS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-LABORATORY, STORED = ((ROOT / "docs" / name).read_text() for name in ("laboratory.md", "parameterisations.md"))
+LABORATORY, STORED, DATA = ((ROOT / "docs" / f"{name}.md").read_text() for name in ("laboratory", "parameterisations", "data"))
 
 
 def test_the_python_example_runs(tmp_path):
@@ -40,11 +41,25 @@ def test_the_tables_are_made_from_the_results():
 def test_every_picture_and_every_page_that_is_linked_is_there(page):
     linked = [link for link in re.findall(r"\[.*?\]\((.+?)\)", page.read_text()) if not link.startswith("http")]
     for link in linked:
-        assert (page.parent / link).stat().st_size > 0
+        file, _, anchor = link.partition("#")
+        assert (page.parent / file).stat().st_size > 0
+        headings = re.findall(r"^#+ (.+)$", (page.parent / file).read_text(), re.MULTILINE) if anchor else []
+        assert not anchor or anchor in {heading.lower().replace(" ", "-") for heading in headings}
 
 
 def test_the_laboratory_names_every_sampler_and_study():
     assert set(WINDOWS) | set(STUDIES) <= first_cells(LABORATORY)
+
+
+def test_the_data_page_names_every_preset_and_every_source():
+    families = re.findall(r"`([a-z0-9-]+-ipc\d+)`((?:, `-ipc\d+`)*)", DATA)
+    named = {
+        name
+        for first, others in families
+        for name in (first, *(first.rpartition("-ipc")[0] + one for one in re.findall(r"-ipc\d+", others)))
+    }
+    assert named >= {name for name, _ in preset_names()} - {"digits-ipc1"}
+    assert set(SOURCES) <= first_cells(DATA) | {"folder", "parquet", "hf"}
 
 
 def test_every_parameterisation_is_told_with_what_a_budget_buys():
@@ -68,6 +83,7 @@ def example(text: str) -> dict[str, object]:
 
 def test_the_docs_examples_run():
     assert example(STORED)["basis"]
+    assert example(DATA)["distilled"].meta["data"]["identity"]
     names = example(LABORATORY)
     assert (names["burn_in"], names["window"]) == (0, 20)
     assert names["state"] == {"burn_in": 0, "steps": 1, "average": 1.2, "lowest": 1.2, "waited": 0}
