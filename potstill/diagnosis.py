@@ -86,7 +86,8 @@ def diagnose_run(
     Raises:
         InputError: other data, a damaged checkpoint, a method that does not unroll, more samples than there are images.
     """
-    setup = Setup.of(config, dataset, model, listener)
+    folder.require_data(dataset.identity)
+    setup = Setup.of(config, dataset, model, listener, folder.fitted(config.data, dataset.identity))
     next(folder.states(setup.config, dataset.identity, setup.device), None)  # other data are told first
     weights = setup.real.weights
     most = len(setup.real.train) if weights is None else int((weights > 0).sum())

@@ -80,8 +80,8 @@ def resumed_run(
     if folder.finished:
         raise InputError(f"the run in {path} is finished; evaluate it with `potstill evaluate {path}`")
     with folder.locked():
-        fitted = folder.fitted(config.data, dataset.identity)
-        setup = Setup.of(config, dataset, model, listener, fitted)
+        folder.require_data(dataset.identity)
+        setup = Setup.of(config, dataset, model, listener, folder.fitted(config.data, dataset.identity))
         state = folder.newest(setup.config, dataset.identity, setup.device, listener.say)
         done = steps_done(state, setup.config) if state else 0
         folder.forget_after(done)
@@ -113,7 +113,7 @@ class Setup:
         one = check_parameterisation(config, (channels, height, width), len(dataset.class_names))
         values = channels * height * width
         if fitted is None and values > ZCA_UP_TO and config.data.preprocess == "zca":
-            listener.say(f"fitting zca to images of {values:,} values takes minutes; the run keeps it")
+            listener.say(f"fitting zca to images of {values:,} values takes minutes")
         real = prepare(dataset, config.data, device, fitted)
         classes = len(real.class_names)
         size = " x ".join(map(str, real.shape))
@@ -253,13 +253,7 @@ def make_set(setup: Setup, blocks: tuple[Block, ...], learned: dict[str, Any], s
         "config": tables,
         "seed": config.run.seed,
         "versions": versions(),
-        "data": {
-            "fingerprint": real.fingerprint,
-            **({} if real.weights is None else {"identity": real.identity}),
-            "train": len(real.train),
-            "validation": len(real.validation),
-            "test": len(real.test),
-        },
+        "data": real.record,
         "outer_step": step,
         "accuracy": whole["accuracy"],
         **({"budgets": budgets} if len(budgets) > 1 else {}),

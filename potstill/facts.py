@@ -211,11 +211,11 @@ def duration(seconds: float) -> str:
 
 
 def commands(run: RunSummary) -> list[Fact]:
-    """What for -> the command; what needs arrays that were given in Python is left out."""
+    """What for -> the command; what needs arrays or weights that were given in Python is left out."""
     folder = shlex.quote(str(run.path))
     arrays = run.config.data.data == "arrays"
     if not run.finished:
-        return [] if arrays else [("Go on", f"potstill distill --resume {folder}")]
+        return [] if run.in_python else [("Go on", f"potstill distill --resume {folder}")]
     found = [("Save the images", f"potstill export {folder} --format folder")]
     budgets = " --all-budgets" if run.config.distilled.boost_blocks > 1 else ""
     if arrays:

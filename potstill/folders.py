@@ -20,7 +20,7 @@ from potstill.images import (
 from potstill.registry import InputError, near_miss
 from potstill.sections import DataConfig
 
-TINY_LABELS = "val_annotations.txt"
+TINY_LIST = "val_annotations.txt"
 CUB_FILES, CUB_SPLIT = "images.txt", "train_test_split.txt"
 TEST_NAMES = ("test", "validation", "valid", "val")
 
@@ -45,7 +45,7 @@ def read_folder(path: str, config: DataConfig) -> Dataset:
             split: [(label, file.relative_to(root).as_posix()) for label, file in files_of(folder, names)]
             for split, folder in roots.items()
         }
-        lists = [folder / TINY_LABELS for folder in roots.values() if (folder / TINY_LABELS).is_file()]
+        lists = [folder / TINY_LIST for folder in roots.values() if not has_classes(folder, names)]
     listings = {}
     for split, files in splits.items():
         labels = np.array([label for label, _ in files], np.int64)
@@ -75,69 +75,88 @@ def existing(path: str, kind: str) -> Path:
 
 
 def split_folders(root: Path, names: list[str]) -> tuple[dict[str, Path], list[str]]:
-    """The folders of train/ and of the first of test/, validation/, ... that holds class folders; notes on those that do not."""
+    """The folders of train/ and of the first of test/, validation/, ... that holds its images; notes on those that do not."""
     notes: list[str] = []
     for name in TEST_NAMES:
         folder = root / name
-        if (folder / TINY_LABELS).is_file() or (folder.is_dir() and any((folder / known).is_dir() for known in names)):
+        if has_classes(folder, names) or (folder / TINY_LIST).is_file():
             return {"train": root / "train", "test": folder}, notes
         if folder.is_dir():
             notes.append(f"{folder} holds none of the class folders of train/ and is not used")
     return {"train": root / "train"}, notes
 
 
+def has_classes(folder: Path, names: list[str]) -> bool:
+    """Whether a folder holds class folders."""
+    return any((folder / name).is_dir() for name in names)
+
+
 def files_of(folder: Path, names: list[str]) -> Iterator[tuple[int, Path]]:
-    """(class, file) of every image of a split."""
-    return tiny_validation(folder, names) if (folder / TINY_LABELS).is_file() else class_files(folder, names)
+    """(class, file) of every image of a split; a list in it counts only where the images were not sorted into class folders."""
+    return class_files(folder, names) if has_classes(folder, names) else tiny_validation(folder, names)
 
 
 def tiny_validation(folder: Path, names: list[str]) -> Iterator[tuple[int, Path]]:
     """The validation images of Tiny-ImageNet, whose classes its list gives: name, class and box, between tabs."""
-    rows = [line.split("\t")[:2] for line in lines(folder / TINY_LABELS)]
-    for number, row in enumerate(rows):
-        if len(row) < 2 or row[1] not in names:
-            raise InputError(
-                f"line {number + 1} of {folder / TINY_LABELS} must hold a file and a class of train/, found {' '.join(row)!r}"
-            )
-    yield from sorted((names.index(label), folder / "images" / file) for file, label in rows)
+    places, found = {name: place for place, name in enumerate(names)}, []
+    for place, line in lines(folder / TINY_LIST):
+        file, _, rest = line.partition("\t")
+        label = rest.partition("\t")[0]
+        if label not in places or "/" in file or not inside(file):
+            raise InputError(f"{place} must hold a file and a class of train/ between tabs, found {line!r}; correct it")
+        found.append((places[label], folder / "images" / file))
+    yield from sorted(found)
 
 
 def cub(root: Path) -> tuple[list[str], dict[str, list[tuple[int, str]]]]:
     """Class names, and (class, file) of train and test as CUB-200-2011 lists them.
 
-    Each line of its lists has the number of an image, then its file or whether it is a training image.
+    Each line of its lists has the number of an image, then its file, as in class/image.jpg, or whether it is a training image.
     """
-    files, training = (dict(pairs(root / name)) for name in (CUB_FILES, CUB_SPLIT))
+    files = numbered(root / CUB_FILES, lambda word: word.count("/") == 1 and inside(word), "a file, as in class/image.jpg")
+    training = numbered(root / CUB_SPLIT, lambda word: word in ("0", "1"), "0 or 1")
     if files.keys() != training.keys():
         raise InputError(
             f"{root / CUB_FILES} and {root / CUB_SPLIT} must list the same images, found {len(files)} and {len(training)}"
         )
     names = sorted({file.partition("/")[0] for file in files.values()})
     places = {name: place for place, name in enumerate(names)}
-    found = sorted((places[file.partition("/")[0]], file, number) for number, file in files.items())
     splits: dict[str, list[tuple[int, str]]] = {"train": [], "test": []}
-    for label, file, number in found:
-        splits["train" if training[number] == "1" else "test"].append((label, f"images/{file}"))
+    for file, number in sorted((file, number) for number, file in files.items()):
+        entry = places[file.partition("/")[0]], f"images/{file}"
+        splits["train" if training[number] == "1" else "test"].append(entry)
     if not all(splits.values()):
         raise InputError(f"{root / CUB_SPLIT} must hold training images (1) and test images (0), found one kind only")
     return names, splits
 
 
-def pairs(path: Path) -> Iterator[tuple[str, str]]:
-    """The two words of every line."""
-    for number, line in enumerate(lines(path)):
-        first, space, second = line.partition(" ")
-        if not space:
-            raise InputError(f"line {number + 1} of {path} must hold two words, found {line!r}")
-        yield first, second
+def numbered(path: Path, fits: Callable[[str], bool], what: str) -> dict[str, str]:
+    """The number of an image -> the word beside it, which must fit; `what` says what that is."""
+    found: dict[str, str] = {}
+    for place, line in lines(path):
+        number, *rest = line.split(maxsplit=1)
+        if not rest or number in found or not fits(rest[0]):
+            raise InputError(f"{place} must hold another number than before and {what}, found {line!r}; correct it")
+        found[number] = rest[0]
+    return found
 
 
-def lines(path: Path) -> list[str]:
-    """The lines of a text that are not empty."""
+def inside(name: str) -> bool:
+    """Whether a relative path that a list gives stays in the folder."""
+    return "\\" not in name and all(part not in ("", ".", "..") for part in name.split("/"))
+
+
+def lines(path: Path) -> Iterator[tuple[str, str]]:
+    """(where it is, the line) for each line of a list that is not empty; there must be one."""
     try:
-        return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {path}: {error}") from error
+    if not text.strip():
+        raise InputError(f"{path} must list images, it is empty; put it back as it was distributed")
+    for number, line in enumerate(text.splitlines()):
+        if line.strip():
+            yield f"line {number + 1} of {path}", line.strip()
 
 
 def class_files(folder: Path, names: list[str]) -> Iterator[tuple[int, Path]]:

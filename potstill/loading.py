@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,6 +45,12 @@ class RealData:
     notes: tuple[str, ...]
     weights: Tensor | None
     identity: str
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What a file tells of them: how many there are, hashes of the content and, where it is another, of all that they are."""
+        counts = {"train": len(self.train), "validation": len(self.validation), "test": len(self.test)}
+        return {"fingerprint": self.fingerprint, **({} if self.weights is None else {"identity": self.identity}), **counts}
 
 
 def prepare(dataset: Dataset, config: DataConfig, device: torch.device, preprocess: Preprocess | None = None) -> RealData:
@@ -100,9 +108,17 @@ def prepare(dataset: Dataset, config: DataConfig, device: torch.device, preproce
     )
 
 
+def identity_of(record: Mapping[str, Any]) -> str | None:
+    """The identity of the data that a `RealData.record` tells of."""
+    found: str | None = record.get("identity", record.get("fingerprint"))
+    return found
+
+
 def cut_of(config: DataConfig, identity: str) -> str:
-    """All that decides what `prepare` makes of data, as a text: their identity and every option but where they lie."""
-    return json.dumps([identity, dataclasses.asdict(dataclasses.replace(config, data="", cache_dir=""))], sort_keys=True)
+    """All that decides what `prepare` makes of data, as a text: their identity and every option but where and how they lie."""
+    return json.dumps(
+        [identity, dataclasses.asdict(dataclasses.replace(config, data="", cache_dir="", storage="auto"))], sort_keys=True
+    )
 
 
 def require_every_class(arrays: Arrays, rows: "np.ndarray[tuple[int], np.dtype[np.int64]]", names: tuple[str, ...]) -> None:

@@ -66,7 +66,9 @@ def resolve_auto(
     # An image of norm 1 has pixels of scale 1 / sqrt(D), and Adam moves each by about its learning rate (paper D.1).
     of_norm_1 = PAPER_LR * (PAPER_VALUES / math.prod(real.shape)) ** 0.5
     given = None if config.outer.outer_lr == "auto" else float(config.outer.outer_lr)
-    start = typical_norm(real) if config.distilled.init == "real" else 1.0
+    # Real first images have another norm; of the numbers that others are made from only some would follow it.
+    pixels_only = set(one.speeds.values()) == {1.0}
+    start = typical_norm(real) if config.distilled.init == "real" and pixels_only else 1.0
     found: dict[str, Any] = {
         "block_ipc": config.distilled.ipc_of_block,
         "bases": getattr(one, "bases", 0),  # the others have none
@@ -161,9 +163,12 @@ def mean_window(sampler: WindowSampler, steps: int) -> tuple[float, float]:
 
 
 def typical_norm(real: RealData) -> float:
-    """The root mean square of the norms of some train images, as the network reads them."""
-    images, _ = real.train.take(torch.arange(min(NORM_IMAGES, len(real.train))))
-    return float(images.flatten(1).square().sum(1).mean().sqrt())
+    """The root mean square of the norms of some train images, as the network reads them; 1 if all are 0."""
+    count = len(real.train)
+    images, _ = real.train.take(
+        torch.linspace(0, count - 1, min(NORM_IMAGES, count)).long()
+    )  # of all classes, where they are sorted
+    return float(images.flatten(1).square().sum(1).mean().sqrt()) or 1.0
 
 
 def resolve_keep(config: Config, networks: Networks) -> Keep:

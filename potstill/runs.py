@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import filelock
 import torch
@@ -15,7 +15,7 @@ from potstill import store
 from potstill.boosting import made_blocks
 from potstill.config import Config, options_from_file, to_toml
 from potstill.distilled import DistilledSet, Recipe
-from potstill.loading import RealData, cut_of
+from potstill.loading import RealData, cut_of, identity_of
 from potstill.outer import Best, OuterState, Record
 from potstill.parameterisations.base import block_parameterisation
 from potstill.preprocess import Preprocess
@@ -123,26 +123,48 @@ class RunFolder:
         (self.path / PREPARATION).unlink(missing_ok=True)
 
     def keep_preparation(self, real: RealData, config: DataConfig) -> None:
-        """Keep the fitted preprocessing and the class names, which a finished set holds itself: for `snapshot` and `fitted`."""
-        meta = {"preprocess": real.preprocess.kind, "class_names": list(real.class_names), "input_shape": list(real.shape)}
-        meta["cut"] = cut_of(config, real.identity)
+        """Keep what the data gave, which a finished set holds itself: for `snapshot`, `fitted` and `require_data`."""
+        meta = {
+            "preprocess": real.preprocess.kind, "class_names": list(real.class_names), "input_shape": list(real.shape),
+            "cut": cut_of(config, real.identity), "data": real.record,
+        }  # fmt: skip
         store.save_tensors(self.path / PREPARATION, real.preprocess.state(), "preparation", meta)
 
-    def fitted(self, config: DataConfig, identity: str) -> Preprocess | None:
-        """The preprocessing that was fitted when the run began; None if it is not there, or was for other data or options."""
+    def preparation(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What `keep_preparation` kept; nothing if it is not there or damaged."""
         try:
-            tensors, known = store.load_tensors(self.path / PREPARATION, "preparation")
+            return store.load_tensors(self.path / PREPARATION, "preparation")
         except InputError:
-            return None
+            return {}, {}
+
+    def fitted(self, config: DataConfig, identity: str) -> Preprocess | None:
+        """The preprocessing that was fitted when the run began; None if it is not known, or was for other data or options."""
+        if self.finished:
+            distilled = store.load(self.path)
+            return distilled.fitted if identity_of(distilled.meta.get("data", {})) == identity else None
+        tensors, known = self.preparation()
         return Preprocess.from_state(known["preprocess"], tensors) if known.get("cut") == cut_of(config, identity) else None
+
+    def require_data(self, identity: str) -> None:
+        """Raise an InputError if the run was begun with other data or weights, as far as that is known."""
+        known = self.preparation()[1].get("data", {})
+        if known and identity_of(known) != identity:
+            self.refuse_data()
+
+    def refuse_data(self) -> NoReturn:
+        """Raise the InputError for other data."""
+        raise InputError(
+            f"the run in {self.path} was started with other data or weights; give it those again (weights and arrays in Python, to "
+            "potstill.resume)"
+        )
 
     def snapshot(self) -> DistilledSet | None:
         """The set of an unfinished run as of its newest whole checkpoint; None before the first."""
-        try:
-            fitted, known = store.load_tensors(self.path / PREPARATION, "preparation")
-        except InputError:
+        fitted, known = self.preparation()
+        if not known:
             return None
         config, names = self.config(), tuple(known["class_names"])
+        data = {name: known[name] for name in ("data",) if name in known}  # not of runs before 0.2
         for path in reversed(self.checkpoints):
             try:
                 state = unpack(*store.load_tensors(path, "checkpoint"))
@@ -153,7 +175,7 @@ class RunFolder:
             blocks = made_blocks(leaves, block_parameterisation(config.distilled, tuple(shape), len(names)))
             return DistilledSet(
                 blocks, names, Preprocess.from_state(known["preprocess"], fitted), Recipe.of(config, config.evaluation.lengths[0]),
-                learned_labels=config.distilled.learn_labels, meta={"method": config.outer.method, "seed": config.run.seed},
+                learned_labels=config.distilled.learn_labels, meta={"method": config.outer.method, "seed": config.run.seed, **data},
             )  # fmt: skip
         return None
 
@@ -253,7 +275,7 @@ class RunFolder:
         except InputError as error:
             raise Damaged(str(error)) from error
         if meta["data"] != fingerprint:
-            raise InputError(f"the run in {self.path} was started with other data or weights; give it those again")
+            self.refuse_data()
         recorded, defaults = meta["config"], identity(Config())
         for name, now in identity(config).items():
             before = recorded.get(name, defaults.get(name))

@@ -51,7 +51,7 @@ class Subject:
     def course(self) -> Iterator[tuple[int, DistilledSet]]:
         """(outer steps done, the set as it was then) for every checkpoint that the run kept, in order."""
         config, one = self.folder.config(), self.distilled.blocks[0].parameterisation
-        for state in self.folder.states(config, self.place.dataset.fingerprint, self.bench.device):
+        for state in self.folder.states(config, self.place.dataset.identity, self.bench.device):
             blocks = made_blocks({**state.earlier, **state.leaves}, one)
             yield steps_done(state, config), self.distilled.with_blocks(blocks)
 

@@ -152,6 +152,11 @@ class RunSummary:
         return "identity" in (self.distilled.meta.get("data", {}) if self.distilled else {})
 
     @property
+    def in_python(self) -> bool:
+        """Whether images or weights were given in Python, so that no command makes the run again."""
+        return self.weighted or self.config.data.data == "arrays"
+
+    @property
     def validation(self) -> Figure | None:
         """Accuracy on validation data: of the finished set, else the last one logged."""
         recorded = self.distilled.meta.get("accuracy") if self.distilled else None

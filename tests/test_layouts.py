@@ -57,11 +57,32 @@ def test_other_classes_in_its_list_are_other_data(tiny, tmp_path):
     assert after.fingerprint != before.fingerprint
 
 
-def test_a_bad_line_in_its_list_is_named(tiny, tmp_path):
+@pytest.mark.parametrize(
+    "line", ["val_3.png\tn00000000", "../val_3.png\tn01443537", "/val_3.png\tn01443537", "\tn01443537", "val_3.png"]
+)
+def test_a_bad_line_in_its_list_is_named(tiny, tmp_path, line):
     annotations = tiny / "val" / "val_annotations.txt"
-    annotations.write_text(annotations.read_text() + "val_3.png\tn00000000\n")
-    with pytest.raises(InputError, match=r"line 4 of .*val_annotations.txt must hold a file and a class of train/, found 'val_3"):
+    annotations.write_text(annotations.read_text() + f"\n{line}\n")
+    message = r"line 5 of .*val_annotations.txt must hold a file and a class of train/ between tabs, found .*; correct it"
+    with pytest.raises(InputError, match=message):
         read(config_of(tiny, tmp_path))
+
+
+def test_its_list_may_have_other_ends_of_lines_and_must_not_be_empty(tiny, tmp_path):
+    annotations = tiny / "val" / "val_annotations.txt"
+    annotations.write_bytes(b"\xef\xbb\xbf" + annotations.read_bytes().replace(b"\n", b"\r\n\r\n"))
+    assert shades(read(config_of(tiny, tmp_path)).test) == [50, 200, 201]
+    annotations.write_text("\n")
+    with pytest.raises(InputError, match=r"val_annotations.txt must list images, it is empty"):
+        read(config_of(tiny, tmp_path))
+
+
+def test_validation_images_that_were_sorted_into_class_folders_need_no_list(tiny, tmp_path):
+    for file, name in (("val_0.png", "n01629819"), ("val_1.png", "n01443537"), ("val_2.png", "n01629819")):
+        (tiny / "val" / name).mkdir(exist_ok=True)
+        (tiny / "val" / "images" / file).rename(tiny / "val" / name / file)
+    (tiny / "val" / "images").rmdir()
+    assert shades(read(config_of(tiny, tmp_path)).test) == [50, 200, 201]  # the list is still there
 
 
 def test_an_image_that_its_list_names_and_that_is_not_there_is_named(tiny, tmp_path):
@@ -101,10 +122,22 @@ def test_cub_is_split_as_its_list_says(birds, tmp_path):
     [
         ("1 1\n2 0\n", r"images.txt and .*train_test_split.txt must list the same images, found 8 and 2"),
         ("".join(f"{number + 1} 1\n" for number in range(8)), r"must hold training images \(1\) and test images \(0\), found one"),
-        ("1\n", r"line 1 of .*train_test_split.txt must hold two words, found '1'"),
+        ("1\n", r"line 1 of .*train_test_split.txt must hold another number than before and 0 or 1, found '1'"),
+        ("1 1\n\n1 0\n", r"line 3 of .*train_test_split.txt must hold another number than before and 0 or 1, found '1 0'"),
+        ("1 2\n", r"line 1 of .* must hold another number than before and 0 or 1, found '1 2'"),
     ],
 )
 def test_lists_of_cub_that_do_not_fit_are_refused(birds, tmp_path, split, sentence):
     (birds / "train_test_split.txt").write_text(split)
     with pytest.raises(InputError, match=sentence):
         read(config_of(birds, tmp_path))
+
+
+def test_lists_of_cub_may_have_spaces_and_their_files_lie_inside(birds, tmp_path):
+    files = birds / "images.txt"
+    files.write_text(files.read_text().replace("\n", " \r\n").replace("1 001", "1\t001"))
+    assert shades(read(config_of(birds, tmp_path)).test) == [3, 103]
+    for file in ("Bird.png", "../Bird.png", "/Bird.png", "a/b/Bird.png"):
+        (birds / "images.txt").write_text(f"1 {file}\n")
+        with pytest.raises(InputError, match=r"line 1 of .*images.txt must hold .* and a file, as in class/image.jpg, found"):
+            read(config_of(birds, tmp_path))

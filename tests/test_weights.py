@@ -1,5 +1,7 @@
 """Weights of a user's own for the real images."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -60,6 +62,14 @@ def test_a_run_with_weights_is_another_run_and_resumes_with_the_same_ones_only(t
     assert not torch.equal(whole.images, potstill.distill(**QUICK).images)
     assert "identity" in whole.meta["data"]
     interrupted_run(tmp_path / "cut", 5, weights=weights)
+    assert main(["report", str(tmp_path / "cut"), "--out", str(tmp_path / "cut.html")]) == 0
+    page = (tmp_path / "cut.html").read_text()
+    assert "by weights of their own" in page
+    assert "--resume" not in page  # no command has the weights
+    shutil.copytree(tmp_path / "cut", tmp_path / "early")
+    shutil.rmtree(tmp_path / "early" / "checkpoints")  # as if it was killed before the first
+    with pytest.raises(InputError, match="was started with other data or weights; give it those again"):
+        potstill.resume(tmp_path / "early")
     for others in (None, weights.flip(0)):
         with pytest.raises(InputError, match="was started with other data or weights; give it those again"):
             potstill.resume(tmp_path / "cut", weights=others)
