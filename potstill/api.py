@@ -68,7 +68,7 @@ def distill(
             raise InputError(f"{name} is given twice, as {value!r} and as {options[name]!r}; give it once")
     base = Config.from_options(**options_from_preset(preset)) if preset else Config()
     config = Config.from_options(base, **options)
-    dataset = with_weights(dataset_of(config.data, images, labels, test_images, test_labels, class_names), weights)
+    dataset = dataset_of(config.data, images, labels, test_images, test_labels, class_names, weights)
     return new_run(config, dataset, None if out is None else Path(out), model=model, overwrite=overwrite, listener=listener)
 
 
@@ -100,7 +100,7 @@ def resume(
         InputError: no run in `out`, a finished one, or other data than it was started with.
     """
     config = RunFolder.open(Path(out)).config()
-    dataset = with_weights(dataset_of(config.data, images, labels, test_images, test_labels, class_names), weights)
+    dataset = dataset_of(config.data, images, labels, test_images, test_labels, class_names, weights)
     return resumed_run(Path(out), config, dataset, model=model, listener=listener)
 
 
@@ -146,21 +146,22 @@ def diagnose(
     noise = Noise(samples, size, signs, unrolls, sources)
     folder = RunFolder.open(Path(run))
     config = folder.config()
-    dataset = with_weights(dataset_of(config.data, images, labels, test_images, test_labels, class_names), weights)
+    dataset = dataset_of(config.data, images, labels, test_images, test_labels, class_names, weights)
     return list(diagnose_run(folder, config, dataset, noise, model=model, listener=listener))
 
 
 def dataset_of(
-    config: DataConfig, images: Any, labels: Any, test_images: Any, test_labels: Any, class_names: Sequence[str] | None
-) -> Dataset:
-    """The data that were given as arrays or, without any, that the configuration names."""
+    config: DataConfig, images: Any, labels: Any, test_images: Any, test_labels: Any, class_names: Sequence[str] | None,
+    weights: Any = None,
+) -> Dataset:  # fmt: skip
+    """The data that were given as arrays or, without any, that the configuration names, with weights if there are some."""
     if images is not None and labels is not None:
-        return from_arrays(images, labels, test_images, test_labels, class_names)
+        return with_weights(from_arrays(images, labels, test_images, test_labels, class_names), weights)
     named = {"images": images, "labels": labels, "test_images": test_images, "test_labels": test_labels, "class_names": class_names}
     for name, value in named.items():
         if value is not None:
             raise InputError(f"images and labels must be given together, got {name} without them")
-    return read(config)
+    return with_weights(read(config), weights)
 
 
 def evaluate(

@@ -4,7 +4,8 @@ A source (sources.py) gives raw `Arrays`; loading.py cuts them into train, valid
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -161,9 +162,14 @@ def make_split(
     return TensorSplit(torch.cat(images) if images else empty, torch.from_numpy(arrays.labels[indices]))
 
 
+def chunk_size(shape: Sequence[int]) -> int:
+    """How many images (C, H, W) are held at a time: at most CHUNK, and CHUNK_VALUES pixel values (64 MiB as float32)."""
+    return max(1, min(CHUNK, CHUNK_VALUES // math.prod(shape)))
+
+
 def chunks(indices: npt.NDArray[np.int64], arrays: Arrays) -> list[npt.NDArray[np.int64]]:
-    """`indices` in pieces of at most CHUNK images and CHUNK_VALUES pixel values (64 MiB as float32) of `arrays`."""
-    size = max(1, min(CHUNK, CHUNK_VALUES // int(np.prod(arrays.images.shape[1:]))))
+    """`indices` in pieces of `chunk_size` images of `arrays`."""
+    size = chunk_size(arrays.images.shape[1:])
     return [indices[start : start + size] for start in range(0, len(indices), size)]
 
 

@@ -1,5 +1,6 @@
 """Image folders as a data set, and the way that every listing of image files takes to arrays."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -7,14 +8,16 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from potstill.data import Dataset
+from potstill.data import Arrays, Dataset
 from potstill.images import (
     MAPPED_ABOVE_BYTES,
     Listing,
     cache_folder,
-    cached_arrays,
     content_hash,
+    conversion_folder,
+    convert,
     decode_in_memory,
+    open_cached,
     scan,
 )
 from potstill.registry import InputError, near_miss
@@ -192,12 +195,19 @@ def assemble(
     """Decode listings into memory or the mapped cache, as `config.storage` says or their size asks for."""
     content = fingerprint()
     count = sum(len(listing.labels) for listing in listings.values())
-    found = None
-    if config.storage != "mapped":
-        found = scan(list(listings.values()), config.image_size)
-    layout, shape, seen = found or (None, None, [])
-    if layout and shape and (config.storage == "memory" or 4 * count * int(np.prod(shape)) <= MAPPED_ABOVE_BYTES):
-        arrays = {name: decode_in_memory(listing, layout, shape, config.image_size) for name, listing in listings.items()}
-        return Dataset(arrays["train"], arrays.get("test"), names, content, (*notes, *seen))
-    arrays, seen = cached_arrays(listings, content, cache_folder(config.cache_dir), config.image_size, found)
-    return Dataset(arrays["train"], arrays.get("test"), names, content, (*notes, *seen), mapped=True)
+    folder = conversion_folder(cache_folder(config.cache_dir), content, config.image_size)
+
+    def is_mapped(shape: tuple[int, ...]) -> bool:
+        large = 4 * count * math.prod(shape) > MAPPED_ABOVE_BYTES
+        return config.storage == "mapped" or (config.storage == "auto" and large)
+
+    def dataset(arrays: dict[str, Arrays], seen: list[str], *, mapped: bool) -> Dataset:
+        return Dataset(arrays["train"], arrays.get("test"), names, content, (*notes, *seen), mapped=mapped)
+
+    known = open_cached(folder, listings)
+    if known and is_mapped(known[0]["train"].images.shape[1:]):  # the headers of a million files need not be read again
+        return dataset(*known, mapped=True)
+    shape, seen = scan(list(listings.values()), config.image_size)
+    if is_mapped(shape):
+        return dataset(convert(folder, listings, config.image_size, shape, seen), seen, mapped=True)
+    return dataset({name: decode_in_memory(one, shape, config.image_size) for name, one in listings.items()}, seen, mapped=False)

@@ -18,6 +18,7 @@ from potstill import store
 from potstill.data import Split, batches, sample
 from potstill.distilled import Recipe
 from potstill.models import fresh
+from potstill.registry import InputError
 from potstill.scoring import Progress
 from potstill.seeds import derive
 from potstill.training import TEST_BATCH, Batches, Predict, split_batches, steps_of, train_network
@@ -190,7 +191,11 @@ def forgetting(
         folder: keeps each start's result, so that what was cut off goes on, and what is known is not done again.
         content: what the split holds, for the folder: a hash of the data, and how it was cut and preprocessed.
         progress: called after each epoch.
+    Raises:
+        InputError: a folder without content, where results of other data might be found.
     """
+    if folder and not content:
+        raise InputError("content must tell the data, as a hash does, where a folder keeps results; got nothing")
     counted = [(torch.zeros(len(split), dtype=torch.int32), torch.zeros(len(split), dtype=torch.bool)) for _ in range(starts)]
     taught = replace(recipe, steps=0, batch_per_class=0, classes_per_batch=0)  # how a small set is trained on does not matter
     digest = hashlib.sha256(store.canonical([content, repr(taught), epochs, seed]).encode()).hexdigest()[:16]

@@ -4,12 +4,13 @@ import hashlib
 import io
 import itertools
 import json
+import math
 import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import numpy.typing as npt
 import platformdirs
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from potstill.data import CHUNK, Arrays
+from potstill.data import Arrays, chunk_size
 from potstill.registry import InputError
 
 PADDED_SIDE, UNPADDED_SIDE = 32, 28
@@ -80,8 +81,8 @@ def reading(name: str, source: Path | bytes) -> Iterator[Image.Image]:
         raise InputError(f"cannot read the image {name}: {reason}; repair or remove it") from error
 
 
-def scan(listings: list[Listing], image_size: int) -> tuple[Layout, tuple[int, int, int], list[str]]:
-    """Read every header; the layout, the common shape (C, H, W), and notes on what will be changed.
+def scan(listings: list[Listing], image_size: int) -> tuple[tuple[int, int, int], list[str]]:
+    """Read every header; the common shape (C, H, W), and notes on what will be changed.
 
     Raises:
         InputError: an unreadable image, or several sizes and no `image_size`.
@@ -112,7 +113,7 @@ def scan(listings: list[Listing], image_size: int) -> tuple[Layout, tuple[int, i
     if height == width == UNPADDED_SIDE:
         height = width = PADDED_SIDE
         notes.append(PADDED_NOTE)
-    return layout, (1 if layout.grey else 3, height, width), notes
+    return (1 if layout.grey else 3, height, width), notes
 
 
 def decode(image: Image.Image, *, grey: bool, image_size: int) -> npt.NDArray[np.uint8]:
@@ -138,20 +139,20 @@ def decode(image: Image.Image, *, grey: bool, image_size: int) -> npt.NDArray[np
     return pixels[None] if grey else pixels.transpose(2, 0, 1)
 
 
-def decoded(listing: Listing, *, grey: bool, image_size: int, side: int) -> Iterator[npt.NDArray[np.uint8]]:
+def decoded(listing: Listing, *, image_size: int, shape: tuple[int, int, int]) -> Iterator[npt.NDArray[np.uint8]]:
     """The images of the listing, (n, C, H, W) at a time, decoded on all cores: Pillow works outside Python's lock.
 
-    Those that are not `side` pixels high are padded.
+    Those of another size than `shape` (C, H, W) says are padded; one channel is grey.
     """
 
     def pixels_of(item: tuple[str, Path | bytes]) -> npt.NDArray[np.uint8]:
         with reading(*item) as image:
-            pixels = decode(image, grey=grey, image_size=image_size)
-        return pixels if pixels.shape[1] == side else pad(pixels)
+            pixels = decode(image, grey=shape[0] == 1, image_size=image_size)
+        return pixels if pixels.shape == shape else pad(pixels)
 
     files = listing.files()
     with refusing_bombs(), ThreadPoolExecutor(os.cpu_count()) as pool:
-        while some := list(itertools.islice(files, CHUNK)):  # not all, whose encoded bytes would lie in memory
+        while some := list(itertools.islice(files, chunk_size(shape))):  # not all, whose encoded bytes would lie in memory
             yield np.stack(list(pool.map(pixels_of, some)))
 
 
@@ -163,38 +164,22 @@ def pad(pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return np.pad(pixels, [(0, 0)] * (pixels.ndim - 2) + [(margin, margin)] * 2)
 
 
-def decode_in_memory(listing: Listing, layout: Layout, shape: tuple[int, int, int], image_size: int) -> Arrays:
+def decode_in_memory(listing: Listing, shape: tuple[int, int, int], image_size: int) -> Arrays:
     """All images of the listing as one array."""
     images, done = np.empty((len(listing.labels), *shape), np.uint8), 0
-    for some in decoded(listing, grey=layout.grey, image_size=image_size, side=shape[1]):
+    for some in decoded(listing, image_size=image_size, shape=shape):
         images[done : done + len(some)] = some
         done += len(some)
     return Arrays(images, listing.labels)
 
 
-def cached_arrays(
-    listings: dict[str, Listing],
-    fingerprint: str,
-    cache_dir: Path,
-    image_size: int,
-    layout: tuple[Layout, tuple[int, int, int], list[str]] | None,
-) -> tuple[dict[str, Arrays], list[str]]:
-    """Memory-mapped images of every split; converted once and found again by content and size.
-
-    The headers are scanned here unless `layout` is given; a conversion that exists needs neither.
-    """
-    folder = cache_dir / hashlib.sha256(f"{FORMAT}/{fingerprint}/{image_size}".encode()).hexdigest()[:32]
-    opened = open_cached(folder, listings)
-    if opened is None:
-        convert(folder, listings, image_size, layout or scan(list(listings.values()), image_size))
-        opened = open_cached(folder, listings)
-    if opened is None:
-        raise InputError(f"cache folder {folder} cannot be read back; give another with --cache-dir")
-    return opened
+def conversion_folder(cache_dir: Path, fingerprint: str, image_size: int) -> Path:
+    """Where memory-mapped images lie, by their content and size."""
+    return cache_dir / hashlib.sha256(f"{FORMAT}/{fingerprint}/{image_size}".encode()).hexdigest()[:32]
 
 
 def open_cached(folder: Path, listings: dict[str, Listing]) -> tuple[dict[str, Arrays], list[str]] | None:
-    """An earlier conversion; None if there is none, or a damaged one."""
+    """Memory-mapped images of every split as an earlier conversion left them, and its notes; None if there is no whole one."""
     try:
         notes = json.loads((folder / "notes.json").read_text())
         images = {split: np.load(folder / f"{split}.npy", mmap_mode="r") for split in listings}
@@ -206,38 +191,58 @@ def open_cached(folder: Path, listings: dict[str, Listing]) -> tuple[dict[str, A
 
 
 def convert(
-    folder: Path, listings: dict[str, Listing], image_size: int, layout: tuple[Layout, tuple[int, int, int], list[str]]
-) -> None:
-    """Decode every listing into arrays in `folder`, to be memory-mapped; it is there whole or not at all."""
-    found, shape, notes = layout
-    require_room(folder.parent, sum(len(listing.labels) for listing in listings.values()) * int(np.prod(shape)))
+    folder: Path, listings: dict[str, Listing], image_size: int, shape: tuple[int, int, int], notes: list[str]
+) -> dict[str, Arrays]:
+    """Decode every listing into arrays in `folder`, which is there whole or not at all, and map them."""
+    require_room(folder.parent, sum(len(listing.labels) for listing in listings.values()) * math.prod(shape))
     building = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(building, ignore_errors=True)
-    building.mkdir(parents=True)
     try:
+        with cache_errors(folder.parent):
+            building.mkdir(parents=True)
         for split, listing in listings.items():
-            # Written from front to back: pages of a memory map that is written count as the process's memory.
-            with (building / f"{split}.npy").open("wb") as file:
-                header = {"descr": "|u1", "fortran_order": False, "shape": (len(listing.labels), *shape)}
-                np.lib.format.write_array_header_1_0(file, header)
-                for some in decoded(listing, grey=found.grey, image_size=image_size, side=shape[1]):
-                    file.write(some.tobytes())
-        (building / "notes.json").write_text(json.dumps(notes))
-        shutil.rmtree(folder, ignore_errors=True)
-        building.rename(folder)
-    except OSError as error:
-        raise InputError(f"cannot write the cache folder {folder.parent}: {error}; give another with --cache-dir") from error
+            write_decoded(building / f"{split}.npy", listing, image_size, shape)
+        with cache_errors(folder.parent):
+            (building / "notes.json").write_text(json.dumps(notes))
+            shutil.rmtree(folder, ignore_errors=True)
+            building.rename(folder)
     finally:
         shutil.rmtree(building, ignore_errors=True)
+    opened = open_cached(folder, listings)
+    if opened is None:
+        raise InputError(f"cache folder {folder} cannot be read back; give another with --cache-dir")
+    return opened[0]
+
+
+def write_decoded(path: Path, listing: Listing, image_size: int, shape: tuple[int, int, int]) -> None:
+    """Write the images of the listing as a NumPy file, from front to back: what is written into a memory map counts as memory."""
+    header = {"descr": "|u1", "fortran_order": False, "shape": (len(listing.labels), *shape)}
+    with ExitStack() as closing:
+        with cache_errors(path.parent.parent):
+            file = closing.enter_context(path.open("wb"))
+            np.lib.format.write_array_header_1_0(file, header)
+        for some in decoded(listing, image_size=image_size, shape=shape):
+            with cache_errors(path.parent.parent):
+                file.write(some.tobytes())
+        with cache_errors(path.parent.parent):
+            file.flush()
+            os.fsync(file.fileno())  # or a loss of power could leave zeros behind a whole folder's name
+
+
+@contextmanager
+def cache_errors(cache_dir: Path) -> Iterator[None]:
+    """What goes wrong with files of the cache inside the block becomes an InputError."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"cannot write the cache folder {cache_dir}: {error}; give another with --cache-dir") from error
 
 
 def require_room(cache_dir: Path, size: int) -> None:
     """Raise an InputError unless `size` bytes fit into `cache_dir`, before hours are spent."""
-    try:
+    with cache_errors(cache_dir):
         cache_dir.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(cache_dir).free
-    except OSError as error:
-        raise InputError(f"cannot write the cache folder {cache_dir}: {error}; give another with --cache-dir") from error
     if free < size:
         raise InputError(
             f"cache folder {cache_dir} must have room for {size:,} bytes of memory-mapped images, {free:,} are free; "
@@ -256,25 +261,31 @@ def stamp(path: Path) -> tuple[int, ...]:
     return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_dev
 
 
+@contextmanager
+def file_errors(path: Path) -> Iterator[None]:
+    """What goes wrong with a file of the data inside the block becomes an InputError."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}; put it back or make it readable") from error
+
+
 def content_hash(files: Callable[[], Iterator[tuple[str, Path]]], cache_dir: Path) -> str:
     """A hash over the names and bytes of files, wherever they lie; `files` gives (name, path) of each whenever it is called.
 
     It is remembered by size and times of change, so that a large data set is read for it once.
     """
-    stamps = hashlib.sha256()
-    try:
-        for name, path in files():
+    stamps, total = hashlib.sha256(), hashlib.sha256()
+    for name, path in files():
+        with file_errors(path):
             stamps.update(json.dumps([name, *stamp(path)]).encode())
-    except OSError as error:
-        raise InputError(f"cannot read {error.filename}: {error.strerror}; put it back, or take it out of the list") from error
     memo = cache_dir / "hashes" / stamps.hexdigest()[:32]
     try:
         return memo.read_text()
     except OSError:
         pass
-    total = hashlib.sha256()
     for name, path in files():
-        with path.open("rb") as file:
+        with file_errors(path), path.open("rb") as file:
             total.update(os.fsencode(f"{name}/{hashlib.file_digest(file, 'sha256').hexdigest()}\n"))
     try:
         memo.parent.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -308,6 +308,15 @@ def identity(config: Config) -> dict[str, Any]:
     plain: dict[str, Any] = json.loads(store.canonical(config.flat()))
     nested = config.distilled.boost_blocks > 1  # there the first blocks' last steps are behind us
     return {name: value for name, value in plain.items() if name not in MAY_CHANGE or (nested and name == "steps")}
+
+
+def scoring_share(records: Iterable[Record]) -> float:
+    """The share of the outer loop's time, without validation, that scoring real images took."""
+    spent = steps = 0.0
+    for record in records:
+        spent += record.get("hardness_seconds") or 0.0
+        steps += record.get("seconds") or 0.0
+    return spent / (spent + steps) if spent else 0.0
 
 
 def steps_done(state: OuterState, config: Config) -> int:

@@ -4,13 +4,11 @@ Source: appendix E, figures 9 and 17 of Feng, Vedantam & Kempe 2024, arXiv:2311.
 2019, arXiv:1812.05159.
 """
 
-import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import filelock
-from torch import Tensor
 
 from potstill.config import Config, options_from_preset
 from potstill.courses import AFTER, STEP, curves, single
@@ -18,7 +16,8 @@ from potstill.data import Part
 from potstill.figures import Drawing, Series, strata_figure
 from potstill.hardness import MORE, NEVER, Forgetting, forgetting
 from potstill.loading import cut_of
-from potstill.results import ACCURACY, ACCURACY_BY_SIZE, Measurement, Quantity, Results, Table, compared, in_words, verdict
+from potstill.results import ACCURACY_BY_SIZE, Measurement, Quantity, Results, Table, compared, in_words, verdict
+from potstill.runs import scoring_share
 from potstill.scoring import Figure
 from potstill.studies import Place, Point, Subject, paper_data, small_options
 from potstill.training import Batches, steps_of
@@ -120,12 +119,11 @@ class Hardness:
             strata = scores(subject, scale).strata(scale.edges)
             parts = {stratum: Part(train, rows) for stratum, rows in strata.items()}
             of_set = size_name(ipc) if way == STANDARD else f"{size_name(ipc)}, {way}"
-            test, found = by_stratum(subject, of_set, bench.batches_of(distilled), distilled.recipe.steps, parts)
-            found.append(dataclasses.replace(test, quantity=ACCURACY, way=way, at=ipc))
+            steps = distilled.recipe.steps
+            test, found = by_stratum(subject, of_set, bench.batches_of(distilled), steps, parts)
+            found.append(figured(ACCURACY_BY_SIZE, way, ipc, subject, test, steps))
             if ipc == scale.sizes[-1]:
-                spent = sum(record.get("hardness_seconds", 0) for record in records)
-                share = spent / (spent + sum(record["seconds"] for record in records))
-                found.append(single(COST, way, ipc, subject, share, "logged; several runs at a time"))
+                found.append(single(COST, way, ipc, subject, scoring_share(records), "logged; several runs at a time"))
                 for record in records:
                     if figure := record.get("validation"):
                         place = way, record["step"], seed
@@ -180,34 +178,28 @@ def strata_claims(table: Table, sizes: Sequence[str]) -> list[str]:
     easy, hard = strata[0], strata[-1]
     middle = strata[len(strata) // 2]
 
-    def gains(at: float, less: str, more: str) -> dict[int, float]:
-        first = table.cell(less, at)
-        return {seed: value - first[seed] for seed, value in table.cell(more, at).items()}
-
-    def told(claim: str, what: str, first: dict[int, float], first_name: str, second: dict[int, float], second_name: str) -> str:
-        apart = [first[seed] - second[seed] for seed in first]
-        values = [in_words(list(one.values()), "+", " points", percent=True) for one in (first, second)]
-        return (
-            f"{claim}. {what}, {first_name}: {values[0]}; {second_name}: {values[1]}; "
-            f"difference {in_words(apart, '+', ' points', percent=True)}: {verdict(apart, 1)}."
-        )
-
     at = {stratum: f"at most {stratum:g} events" for stratum in strata}
     at[MORE] = "the most events"
-    return [
-        told(
-            "Paper (figure 9): more images help the middling more than the easy", f"From {one} to {most}",
-            gains(middle, one, most), at[middle], gains(easy, one, most), at[easy],
-        ),
-        told(
-            "Paper (figure 9): more images bring little for the hardest", f"From {one} to {most}",
-            gains(middle, one, most), at[middle], gains(hard, one, most), at[hard],
-        ),
-        told(
-            "Paper (figure 9): what distilled sets lack against all real images they lack on hard ones", f"From {most} to {FULL}",
-            gains(hard, most, FULL), at[hard], gains(easy, most, FULL), at[easy],
-        ),
-    ]  # fmt: skip
+
+    def gains(less: str, more: str, stratum: float) -> list[float]:
+        return list(table.difference((more, stratum), (less, stratum)).values)
+
+    found = []
+    for claim, less, more, first, second in (
+        ("more images help the middling more than the easy", one, most, middle, easy),
+        ("more images bring little for the hardest", one, most, middle, hard),
+        ("what distilled sets lack against all real images they lack on hard ones", most, FULL, hard, easy),
+    ):
+        if first == second:  # so few strata hold images
+            continue
+        here, there = gains(less, more, first), gains(less, more, second)
+        apart = [value - other for value, other in zip(here, there, strict=True)]
+        words = [in_words(values, "+", " points", percent=True) for values in (here, there, apart)]
+        found.append(
+            f"Paper (figure 9): {claim}. From {less} to {more}, {at[first]}: {words[0]}; {at[second]}: {words[1]}; "
+            f"difference {words[2]}: {verdict(apart, 1)}."
+        )
+    return found
 
 
 def weighted(threshold: float) -> str:
@@ -236,16 +228,14 @@ def scores(subject: Subject, scale: Scale) -> Forgetting:
 
 def by_stratum(
     subject: Subject, way: str, make: Callable[[int], Batches], steps: int, parts: Mapping[float, Part]
-) -> tuple[Measurement, list[Measurement]]:
+) -> tuple[Figure, list[Measurement]]:
     """Networks that train on what `make` gives: their accuracy on test data, and on each stratum of the train images."""
-    bench = subject.bench
-    splits = (bench.real.test, *parts.values())
-    found = bench.scores(bench.recipe.lr, bench.nets, bench.seed, make, lengths=(steps,), splits=splits, label=way)[:, 0]
-    test, *rest = rows(found.T, way, (0, *parts), subject.seed, f"{steps} steps")
-    return test, rest
+    bench, splits = subject.bench, (subject.bench.real.test, *parts.values())
+    found = bench.scores(bench.recipe.lr, bench.nets, bench.seed, make, lengths=(steps,), splits=splits, label=way)
+    test, *rest = (Figure.of(values) for values in found[:, 0].T)
+    return test, [figured(BY_EVENTS, way, at, subject, one, steps) for at, one in zip(parts, rest, strict=True)]
 
 
-def rows(found: Iterable[Tensor], way: str, places: Iterable[float], seed: int, detail: str) -> list[Measurement]:
-    """A measurement for each place, over networks."""
-    figures = [(at, Figure.of(values)) for at, values in zip(places, found, strict=True)]
-    return [Measurement(BY_EVENTS.name, way, at, seed, one.mean, one.std, one.n, detail) for at, one in figures]
+def figured(quantity: Quantity, way: str, at: float, subject: Subject, figure: Figure, steps: int) -> Measurement:
+    """A measurement over networks that were trained so long."""
+    return Measurement(quantity.name, way, at, subject.seed, figure.mean, figure.std, figure.n, f"{steps} steps")

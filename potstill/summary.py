@@ -15,7 +15,7 @@ from potstill.distilled import DistilledSet
 from potstill.evaluation import Row
 from potstill.outer import Record
 from potstill.registry import InputError
-from potstill.runs import RunFolder
+from potstill.runs import RunFolder, scoring_share
 from potstill.scoring import Figure
 
 Numbers = NDArray[np.float64]
@@ -28,10 +28,11 @@ class Log:
     Args:
         step: (n,) counted from 1 over all blocks.
         block: (n,) counted from 1.
-        values: name -> (n,): "loss", "grad_norm", "seconds", "memory_mb", "decode_seconds", "hardness_seconds".
+        values: name -> (n,): "loss", "grad_norm", "seconds", "memory_mb", "decode_seconds".
         clipped: (n,) whether the meta-gradient was clipped.
         skipped: (n,) whether it was not finite, so that the set stayed as it was.
         validations: (step, accuracy on validation data) where it was measured.
+        scoring: share of the time, without validation, that scoring real images took.
     """
 
     step: Numbers
@@ -40,11 +41,12 @@ class Log:
     clipped: NDArray[np.bool_]
     skipped: NDArray[np.bool_]
     validations: list[tuple[int, Figure]]
+    scoring: float
 
     @classmethod
     def of(cls, records: Sequence[Record]) -> "Log":
         """From the records of a run."""
-        names = ("loss", "grad_norm", "seconds", "memory_mb", "decode_seconds", "hardness_seconds")
+        names = ("loss", "grad_norm", "seconds", "memory_mb", "decode_seconds")
         validations = [(record["step"], figure_of(record.get("validation"))) for record in records]
         return cls(
             np.array([record["step"] for record in records], float),
@@ -53,6 +55,7 @@ class Log:
             np.array([record.get("clipped") is True for record in records], bool),
             np.array([record.get("skipped") is True for record in records], bool),
             [(step, figure) for step, figure in validations if figure],
+            scoring_share(records),
         )
 
     @property
@@ -65,12 +68,6 @@ class Log:
         """Share of the time of outer steps that decoding took; NaN if it was not logged."""
         known = np.isfinite(self.values["decode_seconds"] + self.values["seconds"])
         return float(self.values["decode_seconds"][known].sum() / self.values["seconds"][known].sum()) if known.any() else np.nan
-
-    @property
-    def scoring(self) -> float:
-        """Share of the outer loop's time, without validation, that scoring real images took."""
-        spent, steps = float(np.nansum(self.values["hardness_seconds"])), float(np.nansum(self.values["seconds"]))
-        return spent / (spent + steps) if spent else 0.0
 
     @property
     def block_starts(self) -> dict[float, str]:

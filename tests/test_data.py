@@ -195,6 +195,30 @@ def test_a_split_holds_the_pixels_of_the_files(storage, tmp_path):
     assert labels.tolist() == [1, 0, 0, 0]
 
 
+@pytest.mark.parametrize("storage", ["memory", "mapped"])
+def test_more_images_than_are_held_at_a_time_keep_their_order(storage, tmp_path, monkeypatch):
+    pixels = write_folder(tmp_path / "source")
+    monkeypatch.setattr("potstill.data.CHUNK", 5)
+    dataset = read(folder_config(tmp_path / "source", tmp_path / "cache", storage=storage))
+    assert np.array_equal(dataset.train.images, pixels)
+
+
+def test_a_conversion_is_found_without_reading_a_header(tmp_path, monkeypatch):
+    write_folder(tmp_path / "source")
+    monkeypatch.setattr(folders, "MAPPED_ABOVE_BYTES", 1)
+    config = folder_config(tmp_path / "source", tmp_path / "cache")
+    first = read(config)
+
+    def never(*args: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(folders, "scan", never)
+    assert np.array_equal(read(config).train.images, first.train.images)
+    monkeypatch.setattr(folders, "MAPPED_ABOVE_BYTES", 10**9)  # small data are read into memory, whatever lies in the cache
+    with pytest.raises(AssertionError):
+        read(config)
+
+
 def test_auto_storage_maps_what_exceeds_the_limit_as_float_pixels(tmp_path, monkeypatch):
     write_folder(tmp_path / "source")
     size = 30 * 3 * 8 * 8 * 4

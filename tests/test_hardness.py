@@ -25,8 +25,9 @@ from potstill.hardness import (
     hardness_weights,
 )
 from potstill.models import fresh
+from potstill.registry import InputError
 from potstill.seeds import derive, generator
-from potstill.training import set_batches, split_batches
+from potstill.training import set_batches, split_batches, steps_of
 
 CPU = torch.device("cpu")
 RECIPE = Recipe("mlp", lr=0.02, steps=3)
@@ -193,3 +194,18 @@ def test_readings_and_scores_are_options_of_the_command_line(tmp_path, capsys):
     ):
         assert main(["distill", flag, value]) == 2
         assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("count", [1, 2, 255, 256, 257, 258, 512, 513, 514])
+def test_epochs_are_as_many_batches_as_it_takes_to_see_every_image(count):
+    split = TensorSplit(torch.arange(count).float()[:, None], torch.zeros(count, dtype=torch.int64))
+    batch = split_batches(split, Recipe("mlp"), 1, 0)
+    for _ in range(2):  # epochs
+        seen = [batch(step)[0][:, 0] for step in range(steps_of(split, 1))]
+        assert torch.equal(torch.cat(seen).sort().values, torch.arange(count).float())
+
+
+def test_a_folder_of_results_needs_to_know_the_data(tmp_path):
+    real = blobs(30)
+    with pytest.raises(InputError, match="content must tell the data"):
+        forgetting(real.train, RECIPE, linear, 3, epochs=1, starts=1, seed=0, device=CPU, folder=tmp_path)

@@ -87,9 +87,7 @@ def test_validation_images_that_were_sorted_into_class_folders_need_no_list(tiny
 
 def test_an_image_that_its_list_names_and_that_is_not_there_is_named(tiny, tmp_path):
     (tiny / "val" / "images" / "val_1.png").unlink()
-    with pytest.raises(
-        InputError, match=r"cannot read .*val_1.png: No such file or directory; put it back, or take it out of the list"
-    ):
+    with pytest.raises(InputError, match=r"cannot read .*val_1.png: No such file or directory; put it back or make it readable"):
         read(config_of(tiny, tmp_path))
 
 
