@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from curves import RESULTS, provenance
 
+from potstill.data import MappedSplit
 from potstill.hardness import UNIFORM, Weighted
 from potstill.loading import prepare
 from potstill.runs import RunFolder
@@ -38,29 +39,37 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", help="parquet:PATH of images to fill the folder with")
     parser.add_argument("--work", type=Path, default=Path("runs/large"), help="folder for all of it (default: runs/large)")
-    parser.add_argument("--part", choices=("read", "batches"), help=argparse.SUPPRESS)
+    parser.add_argument("--only", default="first,again,batches,cold,run", help="parts to measure; the others stay (default: all)")
+    parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     known = parser.parse_args()
     folder, cache = known.work / "images", known.work / "cache"
     config = DataConfig(data=f"folder:{folder}", image_size=SIZE, cache_dir=str(cache), preprocess="normalize")
     if known.part:
-        print(json.dumps({"read": reading, "batches": batches}[known.part](config)))
+        print(json.dumps(PARTS[known.part](config)))
         return
+    wanted = known.only.split(",")
     if not (folder / "val").exists():
         if not known.images:
             raise SystemExit("give --images to make the folder")
         fill(folder, known.images.removeprefix("parquet:"))
-    if cache.exists():
+    if "first" in wanted and cache.exists():
         raise SystemExit(f"{cache} holds a conversion; remove it")
-    found = {}
-    for name, part in (("first", "read"), ("again", "read"), ("batches", "batches")):
-        command = [sys.executable, __file__, "--work", str(known.work), "--part", part]
+    target = RESULTS / "large_data.json"
+    found = json.loads(target.read_text()) if target.exists() else {}
+    for name, part in (("first", reading), ("again", reading), ("batches", batches), ("cold", cold)):
+        if name not in wanted:
+            continue
+        if name == "cold":
+            drop_from_cache(cache)
+        command = [sys.executable, __file__, "--work", str(known.work), "--part", part.__name__]
         printed, memory = watched(command)
         found[name] = {**json.loads(printed), "own_memory_mb": memory}
         print(name, found[name], flush=True)
-    found["run"] = run(known.work, config)
-    print("run", found["run"], flush=True)
+    if "run" in wanted:
+        found["run"] = run(known.work, config)
+        print("run", found["run"], flush=True)
     sizes = {"train": TRAIN, "test": TEST, "classes": CLASSES, "pixels": SIZE}
-    (RESULTS / "large_data.json").write_text(json.dumps({**sizes, **found, **provenance()}, indent=2) + "\n")
+    target.write_text(json.dumps({**found, **sizes, **provenance()}, indent=2) + "\n")
 
 
 def fill(folder: Path, images: str) -> None:
@@ -110,7 +119,7 @@ def reading(config: DataConfig) -> dict[str, Any]:
 
 
 def batches(config: DataConfig) -> dict[str, Any]:
-    """Fit the preprocessing, and draw and read real batches: with the file in the system's cache as it is, and dropped from it."""
+    """Fit the preprocessing, and draw and read real batches that lie in the system's cache."""
     dataset = read(config)
     began = time.perf_counter()
     real = prepare(dataset, config, torch.device("cpu"))
@@ -124,11 +133,25 @@ def batches(config: DataConfig) -> dict[str, Any]:
         real.train.take(one)
     again = iter(rows)
     found["warm_seconds"] = median(lambda: real.train.take(next(again)))
-    file = dataset.train.images.filename
-    with open(file, "rb") as opened:  # noqa: PTH123 - for its number
-        os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    found["cold_seconds"] = median(lambda: real.train.take(UNIFORM.draw(real.train, BATCH, rng)))
     return {**found, "bytes": int(np.prod(dataset.train.images.shape))}
+
+
+def drop_from_cache(cache: Path) -> None:
+    """Have the system forget the converted images; no process has them open."""
+    for file in cache.glob("*/*.npy"):
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())
+            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def cold(config: DataConfig) -> dict[str, Any]:
+    """Read real batches that the system's cache does not hold."""
+    arrays, rng = read(config).train, generator(0)
+    split = MappedSplit(arrays, np.arange(len(arrays.labels)), lambda images: images, torch.device("cpu"))
+    return {"seconds": median(lambda: split.take(UNIFORM.draw(split, BATCH, rng)))}
+
+
+PARTS = {part.__name__: part for part in (reading, batches, cold)}
 
 
 def median(work: Any) -> float:

@@ -5,6 +5,7 @@ A source (sources.py) gives raw `Arrays`; loading.py cuts them into train, valid
 
 import hashlib
 import math
+import mmap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -35,8 +36,19 @@ class Arrays:
         order = np.argsort(indices, kind="stable")
         rows = np.empty((len(indices), *self.images.shape[1:]), self.images.dtype)
         rows[order] = self.images[indices[order]]  # sorted: a memory map is read from front to back
+        release(self.images)
         images = torch.from_numpy(rows)
         return images.float().div_(255) if images.dtype == torch.uint8 else images.float()
+
+
+def release(images: npt.NDArray[Any]) -> None:
+    """Give back the pages of a memory map that were read: they would count as this process's memory until the system needs it.
+
+    The system's cache of files keeps them.
+    """
+    mapped = getattr(images, "_mmap", None)
+    if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 @dataclass(frozen=True)

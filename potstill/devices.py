@@ -33,10 +33,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """The most memory this process has used, in MB: of the GPU on CUDA, else of the host (0 where it cannot be told).
-
-    On the host, pages of memory-mapped data count too, though the system may take them back at any time.
-    """
+    """The most memory this process has used, in MB: of the GPU on CUDA, else of the host (0 where it cannot be told)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
     if sys.platform == "win32":

@@ -341,3 +341,19 @@ def test_a_disk_that_fills_up_during_the_conversion_is_told_and_leaves_nothing(t
     with pytest.raises(InputError, match=r"cannot write the cache folder .*: .*No space left on device; give another with --cache"):
         read(folder_config(tmp_path / "source", tmp_path / "cache", storage="mapped"))
     assert conversions(tmp_path / "cache") == []
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="tells the pages of mapped files on Linux only")
+def test_reading_mapped_images_does_not_fill_the_process(tmp_path):
+    rows, size = 64, 2**20
+    np.save(tmp_path / "images.npy", np.zeros((rows, 1, 1, size), np.uint8))
+    arrays = Arrays(np.load(tmp_path / "images.npy", mmap_mode="r"), np.zeros(rows, np.int64))
+
+    def mapped() -> int:
+        (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssFile")]
+        return int(line.split()[1]) * 1024
+
+    before = mapped()
+    for row in range(rows):
+        arrays.floats(np.array([row]))
+    assert mapped() - before < rows * size / 8
