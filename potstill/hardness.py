@@ -21,7 +21,7 @@ from potstill.models import fresh
 from potstill.registry import InputError
 from potstill.scoring import Progress
 from potstill.seeds import derive
-from potstill.training import Batches, Predict, split_batches, steps_of, test_batches, train_network
+from potstill.training import Batches, Predict, evaluation_batches, split_batches, steps_of, train_network
 
 KIND = "forgetting events"
 MORE, NEVER = 1000.0, 1001.0
@@ -84,7 +84,7 @@ def hardness_weights(scores: Tensor, threshold: float, networks: int, reading: s
 @torch.no_grad()
 def predictions(predict: Predict, split: Split) -> Tensor:
     """(N,) the class that a network gives each example, on the CPU."""
-    return torch.cat([predict(images).argmax(1).cpu() for images, _ in test_batches(split)])
+    return torch.cat([predict(images).argmax(1).cpu() for images, _ in evaluation_batches(split)])
 
 
 def disagreement(classes: Tensor, labels: Tensor, against: str) -> Tensor:

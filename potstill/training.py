@@ -120,7 +120,7 @@ def train_compiled(
         yield predict
 
 
-def test_batches(split: Split) -> Iterator[tuple[Tensor, Tensor]]:
+def evaluation_batches(split: Split) -> Iterator[tuple[Tensor, Tensor]]:
     """A split in order, so many images at a time that a network's activations stay as small as for 512 images of 3 x 32 x 32."""
     values = split.take(torch.zeros(1, dtype=torch.int64))[0].numel() if len(split) else 1
     yield from batches(split, max(1, min(TEST_BATCH, TEST_VALUES // values)))
@@ -129,5 +129,5 @@ def test_batches(split: Split) -> Iterator[tuple[Tensor, Tensor]]:
 @torch.no_grad()
 def accuracy(predict: Predict, split: Split) -> float:
     """The fraction of a split that a network classifies rightly."""
-    right = sum(int((predict(images).argmax(1) == labels).sum()) for images, labels in test_batches(split))
+    right = sum(int((predict(images).argmax(1) == labels).sum()) for images, labels in evaluation_batches(split))
     return right / len(split)

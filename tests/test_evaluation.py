@@ -22,7 +22,7 @@ from potstill.scoring import Figure, score_set
 from potstill.sections import DataConfig
 from potstill.seeds import derive, generator
 from potstill.sources import from_arrays
-from potstill.training import accuracy, set_batches, split_batches, train_compiled, train_network
+from potstill.training import accuracy, evaluation_batches, set_batches, split_batches, train_compiled, train_network
 
 CPU = torch.device("cpu")
 
@@ -268,3 +268,11 @@ def test_another_network_takes_the_learning_rate_that_is_best_on_validation_data
     assert "learning rate" not in own.protocol + fixed.protocol
     with pytest.raises(InputError, match="lr must be above 0 and finite, got 0"):
         potstill.evaluation.evaluate(distilled, real, lr=0.0)
+
+
+@pytest.mark.parametrize(("shape", "sizes"), [((1, 8, 8), [512, 88]), ((3, 32, 32), [512, 88]), ((3, 64, 64), [128] * 4 + [88])])
+def test_larger_images_are_tested_fewer_at_a_time(shape, sizes):
+    split = TensorSplit(torch.zeros(1, 1, 1, 1).expand(600, *shape), torch.arange(600))
+    parts = list(evaluation_batches(split))
+    assert [len(labels) for _, labels in parts] == sizes
+    assert torch.equal(torch.cat([labels for _, labels in parts]), torch.arange(600))
