@@ -179,7 +179,7 @@ def hardness_facts(run: RunSummary) -> list[Fact]:
     since = f" from step {how.hardness_from:,} on" if how.hardness_from else ""
     words = (
         f"most of {most}, least weight {how.hardness_sampler:g}; scored by {how.hardness_nets} networks every "
-        f"{how.hardness_every:,} steps{since}, {100 * run.log.scoring:.1f} % of the time"
+        f"{how.hardness_every:,} steps{since}, which took {100 * run.log.scoring:.1f} % of the time"
     )
     return [*found, ("Real images are weighed", words)]
 

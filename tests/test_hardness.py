@@ -155,7 +155,7 @@ def test_the_report_says_how_images_are_weighed_and_what_it_cost(tmp_path):
     assert main(["report", str(tmp_path / "run"), "--out", str(tmp_path / "run.html")]) == 0
     page = (tmp_path / "run.html").read_text()
     found = re.search(
-        r"most of middling hardness, least weight 1; scored by 2 networks every 3 steps from step 2 on, ([\d.]+) %", page
+        r"most of middling hardness, least weight 1; scored by 2 networks every 3 steps from step 2 on, which took ([\d.]+) %", page
     )
     records = runs.RunFolder(tmp_path / "run").records()
     spent, steps = (sum(record.get(name, 0) for record in records) for name in ("hardness_seconds", "seconds"))
