@@ -2,15 +2,15 @@
 
 import dataclasses
 import tomllib
-import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
 import tomli_w
 
+from potstill.options import checked, convert
 from potstill.registry import METHODS, OPTIMIZERS, PARAMETERISATIONS, PREPROCESSING, SOURCES, WINDOWS, InputError, near_miss
 from potstill.sections import (
     AUGMENTATIONS,
@@ -89,56 +89,6 @@ def by_first_name(options: Mapping[str, Any]) -> dict[str, Any]:
                     f"{item.name} and {second} are the same option, got {found[item.name]} and {value}; give one of them"
                 )
     return found
-
-
-def convert(name: str, value: Any, hint: Any, words: Sequence[str] = ()) -> Any:
-    """`value` (from TOML, Python, or the text of a flag) as the type `hint`; an InputError if it is none.
-
-    `words` may stand in its place, and are told in the message.
-    """
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
-        words = [word for part in arguments if get_origin(part) is Literal for word in get_args(part)]
-        if value in words:
-            return value
-        return convert(name, value, next(part for part in arguments if get_origin(part) is not Literal), words)
-    if origin is Literal:
-        if value not in arguments:
-            known = ", ".join(map(str, arguments))
-            raise InputError(f"{name} must be one of {known}; got {value!r}{near_miss(str(value), arguments)}")
-        return value
-    if origin is tuple:
-        parts = value.split(",") if isinstance(value, str) else value
-        if not isinstance(parts, list | tuple):
-            raise InputError(f"{name} must be a list, got {value!r}")
-        return tuple(convert(name, part, arguments[0]) for part in parts if part not in ("", "none"))
-    if hint is bool and isinstance(value, bool):
-        return value
-    if hint is str and isinstance(value, str):
-        return value.strip()
-    if hint in (int, float) and not isinstance(value, bool):
-        try:
-            number = float(value)
-            if hint is float or number == int(number):
-                return number if hint is float else int(value)
-        except (TypeError, ValueError, OverflowError):
-            pass
-    kind = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}[hint]
-    raise InputError(f"{name} must be {' or '.join((kind, *words))}, got {value!r}")
-
-
-def checked(item: "dataclasses.Field[Any]", value: Any) -> Any:
-    """`value` again, if its numbers lie in the field's interval; an InputError if not."""
-    low, high, open_low = (item.metadata[key] for key in ("low", "high", "open_low"))
-    for number in value if isinstance(value, tuple) else (value,):
-        if isinstance(number, bool) or not isinstance(number, int | float):
-            continue
-        above = low is None or (number > low if open_low else number >= low)
-        if not (above and (high is None or number <= high) and abs(number) < float("inf")):
-            least = "" if low is None else f"above {low}" if open_low else f"at least {low}"
-            most = "" if high is None else f"at most {high}"
-            raise InputError(f"{item.name} must be {' and '.join(filter(None, (least, most))) or 'finite'}, got {number}")
-    return value
 
 
 def validated(config: Config) -> Config:

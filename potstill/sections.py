@@ -4,27 +4,18 @@ Every option's name is unique over all sections, so that it is one flag (`--inne
 `potstill.distill` (`inner_lr=`) and one key of the TOML file (`[inner] inner_lr`).
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-Auto = Literal["auto"]
+from potstill.options import Auto, option
+
 Unit = Literal["unit"]
 Off = Literal["off"]
 EVALUATION_DATA_OPTIONS = ("image_column", "label_column", "image_size", "storage", "cache_dir")
 """Options that tell how real data are read, not how they were distilled."""
 TAPES = ("states", "sqrt", "host", "bfloat16")
 AUGMENTATIONS = ("flip", "rotate", "crop", "cutout", "color", "scale")
-
-
-def option(
-    default: Any, help: str, *, low: float | None = None, high: float | None = None, open_low: bool = False, also: str = ""
-) -> Any:
-    """A field with its help text and the interval its numbers lie in: [low, high], or (low, high] with `open_low`.
-
-    `also` is a second name by which it can be given.
-    """
-    return field(default=default, metadata={"help": help, "low": low, "high": high, "open_low": open_low, "also": also})
 
 
 @dataclass(frozen=True)

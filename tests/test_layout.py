@@ -11,7 +11,8 @@ import potstill
 
 ROOT = Path(potstill.__file__).parent
 ORDER = [
-    "registry", "seeds", "sections", "config", "devices", "data", "images", "folders", "tables", "sources", "preprocess", "loading",
+    "registry", "seeds", "options", "sections", "config", "devices", "data", "images", "folders", "tables", "sources",
+    "preprocess", "loading",
     "augment", "models", "parameterisations", "distilled", "store", "derivatives", "fusible", "compiled", "compilation",
     "inner", "windows", "training", "scoring", "evaluation", "hardness", "methods", "analysis", "outer", "boosting", "resolve",
     "runs", "distillation", "diagnosis", "api", "grid", "figures", "results", "page", "studies", "nested", "courses", "stability",
