@@ -1,6 +1,6 @@
 """potstill: dataset distillation. A labelled data set of thousands becomes a handful of synthetic examples.
 
->>> distilled = potstill.distill(images, labels, images_per_class=10)
+>>> distilled = potstill.distill(images, labels, ipc=10)
 >>> network = potstill.train(distilled)
 >>> network(distilled.preprocess(real_images)).argmax(1)
 """
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from potstill.api import diagnose, distill, evaluate, resume
-    from potstill.config import Config
+    from potstill.config import configuration
     from potstill.distilled import DistilledSet
     from potstill.exports import export
     from potstill.registry import InputError
@@ -18,11 +18,23 @@ if TYPE_CHECKING:
     from potstill.store import load, save
 
 __version__ = "0.1.0"
-__all__ = ["Config", "DistilledSet", "InputError", "diagnose", "distill", "evaluate", "export", "load", "resume", "save", "train"]
+__all__ = [
+    "DistilledSet",
+    "InputError",
+    "configuration",
+    "diagnose",
+    "distill",
+    "evaluate",
+    "export",
+    "load",
+    "resume",
+    "save",
+    "train",
+]
 
 # Imported when first used (PEP 562), so that `potstill --help` does not wait for torch.
 _HOMES = {
-    "Config": "config", "DistilledSet": "distilled", "InputError": "registry", "diagnose": "api", "distill": "api",
+    "configuration": "config", "DistilledSet": "distilled", "InputError": "registry", "diagnose": "api", "distill": "api",
     "evaluate": "api", "export": "exports", "load": "store", "resume": "api", "save": "store",
     "train": "scoring",
 }  # fmt: skip

@@ -180,7 +180,7 @@ class InnerOptimizers(Courses):
     def ways(self, setting: Setting) -> Ways:
         # The paper's SGD: 0.01, times 0.2 at steps 120 and 200 of 250; of momentum and weight decay it says nothing.
         milestones = tuple(round(setting.unroll * step / 250) for step in (120, 200))
-        sgd = {"inner_optimizer": "sgd", "inner_lr": 0.01, "lr_milestones": milestones, "lr_decay": 0.2}
+        sgd = {"inner_optimizer": "sgd", "inner_lr": 0.01, "inner_milestones": milestones, "inner_decay": 0.2}
         return {"Adam": {}, "SGD": sgd}
 
     def claims(self, results: Results) -> list[str]:

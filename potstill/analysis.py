@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from potstill.inner import Leaves
-from potstill.methods.base import MethodState
-from potstill.methods.bptt import Bptt
+from potstill.methods.base import Examples, State
+from potstill.methods.unrolled import Replay, UnrolledMethod
 from potstill.seeds import generator
 
 SOURCES = {
@@ -126,7 +126,15 @@ def variance_by_signs(gradient: Gradient, n: int, signs: Iterable[Tensor]) -> Va
 
 
 def real_variance(
-    method: Bptt, leaves: Leaves, state: MethodState, outer_step: int, *, samples: int = 100, size: int = 1, signs: int = 0
+    method: UnrolledMethod,
+    examples: Examples,
+    learned: Leaves,
+    state: State,
+    outer_step: int,
+    *,
+    samples: int = 100,
+    size: int = 1,
+    signs: int = 0,
 ) -> Variance:
     """The variance of one outer step's meta-gradient over the real data, for the images as one vector.
 
@@ -134,7 +142,8 @@ def real_variance(
 
     Args:
         method: one that unrolls.
-        leaves: the examples that are learned, "images" among them.
+        examples: the set as the method sees it.
+        learned: what the method learns beside it.
         state: the method's.
         outer_step: which.
         samples: n (100 in the paper).
@@ -143,15 +152,15 @@ def real_variance(
     Returns:
         The variance. Beside the unroll's N + M steps it takes n ways back of M steps each, or signs + 1.
     """
-    replay = (outer_step,)
-    trajectory = method.trajectory(leaves, replay, *method.window(state, replay, outer_step))
+    replay = Replay(outer_step)
+    trajectory = method.trajectory(examples, learned, replay, *method.window(state, replay))
 
     def gradient(weights: Tensor) -> Tensor:
-        return trajectory.of_samples(replay, samples, size, weights).leaves["images"].flatten()
+        return trajectory.of_samples(replay, samples, size, weights).leaves["images"][examples.frozen :].flatten()
 
     if not signs:
         return exact_variance(gradient, samples)
-    return variance_by_signs(gradient, samples, random_signs(signs, samples, method.problem.config.run.seed, outer_step))
+    return variance_by_signs(gradient, samples, random_signs(signs, samples, method.problem.seed, outer_step))
 
 
 def random_signs(count: int, n: int, seed: int, outer_step: int) -> Tensor:
@@ -159,7 +168,9 @@ def random_signs(count: int, n: int, seed: int, outer_step: int) -> Tensor:
     return (2 * torch.randint(2, (count, n), generator=generator(seed, "signs", outer_step)) - 1).float()
 
 
-def noise_sources(method: Bptt, leaves: Leaves, state: MethodState, outer_step: int, n: int) -> dict[str, Variance]:
+def noise_sources(
+    method: UnrolledMethod, examples: Examples, learned: Leaves, state: State, outer_step: int, n: int
+) -> dict[str, Variance]:
     """What the noise of a trajectory's meta-gradient comes from: its real batch, its start, its window.
 
     n of each are drawn as in the next n outer steps, and combined in all n^3 ways. A start is a fresh network and its
@@ -167,7 +178,8 @@ def noise_sources(method: Bptt, leaves: Leaves, state: MethodState, outer_step: 
 
     Args:
         method: one that unrolls.
-        leaves: the examples that are learned, "images" among them.
+        examples: the set as the method sees it.
+        learned: what the method learns beside it.
         state: the method's.
         outer_step: the first of those outer steps.
         n: at least 2.
@@ -176,11 +188,12 @@ def noise_sources(method: Bptt, leaves: Leaves, state: MethodState, outer_step: 
         when all three are, as from outer step to outer step. All have the norm of the mean over everything and the power.
         Where sources act together, the first three add up to more than the last. It takes n^2 unrolls and n^3 ways back.
     """
-    windows = [method.window(state, (outer_step + drawn,), outer_step) for drawn in range(n)]
+    windows = [method.window_of(state, Replay(outer_step + drawn), outer_step) for drawn in range(n)]
 
     def draws(start: int, drawn: int) -> list[Tensor]:
-        trajectory = method.trajectory(leaves, (outer_step + start,), *windows[drawn])
-        return [trajectory.meta_gradient((outer_step + real,)).leaves["images"].flatten() for real in range(n)]
+        trajectory = method.trajectory(examples, learned, Replay(outer_step + start), *windows[drawn])
+        found = (trajectory.meta_gradient(Replay(outer_step + real)) for real in range(n))
+        return [one.leaves["images"][examples.frozen :].flatten() for one in found]
 
     return factorial(draws, windows, n)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from potstill import evaluation
-from potstill.config import Config, by_first_name, options_from_preset, options_of_config
+from potstill.config import Given, changed, configuration, options_from_preset
 from potstill.data import Dataset
 from potstill.devices import pick_device
 from potstill.diagnosis import Diagnosis, Noise, diagnose_run
@@ -26,7 +26,6 @@ def distill(
     images: Any = None,
     labels: Any = None,
     *,
-    images_per_class: int | None = None,
     test_images: Any = None,
     test_labels: Any = None,
     class_names: Sequence[str] | None = None,
@@ -43,7 +42,6 @@ def distill(
     Args:
         images: (N, H, W) or (N, C, H, W) arrays or tensors, C 1 or 3; integers 0..255, or floats. None: `data=` is read.
         labels: (N,) whole numbers 0 .. K-1.
-        images_per_class: size of the result; the same as ipc. With another param than "pixels" the budget, as if of pixels.
         test_images: held out for tests only; None holds 20 % out.
         test_labels: their classes.
         class_names: name of each class, all different.
@@ -54,20 +52,18 @@ def distill(
         out: folder to keep checkpoints, log and result in; None keeps nothing on disk.
         overwrite: replace a run that `out` holds.
         listener: told of progress.
-        **options: any option of `potstill distill --help` by its name, e.g. steps=500, window=40, learn_labels=True.
+        **options: any option of `potstill distill --help` by its name, e.g. ipc=10, steps=500, window=40.
             With threads=n, torch's number of threads is n in this process from then on.
     Returns:
         The set that was best on the held-out validation images, on the CPU.
     Raises:
         InputError: something given is wrong; the sentence says what, the rule, the value found and the way out.
     """
-    options = by_first_name(options)
-    named = {"data": images if images is None else "arrays", "ipc": images_per_class, "model": model and model_name(model)}
+    named = {"data": images if images is None else "arrays", "model": model and model_name(model)}
     for name, value in named.items():
         if value is not None and options.setdefault(name, value) != value:
             raise InputError(f"{name} is given twice, as {value!r} and as {options[name]!r}; give it once")
-    base = Config.from_options(**options_from_preset(preset)) if preset else Config()
-    config = Config.from_options(base, **options)
+    config = configuration(options_from_preset(preset) if preset else {}, options)
     dataset = dataset_of(config.data, images, labels, test_images, test_labels, class_names, weights)
     return new_run(config, dataset, None if out is None else Path(out), model=model, overwrite=overwrite, listener=listener)
 
@@ -210,7 +206,7 @@ def evaluate(
         InputError: data that do not fit the set, or an argument out of its range.
     """
     recorded = recorded_config(distilled)
-    config = Config.from_options(recorded, data=data).data if data else recorded.data
+    config = changed(recorded, data=data).data if data else recorded.data
     names = distilled.class_names if labels is not None else None
     real = fitting(distilled, dataset_of(config, images, labels, test_images, test_labels, names), config, device)
     return evaluation.evaluate(
@@ -219,14 +215,16 @@ def evaluate(
     )  # fmt: skip
 
 
-def recorded_config(distilled: DistilledSet) -> Config:
-    """The configuration that a set's file records; where the data lie is not in it, but for the embedded digits."""
-    known = {item.name for _, item, _ in options_of_config()}  # a file of another version may hold others
-    tables = distilled.meta.get("config", {}).values()
-    options = {name: value for table in tables for name, value in table.items() if name in known}
+def recorded_config(distilled: DistilledSet) -> Given:
+    """Read the configuration that a set's file records, parts and options as far as they are known.
+
+    Where the data lie is not in it, but for the embedded digits.
+    """
+    tables = distilled.meta.get("config", {})
+    options = {name: value for table in tables.values() for name, value in table.items()}
     if options.get("data") != "digits":
         options["data"] = "arrays"
-    return Config.from_options(**options)
+    return configuration(options)
 
 
 def fitting(distilled: DistilledSet, dataset: Dataset, config: DataConfig, device: str) -> RealData:

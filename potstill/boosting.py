@@ -1,33 +1,48 @@
 """Boost-DD: a set made block by block, so that its first blocks are a good set of their size.
 
-The distiller is called anew for each block, on the union of the earlier blocks and a fresh one, with the learning rate of
-the earlier ones multiplied by beta. It wraps any method from outside: a method sees images and targets, and whether some
-examples before them are frozen, and knows nothing of blocks.
+The distiller is called anew for each block, on the union of the earlier blocks and a fresh one, with the
+learning rate of the earlier ones multiplied by beta. It wraps any method from outside: a method sees
+examples, and how many of them are frozen, and knows nothing of blocks.
 
-Source: Algorithm 2 and section 5 of Feng, Vedantam & Kempe 2024, arXiv:2311.07025. Its line 3 gives the reduced rate to the
-first "(j-1) b" examples; there are j b old ones. beta multiplies the learning rate after Adam, the labels' too: a factor on
-the gradient would cancel in Adam. When beta is 0, earlier blocks are no variables at all.
+Source: Algorithm 2 and section 5 of Feng, Vedantam & Kempe 2024, arXiv:2311.07025. Its line 3 gives the
+reduced rate to the first "(j-1) b" examples; there are j b old ones. beta multiplies the learning rate
+after Adam, the labels' too: a factor on the gradient would cancel in Adam. When beta is 0, earlier blocks
+are no variables at all.
 """
 
 import dataclasses
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from potstill.config import Config
 from potstill.devices import synchronize
 from potstill.distilled import Block, joined
+from potstill.files import with_prefix
 from potstill.inner import with_grad
-from potstill.methods.base import Estimate, Method, MethodState, Problem
-from potstill.outer import OuterState, Rule
+from potstill.methods.base import Estimate, Examples, Learnable, Method, State
+from potstill.outer import Rule
 from potstill.parameterisations.base import Parameterisation
-from potstill.registry import METHODS
-from potstill.seeds import derive
-from potstill.store import with_prefix
+
+LEARNED = "method."
+"""Before the names of what a method learns beside the set, among the leaves."""
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Learning rates of a run.
+
+    Args:
+        images: on what images are made of, in proportion to its `speeds`.
+        labels: on learned labels.
+        beta: factor on both in earlier blocks.
+    """
+
+    images: float
+    labels: float
+    beta: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -35,12 +50,12 @@ class Stage:
     """One call of the distiller.
 
     Args:
-        config: of the run, without "auto".
         blocks: the earlier blocks as they are at its start, and the fresh one last.
+        rates: of the run.
     """
 
-    config: Config
     blocks: tuple[Block, ...]
+    rates: Rates
 
     @property
     def number(self) -> int:
@@ -50,11 +65,11 @@ class Stage:
     @property
     def first_moving(self) -> int:
         """The first block that moves; those before it are frozen."""
-        return self.number if self.config.distilled.boost_beta == 0 else 0
+        return self.number if self.rates.beta == 0 else 0
 
     @property
     def learned(self) -> dict[str, Tensor]:
-        """The leaves of the blocks that move, by the block's number and the leaf's name, as in "1.images"."""
+        """The leaves of the blocks that move, by block number and leaf's name, as in "1.images"."""
         return named(self.blocks, self.first_moving)
 
     @property
@@ -62,123 +77,127 @@ class Stage:
         """The leaves of the blocks that are frozen."""
         return named(self.blocks[: self.first_moving])
 
-    @property
-    def rules(self) -> dict[str, Rule]:
-        """How the outer optimiser treats each of `learned`.
+    def rules(self, learnables: Mapping[str, Learnable]) -> dict[str, Rule]:
+        """Say how the outer optimiser treats each leaf, and what the method learns beside the set.
 
-        Only what images are made of is clipped: the labels' gradient has another scale (released code; paper D.4 does not
-        say). Weights of classes stay non-negative (paper D.1).
+        Only what images are made of is clipped: the labels' gradient has another scale (released code;
+        paper D.4 does not say). Weights of classes stay non-negative (paper D.1).
         """
-        outer, rules = self.config.outer, {}
+        rules = {}
         for name in self.learned:
             number, _, kind = name.partition(".")
-            factor = 1.0 if int(number) == self.number else self.config.distilled.boost_beta
+            factor = 1.0 if int(number) == self.number else self.rates.beta
             if kind == "targets":
-                rules[name] = Rule(factor * float(outer.label_lr), least=0.0)
+                rules[name] = Rule(factor * self.rates.labels, least=0.0)
             else:
                 speed = self.blocks[int(number)].parameterisation.speeds[kind]
-                rules[name] = Rule(factor * speed * float(outer.outer_lr), clipped=True)
+                rules[name] = Rule(factor * speed * self.rates.images, clipped=True)
+        for name, one in learnables.items():
+            rules[LEARNED + name] = Rule(one.lr, least=one.least)
         return rules
 
     def with_leaves(self, leaves: Mapping[str, Tensor]) -> tuple[Block, ...]:
-        """The blocks with these values of what is learned."""
+        """Return the blocks with these values of what is learned."""
         return with_leaves(self.blocks, leaves)
 
-    def method(self, problem: Problem) -> "OnBlocks":
-        """The run's method on this stage; `problem` is the run's, and takes the examples, seed and batches of the stage."""
-        inner, per_class = self.config.inner, sum(block.parameterisation.per_class for block in self.blocks)
-        frozen, moving = self.blocks[: self.first_moving], self.blocks[self.first_moving :]
-        seed, micro = self.config.run.seed, stage_micro_batch(self.config, per_class, compiled=problem.compiled is not None)
-        config = dataclasses.replace(
-            self.config,
-            inner=dataclasses.replace(inner, synthetic_micro_batch=micro),
-            run=dataclasses.replace(self.config.run, seed=derive(seed, "block", self.number) if self.number else seed),
-        )
-        own = dataclasses.replace(
-            problem,
-            config=config,
-            labels=torch.cat([block.labels for block in self.blocks]),
-            fixed={} if config.distilled.learn_labels else {"targets": joined([block.targets for block in moving])},
-            frozen=examples(frozen) if frozen else {},
-        )
-        return OnBlocks(METHODS[config.outer.method](own), moving, self.first_moving, own.device)
+    @property
+    def labels(self) -> Tensor:
+        """(n,) the class of each example, those of frozen blocks first."""
+        return torch.cat([block.labels for block in self.blocks])
 
-    def begin(self, method: Method) -> OuterState:
-        """The outer loop's state before its first step: fresh moments, a fresh clip average (Algorithm 2 calls the distiller)."""
-        return OuterState.start(self.learned, method.init(), self.number, self.earlier)
+    def on_blocks(self, method: Method, device: torch.device) -> "OnBlocks":
+        """Let the outer loop call a method that was made for this stage's examples."""
+        frozen, moving = self.blocks[: self.first_moving], self.blocks[self.first_moving :]
+        return OnBlocks(method, frozen, moving, device)
 
 
 class OnBlocks:
-    """A method as the outer loop calls it: with the leaves of blocks in place of images and targets."""
+    """A method as the outer loop calls it: with leaves of blocks in place of examples.
 
-    def __init__(self, method: Method, blocks: tuple[Block, ...], first: int, device: torch.device):
-        self.inner, self.blocks, self.first, self.device = method, blocks, first, device
+    Args:
+        method: estimates on examples.
+        frozen: blocks that stay as they are.
+        moving: the others.
+        device: of all.
+    """
 
-    def init(self) -> MethodState:
-        return self.inner.init()
+    def __init__(self, method: Method, frozen: tuple[Block, ...], moving: tuple[Block, ...], device: torch.device):
+        self.method, self.frozen, self.moving, self.device = method, frozen, moving, device
+        self.remedy = method.remedy
+        self.still = examples(frozen) if frozen else {}
 
-    def finish(self, state: MethodState) -> dict[str, Any]:
-        return self.inner.finish(state)
+    def split(self, leaves: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Tell the leaves of blocks from what the method learns beside the set."""
+        learned = with_prefix(leaves, LEARNED)
+        return {name: leaf for name, leaf in leaves.items() if not name.startswith(LEARNED)}, learned
 
-    def learned(self, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The examples that are made of leaves which ask for a gradient: images and, unless they are fixed, targets."""
-        made = examples(with_leaves(self.blocks, wanted, self.first))
-        return {name: tensor for name, tensor in made.items() if tensor.requires_grad}
+    def examples(self, leaves: Mapping[str, Tensor]) -> tuple[Examples, dict[str, Tensor]]:
+        """Make the method's examples at these leaves of blocks.
 
-    def estimate(self, leaves: Mapping[str, Tensor], state: MethodState, outer_step: int) -> Estimate:
+        Returns:
+            All examples, without a graph, and those of the moving blocks with theirs: "images" and, if
+            they are learned, "targets".
+        """
+        blocks = with_leaves(self.moving, leaves, len(self.frozen))
+        made = examples(blocks)
+        labels = torch.cat([block.labels for block in (*self.frozen, *blocks)])
+        whole = {name: joined([*([self.still[name]] if self.still else []), tensor.detach()]) for name, tensor in made.items()}
+        learn = any(name.endswith(".targets") for name in leaves)
+        count = len(self.still["images"]) if self.still else 0
+        moving = {name: tensor for name, tensor in made.items() if name == "images" or learn}
+        return Examples(whole["images"], whole["targets"], labels, count, learn), moving
+
+    def estimate(self, leaves: Mapping[str, Tensor], state: State, step: int) -> Estimate:
+        """Estimate the gradient in the leaves: through what the blocks decode to."""
         began = self.now()
-        wanted = with_grad(leaves)
-        learned = self.learned(wanted)
+        of_blocks, learned = self.split(leaves)
+        wanted = with_grad(of_blocks)
+        given, moving = self.examples(wanted)
         decoded = self.now()
-        estimate = self.inner.estimate({name: tensor.detach() for name, tensor in learned.items()}, state, outer_step)
+        estimate = self.method.estimate(given, learned, state, step)
         estimated = self.now()
-        cotangents = [estimate.grads[name] for name in learned]
-        grads = torch.autograd.grad(list(learned.values()), list(wanted.values()), cotangents)
+        reached = [name for name in moving if name in estimate.grads]
+        grads = {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
+        if reached:
+            found = torch.autograd.grad(
+                [moving[name] for name in reached],
+                list(wanted.values()),
+                [estimate.grads[name][given.frozen :] for name in reached],
+                allow_unused=True,
+                materialize_grads=True,
+            )
+            grads |= dict(zip(wanted, found, strict=True))
+        grads |= {LEARNED + name: estimate.grads[name] for name in learned if name in estimate.grads}
         seconds = decoded - began + self.now() - estimated
         info = {**estimate.info, "decode_seconds": round(seconds, 6)}
-        return dataclasses.replace(estimate, grads=dict(zip(wanted, grads, strict=True)), info=info)
+        return dataclasses.replace(estimate, grads=grads, info=info)
 
     def now(self) -> float:
-        """The time when the device is done."""
+        """Read the clock when the device is done."""
         synchronize(self.device)
         return time.perf_counter()
 
 
-def stage_micro_batch(config: Config, per_class: int, *, compiled: bool) -> int:
-    """How many synthetic examples at once in a stage of a run that holds `per_class` examples of each class.
-
-    A compiled run takes the run's own number or its half, quarter, ...: the last micro-batch is filled up to it, and a shape
-    for each stage would be a compilation for each.
-    """
-    batch = min(per_class, int(config.inner.batch_per_class)) * int(config.inner.classes_per_batch)
-    most = int(config.inner.synthetic_micro_batch)
-    if not compiled:
-        return min(batch, most)
-    while (half := -(-most // 2)) >= batch and half < most:
-        most = half
-    return most
-
-
-def stage_sizes(config: Config, parameterisation: Parameterisation) -> list[int]:
-    """Examples of each class of the set in each stage of a run."""
-    return [parameterisation.per_class * (number + 1) for number in range(config.distilled.boost_blocks)]
+def stage_sizes(parameterisation: Parameterisation, blocks: int) -> tuple[int, ...]:
+    """Count the examples of each class of the set in each stage of a run."""
+    return tuple(parameterisation.per_class * (number + 1) for number in range(blocks))
 
 
 def named(blocks: tuple[Block, ...], first: int = 0) -> dict[str, Tensor]:
-    """The leaves of the blocks from `first` on, by the block's number and the leaf's name."""
+    """Name the leaves of the blocks from `first` on by the block's number and the leaf's name."""
     return {
         f"{number}.{name}": leaf for number, block in enumerate(blocks) if number >= first for name, leaf in block.leaves.items()
     }
 
 
 def made_blocks(leaves: Mapping[str, Tensor], parameterisation: Parameterisation) -> tuple[Block, ...]:
-    """Blocks from leaves that are named as `named` does, all of one parameterisation."""
-    count = len({name.partition(".")[0] for name in leaves})
-    return tuple(Block(with_prefix(leaves, f"{number}."), parameterisation) for number in range(count))
+    """Make blocks of leaves that are named as `named` does, all of one parameterisation."""
+    numbers = {name.partition(".")[0] for name in leaves if not name.startswith(LEARNED)}
+    return tuple(Block(with_prefix(leaves, f"{number}."), parameterisation) for number in range(len(numbers)))
 
 
 def with_leaves(blocks: tuple[Block, ...], leaves: Mapping[str, Tensor], first: int = 0) -> tuple[Block, ...]:
-    """The blocks, numbered from `first`, with other values of the leaves that are named as `named` does."""
+    """Return the blocks, numbered from `first`, with other values of leaves that `named` named."""
     return tuple(
         dataclasses.replace(block, leaves={**block.leaves, **with_prefix(leaves, f"{number}.")})
         for number, block in enumerate(blocks, start=first)
@@ -186,7 +205,7 @@ def with_leaves(blocks: tuple[Block, ...], leaves: Mapping[str, Tensor], first: 
 
 
 def examples(blocks: tuple[Block, ...]) -> dict[str, Tensor]:
-    """Images and targets of several blocks, one block after the other."""
+    """Join images and targets of several blocks, one block after the other."""
     return {
         "images": joined([block.images for block in blocks]),
         "targets": joined([block.targets for block in blocks]),

@@ -4,7 +4,6 @@ The commands themselves are in commands.py, which needs torch and is imported wh
 """
 
 import argparse
-import dataclasses
 import importlib
 import io
 import os
@@ -14,7 +13,8 @@ from pathlib import Path
 from typing import Any, NoReturn, get_args
 
 from potstill import __version__
-from potstill.config import Config, options_of_config, preset_names
+from potstill.config import SECTIONS, Option, layered, options_of_run, preset_names
+from potstill.options import declared, words_of
 from potstill.registry import (
     EXPORTS,
     METHODS,
@@ -22,12 +22,14 @@ from potstill.registry import (
     OPTIMIZERS,
     PARAMETERISATIONS,
     PREPROCESSING,
+    REAL_SAMPLERS,
     SOURCES,
     STUDIES,
     InputError,
     near_miss,
 )
-from potstill.sections import EVALUATION_DATA_OPTIONS
+from potstill.sections import EVALUATION_DATA_OPTIONS, DataConfig, RunConfig
+from potstill.slots import SLOTS, owners_of
 
 PAPER = (
     "paper: Feng, Vedantam & Kempe, Embarrassingly Simple Dataset Distillation, ICLR 2024, arXiv:2311.07025;\n"
@@ -74,9 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return fail(f"cannot access {error.filename or 'a file'}: {error.strerror or error}")
     except (RuntimeError, MemoryError) as error:
         if isinstance(error, MemoryError) or "out of memory" in str(error) or "not enough memory" in str(error):
-            return fail(
-                "out of memory; lower --micro-batch, --width, --real-batch or (with --param) --budget-ipc, or use --storage mapped"
-            )
+            return fail("out of memory; lower --micro-batch, --width, --real-batch or --ipc, or use --storage mapped")
         raise
     finally:
         sys.path.pop(0)
@@ -90,20 +90,62 @@ def fail(message: str) -> int:
 
 def dispatch(arguments: list[str]) -> int:
     """Parse and run one command."""
-    parser, commands = make_parser()
+    known = options_of_chosen(arguments[1:]) if arguments[:1] == ["distill"] else None
+    parser, commands = make_parser(known)
     parsed, unknown = parser.parse_known_args(arguments)
     if unknown:
-        flags = [flag for action in commands[parsed.command]._actions for flag in action.option_strings]
         name = unknown[0].partition("=")[0]
-        raise InputError(f"unknown argument {name!r}{near_miss(name, flags)}; see `potstill {parsed.command} --help`")
+        flags = [flag for action in commands[parsed.command]._actions for flag in action.option_strings]
+        raise InputError(unknown_argument(parsed.command, name, flags, known or ()))
     if parsed.command == "list":
         return list_parts()
     run: Callable[[argparse.Namespace], int] = getattr(importlib.import_module("potstill.commands"), parsed.command)
     return run(parsed)
 
 
-def make_parser() -> tuple[Parser, dict[str, Parser]]:
-    """The parser of everything, and those of the commands by name."""
+def options_of_chosen(arguments: Sequence[str]) -> list[Option]:
+    """List the options of a run with the parts that a command line, its preset and its file choose.
+
+    Raises:
+        InputError: an unknown part, preset, or a file that cannot be read.
+    """
+    first = Parser(add_help=False, allow_abbrev=False)
+    for slot in SLOTS:
+        first.add_argument(flag_of(slot.choice), dest=slot.choice, default=argparse.SUPPRESS)
+    for name in ("preset", "config", "resume"):
+        first.add_argument(f"--{name}")
+    chosen = vars(first.parse_known_args(list(arguments))[0])
+    preset, config, resume = (chosen.pop(name) for name in ("preset", "config", "resume"))
+    if resume:
+        return list(options_of_run({}))
+    layers = importlib.import_module("potstill.commands").layers
+    return list(options_of_run(layered(*layers(preset, config and Path(config)), chosen)))
+
+
+def flag_of(name: str) -> str:
+    """Write an option's name as a flag."""
+    return "--" + name.replace("_", "-")
+
+
+def unknown_argument(command: str, name: str, flags: Sequence[str], known: Sequence[Option]) -> str:
+    """Say why an argument is not taken: it has no effect on the chosen parts, or does not exist."""
+    home = owners_of(name.removeprefix("--").replace("-", "_")) if command == "distill" else None
+    if home:
+        slot, parts = home
+        chosen = next(option.default for option in known if option.name == slot.choice)
+        return (
+            f"{name} has no effect on this run; it belongs to {flag_of(slot.choice)} "
+            f"{', '.join(parts)} (default: {chosen}): choose one of them, or leave it out"
+        )
+    return f"unknown argument {name!r}{near_miss(name, flags)}; see `potstill {command} --help`"
+
+
+def make_parser(known: Sequence[Option] | None = None) -> tuple[Parser, dict[str, Parser]]:
+    """Make the parser of everything, and those of the commands by name.
+
+    `known` are the options that `distill` has; they depend on the parts that are chosen, and finding
+    them needs torch.
+    """
     parser = Parser(
         "potstill", description="Distill a labelled data set into a few synthetic examples.", epilog=PAPER, formatter_class=Help
     )
@@ -139,7 +181,7 @@ def make_parser() -> tuple[Parser, dict[str, Parser]]:
     )
     distill.add_argument("--overwrite", action="store_true", help="replace the run that --out holds, once the new set is written")
     distill.add_argument("--quiet", action="store_true", help="print the result only")
-    add_options(distill, [item.name for _, item, _ in options_of_config()])
+    add_options(distill, known or [])
 
     evaluate = command(
         "evaluate",
@@ -209,7 +251,7 @@ def make_parser() -> tuple[Parser, dict[str, Parser]]:
         ("sources", 0, "tell apart the noise of N real batches, N starts and N windows, in N^2 unrolls; 0: leave it out"),
     ):
         diagnose.add_argument(f"--{name}", type=natural, default=default, metavar="N", help=f"{text} (default: {default})")
-    add_options(diagnose, ("data", "cache_dir", "device", "threads"), default="the run's")
+    add_options(diagnose, house_options("data", "cache_dir", "device", "threads"), "the run's")
 
     study = command("study", "Repeat a study of the paper.", "potstill study boosting --seeds 3", "NAME [options]")
     study.add_argument("name", metavar="NAME", help=f"one of {', '.join(STUDIES)} (see `potstill list`)")
@@ -223,35 +265,48 @@ def make_parser() -> tuple[Parser, dict[str, Parser]]:
     study.add_argument("--jobs", type=positive, help="processes (default: one for each of up to 4 CPU cores; 1 on a GPU)")
     study.add_argument("--out", type=Path, default=Path("studies"), help="folder for runs and results (default: studies)")
     study.add_argument("--helper", action="store_true", help=argparse.SUPPRESS)
-    add_options(study, ("device", "threads"))
+    add_options(study, house_options("device", "threads"))
 
     command("list", "List data sources, methods, models, studies, presets.", "potstill list")
     return parser, commands
 
 
-def add_options(parser: argparse.ArgumentParser, names: Sequence[str], default: str | None = None) -> None:
-    """Flags for these options of config.py, in groups by section. A flag that is not given sets nothing.
+def house_options(*names: str) -> list[Option]:
+    """List options of the house's own sections by name; this needs no torch."""
+    found = []
+    for table, section in (("data", DataConfig), ("run", RunConfig)):
+        for item, hint in declared(section):
+            if item.name in names:
+                known = (item.name, table, item, hint, item.default, item.metadata["help"])
+                found.append(Option(*known))
+    return found
+
+
+def add_options(parser: argparse.ArgumentParser, options: Sequence[Option], default: str | None = None) -> None:
+    """Add a flag for each option, in groups by table. A flag that is not given sets nothing.
 
     `default` says what holds then, if it is not the option's own default.
     """
     groups: dict[str, Any] = {}
-    for section, item, hint in options_of_config():
-        if item.name not in names:
-            continue
-        if section not in groups:
-            described = next(field.type for field in dataclasses.fields(Config) if field.name == section)
-            groups[section] = parser.add_argument_group(section, (described.__doc__ or "").strip())
-        own = ",".join(map(str, item.default)) if isinstance(item.default, tuple) else item.default
-        own = "no" if own is False else own
-        text = f"{item.metadata['help']} (default: {default or (own if own != '' else 'none')})".replace("%", "%%")
-        flag, common = "--" + item.name.replace("_", "-"), {"dest": item.name, "default": argparse.SUPPRESS, "help": text}
-        if hint is bool:
-            groups[section].add_argument(flag, action=argparse.BooleanOptionalAction, **common)
+    slots = {slot.table: slot for slot in SLOTS}
+    chosen = {option.name: option.default for option in options if option.field is None}
+    for option in options:
+        table = option.table
+        if table not in groups:
+            title = f"{table} {chosen[slots[table].choice]}" if table in slots else table
+            described = "" if table in slots else (SECTIONS[table].__doc__ or "").strip()
+            groups[table] = parser.add_argument_group(title.replace("_", " "), described)
+        own = option.default
+        own = ",".join(map(str, own)) if isinstance(own, tuple) else "no" if own is False else own
+        text = f"{option.help} (default: {default or (own if own != '' else 'none')})"
+        known = {"dest": option.name, "default": argparse.SUPPRESS, "help": text.replace("%", "%%")}
+        flag = flag_of(option.name)
+        if option.hint is bool:
+            groups[table].add_argument(flag, action=argparse.BooleanOptionalAction, **known)
         else:
-            groups[section].add_argument(flag, metavar=metavar(hint), **common)
-        if second := item.metadata["also"]:
-            same = {"dest": second, "default": argparse.SUPPRESS, "help": f"the same as {flag}"}
-            groups[section].add_argument("--" + second.replace("_", "-"), metavar=metavar(hint), **same)
+            groups[table].add_argument(flag, metavar=metavar(option.hint), **known)
+    before = parser.get_default("option_names") or ()
+    parser.set_defaults(option_names=(*before, *(option.name for option in options)))
 
 
 def metavar(hint: Any) -> str:
@@ -261,7 +316,7 @@ def metavar(hint: Any) -> str:
     names = {int: "N", float: "X", tuple[int, ...]: "N,N", tuple[str, ...]: "NAME,NAME"}
     if hint in names:
         return names[hint]
-    return "|".join(names.get(part) or "|".join(get_args(part)) or str(part) for part in get_args(hint))
+    return "|".join(names.get(part) or "|".join(words_of(part)) or str(part) for part in get_args(hint))
 
 
 def at_least(least: int) -> Callable[[str], int]:
@@ -278,8 +333,9 @@ def at_least(least: int) -> Callable[[str], int]:
 def add_machine_and_data(parser: argparse.ArgumentParser) -> None:
     """The flags of commands that look at a finished set."""
     parser.add_argument("--data", help="real data to measure on (default: what it was distilled from)")
-    add_options(parser, EVALUATION_DATA_OPTIONS, default="as when it was distilled")
-    add_options(parser, ("device", "threads"))
+    recorded = house_options(*EVALUATION_DATA_OPTIONS)
+    add_options(parser, recorded, default="as when it was distilled")
+    add_options(parser, house_options("device", "threads"))
 
 
 def list_parts() -> int:
@@ -292,7 +348,8 @@ def list_parts() -> int:
             "models (--model)",
             [*MODELS.described(), ("package.module:factory", "your own: a function or class that makes a network")],
         ),
-        ("inner optimizers (--inner-optimizer)", OPTIMIZERS.described()),
+        ("optimizers (--inner-optimizer, --outer-optimizer)", OPTIMIZERS.described()),
+        ("real batches (--real-sampler)", REAL_SAMPLERS.described()),
         ("preprocessing (--preprocess)", PREPROCESSING.described()),
         ("export formats (--format)", EXPORTS.described()),
         ("studies (potstill study NAME)", STUDIES.described()),

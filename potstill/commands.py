@@ -20,7 +20,7 @@ from rich.table import Table
 
 from potstill import api, distillation, evaluation, exports, runs, sources, store
 from potstill.analysis import SOURCES
-from potstill.config import Config, by_first_name, options_from_file, options_from_preset, options_of_config
+from potstill.config import Given, changed, configuration, options_from_file, options_from_preset
 from potstill.devices import hardware, pick_device, versions
 from potstill.diagnosis import Diagnosis, Noise, diagnose_run
 from potstill.display import Display
@@ -30,7 +30,7 @@ from potstill.evaluation import Row
 from potstill.grid import write_grid
 from potstill.loading import RealData
 from potstill.outer import Interrupted
-from potstill.registry import EXPORTS, STUDIES, WINDOWS, InputError
+from potstill.registry import EXPORTS, METHODS, STUDIES, InputError
 from potstill.scoring import Figure, factory_for
 from potstill.sections import EVALUATION_DATA_OPTIONS, DataConfig
 
@@ -68,18 +68,22 @@ def distill(parsed: argparse.Namespace) -> int:
 
 def given_options(parsed: argparse.Namespace) -> dict[str, Any]:
     """The options of config.py that the command line sets, by name."""
-    names = [name for _, item, _ in options_of_config() for name in (item.name, item.metadata["also"])]
-    return by_first_name({name: getattr(parsed, name) for name in names if hasattr(parsed, name)})
+    known = vars(parsed)
+    return {name: known[name] for name in known.get("option_names", ()) if name in known}
 
 
-def new_config(parsed: argparse.Namespace) -> Config:
+def new_config(parsed: argparse.Namespace) -> Given:
     """Defaults, then the preset, then the file, then the command line."""
-    options = options_from_preset(parsed.preset) if parsed.preset else {}
-    options |= options_from_file(parsed.config) if parsed.config else {}
-    return Config.from_options(**{**options, **given_options(parsed)})
+    return configuration(*layers(parsed.preset, parsed.config), given_options(parsed))
 
 
-def resumed_config(parsed: argparse.Namespace) -> Config:
+def layers(preset: str | None, config: Path | None) -> list[dict[str, Any]]:
+    """Read the options that a preset and a file set; the file wins."""
+    found = [options_from_preset(preset)] if preset else []
+    return found + ([options_from_file(config)] if config else [])
+
+
+def resumed_config(parsed: argparse.Namespace) -> Given:
     """The configuration of the run to resume; only where things are may be given anew.
 
     Raises:
@@ -90,13 +94,14 @@ def resumed_config(parsed: argparse.Namespace) -> Config:
     for name in (*given, *others):
         if name not in ("data", "cache_dir", "device"):
             raise InputError(f"--resume takes every option from the run's config.toml; remove --{name.replace('_', '-')}")
-    return Config.from_options(runs.RunFolder.open(parsed.resume).config(), **given)
+    return changed(runs.RunFolder.open(parsed.resume).config(), **given)
 
 
-def default_out(config: Config) -> Path:
+def default_out(config: Given) -> Path:
     """runs/DATA-ipcN-METHOD, or runs/DATA-ipcN-PARAM-METHOD."""
-    param = "" if config.distilled.param == "pixels" else f"-{config.distilled.param}"
-    return Path("runs") / f"{config.data.name}-ipc{config.distilled.ipc}{param}-{config.outer.method}"
+    param = f"-{config.parameterisation.name}" if config.decoded else ""
+    method = config.method.name.rpartition(":")[2]
+    return Path("runs") / f"{config.data.name}-ipc{config.distilled.ipc}{param}-{method}"
 
 
 @contextmanager
@@ -139,14 +144,14 @@ def open_set(parsed: argparse.Namespace) -> tuple[DistilledSet, DataConfig | Non
     given = {name: getattr(parsed, name) for name in EVALUATION_DATA_OPTIONS if hasattr(parsed, name)}
     if parsed.data:
         given = {"storage": "auto", **given, "data": parsed.data}
-    config = Config.from_options(Config(data=recorded), **given).data
+    config = changed(configuration(dataclasses.asdict(recorded)), **given).data
     return distilled, None if config.data == "arrays" else config
 
 
 def machine(parsed: argparse.Namespace) -> torch.device:
     """The device that a command asks for; its threads are set."""
     given = {name: getattr(parsed, name) for name in ("device", "threads") if hasattr(parsed, name)}
-    config = Config.from_options(**given).run
+    config = configuration(given).run
     if config.threads != "auto":
         torch.set_num_threads(config.threads)
     return pick_device(config.device)
@@ -278,7 +283,7 @@ def diagnose(parsed: argparse.Namespace) -> int:
     """`potstill diagnose`."""
     noise = Noise(parsed.samples, parsed.size, parsed.signs, parsed.unrolls, parsed.sources)
     folder = runs.RunFolder.open(parsed.run)
-    config = Config.from_options(folder.config(), **given_options(parsed))
+    config = changed(folder.config(), **given_options(parsed))
     with Display() as display, listening(display) as listener:
         quiet = dataclasses.replace(listener, say=distillation.SILENT.say)
         dataset, target, found = sources.read(config.data), folder.path / runs.DIAGNOSIS, []
@@ -295,10 +300,11 @@ def diagnose(parsed: argparse.Namespace) -> int:
     return 0
 
 
-def show_diagnosis(found: list[Diagnosis], config: Config) -> None:
+def show_diagnosis(found: list[Diagnosis], config: Given) -> None:
     """Print the noise at each place as a table."""
-    outer, first = config.outer, found[0]
-    print(f"Meta-gradient of {outer.method}, inner steps: {WINDOWS[outer.method].of(config)}.")
+    first, method = found[0], config.method
+    words = "; ".join(f"{term.lower()}: {value}" for term, value in METHODS[method.name].words(method.options))
+    print(f"Meta-gradient of {method.name}; {words}.")
     print("Noise is the share of its squared length that varies when something is drawn anew.")
     table = Table()
     columns = ["step"]
@@ -329,7 +335,7 @@ def study(parsed: argparse.Namespace) -> int:
     device = machine(parsed)
     chosen: studies.Study = STUDIES[parsed.name]()
     points = chosen.points(parsed.preset, parsed.data, range(parsed.seeds))
-    config = Config.from_options(**points[0].options)
+    config = points[0].config
     folder = parsed.out / f"{parsed.name}-{parsed.preset}-{config.data.name}"
     jobs = parsed.jobs or (min(4, cores()) if device.type == "cpu" else 1)
     threads = getattr(parsed, "threads", "auto" if jobs == 1 else max(1, cores() // jobs))

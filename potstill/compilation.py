@@ -1,16 +1,16 @@
-"""Whether to compile a run's networks, and the proof that what was compiled is right."""
+"""The networks of a run, whether to compile them, and the proof that what was compiled is right."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils._triton import has_triton
 from torch.utils.flop_counter import FlopCounterMode
 
 from potstill.compiled import CannotCompile, CompiledNetwork, prepare_cache
-from potstill.derivatives import FlatModel, cross_entropy, largest_micro_batch
+from potstill.derivatives import Batch, Differentiable, FlatModel, cross_entropy, largest_micro_batch
 from potstill.models import fresh
 from potstill.registry import InputError
 from potstill.seeds import generator
@@ -24,23 +24,46 @@ AGREEMENT = 0.9
 
 
 @dataclass(frozen=True)
-class Networks:
-    """The networks of one factory, as a run uses them."""
+class NetworkFamily:
+    """The networks of one factory, as a run uses them.
+
+    Args:
+        factory: makes a fresh one.
+        shape: of an input.
+        classes: number of outputs.
+        device: where they compute.
+        precision: "float32" or "bfloat16".
+        compiled: their derivatives, if they are compiled.
+    """
 
     factory: Callable[[], nn.Module]
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     classes: int
     device: torch.device
     precision: str
+    compiled: CompiledNetwork | None = None
+
+    def flat(self, module: nn.Module) -> FlatModel:
+        """Make one of them a function of its parameters."""
+        return FlatModel(module, self.precision)
 
     def model(self, seed: int) -> FlatModel:
-        """One of them."""
-        return FlatModel(fresh(self.factory, seed, self.device), self.precision)
+        """Make a fresh one as a function of its parameters."""
+        return self.flat(fresh(self.factory, seed, self.device))
 
-    def batch(self, count: int) -> tuple[Tensor, Tensor]:
-        """A batch of random inputs and one-hot targets."""
+    def loss(self, model: FlatModel, seed: Callable[[int], int]) -> Differentiable:
+        """Make the mean cross-entropy of one of them; `seed`: step -> the seed of its dropout."""
+        return self.compiled.of(model) if self.compiled else cross_entropy(model, seed)
+
+    def with_compiled(self, compiled: CompiledNetwork | None) -> "NetworkFamily":
+        """Return the same family with these derivatives."""
+        return replace(self, compiled=compiled)
+
+    def batch(self, count: int) -> Batch:
+        """Make a batch of random inputs and one-hot targets."""
         inputs = torch.randn(count, *self.shape, generator=generator(0, "example"))
-        return inputs.to(self.device), torch.eye(self.classes)[torch.arange(count) % self.classes].to(self.device)
+        targets = torch.eye(self.classes)[torch.arange(count) % self.classes]
+        return Batch(inputs.to(self.device), targets.to(self.device))
 
     @property
     def most(self) -> int:
@@ -48,37 +71,59 @@ class Networks:
         return largest_micro_batch(fresh(self.factory, 0, self.device), self.shape, self.device)
 
     def operations(self) -> float:
-        """Floating-point operations of a gradient, for one example."""
+        """Count the floating-point operations of a gradient, for one example."""
         model = self.model(0)
         with FlopCounterMode(display=False) as counter:
             cross_entropy(model, lambda _: 0).gradient(model.theta, self.batch(2), 0)
         return float(counter.get_total_flops()) / 2
 
-    def compiled(self, gradients: list[int], products: list[int], logits: list[int], say: Callable[[str], None]) -> CompiledNetwork:
-        """Their derivatives, compiled for batches of these sizes and compared with the plain ones at another network.
 
-        Raises:
-            CannotCompile: they cannot be, or the networks differ in more than their parameters and buffers.
-        """
-        network, second = CompiledNetwork(self.model(0), self.most), self.model(1)
-        fast, plain = network.of(second), cross_entropy(second, lambda _: 0)
-        pairs = []
-        for count in gradients:
-            batch = self.batch(count)
-            pairs.append((fast.gradient(second.theta, batch, 0)[1], plain.gradient(second.theta, batch, 0)[1]))
-        for count in products:
-            inputs, targets = self.batch(count)
-            batch, along = (inputs.requires_grad_(), targets), plain.gradient(second.theta, (inputs, targets), 0)[1]
-            pairs.append((fast.product(second.theta, batch, 0, along)[0], plain.product(second.theta, batch, 0, along)[0]))
-        for count in logits:
-            inputs = self.batch(count)[0]
-            pairs.append((fast.logits(second.theta, inputs), second(second.theta, inputs).detach()))
-        for found, expected in pairs:
-            cosine = torch.cosine_similarity(found.flatten().double(), expected.flatten().double(), dim=0)
-            if bool(expected.any()) and not cosine > AGREEMENT:
-                raise CannotCompile(f"two networks of the factory differ in more than parameters and buffers (cosine {cosine:.2f})")
-        say(f"compiled {network.compilations} functions in {network.seconds:.0f} s")
-        return network
+def compiled_networks(
+    family: NetworkFamily,
+    gradients: Sequence[int],
+    products: Sequence[int],
+    logits: Sequence[int],
+    say: Callable[[str], None],
+) -> CompiledNetwork:
+    """Compile derivatives for batches of these sizes; compare them with plain ones at another network.
+
+    Raises:
+        CannotCompile: they cannot be, or the networks differ in more than their parameters and buffers.
+    """
+    network, second = CompiledNetwork(family.model(0), family.most), family.model(1)
+    fast, plain = network.of(second), cross_entropy(second, lambda _: 0)
+    theta = second.theta
+    pairs = []
+    for count in gradients:
+        batch = family.batch(count)
+        pairs.append((fast.gradient(theta, batch, 0)[1], plain.gradient(theta, batch, 0)[1]))
+    for count in products:
+        still = family.batch(count)
+        along = plain.gradient(theta, still, 0)[1]
+        batch = replace(still, inputs=still.inputs.requires_grad_())
+        pairs.append((fast.product(theta, batch, 0, along)[0], plain.product(theta, batch, 0, along)[0]))
+    for count in logits:
+        inputs = family.batch(count).inputs
+        pairs.append((fast.logits(theta, inputs), second(theta, inputs).detach()))
+    for found, expected in pairs:
+        cosine = torch.cosine_similarity(found.flatten().double(), expected.flatten().double(), dim=0)
+        if bool(expected.any()) and not cosine > AGREEMENT:
+            raise CannotCompile(f"two networks of the factory differ in more than parameters and buffers (cosine {cosine:.2f})")
+    say(f"compiled {network.compilations} functions in {network.seconds:.0f} s")
+    return network
+
+
+def stage_micro_batch(batch: int, most: int, *, compiled: bool) -> int:
+    """Choose how many synthetic examples to take at once of a batch, at most `most`.
+
+    A compiled run takes the run's own number or its half, quarter, ...: the last micro-batch is filled up
+    to it, and a shape for each stage would be a compilation for each.
+    """
+    if not compiled:
+        return min(batch, most)
+    while (half := -(-most // 2)) >= batch and half < most:
+        most = half
+    return most
 
 
 def compiled_if_worth(

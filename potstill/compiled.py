@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from potstill.derivatives import Batch, Eager, FlatModel
+from potstill.derivatives import Batch, Eager, FlatModel, Products
 from potstill.fusible import Fusible
 
 aten = torch.ops.aten
@@ -130,23 +130,20 @@ class CompiledNetwork:
 
     def loss(self, constants: tuple[Tensor, ...]) -> Eager:
         """The mean cross-entropy, plain."""
-        return Eager(lambda theta, batch, _: F.cross_entropy(self.logits(theta, batch[0], *constants), batch[1]))
+        return Eager(lambda theta, batch, _: F.cross_entropy(self.logits(theta, batch.inputs, *constants), batch.targets))
 
     def gradient(self, theta: Tensor, inputs: Tensor, targets: Tensor, *constants: Tensor) -> tuple[Tensor, Tensor]:
         """The loss and its gradient in theta."""
-        return self.loss(constants).gradient(theta, (inputs, targets), 0)
+        return self.loss(constants).gradient(theta, Batch(inputs, targets), 0)
 
-    def product(
-        self, theta: Tensor, inputs: Tensor, targets: Tensor, cotangent: Tensor, *constants: Tensor
-    ) -> tuple[Tensor | None, ...]:
+    def product(self, theta: Tensor, inputs: Tensor, targets: Tensor, cotangent: Tensor, *constants: Tensor) -> Products:
         """d/d(theta, inputs, targets) <grad_theta loss, cotangent>."""
-        batch = inputs.detach().requires_grad_(), targets.detach().requires_grad_()
-        of_theta, of_batch = self.loss(constants).product(theta, batch, 0, cotangent)
-        return of_theta, *of_batch
+        batch = Batch(inputs.detach().requires_grad_(), targets.detach().requires_grad_())
+        return self.loss(constants).product(theta, batch, 0, cotangent)
 
     def product_in_theta(self, theta: Tensor, inputs: Tensor, targets: Tensor, cotangent: Tensor, *constants: Tensor) -> Tensor:
         """`product` without what the batch gets: for frozen examples."""
-        return self.loss(constants).product(theta, (inputs, targets), 0, cotangent)[0]
+        return self.loss(constants).product(theta, Batch(inputs, targets), 0, cotangent)[0]
 
     def call(self, kind: Callable[..., Any], *arguments: Tensor) -> Any:
         """`kind` (one of the functions above) at `arguments`, compiled at the first call with their shapes."""
@@ -181,15 +178,21 @@ class Compiled:
     constants: tuple[Tensor, ...]
 
     def gradient(self, theta: Tensor, batch: Batch, step: int) -> tuple[Tensor, Tensor]:
-        found: tuple[Tensor, Tensor] = self.network.call(self.network.gradient, theta, *batch, *self.constants)
+        arguments = (theta, batch.inputs, batch.targets, *self.constants)
+        found: tuple[Tensor, Tensor] = self.network.call(self.network.gradient, *arguments)
         return found
 
-    def product(self, theta: Tensor, batch: Batch, step: int, cotangent: Tensor) -> tuple[Tensor, list[Tensor | None]]:
-        network, arguments = self.network, (theta, batch[0], batch[1], cotangent, *self.constants)
-        if not any(tensor.requires_grad for tensor in batch):
-            return network.call(network.product_in_theta, *arguments), [None] * len(batch)
-        of_theta, *rest = network.call(network.product, *arguments)
-        return of_theta, [of if tensor.requires_grad else None for of, tensor in zip(rest, batch, strict=True)]
+    def product(self, theta: Tensor, batch: Batch, step: int, cotangent: Tensor) -> Products:
+        network = self.network
+        arguments = (theta, batch.inputs, batch.targets, cotangent, *self.constants)
+        if not batch.asks:
+            return network.call(network.product_in_theta, *arguments), None, None
+        of_theta, of_inputs, of_targets = network.call(network.product, *arguments)
+        return (
+            of_theta,
+            of_inputs if batch.inputs.requires_grad else None,
+            of_targets if batch.targets.requires_grad else None,
+        )
 
     def logits(self, theta: Tensor, inputs: Tensor) -> Tensor:
         """The network's output."""

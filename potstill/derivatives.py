@@ -5,7 +5,7 @@ micro-batches (`InMicroBatches`), which bounds the memory and not the result.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,11 +17,37 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from potstill.seeds import global_seed
 
-Batch = tuple[Tensor, ...]
-"""What a loss reads at one step, usually (inputs (B, ...), targets (B, K) probabilities). In micro-batches it may come as two
-such pairs, examples that ask for no gradient first."""
 LARGEST_MB = {"cpu": 18, "mps": 250, "cuda": 1000}
 """Most that one activation of a micro-batch takes. On a CPU larger ones leave the caches."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a loss reads at one step.
+
+    Args:
+        inputs: (B, ...).
+        targets: (B, K) probabilities, or weights of classes.
+        frozen: how many of the first rows ask for no gradient, whatever the tensors say.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    frozen: int = 0
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    @property
+    def asks(self) -> bool:
+        """Whether some row asks for a gradient."""
+        learned = self.inputs.requires_grad or self.targets.requires_grad
+        return learned and self.frozen < len(self)
+
+
+Products = tuple[Tensor, Tensor | None, Tensor | None]
+"""d/d(theta, inputs, targets) of a scalar, each like its tensor; None for a member of the batch that asks
+for no gradient. What stands in frozen rows has no meaning."""
 
 
 class FlatModel:
@@ -69,7 +95,7 @@ def couples_batch(module: nn.Module) -> bool:
     return any(isinstance(part, _NormBase) and not isinstance(part, _InstanceNorm) for part in module.modules())
 
 
-def largest_micro_batch(module: nn.Module, shape: tuple[int, int, int], device: torch.device) -> int:
+def largest_micro_batch(module: nn.Module, shape: tuple[int, ...], device: torch.device) -> int:
     """How many examples at once keep every activation within LARGEST_MB."""
     sizes = [1]
 
@@ -97,23 +123,11 @@ class Differentiable(Protocol):
     """
 
     def gradient(self, theta: Tensor, batch: Batch, step: int) -> tuple[Tensor, Tensor]:
-        """The loss, 0-d, and its gradient in theta."""
+        """Compute the loss, 0-d, and its gradient in theta."""
         ...
 
-    def product(self, theta: Tensor, batch: Batch, step: int, cotangent: Tensor) -> tuple[Tensor, list[Tensor | None]]:
-        """d/d(theta, batch) <grad_theta loss, cotangent>; None for members of the batch that ask for no gradient."""
-        ...
-
-
-Pullback = Callable[[Tensor], tuple[Tensor, list[Tensor | None]]]
-"""A step's Hessian product as a function of the cotangent; it holds the step's graph, and can be called once."""
-
-
-class Linearisable(Differentiable, Protocol):
-    """A loss whose graph can be kept, so that the product does not take the gradient again."""
-
-    def linearised(self, theta: Tensor, batch: Batch, step: int) -> tuple[Tensor, Pullback]:
-        """The gradient, and what `product` would give for a cotangent."""
+    def product(self, theta: Tensor, batch: Batch, step: int, cotangent: Tensor) -> Products:
+        """Compute d/d(theta, batch) <grad_theta loss, cotangent>."""
         ...
 
 
@@ -128,34 +142,30 @@ class Eager:
         loss = self.loss(theta, batch, step)
         return loss.detach(), torch.autograd.grad(loss, theta)[0]
 
-    def product(self, theta: Tensor, batch: Batch, step: int, cotangent: Tensor) -> tuple[Tensor, list[Tensor | None]]:
-        return self.linearised(theta, batch, step)[1](cotangent)
-
-    def linearised(self, theta: Tensor, batch: Batch, step: int) -> tuple[Tensor, Pullback]:
+    def product(self, theta: Tensor, batch: Batch, step: int, cotangent: Tensor) -> Products:
         theta = theta.detach().requires_grad_()
-        cut = tuple(tensor.detach().requires_grad_(tensor.requires_grad) for tensor in batch)
-        wanted = [theta, *(tensor for tensor in cut if tensor.requires_grad)]
-        (grad,) = torch.autograd.grad(self.loss(theta, cut, step), theta, create_graph=True)
-
-        def pullback(cotangent: Tensor) -> tuple[Tensor, list[Tensor | None]]:
-            if not grad.requires_grad:  # a loss that is linear in theta and does not mix it with the batch
-                return torch.zeros_like(theta), [None] * len(cut)
-            of_theta, *rest = torch.autograd.grad(grad, wanted, cotangent, allow_unused=True, materialize_grads=True)
-            found = iter(rest)
-            return of_theta, [next(found) if tensor.requires_grad else None for tensor in cut]
-
-        return grad.detach(), pullback
+        parts = batch.inputs, batch.targets
+        cut = [part.detach().requires_grad_(part.requires_grad and batch.asks) for part in parts]
+        wanted = [theta, *(part for part in cut if part.requires_grad)]
+        loss = self.loss(theta, Batch(cut[0], cut[1], batch.frozen), step)
+        (grad,) = torch.autograd.grad(loss, theta, create_graph=True)
+        if not grad.requires_grad:  # a loss that is linear in theta and does not mix it with the batch
+            return torch.zeros_like(theta), None, None
+        of_theta, *rest = torch.autograd.grad(grad, wanted, cotangent, allow_unused=True, materialize_grads=True)
+        found = iter(rest)
+        of_inputs, of_targets = (next(found) if part.requires_grad else None for part in cut)
+        return of_theta, of_inputs, of_targets
 
 
 @dataclass(frozen=True)
 class InMicroBatches:
-    """A loss that is a mean over examples, taken `size` examples at a time: less memory, the same result.
+    """A loss that is a mean over examples, taken `size` examples at a time: less memory, same result.
 
     Args:
         whole: the loss, linear in the targets.
         size: most examples at once.
-        filled: fill the last micro-batch up to `size` with examples whose targets are 0, which add nothing: all have one
-            shape, and a compiled loss is compiled once.
+        filled: fill the last micro-batch up to `size` with examples whose targets are 0, which add
+            nothing: all have one shape, and a compiled loss is compiled once.
     """
 
     whole: Differentiable
@@ -163,14 +173,18 @@ class InMicroBatches:
     filled: bool = False
 
     def parts(self, batch: Batch) -> Iterator[tuple[Batch, float]]:
-        """(micro-batch, weight of its mean in the mean of all); those of the first of two pairs ask for no gradient."""
-        count = sum(map(len, batch[::2]))
+        """Yield (micro-batch, weight of its mean in the mean of all)."""
+        count = len(batch)
         for start in range(0, count, self.size):
-            inputs, targets = (between(batch[kind::2], start, start + self.size) for kind in (0, 1))
+            frozen = min(self.size, max(0, batch.frozen - start))
+            inputs = batch.inputs[start : start + self.size]
+            targets = batch.targets[start : start + self.size]
             if self.filled and (missing := self.size - len(inputs)):
-                inputs = torch.cat([inputs, inputs[:1].detach().expand(missing, *inputs.shape[1:])])
+                first = inputs[:1].detach()
+                inputs = torch.cat([inputs, first.expand(missing, *inputs.shape[1:])])
                 targets = torch.cat([targets, targets.new_zeros(missing, *targets.shape[1:])])
-            yield (inputs, targets), len(inputs) / count
+            part = Batch(inputs, targets, frozen)
+            yield part, len(inputs) / count
 
     def gradient(self, theta: Tensor, batch: Batch, step: int) -> tuple[Tensor, Tensor]:
         loss, grad = theta.new_zeros(()), torch.zeros_like(theta)
@@ -180,45 +194,20 @@ class InMicroBatches:
             grad.add_(of_theta, alpha=share)
         return loss, grad
 
-    def product(self, theta: Tensor, batch: Batch, step: int, cotangent: Tensor) -> tuple[Tensor, list[Tensor | None]]:
-        found = (self.whole.product(theta, part, step, share * cotangent) for part, share in self.parts(batch))
-        return self.joined(found, theta, batch)
-
-    def linearised(self, theta: Tensor, batch: Batch, step: int) -> tuple[Tensor, Pullback]:
-        whole: Linearisable = self.whole  # type: ignore[assignment]
-        grad, kept = torch.zeros_like(theta), []
+    def product(self, theta: Tensor, batch: Batch, step: int, cotangent: Tensor) -> Products:
+        total = torch.zeros_like(theta)
+        columns: tuple[list[Tensor], list[Tensor]] = ([], [])
         for part, share in self.parts(batch):
-            of_theta, pullback = whole.linearised(theta, part, step)
-            grad.add_(of_theta, alpha=share)
-            kept.append((pullback, share))
-        return grad, lambda cotangent: self.joined((pullback(share * cotangent) for pullback, share in kept), theta, batch)
-
-    def joined(
-        self, products: Iterable[tuple[Tensor, list[Tensor | None]]], theta: Tensor, batch: Batch
-    ) -> tuple[Tensor, list[Tensor | None]]:
-        """The Hessian products of the micro-batches as one: summed in theta, side by side in the batch."""
-        total, rows = torch.zeros_like(theta), []
-        for of_theta, of_part in products:
+            of_theta, *of_part = self.whole.product(theta, part, step, share * cotangent)
             total += of_theta
-            rows.append(of_part)
-        lead, count = sum(map(len, batch[:-2:2])), sum(map(len, batch[::2]))
-        before = lead // self.size * self.size  # rows of micro-batches that ask for nothing
-        found: list[Tensor | None] = [None] * (len(batch) - 2)
-        for column in zip(*rows, strict=True):
-            there = [of for of in column if of is not None]
-            found.append(torch.cat(there)[lead - before : count - before] if there else None)
-        return total, found
-
-
-def between(tensors: Sequence[Tensor], start: int, stop: int) -> Tensor:
-    """Rows `start` to `stop` of tensors that lie one after the other."""
-    found, first = [], 0
-    for tensor in tensors:
-        piece = tensor[max(0, start - first) : max(0, stop - first)]
-        first += len(tensor)
-        if len(piece):
-            found.append(piece)
-    return found[0] if len(found) == 1 else torch.cat(found)
+            for column, of, tensor in zip(columns, of_part, (part.inputs, part.targets), strict=True):
+                # Micro-batches of frozen rows ask for nothing; beside others they stand as 0.
+                column.append(torch.zeros_like(tensor) if of is None else of)
+        of_inputs, of_targets = (
+            torch.cat(column)[: len(batch)] if tensor.requires_grad and batch.asks else None
+            for column, tensor in zip(columns, (batch.inputs, batch.targets), strict=True)
+        )
+        return total, of_inputs, of_targets
 
 
 def cross_entropy(model: FlatModel, seed: Callable[[int], int] | None = None) -> Eager:
@@ -231,9 +220,9 @@ def cross_entropy(model: FlatModel, seed: Callable[[int], int] | None = None) ->
 
     def loss(theta: Tensor, batch: Batch, step: int) -> Tensor:
         if seed is None:
-            return F.cross_entropy(model(theta, batch[0]), batch[1])
+            return F.cross_entropy(model(theta, batch.inputs), batch.targets)
         with global_seed(seed(step), theta.device):
-            return F.cross_entropy(model(theta, batch[0]), batch[1])
+            return F.cross_entropy(model(theta, batch.inputs), batch.targets)
 
     return Eager(loss)
 
@@ -246,28 +235,14 @@ def derivative_error(model: FlatModel, inputs: Tensor, targets: Tensor, rng: tor
     that autograd gives stays symmetric there, since what is detached counts as constant: symmetry would not show it.)
     """
     loss = cross_entropy(model, seed=lambda _: 0)  # the same dropout every time
+    batch = Batch(inputs, targets)
 
     errors = []
     for _ in range(3):  # the best of three: a step across a ReLU's kink spoils a difference, and is rare at this length
         along = torch.randn(model.theta.shape, generator=rng, dtype=model.theta.dtype)
         along *= 1e-7 / along.norm()
-        up, down = (loss.gradient(model.theta + sign * along, (inputs, targets), 0)[1] for sign in (1, -1))
+        up, down = (loss.gradient(model.theta + sign * along, batch, 0)[1] for sign in (1, -1))
         expected = (up - down) / 2
-        found = loss.product(model.theta, (inputs, targets), 0, along)[0]
+        found = loss.product(model.theta, batch, 0, along)[0]
         errors.append(float((found - expected).norm() / expected.norm().clamp_min(1e-300)))
     return min(errors)
-
-
-def graph_bytes(loss: Linearisable, theta: Tensor, batch: Batch) -> int:
-    """How many bytes the graph of one linearised step keeps."""
-    storages: dict[int, int] = {}
-
-    def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        storages[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        kept = loss.linearised(theta, batch, 0)
-    del kept
-    return sum(storages.values())

@@ -73,11 +73,6 @@ def keep_freed_memory() -> None:
             mallopt(parameter, 1 << 30)
 
 
-def allow_tf32(allowed: bool) -> None:
-    """Let CUDA round the factors of float32 products to 10 bits, or not; for the whole process."""
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
-
-
 def versions() -> dict[str, str]:
     """The libraries that a result depends on."""
     return {name: version(name) for name in ("potstill", "torch", "numpy")}

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from potstill.analysis import Variance, noise_sources, real_variance
-from potstill.config import Config
+from potstill.config import Given
 from potstill.data import Dataset
 from potstill.distillation import SILENT, Listener, Setup
-from potstill.inner import with_grad
-from potstill.methods.bptt import Bptt
+from potstill.methods.unrolled import UnrolledMethod
 from potstill.models import ModelSpec
+from potstill.outer import Carried
 from potstill.registry import InputError
 from potstill.runs import RunFolder, steps_done
 
@@ -65,7 +65,7 @@ class Diagnosis:
 
 def diagnose_run(
     folder: RunFolder,
-    config: Config,
+    config: Given,
     dataset: Dataset,
     noise: Noise,
     *,
@@ -93,15 +93,21 @@ def diagnose_run(
     most = len(setup.real.train) if weights is None else int((weights > 0).sum())
     if noise.samples * noise.size > most:
         raise InputError(f"samples x size must be at most the {most:,} train images, got {noise.samples} x {noise.size}")
-    first = setup.stage(None)
+    if not issubclass(setup.method, UnrolledMethod):
+        raise InputError(
+            f"the noise of {config.method.name} cannot be taken apart, it does not unroll; choose a run of a method that does"
+        )
+    stage = setup.stage(None)
+    first = setup.begin(stage, setup.make_method(stage, Carried()))
     kept = folder.states(setup.config, dataset.identity, setup.device)
     places = 1 + len(folder.checkpoints)
-    for done, state in enumerate(itertools.chain([first.begin(first.method(setup.problem))], kept)):
-        method = setup.stage(state).method(setup.problem_at(state))
-        if not isinstance(method.inner, Bptt):
-            raise InputError(f"the noise of {config.outer.method} cannot be taken apart, it does not unroll; choose another run")
-        learned = {name: tensor.detach() for name, tensor in method.learned(with_grad(state.leaves)).items()}
-        at = (method.inner, learned, state.method)
+    for done, state in enumerate(itertools.chain([first], kept)):
+        stage = setup.stage(state)
+        method = setup.make_method(stage, state.carried)
+        assert isinstance(method, UnrolledMethod)
+        on_blocks = stage.on_blocks(method, setup.device)
+        of_blocks, learned = on_blocks.split(state.leaves)
+        at = (method, on_blocks.examples(of_blocks)[0], learned, state.method)
         steps = range(state.step, state.step + noise.unrolls) if noise.samples else ()
         real = tuple(
             real_variance(*at, step, samples=noise.samples, size=noise.size, signs=noise.signs) for step in steps

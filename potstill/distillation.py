@@ -1,36 +1,44 @@
 """From real data and a configuration to a distilled set: new runs and resumed ones."""
 
 import dataclasses
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import platformdirs
 import torch
 from torch import Tensor
 
 from potstill import store
-from potstill.boosting import Stage, examples, stage_sizes, with_leaves
-from potstill.compilation import Networks
+from potstill.boosting import LEARNED, OnBlocks, Rates, Stage, examples, with_leaves
+from potstill.cache import Cache
+from potstill.compilation import NetworkFamily, stage_micro_batch
 from potstill.compiled import CompiledNetwork
-from potstill.config import Config
+from potstill.config import Given, Resolved
 from potstill.data import Dataset
 from potstill.derivatives import couples_batch
-from potstill.devices import allow_tf32, keep_freed_memory, pick_device, versions
+from potstill.devices import keep_freed_memory, pick_device, versions
 from potstill.distilled import Block, DistilledSet, Recipe, initial_blocks
-from potstill.hardness import UNIFORM, Weighted, adaptive_scores, hardness_weights
-from potstill.loading import RealData, prepare
-from potstill.methods.base import Method, Problem
+from potstill.files import with_prefix
+from potstill.loading import RealData, cut_of, prepare
+from potstill.methods.base import Method, Problem, Real, Sizes
 from potstill.models import ModelSpec, check_model, fresh, resolve
-from potstill.outer import Hooks, OuterState, Record, optimise
+from potstill.outer import Best, Carried, Hooks, OuterState, Record, Schedule, optimise
+from potstill.parameterisations.base import Budget, Parameterisation
 from potstill.preprocess import ZCA_UP_TO, Preprocess
-from potstill.registry import InputError
-from potstill.resolve import check_parameterisation, check_second_derivative, resolve_auto, resolve_compile, resolve_keep
+from potstill.registry import METHODS, PARAMETERISATIONS, InputError
+from potstill.resolve import (
+    check_batch,
+    check_features,
+    check_second_derivative,
+    resolve_auto,
+    resolve_compile,
+)
 from potstill.runs import RunFolder, steps_done
 from potstill.scoring import Figure, score_set
 from potstill.seeds import derive
-from potstill.training import Batches, set_batches
+from potstill.training import Predict, set_batches, train_network
 
 
 @dataclass(frozen=True)
@@ -54,7 +62,7 @@ SILENT = Listener()
 
 
 def new_run(
-    config: Config,
+    config: Given,
     dataset: Dataset,
     out: Path | None,
     *,
@@ -62,26 +70,43 @@ def new_run(
     overwrite: bool = False,
     listener: Listener = SILENT,
 ) -> DistilledSet:
-    """Distill `dataset` as `config` says, with checkpoints and result in the folder `out` if one is given."""
+    """Distill `dataset` as `config` says.
+
+    Args:
+        config: the options.
+        dataset: the real data.
+        out: folder for checkpoints, log and result; None keeps nothing on disk.
+        model: a callable in place of the configuration's model.
+        overwrite: replace a run that `out` holds.
+        listener: told of progress.
+    Raises:
+        InputError: options, data and network do not fit each other, or `out` cannot be used.
+    """
     setup = Setup.of(config, dataset, model, listener)
     if out is None:
         return finish(setup, None, None)
     folder = RunFolder.create(out, setup.config, overwrite=overwrite)
     with folder.locked():
-        folder.keep_preparation(setup.real, setup.config.data)
+        folder.keep_preparation(setup.real, setup.config.data, setup.blocks[0].parameterisation)
         return finish(setup, folder, None)
 
 
 def resumed_run(
-    path: Path, config: Config, dataset: Dataset, *, model: ModelSpec | None = None, listener: Listener = SILENT
+    path: Path,
+    config: Given,
+    dataset: Dataset,
+    *,
+    model: ModelSpec | None = None,
+    listener: Listener = SILENT,
 ) -> DistilledSet:
-    """`resume` with the data at hand."""
+    """Go on with the run in a folder; see `new_run`."""
     folder = RunFolder.open(path)
     if folder.finished:
         raise InputError(f"the run in {path} is finished; evaluate it with `potstill evaluate {path}`")
     with folder.locked():
         folder.require_data(dataset.identity)
-        setup = Setup.of(config, dataset, model, listener, folder.fitted(config.data, dataset.identity))
+        fitted = folder.fitted(config.data, dataset.identity)
+        setup = Setup.of(config, dataset, model, listener, fitted)
         state = folder.newest(setup.config, dataset.identity, setup.device, listener.say)
         done = steps_done(state, setup.config) if state else 0
         folder.forget_after(done)
@@ -91,118 +116,239 @@ def resumed_run(
 
 @dataclass(frozen=True)
 class Setup:
-    """All that a run needs, made from a configuration and data; `blocks` are as they are before distillation."""
+    """All that a run needs, made from a configuration and data.
 
-    config: Config
+    Args:
+        config: of the run.
+        real: its data.
+        blocks: as they are before distillation.
+        method: its class.
+        sizes: how large it is.
+        networks: those that it trains.
+        device: where it computes.
+        cache: of what its method prepares.
+        listener: told of progress.
+    """
+
+    config: Resolved
     real: RealData
     blocks: tuple[Block, ...]
-    problem: Problem
+    method: type[Method]
+    sizes: Sizes
+    networks: NetworkFamily
     device: torch.device
+    cache: Cache
     listener: Listener
 
     @classmethod
     def of(
-        cls, config: Config, dataset: Dataset, model: ModelSpec | None, listener: Listener, fitted: Preprocess | None = None
+        cls,
+        given: Given,
+        dataset: Dataset,
+        model: ModelSpec | None,
+        listener: Listener,
+        fitted: Preprocess | None = None,
     ) -> "Setup":
-        """Resolve every "auto", prepare the data, and check the network; `fitted` is their preprocessing, if it is known."""
-        device = pick_device(config.run.device)
-        if config.run.threads != "auto":
-            torch.set_num_threads(int(config.run.threads))
+        """Resolve every "auto", prepare the data, and check the network.
+
+        `fitted` is the data's preprocessing, if it is known.
+        """
+        device = pick_device(given.run.device)
+        if given.run.threads != "auto":
+            torch.set_num_threads(given.run.threads)
         keep_freed_memory()
-        channels, height, width = dataset.train.images.shape[1:]
-        one = check_parameterisation(config, (channels, height, width), len(dataset.class_names))
-        values = channels * height * width
-        if fitted is None and values > ZCA_UP_TO and config.data.preprocess == "zca":
+        method: type[Method] = METHODS[given.method.name]
+        shape, classes = dataset.train.images.shape[1:], len(dataset.class_names)
+        one = block_parameterisation(given, shape, classes)
+        check_batch(given, one, classes)
+        values = one.budget.values
+        if fitted is None and values > ZCA_UP_TO and given.data.preprocess == "zca":
             listener.say(f"fitting zca to images of {values:,} values takes minutes")
-        real = prepare(dataset, config.data, device, fitted)
-        classes = len(real.class_names)
-        size = " x ".join(map(str, real.shape))
-        counts = f"{len(real.train):,} train, {len(real.validation):,} validation and {len(real.test):,} test images"
-        for note in (f"{counts} of {size} in {classes} classes", *real.notes):
+        real = prepare(dataset, given.data, device, fitted)
+        for note in (counted(real), *real.notes):
             listener.say(note)
-        inner = config.inner
-        spec = inner.model if model is None else model
-        factory = resolve(spec, real.shape, classes, width=inner.width, depth=inner.depth, norm=inner.norm)
-        check_model(inner.model, factory, real.shape, classes)
-        check_second_derivative(inner.model, factory, real.shape, classes)
+        factory = checked_factory(given, model, real.shape, classes, method)
         if couples_batch(fresh(factory, 0, torch.device("cpu"))):
-            listener.say("the network has batch norm: batches are taken whole, and memory grows with --real-batch")
-        config = resolve_auto(config, real, one, factory, mapped=dataset.mapped, device=device)
+            listener.say("the network has batch norm: batches are taken whole, and memory grows with the real batch")
+        config, sizes = resolve_auto(given, real, one, factory, mapped=dataset.mapped, device=device)
         parts = [one] * config.distilled.boost_blocks
         blocks = initial_blocks(config.distilled.init, parts, real.train, config.run.seed, device)
-        allow_tf32(config.run.tf32)
-        networks = Networks(factory, real.shape, classes, device, str(config.run.precision))
-        keep = resolve_keep(config, networks)
-        config, compiled = resolve_compile(config, networks, stage_sizes(config, one), listener.say)
-        sampler = UNIFORM if real.weights is None else Weighted(real.weights)
-        problem = Problem(real.train, blocks[0].labels, {}, classes, factory, config, device, keep, compiled, sampler=sampler)
-        return cls(config, real, blocks, problem, device, listener)
+        networks = NetworkFamily(factory, real.shape, classes, device, config.inner.precision)
+        config, compiled = resolve_compile(config, given.run.compile, method, sizes, networks, listener.say)
+        networks = networks.with_compiled(compiled)
+        cache = method_cache(config, real)
+        return cls(config, real, blocks, method, sizes, networks, device, cache, listener)
 
-    def stage(self, state: OuterState | None) -> Stage:
-        """The stage that a state belongs to, at its start but for what the state says; the first one without a state."""
-        if state is None:
-            return Stage(self.config, self.blocks[:1])
-        return Stage(self.config, with_leaves(self.blocks[: state.stage + 1], {**state.earlier, **state.leaves}))
+    @property
+    def rates(self) -> Rates:
+        """The outer learning rates."""
+        outer = self.config.outer
+        return Rates(outer.outer_lr, outer.label_lr, self.config.distilled.boost_beta)
 
-    def problem_at(self, state: OuterState | None) -> Problem:
-        """The problem, with real batches drawn as a state says."""
-        if state is None or state.hardness is None:
-            return self.problem
-        how = self.config.hardness
-        weights = hardness_weights(state.hardness, float(how.hardness_sampler), how.hardness_nets, how.hardness_reading)
-        return dataclasses.replace(
-            self.problem, sampler=Weighted(weights * (1 if self.real.weights is None else self.real.weights))
-        )
-
-    def hardness(self, blocks: tuple[Block, ...], stage: int, step: int) -> Tensor:
-        """Scores of the real training images by networks trained on the blocks; all follows from the seed, stage and step."""
-        both, labels, how = examples(blocks), torch.cat([block.labels for block in blocks]), self.config.hardness
-
-        def make(own: int) -> Batches:
-            return set_batches(both["images"], both["targets"], labels, self.recipe, own)
-
-        return adaptive_scores(
-            make, self.recipe, self.problem.factory, self.real.train, networks=how.hardness_nets, against=how.hardness_score,
-            seed=derive(self.config.run.seed, "hardness", stage, step), device=self.device, progress=self.listener.work,
-        )  # fmt: skip
+    @property
+    def schedule(self) -> Schedule:
+        """How long the outer loop goes on for each stage, and by what."""
+        outer = self.config.outer
+        optimizer = self.config.outer_optimizer.options
+        return Schedule(outer.steps, optimizer, outer.clip, outer.validate_every, outer.checkpoint_every)
 
     @property
     def recipe(self) -> Recipe:
-        """How networks train on the set; as in the inner loop, for the first of the lengths."""
+        """How networks train on the set, before a method changes it; for the first of the lengths."""
         return Recipe.of(self.config, self.lengths[0])
-
-    @property
-    def compiled_evaluation(self) -> CompiledNetwork | None:
-        """The compiled derivatives, if networks are the same function in evaluation as in training: without batch norm."""
-        compiled = self.problem.compiled
-        return None if compiled is None or couples_batch(compiled.model.module) else compiled
 
     @property
     def lengths(self) -> tuple[int, ...]:
         """Candidate training lengths, ascending."""
         return tuple(sorted(set(self.config.evaluation.lengths)))
 
-    def validation_scores(self, blocks: tuple[Block, ...], lengths: Sequence[int], **how: Any) -> Tensor:
-        """(networks, lengths) accuracies on the validation split of networks trained on blocks; the networks' seeds are fixed."""
+    def stage(self, state: OuterState | None) -> Stage:
+        """Make the stage that a state belongs to, at its start but for the state's leaves.
+
+        Without a state it is the first one.
+        """
+        if state is None:
+            return Stage(self.blocks[:1], self.rates)
+        known = self.blocks[: state.carried.stage + 1]
+        return Stage(with_leaves(known, {**state.carried.earlier, **state.leaves}), self.rates)
+
+    def problem(self, stage: Stage, carried: Carried) -> Problem:
+        """Make what the method works on in a stage, with real batches drawn as a state says."""
+        seed, number = self.config.run.seed, stage.number
+        batch = self.sizes.batches[number]
+        compiled = self.networks.compiled is not None
+        sampling = self.config.real_sampler.options
+        real = Real(
+            self.real.train,
+            len(self.real.class_names),
+            self.config.outer.real_batch,
+            self.config.inner.augment,
+            self.sizes.real_micro_batch,
+            sampling.sampler(carried.sampler, self.real.weights),
+        )
+        return Problem(
+            real,
+            self.networks,
+            stage.labels,
+            self.recipe,
+            derive(seed, "block", number) if number else seed,
+            self.device,
+            stage_micro_batch(batch, self.sizes.micro_batch, compiled=compiled),
+            cut_of(self.config.data, self.real.identity),
+        )
+
+    def make_method(self, stage: Stage, carried: Carried) -> Method:
+        """Make the method for a stage, with what it prepares."""
+        method = self.method(self.problem(stage, carried), self.config.method.options)
+        method.prepare(self.cache)
+        return method
+
+    def begin(self, stage: Stage, method: Method, recipes: tuple[Any, ...] = ()) -> OuterState:
+        """Make the outer loop's state before a stage's first step.
+
+        Its moments and clip average are fresh: Algorithm 2 calls the distiller.
+        """
+        state, learnables = method.start()
+        leaves = {LEARNED + name: one.value for name, one in learnables.items()}
+        carried = Carried(stage.number, stage.earlier, recipes)
+        optimizer = self.config.outer_optimizer.options
+        return OuterState.start({**stage.learned, **leaves}, state, optimizer, carried)
+
+    def recipe_at(self, method: Method, leaves: Any, state: OuterState) -> Recipe:
+        """Tell how networks train on the set at these leaves, with what the method learned beside it."""
+        return method.recipe(self.recipe, with_prefix(leaves, LEARNED), state.method)
+
+    @property
+    def compiled_evaluation(self) -> CompiledNetwork | None:
+        """The compiled derivatives, if networks are the same function in evaluation as in training."""
+        compiled = self.networks.compiled
+        return None if compiled is None or couples_batch(compiled.model.module) else compiled
+
+    def validation_scores(self, blocks: tuple[Block, ...], recipe: Recipe, lengths: Sequence[int], **how: Any) -> Tensor:
+        """Measure networks trained on blocks on the validation split; the networks' seeds are fixed.
+
+        Returns:
+            (networks, lengths) accuracies, fractions.
+        """
         both, labels = examples(blocks), torch.cat([block.labels for block in blocks])
         return score_set(
-            both["images"], both["targets"], labels, self.recipe, self.problem.factory,
-            lengths=lengths, splits=(self.real.validation,), nets=self.config.evaluation.validation_nets,
-            seed=derive(self.config.run.seed, "validation"), device=self.device, compiled=self.compiled_evaluation, **how,
-        )[:, :, 0]  # fmt: skip
+            both["images"],
+            both["targets"],
+            labels,
+            recipe,
+            self.networks.factory,
+            lengths=lengths,
+            splits=(self.real.validation,),
+            nets=self.config.evaluation.validation_nets,
+            seed=derive(self.config.run.seed, "validation"),
+            device=self.device,
+            compiled=self.compiled_evaluation,
+            **how,
+        )[:, :, 0]
+
+    def sampler_state(self, blocks: tuple[Block, ...], recipe: Recipe, stage: int, step: int) -> Any:
+        """Make the state of the sampler of real images anew, by networks trained on the blocks."""
+        both, labels = examples(blocks), torch.cat([block.labels for block in blocks])
+
+        def trained(own: int) -> Predict:
+            module = fresh(self.networks.factory, own, self.device)
+            batch = set_batches(both["images"], both["targets"], labels, recipe, own)
+            (predict,) = train_network(module, batch, recipe, (recipe.steps,), own)
+            return predict
+
+        seed = derive(self.config.run.seed, "hardness", stage, step)
+        sampling = self.config.real_sampler.options
+        return sampling.refresh(trained, self.real.train, seed, self.listener.work)
+
+
+def counted(real: RealData) -> str:
+    """Say how many images there are."""
+    size = " x ".join(map(str, real.shape))
+    counts = f"{len(real.train):,} train, {len(real.validation):,} validation and {len(real.test):,} test"
+    return f"{counts} images of {size} in {len(real.class_names)} classes"
+
+
+def block_parameterisation(config: Given | Resolved, shape: Any, classes: int) -> Parameterisation:
+    """Make that of each block; raise an InputError if the budget or an option does not fit the images."""
+    chosen: type[Parameterisation] = PARAMETERISATIONS[config.parameterisation.name]
+    distilled = config.distilled
+    budget = Budget(tuple(shape), classes, distilled.ipc_of_block, distilled.learn_labels)
+    return chosen.fitting(budget, config.parameterisation.options)
+
+
+def checked_factory(config: Given, model: ModelSpec | None, shape: Any, classes: int, method: type[Method]) -> Any:
+    """Make the factory of networks, checked for what the method needs of them."""
+    name = config.model.name
+    options = dataclasses.asdict(config.model.options)
+    factory = resolve(name if model is None else model, shape, classes, **options)
+    check_model(name, factory, shape, classes)
+    if method.needs.second_derivative:
+        check_second_derivative(name, factory, shape, classes)
+    if method.needs.features:
+        check_features(name, factory, shape, config.method.name)
+    return factory
+
+
+def method_cache(config: Resolved, real: RealData) -> Cache:
+    """Make the cache of what the method prepares for these data and its options."""
+    folder = config.data.cache_dir or platformdirs.user_cache_path("potstill")
+    return Cache(Path(folder) / "prepared", [cut_of(config.data, real.identity), config.tables()["method"]])
 
 
 def finish(setup: Setup, folder: RunFolder | None, state: OuterState | None) -> DistilledSet:
-    """Distill block after block, from the beginning or from `state`, choose the training lengths, and write the result."""
+    """Distill block after block, from the beginning or from `state`; choose lengths; write the result."""
     stage = setup.stage(state)
     while True:
         method, state = run_stage(setup, stage, folder, state)
         assert state.best is not None  # the last step validates
         blocks = stage.with_leaves(state.best.leaves)
+        recipe = setup.recipe_at(method, state.best.leaves, state)
+        recipes = (*state.carried.recipes, recipe.plain())
         if len(blocks) == len(setup.blocks):
             break
-        stage, state = Stage(setup.config, (*blocks, setup.blocks[len(blocks)])), None
-    distilled = make_set(setup, blocks, method.finish(state.method), state.best.step)
+        stage = Stage((*blocks, setup.blocks[len(blocks)]), setup.rates)
+        state = setup.begin(stage, setup.make_method(stage, Carried()), recipes)
+    distilled = make_set(setup, blocks, tuple(map(Recipe.from_plain, recipes)), state.best)
     if folder:
         store.save(distilled, folder.path / store.ARTEFACT)
         folder.drop_replaced()
@@ -210,72 +356,100 @@ def finish(setup: Setup, folder: RunFolder | None, state: OuterState | None) -> 
 
 
 def run_stage(setup: Setup, stage: Stage, folder: RunFolder | None, state: OuterState | None) -> tuple[Method, OuterState]:
-    """Run the outer loop of a stage from its beginning, or from `state`, to its end: the method and the state there."""
-    config, listener = setup.config, setup.listener
-    method = stage.method(setup.problem_at(state))
-    before = stage.number * int(config.outer.steps)
-    place = {"block": stage.number + 1} if len(setup.blocks) > 1 else {}
+    """Run the outer loop of a stage from its beginning, or from `state`, to its end.
 
-    def validate(leaves: Mapping[str, Tensor]) -> tuple[Record, float]:
-        figure = Figure.of(setup.validation_scores(stage.with_leaves(leaves), setup.lengths[:1])[:, 0])
+    Returns:
+        The method as it is at the end, and the state there.
+    """
+    config, listener, sampling = setup.config, setup.listener, setup.config.real_sampler.options
+    current = setup.make_method(stage, state.carried if state else Carried())
+    state = state or setup.begin(stage, current)
+    rules = stage.rules(current.start()[1])
+    before = stage.number * config.outer.steps
+    block = {"block": stage.number + 1} if len(setup.blocks) > 1 else {}
+
+    def validate(state: OuterState) -> tuple[Record, float]:
+        recipe = setup.recipe_at(current, state.leaves, state)
+        blocks = stage.with_leaves(state.leaves)
+        figure = Figure.of(setup.validation_scores(blocks, recipe, setup.lengths[:1])[:, 0])
         return dataclasses.asdict(figure), figure.mean
 
     def log(record: Record) -> None:
-        record = {**record, "step": before + record["step"], **place}
+        record = {**record, "step": before + record["step"], **block}
         if folder:
             folder.log(record)
-        listener.step(record, config.all_steps)
+        listener.step(record, setup.config.all_steps)
 
     def save(state: OuterState) -> None:
         if folder:
             folder.save(state, config, setup.real.identity)
 
-    def refresh(state: OuterState) -> tuple[OuterState, Method] | None:
-        hardness = config.hardness
-        since = state.step - hardness.hardness_from
-        if hardness.hardness_sampler == "off" or since < 0 or since % hardness.hardness_every:
+    def refresh(state: OuterState) -> tuple[OuterState, OnBlocks] | None:
+        nonlocal current
+        if not sampling.due(state.step):
             return None
-        scored = dataclasses.replace(state, hardness=setup.hardness(stage.with_leaves(state.leaves), stage.number, state.step))
-        return scored, stage.method(setup.problem_at(scored))
+        recipe = setup.recipe_at(current, state.leaves, state)
+        blocks = stage.with_leaves(state.leaves)
+        made = setup.sampler_state(blocks, recipe, stage.number, state.step)
+        state = dataclasses.replace(state, carried=dataclasses.replace(state.carried, sampler=made))
+        current = setup.make_method(stage, state.carried)
+        return state, stage.on_blocks(current, setup.device)
 
     hooks = Hooks(validate, save, log, listener.stop, refresh)
-    return method, optimise(method, config.outer, stage.rules, state or stage.begin(method), setup.device, hooks)
+    on_blocks = stage.on_blocks(current, setup.device)
+    state = optimise(on_blocks, setup.schedule, rules, state, setup.device, hooks)
+    return current, state
 
 
-def make_set(setup: Setup, blocks: tuple[Block, ...], learned: dict[str, Any], step: int) -> DistilledSet:
-    """The finished set: the training length of each budget chosen on validation data, and all that a file records."""
-    budgets = [measured(setup, blocks[:count]) for count in range(1, len(blocks) + 1)]
+def make_set(setup: Setup, blocks: tuple[Block, ...], recipes: tuple[Recipe, ...], best: Best) -> DistilledSet:
+    """Make the finished set: the length of each budget chosen, and all that a file records.
+
+    Args:
+        setup: of the run.
+        blocks: as they are at the end.
+        recipes: how networks train on the set of each stage.
+        best: of the last stage.
+    """
+    budgets = [measured(setup, blocks[: count + 1], recipe) for count, recipe in enumerate(recipes)]
     real, config, whole = setup.real, setup.config, budgets[-1]
-    tables = json.loads(store.canonical(dataclasses.asdict(config)))  # plain data, as a file gives it back
-    tables["data"] |= {"data": config.data.data.partition(":")[0], "cache_dir": ""}  # no path: equal runs, equal bytes
+    tables = config.tables()
+    # No path: equal runs, equal bytes.
+    tables["data"] |= {"data": config.data.data.partition(":")[0], "cache_dir": ""}
+    learned = {name: leaf.tolist() for name, leaf in with_prefix(best.leaves, LEARNED).items() if leaf.dim() == 0}
     meta = {
-        "method": config.outer.method,
+        "method": config.method.name,
         "config": tables,
         "seed": config.run.seed,
         "versions": versions(),
         "data": real.record,
-        "outer_step": step,
+        "outer_step": best.step,
         "accuracy": whole["accuracy"],
         **({"budgets": budgets} if len(budgets) > 1 else {}),
         **({"learned": learned} if learned else {}),
     }
+    cpu = torch.device("cpu")
     return DistilledSet(
-        tuple(block.to(torch.device("cpu")) for block in blocks), real.class_names, real.preprocess.to(torch.device("cpu")),
-        dataclasses.replace(setup.recipe, steps=whole["steps"]), learned_labels=config.distilled.learn_labels, meta=meta,
-    )  # fmt: skip
+        tuple(block.to(cpu) for block in blocks),
+        real.class_names,
+        real.preprocess.to(cpu),
+        dataclasses.replace(recipes[-1], steps=whole["steps"]),
+        learned_labels=config.distilled.learn_labels,
+        meta=meta,
+    )
 
 
-def measured(setup: Setup, blocks: tuple[Block, ...]) -> dict[str, Any]:
-    """The best training length of a set on validation data and the accuracy there, as a file records them."""
+def measured(setup: Setup, blocks: tuple[Block, ...], recipe: Recipe) -> dict[str, Any]:
+    """Choose the training length of a set on validation data; what a file records of it."""
     ipc = sum(block.ipc for block in blocks)
-    label = "choosing the training length" + (f" at {ipc} images per class" if len(setup.blocks) > 1 else "")
-    scores = setup.validation_scores(blocks, setup.lengths, progress=setup.listener.work, label=label)
-    place = int(scores.mean(0).argmax())
-    steps = setup.lengths[place]
+    nested = len(setup.blocks) > 1
+    label = "choosing the training length" + (f" at {ipc} images per class" if nested else "")
+    scores = setup.validation_scores(blocks, recipe, setup.lengths, progress=setup.listener.work, label=label)
+    index = int(scores.mean(0).argmax())
+    steps = setup.lengths[index]
     accuracy = {
-        **dataclasses.asdict(Figure.of(scores[:, place])),
+        **dataclasses.asdict(Figure.of(scores[:, index])),
         "split": "validation",
         "protocol": f"fresh networks, {steps} steps; outer step and length were chosen on this split",
         "stored_bytes": sum(block.stored_bytes for block in blocks),
     }
-    return {"ipc": ipc, "steps": steps, "accuracy": accuracy}
+    return {"ipc": ipc, "steps": steps, "lr": recipe.lr, "accuracy": accuracy}

@@ -1,7 +1,7 @@
 """The distilled set: blocks of learned examples with all that is needed to train on them."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from itertools import accumulate
 from typing import Any
@@ -10,14 +10,21 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from potstill.config import Config
+from potstill.config import Resolved
 from potstill.data import Split, sample_per_class
 from potstill.images import PADDED_SIDE, UNPADDED_SIDE
+from potstill.optimizers import Adam, Optimizer
+from potstill.options import declared
 from potstill.parameterisations.base import Budget, Parameterisation
 from potstill.parameterisations.pixels import Pixels
 from potstill.preprocess import Preprocess
-from potstill.registry import InputError
+from potstill.registry import OPTIMIZERS, InputError, name_of
 from potstill.seeds import generator
+
+
+def tuples(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn the lists of plain data, as JSON gives them back, into tuples."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()}
 
 
 @dataclass(frozen=True)
@@ -29,12 +36,8 @@ class Recipe:
         width: channels or units, for registered models.
         depth: blocks or layers, for registered models.
         norm: normalisation, for the ConvNet.
-        optimizer: "adam" or "sgd".
+        optimizer: with its own options.
         lr: its learning rate.
-        momentum: of sgd.
-        weight_decay: of sgd.
-        lr_milestones: of sgd: steps at which the learning rate is multiplied by lr_decay.
-        lr_decay: that factor.
         batch_per_class: synthetic images of a class in a batch.
         classes_per_batch: random classes in a batch.
         augment: augmentation operations, one a batch.
@@ -46,12 +49,8 @@ class Recipe:
     width: int = 128
     depth: int | str = "auto"
     norm: str = "instance"
-    optimizer: str = "adam"
+    optimizer: Optimizer = Adam()
     lr: float = 0.001
-    momentum: float = 0.9
-    weight_decay: float = 0.0
-    lr_milestones: tuple[int, ...] = ()
-    lr_decay: float = 0.2
     batch_per_class: int = 1
     classes_per_batch: int = 10
     augment: tuple[str, ...] = ()
@@ -59,14 +58,36 @@ class Recipe:
     precision: str = "float32"
 
     @classmethod
-    def of(cls, config: Config, steps: int) -> "Recipe":
-        """As in the inner loop of a run whose every "auto" is resolved, for so many steps."""
-        inner = config.inner
+    def of(cls, config: Resolved, steps: int) -> "Recipe":
+        """Train for so many steps as in the inner loop of a run."""
+        inner, model = config.inner, config.model.options
         return cls(
-            inner.model, int(inner.width), inner.depth, inner.norm, inner.inner_optimizer, inner.inner_lr, inner.momentum,
-            inner.weight_decay, inner.lr_milestones, inner.lr_decay, int(inner.batch_per_class),
-            int(inner.classes_per_batch), inner.augment, steps, str(config.run.precision),
-        )  # fmt: skip
+            model=config.model.name,
+            width=getattr(model, "width", 1),
+            depth=getattr(model, "depth", "auto"),
+            norm=getattr(model, "norm", "instance"),
+            optimizer=config.inner_optimizer.options,
+            lr=inner.inner_lr,
+            batch_per_class=inner.batch_per_class,
+            classes_per_batch=inner.classes_per_batch,
+            augment=inner.augment,
+            steps=steps,
+            precision=inner.precision,
+        )
+
+    def plain(self) -> dict[str, Any]:
+        """Write it as plain data."""
+        known = {item.name: getattr(self, item.name) for item in fields(self)}
+        name = name_of(OPTIMIZERS, type(self.optimizer))
+        own = {item.name: getattr(self.optimizer, item.name) for item, _ in declared(type(self.optimizer))}
+        return {**known, "optimizer": {"name": name, **own}}
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> "Recipe":
+        """Read what `plain` wrote."""
+        known: dict[str, Any] = tuples(plain)
+        own: dict[str, Any] = tuples(known.pop("optimizer"))
+        return cls(optimizer=OPTIMIZERS[own.pop("name")](**own), **known)
 
     @property
     def model_options(self) -> dict[str, Any]:
@@ -266,7 +287,7 @@ class DistilledSet(Dataset[tuple[Tensor, Tensor]]):
         own = [budget for budget in self.meta.get("budgets", ()) if budget["ipc"] <= ipc]
         recipe, meta = self.recipe, dict(self.meta)
         if own:
-            recipe = replace(recipe, steps=own[-1]["steps"])
+            recipe = replace(recipe, steps=own[-1]["steps"], lr=own[-1]["lr"])
             meta |= {"budgets": own, "accuracy": own[-1]["accuracy"]}
         return DistilledSet(
             self.blocks[: self.budgets.index(ipc) + 1], self.class_names, self.fitted, recipe,

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from potstill.compilation import Networks, compiled_if_worth
+from potstill.compilation import NetworkFamily, compiled_if_worth, compiled_networks
 from potstill.compiled import CompiledNetwork
 from potstill.data import sample_per_class
 from potstill.derivatives import couples_batch, even
-from potstill.devices import allow_tf32, keep_freed_memory, pick_device
+from potstill.devices import keep_freed_memory, pick_device
 from potstill.distilled import DistilledSet, Recipe
 from potstill.loading import RealData
 from potstill.models import ModelSpec, model_name
@@ -125,7 +125,6 @@ class Bench:
     def scores(self, rate: float, nets: int, seed: int, make: Callable[[int], Batches], **how: Any) -> Tensor:
         """`score` with this learning rate; `how` holds lengths, splits and label."""
         keep_freed_memory()
-        allow_tf32(False)  # whatever a run before in this process has set
         return score(
             make, self.factory, dataclasses.replace(self.recipe, lr=rate), nets=nets, seed=seed, device=self.device,
             compiled=self.compiled, progress=self.progress, **how,
@@ -240,7 +239,7 @@ def evaluate(
     fixed = (steps,) if steps else None
     searched = fixed or (PAPER_LENGTHS if protocol == "paper" else tuple(sorted(lengths)))
     first = fixed or ((recipe.steps,) if own and protocol == "validation" else searched)
-    networks = Networks(factory, distilled.shape, len(distilled.class_names), place, recipe.precision)
+    networks = NetworkFamily(factory, distilled.shape, len(distilled.class_names), place, recipe.precision)
     compiled = compiled_for(networks, recipe, compile, nets * first[-1], nets * len(first) * len(real.test), say)
     name = model_name(recipe.model if model is None else model)
     rates = () if own or lr is not None or protocol == "paper" else tuple(factor * recipe.lr for factor in RATES)
@@ -257,12 +256,12 @@ def evaluate(
     return rows
 
 
-def compiled_for(networks: Networks, recipe: Recipe, wanted: str, steps: int, tested: int, say: Say) -> CompiledNetwork | None:
+def compiled_for(networks: NetworkFamily, recipe: Recipe, wanted: str, steps: int, tested: int, say: Say) -> CompiledNetwork | None:
     """Compiled derivatives for `steps` training steps by the recipe and `tested` test images, if they pay or are wanted."""
     count = recipe.batch_per_class * recipe.classes_per_batch
 
     def build() -> CompiledNetwork:
-        return networks.compiled([even(count, networks.most)], [], [networks.most], say)
+        return compiled_networks(networks, [even(count, networks.most)], [], [networks.most], say)
 
     def work() -> float:
         return (count * steps + tested / 3) * networks.operations()

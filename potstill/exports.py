@@ -15,9 +15,9 @@ import numpy as np
 from torch import Tensor
 
 from potstill.distilled import DistilledSet
+from potstill.files import write
 from potstill.grid import to_bytes, to_image, write_grid
 from potstill.registry import EXPORTS, InputError
-from potstill.store import write
 
 WINDOWS_DEVICES = r"con|prn|aux|nul|com\d|lpt\d"
 EXACT = "exact, the arrays that a network trains on"
@@ -79,7 +79,7 @@ def export_parquet(distilled: DistilledSet, path: Path) -> None:
     described = {
         "huggingface": json.dumps({"info": {"features": features}}),
         "potstill": json.dumps(
-            {"input_shape": distilled.shape, "preprocess": distilled.fitted.kind, "recipe": vars(distilled.recipe)}
+            {"input_shape": distilled.shape, "preprocess": distilled.fitted.kind, "recipe": distilled.recipe.plain()}
         ),
     }
     buffer = io.BytesIO()

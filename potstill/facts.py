@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
+from potstill.options import declared
 from potstill.parameterisations.base import FLOAT_BYTES
-from potstill.registry import METHODS, WINDOWS
+from potstill.registry import METHODS
 from potstill.runs import CONFIG
 from potstill.scoring import Figure
 from potstill.summary import RunSummary
@@ -29,7 +30,7 @@ def headline(run: RunSummary) -> str:
         pixels = run.distilled.ipc * len(run.distilled.class_names)
         budget = f", stored in the room of {pixels:,}" * run.distilled.decoded
         return f"{run.counts['train']:,} images{of_data} became {len(run.distilled):,}{budget}"
-    ipc, budget = run.config.distilled.ipc, "a budget of " * run.config.distilled.decoded
+    ipc, budget = run.config.distilled.ipc, "a budget of " * run.config.decoded
     return f"{run.data_name or 'Arrays'} at {budget}{ipc:,} image{'s'[: ipc > 1]} per class"
 
 
@@ -61,7 +62,7 @@ def tiles(run: RunSummary) -> list[Fact]:
         )
     if run.distilled and run.counts:
         real, shape = run.counts["train"], run.distilled.shape
-        if run.config.distilled.decoded:
+        if run.config.decoded:
             less = real * math.prod(shape) * FLOAT_BYTES / run.distilled.stored_bytes
             found.append((f"{less:,.0f}×", f"fewer numbers than in the {real:,} real images"))
         else:
@@ -80,7 +81,7 @@ def tiles(run: RunSummary) -> list[Fact]:
 def of_random(run: RunSummary) -> str:
     """What stands beside the set."""
     ipc = run.config.distilled.ipc
-    return f"{ipc:,} real image{'s'[: ipc > 1]} of each class" if run.config.distilled.decoded else "as many real images"
+    return f"{ipc:,} real image{'s'[: ipc > 1]} of each class" if run.config.decoded else "as many real images"
 
 
 def percent(figure: Figure) -> str:
@@ -123,9 +124,9 @@ def data_facts(run: RunSummary) -> list[Fact]:
 
 def set_facts(run: RunSummary) -> list[Fact]:
     """What the synthetic set is and how networks train on it."""
-    distilled, inner = run.config.distilled, run.config.inner
+    distilled, inner, model = run.config.distilled, run.config.inner, run.config.model
     found = [
-        ("Budget", f"{distilled.ipc:,} images per class") if distilled.decoded else ("Images per class", f"{distilled.ipc:,}"),
+        ("Budget", f"{distilled.ipc:,} images per class") if run.config.decoded else ("Images per class", f"{distilled.ipc:,}"),
         *stored_facts(run),
         ("Labels", "soft, learned with the images" if distilled.learn_labels else "hard, one class each"),
         ("Started from", "real images" if distilled.init == "real" else "noise"),
@@ -133,9 +134,10 @@ def set_facts(run: RunSummary) -> list[Fact]:
     if distilled.boost_blocks > 1:
         found.append(("Blocks", f"{distilled.boost_blocks:,}; the first ones are sets of their own"))
         found.append(("Earlier blocks", f"at {distilled.boost_beta:g} of the learning rate" if distilled.boost_beta else "frozen"))
-    depth = f"depth {inner.depth}, width {inner.width}" + (f", {inner.norm} norm" if inner.model == "convnet" else "")
-    found.append(("Network", inner.model if ":" in inner.model else f"{inner.model}, {depth}"))
-    found.append(("It trains by", f"{inner.inner_optimizer}, learning rate {inner.inner_lr:g}"))
+    known = ", ".join(f"{item.name} {getattr(model.options, item.name)}" for item, _ in declared(type(model.options)))
+    found.append(("Network", f"{model.name}, {known}" if known else model.name))
+    lr = run.distilled.recipe.lr if run.distilled else inner.inner_lr
+    found.append(("It trains by", f"{run.config.inner_optimizer.name}, learning rate {lr:.3g}"))
     if run.finished and run.distilled:
         found.append(("for", f"{run.distilled.recipe.steps:,} steps, chosen on validation images"))
     return [*found, ("Augmentation", ", ".join(inner.augment) or "none")]
@@ -145,43 +147,39 @@ def stored_facts(run: RunSummary) -> list[Fact]:
     """What is stored."""
     if not run.distilled:
         return []
-    found = [("Parameterisation", run.config.distilled.param)] if run.config.distilled.decoded else []
+    found = [("Parameterisation", run.config.parameterisation.name)] if run.config.decoded else []
     return [*found, ("Stored", run.distilled.stored)]
 
 
 def making_facts(run: RunSummary) -> list[Fact]:
     """The outer loop."""
-    outer = run.config.outer
+    outer, method = run.config.outer, run.config.method
+    line = METHODS.rows[method.name][1].removesuffix(" (default)") if method.name in METHODS.rows else ""
     found = [
-        ("Method", f"{outer.method}, {METHODS.rows[outer.method][1].removesuffix(' (default)')}"),
-        ("Inner steps", str(WINDOWS[outer.method].of(run.config))),
+        ("Method", f"{method.name}, {line}" if line else method.name),
+        *METHODS[method.name].words(method.options),
         ("Outer steps", progress(run)),
     ]
     if run.finished and run.distilled and "outer_step" in run.distilled.meta:
         step = run.distilled.meta["outer_step"]
         block = " of the last block" if run.config.distilled.boost_blocks > 1 else ""
         found.append(("Set kept", f"after step {step:,}{block}, the best on validation images"))
-    found.append(("Real images in a step", f"{outer.real_batch:,}"))
-    if outer.trajectories > 1:
-        found.append(("Unrolls in a step", f"{outer.trajectories:,}, averaged"))
-    if run.config.distilled.decoded and run.log.decoding == run.log.decoding:
+    if "real_batch" in run.config.flat():  # some methods have a batch of their own
+        found.append(("Real images in a step", f"{outer.real_batch:,}"))
+    if run.config.decoded and run.log.decoding == run.log.decoding:
         found.append(("Decoding", f"{100 * run.log.decoding:.1f} % of the time"))
-    return [*found, *hardness_facts(run), ("Learning rate", f"{float(outer.outer_lr):.3g}")]
+    mover = run.config.outer_optimizer.name
+    return [*found, *sampler_facts(run), ("The set moves by", f"{mover}, learning rate {float(outer.outer_lr):.3g}")]
 
 
-def hardness_facts(run: RunSummary) -> list[Fact]:
-    """How real images are weighed, and what scoring them cost."""
-    how = run.config.hardness
+def sampler_facts(run: RunSummary) -> list[Fact]:
+    """How real images are drawn, and what scoring them cost."""
     found = [("Real images are drawn", "by weights of their own")] if run.weighted else []
-    if how.hardness_sampler == "off":
+    words = run.config.real_sampler.options.words()
+    if not words:
         return found
-    most = "middling hardness" if how.hardness_reading == "middle" else "least and greatest hardness"
-    since = f" from step {how.hardness_from:,} on" if how.hardness_from else ""
-    words = (
-        f"most of {most}, least weight {how.hardness_sampler:g}; scored by {how.hardness_nets} networks every "
-        f"{how.hardness_every:,} steps{since}, which took {100 * run.log.scoring:.1f} % of the time"
-    )
-    return [*found, ("Real images are weighed", words)]
+    cost = f", which took {100 * run.log.scoring:.1f} % of the time" if run.log.scoring else ""
+    return [*found, ("Real images are weighed", words + cost)]
 
 
 def run_facts(run: RunSummary) -> list[Fact]:
@@ -193,7 +191,7 @@ def run_facts(run: RunSummary) -> list[Fact]:
     seconds = run.log.values["seconds"]
     if len(seconds):
         found.append(("Time in outer steps", duration(float(seconds[seconds == seconds].sum()))))
-    found += [("Device", f"{run.config.run.device}, {run.config.run.precision}"), ("Threads", str(run.config.run.threads))]
+    found += [("Device", f"{run.config.run.device}, {run.config.inner.precision}"), ("Threads", str(run.config.run.threads))]
     found.append(("Seed", str(run.config.run.seed)))
     return found + [("Versions", ", ".join(f"{name} {number}" for name, number in versions.items()))] * bool(versions)
 

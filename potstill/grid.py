@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from potstill.distilled import DistilledSet
-from potstill.store import write
+from potstill.files import write
 
 MOST_COLUMNS, COLUMNS_OF_MANY = 50, 20
 CELL_PX, GAP_PX, MARGIN_PX, TEXT_PX, CAPTION_PX, NAME_PX = 96, 6, 12, 15, 480, 240

@@ -1,84 +1,88 @@
 """How hard real examples are, and real batches that are drawn by it.
 
 Two scores: **forgetting events** of networks that train on all real data (Toneva et al. 2019, arXiv:1812.05159; appendix E.1 of
-Feng et al. 2024), and the cheap **adaptive score**, by how many networks trained on the distilled set an example divides
+Feng et al. 2024), and the cheap **adaptive score**: how many networks trained on the distilled set are wrong about an example
 (appendix E.2).
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from potstill import store
-from potstill.data import Split, sample
+from potstill import files
+from potstill.data import Split
 from potstill.distilled import Recipe
 from potstill.models import fresh
+from potstill.options import option
 from potstill.registry import InputError
+from potstill.sampling import RealSampler, Weighted, plain_sampler
 from potstill.scoring import Progress
 from potstill.seeds import derive
-from potstill.training import Batches, Predict, evaluation_batches, split_batches, steps_of, train_network
+from potstill.training import Predict, evaluation_batches, split_batches, steps_of, train_network
 
 KIND = "forgetting events"
 MORE, NEVER = 1000.0, 1001.0
 """Strata beyond the last edge, see `Forgetting.strata`."""
 
 
-class RealSampler(Protocol):
-    """Which real examples make up a batch."""
-
-    def draw(self, split: Split, count: int, rng: torch.Generator) -> Tensor:
-        """Positions of `count` examples without replacement, on the CPU; of all, if there are fewer."""
-        ...
-
-
 @dataclass(frozen=True)
-class Uniform:
-    """Every example alike."""
+class ByHardness:
+    """Real batches with more of the images that networks trained on the synthetic set disagree on.
 
-    def draw(self, split: Split, count: int, rng: torch.Generator) -> Tensor:
-        return sample(split, count, rng)
-
-
-UNIFORM = Uniform()
-
-
-@dataclass(frozen=True)
-class Weighted:
-    """One after the other with a probability in proportion to its weight among those that are left.
-
-    The `count` smallest of independent exponential times with the weights as their rates are just that (Efraimidis & Spirakis
-    2006), so that a draw takes one pass over the weights, whatever the count.
-
-    Args:
-        weights: (N,) at least 0, finite, on the CPU; examples of weight 0 are never drawn.
+    Source: appendix E.2 and figure 17 of Feng et al. 2024: the score of an image is how many of the
+    networks are wrong about it; as the prose wants it, middling ones weigh most (its printed formula,
+    threshold + |score - m|, favours both extremes).
     """
 
-    weights: Tensor
+    hardness_threshold: float = option(1.0, "least weight of a real image, as in 1 or 4 (paper E.2)", low=0, open_low=True)
+    hardness_nets: int = option(8, "networks that score the real images", low=1, high=255)
+    hardness_every: int = option(50, "outer steps between scorings (paper E.2: 50 epochs)", low=1)
+    hardness_from: int = option(0, "outer step of the first scoring (figure 17: 25,000)", low=0)
 
-    def draw(self, split: Split, count: int, rng: torch.Generator) -> Tensor:
-        times = torch.empty(len(self.weights), dtype=torch.float64).exponential_(generator=rng) / self.weights
-        count = min(count, int((self.weights > 0).sum()))
-        return times.topk(count, largest=False).indices
+    def due(self, step: int) -> bool:
+        """Tell whether the images are to be scored before this outer step."""
+        since = step - self.hardness_from
+        return since >= 0 and since % self.hardness_every == 0
+
+    def refresh(self, trained: Callable[[int], Predict], split: Split, seed: int, progress: Progress | None) -> dict[str, Tensor]:
+        """Score the real images by fresh networks; see `adaptive_scores`."""
+        nets = self.hardness_nets
+        scores = adaptive_scores(trained, split, networks=nets, seed=seed, progress=progress)
+        return {"scores": scores}
+
+    def sampler(self, state: Mapping[str, Any], weights: Tensor | None) -> RealSampler:
+        """Draw by hardness; before the first scoring by the user's own weights, if there are any."""
+        if "scores" not in state:
+            return plain_sampler(weights)
+        own = hardness_weights(state["scores"].cpu(), self.hardness_threshold, self.hardness_nets)
+        return Weighted(own if weights is None else own * weights)
+
+    def words(self) -> str:
+        """Say it in a report."""
+        since = f" from step {self.hardness_from:,} on" if self.hardness_from else ""
+        return (
+            f"most of middling hardness, least weight {self.hardness_threshold:g}; scored by "
+            f"{self.hardness_nets} networks every {self.hardness_every:,} steps{since}"
+        )
 
 
-def hardness_weights(scores: Tensor, threshold: float, networks: int, reading: str) -> Tensor:
-    """The weight of each example in a real batch, by how many of some networks it divides.
+def hardness_weights(scores: Tensor, threshold: float, networks: int) -> Tensor:
+    """Weigh each example in a real batch, by how many of some networks are wrong about it.
 
     Args:
         scores: (N,) in 0 .. networks.
         threshold: the least weight.
-        networks: how many networks.
-        reading: "middle": threshold + m - |score - m| with m = networks / 2: as the prose of appendix E.2 wants it, the easiest
-            and the hardest count least. "extremes": threshold + |score - m|, as its formula is printed.
+        networks: how many networks, 2 m.
+    Returns:
+        (N,) threshold + m - |score - m|: the easiest and the hardest count least.
     """
     middle = networks / 2
-    distance = (scores.double() - middle).abs()
-    return threshold + (middle - distance if reading == "middle" else distance)
+    return threshold + middle - (scores.double() - middle).abs()
 
 
 @torch.no_grad()
@@ -87,53 +91,32 @@ def predictions(predict: Predict, split: Split) -> Tensor:
     return torch.cat([predict(images).argmax(1).cpu() for images, _ in evaluation_batches(split)])
 
 
-def disagreement(classes: Tensor, labels: Tensor, against: str) -> Tensor:
-    """(N,) how many of k networks an example divides.
-
-    Args:
-        classes: (k, N) what they predict.
-        labels: (N,) what is right.
-        against: "label": of them, how many are wrong: 0 .. k, the range that appendix E.2 gives. "vote": how many differ from
-            the most frequent prediction: disagreement in predictions, in the words of the same place.
-    """
-    if against == "label":
-        return (classes != labels).sum(0)
-    return (classes != classes.mode(0).values).sum(0)
-
-
 def adaptive_scores(
-    make: Callable[[int], Batches],
-    recipe: Recipe,
-    factory: Callable[[], nn.Module],
+    trained: Callable[[int], Predict],
     split: Split,
     *,
     networks: int,
-    against: str,
     seed: int,
-    device: torch.device,
     progress: Progress | None = None,
 ) -> Tensor:
-    """(N,) uint8: how many fresh networks, trained on the distilled set as it is now, each real example divides.
+    """Count how many fresh networks, trained on the distilled set, are wrong about each real example.
 
     Args:
-        make: seed of a network -> its batches of the distilled set.
-        recipe: how they train, and for how long.
-        factory: makes a fresh network.
+        trained: seed -> what a fresh network answers that trained on the set as it is now.
         split: the real examples.
         networks: how many (the paper takes 8).
-        against: see `disagreement`.
         seed: of starts and batches.
-        device: where to train.
         progress: called after each network.
+    Returns:
+        (N,) uint8.
     """
-    found = []
+    wrong = torch.zeros(len(split), dtype=torch.uint8)
     for network in range(networks):
-        own = derive(seed, "network", network)
-        (predict,) = train_network(fresh(factory, own, device), make(own), recipe, (recipe.steps,), own)
-        found.append(predictions(predict, split))
+        predict = trained(derive(seed, "network", network))
+        wrong += (predictions(predict, split) != split.labels).to(torch.uint8)
         if progress:
             progress("scoring real images", network + 1, networks)
-    return disagreement(torch.stack(found), split.labels, against).to(torch.uint8)
+    return wrong
 
 
 @dataclass(frozen=True)
@@ -198,11 +181,11 @@ def forgetting(
         raise InputError("content must tell the data, as a hash does, where a folder keeps results; got nothing")
     counted = [(torch.zeros(len(split), dtype=torch.int32), torch.zeros(len(split), dtype=torch.bool)) for _ in range(starts)]
     taught = replace(recipe, steps=0, batch_per_class=0, classes_per_batch=0)  # how a small set is trained on does not matter
-    digest = hashlib.sha256(store.canonical([content, repr(taught), epochs, seed]).encode()).hexdigest()[:16]
+    digest = hashlib.sha256(files.canonical([content, repr(taught), epochs, seed]).encode()).hexdigest()[:16]
     for start, (events, learned) in enumerate(counted):
         path = folder / f"forgetting-{digest}-{start}.safetensors" if folder else None
         if path and path.is_file():
-            kept, _ = store.load_tensors(path, KIND)
+            kept, _ = files.load_tensors(path, KIND)
             events += kept["events"]
             learned |= kept["learned"]
         else:
@@ -218,7 +201,7 @@ def forgetting(
                     progress("epochs on the real data", start * epochs + done + 1, starts * epochs)
             if path:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                store.save_tensors(path, {"events": events, "learned": learned}, KIND, {"epochs": epochs})
+                files.save_tensors(path, {"events": events, "learned": learned}, KIND, {"epochs": epochs})
     return Forgetting(
         torch.stack([events for events, _ in counted]).double().mean(0),
         torch.stack([learned for _, learned in counted]).double().mean(0),

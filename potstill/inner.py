@@ -1,7 +1,7 @@
 """The core: optimiser steps as pure functions, and the exact meta-gradient of an unroll in memory that is flat in the window.
 
 An unroll takes `burn_in` steps without a derivative and then `window` differentiated ones, on a state of flat vectors
-(parameters, moments). Nothing keeps the graph of more than one step, unless `Keep` asks for it: the forward pass keeps the
+(parameters, moments). Nothing keeps the graph of more than one step: the forward pass keeps the
 state and the gradient before each differentiated step, and the way back rebuilds one step at a time. With lambda the
 cotangent of the state,
 
@@ -23,87 +23,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from potstill.derivatives import Batch, Differentiable, Linearisable, Pullback
+from potstill.derivatives import Batch, Differentiable
+from potstill.optimizers import Optimizer, State
 
-State = tuple[Tensor, ...]
-"""An optimiser's state: the flat parameters first, then its moments, each of the same length."""
 Leaves = Mapping[str, Tensor]
 """What is learned: name -> tensor."""
-
-
-class InnerOptimizer(Protocol):
-    """An optimiser as one pure, differentiable, elementwise function of flat vectors."""
-
-    def init(self, theta: Tensor) -> State:
-        """The state before the first step."""
-        ...
-
-    def step(self, state: State, grad: Tensor, hyper: Leaves, count: int) -> State:
-        """The state after step number `count` (the first is 0); `hyper` holds 0-d tensors such as "lr"."""
-        ...
-
-
-@dataclass(frozen=True)
-class Adam:
-    """Adam (Kingma & Ba 2015, Algorithm 1).
-
-    Args:
-        beta1: decay of the first moment.
-        beta2: decay of the second moment.
-        eps: added to the denominator.
-        eps_placement: "torch" adds eps after bias correction, as the paper and torch.optim do; "higher-0.2.1" adds it
-            before, as the PyPI release of `higher` does with which RaT-BPTT's results were made.
-    """
-
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
-    eps_placement: str = "torch"
-
-    def init(self, theta: Tensor) -> State:
-        return theta, torch.zeros_like(theta), torch.zeros_like(theta)
-
-    def step(self, state: State, grad: Tensor, hyper: Leaves, count: int) -> State:
-        theta, mean, square = state
-        mean = self.beta1 * mean + (1 - self.beta1) * grad
-        square = self.beta2 * square + (1 - self.beta2) * grad.square()
-        correction1, correction2 = 1 - self.beta1 ** (count + 1), 1 - self.beta2 ** (count + 1)
-        if self.eps_placement == "torch":
-            return theta - hyper["lr"] * (mean / correction1) / (root(square / correction2) + self.eps), mean, square
-        scale = hyper["lr"] * (correction2**0.5 / correction1)
-        return theta - scale * mean / (root(square) + self.eps), mean, square
-
-
-def root(x: Tensor) -> Tensor:
-    """The square root, with derivative 0 at 0: a parameter that never had a gradient would else turn all to NaN."""
-    positive = x > 0
-    return torch.where(positive, torch.where(positive, x, 1).sqrt(), 0)
-
-
-@dataclass(frozen=True)
-class SGD:
-    """Stochastic gradient descent with momentum, L2 weight decay and a step schedule, as torch.optim.SGD and MultiStepLR.
-
-    Args:
-        momentum: factor on the velocity.
-        weight_decay: this times the parameters is added to the gradient.
-        milestones: steps from which on the learning rate is multiplied by `decay`, once for each (paper D.6).
-        decay: that factor.
-    """
-
-    momentum: float = 0.9
-    weight_decay: float = 0.0
-    milestones: tuple[int, ...] = ()
-    decay: float = 0.2
-
-    def init(self, theta: Tensor) -> State:
-        return theta, torch.zeros_like(theta)
-
-    def step(self, state: State, grad: Tensor, hyper: Leaves, count: int) -> State:
-        theta, velocity = state
-        velocity = self.momentum * velocity + grad + self.weight_decay * theta
-        factor = self.decay ** sum(count >= milestone for milestone in self.milestones)
-        return theta - hyper["lr"] * factor * velocity, velocity
 
 
 @dataclass(frozen=True)
@@ -118,7 +42,7 @@ class InnerProblem:
 
     loss: Differentiable
     batch: Callable[[Leaves, int], Batch]
-    optimizer: InnerOptimizer
+    optimizer: Optimizer
 
 
 class Objective(Protocol):
@@ -171,14 +95,11 @@ class Keep:
         device: where they are kept; None keeps them where they are.
         checkpoints: keep the state before every ceil(sqrt(M))-th step only, and take the steps between again on the way
             back: some 2 sqrt(M) states in place of M, one more forward pass.
-        graphs: of how many of the last steps the graph is kept too, which saves taking their gradient again; only for a
-            loss that can be linearised.
     """
 
     dtype: torch.dtype | None = None
     device: torch.device | None = None
     checkpoints: bool = False
-    graphs: int = 0
 
     def segment(self, window: int) -> int:
         """How many steps the tape holds at once."""
@@ -240,9 +161,9 @@ class Unrolled:
             if segment != self.tape.steps:
                 forward(self.problem, self.leaves, self.hyper, start, segment, self.tape)
             for step in reversed(segment):
-                before, grad, pullback = self.tape.take(step)
+                before, grad = self.tape.take(step)
                 older, of_grad, more_hyper = optimizer_transpose(self.problem.optimizer, before, grad, self.hyper, step, adjoint)
-                of_theta, more_leaves = (pullback or step_product(self.problem, before[0], self.leaves, step))(of_grad)
+                of_theta, more_leaves = step_product(self.problem, before[0], self.leaves, step, of_grad)
                 adjoint = (older[0] + of_theta, *older[1:])
                 for name, more in more_leaves.items():
                     of_leaves[name] += more
@@ -272,37 +193,28 @@ def meta_gradient(
     return unrolled.meta_gradient(objective, parts)
 
 
-StepPullback = Callable[[Tensor], tuple[Tensor, dict[str, Tensor]]]
-"""The cotangent of a step's gradient -> those of theta and the leaves."""
-
-
 class Tape:
-    """The state and the gradient before each step of a segment, in buffers allocated once; of the last ones the graph too."""
+    """The state and the gradient before each step of a segment, in buffers allocated once."""
 
     def __init__(self, state: State, length: int, keep: Keep):
         self.like = state[0]
         dtype, device = keep.dtype or self.like.dtype, keep.device or self.like.device
         self.buffers = tuple(tensor.new_empty((length, *tensor.shape), dtype=dtype, device=device) for tensor in (*state, state[0]))
-        self.keep, self.steps = keep, range(0)
-        self.pullbacks: dict[int, StepPullback] = {}
+        self.steps = range(0)
 
     def begin(self, steps: range) -> None:
         """Make room for these steps."""
         self.steps = steps
-
-    def wants_graph(self, step: int) -> bool:
-        """Whether this step's graph is to be kept."""
-        return self.steps.stop - step <= self.keep.graphs
 
     def put(self, step: int, state: State, grad: Tensor) -> None:
         """Keep what was before a step."""
         for buffer, tensor in zip(self.buffers, (*state, grad), strict=True):
             buffer[step - self.steps.start] = tensor
 
-    def take(self, step: int) -> tuple[State, Tensor, StepPullback | None]:
-        """The state and the gradient before a step; its pullback, if its graph was kept, which is let go."""
+    def take(self, step: int) -> tuple[State, Tensor]:
+        """Give back the state and the gradient before a step."""
         *state, grad = (buffer[step - self.steps.start].to(self.like) for buffer in self.buffers)
-        return tuple(state), grad, self.pullbacks.pop(step, None)
+        return tuple(state), grad
 
 
 def forward(problem: InnerProblem, leaves: Leaves, hyper: Leaves, state: State, steps: range, tape: Tape | None = None) -> State:
@@ -310,12 +222,9 @@ def forward(problem: InnerProblem, leaves: Leaves, hyper: Leaves, state: State, 
     if tape:
         tape.begin(steps)
     for step in steps:
-        if tape and tape.wants_graph(step):
-            grad, tape.pullbacks[step] = linearised_step(problem, state[0], leaves, step)
-        else:
-            with torch.no_grad():
-                batch = problem.batch(leaves, step)
-            grad = problem.loss.gradient(state[0], batch, step)[1]
+        with torch.no_grad():
+            batch = problem.batch(leaves, step)
+        grad = problem.loss.gradient(state[0], batch, step)[1]
         if tape:
             tape.put(step, state, grad)
         with torch.no_grad():
@@ -339,7 +248,7 @@ def outer_gradient(
 
 
 def optimizer_transpose(
-    optimizer: InnerOptimizer, before: State, grad: Tensor, hyper: Leaves, count: int, adjoint: State
+    optimizer: Optimizer, before: State, grad: Tensor, hyper: Leaves, count: int, adjoint: State
 ) -> tuple[State, Tensor, dict[str, Tensor]]:
     """The cotangents of the older state, of the gradient and of the hyper-parameters, given that of the newer state."""
     state = tuple(tensor.detach().requires_grad_() for tensor in before)
@@ -350,35 +259,21 @@ def optimizer_transpose(
     return found[:moments], found[moments], dict(zip(rates, found[moments + 1 :], strict=True))
 
 
-def step_product(problem: InnerProblem, theta: Tensor, leaves: Leaves, step: int) -> StepPullback:
-    """cotangent -> d/d(theta, leaves) <grad_theta loss at `step`, cotangent>: what one step's gradient sends back."""
+def step_product(
+    problem: InnerProblem, theta: Tensor, leaves: Leaves, step: int, cotangent: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Compute d/d(theta, leaves) <grad_theta loss at `step`, cotangent>: what one step's gradient
+    sends back, through the batch to the leaves that it was made of."""
     wanted = with_grad(leaves)
     batch = problem.batch(wanted, step)
-    return through_batch(batch, wanted, lambda cotangent: problem.loss.product(theta, batch, step, cotangent))
-
-
-def linearised_step(problem: InnerProblem, theta: Tensor, leaves: Leaves, step: int) -> tuple[Tensor, StepPullback]:
-    """The gradient at `step`, and its `step_product` with the graph kept."""
-    loss: Linearisable = problem.loss  # type: ignore[assignment]
-    wanted = with_grad(leaves)
-    batch = problem.batch(wanted, step)
-    grad, pullback = loss.linearised(theta, batch, step)
-    return grad, through_batch(batch, wanted, pullback)
-
-
-def through_batch(batch: Batch, wanted: Leaves, pullback: Pullback) -> StepPullback:
-    """`pullback`, and then from the batch back to the leaves that it was made of."""
-
-    def whole(cotangent: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        of_theta, of_batch = pullback(cotangent)
-        reached = [(tensor, of) for tensor, of in zip(batch, of_batch, strict=True) if of is not None]
-        if not reached:
-            return of_theta, {}
-        tensors, cotangents = zip(*reached, strict=True)
-        of_leaves = torch.autograd.grad(tensors, list(wanted.values()), cotangents, allow_unused=True, materialize_grads=True)
-        return of_theta, dict(zip(wanted, of_leaves, strict=True))
-
-    return whole
+    of_theta, *of_batch = problem.loss.product(theta, batch, step, cotangent)
+    pairs = zip((batch.inputs, batch.targets), of_batch, strict=True)
+    reached = [(tensor, of) for tensor, of in pairs if of is not None]
+    if not reached:
+        return of_theta, {}
+    tensors, cotangents = zip(*reached, strict=True)
+    of_leaves = torch.autograd.grad(tensors, list(wanted.values()), cotangents, allow_unused=True, materialize_grads=True)
+    return of_theta, dict(zip(wanted, of_leaves, strict=True))
 
 
 def with_grad(leaves: Leaves) -> dict[str, Tensor]:

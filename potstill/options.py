@@ -1,44 +1,95 @@
-"""Options: how a part of a run declares what a user may set, and how a value is read from text, TOML and Python.
+"""Options: how a part of a run declares what a user may set, and how values are read and checked.
 
-A part (a method, a parameterisation, an optimizer, ...) has a frozen dataclass of `option` fields beside its code. An option's name
-is one flag (`--inner-lr`), one keyword in Python (`inner_lr=`) and one key of a TOML file.
+A part (a method, a parameterisation, an optimizer, ...) has a frozen dataclass of `option` fields
+beside its code. An option's name is one flag (`--inner-lr`), one keyword in Python (`inner_lr=`) and
+one key of a TOML file.
 """
 
+import dataclasses
 import types
-from collections.abc import Sequence
-from dataclasses import Field, field
-from typing import Any, Literal, Union, get_args, get_origin
+from collections.abc import Iterator, Sequence
+from dataclasses import Field, dataclass, field
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from potstill.registry import InputError, near_miss
 
 Auto = Literal["auto"]
+A = TypeVar("A")
+"""Auto in options as a user gives them, Never in those of a run, where every "auto" is resolved."""
 
 
 def option(
-    default: Any, help: str, *, low: float | None = None, high: float | None = None, open_low: bool = False, also: str = ""
+    default: Any,
+    help: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    open_low: bool = False,
 ) -> Any:
-    """A field with its help text and the interval its numbers lie in: [low, high], or (low, high] with `open_low`.
+    """Declare an option: its default, its help text and the interval that its numbers lie in.
 
-    `also` is a second name by which it can be given.
+    That is [low, high], or (low, high] with `open_low`.
     """
-    return field(default=default, metadata={"help": help, "low": low, "high": high, "open_low": open_low, "also": also})
+    known = {"help": help, "low": low, "high": high, "open_low": open_low}
+    return field(default=default, metadata=known)
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """The options of a part that has none."""
+
+
+def options_class(part: Any) -> type:
+    """Find the dataclass of a part's options: its `Options`, itself if it is a dataclass, or `Nothing`."""
+    own = getattr(part, "Options", None)
+    if own is not None:
+        if not (isinstance(own, type) and dataclasses.is_dataclass(own)):
+            name = getattr(part, "__name__", str(part))
+            raise InputError(f"Options of {name} must be a dataclass of option(...) fields, got {own!r}")
+        return own
+    return part if isinstance(part, type) and dataclasses.is_dataclass(part) else Nothing
+
+
+def declared(options: type) -> Iterator[tuple["Field[Any]", Any]]:
+    """Yield (field, type) of every option of a dataclass; fields that are no options are left out."""
+    if dataclasses.is_dataclass(options):
+        hints = get_type_hints(options)
+        for item in dataclasses.fields(options):
+            if "help" in item.metadata:
+                yield item, hints[item.name]
+
+
+def may_be_auto(hint: Any) -> bool:
+    """Tell whether the word "auto" may stand in an option of this type."""
+    return hint in (A, Auto) or any(part in (A, Auto) or part == "auto" for part in get_args(hint))
 
 
 def convert(name: str, value: Any, hint: Any, words: Sequence[str] = ()) -> Any:
-    """`value` (from TOML, Python, or the text of a flag) as the type `hint`; an InputError if it is none.
+    """Read `value` (from TOML, Python, or the text of a flag) as the type `hint`.
 
-    `words` may stand in its place, and are told in the message.
+    Args:
+        name: the option's, for messages.
+        value: what was given.
+        hint: the type.
+        words: may stand in the value's place, and are told in the message.
+    Raises:
+        InputError: the value is of another type.
     """
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
-        words = [word for part in arguments if get_origin(part) is Literal for word in get_args(part)]
+        words = [word for part in arguments for word in words_of(part)]
         if value in words:
             return value
-        return convert(name, value, next(part for part in arguments if get_origin(part) is not Literal), words)
+        rest = [part for part in arguments if not words_of(part)]
+        if not rest:
+            known = sorted(words, key=lambda word: word != "auto")
+            return convert(name, value, Literal[tuple(known)])
+        return convert(name, value, rest[0], words)
     if origin is Literal:
         if value not in arguments:
             known = ", ".join(map(str, arguments))
-            raise InputError(f"{name} must be one of {known}; got {value!r}{near_miss(str(value), arguments)}")
+            near = near_miss(str(value), arguments)
+            raise InputError(f"{name} must be one of {known}; got {value!r}{near}")
         return value
     if origin is tuple:
         parts = value.split(",") if isinstance(value, str) else value
@@ -60,8 +111,13 @@ def convert(name: str, value: Any, hint: Any, words: Sequence[str] = ()) -> Any:
     raise InputError(f"{name} must be {' or '.join((kind, *words))}, got {value!r}")
 
 
-def checked(item: "Field[Any]", value: Any) -> Any:
-    """`value` again, if its numbers lie in the field's interval; an InputError if not."""
+def words_of(hint: Any) -> tuple[str, ...]:
+    """List the words that a member of a union of types stands for."""
+    return ("auto",) if hint is A else get_args(hint) if get_origin(hint) is Literal else ()
+
+
+def checked(name: str, item: "Field[Any]", value: Any) -> Any:
+    """Return `value` if its numbers lie in the option's interval; raise an InputError if not."""
     low, high, open_low = (item.metadata[key] for key in ("low", "high", "open_low"))
     for number in value if isinstance(value, tuple) else (value,):
         if isinstance(number, bool) or not isinstance(number, int | float):
@@ -70,5 +126,6 @@ def checked(item: "Field[Any]", value: Any) -> Any:
         if not (above and (high is None or number <= high) and abs(number) < float("inf")):
             least = "" if low is None else f"above {low}" if open_low else f"at least {low}"
             most = "" if high is None else f"at most {high}"
-            raise InputError(f"{item.name} must be {' and '.join(filter(None, (least, most))) or 'finite'}, got {number}")
+            rule = " and ".join(filter(None, (least, most))) or "finite"
+            raise InputError(f"{name} must be {rule}, got {number}")
     return value

@@ -1,23 +1,21 @@
-"""The only outer loop: estimate the meta-gradient, clip it, step, validate, keep the best, save."""
+"""The only outer loop: estimate the gradient, clip it, step, validate, keep the best, save."""
 
 import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from potstill.devices import peak_memory_mb
-from potstill.inner import Adam
-from potstill.methods.base import Method, MethodState
+from potstill.methods.base import Estimate, State
+from potstill.optimizers import Adam, Optimizer
 from potstill.registry import InputError
-from potstill.sections import OuterConfig
 
 CLIP_DECAY = 0.9
 MOST_SKIPPED = 20
-OUTER_ADAM = Adam()
 Record = dict[str, Any]
 
 
@@ -27,6 +25,17 @@ class Interrupted(Exception):
     def __init__(self, step: int):
         super().__init__(f"interrupted after outer step {step}")
         self.step = step
+
+
+class Estimator(Protocol):
+    """What the loop asks of a method on the leaves of a run."""
+
+    remedy: str
+    """What to change when its gradient is not finite."""
+
+    def estimate(self, leaves: Mapping[str, Tensor], state: State, step: int) -> Estimate:
+        """Estimate the gradient in every leaf."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -45,8 +54,27 @@ class Rule:
 
 
 @dataclass(frozen=True)
+class Schedule:
+    """How long the loop goes on, and by what.
+
+    Args:
+        steps: outer steps.
+        optimizer: moves every leaf, at its rule's rate.
+        clip: see `rescale`.
+        validate_every: steps between validations.
+        checkpoint_every: steps between checkpoints.
+    """
+
+    steps: int
+    optimizer: Optimizer = field(default_factory=Adam)
+    clip: float | str = 0.0
+    validate_every: int = 100
+    checkpoint_every: int = 100
+
+
+@dataclass(frozen=True)
 class Best:
-    """The best set so far, by validation accuracy."""
+    """The best set so far, by validation accuracy; `leaves` hold what the method learned beside it."""
 
     step: int
     accuracy: float
@@ -59,38 +87,49 @@ class OuterState:
 
     Args:
         leaves: what is learned.
-        moments: Adam's two moments of each leaf.
-        step: outer steps done.
-        updates: of those, the ones that changed the set; the others' meta-gradient was not finite.
-        skipped_in_a_row: non-finite ones just before.
-        clip_average: moving average of the norm over what images are made of; None before the first.
+        moments: the optimiser's moments of each leaf.
         method: the method's own state.
+        step: outer steps done.
+        updates: of those, the ones that changed the set; the others' gradient was not finite.
+        skipped_in_a_row: non-finite ones just before.
+        clip_average: moving average of the norm over what is clipped; None before the first.
         best: the best set so far; None before the first validation.
-        stage: which block of a boosted set is distilled; the loop runs anew for each.
-        earlier: leaves of earlier blocks that stay as they are; the loop only carries them.
-        hardness: scores of the real examples; None before the first scoring.
+        carried: what the loop only carries, for the run around it; see `Carried`.
     """
 
     leaves: Mapping[str, Tensor]
-    moments: Mapping[str, tuple[Tensor, Tensor]]
-    method: MethodState
+    moments: Mapping[str, tuple[Tensor, ...]]
+    method: State
     step: int = 0
     updates: int = 0
     skipped_in_a_row: int = 0
     clip_average: float | None = None
     best: Best | None = None
-    stage: int = 0
-    earlier: Mapping[str, Tensor] = field(default_factory=dict)
-    hardness: Tensor | None = None
+    carried: "Carried" = field(default_factory=lambda: Carried())
 
     @classmethod
-    def start(
-        cls, leaves: Mapping[str, Tensor], method: MethodState, stage: int = 0, earlier: Mapping[str, Tensor] | None = None
-    ) -> "OuterState":
-        """The state before the first step."""
+    def start(cls, leaves: Mapping[str, Tensor], method: State, optimizer: Optimizer, carried: "Carried") -> "OuterState":
+        """Make the state before the first step."""
         kept = {name: leaf.detach().clone() for name, leaf in leaves.items()}
-        moments = {name: (torch.zeros_like(leaf), torch.zeros_like(leaf)) for name, leaf in kept.items()}
-        return cls(kept, moments, method, stage=stage, earlier=earlier or {})
+        moments = {name: optimizer.init(leaf)[1:] for name, leaf in kept.items()}
+        return cls(kept, moments, method, carried=carried)
+
+
+@dataclass(frozen=True)
+class Carried:
+    """What a run keeps in the loop's state.
+
+    Args:
+        stage: which block of a boosted set is distilled; the loop runs anew for each.
+        earlier: leaves of earlier blocks that stay as they are.
+        recipes: how networks train on the set of each finished stage, as plain data.
+        sampler: the state of the sampler of real images.
+    """
+
+    stage: int = 0
+    earlier: Mapping[str, Tensor] = field(default_factory=dict)
+    recipes: tuple[Mapping[str, Any], ...] = ()
+    sampler: State = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -98,97 +137,118 @@ class Hooks:
     """What the loop calls; every one is optional.
 
     Args:
-        validate: leaves -> (record for the log, accuracy); called every `validate_every` steps and after the last.
-        save: keeps a state; called every `checkpoint_every` steps, after the last and at an interruption.
+        validate: state -> (record for the log, accuracy); called every `validate_every` steps and
+            after the last.
+        save: keeps a state; called every `checkpoint_every` steps, after the last and at an
+            interruption.
         log: takes one record a step.
         stop: whether the user asked to stop.
-        refresh: state -> the state and the method for the next step, where the real examples are to be scored anew; else None.
+        refresh: state -> the state and the method for the next step, where they change; else None.
     """
 
-    validate: Callable[[Mapping[str, Tensor]], tuple[Record, float]] | None = None
+    validate: Callable[[OuterState], tuple[Record, float]] | None = None
     save: Callable[[OuterState], None] = field(default=lambda state: None)
     log: Callable[[Record], None] = field(default=lambda record: None)
     stop: Callable[[], bool] = field(default=lambda: False)
-    refresh: Callable[[OuterState], tuple[OuterState, Method] | None] = field(default=lambda state: None)
+    refresh: Callable[[OuterState], tuple[OuterState, Estimator] | None] = field(default=lambda state: None)
 
 
 def optimise(
-    method: Method, config: OuterConfig, rules: Mapping[str, Rule], state: OuterState, device: torch.device, hooks: Hooks
+    method: Estimator,
+    schedule: Schedule,
+    rules: Mapping[str, Rule],
+    state: OuterState,
+    device: torch.device,
+    hooks: Hooks,
 ) -> OuterState:
-    """Run the outer loop from `state` to `config.steps`, with a rule for every leaf.
+    """Run the outer loop from `state` to the last step of the schedule.
 
+    Args:
+        method: estimates the gradient.
+        schedule: how long, and by what.
+        rules: one for every leaf.
+        state: where to begin.
+        device: whose memory is logged.
+        hooks: what to call.
     Raises:
-        InputError: the meta-gradient was not finite 20 times in a row.
+        InputError: the gradient was not finite 20 times in a row.
         Interrupted: `hooks.stop` said so; the state is saved.
     """
-    steps = int(config.steps)
-    while state.step < steps:
+    while state.step < schedule.steps:
         began = time.perf_counter()
         refreshed = hooks.refresh(state)
         scored = time.perf_counter()
         state, method = refreshed or (state, method)
-        state, record = outer_step(method, config, rules, state)
-        record |= {"seconds": round(time.perf_counter() - scored, 4), "memory_mb": round(peak_memory_mb(device), 1)}
+        state, record = outer_step(method, schedule, rules, state)
+        record["seconds"] = round(time.perf_counter() - scored, 4)
+        record["memory_mb"] = round(peak_memory_mb(device), 1)
         if refreshed:
             record["hardness_seconds"] = round(scored - began, 4)
-        last = state.step == steps
-        if hooks.validate and (last or state.step % config.validate_every == 0):
-            record["validation"], accuracy = hooks.validate(state.leaves)
+        last = state.step == schedule.steps
+        if hooks.validate and (last or state.step % schedule.validate_every == 0):
+            record["validation"], accuracy = hooks.validate(state)
             if state.best is None or accuracy > state.best.accuracy:
                 state = replace(state, best=Best(state.step, accuracy, state.leaves))
         hooks.log(record)
         stopping = hooks.stop() and not last
-        if last or stopping or state.step % config.checkpoint_every == 0:
+        if last or stopping or state.step % schedule.checkpoint_every == 0:
             hooks.save(state)
         if stopping:
             raise Interrupted(state.step)
     return state
 
 
-def outer_step(method: Method, config: OuterConfig, rules: Mapping[str, Rule], state: OuterState) -> tuple[OuterState, Record]:
-    """One outer step: the state after it and its record for the log."""
+def outer_step(method: Estimator, schedule: Schedule, rules: Mapping[str, Rule], state: OuterState) -> tuple[OuterState, Record]:
+    """Take one outer step: the state after it and its record for the log."""
     estimate = method.estimate(state.leaves, state.method, state.step)
-    norm = math.hypot(*(float(grad.norm()) for name, grad in estimate.grads.items() if rules[name].clipped))
-    finite = all(bool(grad.isfinite().all()) for grad in estimate.grads.values()) and math.isfinite(estimate.loss)
-    record: Record = {"step": state.step + 1, "loss": estimate.loss, "grad_norm": norm, "clipped": False, "skipped": not finite}
-    record |= estimate.info
+    grads = estimate.grads
+    norm = math.hypot(*(float(grad.norm()) for name, grad in grads.items() if rules[name].clipped))
+    finite = all(bool(grad.isfinite().all()) for grad in grads.values())
+    finite = finite and math.isfinite(estimate.loss)
+    record: Record = {
+        "step": state.step + 1, "loss": estimate.loss, "grad_norm": norm, "clipped": False,
+        "skipped": not finite, **estimate.info,
+    }  # fmt: skip
     if not finite:
         skipped = state.skipped_in_a_row + 1
         if skipped >= MOST_SKIPPED:
             raise InputError(
-                f"the meta-gradient was not finite in {MOST_SKIPPED} outer steps in a row, up to step {state.step + 1}; "
-                "lower --inner-lr, --unroll or --window"
+                f"the meta-gradient was not finite in {MOST_SKIPPED} outer steps in a row, up to step "
+                f"{state.step + 1}; {method.remedy}"
             )
-        record |= {name: None for name, value in record.items() if isinstance(value, float) and not math.isfinite(value)}
+        for name, value in record.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                record[name] = None
         return replace(state, step=state.step + 1, skipped_in_a_row=skipped), record
-    average, factor = rescale(norm, state.clip_average, config.clip)
-    record["clipped"] = factor < 1 and config.clip != "unit"
+    average, factor = rescale(norm, state.clip_average, schedule.clip)
+    record["clipped"] = factor < 1 and schedule.clip != "unit"
     leaves, moments = {}, {}
     for name, leaf in state.leaves.items():
         rule = rules[name]
         hyper = {"lr": torch.tensor(float(rule.lr), device=leaf.device)}
-        grad = estimate.grads[name] * (factor if rule.clipped else 1)
-        leaf, *rest = OUTER_ADAM.step((leaf, *state.moments[name]), grad, hyper, state.updates)
+        grad = grads[name] * (factor if rule.clipped else 1)
+        before = (leaf, *state.moments[name])
+        leaf, *rest = schedule.optimizer.step(before, grad, hyper, state.updates)
         leaves[name] = leaf if rule.least is None else leaf.clamp_min(rule.least)
-        moments[name] = (rest[0], rest[1])
+        moments[name] = tuple(rest)
     after = replace(
-        state, leaves=leaves, moments=moments, method=estimate.state, step=state.step + 1, updates=state.updates + 1,
-        skipped_in_a_row=0, clip_average=average,
+        state, leaves=leaves, moments=moments, method=estimate.state, step=state.step + 1,
+        updates=state.updates + 1, skipped_in_a_row=0, clip_average=average,
     )  # fmt: skip
     return after, record
 
 
 def rescale(norm: float, average: float | None, limit: float | str) -> tuple[float, float]:
-    """Clipping by a moving average of the norm, or norm 1.
+    """Clip by a moving average of the norm, or scale to norm 1.
 
     Args:
-        norm: of the raw meta-gradient.
+        norm: of the raw gradient.
         average: before this step; None at the first.
         limit: the norm may be this times the new average; 0: no limit; "unit": it becomes 1.
     Returns:
-        (the new average, the factor to multiply the meta-gradient with).
-    Source: paper D.4 (decay 0.9, twice or 1.05 times the average, or norm 1); as in the released code, the raw norm enters the
-    average first.
+        (the new average, the factor to multiply the gradient with).
+    Source: paper D.4 (decay 0.9, twice or 1.05 times the average, or norm 1); as in the released code,
+    the raw norm enters the average first.
     """
     average = norm if average is None else CLIP_DECAY * average + (1 - CLIP_DECAY) * norm
     if isinstance(limit, str):

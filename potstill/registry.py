@@ -39,6 +39,8 @@ class Registry:
     Args:
         kind: what the parts are, for messages.
         rows: name -> ("module:object", one line of description); an underscore in a name reads as a hyphen.
+
+    A part of someone else's is asked for as "package.module:name".
     """
 
     def __init__(self, kind: str, **rows: tuple[str, str]):
@@ -49,18 +51,24 @@ class Registry:
         return iter(self.rows)
 
     def check(self, name: str) -> None:
-        """Raise an InputError unless `name` is registered."""
-        if name not in self.rows:
+        """Raise an InputError unless `name` is registered, or of the form "package.module:name"."""
+        if name not in self.rows and ":" not in name:
             known = ", ".join(sorted(self.rows))
             raise InputError(f"unknown {self.kind} {name!r}{near_miss(name, self.rows)}; known: {known}")
 
     def __getitem__(self, name: str) -> Any:
         self.check(name)
-        return import_object(self.rows[name][0])
+        return import_object(self.rows[name][0] if name in self.rows else name)
 
     def described(self) -> list[tuple[str, str]]:
         """(name, one line) of every part, in the order of registration."""
         return [(name, row[1]) for name, row in self.rows.items()]
+
+
+def name_of(registry: Registry, part: Any) -> str:
+    """Find the name of a part: as it is registered, or "module:name" of someone else's."""
+    path = f"{part.__module__}:{part.__qualname__}"
+    return next((name for name, row in registry.rows.items() if row[0] == path), path)
 
 
 SOURCES = Registry(
@@ -82,19 +90,23 @@ MODELS = Registry(
     resnet18=("potstill.models.resnet:ResNet18", "ResNet-18 for small images (table 3)"),
     mlp=("potstill.models.mlp:MLP", "fully connected layers with ReLU between them"),
 )
-WINDOWS = Registry(
-    "window sampler",
-    rat_bptt=("potstill.windows:RandomTruncated", "N ~ U{M..T} inner steps, the last M differentiated: RaT-BPTT (default)"),
-    bptt=("potstill.windows:Full", "T inner steps, every one differentiated (equation 2)"),
-    t_bptt=("potstill.windows:Truncated", "T inner steps, the last M differentiated (equation 3)"),
-    r_bptt=("potstill.windows:RandomFull", "N ~ U{1..T} inner steps, every one differentiated"),
-    early=("potstill.windows:Early", "as rat-bptt, but early places of the window are likelier (section 4.3)"),
-    forward=("potstill.windows:Forward", "M differentiated steps, from the start towards T when the loss stagnates (figure 5)"),
-    backward=("potstill.windows:Backward", "M differentiated steps, from T towards the start when the loss stagnates (figure 5)"),
-    fixed=("potstill.windows:Fixed", "always the same steps before the M differentiated ones (the released code's commands)"),
-    growing=("potstill.windows:Growing", "every step differentiated, ever more of them up to T (appendix D.4)"),
+METHODS = Registry(
+    "method",
+    rat_bptt=("potstill.methods.unrolled:RatBptt", "N ~ U{M..T} inner steps, the last M differentiated: RaT-BPTT (default)"),
+    bptt=("potstill.methods.unrolled:Bptt", "T inner steps, every one differentiated (equation 2)"),
+    t_bptt=("potstill.methods.unrolled:TBptt", "T inner steps, the last M differentiated (equation 3)"),
+    r_bptt=("potstill.methods.unrolled:RBptt", "N ~ U{1..T} inner steps, every one differentiated"),
+    early=("potstill.methods.unrolled:Early", "as rat-bptt, but early places of the window are likelier (section 4.3)"),
+    forward=("potstill.methods.unrolled:Forward", "M differentiated steps, towards T when the loss stagnates (figure 5)"),
+    backward=("potstill.methods.unrolled:Backward", "M differentiated steps, from T towards the start likewise (figure 5)"),
+    fixed=("potstill.methods.unrolled:Fixed", "always the same steps before the M differentiated ones (released commands)"),
+    growing=("potstill.methods.unrolled:Growing", "every step differentiated, ever more of them up to T (appendix D.4)"),
 )
-METHODS = Registry("method", **{name: ("potstill.methods.bptt:Bptt", line) for name, line in WINDOWS.described()})
+REAL_SAMPLERS = Registry(
+    "real sampler",
+    uniform=("potstill.sampling:Plain", "every real image alike, or by weights of your own (default)"),
+    hardness=("potstill.hardness:ByHardness", "more of those that networks on the set disagree on (appendix E.2)"),
+)
 PARAMETERISATIONS = Registry(
     "parameterisation",
     pixels=("potstill.parameterisations.pixels:Pixels", "every image by its own pixels (default)"),
@@ -103,9 +115,9 @@ PARAMETERISATIONS = Registry(
     factorised=("potstill.parameterisations.factorised:Factorised", "bases seen through small hallucination networks (HaBa)"),
 )
 OPTIMIZERS = Registry(
-    "inner optimizer",
-    adam=("potstill.inner:Adam", "Adam; eps after bias correction (torch) or before it (higher 0.2.1)"),
-    sgd=("potstill.inner:SGD", "SGD with momentum, weight decay and step decay of the learning rate"),
+    "optimizer",
+    adam=("potstill.optimizers:Adam", "Adam; eps after bias correction (torch) or before it (higher 0.2.1)"),
+    sgd=("potstill.optimizers:SGD", "SGD with momentum, weight decay and step decay of the learning rate"),
 )
 EXPORTS = Registry(
     "export format",

@@ -11,10 +11,10 @@ from potstill.config import to_toml
 from potstill.curves import Chart, budget_chart, log_charts
 from potstill.evaluation import Row
 from potstill.facts import Fact, commands, differences, facts, headline, lede, percent, progress, reached, tiles
+from potstill.files import write
 from potstill.gallery import Gallery, StoredPictures, gallery, stored_pictures
 from potstill.page import environment
 from potstill.registry import InputError
-from potstill.store import write
 from potstill.summary import Measured, RunSummary, read_runs
 
 MARK = "potstill report"

@@ -11,13 +11,14 @@ import filelock
 import torch
 from torch import Tensor
 
-from potstill import store
+from potstill import files, store
 from potstill.boosting import made_blocks
-from potstill.config import Config, options_from_file, to_toml
+from potstill.config import Given, Resolved, configuration, options_from_file, resolved, to_toml
 from potstill.distilled import DistilledSet, Recipe
+from potstill.files import with_prefix
 from potstill.loading import RealData, cut_of, identity_of
-from potstill.outer import Best, OuterState, Record
-from potstill.parameterisations.base import block_parameterisation
+from potstill.outer import Best, Carried, OuterState, Record
+from potstill.parameterisations.base import Parameterisation, from_plain
 from potstill.preprocess import Preprocess
 from potstill.registry import InputError
 from potstill.sections import DataConfig
@@ -44,7 +45,7 @@ class RunFolder:
         self.path = path
 
     @classmethod
-    def create(cls, path: Path, config: Config, *, overwrite: bool = False) -> "RunFolder":
+    def create(cls, path: Path, config: Resolved, *, overwrite: bool = False) -> "RunFolder":
         """A new run with its complete configuration.
 
         Raises:
@@ -56,7 +57,7 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
             with run.locked():
                 run.set_aside()
-                store.write(path / CONFIG, to_toml(config, f"potstill distill --config {CONFIG}"))
+                files.write(path / CONFIG, to_toml(config, f"potstill distill --config {CONFIG}"))
                 (path / CHECKPOINTS).mkdir(exist_ok=True)
         except OSError as error:
             raise InputError(f"cannot make the run folder {path}: {error.strerror}; choose another with --out") from error
@@ -122,18 +123,18 @@ class RunFolder:
         shutil.rmtree(self.path / REPLACED, ignore_errors=True)
         (self.path / PREPARATION).unlink(missing_ok=True)
 
-    def keep_preparation(self, real: RealData, config: DataConfig) -> None:
+    def keep_preparation(self, real: RealData, config: DataConfig, one: Parameterisation) -> None:
         """Keep what the data gave, which a finished set holds itself: for `snapshot`, `fitted` and `require_data`."""
         meta = {
             "preprocess": real.preprocess.kind, "class_names": list(real.class_names), "input_shape": list(real.shape),
-            "cut": cut_of(config, real.identity), "data": real.record,
+            "cut": cut_of(config, real.identity), "data": real.record, "parameterisation": one.plain(),
         }  # fmt: skip
-        store.save_tensors(self.path / PREPARATION, real.preprocess.state(), "preparation", meta)
+        files.save_tensors(self.path / PREPARATION, real.preprocess.state(), "preparation", meta)
 
     def preparation(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """What `keep_preparation` kept; nothing if it is not there or damaged."""
         try:
-            return store.load_tensors(self.path / PREPARATION, "preparation")
+            return files.load_tensors(self.path / PREPARATION, "preparation")
         except InputError:
             return {}, {}
 
@@ -164,24 +165,28 @@ class RunFolder:
         if not known:
             return None
         config, names = self.config(), tuple(known["class_names"])
-        data = {name: known[name] for name in ("data",) if name in known}  # not of runs before 0.2
         for path in reversed(self.checkpoints):
             try:
-                state = unpack(*store.load_tensors(path, "checkpoint"))
+                state = unpack(*files.load_tensors(path, "checkpoint"))
             except InputError:
                 continue
-            leaves = {**state.earlier, **state.leaves}
-            shape = known["input_shape"] if "input_shape" in known else leaves["0.images"].shape[1:]  # of runs before 0.2: pixels
-            blocks = made_blocks(leaves, block_parameterisation(config.distilled, tuple(shape), len(names)))
+            leaves = {**state.carried.earlier, **state.leaves}
+            one = from_plain(known["parameterisation"], tuple(known["input_shape"]), len(names), config.distilled.learn_labels)
+            recipe = Recipe.of(self.resolved_config(), config.evaluation.lengths[0])
+            meta = {"method": config.method.name, "seed": config.run.seed, "data": known["data"]}
             return DistilledSet(
-                blocks, names, Preprocess.from_state(known["preprocess"], fitted), Recipe.of(config, config.evaluation.lengths[0]),
-                learned_labels=config.distilled.learn_labels, meta={"method": config.outer.method, "seed": config.run.seed, **data},
+                made_blocks(leaves, one), names, Preprocess.from_state(known["preprocess"], fitted), recipe,
+                learned_labels=config.distilled.learn_labels, meta=meta,
             )  # fmt: skip
         return None
 
-    def config(self) -> Config:
+    def config(self) -> Given:
         """The configuration that the run was started with."""
-        return Config.from_options(**options_from_file(self.path / CONFIG))
+        return configuration(options_from_file(self.path / CONFIG))
+
+    def resolved_config(self) -> Resolved:
+        """The same, as a run that began has it: without "auto"."""
+        return resolved(self.config())
 
     @property
     def finished(self) -> bool:
@@ -212,12 +217,12 @@ class RunFolder:
     def forget_after(self, step: int) -> None:
         """Cut the log to the records up to `step`, the one that a resumed run starts from, and drop later, damaged checkpoints."""
         kept = [json.dumps(record) + "\n" for record in self.records() if record["step"] <= step]
-        store.write(self.path / METRICS, "".join(kept))
+        files.write(self.path / METRICS, "".join(kept))
         for path in self.checkpoints:
             if int(path.stem.split("-")[1]) > step:
                 path.unlink(missing_ok=True)
 
-    def save(self, state: OuterState, config: Config, fingerprint: str) -> None:
+    def save(self, state: OuterState, config: Resolved, fingerprint: str) -> None:
         """Write a checkpoint and drop those that are not to be kept.
 
         Where all are, an interruption's goes when the run has gone on: whether it was interrupted must not show in its course.
@@ -225,10 +230,10 @@ class RunFolder:
         tensors, meta = pack(state)
         outer, folder = config.outer, self.path / CHECKPOINTS
         meta |= {"config": identity(config), "data": fingerprint}
-        due = state.step % outer.checkpoint_every == 0 or state.step == int(outer.steps)
+        due = state.step % outer.checkpoint_every == 0 or state.step == outer.steps
         written = folder / f"step-{steps_done(state, config):08d}{'' if due else INTERRUPTED}.safetensors"
         try:
-            store.save_tensors(written, tensors, "checkpoint", meta)
+            files.save_tensors(written, tensors, "checkpoint", meta)
         except InputError as error:
             raise InputError(f"{error}; make room, then go on with --resume {self.path}") from error
         others = [path for path in self.checkpoints if path != written]
@@ -238,7 +243,7 @@ class RunFolder:
         ):
             old.unlink(missing_ok=True)
 
-    def newest(self, config: Config, fingerprint: str, device: torch.device, say: Callable[[str], None]) -> OuterState | None:
+    def newest(self, config: Resolved, fingerprint: str, device: torch.device, say: Callable[[str], None]) -> OuterState | None:
         """The newest checkpoint that is whole; None if there is none yet. `say` hears of damaged ones.
 
         Raises:
@@ -253,7 +258,7 @@ class RunFolder:
             raise InputError(f"every checkpoint of the run in {self.path} is damaged; start it anew with --overwrite")
         return None
 
-    def states(self, config: Config, fingerprint: str, device: torch.device) -> Iterator[OuterState]:
+    def states(self, config: Resolved, fingerprint: str, device: torch.device) -> Iterator[OuterState]:
         """Every checkpoint that is kept, in order; an InputError as for `newest`, and if one is damaged."""
         for path in self.checkpoints:
             yield self.state(path, config, fingerprint, device)
@@ -263,7 +268,7 @@ class RunFolder:
         """The files of those that are kept, in order."""
         return sorted((self.path / CHECKPOINTS).glob("step-*.safetensors"))
 
-    def state(self, path: Path, config: Config, fingerprint: str, device: torch.device) -> OuterState:
+    def state(self, path: Path, config: Resolved, fingerprint: str, device: torch.device) -> OuterState:
         """What a checkpoint holds.
 
         Raises:
@@ -271,19 +276,19 @@ class RunFolder:
             InputError: it was made with other data or other options.
         """
         try:
-            tensors, meta = store.load_tensors(path, "checkpoint")
+            tensors, meta = files.load_tensors(path, "checkpoint")
         except InputError as error:
             raise Damaged(str(error)) from error
         if meta["data"] != fingerprint:
             self.refuse_data()
-        recorded, defaults = meta["config"], identity(Config())
-        for name, now in identity(config).items():
-            before = recorded.get(name, defaults.get(name))
-            if before != now and (name in recorded or before != "auto"):  # an option may be younger than the checkpoint
+        recorded, known = meta["config"], identity(config)
+        for name in sorted({*recorded, *known}):
+            before, now = recorded.get(name), known.get(name)
+            if before != now:
                 raise InputError(
                     f"{name} of the run in {self.path} was {before}, its {CONFIG} now says {now}; put it back, or start a new run"
                 )
-        if meta["step"] > int(config.outer.steps):
+        if meta["step"] > config.outer.steps:
             raise InputError(f"steps must be at least the {meta['step']} done by the run in {self.path}, got {config.outer.steps}")
         return unpack({name: tensor.to(device) for name, tensor in tensors.items()}, meta)
 
@@ -300,12 +305,12 @@ def evaluations(path: Path, kind: str = "evaluations") -> list[dict[str, Any]]:
 def add_evaluation(path: Path, result: dict[str, Any], kind: str = "evaluations") -> None:
     """Put an evaluation, or another kind of result, into its file; it replaces one of the same settings and data."""
     kept = [one for one in evaluations(path, kind) if any(one.get(name) != result[name] for name in ("settings", "data"))]
-    store.write(path, json.dumps({kind: [*kept, result]}, indent=2) + "\n")
+    files.write(path, json.dumps({kind: [*kept, result]}, indent=2) + "\n")
 
 
-def identity(config: Config) -> dict[str, Any]:
+def identity(config: Resolved) -> dict[str, Any]:
     """The options that a checkpoint stands for, as plain data."""
-    plain: dict[str, Any] = json.loads(store.canonical(config.flat()))
+    plain: dict[str, Any] = json.loads(files.canonical(config.flat()))
     nested = config.distilled.boost_blocks > 1  # there the first blocks' last steps are behind us
     return {name: value for name, value in plain.items() if name not in MAY_CHANGE or (nested and name == "steps")}
 
@@ -319,41 +324,56 @@ def scoring_share(records: Iterable[Record]) -> float:
     return spent / (spent + steps) if spent else 0.0
 
 
-def steps_done(state: OuterState, config: Config) -> int:
+def steps_done(state: OuterState, config: Resolved) -> int:
     """Outer steps of the whole run up to a state, over all blocks."""
-    return state.stage * int(config.outer.steps) + state.step
+    return state.carried.stage * config.outer.steps + state.step
 
 
 def pack(state: OuterState) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """A state as tensors and plain data."""
+    """Write a state as tensors and plain data."""
     tensors: dict[str, Tensor] = {}
     for name, leaf in state.leaves.items():
         tensors[f"leaves.{name}"] = leaf
-        tensors[f"moment1.{name}"], tensors[f"moment2.{name}"] = state.moments[name]
+        for number, moment in enumerate(state.moments[name]):
+            tensors[f"moment{number}.{name}"] = moment
+    carried = state.carried
     meta: dict[str, Any] = {
-        "step": state.step, "updates": state.updates, "skipped_in_a_row": state.skipped_in_a_row,
-        "clip_average": state.clip_average, "method": state.method, "stage": state.stage,
-    }  # fmt: skip
-    tensors |= {f"earlier.{name}": leaf for name, leaf in state.earlier.items()}
-    if state.hardness is not None:
-        tensors["hardness"] = state.hardness
-    if state.best:  # cloned: the best leaves may be the present ones, and safetensors refuses shared memory
-        tensors |= {f"best.{name}": leaf.clone() for name, leaf in state.best.leaves.items()}
+        "step": state.step,
+        "updates": state.updates,
+        "skipped_in_a_row": state.skipped_in_a_row,
+        "clip_average": state.clip_average,
+        "stage": carried.stage,
+        "recipes": list(carried.recipes),
+        "moments": len(next(iter(state.moments.values()), ())),
+    }
+    for part, known in (("method", state.method), ("sampler", carried.sampler)):
+        meta[part] = {name: value for name, value in known.items() if not isinstance(value, Tensor)}
+        tensors |= {f"{part}.{name}": value for name, value in known.items() if isinstance(value, Tensor)}
+    tensors |= {f"earlier.{name}": leaf for name, leaf in carried.earlier.items()}
+    if state.best:
+        tensors |= {f"best.{name}": leaf for name, leaf in state.best.leaves.items()}
         meta["best"] = {"step": state.best.step, "accuracy": state.best.accuracy}
-    return tensors, meta
+    # Cloned: some may be one and the same, and safetensors refuses shared memory.
+    return {name: tensor.clone() for name, tensor in tensors.items()}, meta
 
 
 def unpack(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> OuterState:
-    """The state that `pack` was given."""
-    if meta["format_version"] == 1 and not meta["config"]["learn_labels"]:  # hard labels of earlier blocks were kept too
-        tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(".targets")}
-    parts = {part: store.with_prefix(tensors, f"{part}.") for part in ("leaves", "moment1", "moment2", "best", "earlier")}
-    best = Best(leaves=parts["best"], **meta["best"]) if "best" in meta else None
+    """Read the state that `pack` was given."""
+    leaves = with_prefix(tensors, "leaves.")
+    moments = [with_prefix(tensors, f"moment{number}.") for number in range(meta["moments"])]
+    best = Best(leaves=with_prefix(tensors, "best."), **meta["best"]) if "best" in meta else None
+    carried = Carried(
+        meta["stage"],
+        with_prefix(tensors, "earlier."),
+        tuple(meta["recipes"]),
+        {**meta["sampler"], **with_prefix(tensors, "sampler.")},
+    )
+    known = ("step", "updates", "skipped_in_a_row", "clip_average")
     return OuterState(
-        leaves=parts["leaves"],
-        moments={name: (parts["moment1"][name], parts["moment2"][name]) for name in parts["leaves"]},
+        leaves=leaves,
+        moments={name: tuple(column[name] for column in moments) for name in leaves},
+        method={**meta["method"], **with_prefix(tensors, "method.")},
         best=best,
-        earlier=parts["earlier"],
-        hardness=tensors["hardness"].cpu() if "hardness" in tensors else None,
-        **{name: meta[name] for name in ("step", "updates", "skipped_in_a_row", "clip_average", "method", "stage")},
+        carried=carried,
+        **{name: meta[name] for name in known},
     )

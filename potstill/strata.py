@@ -10,7 +10,7 @@ from typing import Any
 
 import filelock
 
-from potstill.config import Config, options_from_preset
+from potstill.config import configuration, options_from_preset
 from potstill.courses import AFTER, STEP, curves, single
 from potstill.data import Part
 from potstill.figures import Drawing, Series, strata_figure
@@ -80,12 +80,12 @@ def scale_of(preset: str, data: str | None) -> Scale:
         InputError: "paper" without data.
     """
     if preset == "small":
-        shared = {**small_options(data), "validate_every": 25, "validation_nets": 2, "lengths": (100, 300), "hardness_every": 25}
+        shared = {**small_options(data), "validate_every": 25, "validation_nets": 2, "lengths": (100, 300)}
         if shared["data"] == "digits":
             return Scale({**shared, "unroll": 60, "window": 20, "steps": 150}, (1, 2, 5), (1.0, 4.0), (0, 0.2, 0.5, 1), 20, 10)
         # Images of 32 pixels take some ten times as long.
         return Scale({**shared, "unroll": 30, "window": 10, "steps": 100}, (1, 5), (1.0,), (0, 1, 2, 3), 10, 2)
-    known = {**options_from_preset("cifar10-ipc50"), "data": paper_data(data), "lengths": (300, 600, 1000), "hardness_every": 50}
+    known = {**options_from_preset("cifar10-ipc50"), "data": paper_data(data), "lengths": (300, 600, 1000)}
     return Scale(known, (1, 10, 50), (1.0, 4.0), tuple(range(9)), 60, 10)
 
 
@@ -105,7 +105,7 @@ class Hardness:
             plain = {ipc: scale.run(ipc, seed) for ipc in reversed(scale.sizes)}
             found += [Point(f"{ipc}-seed{seed}", options, self.measure(STANDARD, scale)) for ipc, options in plain.items()]
             for threshold in scale.thresholds:
-                sampler = {"hardness_sampler": threshold, "hardness_from": scale.first}
+                sampler = {"real_sampler": "hardness", "hardness_threshold": threshold, "hardness_from": scale.first}
                 options = {**scale.run(scale.sizes[-1], seed), **sampler}
                 found.append(Point(f"sampler{threshold:g}-seed{seed}", options, self.measure(weighted(threshold), scale)))
         return found
@@ -217,7 +217,7 @@ def scores(subject: Subject, scale: Scale) -> Forgetting:
     bench, place = subject.bench, subject.place
     folder = place.folder / "forgetting"
     folder.mkdir(parents=True, exist_ok=True)
-    content = cut_of(Config.from_options(**scale.options).data, place.dataset.fingerprint)
+    content = cut_of(configuration(scale.options).data, place.dataset.fingerprint)
     with filelock.FileLock(folder / ".lock"):
         return forgetting(
             bench.real.train, bench.recipe, bench.factory, len(bench.real.class_names), epochs=scale.epochs, starts=scale.starts,

@@ -17,10 +17,10 @@ from typing import Any, Protocol
 
 import filelock
 
-from potstill import store
+from potstill import files, store
 from potstill.api import fitting
 from potstill.boosting import made_blocks
-from potstill.config import Config
+from potstill.config import Given, changed, configuration
 from potstill.data import Dataset
 from potstill.devices import hardware, pick_device, versions
 from potstill.diagnosis import Diagnosis, Noise, diagnose_run
@@ -50,15 +50,15 @@ class Subject:
 
     def course(self) -> Iterator[tuple[int, DistilledSet]]:
         """(outer steps done, the set as it was then) for every checkpoint that the run kept, in order."""
-        config, one = self.folder.config(), self.distilled.blocks[0].parameterisation
+        config, one = self.folder.resolved_config(), self.distilled.blocks[0].parameterisation
         for state in self.folder.states(config, self.place.dataset.identity, self.bench.device):
-            blocks = made_blocks({**state.earlier, **state.leaves}, one)
+            blocks = made_blocks({**state.carried.earlier, **state.leaves}, one)
             yield steps_done(state, config), self.distilled.with_blocks(blocks)
 
     def diagnoses(self, noise: Noise, sources_every: int) -> Iterator[Diagnosis]:
         """The noise of the run's meta-gradient at its start and at every checkpoint."""
         place = self.place
-        config = Config.from_options(self.folder.config(), device=place.device, threads=place.threads)
+        config = changed(self.folder.config(), device=place.device, threads=place.threads)
         return diagnose_run(self.folder, config, place.dataset, noise, sources_every=sources_every)
 
 
@@ -77,9 +77,9 @@ class Point:
     measure: Callable[[Subject], list[Measurement]]
 
     @property
-    def config(self) -> Config:
+    def config(self) -> Given:
         """The run's configuration, before anything in it is resolved."""
-        return Config.from_options(**self.options)
+        return configuration(self.options)
 
 
 class Study(Protocol):
@@ -133,7 +133,7 @@ class Place:
         path = self.runs / self.run_name(point)
         folder = RunFolder(path)
         if not folder.is_run:
-            config = Config.from_options(point.config, device=self.device, threads=self.threads)
+            config = changed(point.config, device=self.device, threads=self.threads)
             return new_run(config, self.dataset, path, listener=self.quiet)
         if not folder.finished:
             return resumed_run(path, folder.config(), self.dataset, listener=self.quiet)
@@ -177,15 +177,15 @@ def paper_data(data: str | None) -> str:
     return data
 
 
-def run_name(config: Config, fingerprint: str) -> str:
+def run_name(config: Given, fingerprint: str) -> str:
     """The folder of a run: what it is for the eye, and a hash of all that decides its result."""
     known = {**config.flat(), "content": fingerprint}
     for name in ("data", "cache_dir", "device", "threads"):
         known.pop(name)
     distilled = config.distilled
     beta = f"-{distilled.boost_blocks}x-beta{distilled.boost_beta:g}" if distilled.boost_blocks > 1 else ""
-    digest = hashlib.sha256(store.canonical(known).encode()).hexdigest()[:DIGEST]
-    param = "" if distilled.param == "pixels" else f"-{distilled.param}"
+    digest = hashlib.sha256(files.canonical(known).encode()).hexdigest()[:DIGEST]
+    param = f"-{config.parameterisation.name}" if config.decoded else ""
     return f"ipc{distilled.ipc}{param}{beta}-seed{config.run.seed}-{digest}"
 
 
@@ -206,7 +206,7 @@ def work(points: Iterable[Point], place: Place) -> int:
                 if not target.exists():
                     place.listener.say(f"{point.name} ...")
                     found = [dataclasses.asdict(row) for row in point.measure(place.subject(point))]
-                    store.write(target, json.dumps({"measurements": found, **provenance(place)}, indent=2) + "\n")
+                    files.write(target, json.dumps({"measurements": found, **provenance(place)}, indent=2) + "\n")
         except filelock.Timeout:
             busy += 1
     return busy
@@ -231,14 +231,14 @@ def run_study(study: Study, points: Sequence[Point], place: Place, about: str) -
     while work(points, place):
         time.sleep(SECONDS_BETWEEN_LOOKS)
     results = Results(tuple(row for point in points for row in read_point(place.file(point))), study.quantities)
-    store.write(place.folder / TABLE, results.csv())
+    files.write(place.folder / TABLE, results.csv())
     drawings = study.figures(results, place, points)
     for drawing in drawings:
         if drawing.plot:
             save(drawing.plot, place.folder / drawing.name)
     told = Told(study.title, about, study.claims(results), drawings, results.tables, footnote(results, place))
-    store.write(place.folder / SUMMARY, told.markdown())
-    store.write(place.folder / PAGE, study_page(told, place.folder))
+    files.write(place.folder / SUMMARY, told.markdown())
+    files.write(place.folder / PAGE, study_page(told, place.folder))
 
 
 def read_point(path: Path) -> list[Measurement]:

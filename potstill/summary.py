@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from potstill import runs, store
-from potstill.config import Config
+from potstill.config import Given
 from potstill.distilled import DistilledSet
 from potstill.evaluation import Row
 from potstill.outer import Record
@@ -123,7 +123,7 @@ class RunSummary:
 
     name: str
     path: Path
-    config: Config
+    config: Given
     finished: bool
     distilled: DistilledSet | None
     log: Log

@@ -9,9 +9,8 @@ from torch import Tensor, nn
 from potstill import augment
 from potstill.compiled import CompiledNetwork
 from potstill.data import Split, batches
-from potstill.derivatives import FlatModel, InMicroBatches, autocast, even
+from potstill.derivatives import Batch, FlatModel, InMicroBatches, autocast, even
 from potstill.distilled import BatchPlan, Recipe
-from potstill.inner import SGD, Adam, InnerOptimizer
 from potstill.seeds import derive, generator, global_seed
 
 TEST_BATCH, TEST_VALUES = 512, 512 * 3072
@@ -64,13 +63,7 @@ def train_network(module: nn.Module, batch: Batches, recipe: Recipe, stops: Sequ
     """
     module.train()
     parameters = [p for p in module.parameters() if p.requires_grad]
-    optimizer: torch.optim.Optimizer
-    if recipe.optimizer == "adam":
-        optimizer = torch.optim.Adam(parameters, lr=recipe.lr)
-    else:
-        optimizer = torch.optim.SGD(parameters, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
-    milestones = recipe.lr_milestones if recipe.optimizer == "sgd" else ()
-    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, list(milestones), recipe.lr_decay)
+    optimizer, after_step = recipe.optimizer.in_torch(parameters, recipe.lr)
     device = parameters[0].device
 
     def predict(inputs: Tensor) -> Tensor:
@@ -86,7 +79,7 @@ def train_network(module: nn.Module, batch: Batches, recipe: Recipe, stops: Sequ
                 optimizer.zero_grad()
                 F.cross_entropy(predict(inputs), targets).backward()
                 optimizer.step()
-                schedule.step()
+                after_step()
         done = stop
         module.eval()
         yield predict
@@ -99,9 +92,7 @@ def train_compiled(
     """`train_network` by compiled derivatives and the engine's own optimizer, for a network that is the same in evaluation."""
     model = FlatModel(module, recipe.precision)
     network, most = compiled.of(model), compiled.most
-    optimizer: InnerOptimizer = Adam()
-    if recipe.optimizer == "sgd":
-        optimizer = SGD(recipe.momentum, recipe.weight_decay, recipe.lr_milestones, recipe.lr_decay)
+    optimizer = recipe.optimizer
     state, hyper = optimizer.init(model.theta), {"lr": torch.tensor(recipe.lr, device=model.theta.device)}
 
     def predict(inputs: Tensor) -> Tensor:
@@ -114,7 +105,7 @@ def train_compiled(
         for step in range(done, stop):
             inputs, targets = batch(step)
             loss = InMicroBatches(network, even(len(inputs), most), filled=True)
-            grad = loss.gradient(state[0], (inputs, targets), step)[1]
+            grad = loss.gradient(state[0], Batch(inputs, targets), step)[1]
             state = optimizer.step(state, grad, hyper, step)
         done = stop
         yield predict

@@ -21,7 +21,7 @@ from potstill.analysis import (
     variance_by_signs,
     variance_of,
 )
-from potstill.config import Config
+from potstill.config import configuration
 from potstill.data import TensorSplit, sample
 from potstill.derivatives import FlatModel, cross_entropy
 from potstill.inner import InnerProblem
@@ -45,7 +45,7 @@ def method_of(norm: str = "instance", **options) -> Bptt:
     images = torch.randn(60, *SHAPE, generator=rng, dtype=torch.float64)
     split = TensorSplit(images, torch.arange(60) % 3)
     fixed = {"targets": torch.eye(3, dtype=torch.float64)}
-    config = Config.from_options(**{**known, **options})
+    config = configuration({**known, **options})
 
     def factory() -> ConvNet:
         return ConvNet(SHAPE, 3, width=8, depth=1, norm=norm).double()

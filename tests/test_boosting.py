@@ -16,7 +16,7 @@ from potstill.boosting import OnBlocks, Stage, examples, stage_micro_batch, stag
 from potstill.cli import main
 from potstill.compilation import Networks
 from potstill.compiled import CompiledNetwork
-from potstill.config import Config
+from potstill.config import configuration
 from potstill.data import TensorSplit
 from potstill.distillation import Listener
 from potstill.distilled import Block, DistilledSet, initial_blocks
@@ -81,7 +81,7 @@ def test_beta_1_is_joint_optimisation_from_the_same_start():
     rows = torch.tensor([0, 3, 1, 4, 2, 5])  # from block by block to class by class
     both = {name: made[rows] for name, made in examples(nested.blocks).items()}
     whole = Block.of_pixels(both["images"], 3, both["targets"])
-    config = Config.from_options(task.config, boost_blocks=1, seed=derive(0, "block", 1))
+    config = configuration(task.config, boost_blocks=1, seed=derive(0, "block", 1))
     joint = final_leaves(Stage(config, (whole,)), task)
     found = final_leaves(nested, task)
     for name in ("images", "targets"):
@@ -250,7 +250,7 @@ def test_steps_are_dealt_out_to_the_blocks_unless_they_are_given():
 )
 def test_blocks_that_do_not_fit_are_told(options, message):
     with pytest.raises(InputError, match=message):
-        Config.from_options(**options)
+        configuration(options)
 
 
 def test_evaluate_measures_a_prefix_or_all_budgets(tmp_path, capsys):
@@ -282,10 +282,10 @@ def test_a_prefix_is_exported(tmp_path, capsys):
 
 def test_a_compiled_boosted_run_has_few_shapes():
     options = {"ipc": 10, "boost_blocks": 10, "block_ipc": 1, "batch_per_class": 10, "classes_per_batch": 10}
-    config = Config.from_options(**options, synthetic_micro_batch=100)
+    config = configuration(options, synthetic_micro_batch=100)
     stages = stage_sizes(config, pixels(1, 10, SHAPE))
     sizes = [stage_micro_batch(config, size, compiled=True) for size in stages]
     assert sizes == [13, 25, 50, 50, 50, 100, 100, 100, 100, 100]
-    small = Config.from_options(config, synthetic_micro_batch=34)
+    small = configuration(config, synthetic_micro_batch=34)
     assert {stage_micro_batch(small, size, compiled=True) for size in stages} == {17, 34}
     assert [stage_micro_batch(config, size, compiled=False) for size in stages] == list(range(10, 101, 10))

@@ -12,16 +12,16 @@ from twins import CPU, Tiny
 
 from potstill.compilation import missing_compiler
 from potstill.compiled import CannotCompile, CompiledNetwork
-from potstill.derivatives import Differentiable, FlatModel, cross_entropy
+from potstill.derivatives import Batch, Differentiable, FlatModel, cross_entropy
 from potstill.fusible import Fusible, conv2d, group_norm
 from potstill.seeds import generator, global_seed
 
 
 def derivatives(loss: Differentiable, tiny: Tiny) -> list[Tensor]:
     """Loss, gradient, and Hessian product in parameters, inputs and targets."""
-    batch = tuple(tiny.leaves[name][:4].clone().requires_grad_() for name in ("images", "targets"))
+    batch = Batch(*(tiny.leaves[name][:4].clone().requires_grad_() for name in ("images", "targets")))
     along = torch.randn(tiny.model.theta.shape, generator=generator(3), dtype=torch.float64)
-    of_theta, of_batch = loss.product(tiny.model.theta, batch, 0, along)
+    of_theta, *of_batch = loss.product(tiny.model.theta, batch, 0, along)
     return [*loss.gradient(tiny.model.theta, batch, 0), of_theta, *(of for of in of_batch if of is not None)]
 
 
@@ -50,7 +50,7 @@ def test_only_a_new_shape_of_batch_is_compiled_anew():
     traced = CompiledNetwork(Tiny.make("instance").model, backend="eager")
     images, targets = torch.randn(6, 1, 8, 8, dtype=torch.float64), torch.eye(3, dtype=torch.float64).repeat(2, 1)
     for count in (4, 6, 4, 6, 6):
-        traced.of(traced.model).gradient(traced.model.theta, (images[:count], targets[:count]), 0)
+        traced.of(traced.model).gradient(traced.model.theta, Batch(images[:count], targets[:count]), 0)
     assert traced.compilations == 2
 
 
@@ -153,6 +153,6 @@ class Hidden(Noisy):
 def test_what_would_not_be_the_same_function_is_not_compiled(network, why):
     with global_seed(0, CPU):
         model = FlatModel(network())
-    batch = torch.randn(2, 1, 8, 8, generator=generator(0)), torch.eye(3)[:2]
+    batch = Batch(torch.randn(2, 1, 8, 8, generator=generator(0)), torch.eye(3)[:2])
     with pytest.raises(CannotCompile, match=why):
         CompiledNetwork(model, backend="eager").of(model).gradient(model.theta, batch, 0)

@@ -28,22 +28,22 @@ def test_option_names_are_unique_and_every_one_is_a_flag_with_help():
 
 
 def test_a_configuration_survives_its_toml():
-    config = Config.from_options(
-        ipc=7, learn_labels=True, lr_milestones=(3, 9), augment=("flip", "rotate"), inner_optimizer="sgd", label_lr=0.5,
+    config = configuration(
+        ipc=7, learn_labels=True, inner_milestones=(3, 9), augment=("flip", "rotate"), inner_optimizer="sgd", label_lr=0.5,
         data="parquet:/a 'b'/c", depth=2, real_augment=(), width=64, preprocess="none", clip=0.0,
     )  # fmt: skip
     text = to_toml(config, "a comment")
     assert text.startswith("# a comment\n")
-    assert Config.from_options(**options_from_toml(text, "x")) == config
+    assert configuration(options_from_toml(text, "x")) == config
     complete = {name for table in tomllib.loads(text).values() for name in table}
     assert complete == {item.name for _, item, _ in options_of_config()}
 
 
 def test_the_text_of_a_flag_reads_as_the_value_of_the_type():
-    config = Config.from_options(
-        ipc="3", augment="flip, rotate", lr_milestones="5,6", inner_lr="1e-2", depth="auto", real_augment="none"
+    config = configuration(
+        ipc="3", augment="flip, rotate", inner_milestones="5,6", inner_lr="1e-2", depth="auto", real_augment="none"
     )
-    assert (config.distilled.ipc, config.inner.augment, config.inner.lr_milestones) == (3, ("flip", "rotate"), (5, 6))
+    assert (config.distilled.ipc, config.inner.augment, config.inner.inner_milestones) == (3, ("flip", "rotate"), (5, 6))
     assert (config.inner.inner_lr, config.inner.depth, config.outer.real_augment) == (0.01, "auto", ())
 
 
@@ -73,7 +73,7 @@ def test_the_text_of_a_flag_reads_as_the_value_of_the_type():
 )
 def test_a_wrong_option_is_told_in_a_sentence(options, sentence):
     with pytest.raises(InputError, match=sentence):
-        Config.from_options(**options)
+        configuration(options)
 
 
 @pytest.mark.parametrize(
@@ -121,12 +121,12 @@ def test_a_presets_first_line_is_the_command_that_runs_it(name):
     parsed, unknown = make_parser()[0].parse_known_args(command)
     assert not unknown
     assert parsed.preset == name
-    Config.from_options(**options_from_preset(name))
+    configuration(options_from_preset(name))
 
 
 @pytest.mark.parametrize("name", PAPER)
 def test_a_preset_holds_the_papers_numbers(name):
-    config = Config.from_options(**options_from_preset(name))
+    config = configuration(options_from_preset(name))
     outer, inner = config.outer, config.inner
     assert (outer.window, outer.unroll, outer.real_batch, inner.inner_lr, config.distilled.learn_labels) == PAPER[name]
     assert outer.outer_lr == inner.inner_lr

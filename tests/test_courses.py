@@ -11,7 +11,7 @@ from potstill import ablations, courses
 from potstill.ablations import Stabilising, UnrollLength, Windows, WindowSize
 from potstill.analysis import SOURCES
 from potstill.boosting import Stage
-from potstill.config import Config
+from potstill.config import configuration
 from potstill.courses import COURSE, Setting, later, setting_of, throughout
 from potstill.diagnosis import Noise
 from potstill.distillation import SILENT, Setup
@@ -77,7 +77,7 @@ def methods_of(study, seed: int) -> dict[str, tuple[Stage, Bptt]]:
     """way -> the stage and the method of its run at the start."""
     found, dataset = {}, read(DataConfig())
     for point in study.points("small", None, (seed,)):
-        setup = Setup.of(Config.from_options(point.config, threads=1), dataset, None, SILENT)
+        setup = Setup.of(configuration(point.config, threads=1), dataset, None, SILENT)
         stage = setup.stage(None)
         found[point.name] = stage, stage.method(setup.problem).inner
     return found
@@ -163,12 +163,12 @@ def test_the_settings_are_the_papers():
     lengths = [way["unroll"] for way in UnrollLength().ways(paper).values()]
     assert lengths == [80, 120, 200, 300]
     assert [(way["unroll"], way["window"]) for way in WindowSize().ways(paper).values()] == [(200, 40), (200, 60), (200, 100)]
-    growing = Config.from_options(**paper.run(Stabilising().ways(paper)["growing"], 0))
+    growing = configuration(paper.run(Stabilising().ways(paper)["growing"], 0))
     sampler = WINDOWS["growing"].of(growing)
     assert (sampler.grow_from, sampler.unroll, sampler.grow_over) == (10, 180, paper.steps)
-    (adam, sgd) = (Config.from_options(**point.options) for point in ablations.InnerOptimizers().points("paper", "parquet:x", (0,)))
+    (adam, sgd) = (configuration(point.options) for point in ablations.InnerOptimizers().points("paper", "parquet:x", (0,)))
     assert (adam.inner.inner_optimizer, sgd.inner.inner_optimizer) == ("adam", "sgd")
-    assert (sgd.inner.inner_lr, sgd.inner.lr_decay, sgd.inner.lr_milestones) == (0.01, 0.2, (120, 200))
+    assert (sgd.inner.inner_lr, sgd.inner.inner_decay, sgd.inner.inner_milestones) == (0.01, 0.2, (120, 200))
     assert (sgd.outer.unroll, sgd.outer.window) == (250, 80)
     assert {method for way in Windows().ways(paper).values() for method in way.values()} >= {"forward", "backward", "early"}
     assert courses.METHODS == ("rat-bptt", "bptt", "t-bptt", "r-bptt")

@@ -51,7 +51,7 @@ def set_of(real: RealData, **recipe) -> DistilledSet:
 def scheduled(optimizer: str, lr: float) -> Recipe:
     """A recipe in which every setting of the optimizer acts."""
     return Recipe(
-        optimizer=optimizer, lr=lr, momentum=0.8, weight_decay=0.01, lr_milestones=(5, 9), lr_decay=0.3,
+        optimizer=optimizer, lr=lr, momentum=0.8, weight_decay=0.01, inner_milestones=(5, 9), inner_decay=0.3,
         batch_per_class=1, classes_per_batch=3,
     )  # fmt: skip
 

@@ -12,7 +12,7 @@ from test_runs import QUICK, bytes_of, interrupted_run
 from torch import nn
 
 import potstill
-from potstill import runs, store
+from potstill import files, runs
 from potstill.cli import main
 from potstill.data import TensorSplit
 from potstill.distilled import Recipe
@@ -144,7 +144,7 @@ def test_a_run_scores_on_schedule_says_what_it_costs_and_resumes_to_the_byte(tmp
     assert not torch.equal(whole.images, plain.images)
     interrupted_run(tmp_path / "cut", 7, **HARD)
     (newest,) = sorted((tmp_path / "cut" / "checkpoints").iterdir())[-1:]
-    scores = store.load_tensors(newest, "checkpoint")[0]["hardness"]
+    scores = files.load_tensors(newest, "checkpoint")[0]["hardness"]
     assert (scores.dtype, len(scores)) == (torch.uint8, whole.meta["data"]["train"])
     potstill.resume(tmp_path / "cut")
     assert bytes_of(tmp_path / "cut") == bytes_of(tmp_path / "whole")

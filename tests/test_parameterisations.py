@@ -14,10 +14,10 @@ from torch import Tensor
 from twins import CPU
 
 import potstill
-from potstill import store
+from potstill import files, store
 from potstill.boosting import Stage, examples, with_leaves
 from potstill.cli import main
-from potstill.config import Config, options_from_file
+from potstill.config import configuration, options_from_file
 from potstill.data import TensorSplit
 from potstill.distilled import Block, initial_blocks
 from potstill.gallery import tiled
@@ -204,7 +204,7 @@ def test_every_one_goes_with_every_method(name, method):
 
 
 def test_every_leaf_moves_by_the_same_share_of_its_scale():
-    pixels = Config.from_options(outer_lr=0.01, block_ipc=1)
+    pixels = configuration(outer_lr=0.01, block_ipc=1)
     for name in PARAMETERISATIONS:
         one = fitting(name, (3, 16, 16), ipc=8)
         train = TensorSplit(torch.zeros(60, 3, 16, 16), torch.arange(60) % 3)
@@ -231,7 +231,7 @@ def test_a_run_is_saved_loaded_resumed_exported_and_evaluated(name, tmp_path, ca
     again = potstill.load(tmp_path / "whole")
     assert torch.equal(again.images, whole.images)
     assert torch.equal(again.targets, whole.targets)
-    tensors, _ = store.load_tensors(tmp_path / "whole" / store.ARTEFACT, "distilled set")
+    tensors, _ = files.load_tensors(tmp_path / "whole" / store.ARTEFACT, "distilled set")
     kept = sum(tensor.numel() * 4 for key, tensor in tensors.items() if key.startswith("blocks."))
     assert kept == whole.stored_bytes  # nothing beside it: no labels, no images
     interrupted_run(tmp_path / "cut", 7, **options)
@@ -264,11 +264,11 @@ def test_it_can_be_boosted(name, beta, tmp_path):
 
 
 def test_the_budget_has_two_names(tmp_path, capsys):
-    assert Config.from_options(budget_ipc=7).distilled.ipc == Config.from_options(ipc=7, budget_ipc=7).distilled.ipc == 7
+    assert configuration(budget_ipc=7).distilled.ipc == configuration(ipc=7, budget_ipc=7).distilled.ipc == 7
     (tmp_path / "config.toml").write_text("[distilled]\nbudget_ipc = 3\n")
     assert options_from_file(tmp_path / "config.toml") == {"ipc": 3}
     with pytest.raises(InputError, match="ipc and budget_ipc are the same option, got 5 and 7; give one of them"):
-        Config.from_options(ipc=5, budget_ipc=7)
+        configuration(ipc=5, budget_ipc=7)
     assert main(["distill", "--ipc", "5", "--budget-ipc", "7"]) == 2
     assert "ipc and budget_ipc are the same option, got 5 and 7; give one of them" in capsys.readouterr().err
     assert main(["distill", "--preset", "cifar10-ipc10", "--budget-ipc", "7"]) == 2  # the preset's is replaced; it lacks data

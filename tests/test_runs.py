@@ -15,7 +15,7 @@ from PIL import Image
 
 import potstill
 from potstill import runs, store
-from potstill.config import Config, options_from_file
+from potstill.config import configuration, options_from_file
 from potstill.distillation import Listener
 from potstill.outer import Interrupted
 from potstill.registry import METHODS, InputError
@@ -206,7 +206,7 @@ def test_a_run_folder_tells_all(undisturbed):
     assert {path.name for path in undisturbed.iterdir()} == {
         "config.toml", "metrics.jsonl", "checkpoints", "distilled.safetensors", "distilled.png", ".lock",
     }  # fmt: skip
-    config = Config.from_options(**options_from_file(undisturbed / runs.CONFIG))
+    config = configuration(options_from_file(undisturbed / runs.CONFIG))
     assert "auto" not in {value for name, value in config.flat().items() if name not in ("image_column", "label_column")}
     records = runs.RunFolder(undisturbed).records()
     wanted = {"step", "loss", "grad_norm", "clipped", "skipped", "burn_in", "window", "seconds", "memory_mb"}

@@ -15,13 +15,14 @@ from twins import pixels
 
 from potstill.data import TensorSplit
 from potstill.distilled import BatchPlan, Block, DistilledSet, Recipe, initial_blocks
+from potstill.files import load_tensors, save_tensors, write
 from potstill.loading import prepare
 from potstill.preprocess import fit
 from potstill.registry import InputError
 from potstill.sections import DataConfig
 from potstill.seeds import generator
 from potstill.sources import from_arrays
-from potstill.store import load, load_tensors, save, save_tensors, write
+from potstill.store import load, save
 
 
 def make_set(kind: str = "zca", *, blocks: int = 1, learned: bool = False) -> DistilledSet:

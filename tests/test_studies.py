@@ -13,7 +13,7 @@ from test_runs import QUICK
 
 from potstill import nested, runs
 from potstill.cli import main
-from potstill.config import Config, DataConfig
+from potstill.config import configuration, DataConfig
 from potstill.distillation import Listener
 from potstill.distilled import DistilledSet
 from potstill.figures import Drawing, Series, line_figure
@@ -135,9 +135,9 @@ def test_other_options_data_or_networks_are_another_result(tmp_path):
     changed = dataclasses.replace(point, options={**point.options, "inner_lr": 0.01})
     more = dataclasses.replace(place, nets=3)
     assert len({place.file(point), place.file(changed), more.file(point)}) == 3
-    config = Config.from_options(**point.options)
+    config = configuration(point.options)
     assert run_name(config, "a") != run_name(config, "b")
-    elsewhere = Config.from_options(config, cache_dir="/elsewhere", threads=7)
+    elsewhere = configuration(config, cache_dir="/elsewhere", threads=7)
     assert run_name(config, "a") == run_name(elsewhere, "a")  # where and on what is no other run
 
 
@@ -241,7 +241,7 @@ def test_every_registered_study_has_its_presets(capsys):
         small = study.points("small", None, range(3))
         paper = study.points("paper", "parquet:cifar10", range(1))
         assert len(small) % 3 == 0
-        assert all(Config.from_options(**point.options).distilled.ipc <= 50 for point in paper)
+        assert all(configuration(point.options).distilled.ipc <= 50 for point in paper)
         assert "outer steps" in study.about("small", None)
         assert main(["study", name, "--preset", "paper"]) == 2
         assert "data must be given for the preset paper" in capsys.readouterr().err

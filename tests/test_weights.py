@@ -9,7 +9,7 @@ from test_runs import QUICK, interrupted_run
 
 import potstill
 from potstill.cli import main
-from potstill.config import Config
+from potstill.config import configuration
 from potstill.distillation import SILENT, Setup
 from potstill.hardness import Weighted, hardness_weights
 from potstill.loading import prepare
@@ -31,7 +31,7 @@ def arrays():
 
 
 def setup(**options) -> Setup:
-    config = Config.from_options(**{**QUICK, "ipc": 1, "classes_per_batch": 2, "data": "arrays", "preprocess": "none", **options})
+    config = configuration({**QUICK, "ipc": 1, "classes_per_batch": 2, "data": "arrays", "preprocess": "none", **options})
     return Setup.of(config, with_weights(from_arrays(*arrays()), WEIGHTS), None, SILENT)
 
 
@@ -92,7 +92,7 @@ def test_a_run_with_weights_is_another_run_and_resumes_with_the_same_ones_only(t
 )
 def test_what_is_no_weights_is_refused(weights, sentence):
     with pytest.raises(InputError, match=sentence):
-        potstill.distill(*arrays(), images_per_class=1, weights=weights)
+        potstill.distill(*arrays(), ipc=1, weights=weights)
 
 
 def test_weights_that_only_held_out_images_have_are_refused():

@@ -4,16 +4,16 @@ from collections import Counter
 
 import pytest
 
-from potstill.config import Config
+from potstill.config import configuration
 from potstill.registry import WINDOWS, InputError
 from potstill.seeds import generator
-from potstill.windows import WARM_UP, Backward, Early, Forward, Growing, RandomTruncated
+from potstill.methods.windows import WARM_UP, Backward, Early, Forward, Growing, RandomTruncated
 
 UNROLL, WINDOW, DRAWS = 8, 3, 12_000
 
 
 def sampler_of(name: str, **options):
-    return WINDOWS[name].of(Config.from_options(method=name, unroll=UNROLL, window=WINDOW, **options))
+    return WINDOWS[name].of(configuration(method=name, unroll=UNROLL, window=WINDOW, **options))
 
 
 def counts(sampler) -> Counter[tuple[int, int]]:
@@ -64,7 +64,7 @@ def test_a_growing_unroll_grows_linearly_and_stays():
         (0, 10), (0, 11), (0, 15), (0, 20), (0, 20), (0, 20),
     ]  # fmt: skip
     assert Growing(20, grow_from=10, grow_over=1).draw({}, generator(0), 0) == (0, 10)
-    grown = WINDOWS["growing"].of(Config.from_options(method="growing", steps=70))
+    grown = WINDOWS["growing"].of(configuration(method="growing", steps=70))
     assert (grown.grow_over, grown.unroll, grown.grow_from) == (70, 60, 3)  # over all steps, without being told
 
 
@@ -124,13 +124,13 @@ def test_the_smoothed_loss_is_the_mean_of_the_first_losses_and_then_an_exponenti
 )
 def test_samplers_refuse_what_cannot_be(options, message):
     with pytest.raises(InputError, match=message):
-        Config.from_options(**{"unroll": UNROLL, "window": WINDOW, **options})
+        configuration({"unroll": UNROLL, "window": WINDOW, **options})
 
 
 def test_methods_that_differentiate_every_step_ask_for_no_window():
     for method in ("bptt", "r-bptt"):
-        assert Config.from_options(method=method, unroll=5).outer.window == 20
-    assert Config.from_options(method="growing", unroll=15).outer.window == 20
+        assert configuration(method=method, unroll=5).outer.window == 20
+    assert configuration(method="growing", unroll=15).outer.window == 20
 
 
 def test_every_sampler_says_what_it_does():

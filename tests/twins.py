@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from potstill import augment
-from potstill.derivatives import Eager, FlatModel
-from potstill.inner import SGD, Adam, EagerObjective, InnerOptimizer, InnerProblem, Leaves, MetaGradient, meta_gradient
+from potstill.derivatives import Batch, Eager, FlatModel
+from potstill.inner import EagerObjective, InnerProblem, Leaves, MetaGradient, meta_gradient
+from potstill.optimizers import SGD, Adam, Optimizer
 from potstill.models.convnet import ConvNet
 from potstill.models.mlp import MLP
 from potstill.parameterisations.base import Budget
@@ -47,7 +48,7 @@ def plain_sgd(theta: Tensor, grad: Tensor, memory: list[Tensor], lr: Tensor, cou
     return theta - lr * memory[0]
 
 
-def plain_step(rule: InnerOptimizer, theta: Tensor, grad: Tensor, memory: list[Tensor], lr: Tensor, count: int) -> Tensor:
+def plain_step(rule: Optimizer, theta: Tensor, grad: Tensor, memory: list[Tensor], lr: Tensor, count: int) -> Tensor:
     """One step of the rule; `memory` takes the new moments."""
     if isinstance(rule, Adam):
         return plain_adam(theta, grad, memory, lr, count, rule.eps_placement)
@@ -83,7 +84,7 @@ def plain_unroll(
     )
 
 
-OPTIMIZERS: dict[str, InnerOptimizer] = {
+OPTIMIZERS: dict[str, Optimizer] = {
     "adam": Adam(),
     "adam-higher": Adam(eps_placement="higher-0.2.1"),
     "sgd": SGD(momentum=0.9),
@@ -118,16 +119,16 @@ class Tiny:
         learned = {"images": images, "targets": targets} if learn_labels else {"images": images}
         return cls(FlatModel(module.double()), learned, {} if learn_labels else {"targets": targets}, real)
 
-    def problem(self, optimizer: InnerOptimizer, operations: tuple[str, ...] = ()) -> InnerProblem:
-        def batch(leaves: Leaves, step: int) -> tuple[Tensor, ...]:
+    def problem(self, optimizer: Optimizer, operations: tuple[str, ...] = ()) -> InnerProblem:
+        def batch(leaves: Leaves, step: int) -> Batch:
             rng = generator(1, "batch", step)
             rows = torch.randperm(6, generator=rng)[:4]
             drawn = augment.draw(operations, 4, rng)
             both = {**self.fixed, **leaves}
-            return augment.apply(both["images"][rows], drawn), both["targets"][rows]
+            return Batch(augment.apply(both["images"][rows], drawn), both["targets"][rows])
 
-        def loss(theta: Tensor, batch: tuple[Tensor, ...], step: int) -> Tensor:
-            return F.cross_entropy(self.model(theta, batch[0]), batch[1])
+        def loss(theta: Tensor, batch: Batch, step: int) -> Tensor:
+            return F.cross_entropy(self.model(theta, batch.inputs), batch.targets)
 
         return InnerProblem(Eager(loss), batch, optimizer)
 

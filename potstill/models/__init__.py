@@ -50,13 +50,6 @@ def resolve(spec: ModelSpec, shape: Shape, classes: int, **options: Any) -> Call
     return bind(factory, {"input_shape": shape, "in_channels": shape[0], "num_classes": classes})
 
 
-def default_width(spec: ModelSpec) -> int:
-    """The width that a registered model has unless it is given; a user's own has none, and the number does not matter."""
-    if not isinstance(spec, str) or ":" in spec:
-        return 1
-    return int(inspect.signature(MODELS[spec]).parameters["width"].default)
-
-
 def bind(factory: Callable[..., nn.Module], offered: dict[str, Any]) -> Callable[[], nn.Module]:
     """`factory` with those of the offered keyword arguments that it takes."""
     try:

@@ -1,13 +1,24 @@
 """AlexNet for small images."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
-from potstill.models.convnet import convolution, least_side
+from potstill.models.convnet import Norm, convolution, least_side
 from potstill.models.vgg import check_small
+from potstill.options import option
 
 PLAN = ((5, 2, True), (5, 3, True), (3, 4, False), (3, 3, False), (3, 3, True))
 """Kernel, channels in halves of the width, and whether a 2 x 2 maximum pool follows, of each convolution."""
+
+
+@dataclass(frozen=True)
+class AlexNetOptions:
+    """Options of the network."""
+
+    width: int = option(128, "channels of the first convolution", low=1)
+    norm: Norm = option("instance", "normalisation in the network")
 
 
 class AlexNet(nn.Module):
@@ -23,6 +34,8 @@ class AlexNet(nn.Module):
     Source: Krizhevsky et al. 2012, in the form for small images that the dataset-distillation literature uses (Zhao & Bilen
     2021): stride 1, one linear layer; table 3 of Feng et al. 2024, with a norm after each convolution.
     """
+
+    Options = AlexNetOptions
 
     def __init__(self, shape: tuple[int, int, int], classes: int, width: int = 128, norm: str = "instance"):
         super().__init__()

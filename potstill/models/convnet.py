@@ -1,11 +1,30 @@
 """The ConvNet of the dataset-distillation literature."""
 
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Self
+
 import torch
 from torch import Tensor, nn
 
+from potstill.options import Auto, option
 from potstill.registry import InputError
 
 SMALLEST_NORM_SIDE = 4
+Norm = Literal["instance", "batch", "group", "layer", "none"]
+
+
+@dataclass(frozen=True)
+class ConvNetOptions:
+    """Options of the network."""
+
+    width: int = option(128, "channels of the first convolution", low=1)
+    depth: int | Auto = option("auto", "blocks; auto: 3, or what the image size allows", low=1)
+    norm: Norm = option("instance", "normalisation in the network")
+
+    def resolved(self, sizes: Any) -> Self:
+        """Replace every "auto" for inputs of `sizes.shape`."""
+        depth = auto_depth(sizes.shape) if self.depth == "auto" else self.depth
+        return replace(self, depth=depth)
 
 
 class ConvNet(nn.Module):
@@ -19,6 +38,8 @@ class ConvNet(nn.Module):
         norm: "instance" (affine, as in the paper), "batch", "group" (8 groups), "layer" or "none".
     Source: Gidaris & Komodakis 2018; as used in Feng et al. 2024, section 4: width 128, depth 3 for 32 and 4 for 64 pixels.
     """
+
+    Options = ConvNetOptions
 
     widest = 1
     """Most channels of a convolution, in multiples of the width; they double from block to block up to it."""

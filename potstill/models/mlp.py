@@ -1,7 +1,19 @@
 """A fully connected network."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
+
+from potstill.options import option
+
+
+@dataclass(frozen=True)
+class MLPOptions:
+    """Options of the network."""
+
+    width: int = option(128, "units of every hidden layer", low=1)
+    depth: int = option(2, "hidden layers", low=1)
 
 
 class MLP(nn.Module):
@@ -13,6 +25,8 @@ class MLP(nn.Module):
         width: units of every hidden layer.
         depth: hidden layers; "auto" is 2.
     """
+
+    Options = MLPOptions
 
     def __init__(self, shape: tuple[int, int, int], classes: int, width: int = 128, depth: int | str = "auto"):
         super().__init__()

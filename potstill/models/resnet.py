@@ -1,10 +1,13 @@
 """ResNet-18 for small images."""
 
+from dataclasses import dataclass
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from potstill.models.convnet import convolution, least_side
+from potstill.models.convnet import Norm, convolution, least_side
 from potstill.models.vgg import check_small
+from potstill.options import option
 
 STAGES = ((1, 1), (2, 2), (4, 2), (8, 2))
 """Channels in multiples of the width, and the stride of the first block, of each stage of two blocks."""
@@ -23,6 +26,14 @@ class Block(nn.Module):
         return F.relu(self.path(inputs) + self.shortcut(inputs))
 
 
+@dataclass(frozen=True)
+class ResNet18Options:
+    """Options of the network."""
+
+    width: int = option(64, "channels of the first convolution", low=1)
+    norm: Norm = option("instance", "normalisation in the network")
+
+
 class ResNet18(nn.Module):
     """A 3 x 3 convolution, four stages of two residual blocks, the mean over places, one linear layer.
 
@@ -35,6 +46,8 @@ class ResNet18(nn.Module):
         norm: "instance" (affine, as in the paper), "batch", "group" (8 groups), "layer" or "none".
     Source: He et al. 2016, table 1, with the stem for images of 32 pixels; table 3 of Feng et al. 2024.
     """
+
+    Options = ResNet18Options
 
     def __init__(self, shape: tuple[int, int, int], classes: int, width: int = 64, norm: str = "instance"):
         super().__init__()

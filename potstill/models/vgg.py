@@ -1,13 +1,24 @@
 """VGG-11 for small images."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
-from potstill.models.convnet import SMALLEST_NORM_SIDE, convolution, least_side
+from potstill.models.convnet import SMALLEST_NORM_SIDE, Norm, convolution, least_side
+from potstill.options import option
 from potstill.registry import InputError
 
 PLAN = ((1,), (2,), (4, 4), (8, 8), (8, 8))
 """Stages of convolutions, their channels in multiples of the width; a 2 x 2 maximum pool ends each."""
+
+
+@dataclass(frozen=True)
+class VGG11Options:
+    """Options of the network."""
+
+    width: int = option(64, "channels of the first convolution", low=1)
+    norm: Norm = option("instance", "normalisation in the network")
 
 
 class VGG11(nn.Module):
@@ -23,6 +34,8 @@ class VGG11(nn.Module):
     Source: configuration A of Simonyan & Zisserman 2015, with a norm after each convolution and without its two hidden linear
     layers, as networks for small images have it; table 3 of Feng et al. 2024.
     """
+
+    Options = VGG11Options
 
     def __init__(self, shape: tuple[int, int, int], classes: int, width: int = 64, norm: str = "instance"):
         super().__init__()

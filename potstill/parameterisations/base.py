@@ -9,14 +9,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from potstill.registry import PARAMETERISATIONS, InputError
-from potstill.sections import DistilledConfig
+from potstill.options import Nothing, option
+from potstill.registry import PARAMETERISATIONS, InputError, name_of
 
 Leaves = Mapping[str, Tensor]
 """What is stored and learned: name -> tensor."""
@@ -64,8 +64,8 @@ class Budget:
         if least > self.floats:
             needed = math.ceil(least / self.of_one)
             raise InputError(
-                f"budget_ipc must be at least {needed} in each block for {what} ({least:,} numbers), got {self.ipc} "
-                f"({self.floats:,} numbers); raise --budget-ipc, or {way_out}"
+                f"ipc must be at least {needed} in each block for {what} ({least:,} numbers), got {self.ipc} "
+                f"({self.floats:,} numbers); raise --ipc, or {way_out}"
             )
 
     def reduced(self, factor: int) -> tuple[int, int, int]:
@@ -107,10 +107,13 @@ class Parameterisation(ABC):
 
     budget: Budget
 
+    Options: ClassVar[type] = Nothing
+    """A frozen dataclass of `option(...)` fields."""
+
     @classmethod
     @abstractmethod
-    def fitting(cls, budget: Budget, config: DistilledConfig) -> Self:
-        """The one with as many examples as the budget allows.
+    def fitting(cls, budget: Budget, options: Any) -> Self:
+        """Make the one with as many examples as the budget allows; `options` is one of `Options`.
 
         Raises:
             InputError: it allows none, or an option does not fit the images.
@@ -179,7 +182,7 @@ class Parameterisation(ABC):
 
     def plain(self) -> dict[str, Any]:
         """As plain data, without what the set itself knows; `from_plain` reads it."""
-        kind = next(name for name in PARAMETERISATIONS if PARAMETERISATIONS[name] is type(self))
+        kind = name_of(PARAMETERISATIONS, type(self))
         own = {item.name: getattr(self, item.name) for item in dataclasses.fields(self) if item.name != "budget"}
         return {"kind": kind, "ipc": self.budget.ipc, **own}
 
@@ -196,10 +199,11 @@ def from_plain(plain: Mapping[str, Any], shape: tuple[int, int, int], classes: i
     return made
 
 
-def block_parameterisation(config: DistilledConfig, shape: tuple[int, int, int], classes: int) -> Parameterisation:
-    """That of each block of a run; an InputError if the budget or an option does not fit the images."""
-    chosen: type[Parameterisation] = PARAMETERISATIONS[config.param]
-    return chosen.fitting(Budget(shape, classes, config.ipc_of_block, config.learn_labels), config)
+@dataclass(frozen=True)
+class Reduced:
+    """The options of what is stored at a reduced resolution."""
+
+    factor: int = option(2, "stored at 1 / this of the resolution, or so many parts on a side", low=1)
 
 
 @lru_cache

@@ -7,15 +7,17 @@ coefficients; bases at reduced resolution, upsampled bilinearly.
 
 import math
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
+from potstill.options import Auto, option
 from potstill.parameterisations.base import (
     Budget,
     Leaves,
     Parameterisation,
+    Reduced,
     Stored,
     downsampled,
     size_words,
@@ -23,8 +25,6 @@ from potstill.parameterisations.base import (
     unit,
     upsampled,
 )
-from potstill.registry import InputError
-from potstill.sections import DistilledConfig
 
 MOST_BASES = 16
 """That many the authors' example for CIFAR-10 has."""
@@ -32,6 +32,13 @@ AT_ONCE = 1000
 """Real images that are reduced at a time, in float64."""
 TINY = 1e-12
 """Of the greatest square of a singular value: what is below it is rounding."""
+
+
+@dataclass(frozen=True)
+class BasisOptions(Reduced):
+    """Options of the basis."""
+
+    bases: int | Auto = option("auto", "bases that all classes share; auto: 16, fewer if small", low=1)
 
 
 @dataclass(frozen=True)
@@ -47,21 +54,21 @@ class Basis(Parameterisation):
         rows: of coefficients, for each class.
     """
 
+    Options: ClassVar[type] = BasisOptions
+
     factor: int
     bases: int
     rows: int
 
     @classmethod
-    def fitting(cls, budget: Budget, config: DistilledConfig) -> Self:
-        shape = budget.reduced(config.factor)
-        count = auto_bases(budget, config.factor) if config.bases == "auto" else config.bases
-        if count < 1:
-            raise InputError(f"bases must be at least 1 for param=basis, got {count}; leave it at auto")
+    def fitting(cls, budget: Budget, options: Any) -> Self:
+        shape = budget.reduced(options.factor)
+        count = auto_bases(budget, options.factor) if options.bases == "auto" else options.bases
         values = math.prod(shape)
         row = budget.classes * (count + budget.label)
         what = f"{count} bases of {size_words(shape)} and one image of each class"
         budget.require(count * values + row, what, "lower --bases or raise --factor")
-        return cls(budget, config.factor, count, (budget.floats - count * values) // row)
+        return cls(budget, options.factor, count, (budget.floats - count * values) // row)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

@@ -9,18 +9,35 @@ as many numbers as 9 of the 10 images that the budget of one a class allows.) Th
 
 import math
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from potstill.parameterisations.base import Budget, Leaves, Parameterisation, Stored, downsampled, size_words, unit, upsampled
-from potstill.sections import DistilledConfig
+from potstill.options import option
+from potstill.parameterisations.base import (
+    Budget,
+    Leaves,
+    Parameterisation,
+    Reduced,
+    Stored,
+    downsampled,
+    size_words,
+    unit,
+    upsampled,
+)
 
 KERNEL = 3
 SPREAD = 0.5
 """Of the first shifts, in the scale of a pixel: hallucinators that begin alike would stay alike."""
+
+
+@dataclass(frozen=True)
+class FactorisedOptions(Reduced):
+    """Options of the factorisation."""
+
+    hallucinators: int = option(5, "how many networks every basis goes through", low=1)
 
 
 @dataclass(frozen=True)
@@ -36,19 +53,21 @@ class Factorised(Parameterisation):
         bases_per_class: of each class.
     """
 
+    Options: ClassVar[type] = FactorisedOptions
+
     factor: int
     hallucinators: int
     bases_per_class: int
 
     @classmethod
-    def fitting(cls, budget: Budget, config: DistilledConfig) -> Self:
-        shape = budget.reduced(config.factor)
+    def fitting(cls, budget: Budget, options: Any) -> Self:
+        shape = budget.reduced(options.factor)
         values = math.prod(shape)
-        networks = config.hallucinators * 2 * (shape[0] ** 2 * KERNEL**2 + values)
+        networks = options.hallucinators * 2 * (shape[0] ** 2 * KERNEL**2 + values)
         row = budget.classes * (values + budget.label)
-        what = f"{config.hallucinators} hallucinators and one basis of {size_words(shape)} for each class"
+        what = f"{options.hallucinators} hallucinators and one basis of {size_words(shape)} for each class"
         budget.require(networks + row, what, "lower --hallucinators or raise --factor")
-        return cls(budget, config.factor, config.hallucinators, (budget.floats - networks) // row)
+        return cls(budget, options.factor, options.hallucinators, (budget.floats - networks) // row)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

@@ -5,13 +5,12 @@ arXiv:2205.14959 (IDC): uniform formation, bilinear.
 """
 
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
-from potstill.parameterisations.base import Budget, Leaves, Parameterisation, Stored, downsampled, unit, upsampled
-from potstill.sections import DistilledConfig
+from potstill.parameterisations.base import Budget, Leaves, Parameterisation, Reduced, Stored, downsampled, unit, upsampled
 
 
 @dataclass(frozen=True)
@@ -24,12 +23,14 @@ class MultiFormation(Parameterisation):
         factor: parts on a side.
     """
 
+    Options: ClassVar[type] = Reduced
+
     factor: int
 
     @classmethod
-    def fitting(cls, budget: Budget, config: DistilledConfig) -> Self:
-        budget.reduced(config.factor)
-        return cls(budget, config.factor)
+    def fitting(cls, budget: Budget, options: Any) -> Self:
+        budget.reduced(options.factor)
+        return cls(budget, options.factor)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

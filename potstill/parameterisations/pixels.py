@@ -1,13 +1,12 @@
 """Images as they are."""
 
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from potstill.parameterisations.base import Budget, Leaves, Parameterisation, unit
-from potstill.sections import DistilledConfig
 
 
 @dataclass(frozen=True)
@@ -15,7 +14,7 @@ class Pixels(Parameterisation):
     """Every image by its own pixels: "images" (n, C, H, W)."""
 
     @classmethod
-    def fitting(cls, budget: Budget, config: DistilledConfig) -> Self:
+    def fitting(cls, budget: Budget, options: Any) -> Self:
         return cls(budget)
 
     @property

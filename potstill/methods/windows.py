@@ -1,8 +1,8 @@
 """Window samplers: which of the inner steps an outer step takes and differentiates.
 
 A sampler is `draw(state, rng, outer_step) -> (burn_in, window)` and `update(state, loss, grad_norm) -> state`; its state is
-plain data that a checkpoint holds. Each can be used alone: `RandomTruncated(unroll=60, window=20)`. Its fields are named as
-the options that set them, so that a new sampler is a class here and a row in the registry.
+plain data that a checkpoint holds. Each can be used alone: `RandomTruncated(unroll=60, window=20)`. Its fields are the options
+that set them; a new sampler is a class here, a line in unrolled.py and a row in the registry.
 
 Source: section 3, section 4.3 and appendix D.4 of Feng, Vedantam & Kempe 2024, arXiv:2311.07025. T is `unroll`, M is `window`.
 """
@@ -13,7 +13,7 @@ from typing import Any, Protocol, Self
 
 import torch
 
-from potstill.config import Config
+from potstill.options import Auto, option
 from potstill.registry import InputError
 
 SamplerState = dict[str, Any]
@@ -42,17 +42,14 @@ class WindowSampler(Protocol):
 class Sampler:
     """At most `unroll` inner steps; no memory from outer step to outer step, unless it says so."""
 
-    unroll: int
-
-    @classmethod
-    def of(cls, config: Config) -> Self:
-        """The sampler that a configuration sets; an InputError if its options do not fit each other."""
-        given, autos_of = config.flat(), autos(config)
-        names = [field.name for field in dataclasses.fields(cls)]
-        return cls(**{name: autos_of[name] if given[name] == "auto" else given[name] for name in names})
+    unroll: int = option(60, "T: most inner steps of an outer step (paper D.2: 3 windows)", low=1)
 
     def init(self) -> SamplerState:
         return {}
+
+    def with_steps(self, steps: int) -> Self:
+        """Replace every "auto" for a run of so many outer steps; most samplers have none."""
+        return self
 
     def update(self, state: SamplerState, loss: float, grad_norm: float) -> SamplerState:
         return state
@@ -90,28 +87,39 @@ class Growing(Sampler):
     Source: "BPTT-Increasing Windows", appendix D.4, which goes from 10 to 180.
     """
 
-    grow_from: int
-    grow_over: int
+    grow_from: int | Auto = option("auto", "inner steps at first; auto: unroll / 18 (paper D.4)", low=1)
+    grow_over: int | Auto = option("auto", "outer steps until they are unroll; auto: all", low=1)
 
     def __post_init__(self) -> None:
-        if not 1 <= self.grow_from <= self.unroll:
+        if not 1 <= self.first <= self.unroll:
             raise InputError(
-                f"grow_from must lie in [1, unroll={self.unroll}], got {self.grow_from}; lower --grow-from or raise --unroll"
+                f"grow_from must lie in [1, unroll={self.unroll}], got {self.first}; lower --grow-from or raise --unroll"
             )
 
+    @property
+    def first(self) -> int:
+        """Inner steps of the first outer step; the paper's go from 10 to 180."""
+        return self.grow_from if isinstance(self.grow_from, int) else max(1, round(self.unroll / 18))
+
+    def with_steps(self, steps: int) -> Self:
+        """Replace every "auto" for a run of so many outer steps."""
+        over = self.grow_over if isinstance(self.grow_over, int) else steps
+        return dataclasses.replace(self, grow_from=self.first, grow_over=over)
+
     def draw(self, state: SamplerState, rng: torch.Generator, outer_step: int) -> tuple[int, int]:
-        share = min(1.0, outer_step / max(1, self.grow_over - 1))
-        return 0, round(self.grow_from + share * (self.unroll - self.grow_from))
+        over = self.grow_over if isinstance(self.grow_over, int) else 1
+        share = min(1.0, outer_step / max(1, over - 1))
+        return 0, round(self.first + share * (self.unroll - self.first))
 
     def __str__(self) -> str:
-        return f"growing from {self.grow_from:,} to {self.unroll:,}, every one differentiated"
+        return f"growing from {self.first:,} to {self.unroll:,}, every one differentiated"
 
 
 @dataclass(frozen=True)
 class Windowed(Sampler):
     """At most T inner steps, of which the last M are differentiated."""
 
-    window: int
+    window: int = option(20, "M: last inner steps, which are differentiated", low=1)
 
     def __post_init__(self) -> None:
         if not 1 <= self.window <= self.unroll:
@@ -152,7 +160,7 @@ class Early(Windowed):
     Source: section 4.3 says that more of the initial phase gains 0.4 points and not how it was drawn; the form is ours.
     """
 
-    early_weight: float
+    early_weight: float = option(4.0, "how many times as likely as the last place of the window the first is", low=1)
 
     def draw(self, state: SamplerState, rng: torch.Generator, outer_step: int) -> tuple[int, int]:
         places = torch.arange(self.last + 1, dtype=torch.float64)
@@ -172,20 +180,28 @@ class Fixed(Windowed):
     Source: the commands that the released code recommends where training is unstable, such as 40 steps before 90.
     """
 
-    burn_in: int
+    burn_in: int | Auto = option("auto", "inner steps before the window; auto: unroll - window", low=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.burn_in <= self.last:
+        if not 0 <= self.before <= self.last:
             raise InputError(
-                f"burn_in must lie in [0, unroll - window = {self.last}], got {self.burn_in}; lower --burn-in or raise --unroll"
+                f"burn_in must lie in [0, unroll - window = {self.last}], got {self.before}; lower --burn-in or raise --unroll"
             )
 
+    @property
+    def before(self) -> int:
+        """Steps before the window."""
+        return self.burn_in if isinstance(self.burn_in, int) else self.last
+
+    def with_steps(self, steps: int) -> Self:
+        return dataclasses.replace(self, burn_in=self.before)
+
     def draw(self, state: SamplerState, rng: torch.Generator, outer_step: int) -> tuple[int, int]:
-        return self.burn_in, self.window
+        return self.before, self.window
 
     def __str__(self) -> str:
-        return f"{self.burn_in + self.window:,}, the last {self.window:,} differentiated"
+        return f"{self.before + self.window:,}, the last {self.window:,} differentiated"
 
 
 @dataclass(frozen=True)
@@ -202,8 +218,16 @@ class Moving(Windowed):
     Source: section 4.3 and figure 5, which give neither number; the released code moves by M.
     """
 
-    patience: int
-    shift: int
+    patience: int = option(50, "the window moves when the smoothed loss has not improved for so many outer steps", low=1)
+    shift: int | Auto = option("auto", "inner steps by which the window moves; auto: window", low=1)
+
+    @property
+    def by(self) -> int:
+        """Inner steps by which the window moves."""
+        return self.shift if isinstance(self.shift, int) else self.window
+
+    def with_steps(self, steps: int) -> Self:
+        return dataclasses.replace(self, shift=self.by)
 
     def at(self, burn_in: int) -> SamplerState:
         """The state of a window that has just come to a place."""
@@ -234,7 +258,7 @@ class Forward(Moving):
         return self.at(0)
 
     def moved(self, burn_in: int) -> int:
-        return min(burn_in + self.shift, self.last)
+        return min(burn_in + self.by, self.last)
 
     def __str__(self) -> str:
         return f"from {self.window:,} up to {self.unroll:,} as the loss stagnates, the last {self.window:,} differentiated"
@@ -247,22 +271,10 @@ class Backward(Moving):
         return self.at(self.last)
 
     def moved(self, burn_in: int) -> int:
-        return max(burn_in - self.shift, 0)
+        return max(burn_in - self.by, 0)
 
     def __str__(self) -> str:
         return f"from {self.unroll:,} down to {self.window:,} as the loss stagnates, the last {self.window:,} differentiated"
-
-
-def autos(config: Config) -> dict[str, int]:
-    """What "auto" means for the samplers' options; `grow_over` once the outer steps are known."""
-    outer = config.outer
-    steps = 1 if outer.steps == "auto" else int(outer.steps)
-    return {
-        "burn_in": max(0, outer.unroll - outer.window),
-        "shift": outer.window,
-        "grow_from": max(1, round(outer.unroll / 18)),  # the paper's go from 10 to 180
-        "grow_over": steps,
-    }
 
 
 def uniform(low: int, high: int, rng: torch.Generator) -> int:

@@ -1,0 +1,334 @@
+"""RaT-BPTT and its relatives: unroll the inner loop, differentiate a window of it.
+
+Source: Algorithm 1 and equations (2) to (4) of Feng, Vedantam & Kempe, "Embarrassingly Simple Dataset
+Distillation", ICLR 2024, arXiv:2311.07025. The methods of this family differ in the window sampler only
+(windows.py), which is a part of theirs: `family` makes a method of one.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+from torch import Tensor
+
+from potstill import augment
+from potstill.compilation import stage_micro_batch
+from potstill.derivatives import Batch, Differentiable, FlatModel, InMicroBatches, couples_batch
+from potstill.distilled import Recipe
+from potstill.inner import InnerProblem, Keep, Leaves, MetaGradient, Unrolled
+from potstill.methods import windows
+from potstill.methods.base import (
+    Estimate,
+    Examples,
+    Learnable,
+    Method,
+    Needs,
+    Real,
+    Sizes,
+    State,
+    Work,
+)
+from potstill.methods.windows import Sampler
+from potstill.options import option
+from potstill.seeds import derive, generator
+
+RATE_LR = 0.01
+"""Adam's rate on the logarithm of a learned learning rate: about so much of it in an outer step."""
+SAMPLED_DRAWS = 100
+
+
+@dataclass(frozen=True)
+class UnrollOptions(Sampler):
+    """What all unrolls have beside their window sampler."""
+
+    trajectories: int = option(1, "K: unrolls of an outer step, whose mean is taken", low=1)
+    tape: Literal["states", "sqrt", "host", "bfloat16"] = option(
+        "states", "what is kept of the window, memory against time (see docs/speed.md)"
+    )
+    learn_lr: bool = option(False, "learn the inner learning rate too; the recipe takes it over")
+
+    def resolved(self, sizes: Sizes) -> Self:
+        """Replace every "auto" for a run of these sizes."""
+        return self.with_steps(sizes.steps)
+
+    def draw(self, state: dict[str, Any], rng: torch.Generator, outer_step: int) -> tuple[int, int]:
+        """Draw (burn_in, window); the window sampler beside it in `family` does."""
+        raise NotImplementedError
+
+    @property
+    def keep(self) -> Keep:
+        """What the engine keeps of the window."""
+        return Keep(
+            dtype=torch.bfloat16 if self.tape == "bfloat16" else None,
+            device=torch.device("cpu") if self.tape == "host" else None,
+            checkpoints=self.tape == "sqrt",
+        )
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What the draws of a trajectory follow from, beside the seed and their purpose.
+
+    Args:
+        step: the outer step.
+        trajectory: which of its trajectories; 0 draws what a run with one would.
+    """
+
+    step: int
+    trajectory: int = 0
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """The parts of a derived seed."""
+        return (self.step, self.trajectory) if self.trajectory else (self.step,)
+
+
+@dataclass(frozen=True)
+class RealPart:
+    """A part of a real batch.
+
+    Args:
+        positions: (B,) in the train split.
+        drawn: how its images are augmented.
+        start: where the part starts in the batch.
+        weights: (B,) of its examples; None: all 1.
+    """
+
+    positions: Tensor
+    drawn: augment.Draw
+    start: int
+    weights: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class RealLoss:
+    """The mean cross-entropy on a part of the real batch."""
+
+    loss: Differentiable
+    real: Real
+
+    def gradient(self, theta: Tensor, leaves: Leaves, part: RealPart) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        images, labels = self.real.train.take(part.positions)
+        targets = self.real.one_hot(labels).to(theta.dtype)
+        if part.weights is not None:  # the cross-entropy is linear in its targets
+            targets = targets * part.weights[:, None].to(targets)
+        batch = Batch(augment.apply(images, part.drawn), targets)
+        return *self.loss.gradient(theta, batch, part.start), {}
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """A trained network, whose real loss can be differentiated on one real batch after another."""
+
+    method: "UnrolledMethod"
+    unrolled: Unrolled
+    objective: RealLoss
+    whole: bool
+    """Whether the network couples its batch."""
+
+    def meta_gradient(self, replay: Replay) -> MetaGradient:
+        """Differentiate on the real batch of an outer step."""
+        parts = self.method.real_parts(replay, whole=self.whole)
+        return self.unrolled.meta_gradient(self.objective, parts)
+
+    def of_samples(self, replay: Replay, samples: int, size: int, weights: Tensor) -> MetaGradient:
+        """Differentiate a weighted sum of losses, each the mean over one sample of real images.
+
+        A batch of all of them is drawn and augmented as in an outer step and dealt out to the samples in
+        order. Samples of weight 0 cost nothing.
+
+        Args:
+            replay: what the batch follows from.
+            samples: how many.
+            size: images in each.
+            weights: (samples,), on the CPU.
+        """
+        real, rng = self.method.problem.real, self.method.rng("real batch", replay)
+        chosen = real.sampler.draw(real.train, samples * size, rng)
+        drawn = augment.draw(real.augment, len(chosen), rng)
+        rows = torch.nonzero(weights.repeat_interleave(size))[:, 0]
+        micro = size if self.whole else real.micro_batch
+
+        def parts() -> Iterator[tuple[RealPart, float]]:
+            for these in rows.split(micro) if len(rows) else ():
+                own = weights[these // size]
+                part = RealPart(chosen[these], drawn.rows(these), int(these[0]), own)
+                yield part, len(these) / size
+
+        return self.unrolled.meta_gradient(self.objective, parts())
+
+
+class UnrolledMethod(Method):
+    """The mean meta-gradient of one or more unrolls per outer step.
+
+    Trajectories are independent: each has its own start, window, synthetic batches and real batch.
+    Trajectory 0 is what a run with one trajectory would do.
+    """
+
+    Options: ClassVar[type[UnrollOptions]] = UnrollOptions
+    needs: ClassVar[Needs] = Needs(second_derivative=True)
+    remedy: ClassVar[str] = "lower --inner-lr, --unroll or --window"
+    options: UnrollOptions
+
+    def start(self) -> tuple[State, Mapping[str, Learnable]]:
+        learnables = {}
+        if self.options.learn_lr:
+            # Its logarithm: it stays positive, and a step changes it by a share of itself.
+            value = torch.tensor(self.problem.recipe.lr, device=self.problem.device).log()
+            learnables["log_lr"] = Learnable(value, RATE_LR)
+        return {"window": self.options.init()}, learnables
+
+    def recipe(self, recipe: Recipe, learned: Leaves, state: State) -> Recipe:
+        if "log_lr" not in learned:
+            return recipe
+        return dataclasses.replace(recipe, lr=float(learned["log_lr"].exp()))
+
+    def estimate(self, examples: Examples, learned: Leaves, state: State, step: int) -> Estimate:
+        results, drawn = [], []
+        for trajectory in range(self.options.trajectories):
+            replay = Replay(step, trajectory)
+            drawn.append(self.window(state, replay))
+            results.append(self.trajectory(examples, learned, replay, *drawn[-1]).meta_gradient(replay))
+        count = len(results)
+        loss = sum(float(result.loss) / count for result in results)
+        grads = {name: mean([result.leaves[name] for result in results]) for name in examples.leaves}
+        norms = grads["images"].flatten(1).norm(dim=1)
+        after = {"window": self.options.update(state["window"], loss, float(norms.norm()))}
+        if "log_lr" in learned:
+            lr = learned["log_lr"].exp()
+            grads["log_lr"] = lr * mean([result.hyper["lr"] for result in results])
+        burn_ins, sizes = zip(*drawn, strict=True)
+        info: dict[str, Any] = {"burn_in": burn_ins, "window": sizes}
+        if count == 1:
+            info = {"burn_in": burn_ins[0], "window": sizes[0]}
+        touched = (norms > 0).sum().clamp_min(1)
+        info["image_grad_norm"] = float(norms.sum() / touched)  # of images that a batch held
+        if "log_lr" in learned:
+            info["inner_lr"] = float(lr)
+        if self.problem.networks.compiled:  # it stays as it was, unless shapes of batches change
+            info["compilations"] = self.problem.networks.compiled.compilations
+        return Estimate(loss, grads, after, info)
+
+    def window(self, state: State, replay: Replay) -> tuple[int, int]:
+        """Draw (burn_in, window) of one trajectory."""
+        return self.window_of(state, replay, replay.step)
+
+    def window_of(self, state: State, replay: Replay, step: int) -> tuple[int, int]:
+        """Draw (burn_in, window) with a trajectory's randomness, as at an outer step."""
+        return self.options.draw(state["window"], self.rng("window", replay), step)
+
+    def rng(self, purpose: str, replay: Replay, *more: int) -> torch.Generator:
+        """Make a generator that follows from the seed, the purpose, and the trajectory."""
+        return self.problem.rng(purpose, *replay.numbers, *more)
+
+    def trajectory(self, examples: Examples, learned: Leaves, replay: Replay, burn_in: int, window: int) -> Trajectory:
+        """Train a fresh network on the examples; its start and batches follow from seed and replay."""
+        problem = self.problem
+        model = problem.networks.flat(problem.network("start", *replay.numbers))
+        whole = couples_batch(model.module)
+        real = self.loss(model, "outer dropout", replay, problem.real.micro_batch, whole=whole)
+        recipe = problem.recipe
+        lr = learned["log_lr"].exp() if "log_lr" in learned else torch.tensor(recipe.lr)
+        unrolled = Unrolled(
+            self.inner_problem(examples, model, replay, whole=whole),
+            examples.leaves,
+            {"lr": lr.to(problem.device)},
+            recipe.optimizer.init(model.theta),
+            burn_in=burn_in,
+            window=window,
+            keep=self.options.keep,
+        )
+        return Trajectory(self, unrolled, RealLoss(real, problem.real), whole)
+
+    def loss(self, model: FlatModel, purpose: str, replay: Replay, micro_batch: int, *, whole: bool) -> Differentiable:
+        """Make the mean cross-entropy of a network, in micro-batches unless it couples its batch."""
+        seed, numbers = self.problem.seed, replay.numbers
+        networks = self.problem.networks
+        loss = networks.loss(model, lambda step: derive(seed, purpose, *numbers, step))
+        if whole:
+            return loss
+        return InMicroBatches(loss, micro_batch, filled=networks.compiled is not None)
+
+    def inner_problem(self, examples: Examples, model: FlatModel, replay: Replay, *, whole: bool) -> InnerProblem:
+        """Make the problem of training `model` on synthetic batches."""
+        recipe, plan = self.problem.recipe, self.problem.plan
+
+        def batch(leaves: Leaves, step: int) -> Batch:
+            rng = self.rng("batch", replay, step)
+            rows = plan.draw(rng)
+            return examples.batch(leaves, rows, augment.draw(recipe.augment, len(rows), rng))
+
+        loss = self.loss(model, "dropout", replay, self.problem.micro_batch, whole=whole)
+        return InnerProblem(loss, batch, recipe.optimizer)
+
+    def real_parts(self, replay: Replay, *, whole: bool) -> Iterator[tuple[RealPart, float]]:
+        """Yield a trajectory's real batch in micro-batches with their weights; whole, if coupled."""
+        real, rng = self.problem.real, self.rng("real batch", replay)
+        chosen = real.sampler.draw(real.train, real.batch, rng)
+        drawn = augment.draw(real.augment, len(chosen), rng)
+        size = len(chosen) if whole else real.micro_batch
+        for rows in torch.arange(len(chosen)).split(size):
+            part = RealPart(chosen[rows], drawn.rows(rows), int(rows[0]))
+            yield part, len(rows) / len(chosen)
+
+    @classmethod
+    def work(cls, options: UnrollOptions, sizes: Sizes) -> Work:
+        burn_in, window = mean_window(options, sizes.steps)
+        examples = sum(sizes.batches) * options.trajectories * sizes.steps
+        real = len(sizes.stages) * sizes.real_batch * options.trajectories * sizes.steps
+        micro = sizes.batch if sizes.coupled else sizes.micro_batch
+        outer = sizes.real_batch if sizes.coupled else sizes.real_micro_batch
+        shapes = {stage_micro_batch(size, micro, compiled=True) for size in sizes.batches}
+        return Work(
+            gradients=examples * (burn_in + window) + real,
+            products=examples * window,
+            gradient_batches=tuple(sorted({micro, outer})),
+            product_batches=(micro,),
+            functions=1 + 2 * len(shapes),  # one for the real batch
+        )
+
+    @classmethod
+    def words(cls, options: UnrollOptions) -> list[tuple[str, str]]:
+        lines = [("Inner steps", str(options))]
+        if options.trajectories > 1:
+            lines.append(("Unrolls in a step", f"{options.trajectories:,}, averaged"))
+        return lines + [("Inner learning rate", "learned")] * options.learn_lr
+
+
+def mean(tensors: list[Tensor]) -> Tensor:
+    """Average tensors, one after the other in their order."""
+    if len(tensors) == 1:
+        return tensors[0]
+    total = torch.zeros_like(tensors[0])
+    for tensor in tensors:
+        total += tensor / len(tensors)
+    return total
+
+
+def mean_window(sampler: UnrollOptions, steps: int) -> tuple[float, float]:
+    """Average (burn_in, window) over some outer steps; of a sampler with a state, as it begins."""
+    chosen = range(0, steps, -(-steps // SAMPLED_DRAWS))
+    state = sampler.init()
+    drawn = [sampler.draw(state, generator(0, "mean window", step), step) for step in chosen]
+    return tuple(sum(column) / len(drawn) for column in zip(*drawn, strict=True))
+
+
+def family(sampler: type[Sampler]) -> type[UnrolledMethod]:
+    """Make the method whose windows a sampler places; its options are the sampler's and all unrolls'."""
+    known: dict[str, Any] = {"__module__": __name__, "__doc__": sampler.__doc__}
+    made: type[UnrollOptions] = type(sampler.__name__, (sampler, UnrollOptions), dict(known))
+    options = dataclass(frozen=True)(made)
+    return type(sampler.__name__, (UnrolledMethod,), {**known, "Options": options})
+
+
+RatBptt = family(windows.RandomTruncated)
+Bptt = family(windows.Full)
+TBptt = family(windows.Truncated)
+RBptt = family(windows.RandomFull)
+Early = family(windows.Early)
+Forward = family(windows.Forward)
+Backward = family(windows.Backward)
+Fixed = family(windows.Fixed)
+Growing = family(windows.Growing)

@@ -1,0 +1,36 @@
+"""Rows of large tensors that are learned."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SPARSE_FROM = 1_000_000
+"""Numbers of a tensor from which on the gradient of some of its rows comes sparse."""
+
+
+class Rows(torch.autograd.Function):
+    """Rows of a tensor, whose cotangent is a sparse tensor of those rows."""
+
+    @staticmethod
+    def forward(ctx: Any, whole: Tensor, rows: Tensor) -> Tensor:
+        ctx.rows, ctx.shape = rows, whole.shape
+        return whole[rows]
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, None]:
+        made = torch.sparse_coo_tensor(ctx.rows[None], cotangents[0], ctx.shape, check_invariants=False)
+        return made, None
+
+
+def taken(whole: Tensor, rows: Tensor) -> Tensor:
+    """Take `whole[rows]`, each row at most once.
+
+    The gradient of a large tensor, which is added up over the steps of a window, comes sparse, and does
+    not run through all the other rows: with 18,000 images of 3 x 32 x 32 that took 0.2 s a step.
+    """
+    small = whole.numel() < SPARSE_FROM
+    if small or whole.device.type == "mps":  # which lacks most operations on sparse tensors
+        return whole[rows]
+    made: Tensor = Rows.apply(whole, rows)  # type: ignore[no-untyped-call]
+    return made
