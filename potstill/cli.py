@@ -29,11 +29,16 @@ from potstill.registry import (
     near_miss,
 )
 from potstill.sections import EVALUATION_DATA_OPTIONS, DataConfig, RunConfig
-from potstill.slots import SLOTS, owners_of
+from potstill.slots import SLOTS, owners_of, unused
 
 PAPER = (
     "paper: Feng, Vedantam & Kempe, Embarrassingly Simple Dataset Distillation, ICLR 2024, arXiv:2311.07025;\n"
     "help texts name its sections"
+)
+PARTS = (
+    "What holds unless it is given stands in [brackets]. Parts have options of their own: `potstill list` names them,\n"
+    "`potstill distill --method NAME --help` shows those of another method; likewise --param, --model, --real-sampler and the\n"
+    f"optimizers. {PAPER}"
 )
 EXIT_INPUT, EXIT_INTERRUPTED = 2, 130
 
@@ -46,10 +51,15 @@ class Parser(argparse.ArgumentParser):
 
 
 class Help(argparse.RawDescriptionHelpFormatter):
-    """Help with room for option names."""
+    """Help with room for option names, a line for each."""
 
     def __init__(self, prog: str):
-        super().__init__(prog, max_help_position=34, width=110)
+        super().__init__(prog, max_help_position=30, width=124)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if isinstance(action, argparse.BooleanOptionalAction):
+            return action.option_strings[0].replace("--", "--[no-]", 1)
+        return super()._format_action_invocation(action)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -129,13 +139,17 @@ def flag_of(name: str) -> str:
 
 def unknown_argument(command: str, name: str, flags: Sequence[str], known: Sequence[Option]) -> str:
     """Say why an argument is not taken: it has no effect on the chosen parts, or does not exist."""
-    home = owners_of(name.removeprefix("--").replace("-", "_")) if command == "distill" else None
+    option = name.removeprefix("--").removeprefix("no-").replace("-", "_")
+    names = {one.name: one.default for one in known if one.field is None}
+    if names and option in unused(names):
+        return f"{name} has no effect with --method {names['method']}; leave it out"
+    home = owners_of(option) if names else None
     if home:
         slot, parts = home
-        chosen = next(option.default for option in known if option.name == slot.choice)
+        flag = flag_of(slot.choice)
         return (
-            f"{name} has no effect on this run; it belongs to {flag_of(slot.choice)} "
-            f"{', '.join(parts)} (default: {chosen}): choose one of them, or leave it out"
+            f"{name} has no effect with {flag} {names[slot.choice]}; it belongs to {flag} {', '.join(parts)}: "
+            "choose one of them, or leave it out"
         )
     return f"unknown argument {name!r}{near_miss(name, flags)}; see `potstill {command} --help`"
 
@@ -154,12 +168,12 @@ def make_parser(known: Sequence[Option] | None = None) -> tuple[Parser, dict[str
     commands: dict[str, Parser] = {}
     positive, natural = at_least(1), at_least(0)
 
-    def command(name: str, line: str, example: str, usage: str = "") -> Parser:
+    def command(name: str, line: str, example: str, usage: str = "", epilog: str = PAPER) -> Parser:
         made = added.add_parser(
             name,
             help=line,
-            description=f"{line}\n\nexample: {example}",
-            epilog=PAPER,
+            description=f"{line} Example: {example}",
+            epilog=epilog,
             formatter_class=Help,
             allow_abbrev=False,
             usage=f"potstill {name} {usage}".rstrip(),
@@ -167,17 +181,17 @@ def make_parser(known: Sequence[Option] | None = None) -> tuple[Parser, dict[str
         commands[name] = made
         return made
 
-    distill = command("distill", "Distill a data set.", "potstill distill --data digits --ipc 1 --out runs/digits", "[options]")
+    distill = command(
+        "distill", "Distill a data set.", "potstill distill --data digits --ipc 1 --out runs/digits", "[options]", PARTS
+    )
     distill.add_argument("--out", type=Path, help="the run's folder (default: runs/DATA-ipcN[-PARAM]-METHOD)")
     distill.add_argument("--preset", help="start from a named setting of the paper (see `potstill list`)")
-    distill.add_argument(
-        "--config", type=Path, help="start from a config.toml; it wins over --preset, and flags on the command line win over both"
-    )
+    distill.add_argument("--config", type=Path, help="start from a config.toml; it wins over --preset, and flags win over both")
     distill.add_argument(
         "--resume",
         type=Path,
         metavar="RUN",
-        help="go on with the run in this folder, to the bytes it would have given; its data may be given anew with --data",
+        help="go on with the run in this folder, to the bytes it would have given",
     )
     distill.add_argument("--overwrite", action="store_true", help="replace the run that --out holds, once the new set is written")
     distill.add_argument("--quiet", action="store_true", help="print the result only")
@@ -293,30 +307,36 @@ def add_options(parser: argparse.ArgumentParser, options: Sequence[Option], defa
     for option in options:
         table = option.table
         if table not in groups:
-            title = f"{table} {chosen[slots[table].choice]}" if table in slots else table
-            described = "" if table in slots else (SECTIONS[table].__doc__ or "").strip()
-            groups[table] = parser.add_argument_group(title.replace("_", " "), described)
+            if table in slots:
+                title = f"{table.replace('_', ' ')} {chosen[slots[table].choice]}"
+            else:
+                described = (SECTIONS[table].__doc__ or "").partition("\n")[0].rstrip(".")
+                title = f"{table}: {described[:1].lower()}{described[1:]}"
+            groups[table] = parser.add_argument_group(title)
         own = option.default
         own = ",".join(map(str, own)) if isinstance(own, tuple) else "no" if own is False else own
-        text = f"{option.help} (default: {default or (own if own != '' else 'none')})"
-        known = {"dest": option.name, "default": argparse.SUPPRESS, "help": text.replace("%", "%%")}
+        text = f"{option.help} [{default or (own if own != '' else 'none')}]".replace("%", "%%")
+        known = {"dest": option.name, "default": argparse.SUPPRESS, "help": text}
         flag = flag_of(option.name)
         if option.hint is bool:
             groups[table].add_argument(flag, action=argparse.BooleanOptionalAction, **known)
         else:
-            groups[table].add_argument(flag, metavar=metavar(option.hint), **known)
+            groups[table].add_argument(flag, metavar=metavar(option), **known)
     before = parser.get_default("option_names") or ()
     parser.set_defaults(option_names=(*before, *(option.name for option in options)))
 
 
-def metavar(hint: Any) -> str:
-    """What stands for the value in the help: the choices, or the type."""
-    if hint is str:
-        return "TEXT"
-    names = {int: "N", float: "X", tuple[int, ...]: "N,N", tuple[str, ...]: "NAME,NAME"}
+def metavar(option: Option) -> str:
+    """Write what stands for a value in the help: a part, the choices if they are short, or the type."""
+    hint = option.hint
+    if option.field is None:
+        return "NAME"
+    names = {str: "TEXT", int: "N", float: "X", tuple[int, ...]: "N,N", tuple[str, ...]: "NAME,NAME"}
     if hint in names:
         return names[hint]
-    return "|".join(names.get(part) or "|".join(words_of(part)) or str(part) for part in get_args(hint))
+    parts = (names.get(part) or "|".join(words_of(part)) or str(part) for part in get_args(hint))
+    choices = "|".join(parts)
+    return choices if len(choices) <= 12 else "NAME"
 
 
 def at_least(least: int) -> Callable[[str], int]:

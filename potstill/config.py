@@ -49,7 +49,7 @@ class Option:
         table: where it stands in a file.
         field: of its dataclass; None for the option that names a part.
         hint: its type.
-        default: what holds unless it is given.
+        default: what holds unless it is given; of a choice, the part that is chosen.
         help: its text.
     """
 
@@ -109,8 +109,12 @@ class Config(Generic[A]):
         }
 
     def flat(self) -> dict[str, Any]:
-        """Option name -> value, over all tables; tuples as lists."""
-        return {name: value for table in self.tables().values() for name, value in table.items()}
+        """Option name -> value, over all tables."""
+        return {
+            name: tuple(value) if isinstance(value, list) else value
+            for table in self.tables().values()
+            for name, value in table.items()
+        }
 
 
 Given = Config[Auto]
@@ -179,8 +183,7 @@ def options_of_run(given: Layer) -> Iterator[Option]:
     for table in ORDER:
         if table in slots:
             slot = slots[table]
-            default = wanted.get(slot.choice, slot.default)
-            yield Option(slot.choice, table, None, str, default, slot.help)
+            yield Option(slot.choice, table, None, str, names[slot.choice], slot.help)
             fields = [(name, item, hint) for name, item, hint in own_options(slot, names[slot.choice])]
         else:
             fields = [(item.name, item, hint) for item, hint in declared(SECTIONS[table])]

@@ -13,7 +13,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from potstill.config import options_from_preset
+from potstill.config import layered, options_from_preset
 from potstill.diagnosis import Noise
 from potstill.figures import Drawing, Series, line_figure
 from potstill.results import ACCURACY, Measurement, Quantity, Results, Table
@@ -58,7 +58,7 @@ class Setting:
     def run(self, way: Mapping[str, Any], seed: int) -> dict[str, Any]:
         """Options of a run."""
         own = {"steps": self.steps, "checkpoint_every": self.every, "keep_checkpoints": 0, "seed": seed}
-        return {**self.options, **own, **way}
+        return layered(self.options, own, way)
 
     def __str__(self) -> str:
         known = self.options

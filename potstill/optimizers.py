@@ -46,9 +46,7 @@ class Adam:
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8
-    eps_placement: Literal["torch", "higher-0.2.1"] = option(
-        "torch", "Adam's eps after bias correction, or before it (as in PyPI's higher 0.2.1)"
-    )
+    eps_placement: Literal["torch", "higher-0.2.1"] = option("torch", "eps after bias correction, or before it: higher-0.2.1")
 
     def init(self, theta: Tensor) -> State:
         return theta, torch.zeros_like(theta), torch.zeros_like(theta)

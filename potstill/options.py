@@ -82,8 +82,8 @@ def convert(name: str, value: Any, hint: Any, words: Sequence[str] = ()) -> Any:
             return value
         rest = [part for part in arguments if not words_of(part)]
         if not rest:
-            known = sorted(words, key=lambda word: word != "auto")
-            return convert(name, value, Literal[tuple(known)])
+            choices = tuple(sorted(words, key=lambda word: word != "auto"))
+            return convert(name, value, Literal[choices])
         return convert(name, value, rest[0], words)
     if origin is Literal:
         if value not in arguments:

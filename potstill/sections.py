@@ -20,10 +20,10 @@ AUGMENTATIONS = ("flip", "rotate", "crop", "cutout", "color", "scale")
 class DataConfig:
     """The real data and what is done to its pixels."""
 
-    data: str = option("digits", "digits, folder:PATH, parquet:PATH or hf:NAME (see `potstill list`)")
+    data: str = option("digits", "digits, folder:PATH, parquet:PATH or hf:NAME")
     image_column: str = option("auto", "column of the images in parquet or hf data")
     label_column: str = option("auto", "column of the labels in parquet or hf data")
-    image_size: int = option(0, "resize the shorter side to so many pixels and crop; 0: as they are", low=0)
+    image_size: int = option(0, "resize the shorter side to this and crop; 0: as they are", low=0)
     storage: Literal["auto", "memory", "mapped"] = option(
         "auto", "memory, or memory-mapped on disk; auto: mapped above 4 GB of pixels"
     )
@@ -46,12 +46,12 @@ class DataConfig:
 class DistilledConfig:
     """The synthetic set."""
 
-    ipc: int = option(1, "images per class; with another --param than pixels the budget: the bytes of so many", low=1)
+    ipc: int = option(1, "images per class; of another --param than pixels the budget: their bytes", low=1)
     init: Literal["gaussian", "real"] = option("gaussian", "start: Gaussian images of norm 1 (paper D.1), or real images")
     learn_labels: bool = option(False, "learn soft labels with the images (paper D.1)")
-    boost_blocks: int = option(1, "Boost-DD: distill in so many blocks; the first ones are good sets of their size", low=1)
+    boost_blocks: int = option(1, "Boost-DD: so many blocks, the first of which are good sets of their size", low=1)
     boost_beta: float = option(
-        0.0, "Boost-DD: factor on the rate of earlier blocks; 0: frozen, 0.1: weak, 1: joint",
+        0.0, "Boost-DD: factor on the rate of earlier blocks; 0: they are frozen",
         low=0, high=1,
     )  # fmt: skip
 
@@ -68,9 +68,9 @@ class InnerConfig(Generic[A]):
     inner_lr: float = option(0.001, "learning rate on the synthetic set (paper D.1)", low=0, open_low=True)
     batch_per_class: int | A = option("auto", "synthetic images of a class in a step; auto: all, up to 100 in total", low=1)
     classes_per_batch: int | A = option("auto", "random classes in a step; auto: all", low=1)
-    augment: tuple[str, ...] = option((), f"augmentation, one of these a batch: {', '.join(AUGMENTATIONS)}")
+    augment: tuple[str, ...] = option((), f"one of these a batch: {', '.join(AUGMENTATIONS)}")
     precision: Literal["float32", "bfloat16"] | A = option(
-        "auto", "arithmetic in the network; auto: bfloat16 where the hardware is made for it"
+        "auto", "float32 or bfloat16 in the network; auto: what suits the hardware"
     )
 
 
@@ -80,14 +80,14 @@ class OuterConfig(Generic[A]):
 
     steps: int | A = option("auto", "outer steps for each block; auto: 400, dealt out to the blocks", low=1)
     outer_lr: float | A = option(
-        "auto", "learning rate on the images; auto: 0.001 for images of norm 1 (paper D.1), else to scale",
+        "auto", "learning rate on the images; auto: 0.001 at norm 1 (paper D.1), else to scale",
         low=0, open_low=True,
     )  # fmt: skip
     label_lr: float | A = option(
         "auto", "learning rate on learned labels; auto: outer_lr, or what auto is at norm 1",
         low=0, open_low=True,
     )  # fmt: skip
-    clip: float | Unit = option(2.0, "clip at this times the moving average of the norm; 0: never; unit: norm 1 (D.4)", low=0)
+    clip: float | Unit = option(2.0, "clip at this times the mean norm; 0: never; unit: norm 1 (paper D.4)", low=0)
     real_batch: int = option(500, "real images in the outer loss (paper D.1: 1,000 to 5,000)", low=1)
     micro_batch: int | A = option("auto", "images at once on the device: bounds the memory, not the result", low=1)
     validate_every: int = option(100, "outer steps between validations; the best set by them is kept", low=1)
@@ -109,5 +109,5 @@ class RunConfig(Generic[A]):
 
     seed: int = option(0, "seed of every random draw but the data splits", low=0)
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps")
-    compile: Literal["on", "off"] | A = option("auto", "compile the network's derivatives (half a minute once); auto: in long runs")
-    threads: int | A = option("auto", "CPU threads; results repeat to the byte at the same number", low=1, high=4096)
+    compile: Literal["on", "off"] | A = option("auto", "compile derivatives (half a minute once); auto: in long runs")
+    threads: int | A = option("auto", "CPU threads; results repeat at the same number", low=1, high=4096)

@@ -101,12 +101,13 @@ def chosen_names(given: Mapping[str, Any]) -> dict[str, str]:
     Raises:
         InputError: an unknown part; the nearest right name is told.
     """
+    for slot in SLOTS:
+        if not isinstance(given.get(slot.choice, ""), str):
+            raise InputError(f"{slot.choice} must be the name of a part, got {given[slot.choice]!r}")
     defaults = method_defaults(given)
     names = {}
     for slot in SLOTS:
         name = given.get(slot.choice, defaults.get(slot.choice, slot.default))
-        if not isinstance(name, str):
-            raise InputError(f"{slot.choice} must be the name of a part, got {name!r}")
         slot.registry.check(name.strip())
         names[slot.choice] = name.strip()
     return names

@@ -1,5 +1,6 @@
 """Noise of the meta-gradient: against brute force in float64, closed forms, and every combination of signs."""
 
+import dataclasses
 import itertools
 import math
 import statistics
@@ -21,60 +22,62 @@ from potstill.analysis import (
     variance_by_signs,
     variance_of,
 )
-from potstill.config import configuration
+from potstill.compilation import NetworkFamily
 from potstill.data import TensorSplit, sample
 from potstill.derivatives import FlatModel, cross_entropy
+from potstill.distilled import Recipe
 from potstill.inner import InnerProblem
-from potstill.methods.base import Problem
-from potstill.methods.bptt import Bptt
+from potstill.methods.base import Examples, Problem, Real
+from potstill.methods.unrolled import Replay, UnrolledMethod
 from potstill.models import fresh
 from potstill.models.convnet import ConvNet
+from potstill.registry import METHODS
 from potstill.seeds import derive, generator
 
 SHAPE = (1, 8, 8)
 
 
-def method_of(norm: str = "instance", **options) -> Bptt:
+def method_of(norm: str = "instance", method: str = "rat-bptt", **options) -> UnrolledMethod:
     """Three distilled images against sixty real ones, in float64."""
-    known = {
-        "method": "rat-bptt", "unroll": 6, "window": 3, "real_batch": 20, "micro_batch": 4, "batch_per_class": 1,
-        "classes_per_batch": 3, "synthetic_micro_batch": 2, "real_augment": ("flip",), "augment": ("rotate",),
-        "precision": "float32",
-    }  # fmt: skip
-    rng = generator(1)
-    images = torch.randn(60, *SHAPE, generator=rng, dtype=torch.float64)
-    split = TensorSplit(images, torch.arange(60) % 3)
-    fixed = {"targets": torch.eye(3, dtype=torch.float64)}
-    config = configuration({**known, **options})
+    images = torch.randn(60, *SHAPE, generator=generator(1), dtype=torch.float64)
+    real = Real(TensorSplit(images, torch.arange(60) % 3), 3, 20, ("flip",), micro_batch=4)
 
     def factory() -> ConvNet:
         return ConvNet(SHAPE, 3, width=8, depth=1, norm=norm).double()
 
-    return Bptt(Problem(split, torch.arange(3), fixed, 3, factory, config, CPU))
+    networks = NetworkFamily(factory, SHAPE, 3, CPU, "float32")
+    recipe = Recipe(batch_per_class=1, classes_per_batch=3, augment=("rotate",))
+    problem = Problem(real, networks, torch.arange(3), recipe, 0, CPU, micro_batch=2)
+    known = {"unroll": 6} if method == "bptt" else {"unroll": 6, "window": 3}
+    return METHODS[method](problem, METHODS[method].Options(**{**known, **options}))
 
 
-LEAVES = {"images": torch.randn(3, *SHAPE, generator=generator(0), dtype=torch.float64)}
-STEP = 5
+EXAMPLES = Examples(
+    torch.randn(3, *SHAPE, generator=generator(0), dtype=torch.float64), torch.eye(3, dtype=torch.float64), torch.arange(3)
+)
+STEP, REPLAY = 5, Replay(5)
 
 
-def brute_force(method: Bptt, samples: int, size: int) -> Tensor:
+def brute_force(method: UnrolledMethod, samples: int, size: int) -> Tensor:
     """(samples, D): each sample's meta-gradient by its own plain unroll with its whole graph."""
-    problem, config, replay = method.problem, method.problem.config, (STEP,)
-    burn_in, window = method.window(method.init(), replay, STEP)
-    rng = method.rng("real batch", replay)
-    chosen = sample(problem.train, samples * size, rng)
-    drawn = augment.draw(config.outer.real_augment, samples * size, rng)
+    problem, recipe = method.problem, method.problem.recipe
+    burn_in, window = method.window(method.start()[0], REPLAY)
+    rng = method.rng("real batch", REPLAY)
+    chosen = sample(problem.real.train, samples * size, rng)
+    drawn = augment.draw(problem.real.augment, samples * size, rng)
     found = []
     for place in range(samples):
-        model = FlatModel(fresh(problem.factory, derive(config.run.seed, "start", *replay), CPU))
+        model = FlatModel(fresh(problem.networks.factory, derive(problem.seed, "start", STEP), CPU))
         rows = torch.arange(place * size, (place + 1) * size)
-        images, labels = problem.train.take(chosen[rows])
+        images, labels = problem.real.train.take(chosen[rows])
         batch = augment.apply(images, drawn.rows(rows)), F.one_hot(labels, 3).double()
-        inner = InnerProblem(cross_entropy(model), method.inner_problem(model, replay, whole=True).batch, method.optimizer)
-        rate = {"lr": torch.tensor(config.inner.inner_lr)}
-        start = method.optimizer.init(model.theta)
+        made = method.inner_problem(EXAMPLES, model, REPLAY, whole=True).batch
+        inner = InnerProblem(cross_entropy(model), made, recipe.optimizer)
+        rate = {"lr": torch.tensor(recipe.lr)}
+        start = recipe.optimizer.init(model.theta)
         loss = lambda theta, leaves, model=model, batch=batch: F.cross_entropy(model(theta, batch[0]), batch[1])  # noqa: E731
-        found.append(plain_unroll(inner, LEAVES, rate, start, loss, burn_in=burn_in, window=window).leaves["images"].flatten())
+        plain = plain_unroll(inner, EXAMPLES.leaves, rate, start, loss, burn_in=burn_in, window=window)
+        found.append(plain.leaves["images"].flatten())
     return torch.stack(found)
 
 
@@ -83,7 +86,7 @@ def brute_force(method: Bptt, samples: int, size: int) -> Tensor:
 def test_one_unroll_gives_the_variance_of_as_many_plain_unrolls_as_samples(method, norm, samples, size):
     tested = method_of(norm, method=method)
     draws = brute_force(tested, samples, size)
-    found = real_variance(tested, LEAVES, tested.init(), STEP, samples=samples, size=size)
+    found = real_variance(tested, EXAMPLES, {}, tested.start()[0], STEP, samples=samples, size=size)
     assert found.per_entry == pytest.approx(float(draws.var(dim=0).mean()), rel=1e-9)
     assert found.norm == pytest.approx(float(draws.mean(0).norm()), rel=1e-9)
     assert (found.entries, found.n) == (192, samples)
@@ -94,12 +97,11 @@ def test_one_unroll_gives_the_variance_of_as_many_plain_unrolls_as_samples(metho
 
 def test_random_signs_have_no_bias():
     tested, n = method_of(), 6
-    exact = real_variance(tested, LEAVES, tested.init(), STEP, samples=n)
-    replay = (STEP,)
-    trajectory = tested.trajectory(LEAVES, replay, *tested.window(tested.init(), replay, STEP))
+    exact = real_variance(tested, EXAMPLES, {}, tested.start()[0], STEP, samples=n)
+    trajectory = tested.trajectory(EXAMPLES, {}, REPLAY, *tested.window(tested.start()[0], REPLAY))
 
     def gradient(weights: Tensor) -> Tensor:
-        return trajectory.of_samples(replay, n, 1, weights.double()).leaves["images"].flatten()
+        return trajectory.of_samples(REPLAY, n, 1, weights.double()).leaves["images"].flatten()
 
     # The expectation over signs is the mean over all of them, which are few here.
     every = [torch.tensor(signs, dtype=torch.float64) for signs in itertools.product((1.0, -1.0), repeat=n)]
@@ -113,9 +115,9 @@ def test_random_signs_have_no_bias():
 
 def test_the_estimate_draws_its_signs_from_the_seed():
     tested = method_of()
-    one, two = (real_variance(tested, LEAVES, tested.init(), STEP, samples=8, signs=4) for _ in range(2))
+    one, two = (real_variance(tested, EXAMPLES, {}, tested.start()[0], STEP, samples=8, signs=4) for _ in range(2))
     assert one == two
-    exact = real_variance(tested, LEAVES, tested.init(), STEP, samples=8)
+    exact = real_variance(tested, EXAMPLES, {}, tested.start()[0], STEP, samples=8)
     assert one.per_entry == pytest.approx(exact.per_entry, rel=0.8)
     assert drawn_signs(0, 5).tolist() == drawn_signs(0, 5).tolist()
     assert len({tuple(map(tuple, drawn_signs(*at).tolist())) for at in ((0, 5), (1, 5), (0, 6))}) == 3
@@ -129,20 +131,22 @@ def drawn_signs(seed: int, outer_step: int) -> Tensor:
 
 def test_the_mean_of_the_samples_is_the_meta_gradient_of_the_step():
     tested = method_of()
-    estimate = tested.estimate(LEAVES, tested.init(), STEP)
-    found = real_variance(tested, LEAVES, tested.init(), STEP, samples=20)  # as many as the real batch has
+    estimate = tested.estimate(EXAMPLES, {}, tested.start()[0], STEP)
+    found = real_variance(tested, EXAMPLES, {}, tested.start()[0], STEP, samples=20)  # as many as the real batch has
     assert found.norm == pytest.approx(float(estimate.grads["images"].norm()), rel=1e-9)
-    dealt = real_variance(tested, LEAVES, tested.init(), STEP, samples=5, size=4)
+    dealt = real_variance(tested, EXAMPLES, {}, tested.start()[0], STEP, samples=5, size=4)
     assert dealt.norm == pytest.approx(found.norm, rel=1e-9)
 
 
 def test_the_norms_that_a_step_logs():
-    tested = method_of(batch_per_class=1, classes_per_batch=1, unroll=1, window=1)  # a single image is in a batch
-    estimate = tested.estimate(LEAVES, tested.init(), STEP)
+    tested = method_of(unroll=1, window=1)
+    recipe = dataclasses.replace(tested.problem.recipe, classes_per_batch=1)  # a single image is in a batch
+    tested.problem = dataclasses.replace(tested.problem, recipe=recipe)
+    estimate = tested.estimate(EXAMPLES, {}, tested.start()[0], STEP)
     norms = estimate.grads["images"].flatten(1).norm(dim=1)
     assert (norms > 0).sum() == 1
     assert estimate.info["image_grad_norm"] == pytest.approx(float(norms.max()))
-    whole = method_of().estimate(LEAVES, tested.init(), STEP)
+    whole = method_of().estimate(EXAMPLES, {}, tested.start()[0], STEP)
     assert whole.info["image_grad_norm"] == pytest.approx(float(whole.grads["images"].flatten(1).norm(dim=1).mean()))
 
 
@@ -182,18 +186,18 @@ def test_sources_that_add_up_are_told_apart_exactly():
 
 def test_the_sources_of_a_method_are_those_of_its_draws():
     n, tested = 3, method_of(unroll=9)
-    found = noise_sources(tested, LEAVES, tested.init(), STEP, n)
+    found = noise_sources(tested, EXAMPLES, {}, tested.start()[0], STEP, n)
     cube = torch.zeros(n, n, n, 192, dtype=torch.float64)
     for start in range(n):
         for window in range(n):
-            place = tested.window(tested.init(), (STEP + window,), STEP)
+            place = tested.window_of(tested.start()[0], Replay(STEP + window), STEP)
             for real in range(n):
-                trajectory = tested.trajectory(LEAVES, (STEP + start,), *place)
-                cube[start, window, real] = trajectory.meta_gradient((STEP + real,)).leaves["images"].flatten()
+                trajectory = tested.trajectory(EXAMPLES, {}, Replay(STEP + start), *place)
+                cube[start, window, real] = trajectory.meta_gradient(Replay(STEP + real)).leaves["images"].flatten()
     for axis, name in enumerate(("start", "window", "real")):
         assert found[name].per_entry == pytest.approx(float(cube.var(dim=axis).mean()), rel=1e-9)
     # The draws of a step are those of the cube's diagonal.
-    step = tested.estimate(LEAVES, tested.init(), STEP).grads["images"].flatten()
+    step = tested.estimate(EXAMPLES, {}, tested.start()[0], STEP).grads["images"].flatten()
     torch.testing.assert_close(cube[0, 0, 0], step)
     assert found["all"].norm == pytest.approx(float(cube.mean((0, 1, 2)).norm()), rel=1e-9)
     assert found["real"].power == pytest.approx(float(cube.square().sum(-1).mean()), rel=1e-9)
@@ -204,7 +208,7 @@ def test_a_method_whose_window_never_changes_has_no_noise_from_it():
     made = []
     real = tested.trajectory
     tested.trajectory = lambda *all: made.append(all) or real(*all)  # type: ignore[method-assign]
-    found = noise_sources(tested, LEAVES, tested.init(), STEP, 3)
+    found = noise_sources(tested, EXAMPLES, {}, tested.start()[0], STEP, 3)
     assert found["window"].per_entry == 0
     assert found["start"].per_entry > 0
     assert len(made) == 3  # one unroll for each start

@@ -6,26 +6,25 @@ import json
 import numpy
 import pytest
 import torch
-from test_bptt import SHAPE, problem
 from test_runs import QUICK
+from test_unrolled import SHAPE, problem, rat
 from torch import Tensor
 from twins import CPU, pixels
 
 import potstill
-from potstill.boosting import OnBlocks, Stage, examples, stage_micro_batch, stage_sizes
+from potstill.boosting import OnBlocks, Rates, Stage, examples, stage_sizes
 from potstill.cli import main
-from potstill.compilation import Networks
+from potstill.compilation import stage_micro_batch
 from potstill.compiled import CompiledNetwork
-from potstill.config import configuration
+from potstill.config import configuration, layered
 from potstill.data import TensorSplit
 from potstill.distillation import Listener
-from potstill.distilled import Block, DistilledSet, initial_blocks
-from potstill.inner import Keep
-from potstill.methods.base import Problem
-from potstill.methods.bptt import Bptt
-from potstill.outer import Hooks, optimise
+from potstill.distilled import Block, DistilledSet, Recipe, initial_blocks
+from potstill.methods.base import Examples, Method, Problem
+from potstill.optimizers import Adam
+from potstill.outer import Carried, Hooks, OuterState, Schedule, optimise
 from potstill.registry import METHODS, InputError
-from potstill.seeds import derive, generator
+from potstill.seeds import generator
 
 BOOSTED = {**QUICK, "ipc": 3, "boost_blocks": 3, "steps": 5, "validate_every": 2, "checkpoint_every": 3}
 
@@ -61,92 +60,98 @@ def test_a_larger_beta_moves_earlier_blocks_further(strong):
         assert 0 < distance(name, 0.1) < 0.5 * distance(name, 1.0)
 
 
-def stage(blocks: int, **options) -> tuple[Stage, Problem]:
-    """The last stage of so many blocks of one image of each of three classes, from the start, and the run's problem."""
-    task = problem(
-        outer_lr=0.05, label_lr=0.02, learn_labels=True, steps=4, validate_every=9, ipc=blocks, boost_blocks=blocks,
-        batch_per_class=blocks, **options,
-    )  # fmt: skip
-    made = initial_blocks("gaussian", [pixels(1, 3, SHAPE, learn_labels=True)] * blocks, task.train, 0, CPU)
-    return Stage(task.config, made), task
+def stage(blocks: int, beta: float = 0.0) -> tuple[Stage, Method]:
+    """The last stage of so many blocks of one image of each of three classes, and the method for it."""
+    task = problem()
+    made = initial_blocks("gaussian", [pixels(1, 3, SHAPE, learn_labels=True)] * blocks, task.real.train, 0, CPU)
+    return with_method(Stage(made, Rates(0.05, 0.02, beta)))
 
 
-def final_leaves(one: Stage, task: Problem) -> dict[str, Tensor]:
-    method = one.method(task)
-    return dict(optimise(method, one.config.outer, one.rules, one.begin(method), CPU, Hooks()).leaves)
+def with_method(one: Stage) -> tuple[Stage, Method]:
+    """A stage and RaT-BPTT on its examples, all of which are in each batch."""
+    per_class = len(one.labels) // 3
+    recipe = Recipe(batch_per_class=per_class, classes_per_batch=3, augment=("rotate",))
+    return one, rat(dataclasses.replace(problem(), labels=one.labels, recipe=recipe))
+
+
+def begun(one: Stage, method: Method) -> OuterState:
+    return OuterState.start(one.learned, method.start()[0], Adam(), Carried(one.number, one.earlier))
+
+
+def final_leaves(one: Stage, method: Method) -> dict[str, Tensor]:
+    schedule = Schedule(4, clip=2.0, validate_every=9)
+    state = optimise(one.on_blocks(method, CPU), schedule, one.rules({}), begun(one, method), CPU, Hooks())
+    return dict(state.leaves)
 
 
 def test_beta_1_is_joint_optimisation_from_the_same_start():
-    nested, task = stage(2, boost_beta=1.0)
+    nested, method = stage(2, 1.0)
     rows = torch.tensor([0, 3, 1, 4, 2, 5])  # from block by block to class by class
     both = {name: made[rows] for name, made in examples(nested.blocks).items()}
     whole = Block.of_pixels(both["images"], 3, both["targets"])
-    config = configuration(task.config, boost_blocks=1, seed=derive(0, "block", 1))
-    joint = final_leaves(Stage(config, (whole,)), task)
-    found = final_leaves(nested, task)
+    joint = final_leaves(*with_method(Stage((whole,), nested.rates)))
+    found = final_leaves(nested, method)
     for name in ("images", "targets"):
         together = torch.cat([found[f"0.{name}"], found[f"1.{name}"]])[rows]
         torch.testing.assert_close(together, joint[f"0.{name}"], rtol=0, atol=0)
 
 
 def test_beta_multiplies_the_learning_rates_of_old_blocks_and_at_0_they_are_no_variables():
-    weak = stage(2, boost_beta=0.1)[0].rules
+    weak = stage(2, 0.1)[0].rules({})
     assert {name: rule.lr for name, rule in weak.items()} == pytest.approx(
         {"0.images": 0.005, "0.targets": 0.002, "1.images": 0.05, "1.targets": 0.02}
     )
-    strong, task = stage(2)
-    assert list(strong.rules) == ["1.images", "1.targets"]
-    assert [name for name, rule in strong.rules.items() if rule.clipped] == ["1.images"]  # the norm is of what can move
+    strong, method = stage(2)
+    assert list(strong.rules({})) == ["1.images", "1.targets"]
+    assert [name for name, rule in strong.rules({}).items() if rule.clipped] == ["1.images"]  # the norm is of what can move
     assert list(strong.earlier) == ["0.images", "0.targets"]
-    state = strong.begin(strong.method(task))
+    state = begun(strong, method)
     assert (state.updates, state.clip_average, state.step) == (0, None, 0)
     assert all(not moment.any() for pair in state.moments.values() for moment in pair)
 
 
 def double(task: Problem) -> Problem:
     """The problem in float64."""
-    train = TensorSplit(task.train.take(torch.arange(60))[0].double(), task.train.labels)
-    return dataclasses.replace(task, train=train, factory=lambda: task.factory().double())
+    real = task.real
+    train = TensorSplit(real.train.take(torch.arange(60))[0].double(), real.train.labels)
+    factory = task.networks.factory
+    networks = dataclasses.replace(task.networks, factory=lambda: factory().double())
+    return dataclasses.replace(task, real=dataclasses.replace(real, train=train), networks=networks)
 
 
-@pytest.mark.parametrize("way", ["plain", "traced", "graphs"])
+@pytest.mark.parametrize("way", ["plain", "traced"])
 @pytest.mark.parametrize("learned", [False, True])
-@pytest.mark.parametrize("batch", [{"synthetic_micro_batch": 2}, {"synthetic_micro_batch": 9}, {"classes_per_batch": 1}])
-def test_frozen_examples_get_no_gradient_and_change_no_other(way, learned, batch):
+@pytest.mark.parametrize(("micro_batch", "classes"), [(2, 3), (9, 3), (2, 1)])
+def test_frozen_examples_get_no_gradient_and_change_no_other(way, learned, micro_batch, classes):
     """Two of three images of each class are frozen: some batches and micro-batches hold nothing else."""
-    task = double(problem(batch_per_class=2, ipc=3, **batch))
-    rng = generator(3)
+    rng, labels = generator(3), torch.arange(9) % 3
     images, targets = torch.randn(9, *SHAPE, generator=rng).double(), torch.rand(9, 3, generator=rng).double()
-    labels = torch.arange(9) % 3
+    recipe = Recipe(batch_per_class=2, classes_per_batch=classes, augment=("rotate",))
+    task = dataclasses.replace(double(problem(micro_batch=micro_batch)), labels=labels, recipe=recipe)
     if way == "traced":
-        networks = Networks(task.factory, SHAPE, 3, CPU, "float32")
-        task = dataclasses.replace(task, compiled=CompiledNetwork(networks.model(0), backend="eager"))
-    if way == "graphs":
-        task = dataclasses.replace(task, keep=Keep(graphs=2))
-    all_move = dataclasses.replace(task, labels=labels, fixed={} if learned else {"targets": targets})
-    some = dataclasses.replace(
-        task,
-        labels=labels,
-        fixed={} if learned else {"targets": targets[6:]},
-        frozen={"images": images[:6], "targets": targets[:6]},
-    )
+        compiled = CompiledNetwork(task.networks.model(0), backend="eager")
+        task = dataclasses.replace(task, networks=task.networks.with_compiled(compiled))
+    method = rat(task)
+    whole = Examples(images, targets, labels, 0, learned)
     for step in range(3):
-        leaves = {"images": images, "targets": targets} if learned else {"images": images}
-        whole = Bptt(all_move).estimate(leaves, Bptt(all_move).init(), step)
-        part = Bptt(some).estimate({name: leaf[6:] for name, leaf in leaves.items()}, Bptt(some).init(), step)
-        assert part.loss == pytest.approx(whole.loss, rel=1e-12)
-        for name, grad in part.grads.items():
-            torch.testing.assert_close(grad, whole.grads[name][6:], rtol=1e-9, atol=1e-15)
+        expected = method.estimate(whole, {}, method.start()[0], step)
+        found = method.estimate(dataclasses.replace(whole, frozen=6), {}, method.start()[0], step)
+        assert found.loss == pytest.approx(expected.loss, rel=1e-12)
+        assert set(found.grads) == ({"images", "targets"} if learned else {"images"})
+        for name, grad in found.grads.items():
+            assert not grad[:6].any()
+            torch.testing.assert_close(grad[6:], expected.grads[name][6:], rtol=1e-9, atol=1e-15)
 
 
 def test_micro_batches_of_frozen_examples_skip_the_inputs_gradient():
-    task = problem(batch_per_class=2, ipc=2, synthetic_micro_batch=2)
-    network = CompiledNetwork(Networks(task.factory, SHAPE, 3, CPU, "float32").model(0), backend="eager")
-    images, targets = torch.randn(6, *SHAPE, generator=generator(3)), torch.eye(3)[torch.arange(6) % 3]
-    frozen = {"images": images[:3], "targets": targets[:3]}
-    task = dataclasses.replace(task, labels=torch.arange(6) % 3, fixed={"targets": targets[3:]}, frozen=frozen, compiled=network)
-    Bptt(task).estimate({"images": images[3:]}, Bptt(task).init(), 0)
-    kinds = {key[0] for key in network.functions}
+    labels = torch.arange(6) % 3
+    recipe = Recipe(batch_per_class=2, classes_per_batch=3)
+    task = dataclasses.replace(problem(), labels=labels, recipe=recipe)
+    compiled = CompiledNetwork(task.networks.model(0), backend="eager")
+    method = rat(dataclasses.replace(task, networks=task.networks.with_compiled(compiled)))
+    images = torch.randn(6, *SHAPE, generator=generator(3))
+    method.estimate(Examples(images, torch.eye(3)[labels], labels, 3), {}, method.start()[0], 0)
+    kinds = {key[0] for key in compiled.functions}
     assert kinds == {"gradient", "product", "product_in_theta"}
 
 
@@ -200,9 +205,9 @@ def test_a_prefix_of_a_file_is_the_blocks_it_was_with_its_own_length_and_accurac
 
 @pytest.mark.parametrize("method", list(METHODS))
 def test_any_method_can_be_boosted(method):
-    options = {"method": method, "steps": 2, "learn_labels": False}
-    two = boosted(2, **options)
-    assert torch.equal(two.blocks[0].images, boosted(1, **options).images)
+    base = layered(BOOSTED, {"method": method, "steps": 2, "learn_labels": False})
+    two, one = (potstill.distill(**{**base, "ipc": blocks, "boost_blocks": blocks}) for blocks in (2, 1))
+    assert torch.equal(two.blocks[0].images, one.images)
     start = initial_blocks(
         "gaussian", [pixels(1, 10, SHAPE)] * 2, TensorSplit(torch.zeros(40, *SHAPE), torch.arange(40) % 10), 0, CPU
     )
@@ -219,12 +224,12 @@ def test_blocks_from_real_images_share_none():
 
 
 def test_the_wrapper_hands_each_block_its_share():
-    one, task = stage(2, boost_beta=0.5)
-    method = one.method(task)
-    assert isinstance(method, OnBlocks)
-    found = method.estimate(one.learned, method.init(), 0)
+    one, method = stage(2, 0.5)
+    on_blocks = one.on_blocks(method, CPU)
+    assert isinstance(on_blocks, OnBlocks)
+    found = on_blocks.estimate(one.learned, method.start()[0], 0)
     both = examples(one.blocks)
-    plain = method.inner.estimate(both, method.init(), 0)
+    plain = method.estimate(Examples(both["images"], both["targets"], one.labels, 0, True), {}, method.start()[0], 0)
     for name in ("images", "targets"):
         assert torch.equal(torch.cat([found.grads[f"0.{name}"], found.grads[f"1.{name}"]]), plain.grads[name])
 
@@ -234,18 +239,15 @@ def test_steps_are_dealt_out_to_the_blocks_unless_they_are_given():
     quick.pop("steps")
     one = potstill.distill(**quick)
     assert one.meta["config"]["outer"]["steps"] == 400 // 3
-    assert one.meta["config"]["distilled"]["block_ipc"] == 1
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"ipc": 5, "boost_blocks": 2}, r"boost_blocks must divide ipc=5 into blocks of equal size, got 2; change --ipc"),
-        ({"ipc": 6, "boost_blocks": 2, "block_ipc": 2}, r"ipc must be boost_blocks x block_ipc = 2 x 2 = 4, got 6"),
         ({"boost_beta": 1.5}, "boost_beta must be at least 0 and at most 1, got 1.5"),
         ({"boost_beta": -0.1}, "boost_beta must be at least 0 and at most 1, got -0.1"),
         ({"boost_blocks": 0}, "boost_blocks must be at least 1, got 0"),
-        ({"block_ipc": "some"}, "block_ipc must be a whole number or auto, got 'some'"),
     ],
 )
 def test_blocks_that_do_not_fit_are_told(options, message):
@@ -281,11 +283,8 @@ def test_a_prefix_is_exported(tmp_path, capsys):
 
 
 def test_a_compiled_boosted_run_has_few_shapes():
-    options = {"ipc": 10, "boost_blocks": 10, "block_ipc": 1, "batch_per_class": 10, "classes_per_batch": 10}
-    config = configuration(options, synthetic_micro_batch=100)
-    stages = stage_sizes(config, pixels(1, 10, SHAPE))
-    sizes = [stage_micro_batch(config, size, compiled=True) for size in stages]
+    batches = [10 * size for size in stage_sizes(pixels(1, 10, SHAPE), 10)]
+    sizes = [stage_micro_batch(batch, 100, compiled=True) for batch in batches]
     assert sizes == [13, 25, 50, 50, 50, 100, 100, 100, 100, 100]
-    small = configuration(config, synthetic_micro_batch=34)
-    assert {stage_micro_batch(small, size, compiled=True) for size in stages} == {17, 34}
-    assert [stage_micro_batch(config, size, compiled=False) for size in stages] == list(range(10, 101, 10))
+    assert {stage_micro_batch(batch, 34, compiled=True) for batch in batches} == {17, 34}
+    assert [stage_micro_batch(batch, 100, compiled=False) for batch in batches] == list(range(10, 101, 10))

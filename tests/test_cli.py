@@ -314,15 +314,11 @@ def test_python_takes_arrays_and_a_model_of_its_own():
     quick = {**QUICK, "ipc": 1, "classes_per_batch": "auto", "steps": 2}
     net = lambda: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))  # noqa: E731
     options = {name: value for name, value in quick.items() if name not in ("model", "ipc")}
-    distilled = potstill.distill(
-        images, torch.arange(90) % 3, ipc=2, model=net, class_names=["x", "y", "z"], **options
-    )
+    distilled = potstill.distill(images, torch.arange(90) % 3, ipc=2, model=net, class_names=["x", "y", "z"], **options)
     assert (len(distilled), distilled.class_names) == (6, ("x", "y", "z"))
     assert potstill.train(distilled, net)(distilled.preprocess(images[:4, None])).shape == (4, 3)
     with pytest.raises(potstill.InputError, match="cannot be imported; give it with model="):
         potstill.train(distilled)
-    with pytest.raises(potstill.InputError, match="ipc is given twice, as 2 and as 3; give it once"):
-        potstill.distill(images, torch.arange(90) % 3, ipc=2, ipc=3)
     with pytest.raises(potstill.InputError, match="images and labels must be given together, got images without them"):
         potstill.distill(images)
 

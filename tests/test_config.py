@@ -5,46 +5,87 @@ from importlib import resources
 
 import pytest
 
-from potstill.cli import make_parser
+from potstill.cli import make_parser, options_of_chosen
 from potstill.config import (
-    Config,
+    changed,
+    configuration,
+    layered,
     options_from_file,
     options_from_preset,
     options_from_toml,
-    options_of_config,
+    options_of_run,
     preset_names,
+    resolved,
     to_toml,
 )
-from potstill.registry import InputError
+from potstill.registry import METHODS, InputError
+from potstill.slots import SLOTS
+
+EVERY = [(slot, part) for slot in SLOTS for part in slot.registry]
 
 
-def test_option_names_are_unique_and_every_one_is_a_flag_with_help():
-    names = [item.name for _, item, _ in options_of_config()]
+@pytest.mark.parametrize(("slot", "part"), EVERY, ids=lambda value: getattr(value, "table", value))
+def test_option_names_are_unique_with_every_part_and_every_one_is_a_flag_with_help(slot, part):
+    known = list(options_of_run({slot.choice: part}))
+    names = [option.name for option in known]
     assert len(names) == len(set(names))
-    flags = {action.dest: action for action in make_parser()[1]["distill"]._actions}
+    flags = {action.dest: action for action in make_parser(known)[1]["distill"]._actions}
     for name in names:
         assert f"--{name.replace('_', '-')}" in flags[name].option_strings
-        assert "default: " in flags[name].help
+        assert flags[name].help.endswith("]")
+
+
+def test_the_help_of_a_run_fits_on_two_screens():
+    lines = make_parser(list(options_of_run({})))[1]["distill"].format_help().splitlines()
+    assert len(lines) <= 100
 
 
 def test_a_configuration_survives_its_toml():
     config = configuration(
-        ipc=7, learn_labels=True, inner_milestones=(3, 9), augment=("flip", "rotate"), inner_optimizer="sgd", label_lr=0.5,
-        data="parquet:/a 'b'/c", depth=2, real_augment=(), width=64, preprocess="none", clip=0.0,
+        ipc=7, learn_labels=True, inner_optimizer="sgd", inner_milestones=(3, 9), augment=("flip", "rotate"), label_lr=0.5,
+        data="parquet:/a 'b'/c", depth=2, width=64, preprocess="none", clip=0.0, param="basis", bases=3, method="fixed", burn_in=2,
     )  # fmt: skip
     text = to_toml(config, "a comment")
     assert text.startswith("# a comment\n")
     assert configuration(options_from_toml(text, "x")) == config
     complete = {name for table in tomllib.loads(text).values() for name in table}
-    assert complete == {item.name for _, item, _ in options_of_config()}
+    assert complete == {option.name for option in options_of_run(config.flat())}
+    assert {"inner_milestones", "bases", "burn_in"} < complete
+    assert not {"inner_eps_placement", "hallucinators", "patience"} & complete
 
 
 def test_the_text_of_a_flag_reads_as_the_value_of_the_type():
     config = configuration(
-        ipc="3", augment="flip, rotate", inner_milestones="5,6", inner_lr="1e-2", depth="auto", real_augment="none"
+        ipc="3", augment="flip, rotate", inner_optimizer="sgd", inner_milestones="5,6", inner_lr="1e-2", depth="auto", clip="unit"
     )
-    assert (config.distilled.ipc, config.inner.augment, config.inner.inner_milestones) == (3, ("flip", "rotate"), (5, 6))
-    assert (config.inner.inner_lr, config.inner.depth, config.outer.real_augment) == (0.01, "auto", ())
+    assert (config.distilled.ipc, config.inner.augment) == (3, ("flip", "rotate"))
+    assert (config.inner_optimizer.options.milestones, config.model.options.depth) == ((5, 6), "auto")
+    assert (config.inner.inner_lr, config.outer.clip) == (0.01, "unit")
+    assert configuration(augment="none").inner.augment == ()
+
+
+def test_a_later_layer_that_names_another_part_drops_the_options_of_the_one_it_replaces():
+    preset = {"method": "rat-bptt", "unroll": 9, "window": 4, "param": "basis", "factor": 2, "bases": 3}
+    kept = layered(preset, {"method": "bptt", "param": "factorised"})
+    assert kept == {"method": "bptt", "unroll": 9, "param": "factorised", "factor": 2}
+    assert changed(configuration(preset), method="bptt").method.options.unroll == 9
+    with pytest.raises(InputError, match="window has no effect with --method bptt"):
+        configuration(preset, {"method": "bptt", "window": 3})
+
+
+def test_a_method_may_want_other_defaults_than_the_house(monkeypatch):
+    monkeypatch.setattr(METHODS["bptt"], "defaults", {"init": "real", "outer_optimizer": "sgd", "outer_momentum": 0.5})
+    config = configuration(method="bptt")
+    assert (config.distilled.init, config.outer_optimizer.name, config.outer_optimizer.options.momentum) == ("real", "sgd", 0.5)
+    assert configuration(method="bptt", init="gaussian").distilled.init == "gaussian"
+    assert configuration(method="bptt", outer_optimizer="adam").outer_optimizer.name == "adam"
+    assert configuration().distilled.init == "gaussian"
+
+
+def test_a_resolved_configuration_holds_no_auto():
+    config = configuration(method="growing")
+    with pytest.raises(AssertionError, match="every auto must be resolved, left: "):
+        resolved(config)
 
 
 @pytest.mark.parametrize(
@@ -64,6 +105,11 @@ def test_the_text_of_a_flag_reads_as_the_value_of_the_type():
         ({"augment": "flipp"}, r"unknown augment 'flipp' \(did you mean 'flip'\?\); known: flip, rotate"),
         ({"data": "foldr:x"}, r"unknown data source 'foldr' \(did you mean 'folder'\?\)"),
         ({"windw": 3}, r"unknown option 'windw' \(did you mean 'window'\?\)"),
+        ({"bases": 3}, r"bases has no effect with --param pixels; it belongs to basis: choose another --param, or leave it out"),
+        ({"inner_momentum": 0.5}, r"inner_momentum has no effect with --inner-optimizer adam; it belongs to sgd"),
+        ({"param": "pixls"}, r"unknown parameterisation 'pixls' \(did you mean 'pixels'\?\)"),
+        ({"method": "nowhere.module:Name"}, r"cannot import 'nowhere.module' of 'nowhere.module:Name'"),
+        ({"method": 3}, r"method must be the name of a part, got 3"),
         ({"learn_labels": "yes"}, r"learn_labels must be true or false, got 'yes'"),
         ({"lengths": ()}, r"lengths must hold at least one number of steps, got none"),
         ({"lengths": [0]}, r"lengths must be at least 1, got 0"),
@@ -118,7 +164,7 @@ def test_a_presets_first_line_is_the_command_that_runs_it(name):
     first = (resources.files("potstill") / "presets" / f"{name}.toml").read_text().splitlines()[0]
     assert first.startswith("# potstill distill ")
     command = first.removeprefix("# potstill ").split()
-    parsed, unknown = make_parser()[0].parse_known_args(command)
+    parsed, unknown = make_parser(options_of_chosen(command[1:]))[0].parse_known_args(command)
     assert not unknown
     assert parsed.preset == name
     configuration(options_from_preset(name))
@@ -127,10 +173,15 @@ def test_a_presets_first_line_is_the_command_that_runs_it(name):
 @pytest.mark.parametrize("name", PAPER)
 def test_a_preset_holds_the_papers_numbers(name):
     config = configuration(options_from_preset(name))
-    outer, inner = config.outer, config.inner
-    assert (outer.window, outer.unroll, outer.real_batch, inner.inner_lr, config.distilled.learn_labels) == PAPER[name]
+    outer, inner, windows = config.outer, config.inner, config.method.options
+    assert (windows.window, windows.unroll, outer.real_batch, inner.inner_lr, config.distilled.learn_labels) == PAPER[name]
     assert outer.outer_lr == inner.inner_lr
-    assert (inner.inner_optimizer, inner.augment, outer.method, outer.clip) == ("adam", ("flip", "rotate"), "rat-bptt", 2.0)
+    assert (config.inner_optimizer.name, inner.augment, config.method.name, outer.clip) == (
+        "adam",
+        ("flip", "rotate"),
+        "rat-bptt",
+        2.0,
+    )
     assert config.distilled.ipc == int(name.rpartition("ipc")[2])
     assert config.data.preprocess == ("normalize" if name.startswith("imagenet") else "zca")
     # A synthetic batch: 10 of a class on CIFAR-10, 1 elsewhere (2 on CIFAR-100 at IPC 50), 50 classes at 64 pixels.

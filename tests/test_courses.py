@@ -11,12 +11,14 @@ from potstill import ablations, courses
 from potstill.ablations import Stabilising, UnrollLength, Windows, WindowSize
 from potstill.analysis import SOURCES
 from potstill.boosting import Stage
-from potstill.config import configuration
+from potstill.config import changed, configuration
 from potstill.courses import COURSE, Setting, later, setting_of, throughout
 from potstill.diagnosis import Noise
 from potstill.distillation import SILENT, Setup
-from potstill.methods.bptt import Bptt
-from potstill.registry import STUDIES, WINDOWS
+from potstill.methods.base import Examples
+from potstill.methods.unrolled import Replay, UnrolledMethod
+from potstill.outer import Carried
+from potstill.registry import STUDIES
 from potstill.results import Measurement, Results, Table, compared
 from potstill.sections import DataConfig
 from potstill.sources import read
@@ -73,13 +75,13 @@ def test_runs_that_two_studies_need_are_made_once():
     assert len(names(UnrollLength) & names(WindowSize)) == 3
 
 
-def methods_of(study, seed: int) -> dict[str, tuple[Stage, Bptt]]:
+def methods_of(study, seed: int) -> dict[str, tuple[Stage, UnrolledMethod]]:
     """way -> the stage and the method of its run at the start."""
     found, dataset = {}, read(DataConfig())
     for point in study.points("small", None, (seed,)):
-        setup = Setup.of(configuration(point.config, threads=1), dataset, None, SILENT)
+        setup = Setup.of(changed(point.config, threads=1), dataset, None, SILENT)
         stage = setup.stage(None)
-        found[point.name] = stage, stage.method(setup.problem).inner
+        found[point.name] = stage, setup.make_method(stage, Carried())
     return found
 
 
@@ -89,9 +91,10 @@ def test_runs_of_one_seed_share_images_starts_and_real_batches(monkeypatch):
     for outer_step in (0, 7):
         starts, batches = [], []
         for stage, method in both[0].values():
-            leaves = {"images": stage.learned["0.images"]}
-            starts.append(method.trajectory(leaves, (outer_step,), 0, 0).unrolled.final[0])
-            batches.append(torch.cat([part[0] for part, _ in method.real_parts((outer_step,), whole=False)]))
+            images, replay = stage.learned["0.images"], Replay(outer_step)
+            examples = Examples(images, torch.eye(10), stage.labels)
+            starts.append(method.trajectory(examples, {}, replay, 0, 0).unrolled.final[0])
+            batches.append(torch.cat([part.positions for part, _ in method.real_parts(replay, whole=False)]))
         assert all(torch.equal(one, starts[0]) for one in starts)
         assert all(torch.equal(one, batches[0]) for one in batches)
     (first, method), (other, second) = both[0]["bptt-seed0"], both[1]["bptt-seed1"]
@@ -164,11 +167,12 @@ def test_the_settings_are_the_papers():
     assert lengths == [80, 120, 200, 300]
     assert [(way["unroll"], way["window"]) for way in WindowSize().ways(paper).values()] == [(200, 40), (200, 60), (200, 100)]
     growing = configuration(paper.run(Stabilising().ways(paper)["growing"], 0))
-    sampler = WINDOWS["growing"].of(growing)
+    sampler = growing.method.options.with_steps(growing.outer.steps)
     assert (sampler.grow_from, sampler.unroll, sampler.grow_over) == (10, 180, paper.steps)
     (adam, sgd) = (configuration(point.options) for point in ablations.InnerOptimizers().points("paper", "parquet:x", (0,)))
-    assert (adam.inner.inner_optimizer, sgd.inner.inner_optimizer) == ("adam", "sgd")
-    assert (sgd.inner.inner_lr, sgd.inner.inner_decay, sgd.inner.inner_milestones) == (0.01, 0.2, (120, 200))
+    assert (adam.inner_optimizer.name, sgd.inner_optimizer.name) == ("adam", "sgd")
+    rule = sgd.inner_optimizer.options
+    assert (sgd.inner.inner_lr, rule.decay, rule.milestones) == (0.01, 0.2, (120, 200))
     assert (sgd.outer.unroll, sgd.outer.window) == (250, 80)
     assert {method for way in Windows().ways(paper).values() for method in way.values()} >= {"forward", "backward", "early"}
     assert courses.METHODS == ("rat-bptt", "bptt", "t-bptt", "r-bptt")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from twins import CPU
 
-from potstill.devices import allow_tf32, fast_bfloat16
+from potstill.devices import fast_bfloat16
 
 FAULTS = """
 import resource, sys, torch
@@ -38,11 +38,3 @@ def test_freed_memory_is_used_again_without_page_faults():
 def test_bfloat16_is_fast_where_the_processor_has_tiles():
     assert fast_bfloat16(CPU) == bool(torch.cpu._is_amx_tile_supported())
     assert not fast_bfloat16(torch.device("mps"))
-
-
-def test_tf32_is_off_until_asked_for():
-    allow_tf32(True)
-    assert torch.backends.cudnn.allow_tf32
-    allow_tf32(False)
-    assert not torch.backends.cudnn.allow_tf32
-    assert not torch.backends.cuda.matmul.allow_tf32

@@ -11,6 +11,7 @@ from potstill import runs
 from potstill.analysis import noise_sources, real_variance
 from potstill.cli import main
 from potstill.distillation import SILENT, Setup
+from potstill.methods.base import Examples
 from potstill.registry import InputError
 from potstill.sections import DataConfig
 from potstill.sources import read
@@ -29,9 +30,11 @@ def test_every_place_is_measured_at_its_own_state(run):
     assert [one.step for one in found] == [0, 4, 8, 12]
     folder, dataset = runs.RunFolder(run), read(DataConfig())
     setup = Setup.of(folder.config(), dataset, None, SILENT)
-    _, state, _ = folder.states(folder.config(), dataset.fingerprint, torch.device("cpu"))
-    method = setup.stage(state).method(setup.problem)
-    at = (method.inner, {"images": state.leaves["0.images"], "targets": state.leaves["0.targets"]}, state.method)
+    _, state, _ = folder.states(folder.resolved_config(), dataset.fingerprint, torch.device("cpu"))
+    stage = setup.stage(state)
+    images, targets = state.leaves["0.images"], state.leaves["0.targets"]
+    examples = Examples(images, targets, stage.labels, 0, True)
+    at = (setup.make_method(stage, state.carried), examples, {}, state.method)
     assert found[2].real == tuple(real_variance(*at, step, samples=6, size=2) for step in (8, 9))
     assert found[2].sources == noise_sources(*at, 8, 2)
     # The run's own next step: its logged norm is that of the mean over its real batch.
@@ -49,7 +52,7 @@ def test_a_nested_run_is_measured_over_all_its_blocks(tmp_path):
 def test_the_command_prints_a_table_and_writes_what_it_measured(run, capsys):
     assert main(["diagnose", str(run), "--samples", "5", "--signs", "3", "--sources", "2"]) == 0
     told = capsys.readouterr().out
-    assert "rat-bptt, inner steps: 3 to 5 at random, the last 3 differentiated" in told
+    assert "rat-bptt; inner steps: 3 to 5 at random, the last 3 differentiated" in told
     (kept,) = json.loads((run / runs.DIAGNOSIS).read_text())["diagnoses"]
     assert kept["settings"] == {"samples": 5, "size": 1, "signs": 3, "unrolls": 1, "sources": 2}
     assert [place["step"] for place in kept["places"]] == [0, 4, 8, 12]

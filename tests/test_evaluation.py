@@ -10,13 +10,14 @@ from torch import nn
 
 import potstill
 from potstill import evaluation
-from potstill.compilation import Networks
+from potstill.compilation import NetworkFamily
 from potstill.compiled import CompiledNetwork
 from potstill.data import TensorSplit
 from potstill.derivatives import FlatModel
 from potstill.distilled import DistilledSet, Recipe
 from potstill.loading import RealData, prepare
 from potstill.models import fresh, resolve
+from potstill.optimizers import SGD, Adam
 from potstill.registry import InputError
 from potstill.scoring import Figure, score_set
 from potstill.sections import DataConfig
@@ -50,10 +51,8 @@ def set_of(real: RealData, **recipe) -> DistilledSet:
 
 def scheduled(optimizer: str, lr: float) -> Recipe:
     """A recipe in which every setting of the optimizer acts."""
-    return Recipe(
-        optimizer=optimizer, lr=lr, momentum=0.8, weight_decay=0.01, inner_milestones=(5, 9), inner_decay=0.3,
-        batch_per_class=1, classes_per_batch=3,
-    )  # fmt: skip
+    rule = Adam() if optimizer == "adam" else SGD(0.8, 0.01, (5, 9), 0.3)
+    return Recipe(optimizer=rule, lr=lr, batch_per_class=1, classes_per_batch=3)
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
@@ -107,7 +106,7 @@ def test_a_compiled_evaluation_gives_the_plain_accuracies():
     real = blobs()
     distilled = set_of(real)
     factory = resolve("mlp", real.shape, 3, width=8, depth=1)
-    networks = Networks(factory, real.shape, 3, CPU, "float32")
+    networks = NetworkFamily(factory, real.shape, 3, CPU, "float32")
     compiled = CompiledNetwork(networks.model(0), networks.most, backend="eager")
     plain, fast = (
         score_set(

@@ -16,18 +16,12 @@ from potstill import files, runs
 from potstill.cli import main
 from potstill.data import TensorSplit
 from potstill.distilled import Recipe
-from potstill.hardness import (
-    UNIFORM,
-    Weighted,
-    adaptive_scores,
-    disagreement,
-    forgetting,
-    hardness_weights,
-)
+from potstill.hardness import adaptive_scores, forgetting, hardness_weights
 from potstill.models import fresh
 from potstill.registry import InputError
+from potstill.sampling import UNIFORM, Weighted
 from potstill.seeds import derive, generator
-from potstill.training import set_batches, split_batches, steps_of
+from potstill.training import set_batches, split_batches, steps_of, train_network
 
 CPU = torch.device("cpu")
 RECIPE = Recipe("mlp", lr=0.02, steps=3)
@@ -39,18 +33,10 @@ def linear():
 
 def test_weights_are_their_formulas():
     scores = torch.arange(9)
-    # Appendix E.2 with 8 networks and threshold 1: its prose wants the middle, its printed formula favours the extremes.
-    assert hardness_weights(scores, 1, 8, "middle").tolist() == [1, 2, 3, 4, 5, 4, 3, 2, 1]
-    assert hardness_weights(scores, 1, 8, "extremes").tolist() == [5, 4, 3, 2, 1, 2, 3, 4, 5]
-    assert hardness_weights(scores, 4, 8, "middle").tolist() == [4, 5, 6, 7, 8, 7, 6, 5, 4]
-    assert hardness_weights(torch.tensor([0, 3]), 0.5, 3, "middle").tolist() == [0.5, 0.5]
-
-
-def test_disagreement_in_both_readings():
-    classes = torch.tensor([[0, 1, 2, 2], [0, 1, 1, 2], [0, 2, 1, 0]])
-    labels = torch.tensor([0, 0, 1, 2])
-    assert disagreement(classes, labels, "label").tolist() == [0, 3, 1, 1]
-    assert disagreement(classes, labels, "vote").tolist() == [0, 1, 1, 1]
+    # Appendix E.2 with 8 networks and threshold 1, as its prose wants it.
+    assert hardness_weights(scores, 1, 8).tolist() == [1, 2, 3, 4, 5, 4, 3, 2, 1]
+    assert hardness_weights(scores, 4, 8).tolist() == [4, 5, 6, 7, 8, 7, 6, 5, 4]
+    assert hardness_weights(torch.tensor([0, 3]), 0.5, 3).tolist() == [0.5, 0.5]
 
 
 def test_a_weighted_draw_takes_one_after_the_other_in_proportion_to_what_is_left():
@@ -115,8 +101,11 @@ def test_adaptive_scores_count_the_networks_that_are_wrong():
     def make(own: int):
         return set_batches(images, targets, labels, RECIPE, own)
 
-    options = {"networks": 4, "against": "label", "seed": 5, "device": CPU}
-    scores = adaptive_scores(make, RECIPE, linear, real.train, **options)
+    def trained(own: int):
+        (predict,) = train_network(fresh(linear, own, CPU), make(own), RECIPE, (3,), own)
+        return predict
+
+    scores = adaptive_scores(trained, real.train, networks=4, seed=5)
     wrong = torch.zeros(len(real.train))
     inputs, right = real.train.take(torch.arange(len(real.train)))
     for network in range(4):
@@ -133,7 +122,7 @@ def test_adaptive_scores_count_the_networks_that_are_wrong():
     assert 0 < scores.float().mean() < 4
 
 
-HARD = {**QUICK, "hardness_sampler": 1.0, "hardness_nets": 2, "hardness_every": 3, "hardness_from": 2}
+HARD = {**QUICK, "real_sampler": "hardness", "hardness_nets": 2, "hardness_every": 3, "hardness_from": 2}
 
 
 def test_a_run_scores_on_schedule_says_what_it_costs_and_resumes_to_the_byte(tmp_path):
@@ -144,7 +133,7 @@ def test_a_run_scores_on_schedule_says_what_it_costs_and_resumes_to_the_byte(tmp
     assert not torch.equal(whole.images, plain.images)
     interrupted_run(tmp_path / "cut", 7, **HARD)
     (newest,) = sorted((tmp_path / "cut" / "checkpoints").iterdir())[-1:]
-    scores = files.load_tensors(newest, "checkpoint")[0]["hardness"]
+    scores = files.load_tensors(newest, "checkpoint")[0]["sampler.scores"]
     assert (scores.dtype, len(scores)) == (torch.uint8, whole.meta["data"]["train"])
     potstill.resume(tmp_path / "cut")
     assert bytes_of(tmp_path / "cut") == bytes_of(tmp_path / "whole")
@@ -167,32 +156,23 @@ def test_before_its_time_it_changes_nothing():
     assert torch.equal(late.images, potstill.distill(**QUICK).images)
 
 
-def test_readings_and_scores_are_options_of_the_command_line(tmp_path, capsys):
-    words = [
-        "distill",
-        "--out",
-        str(tmp_path / "run"),
-        "--quiet",
-        "--model",
-        "mlp",
-        "--steps",
-        "2",
-        "--unroll",
-        "2",
-        "--window",
-        "1",
-    ]
-    words += ["--lengths", "3", "--hardness-sampler", "4", "--hardness-reading", "extremes", "--hardness-score", "vote"]
+def test_the_samplers_options_are_those_of_the_command_line(tmp_path, capsys):
+    words = ["distill", "--out", str(tmp_path / "run"), "--quiet", "--model", "mlp", "--steps", "2", "--unroll", "2"]
+    words += ["--window", "1", "--lengths", "3", "--real-sampler", "hardness", "--hardness-threshold", "4"]
     assert main([*words, "--hardness-nets", "3", "--hardness-every", "1"]) == 0
     assert json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[1])["hardness_seconds"] > 0
     capsys.readouterr()
-    for flag, value, sentence in (
-        ("--hardness-sampler", "0", "hardness_sampler must be above 0, got 0"),
-        ("--hardness-sampler", "on", "hardness_sampler must be a number or off, got 'on'"),
-        ("--hardness-reading", "midle", "hardness_reading must be one of middle, extremes; got 'midle' (did you mean 'middle'?)"),
-        ("--hardness-nets", "0", "hardness_nets must be at least 1"),
+    hardness = ["--real-sampler", "hardness"]
+    for flags, sentence in (
+        ([*hardness, "--hardness-threshold", "0"], "hardness_threshold must be above 0, got 0"),
+        ([*hardness, "--hardness-nets", "0"], "hardness_nets must be at least 1"),
+        (["--real-sampler", "hardnes"], "unknown real sampler 'hardnes' (did you mean 'hardness'?); known: hardness, uniform"),
+        (
+            ["--hardness-nets", "4"],
+            "--hardness-nets has no effect with --real-sampler uniform; it belongs to --real-sampler hardness",
+        ),
     ):
-        assert main(["distill", flag, value]) == 2
+        assert main(["distill", *flags]) == 2
         assert sentence in capsys.readouterr().err
 
 

@@ -11,13 +11,12 @@ import potstill
 
 ROOT = Path(potstill.__file__).parent
 ORDER = [
-    "registry", "seeds", "options", "sections", "config", "devices", "data", "images", "folders", "tables", "sources",
-    "preprocess", "loading",
-    "augment", "models", "parameterisations", "distilled", "store", "derivatives", "fusible", "compiled", "compilation",
-    "inner", "windows", "training", "scoring", "evaluation", "hardness", "methods", "analysis", "outer", "boosting", "resolve",
-    "runs", "distillation", "diagnosis", "api", "grid", "figures", "results", "page", "studies", "nested", "courses", "stability",
-    "ablations", "storage", "transfer", "strata", "summary", "curves", "gallery", "facts", "report", "exports", "display",
-    "commands", "cli",
+    "registry", "seeds", "files", "options", "sections", "slots", "config", "devices", "cache", "data", "images", "folders",
+    "tables", "sources", "preprocess", "loading", "augment", "optimizers", "models", "parameterisations", "distilled", "store",
+    "derivatives", "fusible", "compiled", "compilation", "inner", "rows", "sampling", "training", "scoring", "evaluation",
+    "hardness", "methods", "analysis", "outer", "boosting", "resolve", "runs", "distillation", "diagnosis", "api", "testing",
+    "grid", "figures", "results", "page", "studies", "nested", "courses", "stability", "ablations", "storage", "transfer",
+    "strata", "summary", "curves", "gallery", "facts", "report", "exports", "display", "commands", "cli",
 ]  # fmt: skip
 
 

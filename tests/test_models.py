@@ -5,12 +5,14 @@ import torch
 from torch import Tensor, nn
 from twins import EagerObjective, Tiny, lr, meta_gradient, plain_unroll
 
-from potstill.distillation import check_second_derivative
-from potstill.inner import Adam, Leaves
-from potstill.models import check_model, default_width, fresh, model_name, resolve
+from potstill.inner import Leaves
+from potstill.models import check_model, fresh, model_name, resolve
 from potstill.models.convnet import ConvNet, auto_depth
 from potstill.models.mlp import MLP
+from potstill.optimizers import Adam
+from potstill.options import options_class
 from potstill.registry import MODELS, InputError
+from potstill.resolve import check_second_derivative
 
 CPU = torch.device("cpu")
 
@@ -183,8 +185,7 @@ def test_networks_fit_themselves_to_the_images_and_no_norm_sees_too_few_pixels(n
 
 
 def test_the_width_is_each_networks_own_unless_it_is_given():
-    assert [default_width(name) for name in MODELS] == [128, 128, 64, 128, 64, 128]
-    assert default_width("package.module:net") == 1
+    assert [options_class(MODELS[name])().width for name in MODELS] == [128, 128, 64, 128, 64, 128]
     assert size("vgg11", width="auto") == size("vgg11", width=64)
 
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from potstill.methods.base import Estimate
-from potstill.outer import Hooks, Interrupted, OuterState, Rule, optimise, outer_step, rescale
+from potstill.optimizers import SGD, Adam
+from potstill.outer import Carried, Hooks, Interrupted, OuterState, Rule, Schedule, optimise, outer_step, rescale
 from potstill.registry import InputError
-from potstill.sections import OuterConfig
 
 CPU = torch.device("cpu")
 
@@ -31,7 +31,7 @@ def test_a_unit_gradient_has_norm_1_at_every_step():
         assert rescale(norm, 1.0, "unit")[1] * norm == pytest.approx(1)
     assert rescale(0.0, None, "unit") == (0.0, 1.0)
     method = Scripted([3.0, 0.5])
-    state = OuterState.start(LEAVES, method.init())
+    state = begun()
     for expected in (0.5, 0.5):  # four equal entries
         before = state.moments["images"][0]
         state, record = outer_step(method, config(clip="unit"), RULES, state)
@@ -46,9 +46,7 @@ class Scripted:
     images: list[float]
     targets: float = 0.0
     seen: list[int] = field(default_factory=list)
-
-    def init(self):
-        return {"calls": 0}
+    remedy: str = "lower --inner-lr"
 
     def estimate(self, leaves, state, outer_step):
         self.seen.append(outer_step)
@@ -58,12 +56,13 @@ class Scripted:
         }
         return Estimate(1.0, grads, {"calls": state["calls"] + 1}, {"window": 3})
 
-    def finish(self, state):
-        return {}
-
 
 def config(**options):
-    return OuterConfig(**options)
+    return Schedule(**{"steps": 400, "clip": 2.0, **options})
+
+
+def begun(leaves=None, optimizer=None):
+    return OuterState.start(LEAVES if leaves is None else leaves, {"calls": 0}, optimizer or Adam(), Carried())
 
 
 RULES = {"images": Rule(0.1, clipped=True), "targets": Rule(0.2, least=0.0)}
@@ -75,7 +74,7 @@ def test_the_step_is_adam_on_the_clipped_images_and_the_raw_labels():
     method, leaf = Scripted(script, targets=3.0), torch.zeros(4, requires_grad=True)
     label = torch.full((2,), 5.0, requires_grad=True)
     adam = torch.optim.Adam([{"params": [leaf], "lr": 0.1}, {"params": [label], "lr": 0.2}])
-    state, average = OuterState.start({"images": torch.zeros(4), "targets": torch.full((2,), 5.0)}, method.init()), None
+    state, average = begun({"images": torch.zeros(4), "targets": torch.full((2,), 5.0)}), None
     for raw in script:
         state, record = outer_step(method, config(), RULES, state)
         norm = math.sqrt(4) * abs(raw)  # of a vector of four equal entries
@@ -89,9 +88,22 @@ def test_the_step_is_adam_on_the_clipped_images_and_the_raw_labels():
         assert record["window"] == 3
 
 
+def test_the_outer_optimizer_is_a_part():
+    script, rule = [1.0, 2.0, -1.0], SGD(0.5)
+    method, leaf = Scripted(script), torch.zeros(4, requires_grad=True)
+    sgd = torch.optim.SGD([leaf], lr=0.1, momentum=0.5)
+    state = begun({"images": torch.zeros(4)}, rule)
+    assert len(state.moments["images"]) == 1
+    for raw in script:
+        state, _ = outer_step(method, config(clip=0.0, optimizer=rule), RULES, state)
+        leaf.grad = torch.full((4,), raw)
+        sgd.step()
+        torch.testing.assert_close(state.leaves["images"], leaf.detach())
+
+
 def test_learned_labels_stay_non_negative_and_images_do_not():
     method = Scripted([1.0] * 5, targets=1.0)
-    state = OuterState.start(LEAVES, method.init())
+    state = begun()
     for _ in range(5):
         state, _ = outer_step(method, config(), RULES, state)
     assert torch.equal(state.leaves["targets"], torch.zeros(2))
@@ -101,7 +113,7 @@ def test_learned_labels_stay_non_negative_and_images_do_not():
 def test_a_meta_gradient_that_is_not_finite_is_skipped_and_counted_and_poisons_nothing():
     method = Scripted([1.0, float("nan"), float("inf"), 1.0])
     without = Scripted([1.0, 1.0])
-    state, plain = OuterState.start(LEAVES, method.init()), OuterState.start(LEAVES, without.init())
+    state, plain = begun(), begun()
     records = []
     for _ in range(4):
         state, record = outer_step(method, config(), RULES, state)
@@ -118,23 +130,21 @@ def test_a_meta_gradient_that_is_not_finite_is_skipped_and_counted_and_poisons_n
 def test_twenty_in_a_row_end_the_run_with_a_way_out():
     method = Scripted([float("nan")] * 25)
     with pytest.raises(InputError, match=r"not finite in 20 outer steps in a row, up to step 20; lower --inner-lr"):
-        optimise(method, config(steps=25), RULES, OuterState.start(LEAVES, method.init()), CPU, Hooks())
+        optimise(method, config(steps=25), RULES, begun(), CPU, Hooks())
     assert len(method.seen) == 20
     nineteen = Scripted([float("nan")] * 19 + [1.0])
-    assert optimise(nineteen, config(steps=20), RULES, OuterState.start(LEAVES, nineteen.init()), CPU, Hooks()).updates == 1
+    assert optimise(nineteen, config(steps=20), RULES, begun(), CPU, Hooks()).updates == 1
 
 
 def test_the_best_set_by_validation_is_kept_and_the_first_wins_a_tie():
     method, marks = Scripted([1.0] * 8), iter([0.3, 0.7, 0.7, 0.2])
     seen = []
 
-    def validate(leaves):
-        seen.append(float(leaves["images"][0]))
+    def validate(state):
+        seen.append(float(state.leaves["images"][0]))
         return {"mean": 0}, next(marks)
 
-    state = optimise(
-        method, config(steps=8, validate_every=2), RULES, OuterState.start(LEAVES, method.init()), CPU, Hooks(validate)
-    )
+    state = optimise(method, config(steps=8, validate_every=2), RULES, begun(), CPU, Hooks(validate))
     assert state.best.step == 4
     assert state.best.accuracy == 0.7
     assert float(state.best.leaves["images"][0]) == seen[1] != float(state.leaves["images"][0])
@@ -143,9 +153,7 @@ def test_the_best_set_by_validation_is_kept_and_the_first_wins_a_tie():
 def test_the_last_step_is_validated_and_saved_whatever_the_intervals():
     method, validated, saved = Scripted([1.0] * 5), [], []
     hooks = Hooks(lambda leaves: (validated.append(1) or {}, 0.5), lambda state: saved.append(state.step))
-    optimise(
-        method, config(steps=5, validate_every=3, checkpoint_every=2), RULES, OuterState.start(LEAVES, method.init()), CPU, hooks
-    )
+    optimise(method, config(steps=5, validate_every=3, checkpoint_every=2), RULES, begun(), CPU, hooks)
     assert len(validated) == 2
     assert saved == [2, 4, 5]
 
@@ -154,7 +162,7 @@ def test_a_stop_ends_after_its_step_and_saves():
     method, saved, logged = Scripted([1.0] * 5), [], []
     hooks = Hooks(None, lambda state: saved.append(state.step), logged.append, lambda: len(logged) == 3)
     with pytest.raises(Interrupted, match="interrupted after outer step 3"):
-        optimise(method, config(steps=5), RULES, OuterState.start(LEAVES, method.init()), CPU, hooks)
+        optimise(method, config(steps=5), RULES, begun(), CPU, hooks)
     assert saved == [3]
     assert [record["step"] for record in logged] == [1, 2, 3]
     assert all(record["seconds"] >= 0 and record["memory_mb"] > 0 for record in logged)

@@ -8,23 +8,22 @@ import numpy
 import pytest
 import torch
 import torch.nn.functional as F
-from test_bptt import problem
 from test_runs import QUICK, interrupted_run
+from test_unrolled import problem
 from torch import Tensor
 from twins import CPU
 
 import potstill
 from potstill import files, store
-from potstill.boosting import Stage, examples, with_leaves
+from potstill.boosting import OnBlocks, Rates, Stage, examples, with_leaves
 from potstill.cli import main
-from potstill.config import configuration, options_from_file
 from potstill.data import TensorSplit
-from potstill.distilled import Block, initial_blocks
+from potstill.distilled import Block, Recipe, initial_blocks
 from potstill.gallery import tiled
 from potstill.grid import caption, grid
-from potstill.parameterisations.base import Budget, Parameterisation, block_parameterisation, downsampled, from_plain, upsampled
+from potstill.options import declared
+from potstill.parameterisations.base import Budget, Parameterisation, downsampled, from_plain, upsampled
 from potstill.registry import METHODS, PARAMETERISATIONS, InputError
-from potstill.sections import DistilledConfig
 from potstill.seeds import generator
 
 SHAPES = {"grey": (1, 8, 8), "colour": (3, 8, 12)}
@@ -32,8 +31,10 @@ OTHERS = [name for name in PARAMETERISATIONS if name != "pixels"]
 
 
 def fitting(name: str, shape=(3, 8, 12), classes=3, ipc=2, *, learn_labels=False, **options) -> Parameterisation:
-    config = DistilledConfig(param=name, ipc=ipc, block_ipc=ipc, learn_labels=learn_labels, **{"hallucinators": 2, **options})
-    return block_parameterisation(config, shape, classes)
+    part = PARAMETERISATIONS[name]
+    known = {item.name for item, _ in declared(part.Options)}
+    options = {key: value for key, value in {"hallucinators": 2, **options}.items() if key in known}
+    return part.fitting(Budget(shape, classes, ipc, learn_labels), part.Options(**options))
 
 
 def double(leaves: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -157,32 +158,35 @@ def test_decoding_is_differentiated_right(name, learned):
     assert torch.autograd.gradcheck(decoded, tuple(leaf.requires_grad_() for leaf in leaves.values()))
 
 
-def stage(name: str, blocks: int = 1, **options) -> tuple[Stage, object]:
-    """The last stage of a run on three classes of 1 x 8 x 8 images in float64, and the run's problem."""
-    task = problem(
-        param=name, ipc=2 * blocks, boost_blocks=blocks, block_ipc=2, batch_per_class=2, hallucinators=1, outer_lr=0.05,
-        label_lr=0.02, steps=4, validate_every=9, **options,
-    )  # fmt: skip
-    train = TensorSplit(task.train.take(torch.arange(60))[0].double(), task.train.labels)
-    task = dataclasses.replace(task, train=train, factory=lambda: problem().factory().double())
-    one = block_parameterisation(task.config.distilled, (1, 8, 8), 3)
-    made = initial_blocks("gaussian", [one] * blocks, task.train, 0, CPU)
-    made = tuple(Block(double(block.leaves), one) for block in made)
-    return Stage(task.config, made), task
+def stage(name: str, blocks: int = 1, *, method: str = "bptt", learn_labels: bool = False, **options) -> tuple[Stage, OnBlocks]:
+    """The last stage of a run on three classes of 1 x 8 x 8 images in float64, and its method."""
+    task = problem()
+    train = TensorSplit(task.real.train.take(torch.arange(60))[0].double(), task.real.train.labels)
+    factory = task.networks.factory
+    networks = dataclasses.replace(task.networks, factory=lambda: factory().double())
+    one = fitting(name, (1, 8, 8), 3, 2, learn_labels=learn_labels, hallucinators=1)
+    made = initial_blocks("gaussian", [one] * blocks, train, 0, CPU)
+    found = Stage(tuple(Block(double(block.leaves), one) for block in made), Rates(0.05, 0.02))
+    recipe = Recipe(batch_per_class=2, classes_per_batch=3, augment=("rotate",))
+    real = dataclasses.replace(task.real, train=train)
+    task = dataclasses.replace(task, real=real, networks=networks, labels=found.labels, recipe=recipe)
+    known = {item.name for item, _ in declared(METHODS[method].Options)}
+    options = {key: value for key, value in {"unroll": 6, "window": 3, **options}.items() if key in known}
+    return found, found.on_blocks(METHODS[method](task, METHODS[method].Options(**options)), CPU)
 
 
 @pytest.mark.parametrize("learned", [False, True])
 @pytest.mark.parametrize("name", OTHERS)
 def test_the_meta_gradient_of_stored_numbers_is_how_the_loss_changes(name, learned):
     """The whole way, unroll and decoding, against a difference of the outer loss in float64."""
-    one, task = stage(name, learn_labels=learned, method="bptt", unroll=3, window=3, clip=0)
-    method = one.method(task)
-    found = method.estimate(one.learned, method.init(), 0)
+    one, method = stage(name, learn_labels=learned, unroll=3)
+    state = method.method.start()[0]
+    found = method.estimate(one.learned, state, 0)
     rng = generator(7)
     for key, leaf in one.learned.items():
         along = torch.randn(leaf.shape, generator=rng, dtype=leaf.dtype)
         along *= 1e-5 * leaf.norm() / along.norm()
-        up, down = (method.estimate({**one.learned, key: leaf + sign * along}, method.init(), 0).loss for sign in (1, -1))
+        up, down = (method.estimate({**one.learned, key: leaf + sign * along}, state, 0).loss for sign in (1, -1))
         expected = float((found.grads[key] * along).sum())
         assert (up - down) / 2 == pytest.approx(expected, rel=1e-4, abs=1e-13), key
 
@@ -191,39 +195,51 @@ def test_the_meta_gradient_of_stored_numbers_is_how_the_loss_changes(name, learn
 @pytest.mark.parametrize("method", list(METHODS))
 def test_every_one_goes_with_every_method(name, method):
     """What is stored moves, and by the gradient that the method has at the images, pulled back."""
-    one, task = stage(name, 2, method=method, learn_labels=True)
-    wrapped = one.method(task)
-    found = wrapped.estimate(one.learned, wrapped.init(), 0)
+    free = METHODS[method].needs.targets == "free"
+    one, wrapped = stage(name, 2, method=method, learn_labels=free)
+    state = wrapped.method.start()[0]
+    found = wrapped.estimate(one.learned, state, 0)
     wanted = {key: leaf.clone().requires_grad_() for key, leaf in one.learned.items()}
     made = examples(with_leaves(one.blocks[one.first_moving :], wanted, one.first_moving))
-    plain = wrapped.inner.estimate({key: value.detach() for key, value in made.items()}, wrapped.init(), 0)
-    expected = torch.autograd.grad([made["images"], made["targets"]], list(wanted.values()), [plain.grads[key] for key in made])
+    whole, moving = wrapped.examples(one.learned)
+    assert set(moving) == ({"images", "targets"} if free else {"images"})
+    plain = wrapped.method.estimate(whole, {}, state, 0)
+    expected = torch.autograd.grad(
+        [made[key] for key in plain.grads], list(wanted.values()), [plain.grads[key][whole.frozen :] for key in plain.grads],
+        allow_unused=True, materialize_grads=True,
+    )  # fmt: skip
     for key, grad in zip(wanted, expected, strict=True):
         torch.testing.assert_close(found.grads[key], grad)
         assert grad.any(), key
 
 
 def test_every_leaf_moves_by_the_same_share_of_its_scale():
-    pixels = configuration(outer_lr=0.01, block_ipc=1)
+    rates = Rates(0.01, 0.01)
     for name in PARAMETERISATIONS:
         one = fitting(name, (3, 16, 16), ipc=8)
         train = TensorSplit(torch.zeros(60, 3, 16, 16), torch.arange(60) % 3)
         (block,) = initial_blocks("gaussian", [one], train, 0, CPU)
+        rules = Stage((block,), rates).rules({})
         shares = {
             key.partition(".")[2]: rule.lr / float(block.leaves[key.partition(".")[2]].square().mean().sqrt())
-            for key, rule in Stage(pixels, (block,)).rules.items()
+            for key, rule in rules.items()
         }
         shares.pop("shifts", None)  # they begin small on purpose
         assert all(share == pytest.approx(0.01 * 768**0.5, rel=0.5) for share in shares.values()), (name, shares)
-        assert all(rule.clipped for rule in Stage(pixels, (block,)).rules.values())
+        assert all(rule.clipped for rule in rules.values())
 
 
-SMALL = {**QUICK, "ipc": 2, "hallucinators": 2, "learn_labels": False}
+SMALL = {**QUICK, "ipc": 2, "learn_labels": False}
+
+
+def small(name: str) -> dict[str, object]:
+    """Options of a small run with a parameterisation."""
+    return {**SMALL, "param": name} | ({"hallucinators": 2} if name == "factorised" else {})
 
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_a_run_is_saved_loaded_resumed_exported_and_evaluated(name, tmp_path, capsys):
-    options = {**SMALL, "param": name, "learn_labels": name == "basis"}
+    options = {**small(name), "learn_labels": name == "basis"}
     whole = potstill.distill(**options, out=tmp_path / "whole")
     assert whole.meta["accuracy"]["stored_bytes"] == whole.stored_bytes <= 2 * 10 * (64 + 10 * (name == "basis")) * 4
     assert (whole.ipc, len(whole)) == (2, 10 * whole.per_class)
@@ -251,7 +267,7 @@ def test_a_run_is_saved_loaded_resumed_exported_and_evaluated(name, tmp_path, ca
 @pytest.mark.parametrize("beta", [0.0, 0.5])
 @pytest.mark.parametrize("name", OTHERS)
 def test_it_can_be_boosted(name, beta, tmp_path):
-    options = {**SMALL, "param": name, "ipc": 4, "boost_blocks": 2, "boost_beta": beta, "steps": 3, "init": "real"}
+    options = {**small(name), "ipc": 4, "boost_blocks": 2, "boost_beta": beta, "steps": 3, "init": "real"}
     two = potstill.distill(**options, out=tmp_path / "run")
     one = potstill.distill(**{**options, "ipc": 2, "boost_blocks": 1})
     assert two.budgets == (2, 4)
@@ -263,37 +279,24 @@ def test_it_can_be_boosted(name, beta, tmp_path):
     assert all(not torch.equal(leaf, two.blocks[0].leaves[key]) for key, leaf in two.blocks[1].leaves.items())
 
 
-def test_the_budget_has_two_names(tmp_path, capsys):
-    assert configuration(budget_ipc=7).distilled.ipc == configuration(ipc=7, budget_ipc=7).distilled.ipc == 7
-    (tmp_path / "config.toml").write_text("[distilled]\nbudget_ipc = 3\n")
-    assert options_from_file(tmp_path / "config.toml") == {"ipc": 3}
-    with pytest.raises(InputError, match="ipc and budget_ipc are the same option, got 5 and 7; give one of them"):
-        configuration(ipc=5, budget_ipc=7)
-    assert main(["distill", "--ipc", "5", "--budget-ipc", "7"]) == 2
-    assert "ipc and budget_ipc are the same option, got 5 and 7; give one of them" in capsys.readouterr().err
-    assert main(["distill", "--preset", "cifar10-ipc10", "--budget-ipc", "7"]) == 2  # the preset's is replaced; it lacks data
-    assert "same option" not in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"param": "bases"}, r"unknown parameterisation 'bases' \(did you mean 'basis'\?\); known: basis, factorised, multi-"),
         (
             {"param": "basis", "ipc": 1, "factor": 1, "bases": 16},
-            r"budget_ipc must be at least 2 in each block for 16 bases of 1 x 8 x 8 and one image of each class \(1,184 "
+            r"ipc must be at least 2 in each block for 16 bases of 1 x 8 x 8 and one image of each class \(1,184 "
             r"numbers\), got 1 "
-            r"\(640 numbers\); raise --budget-ipc, or lower --bases or raise --factor",
+            r"\(640 numbers\); raise --ipc, or lower --bases or raise --factor",
         ),
         (
             {"param": "factorised", "ipc": 1, "hallucinators": 40},
-            r"budget_ipc must be at least 4 in each block for 40 hallucinators and one basis of 1 x 4 x 4 for each class",
+            r"ipc must be at least 4 in each block for 40 hallucinators and one basis of 1 x 4 x 4 for each class",
         ),
         ({"param": "multi-formation", "factor": 3}, r"factor must divide .*, 8 x 8, got 3; give --factor one of 1, 2, 4, 8"),
         ({"param": "basis", "factor": 5}, r"factor must divide the images' height and width, 8 x 8, got 5"),
-        ({"param": "basis", "bases": 0}, "bases must be at least 1 for param=basis, got 0; leave it at auto"),
         ({"param": "multi-formation", "ipc": 400}, r"ipc must be at most the smallest class's number .* got 400"),
-        ({"param": "basis", "bases": -1}, "bases must be at least 0, got -1"),
+        ({"param": "basis", "bases": 0}, "bases must be at least 1, got 0"),
         ({"param": "factorised", "hallucinators": 0}, "hallucinators must be at least 1, got 0"),
         ({"ipc": 2, "batch_per_class": 3}, r"batch_per_class must be at most the 2 images of each class, got 3; leave it at auto"),
         ({"param": "multi-formation", "batch_per_class": 9}, r"batch_per_class must be at most the 8 images of each class, got 9"),
@@ -318,7 +321,7 @@ def test_a_budget_counts_labels_only_if_they_are_learned():
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_the_report_shows_what_is_stored_and_what_it_decodes_to(name, tmp_path):
-    options = {**SMALL, "param": name, "steps": 3, "preprocess": "normalize"}
+    options = {**small(name), "steps": 3, "preprocess": "normalize"}
     made = potstill.distill(**options, out=tmp_path / "run")
     assert main(["evaluate", str(tmp_path / "run"), "--nets", "1", "--baseline", "random"]) == 0
     assert main(["report", str(tmp_path / "run"), "--out", str(tmp_path / "page.html")]) == 0
@@ -331,7 +334,7 @@ def test_the_report_shows_what_is_stored_and_what_it_decodes_to(name, tmp_path):
     shown = {"basis": 8, "multi-formation": 20, "factorised": len(made.blocks[0].leaves.get("bases", ()))}[name]
     assert page.count("data:image/png") == shown + len(made)
     assert "On 2 real images of each class, picked at random" in page
-    potstill.distill(**{**options, "param": "pixels"}, out=tmp_path / "plain")
+    potstill.distill(**{**SMALL, "steps": 3, "preprocess": "normalize"}, out=tmp_path / "plain")
     assert main(["report", str(tmp_path / "plain"), "--out", str(tmp_path / "page.html")]) == 0
     assert "What is stored" not in (tmp_path / "page.html").read_text()
 

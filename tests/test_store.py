@@ -168,7 +168,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path):
     path.write_text("old")
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
     script = (
-        "import resource, signal, sys; from pathlib import Path; from potstill.store import write; "
+        "import resource, signal, sys; from pathlib import Path; from potstill.files import write; "
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
         f"resource.setrlimit(resource.RLIMIT_FSIZE, (1000, {limit})); write(Path(sys.argv[1]), b'x' * 5000)"
     )

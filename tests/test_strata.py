@@ -111,7 +111,7 @@ def test_a_stratum_is_not_compared_with_itself():
 def test_the_paper_preset_is_the_papers():
     points = Hardness().points("paper", "parquet:cifar10", (0,))
     configs = [point.config for point in points]
-    assert [(one.distilled.ipc, one.hardness.hardness_sampler) for one in configs] == [
+    assert [(one.distilled.ipc, getattr(one.real_sampler.options, "hardness_threshold", "off")) for one in configs] == [
         (50, "off"), (10, "off"), (1, "off"), (50, 1.0), (50, 4.0),
     ]  # fmt: skip
-    assert {one.hardness.hardness_from for one in configs[3:]} == {25_000}
+    assert {one.real_sampler.options.hardness_from for one in configs[3:]} == {25_000}

@@ -13,7 +13,7 @@ from test_runs import QUICK
 
 from potstill import nested, runs
 from potstill.cli import main
-from potstill.config import configuration, DataConfig
+from potstill.config import DataConfig, configuration
 from potstill.distillation import Listener
 from potstill.distilled import DistilledSet
 from potstill.figures import Drawing, Series, line_figure
@@ -137,7 +137,7 @@ def test_other_options_data_or_networks_are_another_result(tmp_path):
     assert len({place.file(point), place.file(changed), more.file(point)}) == 3
     config = configuration(point.options)
     assert run_name(config, "a") != run_name(config, "b")
-    elsewhere = configuration(config, cache_dir="/elsewhere", threads=7)
+    elsewhere = changed(config, cache_dir="/elsewhere", threads=7)
     assert run_name(config, "a") == run_name(elsewhere, "a")  # where and on what is no other run
 
 

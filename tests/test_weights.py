@@ -11,10 +11,11 @@ import potstill
 from potstill.cli import main
 from potstill.config import configuration
 from potstill.distillation import SILENT, Setup
-from potstill.hardness import Weighted, hardness_weights
+from potstill.hardness import hardness_weights
 from potstill.loading import prepare
-from potstill.outer import OuterState
+from potstill.outer import Carried
 from potstill.registry import InputError
+from potstill.sampling import Weighted
 from potstill.sections import DataConfig
 from potstill.seeds import generator
 from potstill.sources import from_arrays, with_weights
@@ -36,7 +37,8 @@ def setup(**options) -> Setup:
 
 
 def test_each_weight_stays_with_its_image_and_decides_how_often_it_is_drawn():
-    sampler, train = setup().problem.sampler, setup().problem.train
+    real = setup().problem(setup().stage(None), Carried()).real
+    sampler, train = real.sampler, real.train
     rng, draws = generator(0), 4000
     images = torch.cat([train.take(sampler.draw(train, 1, rng))[0] for _ in range(draws)])
     drawn = torch.bincount(images[:, 0, 0, 0].int(), minlength=4) / draws
@@ -46,13 +48,12 @@ def test_each_weight_stays_with_its_image_and_decides_how_often_it_is_drawn():
 
 
 def test_a_hardness_sampler_multiplies_them():
-    known = setup(hardness_sampler=1.0, hardness_nets=2)
+    known = setup(real_sampler="hardness", hardness_nets=2)
     count = len(known.real.train)
     scores = torch.arange(count).remainder(3).to(torch.uint8)
-    state = OuterState.start({}, {})
-    sampler = known.problem_at(OuterState(state.leaves, state.moments, state.method, hardness=scores)).sampler
+    sampler = known.problem(known.stage(None), Carried(sampler={"scores": scores})).real.sampler
     assert isinstance(sampler, Weighted)
-    assert torch.equal(sampler.weights, known.real.weights * hardness_weights(scores, 1, 2, "middle"))
+    assert torch.equal(sampler.weights, known.real.weights * hardness_weights(scores, 1, 2))
     assert torch.equal(known.real.weights, known.real.train.images[:, 0, 0, 0].double())
 
 

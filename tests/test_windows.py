@@ -5,15 +5,17 @@ from collections import Counter
 import pytest
 
 from potstill.config import configuration
-from potstill.registry import WINDOWS, InputError
-from potstill.seeds import generator
+from potstill.methods.unrolled import UnrolledMethod
 from potstill.methods.windows import WARM_UP, Backward, Early, Forward, Growing, RandomTruncated
+from potstill.registry import METHODS, InputError
+from potstill.seeds import generator
 
 UNROLL, WINDOW, DRAWS = 8, 3, 12_000
 
 
 def sampler_of(name: str, **options):
-    return WINDOWS[name].of(configuration(method=name, unroll=UNROLL, window=WINDOW, **options))
+    known = {"unroll": UNROLL, "window": WINDOW}
+    return configuration(known, method=name, **options).method.options
 
 
 def counts(sampler) -> Counter[tuple[int, int]]:
@@ -64,7 +66,7 @@ def test_a_growing_unroll_grows_linearly_and_stays():
         (0, 10), (0, 11), (0, 15), (0, 20), (0, 20), (0, 20),
     ]  # fmt: skip
     assert Growing(20, grow_from=10, grow_over=1).draw({}, generator(0), 0) == (0, 10)
-    grown = WINDOWS["growing"].of(configuration(method="growing", steps=70))
+    grown = configuration(method="growing").method.options.with_steps(70)
     assert (grown.grow_over, grown.unroll, grown.grow_from) == (70, 60, 3)  # over all steps, without being told
 
 
@@ -119,21 +121,22 @@ def test_the_smoothed_loss_is_the_mean_of_the_first_losses_and_then_an_exponenti
         ({"window": 9}, r"window must lie in \[1, unroll=8\], got 9; lower --window or raise --unroll"),
         ({"method": "growing", "grow_from": 9}, r"grow_from must lie in \[1, unroll=8\], got 9; lower --grow-from or"),
         ({"method": "fixed", "burn_in": 6}, r"burn_in must lie in \[0, unroll - window = 5\], got 6; lower --burn-in or"),
-        ({"early_weight": 0.5}, "early_weight must be at least 1"),
+        ({"method": "early", "early_weight": 0.5}, "early_weight must be at least 1"),
     ],
 )
 def test_samplers_refuse_what_cannot_be(options, message):
     with pytest.raises(InputError, match=message):
-        configuration({"unroll": UNROLL, "window": WINDOW, **options})
+        configuration({"unroll": UNROLL, "window": WINDOW}, options)
 
 
-def test_methods_that_differentiate_every_step_ask_for_no_window():
-    for method in ("bptt", "r-bptt"):
-        assert configuration(method=method, unroll=5).outer.window == 20
-    assert configuration(method="growing", unroll=15).outer.window == 20
+def test_methods_that_differentiate_every_step_have_no_window():
+    for method in ("bptt", "r-bptt", "growing"):
+        assert not hasattr(configuration(method=method, unroll=5).method.options, "window")
+        with pytest.raises(InputError, match=rf"window has no effect with --method {method}; it belongs to rat-bptt, t-bptt"):
+            configuration(method=method, window=5)
 
 
 def test_every_sampler_says_what_it_does():
-    for name in WINDOWS:
+    for name in (name for name in METHODS if issubclass(METHODS[name], UnrolledMethod)):
         assert str(UNROLL) in str(sampler_of(name))
     assert str(sampler_of("fixed", burn_in=2)) == "5, the last 3 differentiated"

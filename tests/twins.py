@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from potstill import augment
 from potstill.derivatives import Batch, Eager, FlatModel
 from potstill.inner import EagerObjective, InnerProblem, Leaves, MetaGradient, meta_gradient
-from potstill.optimizers import SGD, Adam, Optimizer
 from potstill.models.convnet import ConvNet
 from potstill.models.mlp import MLP
+from potstill.optimizers import SGD, Adam, Optimizer
 from potstill.parameterisations.base import Budget
 from potstill.parameterisations.pixels import Pixels
 from potstill.seeds import generator, global_seed

@@ -45,7 +45,7 @@ class UnrollOptions(Sampler):
 
     trajectories: int = option(1, "K: unrolls of an outer step, whose mean is taken", low=1)
     tape: Literal["states", "sqrt", "host", "bfloat16"] = option(
-        "states", "what is kept of the window, memory against time (see docs/speed.md)"
+        "states", "memory against time: states, sqrt, host or bfloat16 (docs/speed.md)"
     )
     learn_lr: bool = option(False, "learn the inner learning rate too; the recipe takes it over")
 

@@ -19,7 +19,7 @@ class ConvNetOptions:
 
     width: int = option(128, "channels of the first convolution", low=1)
     depth: int | Auto = option("auto", "blocks; auto: 3, or what the image size allows", low=1)
-    norm: Norm = option("instance", "normalisation in the network")
+    norm: Norm = option("instance", "instance, batch, group, layer or none")
 
     def resolved(self, sizes: Any) -> Self:
         """Replace every "auto" for inputs of `sizes.shape`."""

@@ -31,7 +31,7 @@ class ResNet18Options:
     """Options of the network."""
 
     width: int = option(64, "channels of the first convolution", low=1)
-    norm: Norm = option("instance", "normalisation in the network")
+    norm: Norm = option("instance", "instance, batch, group, layer or none")
 
 
 class ResNet18(nn.Module):

@@ -18,7 +18,7 @@ class VGG11Options:
     """Options of the network."""
 
     width: int = option(64, "channels of the first convolution", low=1)
-    norm: Norm = option("instance", "normalisation in the network")
+    norm: Norm = option("instance", "instance, batch, group, layer or none")
 
 
 class VGG11(nn.Module):

@@ -1,0 +1,1 @@
+"""A package of someone else's, which potstill knows nothing of."""
