@@ -20,6 +20,7 @@ import filelock
 from potstill import store
 from potstill.api import fitting
 from potstill.boosting import made_blocks
+from potstill.claims import Claim, as_data
 from potstill.config import Config
 from potstill.data import Dataset
 from potstill.devices import hardware, pick_device, versions
@@ -33,7 +34,8 @@ from potstill.registry import InputError
 from potstill.results import Measurement, Quantity, Results
 from potstill.runs import RunFolder, steps_done
 
-RUNS, POINTS, TABLE, SUMMARY, PAGE = "runs", "points", "results.csv", "summary.md", "report.html"
+RUNS, POINTS = "runs", "points"
+TABLE, CLAIMS, SUMMARY, PAGE = "results.csv", "claims.json", "summary.md", "report.html"
 SECONDS_BETWEEN_LOOKS, DIGEST = 1.0, 10
 
 
@@ -46,20 +48,20 @@ class Subject:
     lengths: tuple[int, ...]
     seed: int
     folder: RunFolder
-    place: "Place"
+    workplace: "Workplace"
 
     def course(self) -> Iterator[tuple[int, DistilledSet]]:
         """(outer steps done, the set as it was then) for every checkpoint that the run kept, in order."""
         config, one = self.folder.config(), self.distilled.blocks[0].parameterisation
-        for state in self.folder.states(config, self.place.dataset.identity, self.bench.device):
+        for state in self.folder.states(config, self.workplace.dataset.identity, self.bench.device):
             blocks = made_blocks({**state.earlier, **state.leaves}, one)
             yield steps_done(state, config), self.distilled.with_blocks(blocks)
 
     def diagnoses(self, noise: Noise, sources_every: int) -> Iterator[Diagnosis]:
         """The noise of the run's meta-gradient at its start and at every checkpoint."""
-        place = self.place
-        config = Config.from_options(self.folder.config(), device=place.device, threads=place.threads)
-        return diagnose_run(self.folder, config, place.dataset, noise, sources_every=sources_every)
+        workplace = self.workplace
+        config = Config.from_options(self.folder.config(), device=workplace.device, threads=workplace.threads)
+        return diagnose_run(self.folder, config, workplace.dataset, noise, sources_every=sources_every)
 
 
 @dataclass(frozen=True)
@@ -97,18 +99,23 @@ class Study(Protocol):
         """All units of work; an InputError without `data` where the preset has none of its own."""
         ...
 
-    def figures(self, results: Results, place: "Place", points: Sequence[Point]) -> list[Drawing]:
-        """The figures, in the order in which they are shown."""
+    def figures(
+        self,
+        results: Results,
+        workplace: "Workplace",
+        points: Sequence[Point],
+    ) -> list[Drawing]:
+        """Draw the figures, in the order in which they are shown."""
         ...
 
-    def claims(self, results: Results) -> list[str]:
-        """A sentence for each claim, in numbers."""
+    def claims(self, results: Results) -> list[Claim]:
+        """Return each claim once, with all that was measured on it."""
         ...
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a study works and what it measures with.
+class Workplace:
+    """A study's folders, data and machine.
 
     Args:
         folder: the study's own.
@@ -195,50 +202,52 @@ def locked(folder: Path, name: str) -> AbstractContextManager[Any]:
     return filelock.FileLock(folder / f".{name}.lock").acquire(timeout=0)
 
 
-def work(points: Iterable[Point], place: Place) -> int:
+def work(points: Iterable[Point], workplace: Workplace) -> int:
     """Do every point that nobody has done or is doing; how many are still with others."""
     busy = 0
     for point in points:
-        target = place.file(point)
+        target = workplace.file(point)
         try:
             # Another study may need the same run: its lock keeps the second away, which comes back later.
-            with locked(target.parent, target.stem), locked(place.runs, place.run_name(point)):
+            with locked(target.parent, target.stem), locked(workplace.runs, workplace.run_name(point)):
                 if not target.exists():
-                    place.listener.say(f"{point.name} ...")
-                    found = [dataclasses.asdict(row) for row in point.measure(place.subject(point))]
-                    store.write(target, json.dumps({"measurements": found, **provenance(place)}, indent=2) + "\n")
+                    workplace.listener.say(f"{point.name} ...")
+                    found = [dataclasses.asdict(row) for row in point.measure(workplace.subject(point))]
+                    store.write(target, json.dumps({"measurements": found, **provenance(workplace)}, indent=2) + "\n")
         except filelock.Timeout:
             busy += 1
     return busy
 
 
-def provenance(place: Place) -> dict[str, Any]:
+def provenance(workplace: Workplace) -> dict[str, Any]:
     """What a result depends on beside its options."""
-    return {"hardware": hardware(pick_device(place.device)), "versions": versions(), "data": place.dataset.fingerprint}
+    return {"hardware": hardware(pick_device(workplace.device)), "versions": versions(), "data": workplace.dataset.fingerprint}
 
 
-def run_study(study: Study, points: Sequence[Point], place: Place, about: str) -> None:
-    """Do a study together with whoever else works on it, and write its table, figures and summary.
+def run_study(study: Study, points: Sequence[Point], workplace: Workplace, about: str) -> None:
+    """Do a study together with whoever else works on it; write its table, claims and figures.
 
     Args:
         study: tells figures and claims.
         points: its units of work.
-        place: where, and with what.
+        workplace: where, and with what.
         about: what was run, in words, for the summary.
     Raises:
         InputError: a run cannot be made, or a result on disk is damaged.
     """
-    while work(points, place):
+    while work(points, workplace):
         time.sleep(SECONDS_BETWEEN_LOOKS)
-    results = Results(tuple(row for point in points for row in read_point(place.file(point))), study.quantities)
-    store.write(place.folder / TABLE, results.csv())
-    drawings = study.figures(results, place, points)
+    results = Results(tuple(row for point in points for row in read_point(workplace.file(point))), study.quantities)
+    store.write(workplace.folder / TABLE, results.csv())
+    claims = study.claims(results)
+    store.write(workplace.folder / CLAIMS, store.canonical(as_data(claims)) + "\n")
+    drawings = study.figures(results, workplace, points)
     for drawing in drawings:
         if drawing.plot:
-            save(drawing.plot, place.folder / drawing.name)
-    told = Told(study.title, about, study.claims(results), drawings, results.tables, footnote(results, place))
-    store.write(place.folder / SUMMARY, told.markdown())
-    store.write(place.folder / PAGE, study_page(told, place.folder))
+            save(drawing.plot, workplace.folder / drawing.name)
+    told = Told(study.title, about, claims, drawings, results.tables, footnote(results, workplace))
+    store.write(workplace.folder / SUMMARY, told.markdown())
+    store.write(workplace.folder / PAGE, study_page(told, workplace.folder))
 
 
 def read_point(path: Path) -> list[Measurement]:
@@ -249,11 +258,11 @@ def read_point(path: Path) -> list[Measurement]:
         raise InputError(f"{path} is damaged ({error}); remove it, and the study measures that point again") from error
 
 
-def footnote(results: Results, place: Place) -> str:
+def footnote(results: Results, workplace: Workplace) -> str:
     """What the figures are means over, and what they were measured with."""
-    machine = provenance(place)
+    machine = provenance(workplace)
     seeds = len({row.seed for row in results.rows})
-    nets = f"; accuracies are means over {counted(place.nets, 'network')} for each seed" if results.has_accuracies else ""
+    nets = f"; accuracies are means over {counted(workplace.nets, 'network')} for each seed" if results.has_accuracies else ""
     libraries = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
     spread = f"Mean ± standard deviation over {counted(seeds, 'distilling seed')}{nets} (`{TABLE}` has them one by one)"
     return f"{spread}. {machine['hardware']}; {libraries}."
