@@ -112,7 +112,7 @@ class Hardness:
         return found
 
     def measure(self, way: str, scale: Scale) -> Callable[[Subject], list[Measurement]]:
-        """Accuracies of a set by stratum and on test data, and what scoring cost; beside the smallest set all real images."""
+        """Measure a set by stratum and on test data, and what scoring cost; once also all real images."""
 
         def measured(subject: Subject) -> list[Measurement]:
             bench, distilled, records = subject.bench, subject.distilled, subject.folder.records()
@@ -234,7 +234,7 @@ def set_name(ipc: float, way: str) -> str:
 
 
 def scores(subject: Subject, scale: Scale) -> Forgetting:
-    """Forgetting events of the train images, the same for all runs of a study; counted once, whichever process comes first."""
+    """Count forgetting events of the train images, once for all runs of a study and all processes."""
     bench, workplace = subject.bench, subject.workplace
     folder = workplace.folder / "forgetting"
     folder.mkdir(parents=True, exist_ok=True)

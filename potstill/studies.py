@@ -92,11 +92,11 @@ class Study(Protocol):
     """What is measured, in the order in which it is told."""
 
     def about(self, preset: str, data: str | None) -> str:
-        """What a preset runs, in words."""
+        """Tell what a preset runs."""
         ...
 
     def points(self, preset: str, data: str | None, seeds: Sequence[int]) -> list[Point]:
-        """All units of work; an InputError without `data` where the preset has none of its own."""
+        """List the units of work; an InputError without `data` where the preset has none of its own."""
         ...
 
     def figures(
@@ -136,7 +136,7 @@ class Workplace:
     listener: Listener = SILENT
 
     def run(self, point: Point) -> DistilledSet:
-        """The finished set of a point's run: made, resumed, or found."""
+        """Return the finished set of a point's run: made, resumed, or read."""
         path = self.runs / self.run_name(point)
         folder = RunFolder(path)
         if not folder.is_run:
@@ -152,7 +152,7 @@ class Workplace:
         return dataclasses.replace(self.listener, say=SILENT.say)
 
     def subject(self, point: Point) -> Subject:
-        """The set of a point's run, ready to be measured."""
+        """Return the set of a point's run, ready to be measured."""
         config, distilled = point.config, self.run(point)
         real = fitting(distilled, self.dataset, config.data, self.device)
         bench = Bench.of(distilled, real, self.nets, config.run.seed, pick_device(self.device), progress=self.listener.work)
@@ -160,16 +160,16 @@ class Workplace:
         return Subject(distilled, bench, tuple(sorted(config.evaluation.lengths)), config.run.seed, folder, self)
 
     def file(self, point: Point) -> Path:
-        """Where a point's result lies: another number of networks is another result."""
+        """Name the file of a point's result: another number of networks is another result."""
         return self.folder / POINTS / f"{point.name}-{self.run_name(point)[-DIGEST:]}-nets{self.nets}.json"
 
     def run_name(self, point: Point) -> str:
-        """The folder of a point's run."""
+        """Name the folder of a point's run."""
         return run_name(point.config, self.dataset.fingerprint)
 
 
 def small_options(data: str | None) -> dict[str, Any]:
-    """What the small presets share: minutes on two CPU cores, on digits or other small data."""
+    """Return the options that small presets share: minutes on two CPU cores, on small data."""
     options = {
         "data": data or "digits", "preprocess": "normalize", "width": 32, "real_batch": 200, "outer_lr": "auto", "compile": "off",
     }  # fmt: skip
@@ -178,14 +178,14 @@ def small_options(data: str | None) -> dict[str, Any]:
 
 
 def paper_data(data: str | None) -> str:
-    """The data of a paper preset; an InputError if there are none."""
+    """Return the data of a paper preset; an InputError if there are none."""
     if data is None:
         raise InputError("data must be given for the preset paper, which runs on CIFAR-10: --data parquet:PATH")
     return data
 
 
 def run_name(config: Config, fingerprint: str) -> str:
-    """The folder of a run: what it is for the eye, and a hash of all that decides its result."""
+    """Name the folder of a run: what it is for the eye, and a hash of all that decides its result."""
     known = {**config.flat(), "content": fingerprint}
     for name in ("data", "cache_dir", "device", "threads"):
         known.pop(name)
@@ -197,13 +197,13 @@ def run_name(config: Config, fingerprint: str) -> str:
 
 
 def locked(folder: Path, name: str) -> AbstractContextManager[Any]:
-    """A lock that other processes see; filelock.Timeout if one of them has it."""
+    """Take a lock that other processes see; filelock.Timeout if one of them has it."""
     folder.mkdir(parents=True, exist_ok=True)
     return filelock.FileLock(folder / f".{name}.lock").acquire(timeout=0)
 
 
 def work(points: Iterable[Point], workplace: Workplace) -> int:
-    """Do every point that nobody has done or is doing; how many are still with others."""
+    """Do every point that nobody has done or is doing; return how many are still with others."""
     busy = 0
     for point in points:
         target = workplace.file(point)
@@ -220,7 +220,7 @@ def work(points: Iterable[Point], workplace: Workplace) -> int:
 
 
 def provenance(workplace: Workplace) -> dict[str, Any]:
-    """What a result depends on beside its options."""
+    """Tell what a result depends on beside its options."""
     return {"hardware": hardware(pick_device(workplace.device)), "versions": versions(), "data": workplace.dataset.fingerprint}
 
 
@@ -251,7 +251,7 @@ def run_study(study: Study, points: Sequence[Point], workplace: Workplace, about
 
 
 def read_point(path: Path) -> list[Measurement]:
-    """What a point's file holds."""
+    """Read a point's file."""
     try:
         return [Measurement(**row) for row in json.loads(path.read_text(encoding="utf-8"))["measurements"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -259,7 +259,7 @@ def read_point(path: Path) -> list[Measurement]:
 
 
 def footnote(results: Results, workplace: Workplace) -> str:
-    """What the figures are means over, and what they were measured with."""
+    """Tell what the figures are means over, and what they were measured with."""
     machine = provenance(workplace)
     seeds = len({row.seed for row in results.rows})
     nets = f"; accuracies are means over {counted(workplace.nets, 'network')} for each seed" if results.has_accuracies else ""
@@ -269,5 +269,5 @@ def footnote(results: Results, workplace: Workplace) -> str:
 
 
 def counted(number: int, name: str) -> str:
-    """A number of things, in words."""
+    """Tell a number of things in words."""
     return f"{number} {name}{'s' * (number != 1)}"
