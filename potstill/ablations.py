@@ -8,10 +8,11 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+from potstill.claims import Claim, Finding, Reading, compared, ratios
 from potstill.courses import COURSE, METHODS, STEP, Courses, Setting, Ways, accuracies, curves, later, single, throughout
 from potstill.figures import Drawing
-from potstill.results import Measurement, Quantity, Results, Table, compared
-from potstill.studies import Place, Point, Subject
+from potstill.results import Measurement, Quantity, Results, Table
+from potstill.studies import Point, Subject, Workplace
 
 BEFORE = Quantity("inner steps before the window", STEP, where="At outer step {:g}")
 SECONDS = Quantity("seconds for an outer step (median)", STEP, where="Over {:g} outer steps")
@@ -38,7 +39,7 @@ class Windows(Courses):
 
         return measured
 
-    def figures(self, results: Results, place: Place, points: Sequence[Point]) -> list[Drawing]:
+    def figures(self, results: Results, workplace: Workplace, points: Sequence[Point]) -> list[Drawing]:
         course = results[COURSE]
         return [
             Drawing("methods", "Figure 4: test accuracy in the course of distillation", curves(course, METHODS)),
@@ -47,42 +48,70 @@ class Windows(Courses):
             Drawing("places", "Where the moving windows lie: median and range over seeds", curves(results[BEFORE])),
         ]  # fmt: skip
 
-    def claims(self, results: Results) -> list[str]:
+    def claims(self, results: Results) -> list[Claim]:
         course, level = results[COURSE], later(results[COURSE])
         first, end = course.places("bptt")[0], level.rows[0].at
-        found = []
-        for other in ("bptt", "t-bptt", "r-bptt"):
-            sentence = compared(level, ("rat-bptt", end), (other, end), "Paper (figure 4): RaT-BPTT surpasses the other methods", 1)
-            found.append(f"{sentence} {throughout(course, 'rat-bptt', other, 1)}")
-        worse = "Paper (figure 4): a random length (R-BPTT) or a window at the end (T-BPTT) alone is worse than BPTT"
-        found += [compared(level, (other, end), ("bptt", end), worse, -1) for other in ("r-bptt", "t-bptt")]
-        faster = "Paper (section 3): T-BPTT improves faster than BPTT at the beginning"
-        found.append(compared(course, ("t-bptt", first), ("bptt", first), faster, 1))
-        for other in ("forward", "backward"):
-            claim = "Paper (figure 5): random places are better than moving ones"
-            sentence = compared(level, ("rat-bptt", end), (other, end), claim, 1)
-            found.append(f"{sentence} {throughout(course, 'rat-bptt', other, 1)} {moves(results[BEFORE], other)}")
-        early = "Paper (section 4.3): more of the early places gains 0.4 points"
-        found.append(compared(level, ("early", end), ("rat-bptt", end), early, 1))
-        found.append(cost(results[SECONDS], "bptt"))
-        return found
+
+        def against(other: str) -> Finding:
+            best = compared(level, ("rat-bptt", end), (other, end), 1)
+            return best.also(throughout(course, "rat-bptt", other, 1))
+
+        worse = "a random length (R-BPTT) or a window at the end (T-BPTT) alone is worse than BPTT"
+        return [
+            Claim(
+                "Paper (figure 4)",
+                "RaT-BPTT surpasses the other methods",
+                [against(other) for other in ("bptt", "t-bptt", "r-bptt")],
+            ),
+            Claim(
+                "Paper (figure 4)",
+                worse,
+                [compared(level, (way, end), ("bptt", end), -1) for way in ("r-bptt", "t-bptt")],
+            ),
+            Claim(
+                "Paper (section 3)",
+                "T-BPTT improves faster than BPTT at the beginning",
+                [compared(course, ("t-bptt", first), ("bptt", first), 1)],
+            ),
+            Claim(
+                "Paper (figure 5)",
+                "random places are better than moving ones",
+                [against(way).also(moves(results[BEFORE], way)) for way in ("forward", "backward")],
+            ),
+            Claim(
+                "Paper (section 4.3)",
+                "more of the early places gains 0.4 points",
+                [compared(level, ("early", end), ("rat-bptt", end), 1)],
+            ),
+            cost(results[SECONDS], "bptt"),
+        ]
 
 
-def moves(before: Table, way: str) -> str:
-    """Where a moving window was and for how long, by seed."""
+def moves(before: Table, way: str) -> Reading:
+    """Read where a moving window was and for how long, by seed."""
     stays = []
     for seed in before.cell(way, before.places(way)[0]):
         steps = Counter(before.cell(way, at)[seed] for at in before.places(way))
-        stays.append(", ".join(f"{place:g} ({count})" for place, count in steps.items()))
-    return f"Steps before its window (and for how many outer steps), seed by seed: {'; '.join(stays)}."
+        stays.append(", ".join(f"{start:g} ({count})" for start, count in steps.items()))
+    name = "Steps before its window (and for how many outer steps), seed by seed"
+    return Reading(name, "; ".join(stays))
 
 
-def cost(seconds: Table, way: str) -> str:
-    """How much longer an outer step takes than RaT-BPTT's."""
+def cost(seconds: Table, *ways: str) -> Claim:
+    """Return how much longer an outer step of some ways takes than RaT-BPTT's."""
     at = seconds.rows[0].at
-    ratios = ", ".join(f"{ratio:.2f}" for ratio in seconds.ratio((way, at), ("rat-bptt", at)))
-    claim = "Paper (appendix D.4): full backpropagation takes three times as long"
-    return f"{claim}. An outer step of {way} over one of rat-bptt: {ratios} by seed."
+    words = "full backpropagation takes three times as long"
+    return Claim(
+        "Paper (appendix D.4)",
+        words,
+        [
+            ratios(
+                f"An outer step of {way} over one of rat-bptt",
+                seconds.ratio((way, at), ("rat-bptt", at)),
+            )
+            for way in ways
+        ],
+    )
 
 
 class UnrollLength(Courses):
@@ -94,14 +123,22 @@ class UnrollLength(Courses):
         lengths = [setting.window * ratio // 10 for ratio in (20, 30, 50, 75)]
         return {f"T = {length}": {"unroll": length} for length in lengths}
 
-    def claims(self, results: Results) -> list[str]:
+    def claims(self, results: Results) -> list[Claim]:
         table = later(results[COURSE])
         two, three, five, most = table.ways()
         last = table.rows[0].at
-        alike = "Paper (figure 10): unrolls of two to five windows are alike"
-        found = [compared(table, (way, last), (three, last), alike, 0) for way in (two, five)]
-        claim = "Paper (figure 10): seven and a half windows are too many"
-        return [*found, compared(table, (most, last), (three, last), claim, -1)]
+        return [
+            Claim(
+                "Paper (figure 10)",
+                "unrolls of two to five windows are alike",
+                [compared(table, (way, last), (three, last), 0) for way in (two, five)],
+            ),
+            Claim(
+                "Paper (figure 10)",
+                "seven and a half windows are too many",
+                [compared(table, (most, last), (three, last), -1)],
+            ),
+        ]
 
 
 class WindowSize(Courses):
@@ -113,15 +150,21 @@ class WindowSize(Courses):
         unroll = 5 * setting.window
         return {f"M = {size}": {"unroll": unroll, "window": size} for size in (setting.window, unroll * 3 // 10, unroll // 2)}
 
-    def claims(self, results: Results) -> list[str]:
+    def claims(self, results: Results) -> list[Claim]:
         table = later(results[COURSE])
         small, middle, large = table.ways()
         last = table.rows[0].at
-        alike = "Paper (figure 10): windows of 0.3 and 0.5 of the unroll are alike"
-        better = "Not in the paper's words: whether they are better than one of 0.2"
         return [
-            compared(table, (large, last), (middle, last), alike, 0),
-            *(compared(table, (way, last), (small, last), better, 0) for way in (middle, large)),
+            Claim(
+                "Paper (figure 10)",
+                "windows of 0.3 and 0.5 of the unroll are alike",
+                [compared(table, (large, last), (middle, last), 0)],
+            ),
+            Claim(
+                "Not in the paper's words",
+                "whether they are better than one of 0.2",
+                [compared(table, (way, last), (small, last), 0) for way in (middle, large)],
+            ),
         ]
 
 
@@ -146,21 +189,33 @@ class Stabilising(Courses):
     def measure(self, way: str, setting: Setting) -> Callable[[Subject], list[Measurement]]:
         return lambda subject: [*accuracies(way, subject), time_of_a_step(way, subject)]
 
-    def claims(self, results: Results) -> list[str]:
+    def claims(self, results: Results) -> list[Claim]:
         table = later(results[COURSE])
         last = table.rows[0].at
         tried = ("bptt, clipped at 1.05", "bptt, unit norm")
-        little = "Paper (figure 12): controlling the norm improves BPTT only marginally"
-        trail = "Paper (figure 12): and trails behind RaT-BPTT"
-        growing = "Paper (figure 12): growing unrolls are worse than R-BPTT and BPTT"
-        both = "Not in the paper: what unit norm does for RaT-BPTT, and which is better with it"
         unit = "rat-bptt, unit norm"
         return [
-            *(compared(table, (way, last), ("bptt", last), little, 0) for way in tried),
-            *(compared(table, (way, last), ("rat-bptt", last), trail, -1) for way in tried),
-            *(compared(table, ("growing", last), (way, last), growing, -1) for way in ("r-bptt", "bptt")),
-            *(compared(table, (unit, last), (way, last), both, 0) for way in ("rat-bptt", tried[1])),
-            *(cost(results[SECONDS], way) for way in ("bptt", *tried, "growing")),
+            Claim(
+                "Paper (figure 12)",
+                "controlling the norm improves BPTT only marginally",
+                [compared(table, (way, last), ("bptt", last), 0) for way in tried],
+            ),
+            Claim(
+                "Paper (figure 12)",
+                "and trails behind RaT-BPTT",
+                [compared(table, (way, last), ("rat-bptt", last), -1) for way in tried],
+            ),
+            Claim(
+                "Paper (figure 12)",
+                "growing unrolls are worse than R-BPTT and BPTT",
+                [compared(table, ("growing", last), (way, last), -1) for way in ("r-bptt", "bptt")],
+            ),
+            Claim(
+                "Not in the paper",
+                "what unit norm does for RaT-BPTT, and which is better with it",
+                [compared(table, (unit, last), (way, last), 0) for way in ("rat-bptt", tried[1])],
+            ),
+            cost(results[SECONDS], "bptt", *tried, "growing"),
         ]
 
 
@@ -183,12 +238,14 @@ class InnerOptimizers(Courses):
         sgd = {"inner_optimizer": "sgd", "inner_lr": 0.01, "inner_milestones": milestones, "inner_decay": 0.2}
         return {"Adam": {}, "SGD": sgd}
 
-    def claims(self, results: Results) -> list[str]:
+    def claims(self, results: Results) -> list[Claim]:
         table = later(results[COURSE])
         last = table.rows[0].at
         return [
-            compared(
-                table, ("Adam", last), ("SGD", last), "Paper (appendix D.6): Adam is slightly better than SGD, 69.4 to 69.0 %", 1
+            Claim(
+                "Paper (appendix D.6)",
+                "Adam is slightly better than SGD, 69.4 to 69.0 %",
+                [compared(table, ("Adam", last), ("SGD", last), 1)],
             )
         ]
 

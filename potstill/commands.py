@@ -345,15 +345,15 @@ def study(parsed: argparse.Namespace) -> int:
     helpers: list[subprocess.Popen[bytes]] = []
     try:
         with display, listening(display) as listener:
-            place = studies.Place(
+            workplace = studies.Workplace(
                 folder, parsed.out / studies.RUNS, sources.read(config.data), parsed.nets, str(device), threads, listener
             )
             if parsed.helper:
-                studies.work(points, place)
+                studies.work(points, workplace)
                 return 0
             command = helper_command(parsed, threads)
             helpers += [subprocess.Popen(command, stderr=subprocess.DEVNULL) for _ in range(jobs - 1)]
-            studies.run_study(chosen, points, place, chosen.about(parsed.preset, parsed.data))
+            studies.run_study(chosen, points, workplace, chosen.about(parsed.preset, parsed.data))
     except (Interrupted, KeyboardInterrupt) as error:
         raise KeyboardInterrupt("interrupted; the same command goes on where it was") from error
     finally:

@@ -13,11 +13,12 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from potstill.claims import Throughout
 from potstill.config import layered, options_from_preset
 from potstill.diagnosis import Noise
 from potstill.figures import Drawing, Series, line_figure
 from potstill.results import ACCURACY, Measurement, Quantity, Results, Table
-from potstill.studies import Place, Point, Subject, paper_data, small_options
+from potstill.studies import Point, Subject, Workplace, paper_data, small_options
 
 STEP = "outer step"
 AFTER = "After {:g} outer steps"
@@ -124,7 +125,7 @@ class Courses:
         """What is measured of a run."""
         return lambda subject: list(accuracies(way, subject))
 
-    def figures(self, results: Results, place: Place, points: Sequence[Point]) -> list[Drawing]:
+    def figures(self, results: Results, workplace: Workplace, points: Sequence[Point]) -> list[Drawing]:
         return [Drawing("accuracy", "Test accuracy in the course of distillation", curves(results[COURSE]))]
 
 
@@ -171,8 +172,9 @@ def later(table: Table) -> Table:
     return Table(tuple(rows), quantity)
 
 
-def throughout(table: Table, first: str, second: str, expected: int) -> str:
-    """At how many of the places the first way is above (+1) or below (-1) the second in all seeds."""
+def throughout(table: Table, first: str, second: str, expected: int) -> Throughout:
+    """Count the places where the first way is above (+1) or below (-1) the second in all seeds."""
     places = [at for at in table.places(first) if table.cell(second, at)]
-    agreed = sum(all(value * expected > 0 for value in table.difference((first, at), (second, at)).values) for at in places)
-    return f"{first} is {'above' if expected > 0 else 'below'} {second} in all seeds at {agreed} of {len(places)} places."
+    differences = [table.difference((first, at), (second, at)).values for at in places]
+    agreed = sum(all(value * expected > 0 for value in values) for values in differences)
+    return Throughout(first, second, expected > 0, agreed, len(places))

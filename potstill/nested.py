@@ -11,13 +11,14 @@ import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 
+from potstill.claims import Claim, Finding, compared
 from potstill.config import options_from_preset
 from potstill.data import Split
 from potstill.distilled import Block, DistilledSet
 from potstill.figures import Drawing, Series, dot_figure, line_figure
 from potstill.grid import write_grid
-from potstill.results import ACCURACY_BY_SIZE, Measurement, Quantity, Results, Table, compared
-from potstill.studies import Place, Point, Subject, paper_data, small_options
+from potstill.results import ACCURACY_BY_SIZE, Measurement, Quantity, Results, Table
+from potstill.studies import Point, Subject, Workplace, paper_data, small_options
 from potstill.training import Batches
 
 WEAK = 0.1
@@ -25,8 +26,12 @@ WEAK = 0.1
 ALONE, RANDOM = "distilled at that size", "random real"
 STRONG, WEAKLY = "strong boosting, prefix", "weak boosting, prefix"
 FIRST, SECOND = "first block (boosted)", "second block (boosted)"
+ANY_BLOCK = "random block (boosted)"
 COSINE = Quantity("cosine", "images per class", where="At {:g} a class")
 SIMILARITY, NEAREST = "similarity within a class", "similarity to the nearest real image"
+JOINT = "joint"
+LOOKS = {"joint": JOINT, "strong": "strong boosting", "weak": "weak boosting"}
+"""Names of files -> sets whose looks are compared."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +118,7 @@ def lines(table: Table, ways: Sequence[str]) -> Figure:
 
 
 def part_of(ipc: float, kind: str = "distilled") -> str:
-    """What random examples of a set of this size are called."""
+    """Name random examples of a set of this size."""
     return f"random part of a {kind} {ipc:g}"
 
 
@@ -158,14 +163,15 @@ class Subsets(Nested):
 
         rows = [bench.of_set(name, part, lengths) for name, part in zip((FIRST, SECOND), parts, strict=False)]
         stored = parts[0].stored_bytes
-        rows.append(bench.row("random block (boosted)", any_block, lengths, len(parts[0]), block, stored_bytes=stored))
+        rows.append(bench.row(ANY_BLOCK, any_block, lengths, len(parts[0]), block, stored_bytes=stored))
         rows.append(bench.of_subsets(part_of(2 * block, "boosted"), distilled.prefix(2 * block), block, lengths))
         return [Measurement.of(row.name, row, subject.seed) for row in rows]
 
-    def figures(self, results: Results, place: Place, points: Sequence[Point]) -> list[Drawing]:
+    def figures(self, results: Results, workplace: Workplace, points: Sequence[Point]) -> list[Drawing]:
         table = results[ACCURACY_BY_SIZE]
-        parts = lines(table, [way for way in table.ways() if "boosted" not in way])
         least = min(table.places(RANDOM))
+        boosted = (FIRST, SECOND, ANY_BLOCK, part_of(2 * least, "boosted"))
+        parts = lines(table, [way for way in table.ways() if way not in boosted])
         dots = [(way, *table.spread(way, least)) for way in table.ways() if least in table.places(way)]
         blocks = dot_figure(dots, f"test accuracy at {least:g} of each class", percent=True)
         return [
@@ -173,37 +179,39 @@ class Subsets(Nested):
             Drawing("blocks", f"What {least:g} of each class is worth, by where it comes from", blocks),
         ]
 
-    def claims(self, results: Results) -> list[str]:
+    def claims(self, results: Results) -> list[Claim]:
         table = results[ACCURACY_BY_SIZE]
-        whole = int(max(table.places(RANDOM)))
-        block = min(table.places(RANDOM))
+        block, whole = min(table.places(RANDOM)), max(table.places(RANDOM))
         part = part_of(whole)
-        found = [
-            compared(
-                table, (part, at), (RANDOM, at),
-                "Paper (figure 6): a random part of a distilled set does worse than as many random real images", -1,
-            )
-            for at in table.places(part)
-        ]  # fmt: skip
-        found += [
-            compared(
-                table, (part, block), (ALONE, block),
-                "Paper (figure 6): and worse than a set that was distilled at its size", -1,
-            ),
-            compared(
-                table, (SECOND, block), (part, block),
-                "Paper (figure 8b): a single block of a boosted set does much better than a random part of a joint one", 1,
-            ),
-            compared(
-                table, (FIRST, block), (SECOND, block),
-                "Paper (section 6): the first block does better than the second, so that some correlation is left", 1,
-            ),
-        ]  # fmt: skip
         boosted, joint = part_of(2 * block, "boosted"), part_of(2 * block)
-        if table.cell(joint, block):
-            claim = "Paper (figure 8c): a random part of two boosted blocks does better than one of a joint set of their size"
-            found.append(compared(table, (boosted, block), (joint, block), claim, 1))
-        return found
+        measured = bool(table.cell(joint, block))  # not of every scale
+        return [
+            Claim(
+                "Paper (figure 6)",
+                "a random part of a distilled set does worse than as many random real images",
+                [compared(table, (part, at), (RANDOM, at), -1) for at in table.places(part)],
+            ),
+            Claim(
+                "Paper (figure 6)",
+                "and worse than a set that was distilled at its size",
+                [compared(table, (part, block), (ALONE, block), -1)],
+            ),
+            Claim(
+                "Paper (figure 8b)",
+                "a single block of a boosted set does much better than a random part of a joint one",
+                [compared(table, (SECOND, block), (part, block), 1)],
+            ),
+            Claim(
+                "Paper (section 6)",
+                "the first block does better than the second, so that some correlation is left",
+                [compared(table, (FIRST, block), (SECOND, block), 1)],
+            ),
+            Claim(
+                "Paper (figure 8c)",
+                "a random part of two boosted blocks does better than one of a joint set of their size",
+                [compared(table, (boosted, block), (joint, block), 1)] if measured else [],
+            ),
+        ]
 
 
 class Boosting(Nested):
@@ -240,17 +248,26 @@ class Boosting(Nested):
             rows += [bench.of_random(RANDOM, ipc, lengths) for ipc in scale.budgets]
         return [Measurement.of(row.name, row, subject.seed) for row in rows]
 
-    def figures(self, results: Results, place: Place, points: Sequence[Point]) -> list[Drawing]:
+    def figures(self, results: Results, workplace: Workplace, points: Sequence[Point]) -> list[Drawing]:
         table = results[ACCURACY_BY_SIZE]
         return [Drawing("budgets", "Every prefix of a boosted set, and a set distilled for each size", lines(table, table.ways()))]
 
-    def claims(self, results: Results) -> list[str]:
+    def claims(self, results: Results) -> list[Claim]:
         table = results[ACCURACY_BY_SIZE]
-        whole = max(table.places(ALONE))
-        little = "Paper (figure 7): strong boosting costs little against a set distilled at that size"
-        overtakes = "Paper (figure 7): weak boosting overtakes joint distillation at larger sizes"
-        found = [compared(table, (STRONG, at), (ALONE, at), little, 0) for at in table.places(ALONE)]
-        return [*found, compared(table, (WEAKLY, whole), (ALONE, whole), overtakes, 1)]
+        sizes = table.places(ALONE)
+        whole = sizes[-1]
+        return [
+            Claim(
+                "Paper (figure 7)",
+                "strong boosting costs little against a set distilled at that size",
+                [compared(table, (STRONG, at), (ALONE, at), 0) for at in sizes],
+            ),
+            Claim(
+                "Paper (figure 7)",
+                "weak boosting overtakes joint distillation at larger sizes",
+                [compared(table, (WEAKLY, whole), (ALONE, whole), 1)],
+            ),
+        ]
 
 
 class Pictures(Nested):
@@ -261,48 +278,70 @@ class Pictures(Nested):
 
     def points(self, preset: str, data: str | None, seeds: Sequence[int]) -> list[Point]:
         scale = scale_of(preset, data)
-        found = []
-        for seed in seeds:
-            for way, options in (
+        return [
+            Point(f"{name}-seed{seed}", options, self.likeness(LOOKS[name]))
+            for seed in seeds
+            for name, options in (
                 ("joint", scale.joint(scale.ipc, seed)),
-                ("strong boosting", scale.boosted(0.0, seed)),
-                ("weak boosting", scale.boosted(WEAK, seed)),
-            ):
-                found.append(Point(f"{way.split()[0]}-seed{seed}", options, self.likeness(way)))
-        return found
+                ("strong", scale.boosted(0.0, seed)),
+                ("weak", scale.boosted(WEAK, seed)),
+            )
+        ]
 
     def likeness(self, way: str) -> Callable[[Subject], list[Measurement]]:
-        """Cosines between the images as a network reads them."""
+        """Measure cosines between the images as a network reads them."""
 
         def measure(subject: Subject) -> list[Measurement]:
-            distilled, ipc = subject.distilled, subject.distilled.ipc
-            found = []
-            for name, value in ((SIMILARITY, within(distilled)), (NEAREST, nearest(distilled, subject.bench.real.train))):
-                found.append(
-                    Measurement(COSINE.name, f"{way}: {name}", ipc, subject.seed, value, None, 1, "images as a network reads them")
+            distilled, train = subject.distilled, subject.bench.real.train
+            likenesses = {SIMILARITY: within(distilled), NEAREST: nearest(distilled, train)}
+            detail = "images as a network reads them"
+            return [
+                Measurement(
+                    COSINE.name, likened(way, name), distilled.ipc, subject.seed,
+                    value, None, 1, detail,
                 )
-            return found
+                for name, value in likenesses.items()
+            ]  # fmt: skip
 
         return measure
 
-    def figures(self, results: Results, place: Place, points: Sequence[Point]) -> list[Drawing]:
+    def figures(
+        self,
+        results: Results,
+        workplace: Workplace,
+        points: Sequence[Point],
+    ) -> list[Drawing]:
         first = min(row.seed for row in results.rows)
-        shown = [point for point in points if point.options["seed"] == first]
-        for point in shown:
-            write_grid(place.run(point), place.folder / f"{point.name}.png")
-        return [Drawing(point.name, f"The whole set, {point.name.replace('-seed', ', seed ')}") for point in shown]
+        named = {point.name: point for point in points}
+        drawings = []
+        for look in LOOKS:
+            point = named[f"{look}-seed{first}"]
+            write_grid(workplace.run(point), workplace.folder / f"{point.name}.png")
+            drawings.append(Drawing(point.name, f"The whole set, {look}, seed {first}"))
+        return drawings
 
-    def claims(self, results: Results) -> list[str]:
+    def claims(self, results: Results) -> list[Claim]:
         table = results[COSINE]
         at = table.rows[0].at
-        found = []
-        for way in ("strong boosting", "weak boosting"):
-            for name, claim, expected in (
-                (SIMILARITY, "Paper (appendix D.9): boosted images are more diverse than joint ones", -1),
-                (NEAREST, "Paper (section 5): and closer to real images", 1),
-            ):
-                found.append(compared(table, (f"{way}: {name}", at), (f"joint: {name}", at), claim, expected))
-        return found
+
+        def beside_joint(name: str, expected: int) -> list[Finding]:
+            joint = likened(JOINT, name), at
+            boosted = [likened(way, name) for way in LOOKS.values() if way != JOINT]
+            return [compared(table, (way, at), joint, expected) for way in boosted]
+
+        return [
+            Claim(
+                "Paper (appendix D.9)",
+                "boosted images are more diverse than joint ones",
+                beside_joint(SIMILARITY, -1),
+            ),
+            Claim("Paper (section 5)", "and closer to real images", beside_joint(NEAREST, 1)),
+        ]
+
+
+def likened(way: str, likeness: str) -> str:
+    """Name a likeness of some sets."""
+    return f"{way}: {likeness}"
 
 
 def only(distilled: DistilledSet, numbers: Sequence[int]) -> DistilledSet:

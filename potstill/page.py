@@ -10,30 +10,18 @@ import jinja2
 from markupsafe import Markup, escape
 
 import potstill
+from potstill.claims import Claim, Finding, Reading, Throughout, Verdict
 from potstill.figures import Drawing, inline_svg
 from potstill.results import Table
 
 MARK = "potstill study"
 """In the page's <meta name="generator">."""
-CLAIM = re.compile(r"(Paper \([^)]*\)|Not in the paper(?:'s words)?): (.+?)\. (.+)", re.DOTALL)
-"""Where in the paper, what it says, and what was measured."""
-VERDICT = re.compile(r": ([^:;.]*(?:the paper says|undecided|decides nothing)[^:;.]*)\.")
-"""The end of a sentence that says whether a claim held; `results.verdict` words it."""
-
-
-@dataclass(frozen=True)
-class Claim:
-    """One claim of the paper, and all that was measured on it.
-
-    Args:
-        source: where the paper says it; empty with `words` for sentences of another form.
-        words: what it says.
-        found: what was measured, a sentence each.
-    """
-
-    source: str
-    words: str
-    found: list[Markup]
+VERDICTS: dict[Verdict, str] = {
+    "holds": "as the paper says, in all {} seeds",
+    "against": "against what the paper says, in all {} seeds",
+    "undecided": "undecided, the {} seeds disagree",
+    "one seed": "one seed decides nothing",
+}
 
 
 @dataclass(frozen=True)
@@ -43,7 +31,7 @@ class Told:
     Args:
         title: the study's.
         about: what was run.
-        claims: sentences; of the form "Paper (where): what it says. What was measured: verdict." or another.
+        claims: each once, with all that was measured on it.
         drawings: figures, in the order in which they are shown.
         tables: one a quantity.
         footnote: what the figures are means over, and what they were measured with.
@@ -51,37 +39,47 @@ class Told:
 
     title: str
     about: str
-    claims: Sequence[str]
+    claims: Sequence[Claim]
     drawings: Sequence[Drawing]
     tables: Sequence[Table]
     footnote: str
 
     def markdown(self) -> str:
-        """The study in a page of Markdown that shows the figures beside it."""
-        lines = [f"# {self.title}", "", self.about, "", *(f"- {claim}" for claim in self.claims)]
+        """Write the study as a page of Markdown that shows the figures beside it."""
+        lines = [f"# {self.title}", "", self.about, ""]
+        for claim in self.claims:
+            source = f"{claim.source}: " if claim.source else ""
+            lines += [f"- {source}{claim.words}. {sentence(finding)}" for finding in claim.findings]
         for drawing in self.drawings:
-            lines += ["", f"![{drawing.caption}]({drawing.name}.{'svg' if drawing.plot else 'png'})", "", f"*{drawing.caption}*"]
+            file = f"{drawing.name}.{'svg' if drawing.plot else 'png'}"
+            lines += ["", f"![{drawing.caption}]({file})", "", f"*{drawing.caption}*"]
         for table in self.tables:
             places = table.shown_places()
-            lines += [
-                "",
-                f"| {table.quantity.name}, by {table.quantity.place} | {' | '.join(map(table.quantity.name_of, places))} |",
-            ]
-            lines += ["|---" * (1 + len(places)) + "|"]
-            lines += [f"| {way} | {' | '.join(table.words(way, at) for at in places)} |" for way in table.ways()]
+            corner = f"{table.quantity.name}, by {table.quantity.place}"
+            heads = corner, *map(table.quantity.name_of, places)
+            lines += ["", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+            for way in table.ways():
+                lines.append(f"| {' | '.join((way, *(table.words(way, at) for at in places)))} |")
         return "\n".join([*lines, "", self.footnote, ""])
 
 
 def study_page(told: Told, folder: Path) -> str:
-    """The HTML page's text; `folder` is where the pictures lie that are drawn already."""
+    """Write the study as an HTML page.
+
+    Args:
+        told: the study.
+        folder: where the pictures lie that are drawn already.
+    """
+    measured = [claim for claim in told.claims if claim.findings]
+    numbered = enumerate(told.drawings)
     return (
         environment()
         .get_template("study.html.jinja")
         .render(
             title=told.title,
             about=text(told.about),
-            claims=by_claim(told.claims),
-            drawings=[(drawing, picture(drawing, f"figure{place}", folder)) for place, drawing in enumerate(told.drawings)],
+            claims=[(claim, list(map(marked, claim.findings))) for claim in measured],
+            drawings=[(each, picture(each, f"figure{number}", folder)) for number, each in numbered],
             tables=told.tables,
             footnote=text(told.footnote),
             generator=f"{MARK} {potstill.__version__}",
@@ -91,33 +89,59 @@ def study_page(told: Told, folder: Path) -> str:
 
 
 def environment() -> jinja2.Environment:
-    """Templates of this package: all text is escaped, and what is not there is an error."""
+    """Open the package's templates: all text is escaped, and what is not there is an error."""
     return jinja2.Environment(
-        loader=jinja2.PackageLoader("potstill", ""), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
+        loader=jinja2.PackageLoader("potstill", ""),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
 
 
-def by_claim(sentences: Sequence[str]) -> list[Claim]:
-    """The sentences under the claims that they begin with, each claim once; first those of another form, then as they appear."""
-    claims: dict[tuple[str, str], list[Markup]] = {}
-    for sentence in sentences:
-        parts = CLAIM.fullmatch(sentence)
-        source, words, found = parts.groups() if parts else ("", "", sentence)
-        claims.setdefault((source, words), []).append(text(found))
-    # Without a heading of their own, sentences that came later would look as if they belonged to the claim before them.
-    return sorted((Claim(*claim, found) for claim, found in claims.items()), key=lambda claim: claim.words != "")
+def parts(finding: Finding) -> tuple[str, str, str]:
+    """Return a finding as told: what was measured, the verdict or nothing, and what follows."""
+    figures = [f"{reading.name}: {reading.words}" for reading in finding.readings]
+    if finding.difference:
+        figures.append(f"{finding.difference.name} {finding.difference.words}")
+    if finding.conclusion:
+        figures.append(finding.conclusion)
+    where = f"{finding.where}, " if finding.where else ""
+    what = f"{finding.what} " if finding.what else ""
+    judged = VERDICTS[finding.verdict].format(finding.seeds) if finding.verdict else ""
+    measured = f"{where}{what}{'; '.join(figures)}{': ' if judged else ''}"
+    return measured, judged, " ".join([".", *map(in_addition, finding.further)])
+
+
+def in_addition(more: Reading | Throughout) -> str:
+    """Return a sentence for what belongs to a finding."""
+    if isinstance(more, Reading):
+        return f"{more.name}: {more.words}."
+    relation = "above" if more.above else "below"
+    counted = f"{more.agreed} of {more.places} places"
+    return f"{more.first} is {relation} {more.second} in all seeds at {counted}."
+
+
+def sentence(finding: Finding) -> str:
+    """Tell a finding in plain words."""
+    return "".join(parts(finding))
+
+
+def marked(finding: Finding) -> Markup:
+    """Tell a finding for the HTML page, where its verdict stands out."""
+    measured, judged, rest = parts(finding)
+    strong = Markup("<strong>{}</strong>").format(judged) if judged else ""
+    return text(measured) + strong + text(rest)
 
 
 def text(words: str) -> Markup:
-    """Words for the page: `names` are set as code, a verdict at the end stands out, and no line ends within a number."""
+    """Set words for the HTML page: `names` as code, and no line ends within a number."""
     html = re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(words)))
-    html = re.sub(r"(?<=[\d±]) (?=[\d±%])", "\N{NO-BREAK SPACE}", html)
-    return Markup(VERDICT.sub(r": <strong>\1</strong>.", html))
+    return Markup(re.sub(r"(?<=[\d±]) (?=[\d±%])", "\N{NO-BREAK SPACE}", html))
 
 
 def picture(drawing: Drawing, name: str, folder: Path) -> Markup:
-    """A drawing as an element of the page.
+    """Return a drawing as an element of the page.
 
     Args:
         drawing: its plot, or the name of its picture.
@@ -125,6 +149,7 @@ def picture(drawing: Drawing, name: str, folder: Path) -> Markup:
         folder: where the picture lies.
     """
     if drawing.plot:
-        return inline_svg(drawing.plot, name, f"{drawing.caption.rstrip('.')}. The tables have its numbers.")
+        alternative = f"{drawing.caption.rstrip('.')}. The tables have its numbers."
+        return inline_svg(drawing.plot, name, alternative)
     data = base64.b64encode((folder / f"{drawing.name}.png").read_bytes()).decode()
     return Markup('<img src="data:image/png;base64,{}" alt="{}">').format(data, drawing.caption)

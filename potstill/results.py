@@ -74,6 +74,20 @@ class Measurement:
         place, detail = row.ipc if at is None else at, f"{row.steps} steps; {row.protocol}; {row.stored_bytes or 0:,} bytes"
         return cls(ACCURACY, way, place, seed, figure.mean, figure.std, figure.n, detail)
 
+    @classmethod
+    def of_text(cls, row: Mapping[str, str]) -> "Measurement":
+        """Read a line of the table, whose values are text."""
+        return cls(
+            row["quantity"],
+            row["way"],
+            float(row["at"]),
+            int(row["seed"]),
+            float(row["mean"]),
+            float(row["std"]) if row["std"] else None,
+            int(row["n"]),
+            row["detail"],
+        )
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -157,8 +171,13 @@ class Results:
         """Whether networks were tested."""
         return any(row.quantity == ACCURACY for row in self.rows)
 
+    @classmethod
+    def of_csv(cls, text: str, quantities: tuple[Quantity, ...]) -> "Results":
+        """Read what `csv` wrote."""
+        return cls(tuple(map(Measurement.of_text, csv.DictReader(io.StringIO(text)))), quantities)
+
     def csv(self) -> str:
-        """One line a measurement."""
+        """Write one line a measurement."""
         buffer = io.StringIO()
         writer = csv.writer(buffer, lineterminator="\n")
         writer.writerow(field.name for field in dataclasses.fields(Measurement))
@@ -175,27 +194,3 @@ def in_words(values: Sequence[float], sign: str, unit: str, percent: bool) -> st
         spread = "" if figure.std is None else f" ± {100 * figure.std:.1f}"
         return f"{100 * figure.mean:{sign}.1f}{spread}{unit}"
     return f"{figure.mean:{sign}.3g}" + ("" if figure.std is None else f" ± {figure.std:.2g}")
-
-
-def verdict(values: Sequence[float], expected: int) -> str:
-    """Whether paired differences go the way that the paper says, +1 or -1; decided only where every seed agrees."""
-    ways = {value * expected > 0 for value in values}
-    count = len(values)
-    if count < 2:
-        return "one seed decides nothing"
-    if len(ways) > 1:
-        return f"undecided, the {count} seeds disagree"
-    return f"{'as' if ways == {True} else 'against what'} the paper says, in all {count} seeds"
-
-
-def compared(table: Table, first: tuple[str, float], second: tuple[str, float], claim: str, expected: int) -> str:
-    """A sentence: the paper's claim, both figures, their paired difference, and whether its sign is the `expected` one.
-
-    With 0 for `expected` the claim is of size, not of sign, and is left to the reader.
-    """
-    found = table.difference(first, second)
-    told = f": {verdict(found.values, expected)}" if expected else ""
-    return (
-        f"{claim}. {table.quantity.where.format(first[1])}, {first[0]}: {table.words(*first)}; "
-        f"{second[0]}: {table.words(*second)}; difference {found}{told}."
-    )

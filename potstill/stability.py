@@ -12,11 +12,12 @@ from collections.abc import Callable, Sequence
 from matplotlib.figure import Figure
 
 from potstill.analysis import SOURCES
+from potstill.claims import Claim, Finding, compared, ratios, reading
 from potstill.courses import AFTER, METHODS, STEP, Courses, Setting, Ways, curves, single, throughout
 from potstill.diagnosis import Noise
 from potstill.figures import Drawing
-from potstill.results import Measurement, Quantity, Results, Table, compared, verdict
-from potstill.studies import Place, Point, Subject
+from potstill.results import Measurement, Quantity, Results, Table
+from potstill.studies import Point, Subject, Workplace
 
 NORM = Quantity("meta-gradient norm", STEP, log=True, where=AFTER)
 IMAGE_NORM = Quantity("mean norm of an image's meta-gradient", STEP, log=True, where=AFTER)
@@ -81,7 +82,7 @@ class Stability(Courses):
 
         return measured
 
-    def figures(self, results: Results, place: Place, points: Sequence[Point]) -> list[Drawing]:
+    def figures(self, results: Results, workplace: Workplace, points: Sequence[Point]) -> list[Drawing]:
         return [
             Drawing(
                 "norm",
@@ -103,30 +104,53 @@ class Stability(Courses):
         """The noise of some methods by some sources, or by each."""
         return curves(results[NOISE], [f"{method}, {SOURCES[name]}" for method in methods for name in names or SOURCES])
 
-    def claims(self, results: Results) -> list[str]:
-        jumps, variance, uneven, norm = (results[quantity] for quantity in (JUMPS, VARIANCE, UNEVEN, NORM))
-        last = jumps.rows[0].at
-        unstable = "Paper (figure 3): BPTT's meta-gradients are unstable, truncation stabilises them"
-        found = [
-            compared(jumps, ("bptt", last), ("t-bptt", last), unstable, 1),
-            compared(jumps, ("bptt", last), ("rat-bptt", last), unstable, 1),
-            compared(
-                jumps, ("r-bptt", last), ("rat-bptt", last),
-                "Paper (section 3): so are those of R-BPTT, which differentiates every step of unrolls of random length", 1,
+    def claims(self, results: Results) -> list[Claim]:
+        variance, uneven, spread = (results[quantity] for quantity in (VARIANCE, UNEVEN, SPREAD))
+        jumps = results[JUMPS]
+        last, end = jumps.rows[0].at, max(variance.places("rat-bptt"))
+
+        def lower(other: str) -> Finding:
+            later = compared(variance, ("rat-bptt", end), (other, end), -1)
+            return later.also(throughout(variance, "rat-bptt", other, -1))
+
+        random_length = "so are those of R-BPTT, which differentiates every step of unrolls of random length"
+        return [
+            Claim(
+                "Paper (figure 3)",
+                "BPTT's meta-gradients are unstable, truncation stabilises them",
+                [compared(jumps, ("bptt", last), (way, last), 1) for way in ("t-bptt", "rat-bptt")],
             ),
-        ]  # fmt: skip
-        found += [decrease(norm, way, stable=way in ("rat-bptt", "t-bptt")) for way in METHODS]
-        lower = "Paper (figure 11): RaT-BPTT maintains a lower variance at each training step"
-        end = max(variance.places("rat-bptt"))
-        for other in METHODS[1:]:
-            sentence = compared(variance, ("rat-bptt", end), (other, end), lower, -1)
-            found.append(f"{sentence} {throughout(variance, 'rat-bptt', other, -1)}")
-        even = "Paper (figure 11): and a more even one over the course of training"
-        found.append(compared(uneven, ("rat-bptt", last), ("bptt", last), even, -1))
-        noise, spread = results[NOISE], results[SPREAD]
-        amplified = "Paper (section 3): long products of Hessians amplify the variance from different initialisations"
-        found += [compared(spread, ("bptt", at), ("t-bptt", at), amplified, 1) for at in spread.places("bptt")]
-        return [*found, *dominant(noise, "rat-bptt")]
+            Claim(
+                "Paper (section 3)",
+                random_length,
+                [compared(jumps, ("r-bptt", last), ("rat-bptt", last), 1)],
+            ),
+            Claim(
+                "Paper (figure 3)",
+                "stable learning shows in norms that decrease",
+                [decrease(results[NORM], way, stable=way in ("rat-bptt", "t-bptt")) for way in METHODS],
+            ),
+            Claim(
+                "Paper (figure 11)",
+                "RaT-BPTT maintains a lower variance at each training step",
+                [lower(other) for other in METHODS[1:]],
+            ),
+            Claim(
+                "Paper (figure 11)",
+                "and a more even one over the course of training",
+                [compared(uneven, ("rat-bptt", last), ("bptt", last), -1)],
+            ),
+            Claim(
+                "Paper (section 3)",
+                "long products of Hessians amplify the variance from different initialisations",
+                [compared(spread, ("bptt", at), ("t-bptt", at), 1) for at in spread.places("bptt")],
+            ),
+            Claim(
+                "Paper (section 3, left open)",
+                "which of real samples, network start and window the noise comes from",
+                dominant(results[NOISE], "rat-bptt"),
+            ),
+        ]
 
 
 def taken(noise: Noise) -> str:
@@ -134,41 +158,42 @@ def taken(noise: Noise) -> str:
     return f"{f'by {noise.signs} signs' if noise.signs else 'exactly'}, the median of {noise.unrolls} unrolls"
 
 
-def decrease(norm: Table, way: str, *, stable: bool) -> str:
-    """Whether the norm of a way decreases over its course, from the first quarter of the steps to the last.
+def decrease(norm: Table, way: str, *, stable: bool) -> Finding:
+    """Tell whether the norm of a way decreases from the first quarter of its steps to the last.
 
     Of a method that is not `stable` the paper says nothing.
     """
     places = norm.places(way)
     quarter = max(1, len(places) // 4)
-    ratios = []
+    changes = []
     for seed in norm.cell(way, places[0]):
         first, last = (
             statistics.median(norm.cell(way, at)[seed] for at in part if seed in norm.cell(way, at))
             for part in (places[:quarter], places[-quarter:])
         )
-        ratios.append(math.log(last / first))
-    told = ", ".join(f"{math.exp(ratio):.2f}" for ratio in ratios)
-    held = f": {verdict(ratios, -1)}" if stable else ""
-    return f"Paper (figure 3): stable learning shows in norms that decrease. {way}, last quarter over first: {told} by seed{held}."
+        changes.append(last / first)
+    return ratios(f"{way}, last quarter over first", changes, -1 if stable else 0)
 
 
-def dominant(noise: Table, method: str) -> list[str]:
-    """What the noise of a method comes from, which the paper leaves open."""
+def dominant(noise: Table, method: str) -> list[Finding]:
+    """Tell what the noise of a method comes from, at each place where it was measured."""
     ways = {name: f"{method}, {words}" for name, words in SOURCES.items()}
     alone = [name for name in ways if name != "all"]
-    found = []
+    findings = []
     for at in noise.places(ways["all"]):
-        shares = "; ".join(f"{SOURCES[name]}: {noise.words(way, at)}" for name, way in ways.items())
+        shares = [reading(noise, way, at, SOURCES[name]) for name, way in ways.items()]
         cells = {name: noise.cell(ways[name], at) for name in alone}
         greatest = {max(alone, key=lambda name: cells[name][seed]) for seed in cells["start"]}
         agreed = f"the {greatest.pop()} gives the most in all seeds"
-        told = "the seeds disagree on which gives the most" if greatest else agreed
-        found.append(
-            "Paper (section 3, left open): which of real samples, network start and window the noise comes from. "
-            f"After {at:g} outer steps, of the squared length of {method}'s meta-gradient varies with {shares}; {told}."
+        findings.append(
+            Finding(
+                tuple(shares),
+                AFTER.format(at),
+                f"of the squared length of {method}'s meta-gradient varies with",
+                conclusion="the seeds disagree on which gives the most" if greatest else agreed,
+            )
         )
-    return found
+    return findings
 
 
 def logged(quantity: Quantity, name: str, way: str, subject: Subject) -> list[Measurement]:

@@ -9,14 +9,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from potstill.claims import Claim, Finding, Reading, compared
 from potstill.config import options_from_preset
 from potstill.courses import STEP, curves, single
 from potstill.figures import Drawing, dot_figure
 from potstill.grid import write_grid
 from potstill.nested import RANDOM, lines
 from potstill.registry import PARAMETERISATIONS
-from potstill.results import ACCURACY, Measurement, Quantity, Results, compared
-from potstill.studies import Place, Point, Subject, paper_data, small_options
+from potstill.results import ACCURACY, Measurement, Quantity, Results, Table
+from potstill.studies import Point, Subject, Workplace, paper_data, small_options
 
 BUDGET = "images per class of the budget"
 ACCURACY_BY_BUDGET = Quantity(ACCURACY, BUDGET, percent=True, where="At {:g} a class")
@@ -118,7 +119,7 @@ class Parameterisations:
 
         return measured
 
-    def figures(self, results: Results, place: Place, points: Sequence[Point]) -> list[Drawing]:
+    def figures(self, results: Results, workplace: Workplace, points: Sequence[Point]) -> list[Drawing]:
         accuracy = results[ACCURACY_BY_BUDGET]
         first, least = min(row.seed for row in results.rows), min(accuracy.places(PIXELS))
         plot = lines(accuracy, accuracy.ways())
@@ -127,31 +128,56 @@ class Parameterisations:
             plot = dot_figure(dots, f"test accuracy, in the bytes of {least:g} of each class", percent=True)
         shown = [point for point in points if (point.options["seed"], point.options["ipc"]) == (first, least)]
         for point in shown:
-            write_grid(place.run(point), place.folder / f"{point.name}.png")
+            write_grid(workplace.run(point), workplace.folder / f"{point.name}.png")
         return [
             Drawing("accuracy", "Table 2's question: test accuracy by budget", plot),
             Drawing("course", "Validation accuracy in the course of distillation", curves(results[VALIDATION])),
             *(Drawing(point.name, f"What networks train on, {point.options['param']}, seed {first}") for point in shown),
         ]
 
-    def claims(self, results: Results) -> list[str]:
-        table, found = results[ACCURACY_BY_BUDGET], []
-        better = "Paper (Table 2): with a linear basis RaT-BPTT is better than with pixels"
-        others = "Paper (Table 2, where each has a method of its own): a linear basis is better than {}"
-        open_ = "Not in the paper: what {} is worth with RaT-BPTT"
+    def claims(self, results: Results) -> list[Claim]:
+        table = results[ACCURACY_BY_BUDGET]
+        budgets = table.places(PIXELS)
         rivals = [way for way in table.ways() if way not in (PIXELS, BASIS, RANDOM)]
-        for at in table.places(PIXELS):
-            found.append(compared(table, (BASIS, at), (PIXELS, at), better, 1))
-            found += [compared(table, (BASIS, at), (way, at), others.format(way), 1) for way in rivals]
-            found += [compared(table, (way, at), (PIXELS, at), open_.format(way), 0) for way in rivals]
-        return [*found, told(results, BYTES, "{:,.0f}"), told(results, SHARE, "{:.2%}")]
+
+        def beside(first: str, second: str, expected: int) -> list[Finding]:
+            return [compared(table, (first, at), (second, at), expected) for at in budgets]
+
+        return [
+            Claim(
+                "Paper (Table 2)",
+                "with a linear basis RaT-BPTT is better than with pixels",
+                beside(BASIS, PIXELS, 1),
+            ),
+            *(
+                Claim(
+                    "Paper (Table 2, where each has a method of its own)",
+                    f"a linear basis is better than {rival}",
+                    beside(BASIS, rival, 1),
+                )
+                for rival in rivals
+            ),
+            *(
+                Claim(
+                    "Not in the paper",
+                    f"what {rival} is worth with RaT-BPTT",
+                    beside(rival, PIXELS, 0),
+                )
+                for rival in rivals
+            ),
+            means(results[BYTES], "{:,.0f}"),
+            means(results[SHARE], "{:.2%}"),
+        ]
 
 
-def told(results: Results, quantity: Quantity, form: str) -> str:
-    """The values of a quantity by budget and way."""
-    table = results[quantity]
-    parts = []
+def means(table: Table, form: str) -> Claim:
+    """Return an account of a quantity: its mean over seeds for each way, at each budget."""
+    findings = []
     for at in table.places(PIXELS):
-        values = ", ".join(f"{way} {form.format(statistics.fmean(table.cell(way, at).values()))}" for way in table.ways())
-        parts.append(f"{table.quantity.where.format(at)}: {values}")
-    return f"{quantity.name.capitalize()}. {'; '.join(parts)}."
+        cells = {way: tuple(table.cell(way, at).values()) for way in table.ways()}
+        readings = [
+            Reading(way, form.format(statistics.fmean(values)), values)
+            for way, values in cells.items()
+        ]  # fmt: skip
+        findings.append(Finding(tuple(readings), table.quantity.where.format(at)))
+    return Claim("", table.quantity.name.capitalize(), findings)

@@ -10,16 +10,17 @@ from typing import Any
 
 import filelock
 
+from potstill.claims import Claim, Finding, Reading, compared, judged, reading
 from potstill.config import configuration, options_from_preset
 from potstill.courses import AFTER, STEP, curves, single
 from potstill.data import Part
 from potstill.figures import Drawing, Series, strata_figure
 from potstill.hardness import MORE, NEVER, Forgetting, forgetting
 from potstill.loading import cut_of
-from potstill.results import ACCURACY_BY_SIZE, Measurement, Quantity, Results, Table, compared, in_words, verdict
+from potstill.results import ACCURACY_BY_SIZE, Difference, Measurement, Quantity, Results, Table
 from potstill.runs import scoring_share
 from potstill.scoring import Figure
-from potstill.studies import Place, Point, Subject, paper_data, small_options
+from potstill.studies import Point, Subject, Workplace, paper_data, small_options
 from potstill.training import Batches, steps_of
 
 FULL, STANDARD, SHARES = "all real images", "uniform real batches", "train images"
@@ -111,16 +112,15 @@ class Hardness:
         return found
 
     def measure(self, way: str, scale: Scale) -> Callable[[Subject], list[Measurement]]:
-        """Accuracies of a set by stratum and on test data, and what scoring cost; beside the smallest set all real images."""
+        """Measure a set by stratum and on test data, and what scoring cost; once also all real images."""
 
         def measured(subject: Subject) -> list[Measurement]:
             bench, distilled, records = subject.bench, subject.distilled, subject.folder.records()
             train, ipc, seed = bench.real.train, distilled.ipc, subject.seed
             strata = scores(subject, scale).strata(scale.edges)
             parts = {stratum: Part(train, rows) for stratum, rows in strata.items()}
-            of_set = size_name(ipc) if way == STANDARD else f"{size_name(ipc)}, {way}"
-            steps = distilled.recipe.steps
-            test, found = by_stratum(subject, of_set, bench.batches_of(distilled), steps, parts)
+            steps, name = distilled.recipe.steps, set_name(ipc, way)
+            test, found = by_stratum(subject, name, bench.batches_of(distilled), steps, parts)
             found.append(figured(ACCURACY_BY_SIZE, way, ipc, subject, test, steps))
             if ipc == scale.sizes[-1]:
                 found.append(single(COST, way, ipc, subject, scoring_share(records), "logged; several runs at a time"))
@@ -136,7 +136,7 @@ class Hardness:
 
         return measured
 
-    def figures(self, results: Results, place: Place, points: Sequence[Point]) -> list[Drawing]:
+    def figures(self, results: Results, workplace: Workplace, points: Sequence[Point]) -> list[Drawing]:
         table, shares = results[BY_EVENTS], results[HOW_MANY]
         strata = shares.places(SHARES)
         counts = [shares.spread(SHARES, at)[0] for at in strata]
@@ -149,80 +149,101 @@ class Hardness:
                 lines.append(Series(way, range(len(strata)), means, deviations))
             return strata_figure(lines, counts, names, EVENTS, table.quantity.name, shares.quantity.name)
 
-        plain = [way for way in table.ways() if "," not in way]
-        sizes = sorted((way for way in plain if way != FULL), key=lambda way: int(way.split()[0]))
-        largest = [sizes[-1], *(way for way in table.ways() if "," in way)]
+        accuracy = results[ACCURACY_BY_SIZE]
+        sizes = accuracy.places(STANDARD)
+        plain = [set_name(ipc, STANDARD) for ipc in sizes]
+        largest = [set_name(sizes[-1], way) for way in accuracy.ways()]
         return [
-            Drawing("strata", "Figure 9's question: train accuracy by how often an image is forgotten", drawn([*sizes, FULL])),
-            Drawing("strata-sampler", "The same for the largest set, with and without the sampler", drawn(largest)),
-            Drawing("sampler", "Figure 17's question: validation accuracy in the course", curves(results[VALIDATION])),
+            Drawing(
+                "strata",
+                "Figure 9's question: train accuracy by how often an image is forgotten",
+                drawn([*plain, FULL]),
+            ),
+            Drawing(
+                "strata-sampler",
+                "The same for the largest set, with and without the sampler",
+                drawn(largest),
+            ),
+            Drawing(
+                "sampler",
+                "Figure 17's question: validation accuracy in the course",
+                curves(results[VALIDATION]),
+            ),
         ]
 
-    def claims(self, results: Results) -> list[str]:
+    def claims(self, results: Results) -> list[Claim]:
         accuracy, cost = results[ACCURACY_BY_SIZE], results[COST]
         sizes = accuracy.places(STANDARD)
+        largest = sizes[-1]
         ways = [way for way in accuracy.ways() if way != STANDARD]
-        better = "Paper (figure 17): real batches with more images of middling hardness are better at the largest size"
-        told = [f"{way} {cost.words(way, sizes[-1])}" for way in ways]
+        better = "real batches with more images of middling hardness are better at the largest size"
+        shares = tuple(reading(cost, way, largest) for way in ways)
         return [
-            *strata_claims(results[BY_EVENTS], [size_name(ipc) for ipc in sizes]),
-            *(compared(accuracy, (way, sizes[-1]), (STANDARD, sizes[-1]), better, 1) for way in ways),
-            f"{COST.name.capitalize()}: {', '.join(told)}.",
+            *strata_claims(results[BY_EVENTS], [set_name(ipc, STANDARD) for ipc in sizes]),
+            Claim(
+                "Paper (figure 17)",
+                better,
+                [compared(accuracy, (way, largest), (STANDARD, largest), 1) for way in ways],
+            ),
+            Claim("", COST.name.capitalize(), [Finding(shares, COST.where.format(largest))]),
         ]
 
 
-def strata_claims(table: Table, sizes: Sequence[str]) -> list[str]:
-    """What figure 9 shows, by paired differences between strata."""
+def strata_claims(table: Table, sizes: Sequence[str]) -> list[Claim]:
+    """Return what figure 9 shows, by paired differences between strata."""
     one, most = sizes[0], sizes[-1]
     strata = [at for at in table.places(one) if at < NEVER]
     easy, hard = strata[0], strata[-1]
     middle = strata[len(strata) // 2]
+    names = {stratum: f"at most {stratum:g} events" for stratum in strata}
+    names[MORE] = "the most events"
 
-    at = {stratum: f"at most {stratum:g} events" for stratum in strata}
-    at[MORE] = "the most events"
+    def gain(less: str, more: str, stratum: float) -> Difference:
+        return table.difference((more, stratum), (less, stratum))
 
-    def gains(less: str, more: str, stratum: float) -> list[float]:
-        return list(table.difference((more, stratum), (less, stratum)).values)
-
-    found = []
-    for claim, less, more, first, second in (
+    claims = []
+    for words, less, more, first, second in (
         ("more images help the middling more than the easy", one, most, middle, easy),
         ("more images bring little for the hardest", one, most, middle, hard),
-        ("what distilled sets lack against all real images they lack on hard ones", most, FULL, hard, easy),
-    ):
+        ("what distilled sets lack against all real images they lack on hard ones",
+         most, FULL, hard, easy),
+    ):  # fmt: skip
         if first == second:  # so few strata hold images
             continue
-        here, there = gains(less, more, first), gains(less, more, second)
-        apart = [value - other for value, other in zip(here, there, strict=True)]
-        words = [in_words(values, "+", " points", percent=True) for values in (here, there, apart)]
-        found.append(
-            f"Paper (figure 9): {claim}. From {less} to {more}, {at[first]}: {words[0]}; {at[second]}: {words[1]}; "
-            f"difference {words[2]}: {verdict(apart, 1)}."
+        here, there = gain(less, more, first), gain(less, more, second)
+        apart = [one - other for one, other in zip(here.values, there.values, strict=True)]
+        finding = judged(
+            Reading(names[first], str(here), here.values),
+            Reading(names[second], str(there), there.values),
+            Difference(tuple(apart)),
+            1,
+            f"From {less} to {more}",
         )
-    return found
+        claims.append(Claim("Paper (figure 9)", words, [finding]))
+    return claims
 
 
 def weighted(threshold: float) -> str:
-    """What real batches are called that the hardness sampler draws."""
+    """Name real batches that the hardness sampler draws."""
     return f"hardness sampler, threshold {threshold:g}"
 
 
-def size_name(ipc: float) -> str:
-    """What networks are called that train on a set of this size."""
-    return f"{ipc:g} a class"
+def set_name(ipc: float, way: str) -> str:
+    """Name networks that train on a set of this size, by the real batches that it was made with."""
+    return f"{ipc:g} a class" if way == STANDARD else f"{ipc:g} a class, {way}"
 
 
 def scores(subject: Subject, scale: Scale) -> Forgetting:
-    """Forgetting events of the train images, the same for all runs of a study; counted once, whichever process comes first."""
-    bench, place = subject.bench, subject.place
-    folder = place.folder / "forgetting"
+    """Count forgetting events of the train images, once for all runs of a study and all processes."""
+    bench, workplace = subject.bench, subject.workplace
+    folder = workplace.folder / "forgetting"
     folder.mkdir(parents=True, exist_ok=True)
-    content = cut_of(configuration(scale.options).data, place.dataset.fingerprint)
+    content = cut_of(configuration(scale.options).data, workplace.dataset.fingerprint)
     with filelock.FileLock(folder / ".lock"):
         return forgetting(
             bench.real.train, bench.recipe, bench.factory, len(bench.real.class_names), epochs=scale.epochs, starts=scale.starts,
             seed=0, device=bench.device, folder=folder, content=content,
-            progress=place.listener.work,
+            progress=workplace.listener.work,
         )  # fmt: skip
 
 

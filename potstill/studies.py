@@ -20,6 +20,7 @@ import filelock
 from potstill import files, store
 from potstill.api import fitting
 from potstill.boosting import made_blocks
+from potstill.claims import Claim, as_data
 from potstill.config import Given, changed, configuration
 from potstill.data import Dataset
 from potstill.devices import hardware, pick_device, versions
@@ -33,7 +34,8 @@ from potstill.registry import InputError
 from potstill.results import Measurement, Quantity, Results
 from potstill.runs import RunFolder, steps_done
 
-RUNS, POINTS, TABLE, SUMMARY, PAGE = "runs", "points", "results.csv", "summary.md", "report.html"
+RUNS, POINTS = "runs", "points"
+TABLE, CLAIMS, SUMMARY, PAGE = "results.csv", "claims.json", "summary.md", "report.html"
 SECONDS_BETWEEN_LOOKS, DIGEST = 1.0, 10
 
 
@@ -46,20 +48,20 @@ class Subject:
     lengths: tuple[int, ...]
     seed: int
     folder: RunFolder
-    place: "Place"
+    workplace: "Workplace"
 
     def course(self) -> Iterator[tuple[int, DistilledSet]]:
         """(outer steps done, the set as it was then) for every checkpoint that the run kept, in order."""
         config, one = self.folder.resolved_config(), self.distilled.blocks[0].parameterisation
-        for state in self.folder.states(config, self.place.dataset.identity, self.bench.device):
+        for state in self.folder.states(config, self.workplace.dataset.identity, self.bench.device):
             blocks = made_blocks({**state.carried.earlier, **state.leaves}, one)
             yield steps_done(state, config), self.distilled.with_blocks(blocks)
 
     def diagnoses(self, noise: Noise, sources_every: int) -> Iterator[Diagnosis]:
         """The noise of the run's meta-gradient at its start and at every checkpoint."""
-        place = self.place
-        config = changed(self.folder.config(), device=place.device, threads=place.threads)
-        return diagnose_run(self.folder, config, place.dataset, noise, sources_every=sources_every)
+        workplace = self.workplace
+        config = changed(self.folder.config(), device=workplace.device, threads=workplace.threads)
+        return diagnose_run(self.folder, config, workplace.dataset, noise, sources_every=sources_every)
 
 
 @dataclass(frozen=True)
@@ -90,25 +92,30 @@ class Study(Protocol):
     """What is measured, in the order in which it is told."""
 
     def about(self, preset: str, data: str | None) -> str:
-        """What a preset runs, in words."""
+        """Tell what a preset runs."""
         ...
 
     def points(self, preset: str, data: str | None, seeds: Sequence[int]) -> list[Point]:
-        """All units of work; an InputError without `data` where the preset has none of its own."""
+        """List the units of work; an InputError without `data` where the preset has none of its own."""
         ...
 
-    def figures(self, results: Results, place: "Place", points: Sequence[Point]) -> list[Drawing]:
-        """The figures, in the order in which they are shown."""
+    def figures(
+        self,
+        results: Results,
+        workplace: "Workplace",
+        points: Sequence[Point],
+    ) -> list[Drawing]:
+        """Draw the figures, in the order in which they are shown."""
         ...
 
-    def claims(self, results: Results) -> list[str]:
-        """A sentence for each claim, in numbers."""
+    def claims(self, results: Results) -> list[Claim]:
+        """Return each claim once, with all that was measured on it."""
         ...
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a study works and what it measures with.
+class Workplace:
+    """A study's folders, data and machine.
 
     Args:
         folder: the study's own.
@@ -129,7 +136,7 @@ class Place:
     listener: Listener = SILENT
 
     def run(self, point: Point) -> DistilledSet:
-        """The finished set of a point's run: made, resumed, or found."""
+        """Return the finished set of a point's run: made, resumed, or read."""
         path = self.runs / self.run_name(point)
         folder = RunFolder(path)
         if not folder.is_run:
@@ -145,7 +152,7 @@ class Place:
         return dataclasses.replace(self.listener, say=SILENT.say)
 
     def subject(self, point: Point) -> Subject:
-        """The set of a point's run, ready to be measured."""
+        """Return the set of a point's run, ready to be measured."""
         config, distilled = point.config, self.run(point)
         real = fitting(distilled, self.dataset, config.data, self.device)
         bench = Bench.of(distilled, real, self.nets, config.run.seed, pick_device(self.device), progress=self.listener.work)
@@ -153,16 +160,16 @@ class Place:
         return Subject(distilled, bench, tuple(sorted(config.evaluation.lengths)), config.run.seed, folder, self)
 
     def file(self, point: Point) -> Path:
-        """Where a point's result lies: another number of networks is another result."""
+        """Name the file of a point's result: another number of networks is another result."""
         return self.folder / POINTS / f"{point.name}-{self.run_name(point)[-DIGEST:]}-nets{self.nets}.json"
 
     def run_name(self, point: Point) -> str:
-        """The folder of a point's run."""
+        """Name the folder of a point's run."""
         return run_name(point.config, self.dataset.fingerprint)
 
 
 def small_options(data: str | None) -> dict[str, Any]:
-    """What the small presets share: minutes on two CPU cores, on digits or other small data."""
+    """Return the options that small presets share: minutes on two CPU cores, on small data."""
     options = {
         "data": data or "digits", "preprocess": "normalize", "width": 32, "real_batch": 200, "outer_lr": "auto", "compile": "off",
     }  # fmt: skip
@@ -171,14 +178,14 @@ def small_options(data: str | None) -> dict[str, Any]:
 
 
 def paper_data(data: str | None) -> str:
-    """The data of a paper preset; an InputError if there are none."""
+    """Return the data of a paper preset; an InputError if there are none."""
     if data is None:
         raise InputError("data must be given for the preset paper, which runs on CIFAR-10: --data parquet:PATH")
     return data
 
 
 def run_name(config: Given, fingerprint: str) -> str:
-    """The folder of a run: what it is for the eye, and a hash of all that decides its result."""
+    """Name the folder of a run: what it is for the eye, and a hash of all that decides its result."""
     known = {**config.flat(), "content": fingerprint}
     for name in ("data", "cache_dir", "device", "threads"):
         known.pop(name)
@@ -190,75 +197,77 @@ def run_name(config: Given, fingerprint: str) -> str:
 
 
 def locked(folder: Path, name: str) -> AbstractContextManager[Any]:
-    """A lock that other processes see; filelock.Timeout if one of them has it."""
+    """Take a lock that other processes see; filelock.Timeout if one of them has it."""
     folder.mkdir(parents=True, exist_ok=True)
     return filelock.FileLock(folder / f".{name}.lock").acquire(timeout=0)
 
 
-def work(points: Iterable[Point], place: Place) -> int:
-    """Do every point that nobody has done or is doing; how many are still with others."""
+def work(points: Iterable[Point], workplace: Workplace) -> int:
+    """Do every point that nobody has done or is doing; return how many are still with others."""
     busy = 0
     for point in points:
-        target = place.file(point)
+        target = workplace.file(point)
         try:
             # Another study may need the same run: its lock keeps the second away, which comes back later.
-            with locked(target.parent, target.stem), locked(place.runs, place.run_name(point)):
+            with locked(target.parent, target.stem), locked(workplace.runs, workplace.run_name(point)):
                 if not target.exists():
-                    place.listener.say(f"{point.name} ...")
-                    found = [dataclasses.asdict(row) for row in point.measure(place.subject(point))]
-                    files.write(target, json.dumps({"measurements": found, **provenance(place)}, indent=2) + "\n")
+                    workplace.listener.say(f"{point.name} ...")
+                    found = [dataclasses.asdict(row) for row in point.measure(workplace.subject(point))]
+                    files.write(target, json.dumps({"measurements": found, **provenance(workplace)}, indent=2) + "\n")
         except filelock.Timeout:
             busy += 1
     return busy
 
 
-def provenance(place: Place) -> dict[str, Any]:
-    """What a result depends on beside its options."""
-    return {"hardware": hardware(pick_device(place.device)), "versions": versions(), "data": place.dataset.fingerprint}
+def provenance(workplace: Workplace) -> dict[str, Any]:
+    """Tell what a result depends on beside its options."""
+    return {"hardware": hardware(pick_device(workplace.device)), "versions": versions(), "data": workplace.dataset.fingerprint}
 
 
-def run_study(study: Study, points: Sequence[Point], place: Place, about: str) -> None:
-    """Do a study together with whoever else works on it, and write its table, figures and summary.
+def run_study(study: Study, points: Sequence[Point], workplace: Workplace, about: str) -> None:
+    """Do a study together with whoever else works on it; write its table, claims and figures.
 
     Args:
         study: tells figures and claims.
         points: its units of work.
-        place: where, and with what.
+        workplace: where, and with what.
         about: what was run, in words, for the summary.
     Raises:
         InputError: a run cannot be made, or a result on disk is damaged.
     """
-    while work(points, place):
+    while work(points, workplace):
         time.sleep(SECONDS_BETWEEN_LOOKS)
-    results = Results(tuple(row for point in points for row in read_point(place.file(point))), study.quantities)
-    files.write(place.folder / TABLE, results.csv())
-    drawings = study.figures(results, place, points)
+    results = Results(tuple(row for point in points for row in read_point(workplace.file(point))), study.quantities)
+    files.write(workplace.folder / TABLE, results.csv())
+    claims = study.claims(results)
+    files.write(workplace.folder / CLAIMS, files.canonical(as_data(claims)) + "\n")
+    drawings = study.figures(results, workplace, points)
     for drawing in drawings:
         if drawing.plot:
-            save(drawing.plot, place.folder / drawing.name)
-    told = Told(study.title, about, study.claims(results), drawings, results.tables, footnote(results, place))
-    files.write(place.folder / SUMMARY, told.markdown())
-    files.write(place.folder / PAGE, study_page(told, place.folder))
+            save(drawing.plot, workplace.folder / drawing.name)
+    told = Told(study.title, about, claims, drawings, results.tables, footnote(results, workplace))
+    files.write(workplace.folder / SUMMARY, told.markdown())
+    files.write(workplace.folder / PAGE, study_page(told, workplace.folder))
 
 
 def read_point(path: Path) -> list[Measurement]:
-    """What a point's file holds."""
+    """Read a point's file."""
     try:
         return [Measurement(**row) for row in json.loads(path.read_text(encoding="utf-8"))["measurements"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is damaged ({error}); remove it, and the study measures that point again") from error
 
 
-def footnote(results: Results, place: Place) -> str:
-    """What the figures are means over, and what they were measured with."""
-    machine = provenance(place)
+def footnote(results: Results, workplace: Workplace) -> str:
+    """Tell what the figures are means over, and what they were measured with."""
+    machine = provenance(workplace)
     seeds = len({row.seed for row in results.rows})
-    nets = f"; accuracies are means over {counted(place.nets, 'network')} for each seed" if results.has_accuracies else ""
+    nets = f"; accuracies are means over {counted(workplace.nets, 'network')} for each seed" if results.has_accuracies else ""
     libraries = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
     spread = f"Mean ± standard deviation over {counted(seeds, 'distilling seed')}{nets} (`{TABLE}` has them one by one)"
     return f"{spread}. {machine['hardware']}; {libraries}."
 
 
 def counted(number: int, name: str) -> str:
-    """A number of things, in words."""
+    """Tell a number of things in words."""
     return f"{number} {name}{'s' * (number != 1)}"

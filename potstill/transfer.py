@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from potstill.claims import Claim, compared
 from potstill.config import options_from_preset
 from potstill.evaluation import RATES, Bench
 from potstill.figures import Drawing, dot_figure
 from potstill.models import resolve
-from potstill.results import ACCURACY_BY_SIZE, Measurement, Results, compared
-from potstill.studies import Place, Point, Subject, paper_data, small_options
+from potstill.results import ACCURACY_BY_SIZE, Measurement, Results
+from potstill.studies import Point, Subject, Workplace, paper_data, small_options
 
 SOURCE, WIDE = "convnet", "convnet-wide"
 MODELS = (SOURCE, WIDE, "vgg11", "alexnet", "resnet18")
@@ -106,7 +107,7 @@ class Transfer:
 
         return measured
 
-    def figures(self, results: Results, place: Place, points: Sequence[Point]) -> list[Drawing]:
+    def figures(self, results: Results, workplace: Workplace, points: Sequence[Point]) -> list[Drawing]:
         table = results[ACCURACY_BY_SIZE]
         at = table.rows[0].at
         order = [way for model in MODELS for way in (carried(model), direct(model)) if table.cell(way, at)]
@@ -114,25 +115,37 @@ class Transfer:
         plot = dot_figure(dots, f"test accuracy at {at:g} of each class", percent=True)
         return [Drawing("transfer", "Table 3's question: a set for the ConvNet on other networks, and sets for them", plot)]
 
-    def claims(self, results: Results) -> list[str]:
+    def claims(self, results: Results) -> list[Claim]:
         table = results[ACCURACY_BY_SIZE]
         at = table.rows[0].at
-        further = "Paper (table 3): distilling for a network is better than carrying a set to it"
-        found = [compared(table, (direct(model), at), (carried(model), at), further, 1) for model in DIRECT]
-        wide = "Paper (table 1): a wide ConvNet does better on the same set, by 0.1 to 1.6 points on CIFAR-10"
-        found.append(compared(table, (carried(WIDE), at), (carried(SOURCE), at), wide, 1))
-        lost = "Paper (tables 1 and 3): other networks do worse than the one that it was distilled for"
+        own = carried(SOURCE), at
         others = [model for model in MODELS if model not in (SOURCE, WIDE)]
-        return [*found, *(compared(table, (carried(model), at), (carried(SOURCE), at), lost, -1) for model in others)]
+        return [
+            Claim(
+                "Paper (table 3)",
+                "distilling for a network is better than carrying a set to it",
+                [compared(table, (direct(way), at), (carried(way), at), 1) for way in DIRECT],
+            ),
+            Claim(
+                "Paper (table 1)",
+                "a wide ConvNet does better on the same set, by 0.1 to 1.6 points on CIFAR-10",
+                [compared(table, (carried(WIDE), at), own, 1)],
+            ),
+            Claim(
+                "Paper (tables 1 and 3)",
+                "other networks do worse than the one that it was distilled for",
+                [compared(table, (carried(model), at), own, -1) for model in others],
+            ),
+        ]
 
 
 def carried(model: str) -> str:
-    """What networks of a kind are called that train on the ConvNet's set."""
+    """Name the networks of a kind that train on the ConvNet's set."""
     return f"{model}, on the ConvNet's set"
 
 
 def direct(model: str) -> str:
-    """What networks of a kind are called that train on a set of their own."""
+    """Name the networks of a kind that train on a set of their own."""
     return f"{model}, on its own set"
 
 

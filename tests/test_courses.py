@@ -8,9 +8,10 @@ import torch
 from test_runs import QUICK
 
 from potstill import ablations, courses
-from potstill.ablations import Stabilising, UnrollLength, Windows, WindowSize
+from potstill.ablations import BEFORE, SECONDS, Stabilising, UnrollLength, Windows, WindowSize, cost, moves
 from potstill.analysis import SOURCES
 from potstill.boosting import Stage
+from potstill.claims import Finding, Reading, Throughout, compared
 from potstill.config import changed, configuration
 from potstill.courses import COURSE, Setting, later, setting_of, throughout
 from potstill.diagnosis import Noise
@@ -18,12 +19,13 @@ from potstill.distillation import SILENT, Setup
 from potstill.methods.base import Examples
 from potstill.methods.unrolled import Replay, UnrolledMethod
 from potstill.outer import Carried
+from potstill.page import sentence
 from potstill.registry import STUDIES
-from potstill.results import Measurement, Results, Table, compared
+from potstill.results import Measurement, Results, Table
 from potstill.sections import DataConfig
 from potstill.sources import read
 from potstill.stability import NOISE, NORM, Stability, change, decrease, dominant
-from potstill.studies import Place, read_point, run_name, run_study
+from potstill.studies import Workplace, read_point, run_name, run_study
 
 NAMES = ("stability", "windows", "unroll", "window-size", "stabilising", "inner-optimizer")
 OPTIONS = {
@@ -43,19 +45,19 @@ def shared(tmp_path_factory):
 def test_every_study_runs_from_end_to_end(monkeypatch, shared, name):
     monkeypatch.setattr(courses, "setting_of", lambda preset, data: SMALLEST)
     study = STUDIES[name]()
-    place = Place(shared / name, shared / "runs", read(DataConfig()), nets=2, threads=1)
+    workplace = Workplace(shared / name, shared / "runs", read(DataConfig()), nets=2, threads=1)
     points = study.points("small", None, (0, 1))
-    assert len({place.file(point) for point in points}) == len(points)
-    run_study(study, points, place, study.about("small", None))
-    told = (place.folder / "summary.md").read_text()
+    assert len({workplace.file(point) for point in points}) == len(points)
+    run_study(study, points, workplace, study.about("small", None))
+    told = (workplace.folder / "summary.md").read_text()
     assert told.count("Paper (") >= 1
     assert "nan" not in told
     shown = [line.split("(")[-1].rstrip(")") for line in told.splitlines() if line.startswith("![")]
     assert shown
-    assert all((place.folder / picture).stat().st_size > 1000 for picture in shown)
-    page = (place.folder / "report.html").read_text()
+    assert all((workplace.folder / picture).stat().st_size > 1000 for picture in shown)
+    page = (workplace.folder / "report.html").read_text()
     assert all(f'aria-label="{quantity.name} by outer step' in page.replace("&#39;", "'") for quantity in study.quantities)
-    table = Results(tuple(row for point in points for row in read_point(place.file(point))), study.quantities)
+    table = Results(tuple(row for point in points for row in read_point(workplace.file(point))), study.quantities)
     for measured in table.tables:
         for way in measured.ways():
             assert all(set(measured.cell(way, at)) == {0, 1} for at in measured.places(way)), (measured.quantity.name, way)
@@ -118,15 +120,18 @@ def table(quantity, **ways: list[list[float]]) -> Table:
 
 def test_places_where_all_seeds_agree_are_counted():
     known = table(COURSE, a=[[0.5, 0.6, 0.7], [0.5, 0.7, 0.6]], b=[[0.4, 0.6, 0.8], [0.4, 0.6, 0.5]])
-    assert throughout(known, "a", "b", 1) == "a is above b in all seeds at 1 of 3 places."
-    assert throughout(known, "b", "a", -1) == "b is below a in all seeds at 1 of 3 places."
-    assert throughout(known, "a", "b", -1) == "a is below b in all seeds at 0 of 3 places."
+    assert throughout(known, "a", "b", 1) == Throughout("a", "b", True, 1, 3)
+    assert throughout(known, "b", "a", -1) == Throughout("b", "a", False, 1, 3)
+    assert throughout(known, "a", "b", -1) == Throughout("a", "b", False, 0, 3)
 
 
 def test_the_level_of_a_course_is_the_mean_of_its_second_half():
     known = later(table(COURSE, a=[[0.1, 0.2, 0.6, 0.8], [0.0, 0.0, 0.5, 0.5]]))
     assert known.cell("a", 4) == {0: pytest.approx(0.7), 1: 0.5}
-    assert "Mean over the second half of 4 outer steps, a: 60.0 ± 14.1 %" in compared(known, ("a", 4), ("a", 4), "x", 0)
+    finding = compared(known, ("a", 4), ("a", 4), 0)
+    assert finding.where == "Mean over the second half of 4 outer steps"
+    assert finding.readings[0].words == "60.0 ± 14.1 %"
+    assert finding.verdict is None
 
 
 def test_the_change_of_a_norm_does_not_depend_on_its_scale_or_trend():
@@ -138,9 +143,11 @@ def test_the_change_of_a_norm_does_not_depend_on_its_scale_or_trend():
 
 def test_a_decrease_is_told_by_the_quarters():
     falling = table(NORM, rat_bptt=[[4.0, 4.0, 3.0, 3.0, 2.0, 2.0, 1.0, 1.0], [2.0, 2.0, 9.0, 9.0, 9.0, 9.0, 1.0, 1.0]])
-    assert decrease(falling, "rat-bptt", stable=True).endswith(
-        "rat-bptt, last quarter over first: 0.25, 0.50 by seed: as the paper says, in all 2 seeds."
-    )
+    finding = decrease(falling, "rat-bptt", stable=True)
+    change = Reading("rat-bptt, last quarter over first", "0.25, 0.50 by seed", (0.25, 0.5))
+    assert finding == Finding((change,), verdict="holds")
+    assert finding.seeds == 2
+    assert decrease(falling, "rat-bptt", stable=False).verdict is None
 
 
 def noise_table(**sources: list[list[float]]) -> Table:
@@ -149,13 +156,29 @@ def noise_table(**sources: list[list[float]]) -> Table:
 
 def test_the_greatest_source_is_named_only_if_the_seeds_agree():
     agreed = noise_table(real=[[0.1], [0.1]], start=[[0.6], [0.4]], window=[[0.1], [0.1]], all=[[0.7], [0.5]])
-    (told,) = dominant(agreed, "rat-bptt")
-    assert told.endswith(
-        "varies with a new real batch: 10.0 ± 0.0 %; a new start: 50.0 ± 14.1 %; a new window: 10.0 ± 0.0 %; all new: "
-        "60.0 ± 14.1 %; the start gives the most in all seeds."
+    (finding,) = dominant(agreed, "rat-bptt")
+    assert sentence(finding) == (
+        "After 1 outer steps, of the squared length of rat-bptt's meta-gradient varies with "
+        "a new real batch: 10.0 ± 0.0 %; a new start: 50.0 ± 14.1 %; a new window: 10.0 ± 0.0 %; "
+        "all new: 60.0 ± 14.1 %; the start gives the most in all seeds."
     )
+    assert finding.readings[1].values == (0.6, 0.4)
     split = noise_table(real=[[0.1], [0.1]], start=[[0.6], [0.1]], window=[[0.1], [0.4]], all=[[0.7], [0.5]])
-    assert dominant(split, "rat-bptt")[0].endswith("the seeds disagree on which gives the most.")
+    (finding,) = dominant(split, "rat-bptt")
+    assert finding.conclusion == "the seeds disagree on which gives the most"
+
+
+def test_a_moving_window_is_told_seed_by_seed():
+    before = table(BEFORE, forward=[[0.0, 0.0, 20.0], [0.0, 40.0, 40.0]])
+    name = "Steps before its window (and for how many outer steps), seed by seed"
+    assert moves(before, "forward") == Reading(name, "0 (2), 20 (1); 0 (1), 40 (2)")
+
+
+def test_a_cost_is_a_ratio_for_each_seed():
+    seconds = table(SECONDS, bptt=[[3.0], [1.0]], rat_bptt=[[1.0], [2.0]])
+    (finding,) = cost(seconds, "bptt").findings
+    ratio = Reading("An outer step of bptt over one of rat-bptt", "3.00, 0.50 by seed", (3.0, 0.5))
+    assert finding == Finding((ratio,))
 
 
 def test_the_settings_are_the_papers():

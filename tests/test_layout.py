@@ -15,7 +15,7 @@ ORDER = [
     "tables", "sources", "preprocess", "loading", "augment", "optimizers", "models", "parameterisations", "distilled", "store",
     "derivatives", "fusible", "compiled", "compilation", "inner", "rows", "sampling", "training", "scoring", "evaluation",
     "hardness", "methods", "analysis", "outer", "boosting", "resolve", "runs", "distillation", "diagnosis", "api", "testing",
-    "grid", "figures", "results", "page", "studies", "nested", "courses", "stability", "ablations", "storage", "transfer",
+    "grid", "figures", "results", "claims", "page", "studies", "nested", "courses", "stability", "ablations", "storage", "transfer",
     "strata", "summary", "curves", "gallery", "facts", "report", "exports", "display", "commands", "cli",
 ]  # fmt: skip
 

@@ -11,20 +11,46 @@ import pytest
 from PIL import Image
 from test_report import Page
 
+from potstill.claims import Claim, Finding, Reading, Throughout, verdict
 from potstill.figures import Drawing, Series, dot_figure, line_figure
 from potstill.page import MARK, Told, study_page
-from potstill.results import Measurement, Quantity, Table, verdict
+from potstill.results import Measurement, Quantity, Table
 
 ODD = "</p><b>bold & \"double\" 'single' $x$ 猫 `a<b`"
 BY_SIZE = Quantity("test accuracy", "images per class", percent=True)
 VARIANCE = Quantity("variance", "outer step")
-COSTS, OVERTAKES = "Paper (figure 7): strong boosting costs little", "Paper (section 4.1): weak boosting overtakes"
-FOUND = [
-    "At 1 a class, strong, prefix: 60.0 ± 14.1 %; alone: 50.0 %; difference +0.5 ± 1.1 points.",
-    "At 2 a class, weak: x: 0.753 ± 0.055; alone: y: 0.7; difference +0.05: as the paper says, in all 3 seeds.",
-    "At 3 a class, strong, prefix: 60.0 ± 14.1 %; alone: 50.0 %; difference -0.5 ± 1.1 points.",
+ALONE = Reading("alone", "50.0 %", (0.5,))
+PREFIX = Reading("strong, prefix", "60.0 ± 14.1 %", (0.5, 0.7))
+COSTS = Claim(
+    "Paper (figure 7)",
+    "strong boosting costs little",
+    [
+        Finding((PREFIX, ALONE), "At 1 a class", difference=Reading("difference", "+0.5 points")),
+        Finding((PREFIX, ALONE), "At 3 a class", difference=Reading("difference", "-0.5 points")),
+    ],
+)
+OVERTAKES = Claim(
+    "Paper (section 4.1)",
+    "weak boosting overtakes",
+    [
+        Finding(
+            (Reading("weak: x", "0.753 ± 0.055"), Reading("alone: y", "0.7")),
+            "At 2 a class",
+            difference=Reading("difference", "+0.05", (0.04, 0.05, 0.06)),
+            verdict="holds",
+            further=(Throughout("weak", "alone", True, 3, 10), Reading("Where it was", "0 (2)")),
+        )
+    ],
+)
+BYTES = Claim("", "Bytes stored", [Finding((Reading("pixels", "2,560"), Reading("basis", "80")))])
+CLAIMS = [COSTS, OVERTAKES, BYTES, Claim("Paper (figure 8)", "what nothing was measured on", [])]
+TOLD = [
+    "At 1 a class, strong, prefix: 60.0 ± 14.1 %; alone: 50.0 %; difference +0.5 points.",
+    "At 3 a class, strong, prefix: 60.0 ± 14.1 %; alone: 50.0 %; difference -0.5 points.",
+    "At 2 a class, weak: x: 0.753 ± 0.055; alone: y: 0.7; difference +0.05: as the paper says, in "
+    "all 3 seeds. weak is above alone in all seeds at 3 of 10 places. Where it was: 0 (2).",
+    "pixels: 2,560; basis: 80.",
 ]
-CLAIMS = [f"{COSTS}. {FOUND[0]}", f"{OVERTAKES}. {FOUND[1]}", f"{COSTS}. {FOUND[2]}", "A sentence of another form."]
 VOID = {"meta", "link", "img", "br", "wbr"}
 
 
@@ -128,23 +154,49 @@ def test_an_element_that_is_not_closed_is_noticed():
 
 def test_each_claim_is_told_once_with_all_that_was_measured_on_it(tmp_path):
     found = page(tmp_path, claims=CLAIMS)
-    # A sentence that makes no claim of the paper comes before the headings, not below another's.
-    told = f"A sentence of another form. {COSTS} {FOUND[0]}{FOUND[2]} {OVERTAKES} {FOUND[1]}"
-    assert told in found.text
-    assert len(found.all("h3")) == 2
+    costs = f"Paper (figure 7): strong boosting costs little {TOLD[0]}{TOLD[1]}"
+    overtakes = f"Paper (section 4.1): weak boosting overtakes {TOLD[2]}"
+    assert f"{costs} {overtakes} Bytes stored {TOLD[3]}" in found.text
+    assert len(found.all("h3")) == 3
     assert len(found.all("li")) == 4
     assert "60.0\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}14.1\N{NO-BREAK SPACE}%;" in found.source
 
 
-@pytest.mark.parametrize("values", [[1.0, 2.0], [-1.0, -2.0], [1.0, -2.0], [1.0]])
-def test_a_verdict_stands_out(tmp_path, values):
-    decided = verdict(values, 1)
-    found = page(tmp_path, claims=[f"Paper (figure 1): a claim. At 1, one: 2; two: 3; difference -1: {decided}."])
-    assert f"difference -1: <strong>{decided}</strong>.</li>" in found.source
+def test_markdown_tells_the_same_claims():
+    lines = Told("A study", "What was run.", CLAIMS, (), (), "").markdown().splitlines()
+    assert lines[4:8] == [
+        f"- Paper (figure 7): strong boosting costs little. {TOLD[0]}",
+        f"- Paper (figure 7): strong boosting costs little. {TOLD[1]}",
+        f"- Paper (section 4.1): weak boosting overtakes. {TOLD[2]}",
+        f"- Bytes stored. {TOLD[3]}",
+    ]
+    assert not "".join(lines[8:])
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ((1.0, 2.0), "as the paper says, in all 2 seeds"),
+        ((-1.0, -2.0), "against what the paper says, in all 2 seeds"),
+        ((1.0, -2.0), "undecided, the 2 seeds disagree"),
+        ((1.0,), "one seed decides nothing"),
+    ],
+)
+def test_a_verdict_stands_out(tmp_path, values, words):
+    judged = Finding(
+        (Reading("one", "2"),),
+        difference=Reading("difference", "-1", values),
+        verdict=verdict(values, 1),
+    )
+    found = page(tmp_path, claims=[Claim("Paper (figure 1)", "a claim", [judged])])
+    assert f"<li>one: 2; difference -1: <strong>{words}</strong>.</li>" in found.source
 
 
 def test_what_is_no_verdict_does_not_stand_out(tmp_path):
-    assert "<strong>" not in page(tmp_path, claims=[CLAIMS[0], CLAIMS[3]]).source
+    # Not even where the words of a finding say what those of a verdict do.
+    alike = Finding((Reading("one", "as the paper says, in all 3 seeds"),))
+    claims = [COSTS, BYTES, Claim("", "an account", [alike])]
+    assert "<strong>" not in page(tmp_path, claims=claims).source
 
 
 def test_tables_hold_every_number(tmp_path):
@@ -188,19 +240,22 @@ def test_a_picture_is_embedded(tmp_path, drawings):
 
 def test_any_text_is_shown_as_it_is(tmp_path):
     Image.new("RGB", (1, 1)).save(tmp_path / "set.png")
-    quantity, claim = Quantity(ODD, ODD), f"Paper (figure 1): {ODD}. {ODD}: {ODD}."
+    quantity = Quantity(ODD, ODD)
+    odd_finding = Finding((Reading(ODD, ODD),), ODD, ODD, conclusion=ODD, further=(Reading(ODD, ODD),))
+    claim = Claim(ODD, ODD, [odd_finding])
     odd = table(quantity, {(ODD, 1): [1.0]})
-    found = page(tmp_path, ODD, ODD, [claim, ODD], [Drawing("a", ODD, plot(ODD)), Drawing("set", ODD)], [odd], ODD)
+    found = page(tmp_path, ODD, ODD, [claim], [Drawing("a", ODD, plot(ODD)), Drawing("set", ODD)], [odd], ODD)
     Nesting(found.source)
     assert not found.all("b")
     assert found.all("img")[0]["alt"] == ODD
     assert [region["aria-label"] for region in found.all("div") if "role" in region] == [f"{ODD} by {ODD}"]
     assert found.rows == [["", ODD], ["1"], [ODD, "1"], []]
-    as_code = ODD.replace("`", "")  # about, footnote, two in the claim, and the sentence
-    assert found.text.count(as_code) == 5
-    assert found.source.count("<code>a&lt;b</code>") == 5
-    # Both titles, the claim, two captions, the legend, and the table's heading, place and way.
-    assert found.text.count(ODD) == 9
+    as_code = ODD.replace("`", "")  # about, footnote, and seven in the finding
+    assert found.text.count(as_code) == 9
+    assert found.source.count("<code>a&lt;b</code>") == 9
+    # Both titles, the claim and its source, two captions, the legend, and the table's heading,
+    # place and way.
+    assert found.text.count(ODD) == 10
 
 
 def test_what_a_study_lacks_has_no_heading(tmp_path, drawings):

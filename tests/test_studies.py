@@ -12,16 +12,17 @@ from test_evaluation import blobs, set_of
 from test_runs import QUICK
 
 from potstill import nested, runs
+from potstill.claims import Claim, Finding, Reading, compared, reading, verdict
 from potstill.cli import main
-from potstill.config import DataConfig, configuration
+from potstill.config import DataConfig, changed, configuration
 from potstill.distillation import Listener
 from potstill.distilled import DistilledSet
 from potstill.figures import Drawing, Series, line_figure
 from potstill.nested import Boosting, Pictures, Subsets, first_images, nearest, only, within
 from potstill.registry import STUDIES, InputError
-from potstill.results import ACCURACY_BY_SIZE, Measurement, Quantity, Table, compared, verdict
+from potstill.results import ACCURACY_BY_SIZE, Measurement, Quantity, Table
 from potstill.sources import read
-from potstill.studies import Place, Point, Subject, locked, run_name, run_study, work
+from potstill.studies import Point, Subject, Workplace, locked, run_name, run_study, work
 
 TINY = {name: value for name, value in {**QUICK, "steps": 4}.items() if name != "threads"}
 
@@ -41,36 +42,45 @@ class Question:
 
         return [Point(f"seed{seed}", {**TINY, "seed": seed}, measure) for seed in seeds]
 
-    def figures(self, results, place, points):
+    def figures(self, results, workplace, points):
         table = results[ACCURACY_BY_SIZE]
         plot = line_figure([Series("set", [2], [table.spread("set", 2)[0]])], "images per class")
         return [Drawing("drawn", "One line", plot)]
 
     def claims(self, results):
-        return [f"The sets reach {results[ACCURACY_BY_SIZE].words('set', 2)}."]
+        reached = reading(results[ACCURACY_BY_SIZE], "set", 2, "the sets reach")
+        return [Claim("Paper (nowhere)", "sets are good", [Finding((reached,), "At 2 a class")])]
 
 
-def place_in(folder, **more) -> Place:
-    return Place(folder / "question", folder / "runs", read(DataConfig()), nets=2, threads=1, **more)
+def workplace_in(folder, **more) -> Workplace:
+    return Workplace(folder / "question", folder / "runs", read(DataConfig()), nets=2, threads=1, **more)
 
 
 def test_a_study_writes_its_table_figures_and_summary_and_does_nothing_twice(tmp_path):
-    study, place = Question(), place_in(tmp_path)
+    study, workplace = Question(), workplace_in(tmp_path)
     points = study.points("small", None, (0, 1))
-    run_study(study, points, place, study.about("small", None))
-    with (place.folder / "results.csv").open() as file:
+    run_study(study, points, workplace, study.about("small", None))
+    with (workplace.folder / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(row["way"], row["at"], row["seed"], row["n"]) for row in rows] == [("set", "2", "0", "2"), ("set", "2", "1", "2")]
-    told = (place.folder / "summary.md").read_text()
+    told = (workplace.folder / "summary.md").read_text()
     mean = sum(float(row["mean"]) for row in rows) / 2
-    assert f"The sets reach {100 * mean:.1f} ± " in told
+    measured = f"At 2 a class, the sets reach: {100 * mean:.1f} ± "
+    assert f"- Paper (nowhere): sets are good. {measured}" in told
+    (claim,) = json.loads((workplace.folder / "claims.json").read_text())
+    (finding,) = claim.pop("findings")
+    assert claim == {"source": "Paper (nowhere)", "words": "sets are good"}
+    assert finding["readings"][0]["values"] == [float(row["mean"]) for row in rows]
+    assert (finding["difference"], finding["verdict"]) == (None, None)
     assert "![One line](drawn.svg)\n\n*One line*" in told
-    assert all((place.folder / f"drawn.{suffix}").stat().st_size > 1000 for suffix in ("svg", "png"))
+    assert all((workplace.folder / f"drawn.{suffix}").stat().st_size > 1000 for suffix in ("svg", "png"))
     assert "over 2 distilling seeds; accuracies are means over 2 networks for each seed" in told
     assert f"| test accuracy, by images per class | 2 |\n|---|---|\n| set | {100 * mean:.1f} ± " in told
-    before = {path: path.stat().st_mtime_ns for path in [*tmp_path.rglob("*.json"), *tmp_path.rglob("*.safetensors")]}
+    results = [*workplace.folder.glob("points/*.json"), *workplace.runs.rglob("*.safetensors")]
+    before = {path: path.stat().st_mtime_ns for path in results}
+    assert len(before) >= 4
     said: list[str] = []
-    run_study(study, points, place_in(tmp_path, listener=Listener(say=said.append)), "")
+    run_study(study, points, workplace_in(tmp_path, listener=Listener(say=said.append)), "")
     assert said == []
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
@@ -83,30 +93,30 @@ def test_a_study_that_was_cut_off_goes_on_to_the_same_result(tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        work(points, place_in(tmp_path / "one", listener=Listener(step=die)))
+        work(points, workplace_in(tmp_path / "one", listener=Listener(step=die)))
     (run,) = (path for path in (tmp_path / "one/runs").iterdir() if path.is_dir())
     assert not runs.RunFolder(run).finished
     for folder in ("one", "two"):
-        assert work(points, place_in(tmp_path / folder)) == 0
-    one, two = (json.loads(place_in(tmp_path / folder).file(points[0]).read_text()) for folder in ("one", "two"))
+        assert work(points, workplace_in(tmp_path / folder)) == 0
+    one, two = (json.loads(workplace_in(tmp_path / folder).file(points[0]).read_text()) for folder in ("one", "two"))
     assert one == two
 
 
 def test_a_point_or_run_that_another_has_is_left_to_it(tmp_path):
-    place, points = place_in(tmp_path), Question().points("small", None, (0,))
-    target = place.file(points[0])
-    for folder, name in ((target.parent, target.stem), (place.runs, place.run_name(points[0]))):
+    workplace, points = workplace_in(tmp_path), Question().points("small", None, (0,))
+    target = workplace.file(points[0])
+    for folder, name in ((target.parent, target.stem), (workplace.runs, workplace.run_name(points[0]))):
         with locked(folder, name):
-            assert work(points, place) == 1
+            assert work(points, workplace) == 1
         assert not target.exists()
-    assert work(points, place) == 0
+    assert work(points, workplace) == 0
     assert target.exists()
 
 
 SHARED = """
 import sys
 from pathlib import Path
-from test_studies import Question, place_in
+from test_studies import Question, workplace_in
 from potstill.studies import work
 folder = Path(sys.argv[1])
 points = Question().points("small", None, range(4))
@@ -116,7 +126,7 @@ def noted(point):
             file.write(point.name + "\\n")
         return point.measure(subject)
     return type(point)(point.name, point.options, measure)
-while work(map(noted, points), place_in(folder)):
+while work(map(noted, points), workplace_in(folder)):
     pass
 """
 
@@ -131,10 +141,10 @@ def test_two_processes_share_a_study_and_do_no_point_twice(tmp_path):
 
 
 def test_other_options_data_or_networks_are_another_result(tmp_path):
-    place, (point,) = place_in(tmp_path), Question().points("small", None, (0,))
-    changed = dataclasses.replace(point, options={**point.options, "inner_lr": 0.01})
-    more = dataclasses.replace(place, nets=3)
-    assert len({place.file(point), place.file(changed), more.file(point)}) == 3
+    workplace, (point,) = workplace_in(tmp_path), Question().points("small", None, (0,))
+    other = dataclasses.replace(point, options={**point.options, "inner_lr": 0.01})
+    more = dataclasses.replace(workplace, nets=3)
+    assert len({workplace.file(point), workplace.file(other), more.file(point)}) == 3
     config = configuration(point.options)
     assert run_name(config, "a") != run_name(config, "b")
     elsewhere = changed(config, cache_dir="/elsewhere", threads=7)
@@ -142,12 +152,12 @@ def test_other_options_data_or_networks_are_another_result(tmp_path):
 
 
 def test_a_damaged_point_says_which_file_to_remove(tmp_path):
-    study, place = Question(), place_in(tmp_path)
+    study, workplace = Question(), workplace_in(tmp_path)
     points = study.points("small", None, (0,))
-    work(points, place)
-    place.file(points[0]).write_text('{"measurements": [{"way": 3}]}')
+    work(points, workplace)
+    workplace.file(points[0]).write_text('{"measurements": [{"way": 3}]}')
     with pytest.raises(InputError, match=r"seed0-.*json is damaged .*; remove it, and the study measures that point again"):
-        run_study(study, points, place, "")
+        run_study(study, points, workplace, "")
 
 
 def table(**cells: list[float]) -> Table:
@@ -162,19 +172,27 @@ def test_differences_are_paired_by_seed_and_judged_only_where_all_agree():
     found = known.difference(("a", 2), ("b", 2))
     assert found.values == pytest.approx((0.1, 0.2, 0.1))
     assert str(found) == "+13.3 ± 5.8 points"
-    assert verdict(found.values, 1) == "as the paper says, in all 3 seeds"
-    assert verdict(found.values, -1) == "against what the paper says, in all 3 seeds"
-    assert verdict(known.difference(("a", 2), ("c", 2)).values, 1) == "undecided, the 3 seeds disagree"
-    assert verdict((0.1,), 1) == "one seed decides nothing"
+    assert verdict(found.values, 1) == "holds"
+    assert verdict(found.values, -1) == "against"
+    assert verdict(known.difference(("a", 2), ("c", 2)).values, 1) == "undecided"
+    assert verdict((0.0, -0.1), 1) == "undecided"  # a tie is not against it
+    assert verdict((0.1,), 1) == "one seed"
+    assert verdict(found.values, 0) is None
     plain = Table(known.rows, Quantity("cosine", "images per class"))
     assert plain.words("a", 2) == "0.6 ± 0.1"
     assert str(plain.difference(("b", 2), ("a", 2))) == "-0.133 ± 0.058"
     assert plain.ratio(("a", 2), ("b", 2)) == pytest.approx((1.25, 1.5, 0.7 / 0.6))
-    sentence = compared(known, ("a", 2), ("b", 2), "Paper: a beats b", 1)
-    assert sentence == (
-        "Paper: a beats b. At 2 a class, a: 60.0 ± 10.0 %; b: 46.7 ± 11.5 %; "
-        "difference +13.3 ± 5.8 points: as the paper says, in all 3 seeds."
+    finding = compared(known, ("a", 2), ("b", 2), 1)
+    assert finding == Finding(
+        (
+            Reading("a", "60.0 ± 10.0 %", (0.5, 0.6, 0.7)),
+            Reading("b", "46.7 ± 11.5 %", (0.4, 0.4, 0.6)),
+        ),
+        "At 2 a class",
+        difference=Reading("difference", "+13.3 ± 5.8 points", found.values),
+        verdict="holds",
     )
+    assert finding.seeds == 3
 
 
 def two_blocks(real) -> DistilledSet:
@@ -210,14 +228,14 @@ SMALLEST = nested.Scale(  # in place of the small one: two blocks
 @pytest.mark.parametrize("kind", [Subsets, Boosting, Pictures])
 def test_the_studies_of_section_5_run_from_end_to_end(monkeypatch, tmp_path, kind):
     monkeypatch.setattr(nested, "scale_of", lambda preset, data: SMALLEST)
-    study, place = kind(), place_in(tmp_path)
+    study, workplace = kind(), workplace_in(tmp_path)
     points = study.points("small", None, (0, 1))
     assert len({point.name for point in points}) == len(points)
-    run_study(study, points, place, study.about("small", None))
-    told = (place.folder / "summary.md").read_text()
+    run_study(study, points, workplace, study.about("small", None))
+    told = (workplace.folder / "summary.md").read_text()
     shown = [line.split("(")[1].rstrip(")") for line in told.splitlines() if line.startswith("![")]
     assert shown
-    assert all((place.folder / name).stat().st_size > 1000 for name in shown)
+    assert all((workplace.folder / name).stat().st_size > 1000 for name in shown)
     assert told.count("Paper (") >= 3
     assert "nan" not in told
 

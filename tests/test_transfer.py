@@ -7,7 +7,7 @@ from potstill import transfer
 from potstill.results import ACCURACY_BY_SIZE, Results
 from potstill.sections import DataConfig
 from potstill.sources import read
-from potstill.studies import Place, read_point, run_study
+from potstill.studies import Workplace, read_point, run_study
 from potstill.transfer import DIRECT, MODELS, Scale, Transfer, carried, direct
 
 
@@ -25,17 +25,17 @@ def test_the_study_runs_from_end_to_end(monkeypatch, tmp_path):
         "lengths": (2, 4),
     }
     monkeypatch.setattr(transfer, "scale_of", lambda preset, data: Scale(small, dict.fromkeys(MODELS, 8)))
-    study, place = Transfer(), Place(tmp_path / "study", tmp_path / "runs", read(DataConfig()), nets=1, threads=1)
+    study, workplace = Transfer(), Workplace(tmp_path / "study", tmp_path / "runs", read(DataConfig()), nets=1, threads=1)
     points = study.points("small", None, (0, 1))
-    run_study(study, points, place, study.about("small", None))
-    table = Results(tuple(row for point in points for row in read_point(place.file(point))), study.quantities)[ACCURACY_BY_SIZE]
+    run_study(study, points, workplace, study.about("small", None))
+    table = Results(tuple(row for point in points for row in read_point(workplace.file(point))), study.quantities)[ACCURACY_BY_SIZE]
     assert set(table.ways()) == {carried(model) for model in MODELS} | {direct(model) for model in DIRECT}
     assert all(set(table.cell(way, 1)) == {0, 1} for way in table.ways())
     chosen = {row.way for row in table.rows if "learning rate chosen on validation data" in row.detail}
     assert chosen == {carried(model) for model in MODELS[1:]}  # a set's own network keeps its own
-    summary = (place.folder / "summary.md").read_text()
+    summary = (workplace.folder / "summary.md").read_text()
     assert summary.count("Paper (") == 6
-    assert (place.folder / "transfer.png").stat().st_size > 1000
+    assert (workplace.folder / "transfer.png").stat().st_size > 1000
 
 
 @pytest.mark.parametrize("preset", ["small", "paper"])

@@ -1,0 +1,48 @@
+"""Make docs/studies/*/summary.md again from results.csv; with --check, say which are not up to date.
+
+Figures, and the footnote with the hardware that a table cannot tell, are those of the stored page.
+"""
+
+import re
+import sys
+from pathlib import Path
+
+from potstill.page import Told
+from potstill.registry import STUDIES
+from potstill.results import Results
+from potstill.studies import SUMMARY, TABLE, Study
+
+STORED = Path(__file__).parent.parent / "docs" / "studies"
+DRAWING = re.compile(r"\n!\[.*\]\(.*\)\n\n\*.*\*\n")
+"""A picture with its caption under it."""
+
+
+def again(folder: Path) -> str:
+    """Return the summary of the study in a folder, which is named NAME-PRESET-DATA."""
+    name, preset, data = folder.name.rsplit("-", 2)
+    study: Study = STUDIES[name]()
+    stored = (folder / SUMMARY).read_text(encoding="utf-8")
+    results = Results.of_csv((folder / TABLE).read_text(encoding="utf-8"), study.quantities)
+    footnote = stored.rstrip("\n").rpartition("\n")[2]
+    about, claims = study.about(preset, data), study.claims(results)
+    told = Told(study.title, about, claims, (), results.tables, footnote).markdown()
+    # The figures stand before the first table.
+    before, bar, tables = told.partition("\n\n| ")
+    return f"{before}\n{''.join(DRAWING.findall(stored))}{bar[1:]}{tables}"
+
+
+def main(check: bool) -> int:
+    """Write every summary that is not up to date, or name it."""
+    stale = 0  # pages
+    for folder in sorted(STORED.iterdir()):
+        told, stored = again(folder), folder / SUMMARY
+        if told != stored.read_text(encoding="utf-8"):
+            stale += 1
+            print(f"{stored}: {'not up to date' if check else 'written'}", file=sys.stderr)
+            if not check:
+                stored.write_text(told, encoding="utf-8")
+    return int(check and stale > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main("--check" in sys.argv[1:]))
