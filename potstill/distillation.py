@@ -19,7 +19,7 @@ from potstill.data import Dataset
 from potstill.derivatives import couples_batch
 from potstill.devices import allow_tf32, keep_freed_memory, pick_device, versions
 from potstill.distilled import Block, DistilledSet, Recipe, initial_blocks
-from potstill.hardness import UNIFORM, Weighted, adaptive_scores, hardness_weights
+from potstill.hardness import adaptive_scores, hardness_weights
 from potstill.loading import RealData, prepare
 from potstill.methods.base import Method, Problem
 from potstill.models import ModelSpec, check_model, fresh, resolve
@@ -28,6 +28,7 @@ from potstill.preprocess import ZCA_UP_TO, Preprocess
 from potstill.registry import InputError
 from potstill.resolve import check_parameterisation, check_second_derivative, resolve_auto, resolve_compile, resolve_keep
 from potstill.runs import RunFolder, steps_done
+from potstill.sampling import UNIFORM, Weighted
 from potstill.scoring import Figure, score_set
 from potstill.seeds import derive
 from potstill.training import Batches, set_batches

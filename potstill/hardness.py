@@ -9,13 +9,12 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from potstill import store
-from potstill.data import Split, sample
+from potstill.data import Split
 from potstill.distilled import Recipe
 from potstill.models import fresh
 from potstill.registry import InputError
@@ -26,44 +25,6 @@ from potstill.training import Batches, Predict, evaluation_batches, split_batche
 KIND = "forgetting events"
 MORE, NEVER = 1000.0, 1001.0
 """Strata beyond the last edge, see `Forgetting.strata`."""
-
-
-class RealSampler(Protocol):
-    """Which real examples make up a batch."""
-
-    def draw(self, split: Split, count: int, rng: torch.Generator) -> Tensor:
-        """Positions of `count` examples without replacement, on the CPU; of all, if there are fewer."""
-        ...
-
-
-@dataclass(frozen=True)
-class Uniform:
-    """Every example alike."""
-
-    def draw(self, split: Split, count: int, rng: torch.Generator) -> Tensor:
-        return sample(split, count, rng)
-
-
-UNIFORM = Uniform()
-
-
-@dataclass(frozen=True)
-class Weighted:
-    """One after the other with a probability in proportion to its weight among those that are left.
-
-    The `count` smallest of independent exponential times with the weights as their rates are just that (Efraimidis & Spirakis
-    2006), so that a draw takes one pass over the weights, whatever the count.
-
-    Args:
-        weights: (N,) at least 0, finite, on the CPU; examples of weight 0 are never drawn.
-    """
-
-    weights: Tensor
-
-    def draw(self, split: Split, count: int, rng: torch.Generator) -> Tensor:
-        times = torch.empty(len(self.weights), dtype=torch.float64).exponential_(generator=rng) / self.weights
-        count = min(count, int((self.weights > 0).sum()))
-        return times.topk(count, largest=False).indices
 
 
 def hardness_weights(scores: Tensor, threshold: float, networks: int, reading: str) -> Tensor:

@@ -11,7 +11,7 @@ import potstill
 
 ROOT = Path(potstill.__file__).parent
 ORDER = [
-    "registry", "seeds", "options", "sections", "config", "devices", "data", "images", "folders", "tables", "sources",
+    "registry", "seeds", "options", "sections", "config", "devices", "data", "sampling", "images", "folders", "tables", "sources",
     "preprocess", "loading",
     "augment", "models", "parameterisations", "distilled", "store", "derivatives", "fusible", "compiled", "compilation",
     "inner", "windows", "training", "scoring", "evaluation", "hardness", "methods", "analysis", "outer", "boosting", "resolve",

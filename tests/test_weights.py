@@ -11,10 +11,11 @@ import potstill
 from potstill.cli import main
 from potstill.config import Config
 from potstill.distillation import SILENT, Setup
-from potstill.hardness import Weighted, hardness_weights
+from potstill.hardness import hardness_weights
 from potstill.loading import prepare
 from potstill.outer import OuterState
 from potstill.registry import InputError
+from potstill.sampling import Weighted
 from potstill.sections import DataConfig
 from potstill.seeds import generator
 from potstill.sources import from_arrays, with_weights

@@ -13,8 +13,8 @@ from potstill.config import Config
 from potstill.data import Split
 from potstill.derivatives import Batch, Differentiable, FlatModel, cross_entropy
 from potstill.distilled import BatchPlan
-from potstill.hardness import UNIFORM, RealSampler
 from potstill.inner import STATES, Keep
+from potstill.sampling import UNIFORM, RealSampler
 
 MethodState = dict[str, Any]
 SPARSE_FROM = 1_000_000
