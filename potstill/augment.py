@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from potstill.registry import AUGMENTATIONS
+
 ROTATION = math.radians(15)
 SCALE = 1.2
 SHIFT = 0.125
@@ -21,14 +23,21 @@ BRIGHTNESS, SATURATION, CONTRAST = 1.0, 2.0, 0.5
 
 @dataclass(frozen=True)
 class Draw:
-    """One operation and its parameters: `values` (B, p) in [0, 1) on the CPU, one row an image."""
+    """One operation with its parameters.
+
+    Args:
+        operation: a name of `registry.AUGMENTATIONS`, or "none".
+        values: (B, 4) in [0, 1) on the CPU, one row an image; of a shared draw (1, 4).
+        shared: whether the one row stands for every image of whatever batch.
+    """
 
     operation: str
     values: Tensor
+    shared: bool = False
 
     def rows(self, indices: Tensor) -> "Draw":
-        """The draw for some images of the batch."""
-        return Draw(self.operation, self.values[indices])
+        """Return the draw for some images of the batch."""
+        return self if self.shared else Draw(self.operation, self.values[indices])
 
 
 def draw(operations: tuple[str, ...], count: int, rng: torch.Generator) -> Draw:
@@ -39,12 +48,25 @@ def draw(operations: tuple[str, ...], count: int, rng: torch.Generator) -> Draw:
     return Draw(chosen, torch.rand(count, 4, generator=rng))
 
 
+def shared_draw(operations: tuple[str, ...], rng: torch.Generator) -> Draw:
+    """Draw one operation and one set of parameters for all images of every batch that it is applied to.
+
+    With it real and synthetic batches of any two sizes are changed alike, so that a difference between them is not one of
+    augmentation.
+
+    Source: Differentiable Siamese Augmentation, Zhao & Bilen 2021, arXiv:2102.08259.
+    """
+    drawn = draw(operations, 1, rng)
+    return Draw(drawn.operation, drawn.values, shared=True)
+
+
 def apply(images: Tensor, drawn: Draw) -> Tensor:
     """Augment (B, C, H, W) images; differentiable in them. Pixels from outside an image are 0."""
     if drawn.operation == "none":
         return images
-    values = drawn.values.to(images)
-    return OPERATIONS[drawn.operation](images, values)
+    values = drawn.values.expand(len(images), -1) if drawn.shared else drawn.values
+    augmented: Tensor = AUGMENTATIONS[drawn.operation](images, values.to(images))
+    return augmented
 
 
 def flip(images: Tensor, values: Tensor) -> Tensor:
@@ -106,6 +128,3 @@ def warp(images: Tensor, matrices: Tensor) -> Tensor:
     """Sample images at the affine grid of `matrices` (B, 2, 3), bilinear, zero outside."""
     grid = F.affine_grid(matrices, list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-
-
-OPERATIONS = {"flip": flip, "rotate": rotate, "scale": scale, "crop": crop, "cutout": cutout, "color": color}

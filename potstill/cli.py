@@ -16,6 +16,7 @@ from typing import Any, NoReturn, get_args
 from potstill import __version__
 from potstill.config import Config, options_of_config, preset_names
 from potstill.registry import (
+    AUGMENTATIONS,
     EXPORTS,
     METHODS,
     MODELS,
@@ -294,6 +295,7 @@ def list_parts() -> int:
         ),
         ("inner optimizers (--inner-optimizer)", OPTIMIZERS.described()),
         ("preprocessing (--preprocess)", PREPROCESSING.described()),
+        ("augmentations (--augment)", AUGMENTATIONS.described()),
         ("export formats (--format)", EXPORTS.described()),
         ("studies (potstill study NAME)", STUDIES.described()),
         ("presets (--preset)", preset_names()),

@@ -11,9 +11,18 @@ from typing import Any, get_type_hints
 import tomli_w
 
 from potstill.options import checked, convert
-from potstill.registry import METHODS, OPTIMIZERS, PARAMETERISATIONS, PREPROCESSING, SOURCES, WINDOWS, InputError, near_miss
-from potstill.sections import (
+from potstill.registry import (
     AUGMENTATIONS,
+    METHODS,
+    OPTIMIZERS,
+    PARAMETERISATIONS,
+    PREPROCESSING,
+    SOURCES,
+    WINDOWS,
+    InputError,
+    near_miss,
+)
+from potstill.sections import (
     TAPES,
     DataConfig,
     DistilledConfig,
@@ -101,16 +110,15 @@ def validated(config: Config) -> Config:
     METHODS.check(outer.method)
     PARAMETERISATIONS.check(config.distilled.param)
     OPTIMIZERS.check(inner.inner_optimizer)
-    PREPROCESSING.check(config.data.preprocess)
+    if config.data.preprocess != "auto":
+        PREPROCESSING.check(config.data.preprocess)
     check_source(config.data.data)
     check_blocks(config.distilled)
     if outer.method in WINDOWS:
         WINDOWS[outer.method].of(config)
-    for name, value in (("augment", inner.augment), ("real_augment", outer.real_augment)):
-        for part in value if isinstance(value, tuple) else ():
-            if part not in AUGMENTATIONS:
-                known = ", ".join(AUGMENTATIONS)
-                raise InputError(f"unknown {name} {part!r}{near_miss(part, AUGMENTATIONS)}; known: {known}")
+    for operations in (inner.augment, outer.real_augment):
+        for operation in operations if isinstance(operations, tuple) else ():
+            AUGMENTATIONS.check(operation)
     if not config.evaluation.lengths:
         raise InputError("lengths must hold at least one number of steps, got none")
     if outer.split_real_batch and outer.trajectories > outer.real_batch:

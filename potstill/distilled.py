@@ -221,7 +221,7 @@ class DistilledSet(Dataset[tuple[Tensor, Tensor]]):
         return self.images[index], (self.targets if self.learned_labels else self.labels)[index]
 
     def __repr__(self) -> str:
-        return f"DistilledSet({self.per_class} of each of {len(self.class_names)} classes, {self.shape}, {self.fitted.kind})"
+        return f"DistilledSet({self.per_class} of each of {len(self.class_names)} classes, {self.shape}, {self.fitted.name})"
 
     def preprocess(self, real: Any) -> Tensor:
         """Make real images fit for a network that was trained on this set.

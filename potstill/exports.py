@@ -79,7 +79,7 @@ def export_parquet(distilled: DistilledSet, path: Path) -> None:
     described = {
         "huggingface": json.dumps({"info": {"features": features}}),
         "potstill": json.dumps(
-            {"input_shape": distilled.shape, "preprocess": distilled.fitted.kind, "recipe": vars(distilled.recipe)}
+            {"input_shape": distilled.shape, "preprocess": distilled.fitted.name, "recipe": vars(distilled.recipe)}
         ),
     }
     buffer = io.BytesIO()

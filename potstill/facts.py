@@ -12,11 +12,6 @@ from potstill.runs import CONFIG
 from potstill.scoring import Figure
 from potstill.summary import RunSummary
 
-PREPROCESSING = {
-    "none": "none, pixels in [0, 1]",
-    "normalize": "each channel to mean 0 and standard deviation 1",
-    "zca": "ZCA whitening: neighbouring pixels decorrelated",
-}
 CHANNELS = {1: "grey", 3: "colour"}
 Fact = tuple[str, str]
 """A term, and its value in words."""
@@ -118,7 +113,8 @@ def data_facts(run: RunSummary) -> list[Fact]:
         channels, height, width = run.distilled.shape
         found.append(("An image", f"{width} × {height} pixels, {CHANNELS.get(channels, f'{channels} channels')}"))
         found.append(("Classes", f"{len(run.distilled.class_names):,}"))
-    return [*found, ("Preprocessing", PREPROCESSING[data.preprocess])]
+    words = run.distilled.fitted.words if run.distilled else ""
+    return [*found, ("Preprocessing", words or data.preprocess)]
 
 
 def set_facts(run: RunSummary) -> list[Fact]:

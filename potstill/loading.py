@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from potstill.data import Arrays, Dataset, Split, chunks, hold_out, make_split
-from potstill.preprocess import Preprocess, fit, resolved_kind
+from potstill.preprocess import Preprocess, fitted
 from potstill.registry import InputError
 from potstill.sections import DataConfig
 
@@ -86,8 +86,8 @@ def prepare(dataset: Dataset, config: DataConfig, device: torch.device, preproce
     if weights is not None and not weights.any():
         raise InputError("weights must be above 0 for some image that is not held out, all of those have 0")
     if preprocess is None:
-        kind = resolved_kind(config.preprocess, dataset.train.images.shape[1:])
-        preprocess = fit(kind, lambda: map(dataset.train.floats, chunks(train_rows, dataset.train)), config.zca_regularization)
+        shape = dataset.train.images.shape[1:]
+        preprocess = fitted(config, lambda: map(dataset.train.floats, chunks(train_rows, dataset.train)), shape)
     preprocess = preprocess.to(device)
     channels, height, width = dataset.train.images.shape[1:]
 

@@ -1,84 +1,106 @@
 """Preprocessing fitted on the train split and stored with the distilled set, with a way back to pixels for pictures."""
 
+import dataclasses
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
-from potstill.registry import InputError
+from potstill.options import option
+from potstill.registry import PREPROCESSING, InputError
+from potstill.sections import DataConfig
 
 ZCA_UP_TO = 3072
 SMALLEST_NORM = 1e-8
 SMALLEST_STD = 1e-6
 Chunks = Callable[[], Iterable[Tensor]]
 """Gives, each time it is called, the training images (n, C, H, W) in [0, 1], piece by piece."""
+Means = Mapping[str, Tensor]
+"""Name -> mean over all training images of something of each."""
 
 
-class Preprocess:
+@dataclass(frozen=True)
+class NoOptions:
+    """A preprocessing without options."""
+
+
+class Preprocess(ABC):
     """A fitted preprocessing; calling it turns images in [0, 1] into what the network reads.
 
+    Each of `registry.PREPROCESSING` is a subclass, and so is one of a user's own ("package.module:Name").
+
     Args:
-        kind: "none", "normalize" or "zca".
-        tensors: what was fitted: always "typical", the mean over train images of their pixels' mean and of their pixels'
-            standard deviation; "mean" and "std" (C, 1, 1) for normalize; the symmetric "matrix" (D, D) for zca.
+        tensors: what was fitted: always "typical" (2,), the mean over train images of their pixels' mean and of their
+            pixels' standard deviation; what else, its class says.
     """
 
-    def __init__(self, kind: str, tensors: Mapping[str, Tensor]):
-        self.kind = kind
+    Options: ClassVar[type] = NoOptions
+    """A frozen dataclass of what can be set."""
+    words: ClassVar[str] = ""
+    """What it does, for a report."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]):
         self.tensors = dict(tensors)
 
-    def to(self, device: torch.device) -> "Preprocess":
-        """The same on a device."""
-        return Preprocess(self.kind, {name: tensor.to(device) for name, tensor in self.tensors.items()})
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) in [0, 1] -> the same shape, as the network reads it."""
-        if self.kind == "normalize":
-            images = (images - self.tensors["mean"]) / self.tensors["std"]
-        if self.kind == "zca":
-            images = (centred(images) @ self.tensors["matrix"]).view_as(images)
-        return images
-
-    def inverse(self, images: Tensor) -> Tensor:
-        """The way back. For zca, where each image's own mean and norm are lost, it ends at centred images of norm 1."""
-        if self.kind == "normalize":
-            images = images * self.tensors["std"] + self.tensors["mean"]
-        if self.kind == "zca":
-            images = (images.flatten(1) @ self.unwhiten.to(images)).view_as(images)
-        return images
-
-    def state(self) -> dict[str, Tensor]:
-        """What a file keeps, on the CPU: the fitted tensors, of the symmetric zca matrix only the upper triangle."""
-        kept = {name: tensor.cpu() for name, tensor in self.tensors.items()}
-        if "matrix" in kept:
-            side = len(kept["matrix"])
-            rows, columns = torch.triu_indices(side, side)
-            kept["matrix"] = kept["matrix"][rows, columns]
-        return kept
+    @property
+    def name(self) -> str:
+        """As it is registered, or "package.module:Name"."""
+        return PREPROCESSING.name_of(type(self))
 
     @classmethod
-    def from_state(cls, kind: str, kept: Mapping[str, Tensor]) -> "Preprocess":
-        """The preprocessing that `state` was taken of."""
-        tensors = dict(kept)
-        if "matrix" in tensors:
-            packed = tensors["matrix"]
-            side = math.isqrt(2 * len(packed))
-            rows, columns = torch.triu_indices(side, side)
-            tensors["matrix"] = packed.new_empty(side, side)
-            tensors["matrix"][rows, columns] = packed
-            tensors["matrix"][columns, rows] = packed
-        return cls(kind, tensors)
+    def statistics(cls, images: Tensor) -> dict[str, Tensor]:
+        """Return what `solve` needs of some images (n, C, H, W), float64, as means over them."""
+        return {}
 
-    @cached_property
-    def unwhiten(self) -> Tensor:
-        """The inverse of the zca matrix. It is derived, not stored."""
-        inverse: Tensor = torch.linalg.inv(self.tensors["matrix"].cpu().double())
-        return inverse.float()
+    @classmethod
+    def solve(cls, means: Means, options: Any) -> dict[str, Tensor]:
+        """Return the tensors, float64, from the means of `statistics` over all images; an InputError if there are none."""
+        return {}
+
+    @classmethod
+    def fit(cls, chunks: Chunks, options: Any = None) -> Self:
+        """Fit to the train split, in one pass over it.
+
+        Args:
+            chunks: the training images.
+            options: of the type `Options`; None: the defaults.
+        Returns:
+            The preprocessing, on the CPU, in float32.
+        Raises:
+            InputError: these images cannot be preprocessed so.
+        """
+        means = average(({**typical(part), **cls.statistics(part)}, len(part)) for part in map(Tensor.double, chunks()))
+        tensors = {"typical": means["typical"], **cls.solve(means, cls.Options() if options is None else options)}
+        return cls({name: tensor.float().contiguous() for name, tensor in tensors.items()})
+
+    def to(self, device: torch.device) -> Self:
+        """Return the same on a device."""
+        return type(self)({name: tensor.to(device) for name, tensor in self.tensors.items()})
+
+    @abstractmethod
+    def __call__(self, images: Tensor) -> Tensor:
+        """Turn (N, C, H, W) in [0, 1] into the same shape, as the network reads it."""
+
+    @abstractmethod
+    def inverse(self, images: Tensor) -> Tensor:
+        """Undo it, as far as that can be."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what a file keeps, on the CPU."""
+        return {name: tensor.cpu() for name, tensor in self.tensors.items()}
+
+    @classmethod
+    def from_state(cls, kept: Mapping[str, Tensor]) -> Self:
+        """Return the preprocessing that `state` was taken of."""
+        return cls(kept)
 
     def pictures(self, images: Tensor) -> Tensor:
-        """Images as the network reads them -> pixels in [0, 1], (N, C, H, W), **for the eye only**.
+        """Turn images as the network reads them into pixels in [0, 1], (N, C, H, W), **for the eye only**.
 
         The way back, then each image gets the mean and the standard deviation of a typical train image, and what lies
         outside [0, 1] is cut off. (A network with instance norm hardly sees an image's brightness and contrast, so
@@ -89,18 +111,137 @@ class Preprocess:
         mean, std = self.tensors["typical"].to(images).unbind()
         if not 0 <= float(mean) <= 1:  # the data were floats on another scale, which has no black and white: mid-grey
             mean, std = torch.full_like(mean, 0.5), torch.full_like(std, 0.2)
-        standard = (flat - flat.mean(1, keepdim=True)) / flat.std(1, correction=0, keepdim=True).clamp_min(SMALLEST_NORM)
+        deviation = flat.std(1, correction=0, keepdim=True).clamp_min(SMALLEST_NORM)
+        standard = (flat - flat.mean(1, keepdim=True)) / deviation
         return (standard * std + mean).clamp(0, 1).reshape(back.shape)
 
 
+class Unchanged(Preprocess):
+    """Images as they are."""
+
+    words = "none, pixels in [0, 1]"
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return images
+
+    def inverse(self, images: Tensor) -> Tensor:
+        return images
+
+
+class Normalize(Preprocess):
+    """Each channel to mean 0 and standard deviation 1 over the train split: tensors "mean" and "std" (C, 1, 1)."""
+
+    words = "each channel to mean 0 and standard deviation 1"
+
+    @classmethod
+    def statistics(cls, images: Tensor) -> dict[str, Tensor]:
+        return {"mean": images.mean((0, 2, 3)), "square": images.square().mean((0, 2, 3))}
+
+    @classmethod
+    def solve(cls, means: Means, options: Any) -> dict[str, Tensor]:
+        mean = means["mean"].view(-1, 1, 1)
+        std = (means["square"].view(-1, 1, 1) - mean.square()).clamp_min(0).sqrt()
+        # A constant channel keeps its scale: divided by next to nothing, other images would be blown up in it.
+        return {"mean": mean, "std": torch.where(std > SMALLEST_STD * mean.abs().clamp_min(1), std, 1)}
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return (images - self.tensors["mean"]) / self.tensors["std"]
+
+    def inverse(self, images: Tensor) -> Tensor:
+        return images * self.tensors["std"] + self.tensors["mean"]
+
+
+class Zca(Preprocess):
+    """Each image centred and scaled to norm 1, then ZCA whitening: the tensor "matrix" (D, D), symmetric.
+
+    Source: paper D.1, as its released code does it: each image less its own mean and divided by its own norm, C = X'X / n,
+    W = V diag(1 / sqrt(E + regularization * mean(E))) V'. No mean over images is removed.
+    """
+
+    @dataclass(frozen=True)
+    class Options:
+        """What can be set."""
+
+        zca_regularization: float = option(
+            0.1, "ZCA: this times the mean eigenvalue is added to all (paper D.1)", low=0, open_low=True
+        )
+
+    words = "ZCA whitening: neighbouring pixels decorrelated"
+
+    @classmethod
+    def statistics(cls, images: Tensor) -> dict[str, Tensor]:
+        rows = centred(images)
+        return {"gram": rows.T @ rows / len(rows)}
+
+    @classmethod
+    def solve(cls, means: Means, options: Any) -> dict[str, Tensor]:
+        if means["typical"][1] < SMALLEST_NORM:
+            raise InputError("preprocess zca needs train images that are not constant, found none; give --preprocess none")
+        return {"matrix": whitening(means["gram"], options.zca_regularization)}
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return (centred(images) @ self.tensors["matrix"]).view_as(images)
+
+    def inverse(self, images: Tensor) -> Tensor:
+        """Undo the whitening; each image's own mean and norm are lost, so it ends at centred images of norm 1."""
+        return (images.flatten(1) @ self.unwhiten.to(images)).view_as(images)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what a file keeps, on the CPU: of the symmetric matrix only the upper triangle."""
+        kept = super().state()
+        side = len(kept["matrix"])
+        rows, columns = torch.triu_indices(side, side)
+        return {**kept, "matrix": kept["matrix"][rows, columns]}
+
+    @classmethod
+    def from_state(cls, kept: Mapping[str, Tensor]) -> Self:
+        packed = kept["matrix"]
+        side = math.isqrt(2 * len(packed))
+        rows, columns = torch.triu_indices(side, side)
+        matrix = packed.new_empty(side, side)
+        matrix[rows, columns] = packed
+        matrix[columns, rows] = packed
+        return cls({**kept, "matrix": matrix})
+
+    @cached_property
+    def unwhiten(self) -> Tensor:
+        """The inverse of the matrix. It is derived, not stored."""
+        inverse: Tensor = torch.linalg.inv(self.tensors["matrix"].cpu().double())
+        return inverse.float()
+
+
+def whitening(gram: Tensor, regularization: float) -> Tensor:
+    """Return V diag(1 / sqrt(E + regularization * mean(E))) V' of the symmetric `gram` = V diag(E) V'."""
+    values, vectors = torch.linalg.eigh(gram)
+    scale = (values.clamp_min(0) + regularization * values.mean()).rsqrt()
+    matrix: Tensor = (vectors * scale) @ vectors.T
+    return (matrix + matrix.T) / 2  # symmetric to the last bit: a file keeps one triangle
+
+
 def centred(images: Tensor) -> Tensor:
-    """(N, D): each image less its own mean, divided by its own norm."""
+    """Return (N, D): each image less its own mean, divided by its own norm."""
     flat = images.flatten(1)
     flat = flat - flat.mean(1, keepdim=True)
     # Again: the mean of a constant image is rounded, and the division would blow the remainder up to norm 1.
     flat = flat - flat.mean(1, keepdim=True)
     norm: Tensor = torch.linalg.vector_norm(flat, dim=1, keepdim=True)
     return flat / norm.clamp_min(SMALLEST_NORM)
+
+
+def typical(images: Tensor) -> dict[str, Tensor]:
+    """Return "typical" (2,) of some images: of an image's pixels, the mean and the standard deviation."""
+    flat = images.flatten(1)
+    return {"typical": torch.stack((flat.mean(), flat.std(1, correction=0).mean()))}
+
+
+def average(parts: Iterable[tuple[dict[str, Tensor], int]]) -> dict[str, Tensor]:
+    """Return the means over all examples, from (means over n examples, n) pairs."""
+    totals: dict[str, Tensor] = {}
+    count = 0
+    for means, size in parts:
+        totals = {name: totals.get(name, 0) + mean * size for name, mean in means.items()}
+        count += size
+    return {name: total / count for name, total in totals.items()}
 
 
 def resolved_kind(kind: str, shape: tuple[int, ...]) -> str:
@@ -110,58 +251,21 @@ def resolved_kind(kind: str, shape: tuple[int, ...]) -> str:
     return "zca" if torch.Size(shape).numel() <= ZCA_UP_TO else "normalize"
 
 
-def fit(kind: str, chunks: Chunks, regularization: float = 0.1) -> Preprocess:
-    """Fit a preprocessing to the train split.
-
-    Args:
-        kind: "none", "normalize" (per channel) or "zca".
-        chunks: the training images.
-        regularization: ZCA adds this times the mean eigenvalue to every eigenvalue.
-    Returns:
-        The preprocessing, on the CPU, in float32.
-    Raises:
-        InputError: zca, and every image is constant.
-    Source: paper D.1 for ZCA; as its released code does it: each image less its own mean and divided by its own norm,
-    C = X'X / n, W = V diag(1 / sqrt(E + regularization * mean(E))) V'. No mean over images is removed.
-    """
-    found = average((statistics(kind, part.double()), len(part)) for part in chunks())
-    tensors = {"typical": found["typical"]}
-    if kind == "normalize":
-        mean = found["mean"].view(-1, 1, 1)
-        std = (found["square"].view(-1, 1, 1) - mean.square()).clamp_min(0).sqrt()
-        # A constant channel keeps its scale: divided by next to nothing, other images would be blown up in it.
-        tensors |= {"mean": mean, "std": torch.where(std > SMALLEST_STD * mean.abs().clamp_min(1), std, 1)}
-    if kind == "zca":
-        if tensors["typical"][1] < SMALLEST_NORM:
-            raise InputError("preprocess zca needs train images that are not constant, found none; give --preprocess none")
-        values, vectors = torch.linalg.eigh(found["gram"])
-        scale = (values.clamp_min(0) + regularization * values.mean()).rsqrt()
-        matrix = (vectors * scale) @ vectors.T
-        tensors["matrix"] = (matrix + matrix.T) / 2  # symmetric to the last bit: a file keeps one triangle
-    return Preprocess(kind, {name: tensor.float().contiguous() for name, tensor in tensors.items()})
+def preprocessing(name: str) -> type[Preprocess]:
+    """Return the class of that name; an InputError if there is none, or it is no preprocessing."""
+    chosen: Any = PREPROCESSING[name]
+    if not (isinstance(chosen, type) and issubclass(chosen, Preprocess)):
+        raise InputError(f"preprocessing {name} must be a subclass of potstill.preprocess.Preprocess, got {chosen!r}")
+    return chosen
 
 
-def statistics(kind: str, images: Tensor) -> dict[str, Tensor]:
-    """What `fit` needs of some images (n, C, H, W), float64, as means over them: one pass over the data gives all.
-
-    "typical" (2,): of an image's pixels, the mean and the standard deviation; "mean" and "square" (C,): of a channel's pixels
-    and of their squares; "gram" (D, D): X'X / n of the centred images.
-    """
-    flat = images.flatten(1)
-    found = {"typical": torch.stack((flat.mean(), flat.std(1, correction=0).mean()))}
-    if kind == "normalize":
-        found |= {"mean": images.mean((0, 2, 3)), "square": images.square().mean((0, 2, 3))}
-    if kind == "zca":
-        rows = centred(images)
-        found["gram"] = rows.T @ rows / len(rows)
-    return found
+def fitted(config: DataConfig, chunks: Chunks, shape: tuple[int, ...]) -> Preprocess:
+    """Fit what the configuration names, or means by "auto", to train images of a shape."""
+    chosen = preprocessing(resolved_kind(config.preprocess, shape))
+    names = {item.name for item in dataclasses.fields(chosen.Options)} & vars(config).keys()
+    return chosen.fit(chunks, chosen.Options(**{name: getattr(config, name) for name in names}))
 
 
-def average(parts: Iterable[tuple[dict[str, Tensor], int]]) -> dict[str, Tensor]:
-    """The means over all examples, from (means over n examples, n) pairs."""
-    totals: dict[str, Tensor] = {}
-    count = 0
-    for means, size in parts:
-        totals = {name: totals.get(name, 0) + mean * size for name, mean in means.items()}
-        count += size
-    return {name: total / count for name, total in totals.items()}
+def restored(name: str, kept: Mapping[str, Tensor]) -> Preprocess:
+    """Return the preprocessing of that name whose `state` was kept."""
+    return preprocessing(name).from_state(kept)

@@ -74,7 +74,7 @@ def resolve_auto(
         "bases": getattr(one, "bases", 0),  # the others have none
         "steps": max(1, AUTO_STEPS // blocks),
         "storage": "mapped" if mapped else "memory",
-        "preprocess": real.preprocess.kind,
+        "preprocess": real.preprocess.name,
         "batch_per_class": min(blocks * one.per_class, max(1, AUTO_SYNTHETIC_BATCH // classes)),
         "classes_per_batch": classes,
         "outer_lr": given or of_norm_1 * start,

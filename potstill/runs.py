@@ -18,7 +18,7 @@ from potstill.distilled import DistilledSet, Recipe
 from potstill.loading import RealData, cut_of, identity_of
 from potstill.outer import Best, OuterState, Record
 from potstill.parameterisations.base import block_parameterisation
-from potstill.preprocess import Preprocess
+from potstill.preprocess import Preprocess, restored
 from potstill.registry import InputError
 from potstill.sections import DataConfig
 
@@ -125,7 +125,7 @@ class RunFolder:
     def keep_preparation(self, real: RealData, config: DataConfig) -> None:
         """Keep what the data gave, which a finished set holds itself: for `snapshot`, `fitted` and `require_data`."""
         meta = {
-            "preprocess": real.preprocess.kind, "class_names": list(real.class_names), "input_shape": list(real.shape),
+            "preprocess": real.preprocess.name, "class_names": list(real.class_names), "input_shape": list(real.shape),
             "cut": cut_of(config, real.identity), "data": real.record,
         }  # fmt: skip
         store.save_tensors(self.path / PREPARATION, real.preprocess.state(), "preparation", meta)
@@ -143,7 +143,7 @@ class RunFolder:
             distilled = store.load(self.path)
             return distilled.fitted if identity_of(distilled.meta.get("data", {})) == identity else None
         tensors, known = self.preparation()
-        return Preprocess.from_state(known["preprocess"], tensors) if known.get("cut") == cut_of(config, identity) else None
+        return restored(known["preprocess"], tensors) if known.get("cut") == cut_of(config, identity) else None
 
     def require_data(self, identity: str) -> None:
         """Raise an InputError if the run was begun with other data or weights, as far as that is known."""
@@ -174,7 +174,7 @@ class RunFolder:
             shape = known["input_shape"] if "input_shape" in known else leaves["0.images"].shape[1:]  # of runs before 0.2: pixels
             blocks = made_blocks(leaves, block_parameterisation(config.distilled, tuple(shape), len(names)))
             return DistilledSet(
-                blocks, names, Preprocess.from_state(known["preprocess"], fitted), Recipe.of(config, config.evaluation.lengths[0]),
+                blocks, names, restored(known["preprocess"], fitted), Recipe.of(config, config.evaluation.lengths[0]),
                 learned_labels=config.distilled.learn_labels, meta={"method": config.outer.method, "seed": config.run.seed, **data},
             )  # fmt: skip
         return None

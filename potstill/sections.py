@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Literal
 
 from potstill.options import Auto, option
+from potstill.registry import AUGMENTATIONS
 
 Unit = Literal["unit"]
 Off = Literal["off"]
 EVALUATION_DATA_OPTIONS = ("image_column", "label_column", "image_size", "storage", "cache_dir")
 """Options that tell how real data are read, not how they were distilled."""
 TAPES = ("states", "sqrt", "host", "bfloat16")
-AUGMENTATIONS = ("flip", "rotate", "crop", "cutout", "color", "scale")
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,10 @@ class DataConfig:
     cache_dir: str = option("", "folder for memory-mapped data; empty: the user's cache folder")
     validation: float = option(0.1, "share of the train split held out for every choice", low=0, high=0.5, open_low=True)
     split_seed: int = option(0, "seed of the held-out splits, apart from --seed so that runs share their test data", low=0)
-    preprocess: Literal["auto", "none", "normalize", "zca"] = option(
-        "auto", "none, normalize (per channel), zca, or auto: zca up to 3,072 values an image (paper D.1)"
-    )
+    preprocess: str = option(
+        "auto", "none, normalize (per channel), zca, your own as package.module:Name, or auto: zca up to 3,072 values an image, "
+        "else normalize (paper D.1)"
+    )  # fmt: skip
     zca_regularization: float = option(0.1, "ZCA: this times the mean eigenvalue is added to all (paper D.1)", low=0, open_low=True)
 
     @property

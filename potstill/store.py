@@ -16,7 +16,7 @@ from torch import Tensor
 
 from potstill.distilled import Block, DistilledSet, Recipe
 from potstill.parameterisations.base import from_plain
-from potstill.preprocess import Preprocess
+from potstill.preprocess import restored
 from potstill.registry import InputError
 
 KEY = "potstill"
@@ -107,7 +107,7 @@ def save(distilled: DistilledSet, path: str | os.PathLike[str]) -> None:
         **distilled.meta,
         "class_names": list(distilled.class_names),
         "input_shape": list(distilled.shape),
-        "preprocess": distilled.fitted.kind,
+        "preprocess": distilled.fitted.name,
         "recipe": dataclasses.asdict(distilled.recipe),
         "learned_labels": distilled.learned_labels,
         "blocks": [block.parameterisation.plain() for block in distilled.blocks],
@@ -136,7 +136,7 @@ def load(path: str | os.PathLike[str], ipc: int | None = None) -> DistilledSet:
     blocks = tuple(Block(leaves, from_plain(plain, *size)) for leaves, plain in zip(stored, meta.pop("blocks"), strict=True))
     recipe: dict[str, Any] = meta.pop("recipe")
     known: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in recipe.items()}
-    fitted = Preprocess.from_state(meta.pop("preprocess"), with_prefix(tensors, "preprocess."))
+    fitted = restored(meta.pop("preprocess"), with_prefix(tensors, "preprocess."))
     distilled = DistilledSet(
         blocks,
         tuple(meta.pop("class_names")),

@@ -61,7 +61,7 @@ def test_the_text_of_a_flag_reads_as_the_value_of_the_type():
         ({"window": 80, "unroll": 60}, r"window must lie in \[1, unroll=60\], got 80; lower --window or raise --unroll"),
         ({"method": "rat-bpt"}, r"unknown method 'rat-bpt' \(did you mean 'rat-bptt'\?\); known: backward, bptt, early, "),
         ({"norm": "instnce"}, r"norm must be one of instance, batch, .*; got 'instnce' \(did you mean 'instance'\?\)"),
-        ({"augment": "flipp"}, r"unknown augment 'flipp' \(did you mean 'flip'\?\); known: flip, rotate"),
+        ({"augment": "flipp"}, r"unknown augmentation 'flipp' \(did you mean 'flip'\?\); known: color, crop"),
         ({"data": "foldr:x"}, r"unknown data source 'foldr' \(did you mean 'folder'\?\)"),
         ({"windw": 3}, r"unknown option 'windw' \(did you mean 'window'\?\)"),
         ({"learn_labels": "yes"}, r"learn_labels must be true or false, got 'yes'"),

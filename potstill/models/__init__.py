@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from potstill.registry import MODELS, InputError, import_object
+from potstill.registry import MODELS, InputError
 from potstill.seeds import global_seed
 
 ModelSpec = str | Callable[..., nn.Module]
@@ -44,7 +44,7 @@ def resolve(spec: ModelSpec, shape: Shape, classes: int, **options: Any) -> Call
         known = {name: value for name, value in options.items() if name in taken and value != "auto"}
         registered.check(shape, **known)
         return lambda: registered(shape, classes, **known)
-    factory = import_object(spec) if isinstance(spec, str) else spec
+    factory = MODELS[spec] if isinstance(spec, str) else spec
     if not callable(factory):
         raise InputError(f"model {model_name(spec)} must be a function or class that returns a network, got {factory!r}")
     return bind(factory, {"input_shape": shape, "in_channels": shape[0], "num_classes": classes})
