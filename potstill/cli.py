@@ -184,8 +184,8 @@ def make_parser() -> tuple[Parser, dict[str, Parser]]:
     export.add_argument("path", type=Path, metavar="RUN_OR_FILE", help="a run's folder, or a distilled.safetensors")
     export.add_argument(
         "--format", choices=list(EXPORTS),
-        help="an annotated grid, one PNG an image in class folders, Hugging Face parquet, NumPy arrays (default: by the suffix of "
-        "--out, else png)",
+        help="an annotated grid, one PNG an image in class folders, CSV of vectors, Hugging Face parquet, NumPy arrays (default: "
+        "by the suffix of --out, else png, or csv of vectors)",
     )  # fmt: skip
     export.add_argument("--out", type=Path, help="file or folder to write (default: beside the set)")
     export.add_argument("--ipc", type=positive, help="write the first blocks of a boosted set that hold so many images per class")

@@ -10,6 +10,7 @@ from torch.utils._triton import has_triton
 from torch.utils.flop_counter import FlopCounterMode
 
 from potstill.compiled import CannotCompile, CompiledNetwork, prepare_cache
+from potstill.data import Shape
 from potstill.derivatives import FlatModel, cross_entropy, largest_micro_batch
 from potstill.models import fresh
 from potstill.registry import InputError
@@ -28,7 +29,7 @@ class Networks:
     """The networks of one factory, as a run uses them."""
 
     factory: Callable[[], nn.Module]
-    shape: tuple[int, int, int]
+    shape: Shape
     classes: int
     device: torch.device
     precision: str

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,18 +16,25 @@ from potstill.boosting import Stage, examples, stage_sizes, with_leaves
 from potstill.compilation import Networks
 from potstill.compiled import CompiledNetwork
 from potstill.config import Config
-from potstill.data import Dataset
+from potstill.data import NOUNS, Dataset
 from potstill.derivatives import couples_batch
 from potstill.devices import allow_tf32, keep_freed_memory, pick_device, versions
 from potstill.distilled import Block, DistilledSet, Recipe, initial_blocks
 from potstill.hardness import adaptive_scores, hardness_weights
 from potstill.loading import RealData, prepare
 from potstill.methods.base import Method, Problem
-from potstill.models import ModelSpec, check_model, fresh, resolve
+from potstill.models import DEFAULTS, ModelSpec, check_model, fresh, resolve
 from potstill.outer import Hooks, OuterState, Record, optimise
 from potstill.preprocess import ZCA_UP_TO, Preprocess
 from potstill.registry import InputError
-from potstill.resolve import check_parameterisation, check_second_derivative, resolve_auto, resolve_compile, resolve_keep
+from potstill.resolve import (
+    check_kinds,
+    check_parameterisation,
+    check_second_derivative,
+    resolve_auto,
+    resolve_compile,
+    resolve_keep,
+)
 from potstill.runs import RunFolder, steps_done
 from potstill.sampling import UNIFORM, Weighted
 from potstill.scoring import Figure, score_set
@@ -110,15 +118,17 @@ class Setup:
         if config.run.threads != "auto":
             torch.set_num_threads(int(config.run.threads))
         keep_freed_memory()
-        channels, height, width = dataset.train.images.shape[1:]
-        one = check_parameterisation(config, (channels, height, width), len(dataset.class_names))
-        values = channels * height * width
+        if model is None and config.inner.model == "auto":
+            config = Config.from_options(config, model=DEFAULTS[dataset.kind])
+        check_kinds(config, dataset.shape, config.inner.model if model is None else model)
+        one = check_parameterisation(config, dataset.shape, len(dataset.class_names))
+        values, noun = math.prod(dataset.shape), NOUNS[dataset.kind]
         if fitted is None and values > ZCA_UP_TO and config.data.preprocess == "zca":
-            listener.say(f"fitting zca to images of {values:,} values takes minutes")
+            listener.say(f"fitting zca to {noun}s of {values:,} values takes minutes")
         real = prepare(dataset, config.data, device, fitted)
         classes = len(real.class_names)
-        size = " x ".join(map(str, real.shape))
-        counts = f"{len(real.train):,} train, {len(real.validation):,} validation and {len(real.test):,} test images"
+        size = " x ".join(map(str, real.shape)) + " features" * (real.kind == "vector")
+        counts = f"{len(real.train):,} train, {len(real.validation):,} validation and {len(real.test):,} test {noun}s"
         for note in (f"{counts} of {size} in {classes} classes", *real.notes):
             listener.say(note)
         inner = config.inner
@@ -248,7 +258,8 @@ def make_set(setup: Setup, blocks: tuple[Block, ...], learned: dict[str, Any], s
     budgets = [measured(setup, blocks[:count]) for count in range(1, len(blocks) + 1)]
     real, config, whole = setup.real, setup.config, budgets[-1]
     tables = json.loads(store.canonical(dataclasses.asdict(config)))  # plain data, as a file gives it back
-    tables["data"] |= {"data": config.data.data.partition(":")[0], "cache_dir": ""}  # no path: equal runs, equal bytes
+    source = config.data.data if config.data.embedded else config.data.data.partition(":")[0]
+    tables["data"] |= {"data": source, "cache_dir": ""}  # no path: equal runs, equal bytes
     meta = {
         "method": config.outer.method,
         "config": tables,

@@ -84,6 +84,7 @@ class Registry:
 SOURCES = Registry(
     "data source",
     digits=("potstill.sources:read_digits", "1,797 grey 8 x 8 digits that scikit-learn carries (default)"),
+    sklearn=("potstill.sources:read_sklearn", "sklearn:NAME: a table that scikit-learn carries: breast_cancer, digits, iris, wine"),
     folder=(
         "potstill.folders:read_folder",
         "folder:PATH: class sub-folders of images, with or without train/ and test/; CUB-200-2011 and Tiny-ImageNet as they come",
@@ -129,14 +130,21 @@ EXPORTS = Registry(
     "export format",
     png=("potstill.exports:PNG", "one annotated picture of the images; of more than 50 a class the first 20 (default)"),
     folder=("potstill.exports:FOLDER", "one PNG an image, in class folders"),
+    csv=("potstill.exports:CSV", "of vectors: a line for each, features in the data's own units"),
     parquet=("potstill.exports:PARQUET", "Hugging Face parquet: pictures, labels, and the exact arrays"),
     npz=("potstill.exports:NPZ", "NumPy arrays"),
 )
 PREPROCESSING = Registry(
     "preprocessing",
     none=("potstill.preprocess:Unchanged", "values as they are; pixels in [0, 1]"),
-    normalize=("potstill.preprocess:Normalize", "per channel: mean 0, standard deviation 1 over the train split"),
-    zca=("potstill.preprocess:Zca", "each image centred and scaled to norm 1, then ZCA whitening (regularised)"),
+    normalize=(
+        "potstill.preprocess:Normalize",
+        "per channel, or feature of vectors: mean 0, standard deviation 1 over the train split",
+    ),
+    zca=(
+        "potstill.preprocess:Zca",
+        "each image centred and scaled to norm 1, or each feature of vectors standardised, then ZCA whitening (regularised)",
+    ),
 )
 AUGMENTATIONS = Registry(
     "augmentation",

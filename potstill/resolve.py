@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from potstill.augment import check_operations
 from potstill.boosting import stage_micro_batch
 from potstill.compilation import PRODUCT_COST, Networks, compiled_if_worth
 from potstill.compiled import CompiledNetwork
 from potstill.config import Config, graphs_mb
+from potstill.data import Shape, kind_of, require_kind
 from potstill.derivatives import (
     FlatModel,
     InMicroBatches,
@@ -27,9 +29,10 @@ from potstill.derivatives import (
 from potstill.devices import fast_bfloat16
 from potstill.inner import Keep
 from potstill.loading import RealData
-from potstill.models import default_width, fresh
+from potstill.models import ModelSpec, default_width, fresh, resolve
 from potstill.models.convnet import auto_depth
 from potstill.parameterisations.base import Parameterisation, block_parameterisation
+from potstill.preprocess import preprocessing
 from potstill.registry import WINDOWS, InputError
 from potstill.seeds import generator
 from potstill.windows import WindowSampler, autos
@@ -104,7 +107,18 @@ def resolve_auto(
     return Config.from_options(config, **sizes)
 
 
-def check_parameterisation(config: Config, shape: tuple[int, int, int], classes: int) -> Parameterisation:
+def check_kinds(config: Config, shape: Shape, model: ModelSpec) -> None:
+    """Raise an InputError if a part that the configuration names does not take examples of this shape."""
+    kind, own = kind_of(shape), config.data.preprocess
+    block_parameterisation(config.distilled, shape, 2)
+    if own != "auto":
+        require_kind(kind, f"preprocessing {own}", preprocessing(own), "use --preprocess none")
+    for flag, operations in (("augment", config.inner.augment), ("real-augment", config.outer.real_augment)):
+        check_operations(operations if isinstance(operations, tuple) else (), shape, f"use --{flag} none")
+    resolve(model, shape, 2)
+
+
+def check_parameterisation(config: Config, shape: Shape, classes: int) -> Parameterisation:
     """That of each block; an InputError if the budget, its options or the batch do not fit."""
     one, batch = block_parameterisation(config.distilled, shape, classes), config.inner.batch_per_class
     per_class = one.per_class * config.distilled.boost_blocks
@@ -188,7 +202,7 @@ def resolve_keep(config: Config, networks: Networks) -> Keep:
     )
 
 
-def check_second_derivative(name: str, factory: Callable[[], nn.Module], shape: tuple[int, int, int], classes: int) -> None:
+def check_second_derivative(name: str, factory: Callable[[], nn.Module], shape: Shape, classes: int) -> None:
     """Try a Hessian product and, in float64, whether it is right, so that an unfit network fails with its name at the start.
 
     Raises:

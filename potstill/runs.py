@@ -1,4 +1,4 @@
-"""A run's folder: config.toml, metrics.jsonl, checkpoints/, distilled.safetensors, distilled.png, evaluation.json."""
+"""A run's folder: config.toml, metrics.jsonl, checkpoints/, distilled.safetensors, distilled.png or .csv, evaluation.json."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ from potstill.sections import DataConfig
 CONFIG, METRICS, CHECKPOINTS, EVALUATION, PICTURE, REPORT = (
     "config.toml", "metrics.jsonl", "checkpoints", "evaluation.json", "distilled.png", "report.html",
 )  # fmt: skip
-DIAGNOSIS = "diagnosis.json"
+DIAGNOSIS, TABLE = "diagnosis.json", "distilled.csv"
 LOCK, REPLACED, PREPARATION = ".lock", ".replaced", "preparation.safetensors"
 INTERRUPTED = "-interrupted"
 """At the end of a checkpoint's name: it was not due."""
@@ -108,7 +108,7 @@ class RunFolder:
         if not keep:
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir()
-        for name in (METRICS, CHECKPOINTS, PREPARATION, store.ARTEFACT, EVALUATION, PICTURE, REPORT, DIAGNOSIS, CONFIG):
+        for name in (METRICS, CHECKPOINTS, PREPARATION, store.ARTEFACT, EVALUATION, PICTURE, TABLE, REPORT, DIAGNOSIS, CONFIG):
             here = self.path / name
             if here.exists() and not keep:
                 here.rename(aside / name)

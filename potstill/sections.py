@@ -22,7 +22,7 @@ TAPES = ("states", "sqrt", "host", "bfloat16")
 class DataConfig:
     """The real data and what is done to its pixels."""
 
-    data: str = option("digits", "the real data: digits, folder:PATH, parquet:PATH or hf:NAME (see `potstill list`)")
+    data: str = option("digits", "the real data: digits, sklearn:NAME, folder:PATH, parquet:PATH or hf:NAME (see `potstill list`)")
     image_column: str = option("auto", "column of the images in parquet or hf data")
     label_column: str = option("auto", "column of the labels in parquet or hf data")
     image_size: int = option(0, "resize the shorter side to this many pixels and crop the centre; 0: as they are", low=0)
@@ -37,6 +37,11 @@ class DataConfig:
         "else normalize (paper D.1)"
     )  # fmt: skip
     zca_regularization: float = option(0.1, "ZCA: this times the mean eigenvalue is added to all (paper D.1)", low=0, open_low=True)
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the data come with scikit-learn, so that their name finds them everywhere."""
+        return self.data.partition(":")[0] in ("digits", "sklearn")
 
     @property
     def name(self) -> str:
@@ -88,7 +93,9 @@ class DistilledConfig:
 class InnerConfig:
     """The inner loop: a fresh network trained on the synthetic set."""
 
-    model: str = option("convnet", "a model of `potstill list`, or your own as package.module:factory")
+    model: str = option(
+        "auto", "a model of `potstill list`, or your own as package.module:factory; auto: convnet for images, mlp for vectors"
+    )
     width: int | Auto = option(
         "auto", "channels of the first convolution, or units of each MLP layer; auto: 128, or 64 of vgg11 and resnet18", low=1
     )

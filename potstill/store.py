@@ -130,8 +130,7 @@ def load(path: str | os.PathLike[str], ipc: int | None = None) -> DistilledSet:
     tensors, meta = load_tensors(file / ARTEFACT if file.is_dir() else file, "distilled set")
     if meta["format_version"] == 1:
         tensors, meta = of_version_1(tensors, meta)
-    channels, height, width = meta.pop("input_shape")
-    size = (channels, height, width), len(meta["class_names"]), meta["learned_labels"]
+    size = tuple(meta.pop("input_shape")), len(meta["class_names"]), meta["learned_labels"]
     stored = [with_prefix(tensors, f"blocks.{number}.") for number in range(len(meta["blocks"]))]
     blocks = tuple(Block(leaves, from_plain(plain, *size)) for leaves, plain in zip(stored, meta.pop("blocks"), strict=True))
     recipe: dict[str, Any] = meta.pop("recipe")

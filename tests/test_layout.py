@@ -16,8 +16,8 @@ ORDER = [
     "augment", "models", "parameterisations", "distilled", "store", "derivatives", "fusible", "compiled", "compilation",
     "inner", "windows", "training", "scoring", "evaluation", "hardness", "methods", "analysis", "outer", "boosting", "resolve",
     "runs", "distillation", "diagnosis", "api", "grid", "figures", "results", "page", "studies", "nested", "courses", "stability",
-    "ablations", "storage", "transfer", "strata", "summary", "curves", "gallery", "facts", "report", "exports", "display",
-    "commands", "cli",
+    "ablations", "storage", "transfer", "strata", "summary", "curves", "gallery", "features", "facts", "report", "exports",
+    "display", "commands", "cli",
 ]  # fmt: skip
 
 

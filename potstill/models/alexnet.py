@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from potstill.data import Shape
 from potstill.models.convnet import convolution, least_side
 from potstill.models.vgg import check_small
 
@@ -24,7 +25,9 @@ class AlexNet(nn.Module):
     2021): stride 1, one linear layer; table 3 of Feng et al. 2024, with a norm after each convolution.
     """
 
-    def __init__(self, shape: tuple[int, int, int], classes: int, width: int = 128, norm: str = "instance"):
+    kinds = ("image",)
+
+    def __init__(self, shape: Shape, classes: int, width: int = 128, norm: str = "instance"):
         super().__init__()
         channels, *sides = shape
         least = least_side(shape)
@@ -40,7 +43,7 @@ class AlexNet(nn.Module):
         self.head = nn.Linear(channels * sides[0] * sides[1], classes)
 
     @staticmethod
-    def check(shape: tuple[int, int, int], norm: str = "instance", width: int = 128) -> None:
+    def check(shape: Shape, norm: str = "instance", width: int = 128) -> None:
         """Raise an InputError if the images are too small or the width does not fit the norm."""
         check_small("alexnet", shape, norm, width, multiple=16)  # so that 3/2 of it is one of 8
 

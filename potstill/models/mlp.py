@@ -1,23 +1,27 @@
 """A fully connected network."""
 
+import math
+
 import torch
 from torch import Tensor, nn
+
+from potstill.data import Shape
 
 
 class MLP(nn.Module):
     """`depth` layers of `width` ReLU units, then one linear layer.
 
     Args:
-        shape: (C, H, W) of an input, which is flattened.
+        shape: (C, H, W) of an input, which is flattened, or (d,).
         classes: number of outputs.
         width: units of every hidden layer.
         depth: hidden layers; "auto" is 2.
     """
 
-    def __init__(self, shape: tuple[int, int, int], classes: int, width: int = 128, depth: int | str = "auto"):
+    def __init__(self, shape: Shape, classes: int, width: int = 128, depth: int | str = "auto"):
         super().__init__()
         layers: list[nn.Module] = []
-        units = shape[0] * shape[1] * shape[2]
+        units = math.prod(shape)
         for _ in range(2 if depth == "auto" else int(depth)):
             layers += [nn.Linear(units, width), nn.ReLU()]
             units = width
@@ -25,7 +29,7 @@ class MLP(nn.Module):
         self.head = nn.Linear(units, classes)
 
     @staticmethod
-    def check(shape: tuple[int, int, int], width: int = 128, depth: int | str = "auto") -> None:
+    def check(shape: Shape, width: int = 128, depth: int | str = "auto") -> None:
         """Every shape is fine."""
 
     def features(self, inputs: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from potstill.data import Shape
 from potstill.models.convnet import convolution, least_side
 from potstill.models.vgg import check_small
 
@@ -36,7 +37,9 @@ class ResNet18(nn.Module):
     Source: He et al. 2016, table 1, with the stem for images of 32 pixels; table 3 of Feng et al. 2024.
     """
 
-    def __init__(self, shape: tuple[int, int, int], classes: int, width: int = 64, norm: str = "instance"):
+    kinds = ("image",)
+
+    def __init__(self, shape: Shape, classes: int, width: int = 64, norm: str = "instance"):
         super().__init__()
         layers: list[nn.Module] = [*convolution(shape[0], width, norm), nn.ReLU()]
         channels, side = width, min(shape[1:])
@@ -48,7 +51,7 @@ class ResNet18(nn.Module):
         self.head = nn.Linear(channels, classes)
 
     @staticmethod
-    def check(shape: tuple[int, int, int], norm: str = "instance", width: int = 64) -> None:
+    def check(shape: Shape, norm: str = "instance", width: int = 64) -> None:
         """Raise an InputError if the images are too small or the width does not fit the norm."""
         check_small("resnet18", shape, norm, width)
 

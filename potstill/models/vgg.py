@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from potstill.data import Shape
 from potstill.models.convnet import SMALLEST_NORM_SIDE, convolution, least_side
 from potstill.registry import InputError
 
@@ -24,7 +25,9 @@ class VGG11(nn.Module):
     layers, as networks for small images have it; table 3 of Feng et al. 2024.
     """
 
-    def __init__(self, shape: tuple[int, int, int], classes: int, width: int = 64, norm: str = "instance"):
+    kinds = ("image",)
+
+    def __init__(self, shape: Shape, classes: int, width: int = 64, norm: str = "instance"):
         super().__init__()
         channels, *sides = shape
         least = least_side(shape)
@@ -40,7 +43,7 @@ class VGG11(nn.Module):
         self.head = nn.Linear(channels * sides[0] * sides[1], classes)
 
     @staticmethod
-    def check(shape: tuple[int, int, int], norm: str = "instance", width: int = 64) -> None:
+    def check(shape: Shape, norm: str = "instance", width: int = 64) -> None:
         """Raise an InputError if the images are too small or the width does not fit the norm."""
         check_small("vgg11", shape, norm, width)
 
@@ -52,7 +55,7 @@ class VGG11(nn.Module):
         return self.head(self.features(inputs))  # type: ignore[no-any-return]
 
 
-def check_small(name: str, shape: tuple[int, int, int], norm: str, width: int, multiple: int = 8) -> None:
+def check_small(name: str, shape: Shape, norm: str, width: int, multiple: int = 8) -> None:
     """Raise an InputError if the images are smaller than 4 x 4 pixels, or the width no multiple that a group norm needs."""
     if min(shape[1:]) < SMALLEST_NORM_SIDE:
         raise InputError(f"model {name} needs images of at least 4 x 4 pixels, got {shape[1]} x {shape[2]}; use --model mlp")

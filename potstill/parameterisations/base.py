@@ -9,12 +9,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from potstill.data import KINDS, Shape, kind_of, require_kind
 from potstill.registry import PARAMETERISATIONS, InputError
 from potstill.sections import DistilledConfig
 
@@ -28,13 +29,13 @@ class Budget:
     """What a block may store: as many numbers as so many images of each class, and their labels if those are learned.
 
     Args:
-        shape: (C, H, W) of an image.
+        shape: (C, H, W) of an image, (d,) of a vector.
         classes: number of classes.
         ipc: images per class that it would pay for as pixels.
         learn_labels: whether labels are stored, K numbers each.
     """
 
-    shape: tuple[int, int, int]
+    shape: Shape
     classes: int
     ipc: int
     learn_labels: bool = False
@@ -68,7 +69,7 @@ class Budget:
                 f"({self.floats:,} numbers); raise --budget-ipc, or {way_out}"
             )
 
-    def reduced(self, factor: int) -> tuple[int, int, int]:
+    def reduced(self, factor: int) -> Shape:
         """(C, H / factor, W / factor); an InputError if that is not whole."""
         channels, height, width = self.shape
         if height % factor or width % factor:
@@ -106,6 +107,8 @@ class Parameterisation(ABC):
     """
 
     budget: Budget
+    kinds: ClassVar[tuple[str, ...]] = KINDS
+    """The data that it stores."""
 
     @classmethod
     @abstractmethod
@@ -179,12 +182,12 @@ class Parameterisation(ABC):
 
     def plain(self) -> dict[str, Any]:
         """As plain data, without what the set itself knows; `from_plain` reads it."""
-        kind = next(name for name in PARAMETERISATIONS if PARAMETERISATIONS[name] is type(self))
+        kind = PARAMETERISATIONS.name_of(type(self))
         own = {item.name: getattr(self, item.name) for item in dataclasses.fields(self) if item.name != "budget"}
         return {"kind": kind, "ipc": self.budget.ipc, **own}
 
 
-def from_plain(plain: Mapping[str, Any], shape: tuple[int, int, int], classes: int, learn_labels: bool) -> Parameterisation:
+def from_plain(plain: Mapping[str, Any], shape: Shape, classes: int, learn_labels: bool) -> Parameterisation:
     """The parameterisation that `plain` was taken of; an InputError if this potstill does not know it."""
     own = {name: value for name, value in plain.items() if name not in ("kind", "ipc")}
     try:
@@ -196,9 +199,10 @@ def from_plain(plain: Mapping[str, Any], shape: tuple[int, int, int], classes: i
     return made
 
 
-def block_parameterisation(config: DistilledConfig, shape: tuple[int, int, int], classes: int) -> Parameterisation:
+def block_parameterisation(config: DistilledConfig, shape: Shape, classes: int) -> Parameterisation:
     """That of each block of a run; an InputError if the budget or an option does not fit the images."""
     chosen: type[Parameterisation] = PARAMETERISATIONS[config.param]
+    require_kind(kind_of(shape), f"parameterisation {config.param}", chosen, "use --param pixels")
     return chosen.fitting(Budget(shape, classes, config.ipc_of_block, config.learn_labels), config)
 
 

@@ -7,7 +7,7 @@ coefficients; bases at reduced resolution, upsampled bilinearly.
 
 import math
 from dataclasses import dataclass
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -47,6 +47,7 @@ class Basis(Parameterisation):
         rows: of coefficients, for each class.
     """
 
+    kinds: ClassVar[tuple[str, ...]] = ("image",)
     factor: int
     bases: int
     rows: int

@@ -9,7 +9,7 @@ as many numbers as 9 of the 10 images that the budget of one a class allows.) Th
 
 import math
 from dataclasses import dataclass
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +36,7 @@ class Factorised(Parameterisation):
         bases_per_class: of each class.
     """
 
+    kinds: ClassVar[tuple[str, ...]] = ("image",)
     factor: int
     hallucinators: int
     bases_per_class: int

@@ -5,7 +5,7 @@ arXiv:2205.14959 (IDC): uniform formation, bilinear.
 """
 
 from dataclasses import dataclass
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ class MultiFormation(Parameterisation):
         factor: parts on a side.
     """
 
+    kinds: ClassVar[tuple[str, ...]] = ("image",)
     factor: int
 
     @classmethod
