@@ -7,7 +7,7 @@ import torch
 from potstill.distilled import DistilledSet
 from potstill.gallery import label_bars
 
-MOST_FEATURES, MOST_ROWS, MOST_RANGES = 12, 200, 40
+MOST_FEATURES, MOST_ROWS, MOST_RANGES = 16, 200, 40
 """What a page shows: columns of the table, its rows, and ranges; the file holds all."""
 NARROWEST = 1.5
 """Least width of a bar, in hundredths of the axis: a single value must be seen."""
@@ -89,7 +89,7 @@ def row_table(distilled: DistilledSet, most_features: int = MOST_FEATURES, most_
     parts = [f"the first {most_features:,} of {len(names):,} features"] if most_features < len(names) else []
     if each < distilled.per_class:
         parts.append(f"the first {each:,} of {distilled.per_class:,} rows of each class")
-    left_out = f"Shown: {' and '.join(parts)}; `potstill export --format csv` writes all." if parts else ""
+    left_out = f"Shown: {' and '.join(parts)}; the CSV file has all." if parts else ""
     return RowTable(list(names[:most_features]), rows, len(distilled.blocks) > 1, left_out)
 
 

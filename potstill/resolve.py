@@ -110,7 +110,6 @@ def resolve_auto(
 def check_kinds(config: Config, shape: Shape, model: ModelSpec) -> None:
     """Raise an InputError if a part that the configuration names does not take examples of this shape."""
     kind, own = kind_of(shape), config.data.preprocess
-    block_parameterisation(config.distilled, shape, 2)
     if own != "auto":
         require_kind(kind, f"preprocessing {own}", preprocessing(own), "use --preprocess none")
     for flag, operations in (("augment", config.inner.augment), ("real-augment", config.outer.real_augment)):

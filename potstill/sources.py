@@ -188,7 +188,7 @@ def as_arrays(images_name: str, images: Any, labels_name: str, labels: Any) -> A
     if pixels.ndim != 4 or pixels.shape[1] not in (1, 3) or not pixels.size:
         hint = "; move the channels to the front" if pixels.ndim == 4 and pixels.shape[-1] in (1, 3) else ""
         raise InputError(
-            f"{images_name} must have shape (N, H, W), (N, C, H, W) with C 1 or 3, or (N, d) of vectors, got {pixels.shape}{hint}"
+            f"{images_name} must have shape (N, d) of vectors, (N, H, W) or (N, C, H, W) with C 1 or 3, got {pixels.shape}{hint}"
         )
     classes = as_classes(labels_name, classes, images_name, len(pixels))
     if pixels.dtype.kind in "iu":
