@@ -21,9 +21,9 @@ import torch
 from curves import RESULTS, provenance
 
 from potstill.data import MappedSplit
-from potstill.hardness import UNIFORM, Weighted
 from potstill.loading import prepare
 from potstill.runs import RunFolder
+from potstill.sampling import UNIFORM, Weighted
 from potstill.sections import DataConfig
 from potstill.seeds import generator
 from potstill.sources import read

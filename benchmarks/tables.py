@@ -184,6 +184,30 @@ def large() -> str:
     )
 
 
+def vectors() -> str:
+    """Distilled rows of tables beside random real ones and a logistic regression on all."""
+    result = json.loads((RESULTS / "vectors.json").read_text())
+    methods = list(dict.fromkeys(row["method"] for row in result["rows"]))
+    heads = ["", "rows per class", *(f"`{method}`" for method in methods), "as many random real rows", "logistic regression on all"]
+    lines = [f"| {' | '.join(heads)} |\n{'|---' * len(heads)}|\n"]
+    for name, ipc in dict.fromkeys((row["data"], row["ipc"]) for row in result["rows"]):
+        own = {row["method"]: row for row in result["rows"] if (row["data"], row["ipc"]) == (name, ipc)}
+        whole = result["all_rows"][name]
+        cells = [name, str(ipc), *(f"**{percent(own[method]['distilled'])}**" if method in own else "" for method in methods)]
+        cells += [percent(next(iter(own.values()))["random"]), f"{100 * whole['accuracy']:.1f} ({whole['train']} rows)"]
+        lines.append(f"| {' | '.join(cells)} |\n")
+    sizes = "; ".join(
+        f"{name}: {whole['shape'][0]} features, {whole['classes']} classes, {whole['validation']} validation and "
+        f"{whole['test']} test rows"
+        for name, whole in result["all_rows"].items()
+    )
+    count = result["rows"][0]["distilled"]["n"]
+    return (
+        f"{''.join(lines)}\nTest accuracy in %, mean ± standard deviation, n = {count} ({result['protocol']}).\n{sizes}. "
+        f"{result['hardware']}, one thread; torch {result['versions']['torch']}.\n"
+    )
+
+
 def decoding() -> str:
     """Which share of an outer step decoding takes."""
     result = json.loads((RESULTS / "decoding.json").read_text())
@@ -211,6 +235,7 @@ PLACES = [
         "<!-- end of decoding -->",
         decoding,
     ),
+    (ROOT / "docs" / "data.md", "<!-- vectors: made by benchmarks/tables.py -->", "<!-- end of vectors -->", vectors),
     (ROOT / "docs" / "data.md", "<!-- large: made by benchmarks/tables.py -->", "<!-- end of large -->", large),
     (LABORATORY, "<!-- variance: made by benchmarks/tables.py -->", "<!-- end of variance -->", variance),
     *(

@@ -29,6 +29,7 @@ def distill(
     test_images: Any = None,
     test_labels: Any = None,
     class_names: Sequence[str] | None = None,
+    feature_names: Sequence[str] | None = None,
     weights: Any = None,
     model: ModelSpec | None = None,
     preset: str | None = None,
@@ -37,14 +38,16 @@ def distill(
     listener: Listener = SILENT,
     **options: Any,
 ) -> DistilledSet:
-    """Distill labelled images, or the data that `data=` names, into a few synthetic examples per class.
+    """Distill labelled images or vectors, or the data that `data=` names, into a few synthetic examples per class.
 
     Args:
-        images: (N, H, W) or (N, C, H, W) arrays or tensors, C 1 or 3; integers 0..255, or floats. None: `data=` is read.
+        images: (N, H, W) or (N, C, H, W) arrays or tensors, C 1 or 3; integers 0..255, or floats. Or (N, d) vectors, the rows
+            of a table, as numbers of any kind; a data frame will do. None: `data=` is read.
         labels: (N,) whole numbers 0 .. K-1.
         test_images: held out for tests only; None holds 20 % out.
         test_labels: their classes.
         class_names: name of each class, all different.
+        feature_names: of vectors, name of each feature, all different; None: those of a data frame's columns.
         weights: (N,) at least 0, one for each training image that is given or that `data=` names, in that order: real batches
             are drawn without replacement in proportion to them; None: all alike. A hardness sampler multiplies them.
         model: a registered name, "package.module:factory", or a callable that makes a fresh network.
@@ -64,7 +67,7 @@ def distill(
         if value is not None and options.setdefault(name, value) != value:
             raise InputError(f"{name} is given twice, as {value!r} and as {options[name]!r}; give it once")
     config = configuration(options_from_preset(preset) if preset else {}, options)
-    dataset = dataset_of(config.data, images, labels, test_images, test_labels, class_names, weights)
+    dataset = dataset_of(config.data, images, labels, test_images, test_labels, class_names, weights, feature_names)
     return new_run(config, dataset, None if out is None else Path(out), model=model, overwrite=overwrite, listener=listener)
 
 
@@ -76,6 +79,7 @@ def resume(
     test_images: Any = None,
     test_labels: Any = None,
     class_names: Sequence[str] | None = None,
+    feature_names: Sequence[str] | None = None,
     weights: Any = None,
     model: ModelSpec | None = None,
     listener: Listener = SILENT,
@@ -89,6 +93,7 @@ def resume(
         test_images: as at the start.
         test_labels: as at the start.
         class_names: as at the start.
+        feature_names: as at the start.
         weights: as at the start.
         model: a callable, if the run was started with one that cannot be imported.
         listener: told of progress.
@@ -96,7 +101,7 @@ def resume(
         InputError: no run in `out`, a finished one, or other data than it was started with.
     """
     config = RunFolder.open(Path(out)).config()
-    dataset = dataset_of(config.data, images, labels, test_images, test_labels, class_names, weights)
+    dataset = dataset_of(config.data, images, labels, test_images, test_labels, class_names, weights, feature_names)
     return resumed_run(Path(out), config, dataset, model=model, listener=listener)
 
 
@@ -148,12 +153,16 @@ def diagnose(
 
 def dataset_of(
     config: DataConfig, images: Any, labels: Any, test_images: Any, test_labels: Any, class_names: Sequence[str] | None,
-    weights: Any = None,
+    weights: Any = None, feature_names: Sequence[str] | None = None,
 ) -> Dataset:  # fmt: skip
     """The data that were given as arrays or, without any, that the configuration names, with weights if there are some."""
     if images is not None and labels is not None:
-        return with_weights(from_arrays(images, labels, test_images, test_labels, class_names), weights)
-    named = {"images": images, "labels": labels, "test_images": test_images, "test_labels": test_labels, "class_names": class_names}
+        dataset = from_arrays(images, labels, test_images, test_labels, class_names, feature_names)
+        return with_weights(dataset, weights)
+    named = {
+        "images": images, "labels": labels, "test_images": test_images, "test_labels": test_labels, "class_names": class_names,
+        "feature_names": feature_names,
+    }  # fmt: skip
     for name, value in named.items():
         if value is not None:
             raise InputError(f"images and labels must be given together, got {name} without them")
@@ -222,14 +231,16 @@ def recorded_config(distilled: DistilledSet) -> Given:
     """
     tables = distilled.meta.get("config", {})
     options = {name: value for table in tables.values() for name, value in table.items()}
-    if options.get("data") != "digits":
-        options["data"] = "arrays"
-    return configuration(options)
+    config = configuration(options)
+    return config if config.data.embedded else changed(config, data="arrays")
 
 
 def fitting(distilled: DistilledSet, dataset: Dataset, config: DataConfig, device: str) -> RealData:
-    """`dataset` through the set's own preprocessing; an InputError if its images or classes are not the set's."""
-    shape = tuple(dataset.train.images.shape[1:])
+    """`dataset` through the set's own preprocessing; an InputError if its shape, classes or features are not the set's."""
+    shape = dataset.shape
+    if "vector" in (dataset.kind, distilled.kind) and shape != distilled.shape:
+        wanted, got = (f"{one[0]} features" if len(one) == 1 else f"images of shape {one}" for one in (distilled.shape, shape))
+        raise InputError(f"the data must have {wanted} like the distilled set, got {got}; give the data that it was distilled from")
     if shape != distilled.shape:
         raise InputError(
             f"the data must have images of shape {distilled.shape} like the distilled set, got {shape}; try --image-size"
@@ -240,5 +251,12 @@ def fitting(distilled: DistilledSet, dataset: Dataset, config: DataConfig, devic
         raise InputError(
             f"the data must have the {len(distilled.class_names)} classes of the distilled set, in its order, got "
             f"{len(dataset.class_names)}; the first that differs is {found!r} in place of {wanted!r}"
+        )
+    named, own = dataset.feature_names, tuple(distilled.meta.get("data", {}).get("features", ()))
+    if named and own and named != own:
+        got, first = next(pair for pair in zip(named, own, strict=True) if pair[0] != pair[1])
+        raise InputError(
+            f"the data must have the features of the distilled set, in its order; the first that differs is {got!r} in place of "
+            f"{first!r}"
         )
     return prepare(dataset, config, pick_device(device), distilled.fitted)

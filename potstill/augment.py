@@ -6,11 +6,16 @@ of RaT-BPTT and in DSA (Zhao & Bilen 2021b). The warps use torch's own affine gr
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from potstill.data import Shape, kind_of, require_kind
+from potstill.registry import AUGMENTATIONS, InputError
 
 ROTATION = math.radians(15)
 SCALE = 1.2
@@ -19,16 +24,34 @@ HOLE = 0.5
 BRIGHTNESS, SATURATION, CONTRAST = 1.0, 2.0, 0.5
 
 
+Operation = Callable[[Tensor, Tensor], Tensor]
+"""(examples (B, ...), values (B, 4) in [0, 1)) -> examples of the same shape, differentiable in them. An attribute `kinds` says
+which data it takes, ("image",) or ("vector",); without that, both."""
+
+
+def of_images(operation: Operation) -> Operation:
+    """Mark an operation that takes images only."""
+    vars(operation)["kinds"] = ("image",)
+    return operation
+
+
 @dataclass(frozen=True)
 class Draw:
-    """One operation and its parameters: `values` (B, p) in [0, 1) on the CPU, one row an image."""
+    """One operation with its parameters.
+
+    Args:
+        operation: a name of `registry.AUGMENTATIONS`, or "none".
+        values: (B, 4) in [0, 1) on the CPU, one row an image; of a shared draw (1, 4).
+        shared: whether the one row stands for every image of whatever batch.
+    """
 
     operation: str
     values: Tensor
+    shared: bool = False
 
     def rows(self, indices: Tensor) -> "Draw":
-        """The draw for some images of the batch."""
-        return Draw(self.operation, self.values[indices])
+        """Return the draw for some images of the batch."""
+        return self if self.shared else Draw(self.operation, self.values[indices])
 
 
 def draw(operations: tuple[str, ...], count: int, rng: torch.Generator) -> Draw:
@@ -39,19 +62,50 @@ def draw(operations: tuple[str, ...], count: int, rng: torch.Generator) -> Draw:
     return Draw(chosen, torch.rand(count, 4, generator=rng))
 
 
+def shared_draw(operations: tuple[str, ...], rng: torch.Generator) -> Draw:
+    """Draw one operation and one set of parameters for all images of every batch that it is applied to.
+
+    With it real and synthetic batches of any two sizes are changed alike, so that a difference between them is not one of
+    augmentation.
+
+    Source: Differentiable Siamese Augmentation, Zhao & Bilen 2021, arXiv:2102.08259.
+    """
+    drawn = draw(operations, 1, rng)
+    return Draw(drawn.operation, drawn.values, shared=True)
+
+
 def apply(images: Tensor, drawn: Draw) -> Tensor:
     """Augment (B, C, H, W) images; differentiable in them. Pixels from outside an image are 0."""
     if drawn.operation == "none":
         return images
-    values = drawn.values.to(images)
-    return OPERATIONS[drawn.operation](images, values)
+    values = drawn.values.expand(len(images), -1) if drawn.shared else drawn.values
+    augmented: Tensor = AUGMENTATIONS[drawn.operation](images, values.to(images))
+    return augmented
 
 
+def check_operations(operations: tuple[str, ...], shape: Shape, way_out: str) -> None:
+    """Raise an InputError unless every operation takes examples of this shape and keeps it."""
+    for name in operations:
+        operation: Any = AUGMENTATIONS[name]
+        require_kind(kind_of(shape), f"augmentation {name}", operation, way_out)
+        try:
+            changed = operation(torch.zeros(2, *shape), torch.full((2, 4), 0.5))
+        except Exception as error:  # a user's own may fail in any way
+            raise InputError(
+                f"augmentation {name} fails on a batch of shape {(2, *shape)}: {type(error).__name__}: {error}"
+            ) from error
+        if not isinstance(changed, Tensor) or changed.shape != (2, *shape):
+            got = tuple(changed.shape) if isinstance(changed, Tensor) else type(changed).__name__
+            raise InputError(f"augmentation {name} must return a tensor of the batch's shape {(2, *shape)}, got {got}")
+
+
+@of_images
 def flip(images: Tensor, values: Tensor) -> Tensor:
     """Mirror left and right with probability 1/2."""
     return torch.where((values[:, 0] < 0.5).view(-1, 1, 1, 1), images.flip(3), images)
 
 
+@of_images
 def rotate(images: Tensor, values: Tensor) -> Tensor:
     """Turn by U(-15, 15) degrees about the centre, bilinear."""
     angle = (2 * values[:, 0] - 1) * ROTATION
@@ -63,6 +117,7 @@ def rotate(images: Tensor, values: Tensor) -> Tensor:
     return warp(images, torch.stack(rows, 1))
 
 
+@of_images
 def scale(images: Tensor, values: Tensor) -> Tensor:
     """Shrink each axis about the centre by U(1/1.2, 1.2) of its own (below 1: stretch it), bilinear."""
     factor = 1 / SCALE + values[:, :2] * (SCALE - 1 / SCALE)
@@ -71,6 +126,7 @@ def scale(images: Tensor, values: Tensor) -> Tensor:
     return warp(images, torch.stack(rows, 1))
 
 
+@of_images
 def crop(images: Tensor, values: Tensor) -> Tensor:
     """Pad with zeros by an eighth of each side and crop at random: a shift by whole pixels."""
     sides = images.new_tensor(images.shape[:1:-1])  # (W, H)
@@ -80,6 +136,7 @@ def crop(images: Tensor, values: Tensor) -> Tensor:
     return warp(images, torch.cat((identity, (2 * shift / sides)[:, :, None]), 2))
 
 
+@of_images
 def cutout(images: Tensor, values: Tensor) -> Tensor:
     """Set a rectangle of half the height and half the width to 0, its centre anywhere in the image."""
     height, width = images.shape[2:]
@@ -91,6 +148,7 @@ def cutout(images: Tensor, values: Tensor) -> Tensor:
     return images * ~(hole[0][:, None, :, None] & hole[1][:, None, None, :])
 
 
+@of_images
 def color(images: Tensor, values: Tensor) -> Tensor:
     """Brightness + U(-1/2, 1/2), saturation times U(0, 2), contrast times U(1/2, 3/2), in this order."""
     one, two, three = (values[:, place].view(-1, 1, 1, 1) for place in range(3))
@@ -106,6 +164,3 @@ def warp(images: Tensor, matrices: Tensor) -> Tensor:
     """Sample images at the affine grid of `matrices` (B, 2, 3), bilinear, zero outside."""
     grid = F.affine_grid(matrices, list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-
-
-OPERATIONS = {"flip": flip, "rotate": rotate, "scale": scale, "crop": crop, "cutout": cutout, "color": color}

@@ -16,6 +16,7 @@ from potstill import __version__
 from potstill.config import SECTIONS, Option, layered, options_of_run, preset_names
 from potstill.options import declared, words_of
 from potstill.registry import (
+    AUGMENTATIONS,
     EXPORTS,
     METHODS,
     MODELS,
@@ -239,8 +240,8 @@ def make_parser(known: Sequence[Option] | None = None) -> tuple[Parser, dict[str
     export.add_argument("path", type=Path, metavar="RUN_OR_FILE", help="a run's folder, or a distilled.safetensors")
     export.add_argument(
         "--format", choices=list(EXPORTS),
-        help="an annotated grid, one PNG an image in class folders, Hugging Face parquet, NumPy arrays (default: by the suffix of "
-        "--out, else png)",
+        help="an annotated grid, one PNG an image in class folders, CSV of vectors, Hugging Face parquet, NumPy arrays (default: "
+        "by the suffix of --out, else png, or csv of vectors)",
     )  # fmt: skip
     export.add_argument("--out", type=Path, help="file or folder to write (default: beside the set)")
     export.add_argument("--ipc", type=positive, help="write the first blocks of a boosted set that hold so many images per class")
@@ -371,6 +372,7 @@ def list_parts() -> int:
         ("optimizers (--inner-optimizer, --outer-optimizer)", OPTIMIZERS.described()),
         ("real batches (--real-sampler)", REAL_SAMPLERS.described()),
         ("preprocessing (--preprocess)", PREPROCESSING.described()),
+        ("augmentations (--augment)", AUGMENTATIONS.described()),
         ("export formats (--format)", EXPORTS.described()),
         ("studies (potstill study NAME)", STUDIES.described()),
         ("presets (--preset)", preset_names()),

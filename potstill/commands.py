@@ -61,8 +61,12 @@ def distill(parsed: argparse.Namespace) -> int:
         size = f"{'budget of ' * part.decoded}{part.ipc} of each class, {part.stored_bytes:,} bytes: " if nested else ""
         print(f"validation:    {size}{figure}, {part.recipe.steps} training steps; this split chose them")
     print(f"next:          potstill evaluate {shlex.quote(str(out))}{' --all-budgets' * nested}")
-    write_grid(distilled, out / runs.PICTURE)
-    print(f"picture:       {out / runs.PICTURE}")
+    if distilled.kind == "vector":
+        exports.export(distilled, "csv", out / runs.TABLE, overwrite=True)
+        print(f"table:         {out / runs.TABLE}")
+    else:
+        write_grid(distilled, out / runs.PICTURE)
+        print(f"picture:       {out / runs.PICTURE}")
     return 0
 
 
@@ -162,7 +166,7 @@ def open_real(distilled: DistilledSet, data: DataConfig, device: torch.device, s
     dataset = sources.read(data)
     real = api.fitting(distilled, dataset, data, str(device))
     if dataset.fingerprint != distilled.meta.get("data", {}).get("fingerprint"):
-        say("note: these are not the data that the set was distilled from; its validation and test images may differ")
+        say(f"note: these are not the data that the set was distilled from; its validation and test {distilled.noun}s may differ")
     return real
 
 
@@ -188,7 +192,7 @@ def evaluate(parsed: argparse.Namespace) -> int:
             real = open_real(distilled, data, device, display.say)
             for one, model in itertools.product(sets, models):
                 if len(sets) * len(models) > 1:
-                    display.say(f"{model or distilled.recipe.model}, {one.ipc} images per class")
+                    display.say(f"{model or distilled.recipe.model}, {one.ipc} {one.noun}s per class")
                 # All real images are the same beside every budget: they are measured once.
                 baselines = [name for name in parsed.baseline if name != "full" or one is sets[-1]]
                 found = evaluation.evaluate(
@@ -200,7 +204,7 @@ def evaluate(parsed: argparse.Namespace) -> int:
                 runs.add_evaluation(target, evaluation_record(parsed, found, one.ipc, model, data, real, device))
     finally:  # a full disk or Ctrl-C must not cost what was measured
         if rows:
-            show(rows, len(real.test), len(real.class_names), hardware(device))
+            show(rows, len(real.test), len(real.class_names), hardware(device), f"{distilled.noun}s")
     print(f"written: {target}")
     return 0
 
@@ -230,11 +234,11 @@ def evaluation_record(
     }
 
 
-def show(rows: list[Row], test_images: int, classes: int, machine: str) -> None:
+def show(rows: list[Row], test_images: int, classes: int, machine: str, noun: str) -> None:
     """Print an evaluation as a table."""
-    table = Table(title=f"Test accuracy on {test_images} images, fresh networks ({machine})", title_justify="left")
-    for column in ("trained on", "images", "per class", "bytes", "network", "steps", "lr", "accuracy", "protocol"):
-        right = column in ("images", "per class", "bytes", "steps", "lr")
+    table = Table(title=f"Test accuracy on {test_images} {noun}, fresh networks ({machine})", title_justify="left")
+    for column in ("trained on", noun, "per class", "bytes", "network", "steps", "lr", "accuracy", "protocol"):
+        right = column in (noun, "per class", "bytes", "steps", "lr")
         table.add_column(column, justify="right" if right else "left", overflow="fold")
     for row in rows:
         numbers = f"{row.images:,}", row.per_class(classes), f"{row.stored_bytes:,}"
@@ -248,8 +252,9 @@ def export(parsed: argparse.Namespace) -> int:
     """`potstill export`."""
     distilled, data = open_set(parsed)
     folder = folder_of(parsed.path)
-    suffixes = {".png": "png", ".parquet": "parquet", ".npz": "npz"}
-    format = parsed.format or (suffixes.get(parsed.out.suffix, "folder") if parsed.out else "png")
+    suffixes = {".png": "png", ".csv": "csv", ".parquet": "parquet", ".npz": "npz"}
+    usual = exports.DEFAULTS[distilled.kind]
+    format = parsed.format or (suffixes.get(parsed.out.suffix, "folder") if parsed.out else usual)
     out = parsed.out or folder / EXPORTS[format].default_name
     told = exports.export(distilled, format, out, overwrite=parsed.out is None)
     print(f"written: {out}\n{told}")

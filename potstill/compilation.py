@@ -10,6 +10,7 @@ from torch.utils._triton import has_triton
 from torch.utils.flop_counter import FlopCounterMode
 
 from potstill.compiled import CannotCompile, CompiledNetwork, prepare_cache
+from potstill.data import Shape
 from potstill.derivatives import Batch, Differentiable, FlatModel, cross_entropy, largest_micro_batch
 from potstill.models import fresh
 from potstill.registry import InputError
@@ -37,7 +38,7 @@ class NetworkFamily:
     """
 
     factory: Callable[[], nn.Module]
-    shape: tuple[int, ...]
+    shape: Shape
     classes: int
     device: torch.device
     precision: str

@@ -11,9 +11,8 @@ from typing import Any, Generic, Never, cast
 import tomli_w
 
 from potstill.options import A, Auto, checked, convert, declared
-from potstill.registry import SOURCES, InputError, near_miss
+from potstill.registry import AUGMENTATIONS, PREPROCESSING, SOURCES, InputError, near_miss
 from potstill.sections import (
-    AUGMENTATIONS,
     DataConfig,
     DistilledConfig,
     EvaluationConfig,
@@ -227,16 +226,35 @@ def validated(config: Given) -> Given:
         raise InputError(
             f"boost_blocks must divide ipc={ipc} into blocks of equal size, got {blocks}; change --ipc or --boost-blocks"
         )
-    for part in config.inner.augment:
-        if part not in AUGMENTATIONS:
-            known = ", ".join(AUGMENTATIONS)
-            near = near_miss(part, AUGMENTATIONS)
-            raise InputError(f"unknown augment {part!r}{near}; known: {known}")
+    if config.data.preprocess != "auto":
+        PREPROCESSING.check(config.data.preprocess)
+    for operation in config.inner.augment:
+        AUGMENTATIONS.check(operation)
+    check_data(config.data)
     if not config.evaluation.lengths:
         raise InputError("lengths must hold at least one number of steps, got none")
     if config.run.device.partition(":")[0] not in ("auto", "cpu", "cuda", "mps"):
         raise InputError(f"device must be auto, cpu, cuda, cuda:N or mps, got {config.run.device!r}")
     return config
+
+
+READ_BY = {
+    "image_column": ("parquet", "hf"),
+    "label_column": ("parquet", "hf"),
+    "image_size": ("folder", "parquet", "hf"),
+}
+"""Options that tell how data are read -> the sources that they have an effect on."""
+
+
+def check_data(data: DataConfig) -> None:
+    """Raise an InputError if an option of the data has no effect on their source or preprocessing."""
+    kind, default = data.data.partition(":")[0], DataConfig()
+    for name, kinds in READ_BY.items():
+        if kind not in (*kinds, "arrays") and ":" not in kind and getattr(data, name) != getattr(default, name):
+            flag = "--" + name.replace("_", "-")
+            raise InputError(f"{name} has no effect with data {data.data}, {flag} is for {' and '.join(kinds)}; leave it out")
+    if data.preprocess in ("none", "normalize") and data.zca_regularization != default.zca_regularization:
+        raise InputError(f"zca_regularization has no effect with --preprocess {data.preprocess}; leave it out")
 
 
 def resolved(config: "Given | Resolved", **options: Any) -> Resolved:

@@ -18,12 +18,12 @@ LEAST_BIN = 5
 """Steps; a median and quartiles of fewer say little."""
 CURVES = (
     (
-        "loss", "Outer loss", "How badly networks trained on the synthetic images do on real training images. Lower is better.",
+        "loss", "Outer loss", "How badly networks trained on the synthetic {noun}s do on real training {noun}s. Lower is better.",
         "as it is",
     ),
     (
         "grad_norm", "Meta-gradient norm",
-        "How strongly the outer loss asks the synthetic images to change, on a logarithmic scale.", "log",
+        "How strongly the outer loss asks the synthetic {noun}s to change, on a logarithmic scale.", "log",
     ),
     ("seconds", "Seconds per outer step", "Without validation.", "from 0"),
     ("memory_mb", "Memory in MB", "The most that the process (on CUDA: its tensors) had used by each step.", "from 0"),
@@ -42,15 +42,18 @@ class Chart:
     svg: Markup
 
 
-def log_charts(logs: Mapping[str, Log], prefix: str) -> list[Chart]:
+def log_charts(logs: Mapping[str, Log], prefix: str, noun: str = "image") -> list[Chart]:
     """The curves of a run, or of several over each other; those that nobody logged are left out.
 
     Args:
         logs: a run's name -> what it logged.
         prefix: of the ids in the figures, unique in the page.
+        noun: what an example is called.
     """
-    charts = [logged_chart(logs, *curve, prefix=f"{prefix}-{curve[0]}") for curve in CURVES]
-    charts.insert(1, validation_chart(logs, f"{prefix}-validation"))
+    charts = [
+        logged_chart(logs, key, title, caption.format(noun=noun), axis, f"{prefix}-{key}") for key, title, caption, axis in CURVES
+    ]
+    charts.insert(1, validation_chart(logs, f"{prefix}-validation", noun))
     return [chart for chart in charts if chart]
 
 
@@ -98,7 +101,7 @@ def limits_from_zero(series: Sequence[Series]) -> tuple[tuple[float, float], flo
     return (0, top), (greatest if greatest > top else None)
 
 
-def validation_chart(logs: Mapping[str, Log], prefix: str) -> Chart | None:
+def validation_chart(logs: Mapping[str, Log], prefix: str, noun: str) -> Chart | None:
     """Accuracy on validation data where it was measured."""
     shown = {name: log for name, log in logs.items() if log.validations}
     if not shown:
@@ -107,7 +110,7 @@ def validation_chart(logs: Mapping[str, Log], prefix: str) -> Chart | None:
     counts = {figure.n for log in shown.values() for _, figure in log.validations}
     networks = " or ".join(f"{count:,}" for count in sorted(counts))
     words = (
-        f"Accuracy on held-out validation images of {networks} fresh network{'s' * (counts != {1})} trained on the synthetic ones"
+        f"Accuracy on held-out validation {noun}s of {networks} fresh network{'s' * (counts != {1})} trained on the synthetic ones"
     )
     sizes = {bin_size(len(log.validations)) for log in shown.values()}
     if sizes != {1}:
@@ -132,9 +135,9 @@ def validated(label: str, log: Log, look: int) -> Series:
     return dataclasses.replace(found, look=look)
 
 
-def budget_chart(measured: Sequence[Measured], prefix: str) -> Chart | None:
-    """Test accuracy against images per class; None unless it was measured at several budgets."""
-    names = {"distilled": "distilled", "random": "random real images"}
+def budget_chart(measured: Sequence[Measured], prefix: str, noun: str = "image") -> Chart | None:
+    """Test accuracy against examples per class; None unless it was measured at several budgets."""
+    names = {"distilled": "distilled", "random": f"random real {noun}s"}
     found: dict[str, dict[int, Figure]] = {name: {} for name in names}
     for row in (row for one in measured if one.standard for row in one.rows if row.name in names):
         found[row.name][row.ipc] = row.accuracy
@@ -146,11 +149,11 @@ def budget_chart(measured: Sequence[Measured], prefix: str) -> Chart | None:
     if len(found["distilled"]) < 2:
         return None
     budgets = sorted(found["distilled"])
-    figure = line_figure(series, "images per class", percent=True, error_bars=True, log_x=budgets[-1] >= 10 * budgets[0])
+    figure = line_figure(series, f"{noun}s per class", percent=True, error_bars=True, log_x=budgets[-1] >= 10 * budgets[0])
     words = (
         "Each prefix of the set is a set of its own: its first block, its first two, and so on. Bars are one standard deviation."
     )
-    alternative = f"Test accuracy against images per class. {course(series, percent=True, unit='per class')}"
+    alternative = f"Test accuracy against {noun}s per class. {course(series, percent=True, unit='per class')}"
     return Chart("Accuracy by budget", words, inline_svg(figure, prefix, alternative))
 
 

@@ -15,16 +15,43 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from potstill.registry import InputError
+
 Transform = Callable[[Tensor], Tensor]
+Shape = tuple[int, ...]
+"""Of one example: (C, H, W) of an image, (d,) of a vector, which is a row of a table."""
+KINDS = ("image", "vector")
+NOUNS = {"image": "image", "vector": "row"}
+"""What an example is called in sentences."""
 CHUNK, CHUNK_VALUES = 1024, 2**24
+
+
+def kind_of(shape: Sequence[int]) -> str:
+    """Return the kind of data, "image" or "vector", whose examples have a shape."""
+    return "vector" if len(shape) == 1 else "image"
+
+
+def require_kind(kind: str, name: str, part: Any, way_out: str) -> None:
+    """Raise an InputError unless a part takes data of a kind.
+
+    Args:
+        kind: of the data.
+        name: of the part, for the message, as in "model convnet".
+        part: states what it takes in `kinds`; without that, all: a stranger's network may take anything.
+        way_out: what to do.
+    """
+    taken = getattr(part, "kinds", KINDS)
+    if kind not in taken:
+        words = " and ".join(f"{one}s" for one in taken)
+        raise InputError(f"{name} takes {words}, the data are {kind}s; {way_out}")
 
 
 @dataclass(frozen=True)
 class Arrays:
-    """Labelled images as a source gives them.
+    """Labelled examples as a source gives them.
 
     Args:
-        images: (N, C, H, W), uint8 in 0..255 or float32; may be a memory map.
+        images: (N, C, H, W), uint8 in 0..255 or float32; may be a memory map. Of vectors (N, d), float32.
         labels: (N,) int64 classes.
     """
 
@@ -63,6 +90,7 @@ class Dataset:
         notes: sentences that a user should see: what was converted, padded, resized.
         mapped: whether the arrays are memory maps, to be preprocessed batch by batch.
         weights: (N,) float64 of the training images: how they come into real batches; None: all alike.
+        feature_names: of vectors, name of each feature; empty: they have none.
     """
 
     train: Arrays
@@ -72,6 +100,17 @@ class Dataset:
     notes: tuple[str, ...] = ()
     mapped: bool = False
     weights: npt.NDArray[np.float64] | None = None
+    feature_names: tuple[str, ...] = ()
+
+    @property
+    def shape(self) -> Shape:
+        """Of an example."""
+        return tuple(self.train.images.shape[1:])
+
+    @property
+    def kind(self) -> str:
+        """ "image" or "vector"."""
+        return kind_of(self.shape)
 
     @property
     def identity(self) -> str:
@@ -92,7 +131,7 @@ class Split(Protocol):
     def __len__(self) -> int: ...
 
     def take(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """(images (n, C, H, W), labels (n,)) at these positions, on the device."""
+        """(images (n, C, H, W) or vectors (n, d), labels (n,)) at these positions, on the device."""
         ...
 
 

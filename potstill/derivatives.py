@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from potstill.data import Shape
 from potstill.seeds import global_seed
 
 LARGEST_MB = {"cpu": 18, "mps": 250, "cuda": 1000}
@@ -95,7 +96,7 @@ def couples_batch(module: nn.Module) -> bool:
     return any(isinstance(part, _NormBase) and not isinstance(part, _InstanceNorm) for part in module.modules())
 
 
-def largest_micro_batch(module: nn.Module, shape: tuple[int, ...], device: torch.device) -> int:
+def largest_micro_batch(module: nn.Module, shape: Shape, device: torch.device) -> int:
     """How many examples at once keep every activation within LARGEST_MB."""
     sizes = [1]
 

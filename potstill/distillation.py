@@ -15,15 +15,15 @@ from potstill.boosting import LEARNED, OnBlocks, Rates, Stage, examples, with_le
 from potstill.cache import Cache
 from potstill.compilation import NetworkFamily, stage_micro_batch
 from potstill.compiled import CompiledNetwork
-from potstill.config import Given, Resolved
-from potstill.data import Dataset
+from potstill.config import Given, Resolved, changed
+from potstill.data import NOUNS, Dataset, kind_of, require_kind
 from potstill.derivatives import couples_batch
 from potstill.devices import keep_freed_memory, pick_device, versions
 from potstill.distilled import Block, DistilledSet, Recipe, initial_blocks
 from potstill.files import with_prefix
 from potstill.loading import RealData, cut_of, prepare
 from potstill.methods.base import Method, Problem, Real, Sizes
-from potstill.models import ModelSpec, check_model, fresh, resolve
+from potstill.models import DEFAULTS, ModelSpec, check_model, fresh, resolve
 from potstill.outer import Best, Carried, Hooks, OuterState, Record, Schedule, optimise
 from potstill.parameterisations.base import Budget, Parameterisation
 from potstill.preprocess import ZCA_UP_TO, Preprocess
@@ -31,6 +31,7 @@ from potstill.registry import METHODS, PARAMETERISATIONS, InputError
 from potstill.resolve import (
     check_batch,
     check_features,
+    check_kinds,
     check_second_derivative,
     resolve_auto,
     resolve_compile,
@@ -158,12 +159,15 @@ class Setup:
             torch.set_num_threads(given.run.threads)
         keep_freed_memory()
         method: type[Method] = METHODS[given.method.name]
-        shape, classes = dataset.train.images.shape[1:], len(dataset.class_names)
+        if given.model.name == "auto":
+            given = changed(given, model=DEFAULTS[dataset.kind])
+        check_kinds(given, dataset.shape, given.model.name if model is None else model)
+        shape, classes, noun = dataset.shape, len(dataset.class_names), NOUNS[dataset.kind]
         one = block_parameterisation(given, shape, classes)
         check_batch(given, one, classes)
         values = one.budget.values
         if fitted is None and values > ZCA_UP_TO and given.data.preprocess == "zca":
-            listener.say(f"fitting zca to images of {values:,} values takes minutes")
+            listener.say(f"fitting zca to {noun}s of {values:,} values takes minutes")
         real = prepare(dataset, given.data, device, fitted)
         for note in (counted(real), *real.notes):
             listener.say(note)
@@ -303,14 +307,16 @@ class Setup:
 
 def counted(real: RealData) -> str:
     """Say how many images there are."""
-    size = " x ".join(map(str, real.shape))
+    size = " x ".join(map(str, real.shape)) + " features" * (real.kind == "vector")
     counts = f"{len(real.train):,} train, {len(real.validation):,} validation and {len(real.test):,} test"
-    return f"{counts} images of {size} in {len(real.class_names)} classes"
+    return f"{counts} {NOUNS[real.kind]}s of {size} in {len(real.class_names)} classes"
 
 
 def block_parameterisation(config: Given | Resolved, shape: Any, classes: int) -> Parameterisation:
     """Make that of each block; raise an InputError if the budget or an option does not fit the images."""
-    chosen: type[Parameterisation] = PARAMETERISATIONS[config.parameterisation.name]
+    name = config.parameterisation.name
+    chosen: type[Parameterisation] = PARAMETERISATIONS[name]
+    require_kind(kind_of(tuple(shape)), f"parameterisation {name}", chosen, "use --param pixels")
     distilled = config.distilled
     budget = Budget(tuple(shape), classes, distilled.ipc_of_block, distilled.learn_labels)
     return chosen.fitting(budget, config.parameterisation.options)
@@ -414,7 +420,8 @@ def make_set(setup: Setup, blocks: tuple[Block, ...], recipes: tuple[Recipe, ...
     real, config, whole = setup.real, setup.config, budgets[-1]
     tables = config.tables()
     # No path: equal runs, equal bytes.
-    tables["data"] |= {"data": config.data.data.partition(":")[0], "cache_dir": ""}
+    source = config.data.data if config.data.embedded else config.data.data.partition(":")[0]
+    tables["data"] |= {"data": source, "cache_dir": ""}
     learned = {name: leaf.tolist() for name, leaf in with_prefix(best.leaves, LEARNED).items() if leaf.dim() == 0}
     meta = {
         "method": config.method.name,

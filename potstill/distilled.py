@@ -6,19 +6,20 @@ from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from potstill.config import Resolved
-from potstill.data import Split, sample_per_class
+from potstill.data import NOUNS, Shape, Split, kind_of, sample_per_class
 from potstill.images import PADDED_SIDE, UNPADDED_SIDE
 from potstill.optimizers import Adam, Optimizer
 from potstill.options import declared
 from potstill.parameterisations.base import Budget, Parameterisation
 from potstill.parameterisations.pixels import Pixels
 from potstill.preprocess import Preprocess
-from potstill.registry import OPTIMIZERS, InputError, name_of
+from potstill.registry import OPTIMIZERS, InputError
 from potstill.seeds import generator
 
 
@@ -78,7 +79,7 @@ class Recipe:
     def plain(self) -> dict[str, Any]:
         """Write it as plain data."""
         known = {item.name: getattr(self, item.name) for item in fields(self)}
-        name = name_of(OPTIMIZERS, type(self.optimizer))
+        name = OPTIMIZERS.name_of(type(self.optimizer))
         own = {item.name: getattr(self.optimizer, item.name) for item, _ in declared(type(self.optimizer))}
         return {**known, "optimizer": {"name": name, **own}}
 
@@ -111,13 +112,12 @@ class Block:
     @classmethod
     def of_pixels(cls, images: Tensor, classes: int, targets: Tensor | None = None) -> "Block":
         """A block of images (n, C, H, W), as many of each class, class by class; without targets (n, K) they are one-hot."""
-        channels, height, width = images.shape[1:]
-        budget = Budget((channels, height, width), classes, len(images) // classes, learn_labels=targets is not None)
+        budget = Budget(tuple(images.shape[1:]), classes, len(images) // classes, learn_labels=targets is not None)
         return cls({"images": images} | ({} if targets is None else {"targets": targets}), Pixels(budget))
 
     @cached_property
     def images(self) -> Tensor:
-        """(n, C, H, W) as a network reads them."""
+        """(n, C, H, W) or (n, d) as a network reads them."""
         return self.parameterisation.decode(self.leaves)
 
     @property
@@ -184,7 +184,7 @@ class DistilledSet(Dataset[tuple[Tensor, Tensor]]):
 
     @cached_property
     def images(self) -> Tensor:
-        """(n, C, H, W): what a network trains on."""
+        """(n, C, H, W) or (n, d): what a network trains on."""
         return joined([block.images for block in self.blocks])
 
     @cached_property
@@ -230,9 +230,36 @@ class DistilledSet(Dataset[tuple[Tensor, Tensor]]):
         return any(not isinstance(block.parameterisation, Pixels) for block in self.blocks)
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of an image."""
+    def shape(self) -> Shape:
+        """(C, H, W) of an image, (d,) of a vector."""
         return self.blocks[0].parameterisation.budget.shape
+
+    @property
+    def kind(self) -> str:
+        """ "image" or "vector"."""
+        return kind_of(self.shape)
+
+    @property
+    def noun(self) -> str:
+        """What an example is called, "image" or "row"."""
+        return NOUNS[self.kind]
+
+    @property
+    def rows(self) -> Tensor:
+        """(n, d) vectors in the units of the real data; what a network trains on, `images`, is these, preprocessed.
+
+        Raises:
+            InputError: the set holds images.
+        """
+        if self.kind != "vector":
+            raise InputError("rows are of a set of vectors, this one holds images; take .images or .pixels")
+        return self.fitted.inverse(self.images)
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """Of vectors, the name of each feature, "feature 1", ... if the data have none."""
+        known = self.meta.get("data", {}).get("features")
+        return tuple(known or (f"feature {number}" for number in range(1, self.shape[0] + 1)))
 
     def __len__(self) -> int:
         return self.per_class * len(self.class_names)
@@ -242,7 +269,7 @@ class DistilledSet(Dataset[tuple[Tensor, Tensor]]):
         return self.images[index], (self.targets if self.learned_labels else self.labels)[index]
 
     def __repr__(self) -> str:
-        return f"DistilledSet({self.per_class} of each of {len(self.class_names)} classes, {self.shape}, {self.fitted.kind})"
+        return f"DistilledSet({self.per_class} of each of {len(self.class_names)} classes, {self.shape}, {self.fitted.name})"
 
     def preprocess(self, real: Any) -> Tensor:
         """Make real images fit for a network that was trained on this set.
@@ -250,11 +277,14 @@ class DistilledSet(Dataset[tuple[Tensor, Tensor]]):
         Args:
             real: tensor or array, (N, C, H, W), grey (N, H, W), or one (C, H, W); whole numbers 0..255, or floats on the scale of
                 the data it was distilled from ([0, 1] for image files). 28 x 28 images are padded where the set's were.
+                For a set of vectors, (N, d), or one (d,), or a data frame with its columns in the set's order.
         Returns:
-            (N, C, H, W) float32.
+            (N, C, H, W) or (N, d) float32.
         Raises:
             InputError: another shape than the set's.
         """
+        if self.kind == "vector":
+            return self.fitted(self.real_vectors(real))
         images = torch.as_tensor(real)
         if images.dtype == torch.bool:
             raise InputError("real images must be whole numbers 0..255 or floats, got true and false")
@@ -267,6 +297,17 @@ class DistilledSet(Dataset[tuple[Tensor, Tensor]]):
             wanted = ", ".join(map(str, self.shape))
             raise InputError(f"real images must have shape (N, {wanted}), got {tuple(images.shape)}")
         return self.fitted(images)
+
+    def real_vectors(self, real: Any) -> Tensor:
+        """Return vectors (N, d) as float32; an InputError if they have another number or other names of features."""
+        columns = tuple(map(str, getattr(real, "columns", ())))
+        if columns and "features" in self.meta.get("data", {}) and columns != self.feature_names:
+            raise InputError(f"real rows must have the columns {', '.join(self.feature_names)}, got {', '.join(columns)}")
+        rows = real if isinstance(real, Tensor) else torch.as_tensor(np.asarray(real))
+        rows = rows.float()[None] if rows.ndim == 1 else rows.float()
+        if rows.ndim != 2 or tuple(rows.shape[1:]) != self.shape:
+            raise InputError(f"real rows must have shape (N, {self.shape[0]}), got {tuple(rows.shape)}")
+        return rows
 
     @property
     def budgets(self) -> tuple[int, ...]:
@@ -348,8 +389,9 @@ def initial_blocks(
     counts = torch.bincount(train.labels, minlength=budget.classes)
     least = int(counts.min())
     if least < ipc:
+        noun = NOUNS[kind_of(budget.shape)]
         raise InputError(
-            f"ipc must be at most the smallest class's number of train images (after the held-out shares), {least} in class "
+            f"ipc must be at most the smallest class's number of train {noun}s (after the held-out shares), {least} in class "
             f"{int(counts.argmin())}, got {ipc}"
         )
     rng, wanted = generator(seed, "initial images"), sum(one.real_per_class for one in parameterisations)

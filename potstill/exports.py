@@ -1,5 +1,6 @@
 """A distilled set in other programs' formats, with a plain word on what each loses."""
 
+import csv
 import io
 import json
 import os
@@ -7,13 +8,15 @@ import re
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from potstill.data import require_kind
 from potstill.distilled import DistilledSet
 from potstill.files import write
 from potstill.grid import to_bytes, to_image, write_grid
@@ -21,6 +24,7 @@ from potstill.registry import EXPORTS, InputError
 
 WINDOWS_DEVICES = r"con|prn|aux|nul|com\d|lpt\d"
 EXACT = "exact, the arrays that a network trains on"
+OWN_UNITS = "each feature in the data's own units, to the last bit of float32; give them to distilled.preprocess to train on them"
 LOSSY = "for the eye: 8-bit pixels of a typical brightness and contrast; a network trained on them is not the same"
 
 
@@ -57,20 +61,31 @@ def folder_names(class_names: tuple[str, ...]) -> list[str]:
 
 
 def export_parquet(distilled: DistilledSet, path: Path) -> None:
-    """Hugging Face's layout: image (PNG bytes), label (ClassLabel), and exactly: input and target as lists of float32."""
+    """Hugging Face's layout: label (ClassLabel), and exactly: input and target as lists of float32; images as PNG bytes, or
+    vectors as lists in the data's own units.
+    """
     import pyarrow as pa  # here: only this format needs it
     import pyarrow.parquet as pq
 
+    shown: Any
+    first_type: dict[str, Any]
+    numbers = {"feature": {"dtype": "float32", "_type": "Value"}, "_type": "List"}
+    if distilled.kind == "image":
+        first, first_type = "image", {"_type": "Image"}
+        pictures = [{"bytes": png(pixels), "path": f"{index:05d}.png"} for index, pixels in enumerate(distilled.pixels)]
+        shown = pa.array(pictures, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+    else:
+        first, first_type = "row", numbers
+        shown = pa.array(list(distilled.rows.numpy()), pa.list_(pa.float32()))
     features = {
-        "image": {"_type": "Image"},
+        first: first_type,
         "label": {"names": list(distilled.class_names), "_type": "ClassLabel"},
-        "input": {"feature": {"dtype": "float32", "_type": "Value"}, "_type": "List"},
-        "target": {"feature": {"dtype": "float32", "_type": "Value"}, "_type": "List"},
+        "input": numbers,
+        "target": numbers,
     }
-    pictures = [{"bytes": png(pixels), "path": f"{index:05d}.png"} for index, pixels in enumerate(distilled.pixels)]
     table = pa.table(
         {
-            "image": pa.array(pictures, pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+            first: shown,
             "label": pa.array(distilled.labels.numpy()),
             "input": pa.array(list(distilled.images.flatten(1).numpy()), pa.list_(pa.float32())),
             "target": pa.array(list(distilled.targets.numpy()), pa.list_(pa.float32())),
@@ -79,7 +94,12 @@ def export_parquet(distilled: DistilledSet, path: Path) -> None:
     described = {
         "huggingface": json.dumps({"info": {"features": features}}),
         "potstill": json.dumps(
-            {"input_shape": distilled.shape, "preprocess": distilled.fitted.kind, "recipe": distilled.recipe.plain()}
+            {
+                "input_shape": distilled.shape,
+                "preprocess": distilled.fitted.name,
+                "recipe": distilled.recipe.plain(),
+                **({"features": distilled.feature_names} if distilled.kind == "vector" else {}),
+            }
         ),
     }
     buffer = io.BytesIO()
@@ -95,17 +115,37 @@ def png(pixels: Tensor) -> bytes:
 
 
 def export_npz(distilled: DistilledSet, path: Path) -> None:
-    """Plain arrays: images, targets, labels (all exact), pixels (bytes), class_names."""
+    """Plain arrays: images, targets, labels (all exact), class_names; pixels (bytes), or of vectors rows and feature_names."""
     buffer = io.BytesIO()
+    own: dict[str, Any]
+    if distilled.kind == "vector":
+        own = {"rows": distilled.rows.numpy(), "feature_names": np.array(distilled.feature_names)}
+    else:
+        own = {"pixels": to_bytes(distilled.pixels).numpy()}
     np.savez(
         buffer,
         images=distilled.images.numpy(),
         targets=distilled.targets.numpy(),
         labels=distilled.labels.numpy(),
-        pixels=to_bytes(distilled.pixels).numpy(),
         class_names=np.array(distilled.class_names),
+        **own,
     )
     write(path, buffer.getvalue())
+
+
+def export_csv(distilled: DistilledSet, path: Path) -> None:
+    """A line for each vector: its class, its features in the data's own units and, if it is learned, its label's weights."""
+    text, label = io.StringIO(), "label"
+    while label in distilled.feature_names:
+        label += "_"
+    weights = [f"weight of {name}" for name in distilled.class_names] if distilled.learned_labels else []
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow([label, *distilled.feature_names, *weights])
+    rows, targets = distilled.rows.numpy(), distilled.targets.numpy()
+    for row, target, index in zip(rows, targets, distilled.labels.tolist(), strict=True):
+        # str of a float32 is its shortest text that reads back as the same number
+        table.writerow([distilled.class_names[index], *map(str, row), *(map(str, target) if weights else ())])
+    write(path, text.getvalue())
 
 
 @dataclass(frozen=True)
@@ -115,29 +155,54 @@ class Format:
     Args:
         write: writes a set to a path.
         default_name: of the file or folder, beside the set.
-        told: what a user must know of it.
+        told: kind of data -> what a user must know of it; kinds that are not in it cannot be written so.
         exact: whether it holds the arrays that a network trains on.
     """
 
     write: Callable[[DistilledSet, Path], None]
     default_name: str
-    told: str
+    told: Mapping[str, str]
     exact: bool
 
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The data that it can hold."""
+        return tuple(self.told)
 
-PNG = Format(export_png, "distilled.png", LOSSY, exact=False)
-FOLDER = Format(export_folder, "images", LOSSY, exact=False)
-PARQUET = Format(export_parquet, "distilled.parquet", f"column image is {LOSSY}; columns input and target are {EXACT}", exact=True)
-NPZ = Format(export_npz, "distilled.npz", f"array pixels is {LOSSY}; images, targets and labels are {EXACT}", exact=True)
+
+DEFAULTS = {"image": "png", "vector": "csv"}
+PNG = Format(export_png, "distilled.png", {"image": LOSSY}, exact=False)
+FOLDER = Format(export_folder, "images", {"image": LOSSY}, exact=False)
+CSV = Format(export_csv, "distilled.csv", {"vector": OWN_UNITS}, exact=True)
+PARQUET = Format(
+    export_parquet,
+    "distilled.parquet",
+    {
+        "image": f"column image is {LOSSY}; columns input and target are {EXACT}",
+        "vector": f"column row holds {OWN_UNITS}; columns input and target are {EXACT}",
+    },
+    exact=True,
+)
+NPZ = Format(
+    export_npz,
+    "distilled.npz",
+    {
+        "image": f"array pixels is {LOSSY}; images, targets and labels are {EXACT}",
+        "vector": f"array rows holds {OWN_UNITS}; images, targets and labels are {EXACT}",
+    },
+    exact=True,
+)
 
 
 def export(distilled: DistilledSet, format: str, path: str | os.PathLike[str], *, overwrite: bool = False) -> str:
     """Write a set in a format of `potstill list`; a sentence on what the file loses.
 
     Raises:
-        InputError: an unknown format, a place that cannot be written, or one that is taken and not to be overwritten.
+        InputError: an unknown format, one that cannot hold such data, a place that cannot be written, or one that is taken
+            and not to be overwritten.
     """
     chosen: Format = EXPORTS[format]
+    require_kind(distilled.kind, f"format {format}", chosen, f"use --format {DEFAULTS[distilled.kind]}, parquet or npz")
     target = Path(path)
     if target.exists() and not overwrite:
         raise InputError(f"{target} exists; choose another place with --out, or remove it")
@@ -146,7 +211,7 @@ def export(distilled: DistilledSet, format: str, path: str | os.PathLike[str], *
     except OSError as error:
         raise InputError(f"cannot make the folder {target.parent}: {error.strerror}; choose another place with --out") from error
     chosen.write(distilled, target)
-    return chosen.told
+    return chosen.told[distilled.kind]
 
 
 def exported_images(distilled: DistilledSet) -> Tensor:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
+from potstill.data import Shape
 from potstill.options import declared
 from potstill.parameterisations.base import FLOAT_BYTES
 from potstill.registry import METHODS
@@ -13,11 +14,6 @@ from potstill.runs import CONFIG
 from potstill.scoring import Figure
 from potstill.summary import RunSummary
 
-PREPROCESSING = {
-    "none": "none, pixels in [0, 1]",
-    "normalize": "each channel to mean 0 and standard deviation 1",
-    "zca": "ZCA whitening: neighbouring pixels decorrelated",
-}
 CHANNELS = {1: "grey", 3: "colour"}
 Fact = tuple[str, str]
 """A term, and its value in words."""
@@ -29,9 +25,9 @@ def headline(run: RunSummary) -> str:
     if run.finished and run.distilled and run.counts:
         pixels = run.distilled.ipc * len(run.distilled.class_names)
         budget = f", stored in the room of {pixels:,}" * run.distilled.decoded
-        return f"{run.counts['train']:,} images{of_data} became {len(run.distilled):,}{budget}"
+        return f"{run.counts['train']:,} {run.noun}s{of_data} became {len(run.distilled):,}{budget}"
     ipc, budget = run.config.distilled.ipc, "a budget of " * run.config.decoded
-    return f"{run.data_name or 'Arrays'} at {budget}{ipc:,} image{'s'[: ipc > 1]} per class"
+    return f"{run.data_name or 'Arrays'} at {budget}{ipc:,} {run.noun}{'s'[: ipc > 1]} per class"
 
 
 def lede(run: RunSummary) -> str:
@@ -39,15 +35,15 @@ def lede(run: RunSummary) -> str:
     test, random, validation = run.test("distilled"), run.test("random"), run.validation
     if test and run.distilled:
         words = (
-            f"Fresh networks trained on these {len(run.distilled):,} synthetic images alone ({run.distilled.stored_bytes:,} bytes) "
-            f"are right on {percent(test[0])} of "
-            f"{test[1].test_images:,} test images, which neither they nor the distillation ever saw."
+            f"Fresh networks trained on these {len(run.distilled):,} synthetic {run.noun}s alone "
+            f"({run.distilled.stored_bytes:,} bytes) are right on {percent(test[0])} of "
+            f"{test[1].test_images:,} test {run.noun}s, which neither they nor the distillation ever saw."
         )
         return words + (f" On {of_random(run)}, picked at random, they reach {percent(random[0])}." if random else "")
     if run.finished and validation:
         return (
-            f"Fresh networks trained on these synthetic images alone are right on {percent(validation)} of the validation images. "
-            "Those images also chose how long to train, so this is no test result."
+            f"Fresh networks trained on these synthetic {run.noun}s alone are right on {percent(validation)} of the validation "
+            f"{run.noun}s. Those {run.noun}s also chose how long to train, so this is no test result."
         )
     return ""
 
@@ -58,15 +54,15 @@ def tiles(run: RunSummary) -> list[Fact]:
     if run.distilled:
         each = run.distilled.per_class
         found.append(
-            (f"{len(run.distilled):,}", f"synthetic images, {each:,} for each of {len(run.distilled.class_names):,} classes")
+            (f"{len(run.distilled):,}", f"synthetic {run.noun}s, {each:,} for each of {len(run.distilled.class_names):,} classes")
         )
     if run.distilled and run.counts:
         real, shape = run.counts["train"], run.distilled.shape
         if run.config.decoded:
             less = real * math.prod(shape) * FLOAT_BYTES / run.distilled.stored_bytes
-            found.append((f"{less:,.0f}×", f"fewer numbers than in the {real:,} real images"))
+            found.append((f"{less:,.0f}×", f"fewer numbers than in the {real:,} real {run.noun}s"))
         else:
-            found.append((f"{real / len(run.distilled):,.0f}×", f"fewer than the {real:,} real images"))
+            found.append((f"{real / len(run.distilled):,.0f}×", f"fewer than the {real:,} real {run.noun}s"))
         found.append((f"{run.distilled.stored_bytes:,}", "bytes stored"))
     test, random, validation = run.test("distilled"), run.test("random"), run.validation
     if test:
@@ -81,7 +77,8 @@ def tiles(run: RunSummary) -> list[Fact]:
 def of_random(run: RunSummary) -> str:
     """What stands beside the set."""
     ipc = run.config.distilled.ipc
-    return f"{ipc:,} real image{'s'[: ipc > 1]} of each class" if run.config.decoded else "as many real images"
+    budget = f"{ipc:,} real {run.noun}{'s'[: ipc > 1]} of each class"
+    return budget if run.config.decoded else f"as many real {run.noun}s"
 
 
 def percent(figure: Figure) -> str:
@@ -114,22 +111,32 @@ def data_facts(run: RunSummary) -> list[Fact]:
     data, found = run.config.data, [("Source", run.config.data.data)]
     for split, use in (("train", "distilled from"), ("validation", "held out for every choice"), ("test", "only measured on")):
         if split in run.counts:
-            found.append((f"{split.capitalize()} images", f"{run.counts[split]:,}, {use}"))
+            found.append((f"{split.capitalize()} {run.noun}s", f"{run.counts[split]:,}, {use}"))
     if run.distilled:
-        channels, height, width = run.distilled.shape
-        found.append(("An image", f"{width} × {height} pixels, {CHANNELS.get(channels, f'{channels} channels')}"))
+        found.append((f"A{'n' * (run.noun == 'image')} {run.noun}", shape_words(run.distilled.shape)))
         found.append(("Classes", f"{len(run.distilled.class_names):,}"))
-    return [*found, ("Preprocessing", PREPROCESSING[data.preprocess])]
+    words = run.distilled.fitted.words.get(run.distilled.kind) if run.distilled else None
+    return [*found, ("Preprocessing", words or data.preprocess)]
+
+
+def shape_words(shape: Shape) -> str:
+    """Say what an example is, as in "32 × 32 pixels, colour" or "13 features"."""
+    if len(shape) == 1:
+        return f"{shape[0]:,} feature{'s'[: shape[0] > 1]}"
+    channels, height, width = shape
+    return f"{width} × {height} pixels, {CHANNELS.get(channels, f'{channels} channels')}"
 
 
 def set_facts(run: RunSummary) -> list[Fact]:
     """What the synthetic set is and how networks train on it."""
     distilled, inner, model = run.config.distilled, run.config.inner, run.config.model
     found = [
-        ("Budget", f"{distilled.ipc:,} images per class") if run.config.decoded else ("Images per class", f"{distilled.ipc:,}"),
+        ("Budget", f"{distilled.ipc:,} {run.noun}s per class")
+        if run.config.decoded
+        else (f"{run.noun.capitalize()}s per class", f"{distilled.ipc:,}"),
         *stored_facts(run),
-        ("Labels", "soft, learned with the images" if distilled.learn_labels else "hard, one class each"),
-        ("Started from", "real images" if distilled.init == "real" else "noise"),
+        ("Labels", f"soft, learned with the {run.noun}s" if distilled.learn_labels else "hard, one class each"),
+        ("Started from", f"real {run.noun}s" if distilled.init == "real" else "noise"),
     ]
     if distilled.boost_blocks > 1:
         found.append(("Blocks", f"{distilled.boost_blocks:,}; the first ones are sets of their own"))
@@ -139,7 +146,7 @@ def set_facts(run: RunSummary) -> list[Fact]:
     lr = run.distilled.recipe.lr if run.distilled else inner.inner_lr
     found.append(("It trains by", f"{run.config.inner_optimizer.name}, learning rate {lr:.3g}"))
     if run.finished and run.distilled:
-        found.append(("for", f"{run.distilled.recipe.steps:,} steps, chosen on validation images"))
+        found.append(("for", f"{run.distilled.recipe.steps:,} steps, chosen on validation {run.noun}s"))
     return [*found, ("Augmentation", ", ".join(inner.augment) or "none")]
 
 
@@ -163,9 +170,9 @@ def making_facts(run: RunSummary) -> list[Fact]:
     if run.finished and run.distilled and "outer_step" in run.distilled.meta:
         step = run.distilled.meta["outer_step"]
         block = " of the last block" if run.config.distilled.boost_blocks > 1 else ""
-        found.append(("Set kept", f"after step {step:,}{block}, the best on validation images"))
+        found.append(("Set kept", f"after step {step:,}{block}, the best on validation {run.noun}s"))
     if "real_batch" in run.config.flat():  # some methods have a batch of their own
-        found.append(("Real images in a step", f"{outer.real_batch:,}"))
+        found.append((f"Real {run.noun}s in a step", f"{outer.real_batch:,}"))
     if run.config.decoded and run.log.decoding == run.log.decoding:
         found.append(("Decoding", f"{100 * run.log.decoding:.1f} % of the time"))
     mover = run.config.outer_optimizer.name
@@ -174,12 +181,12 @@ def making_facts(run: RunSummary) -> list[Fact]:
 
 def sampler_facts(run: RunSummary) -> list[Fact]:
     """How real images are drawn, and what scoring them cost."""
-    found = [("Real images are drawn", "by weights of their own")] if run.weighted else []
+    found = [(f"Real {run.noun}s are drawn", "by weights of their own")] if run.weighted else []
     words = run.config.real_sampler.options.words()
     if not words:
         return found
     cost = f", which took {100 * run.log.scoring:.1f} % of the time" if run.log.scoring else ""
-    return [*found, ("Real images are weighed", words + cost)]
+    return [*found, (f"Real {run.noun}s are weighed", words + cost)]
 
 
 def run_facts(run: RunSummary) -> list[Fact]:
@@ -214,11 +221,12 @@ def commands(run: RunSummary) -> list[Fact]:
     arrays = run.config.data.data == "arrays"
     if not run.finished:
         return [] if run.in_python else [("Go on", f"potstill distill --resume {folder}")]
-    found = [("Save the images", f"potstill export {folder} --format folder")]
+    format = "csv" if run.noun == "row" else "folder"
+    found = [(f"Save the {run.noun}s", f"potstill export {folder} --format {format}")]
     budgets = " --all-budgets" if run.config.distilled.boost_blocks > 1 else ""
     if arrays:
         return found
-    measure = ("Measure it on test images", f"potstill evaluate {folder} --nets 10 --baseline random{budgets}")
+    measure = (f"Measure it on test {run.noun}s", f"potstill evaluate {folder} --nets 10 --baseline random{budgets}")
     if run.weighted:  # the weights are in no file
         return [measure, *found]
     again = f"potstill distill --config {shlex.quote(str(run.path / CONFIG))} --out {shlex.quote(f'{run.path}-again')}"
@@ -235,7 +243,7 @@ def reached(runs: Sequence[RunSummary]) -> list[tuple[str, list[str]]]:
         ("Bytes stored", [f"{run.distilled.stored_bytes:,}" if run.distilled else "" for run in runs]),
     ]
     if any(random):
-        rows.append(("Test accuracy, random real images", [measured(found and found[0]) for found in random]))
+        rows.append((f"Test accuracy, random real {runs[0].noun}s", [measured(found and found[0]) for found in random]))
     return rows
 
 

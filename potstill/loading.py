@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from potstill.data import Arrays, Dataset, Split, chunks, hold_out, make_split
-from potstill.preprocess import Preprocess, fit, resolved_kind
+from potstill.data import NOUNS, Arrays, Dataset, Shape, Split, chunks, hold_out, kind_of, make_split
+from potstill.preprocess import Preprocess, fitted
 from potstill.registry import InputError
 from potstill.sections import DataConfig
 
@@ -26,31 +26,40 @@ class RealData:
         train: what is distilled.
         validation: held out of the source's train split; every choice is made on it.
         test: only ever measured on.
-        shape: (C, H, W) of an image.
+        shape: (C, H, W) of an image, (d,) of a vector.
         class_names: name of each class.
         preprocess: the fitted preprocessing that all three went through.
         fingerprint: a hash of the source's content.
         notes: sentences that a user should see.
         weights: (N,) float64 of the train split, on the CPU: how its images come into real batches; None: all alike.
         identity: a hash of the source's content and of weights.
+        feature_names: of vectors, name of each feature; empty: they have none.
     """
 
     train: Split
     validation: Split
     test: Split
-    shape: tuple[int, int, int]
+    shape: Shape
     class_names: tuple[str, ...]
     preprocess: Preprocess
     fingerprint: str
     notes: tuple[str, ...]
     weights: Tensor | None
     identity: str
+    feature_names: tuple[str, ...] = ()
+
+    @property
+    def kind(self) -> str:
+        """ "image" or "vector"."""
+        return kind_of(self.shape)
 
     @property
     def record(self) -> dict[str, Any]:
         """What a file tells of them: how many there are, hashes of the content and, where it is another, of all that they are."""
         counts = {"train": len(self.train), "validation": len(self.validation), "test": len(self.test)}
-        return {"fingerprint": self.fingerprint, **({} if self.weights is None else {"identity": self.identity}), **counts}
+        own = {} if self.weights is None else {"identity": self.identity}
+        names = {"features": list(self.feature_names)} if self.feature_names else {}
+        return {"fingerprint": self.fingerprint, **own, **counts, **names}
 
 
 def prepare(dataset: Dataset, config: DataConfig, device: torch.device, preprocess: Preprocess | None = None) -> RealData:
@@ -64,32 +73,31 @@ def prepare(dataset: Dataset, config: DataConfig, device: torch.device, preproce
     Raises:
         InputError: a class without training images; too few images to hold any out.
     """
-    notes = list(dataset.notes)
+    notes, noun = list(dataset.notes), NOUNS[dataset.kind]
     test, rest = dataset.test, np.arange(len(dataset.train.labels))
     test_rows = np.arange(0 if test is None else len(test.labels))
     if test is None:
         rest, test_rows = hold_out(dataset.train.labels, TEST_SHARE, config.split_seed)
         notes.append(
-            f"the data has no test split: {len(test_rows)} of {len(dataset.train.labels)} images (20 % of each class, "
+            f"the data has no test split: {len(test_rows)} of {len(dataset.train.labels)} {noun}s (20 % of each class, "
             f"split seed {config.split_seed}) are held out as test"
         )
     kept, held = hold_out(dataset.train.labels[rest], config.validation, config.split_seed + 1)
     train_rows, validation_rows = rest[kept], rest[held]
     if not (len(validation_rows) and len(test_rows)):
         raise InputError(
-            f"some class must have at least {2 if dataset.test else 3} training images, so that validation "
+            f"some class must have at least {2 if dataset.test else 3} training {noun}s, so that validation "
             f"{'data' if dataset.test else 'and test data'} can be held out, found at most "
-            f"{np.bincount(dataset.train.labels).max()} in a class; add images"
+            f"{np.bincount(dataset.train.labels).max()} in a class; add {noun}s"
         )
     require_every_class(dataset.train, train_rows, dataset.class_names)
     weights = None if dataset.weights is None else torch.from_numpy(dataset.weights[train_rows])
     if weights is not None and not weights.any():
         raise InputError("weights must be above 0 for some image that is not held out, all of those have 0")
     if preprocess is None:
-        kind = resolved_kind(config.preprocess, dataset.train.images.shape[1:])
-        preprocess = fit(kind, lambda: map(dataset.train.floats, chunks(train_rows, dataset.train)), config.zca_regularization)
+        train = dataset.train
+        preprocess = fitted(config, lambda: map(train.floats, chunks(train_rows, train)), dataset.shape)
     preprocess = preprocess.to(device)
-    channels, height, width = dataset.train.images.shape[1:]
 
     def split(arrays: Arrays, rows: "np.ndarray[tuple[int], np.dtype[np.int64]]") -> Split:
         return make_split(arrays, rows, preprocess, device, mapped=dataset.mapped)
@@ -98,13 +106,14 @@ def prepare(dataset: Dataset, config: DataConfig, device: torch.device, preproce
         train=split(dataset.train, train_rows),
         validation=split(dataset.train, validation_rows),
         test=split(test or dataset.train, test_rows),
-        shape=(channels, height, width),
+        shape=dataset.shape,
         class_names=dataset.class_names,
         preprocess=preprocess,
         fingerprint=dataset.fingerprint,
         notes=tuple(notes),
         weights=weights,
         identity=dataset.identity,
+        feature_names=dataset.feature_names,
     )
 
 

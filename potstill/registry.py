@@ -15,15 +15,21 @@ def near_miss(name: str, known: Iterable[str]) -> str:
     return "".join(f" (did you mean {near!r}?)" for near in difflib.get_close_matches(name, list(known), n=1))
 
 
+def split_path(path: str) -> tuple[str, str]:
+    """Split "package.module:name" at the colon; an InputError if it has another form."""
+    module, colon, name = path.partition(":")
+    if not (module and colon and name):
+        raise InputError(f"expected 'package.module:name', got {path!r}")
+    return module, name
+
+
 def import_object(path: str) -> Any:
     """Import "package.module:name".
 
     Raises:
         InputError: the path has another form, or there is no such module or name.
     """
-    module, colon, name = path.partition(":")
-    if not (module and colon and name):
-        raise InputError(f"expected 'package.module:name', got {path!r}")
+    module, name = split_path(path)
     try:
         loaded = importlib.import_module(module)
     except (Exception, SystemExit) as error:  # a user's module may fail in any way
@@ -35,6 +41,8 @@ def import_object(path: str) -> Any:
 
 class Registry:
     """Name -> part of one kind ("method", "model", ...); a wrong name is told the nearest right one.
+
+    A name with a colon is a part of someone else's, "package.module:name", and is imported from there.
 
     Args:
         kind: what the parts are, for messages.
@@ -51,29 +59,34 @@ class Registry:
         return iter(self.rows)
 
     def check(self, name: str) -> None:
-        """Raise an InputError unless `name` is registered, or of the form "package.module:name"."""
-        if name not in self.rows and ":" not in name:
+        """Raise an InputError unless `name` is registered, or has the form "package.module:name".
+
+        Nothing is imported: a configuration can be read where a part that it names is not at hand.
+        """
+        if ":" in name:
+            split_path(name)
+        elif name not in self.rows:
             known = ", ".join(sorted(self.rows))
             raise InputError(f"unknown {self.kind} {name!r}{near_miss(name, self.rows)}; known: {known}")
 
     def __getitem__(self, name: str) -> Any:
         self.check(name)
-        return import_object(self.rows[name][0] if name in self.rows else name)
+        return import_object(name if ":" in name else self.rows[name][0])
+
+    def name_of(self, part: Any) -> str:
+        """Return the first name under which `self[name]` is `part`, a class or function; its path if it has none."""
+        path = f"{part.__module__}:{part.__qualname__}"
+        return next((name for name, row in self.rows.items() if row[0] == path), path)
 
     def described(self) -> list[tuple[str, str]]:
         """(name, one line) of every part, in the order of registration."""
         return [(name, row[1]) for name, row in self.rows.items()]
 
 
-def name_of(registry: Registry, part: Any) -> str:
-    """Find the name of a part: as it is registered, or "module:name" of someone else's."""
-    path = f"{part.__module__}:{part.__qualname__}"
-    return next((name for name, row in registry.rows.items() if row[0] == path), path)
-
-
 SOURCES = Registry(
     "data source",
     digits=("potstill.sources:read_digits", "1,797 grey 8 x 8 digits that scikit-learn carries (default)"),
+    sklearn=("potstill.sources:read_sklearn", "sklearn:NAME: a table that scikit-learn carries: breast_cancer, digits, iris, wine"),
     folder=(
         "potstill.folders:read_folder",
         "folder:PATH: class sub-folders of images, with or without train/ and test/; CUB-200-2011 and Tiny-ImageNet as they come",
@@ -123,15 +136,30 @@ EXPORTS = Registry(
     "export format",
     png=("potstill.exports:PNG", "one annotated picture of the images; of more than 50 a class the first 20 (default)"),
     folder=("potstill.exports:FOLDER", "one PNG an image, in class folders"),
+    csv=("potstill.exports:CSV", "of vectors: a line for each, features in the data's own units"),
     parquet=("potstill.exports:PARQUET", "Hugging Face parquet: pictures, labels, and the exact arrays"),
     npz=("potstill.exports:NPZ", "NumPy arrays"),
 )
 PREPROCESSING = Registry(
     "preprocessing",
-    auto=("potstill.preprocess:fit", "zca up to 3,072 values an image, else normalize (default)"),
-    none=("potstill.preprocess:fit", "pixels in [0, 1]"),
-    normalize=("potstill.preprocess:fit", "per channel: mean 0, standard deviation 1 over the train split"),
-    zca=("potstill.preprocess:fit", "each image centred and scaled to norm 1, then ZCA whitening (regularised)"),
+    none=("potstill.preprocess:Unchanged", "values as they are; pixels in [0, 1]"),
+    normalize=(
+        "potstill.preprocess:Normalize",
+        "per channel, or feature of vectors: mean 0, standard deviation 1 over the train split",
+    ),
+    zca=(
+        "potstill.preprocess:Zca",
+        "each image centred and scaled to norm 1, or each feature of vectors standardised, then ZCA whitening (regularised)",
+    ),
+)
+AUGMENTATIONS = Registry(
+    "augmentation",
+    flip=("potstill.augment:flip", "mirror left and right with probability 1/2"),
+    rotate=("potstill.augment:rotate", "turn by up to 15 degrees"),
+    crop=("potstill.augment:crop", "shift by up to an eighth of each side, zeros from outside"),
+    cutout=("potstill.augment:cutout", "a rectangle of half the sides becomes 0"),
+    color=("potstill.augment:color", "change brightness, saturation and contrast"),
+    scale=("potstill.augment:scale", "stretch or shrink each axis by up to 1.2"),
 )
 STUDIES = Registry(
     "study",

@@ -11,6 +11,7 @@ from potstill.config import to_toml
 from potstill.curves import Chart, budget_chart, log_charts
 from potstill.evaluation import Row
 from potstill.facts import Fact, commands, differences, facts, headline, lede, percent, progress, reached, tiles
+from potstill.features import Ranges, RowTable, feature_ranges, row_table
 from potstill.files import write
 from potstill.gallery import Gallery, StoredPictures, gallery, stored_pictures
 from potstill.page import environment
@@ -34,6 +35,8 @@ class RunPage:
         lede: what it is worth, in a sentence or two.
         tiles: (number, what it counts), the few to see first.
         gallery: its images, if there are any.
+        rows: its vectors, if it holds such.
+        ranges: the ranges of their features.
         stored: what they are made of, if that is something else.
         charts: its curves.
         tables: its evaluations: the lines measured alike, and how.
@@ -50,6 +53,8 @@ class RunPage:
     lede: str
     tiles: list[Fact]
     gallery: Gallery | None
+    rows: RowTable | None
+    ranges: Ranges | None
     stored: StoredPictures | None
     charts: list[Chart]
     tables: list[tuple[list[Row], str]]
@@ -128,6 +133,7 @@ def render(summaries: Sequence[RunSummary]) -> str:
 
 def run_page(run: RunSummary, anchor: str) -> RunPage:
     """All that the page tells of a run; its ids begin with `anchor`."""
+    distilled, vectors = run.distilled, run.distilled is not None and run.distilled.kind == "vector"
     return RunPage(
         run,
         anchor,
@@ -135,23 +141,25 @@ def run_page(run: RunSummary, anchor: str) -> RunPage:
         headline(run),
         lede(run),
         tiles(run),
-        gallery(run.distilled) if run.distilled else None,
-        stored_pictures(run.distilled) if run.distilled else None,
-        log_charts({run.name: run.log}, anchor),
-        tables(run.measured),
-        budget_chart(run.measured, f"{anchor}-budgets"),
+        gallery(distilled) if distilled and not vectors else None,
+        row_table(distilled) if distilled and vectors else None,
+        feature_ranges(distilled) if distilled and vectors else None,
+        stored_pictures(distilled) if distilled and not vectors else None,
+        log_charts({run.name: run.log}, anchor, run.noun),
+        tables(run.measured, f"{run.noun}s"),
+        budget_chart(run.measured, f"{anchor}-budgets", run.noun),
         facts(run),
         commands(run),
         to_toml(run.config),
     )
 
 
-def tables(measured: Sequence[Measured]) -> list[tuple[list[Row], str]]:
+def tables(measured: Sequence[Measured], noun: str = "images") -> list[tuple[list[Row], str]]:
     """The measured lines, each once, those that were measured alike in one table by images per class, and how they were."""
     found: dict[str, list[Row]] = {}
     for one in measured:
         data = "" if one.same_data else " of other data than the set was distilled from"
-        found.setdefault(f"On {one.test_images:,} test images{data}; {one.hardware}; {one.versions}.", []).extend(one.rows)
+        found.setdefault(f"On {one.test_images:,} test {noun}{data}; {one.hardware}; {one.versions}.", []).extend(one.rows)
     return [(sorted(once(rows), key=lambda row: (row.name == "full", row.ipc)), words) for words, rows in found.items()]
 
 
@@ -167,13 +175,14 @@ def once(rows: Sequence[Row]) -> list[Row]:
 def compared(runs: Sequence[RunSummary]) -> Comparison:
     """The runs side by side: what differs, what they reached, what they look like."""
     sets = {run.name: run.distilled for run in runs if run.distilled}
+    pictured = {name: distilled for name, distilled in sets.items() if distilled.kind == "image"}
     fingerprints = {distilled.meta["data"]["fingerprint"] for distilled in sets.values() if "data" in distilled.meta}
     note = "These runs did not distill the same data: their accuracies do not compare." if len(fingerprints) > 1 else ""
     return Comparison(
         reached(runs),
         differences(runs),
         note,
-        {name: gallery(distilled, COMPARED_CLASSES, COMPARED_IMAGES, COMPARED_PX) for name, distilled in sets.items()},
+        {name: gallery(distilled, COMPARED_CLASSES, COMPARED_IMAGES, COMPARED_PX) for name, distilled in pictured.items()},
         any(distilled.learned_labels for distilled in sets.values()),
-        log_charts({run.name: run.log for run in runs}, "all"),
+        log_charts({run.name: run.log for run in runs}, "all", runs[0].noun),
     )

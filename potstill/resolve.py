@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from potstill.augment import check_operations
 from potstill.boosting import stage_sizes
 from potstill.compilation import (
     PRODUCT_COST,
@@ -18,6 +19,7 @@ from potstill.compilation import (
 )
 from potstill.compiled import CompiledNetwork
 from potstill.config import Given, Resolved, changed, resolved
+from potstill.data import NOUNS, Shape, kind_of, require_kind
 from potstill.derivatives import (
     Batch,
     FlatModel,
@@ -30,9 +32,10 @@ from potstill.derivatives import (
 from potstill.devices import fast_bfloat16
 from potstill.loading import RealData
 from potstill.methods.base import Method, Sizes
-from potstill.models import fresh
+from potstill.models import ModelSpec, fresh, resolve
 from potstill.parameterisations.base import Parameterisation
-from potstill.registry import InputError
+from potstill.preprocess import preprocessing
+from potstill.registry import METHODS, InputError
 from potstill.seeds import generator
 from potstill.slots import SLOTS
 
@@ -78,7 +81,7 @@ def resolve_auto(
     known: dict[str, Any] = {
         "steps": max(1, AUTO_STEPS // blocks),
         "storage": "mapped" if mapped else "memory",
-        "preprocess": real.preprocess.kind,
+        "preprocess": real.preprocess.name,
         "batch_per_class": min(blocks * one.per_class, max(1, AUTO_SYNTHETIC_BATCH // classes)),
         "classes_per_batch": classes,
         "outer_lr": given or of_norm_1 * start,
@@ -125,6 +128,20 @@ def sizes_of(config: Given, real: RealData, one: Parameterisation, coupled: bool
         steps=int(outer.steps),
         coupled=coupled,
     )
+
+
+def check_kinds(config: Given, shape: Shape, model: ModelSpec) -> None:
+    """Raise an InputError if a part of the configuration does not take examples of this shape."""
+    kind, own, method = kind_of(shape), config.data.preprocess, config.method.name
+    kinds = METHODS[method].needs.kinds
+    if kind not in kinds:
+        raise InputError(
+            f"method {method} takes {' and '.join(NOUNS[one] for one in kinds)}s, the data are {NOUNS[kind]}s; use another --method"
+        )
+    if own != "auto":
+        require_kind(kind, f"preprocessing {own}", preprocessing(own), "use --preprocess none")
+    check_operations(config.inner.augment, shape, "use --augment none")
+    resolve(model, shape, 2)
 
 
 def check_batch(config: Given, one: Parameterisation, classes: int) -> None:

@@ -1,4 +1,4 @@
-"""A run's folder: config.toml, metrics.jsonl, checkpoints/, distilled.safetensors, distilled.png, evaluation.json."""
+"""A run's folder: config.toml, metrics.jsonl, checkpoints/, distilled.safetensors, distilled.png or .csv, evaluation.json."""
 
 import json
 import shutil
@@ -19,14 +19,14 @@ from potstill.files import with_prefix
 from potstill.loading import RealData, cut_of, identity_of
 from potstill.outer import Best, Carried, OuterState, Record
 from potstill.parameterisations.base import Parameterisation, from_plain
-from potstill.preprocess import Preprocess
+from potstill.preprocess import Preprocess, restored
 from potstill.registry import InputError
 from potstill.sections import DataConfig
 
 CONFIG, METRICS, CHECKPOINTS, EVALUATION, PICTURE, REPORT = (
     "config.toml", "metrics.jsonl", "checkpoints", "evaluation.json", "distilled.png", "report.html",
 )  # fmt: skip
-DIAGNOSIS = "diagnosis.json"
+DIAGNOSIS, TABLE = "diagnosis.json", "distilled.csv"
 LOCK, REPLACED, PREPARATION = ".lock", ".replaced", "preparation.safetensors"
 INTERRUPTED = "-interrupted"
 """At the end of a checkpoint's name: it was not due."""
@@ -109,7 +109,7 @@ class RunFolder:
         if not keep:
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir()
-        for name in (METRICS, CHECKPOINTS, PREPARATION, store.ARTEFACT, EVALUATION, PICTURE, REPORT, DIAGNOSIS, CONFIG):
+        for name in (METRICS, CHECKPOINTS, PREPARATION, store.ARTEFACT, EVALUATION, PICTURE, TABLE, REPORT, DIAGNOSIS, CONFIG):
             here = self.path / name
             if here.exists() and not keep:
                 here.rename(aside / name)
@@ -126,7 +126,7 @@ class RunFolder:
     def keep_preparation(self, real: RealData, config: DataConfig, one: Parameterisation) -> None:
         """Keep what the data gave, which a finished set holds itself: for `snapshot`, `fitted` and `require_data`."""
         meta = {
-            "preprocess": real.preprocess.kind, "class_names": list(real.class_names), "input_shape": list(real.shape),
+            "preprocess": real.preprocess.name, "class_names": list(real.class_names), "input_shape": list(real.shape),
             "cut": cut_of(config, real.identity), "data": real.record, "parameterisation": one.plain(),
         }  # fmt: skip
         files.save_tensors(self.path / PREPARATION, real.preprocess.state(), "preparation", meta)
@@ -144,7 +144,7 @@ class RunFolder:
             distilled = store.load(self.path)
             return distilled.fitted if identity_of(distilled.meta.get("data", {})) == identity else None
         tensors, known = self.preparation()
-        return Preprocess.from_state(known["preprocess"], tensors) if known.get("cut") == cut_of(config, identity) else None
+        return restored(known["preprocess"], tensors) if known.get("cut") == cut_of(config, identity) else None
 
     def require_data(self, identity: str) -> None:
         """Raise an InputError if the run was begun with other data or weights, as far as that is known."""
@@ -175,7 +175,7 @@ class RunFolder:
             recipe = Recipe.of(self.resolved_config(), config.evaluation.lengths[0])
             meta = {"method": config.method.name, "seed": config.run.seed, "data": known["data"]}
             return DistilledSet(
-                made_blocks(leaves, one), names, Preprocess.from_state(known["preprocess"], fitted), recipe,
+                made_blocks(leaves, one), names, restored(known["preprocess"], fitted), recipe,
                 learned_labels=config.distilled.learn_labels, meta=meta,
             )  # fmt: skip
         return None

@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Generic, Literal
 
 from potstill.options import A, option
+from potstill.registry import AUGMENTATIONS
 
 Unit = Literal["unit"]
 EVALUATION_DATA_OPTIONS = ("image_column", "label_column", "image_size", "storage", "cache_dir")
 """Options that tell how real data are read, not how they were distilled."""
-AUGMENTATIONS = ("flip", "rotate", "crop", "cutout", "color", "scale")
 
 
 @dataclass(frozen=True)
 class DataConfig:
     """The real data and what is done to its pixels."""
 
-    data: str = option("digits", "digits, folder:PATH, parquet:PATH or hf:NAME")
+    data: str = option("digits", "digits, sklearn:NAME, folder:PATH, parquet:PATH or hf:NAME")
     image_column: str = option("auto", "column of the images in parquet or hf data")
     label_column: str = option("auto", "column of the labels in parquet or hf data")
     image_size: int = option(0, "resize the shorter side to this and crop; 0: as they are", low=0)
@@ -30,10 +30,13 @@ class DataConfig:
     cache_dir: str = option("", "folder for what is kept of data; empty: the user's cache folder")
     validation: float = option(0.1, "share of train held out for every choice", low=0, high=0.5, open_low=True)
     split_seed: int = option(0, "seed of the held-out splits", low=0)
-    preprocess: Literal["auto", "none", "normalize", "zca"] = option(
-        "auto", "none, normalize (per channel), zca; auto: zca up to 3,072 values"
-    )
+    preprocess: str = option("auto", "none, normalize, zca or your own; auto: zca for images up to 3,072 values")
     zca_regularization: float = option(0.1, "zca: this times the mean eigenvalue is added to all (paper D.1)", low=0, open_low=True)
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the data come with scikit-learn, so that their name finds them everywhere."""
+        return self.data.partition(":")[0] in ("digits", "sklearn")
 
     @property
     def name(self) -> str:

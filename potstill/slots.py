@@ -28,6 +28,7 @@ class Slot:
         registry: the parts that are known; another is named as "package.module:name".
         help: of the choice.
         prefix: of its options' names; it tells the inner optimizer's from the outer one's.
+        automatic: the part whose options "auto" has, where the choice may be left to the data.
     """
 
     table: str
@@ -36,6 +37,7 @@ class Slot:
     registry: Registry
     help: str
     prefix: str = ""
+    automatic: str = ""
 
     def options_of(self, chosen: "Chosen") -> Iterator[tuple[str, "dataclasses.Field[Any]", Any]]:
         """Yield (option's name, field, type) of a part as it was chosen."""
@@ -86,7 +88,14 @@ class Chosen:
 
 SLOTS = (
     Slot("parameterisation", "param", "pixels", PARAMETERISATIONS, "how images are stored"),
-    Slot("model", "model", "convnet", MODELS, "the network, or your own as package.module:factory"),
+    Slot(
+        "model",
+        "model",
+        "auto",
+        MODELS,
+        "the network, or your own as package.module:factory; auto: by the data",
+        automatic="convnet",
+    ),
     Slot("inner_optimizer", "inner_optimizer", "adam", OPTIMIZERS, "what trains on the set", "inner_"),
     Slot("method", "method", "rat-bptt", METHODS, "distillation method"),
     Slot("outer_optimizer", "outer_optimizer", "adam", OPTIMIZERS, "what moves the set", "outer_"),
@@ -108,7 +117,8 @@ def chosen_names(given: Mapping[str, Any]) -> dict[str, str]:
     names = {}
     for slot in SLOTS:
         name = given.get(slot.choice, defaults.get(slot.choice, slot.default))
-        slot.registry.check(name.strip())
+        if not (name == "auto" and slot.automatic):
+            slot.registry.check(name.strip())
         names[slot.choice] = name.strip()
     return names
 
@@ -134,6 +144,8 @@ def own_class(slot: Slot, name: str) -> type:
 
     A user's own model has none: it need not even be importable, if it was given in Python.
     """
+    if name == "auto" and slot.automatic:
+        name = slot.automatic
     foreign_model = slot.choice == "model" and ":" in name
     return Nothing if foreign_model else options_class(slot.registry[name])
 

@@ -1,7 +1,8 @@
-"""Where labelled images come from: `read` finds the source by name; the embedded digits and arrays are here."""
+"""Where labelled examples come from: `read` finds the source by name; arrays and what scikit-learn carries are here."""
 
 import dataclasses
 import hashlib
+import importlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,10 +10,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from potstill.data import Arrays, Dataset
+from potstill.data import NOUNS, Arrays, Dataset
 from potstill.images import PADDED_NOTE, UNPADDED_SIDE, pad
-from potstill.registry import SOURCES, InputError
+from potstill.registry import SOURCES, InputError, near_miss
 from potstill.sections import DataConfig
+
+TABLES = ("breast_cancer", "digits", "iris", "wine")
+"""What scikit-learn carries for classification, as tables."""
 
 
 def read(config: DataConfig) -> Dataset:
@@ -25,20 +29,23 @@ def read(config: DataConfig) -> Dataset:
     if kind == "arrays":
         raise InputError("the data were arrays given in Python; give them again there, as in potstill.resume(out, images, labels)")
     if (kind == "digits") == bool(rest):
-        raise InputError(f"data must be digits, folder:PATH, parquet:PATH or hf:NAME, got {config.data!r}")
+        raise InputError(f"data must be digits, sklearn:NAME, folder:PATH, parquet:PATH or hf:NAME, got {config.data!r}")
     dataset: Dataset = SOURCES[kind](rest, config)
     return checked(dataset)
 
 
 def checked(dataset: Dataset) -> Dataset:
-    """`dataset` again, if it can be distilled: at least two classes, finite pixels."""
+    """`dataset` again, if it can be distilled: at least two classes, finite numbers."""
     if len(dataset.class_names) < 2:
         found = "".join(f": {name}" for name in dataset.class_names)
         raise InputError(f"the data must have at least 2 classes, found {len(dataset.class_names)}{found}; add another")
     for split, arrays in (("train", dataset.train), ("test", dataset.test)):
         if arrays is not None and arrays.images.dtype != np.uint8 and not np.isfinite(arrays.images).all():
-            bad = int(np.flatnonzero(~np.isfinite(arrays.images).all(axis=(1, 2, 3)))[0])
-            raise InputError(f"pixels must be finite numbers, {split} image {bad} holds NaN or infinity; repair or remove it")
+            bad = int(np.flatnonzero(~np.isfinite(arrays.images).reshape(len(arrays.images), -1).all(axis=1))[0])
+            values = "pixels" if dataset.kind == "image" else "features"
+            raise InputError(
+                f"{values} must be finite numbers, {split} {NOUNS[dataset.kind]} {bad} holds NaN or infinity; repair or remove it"
+            )
     return dataset
 
 
@@ -52,6 +59,17 @@ def read_digits(_: str, config: DataConfig) -> Dataset:
     return Dataset(Arrays(images, bunch.target.astype(np.int64)), None, names, array_hash(images, bunch.target))
 
 
+def read_sklearn(name: str, config: DataConfig) -> Dataset:
+    """Read one of scikit-learn's tables, as vectors; an InputError if it has none of that name."""
+    if name not in TABLES:
+        known = ", ".join(f"sklearn:{table}" for table in TABLES)
+        hint = near_miss(name, TABLES).replace("'", "'sklearn:", 1)
+        raise InputError(f"data must be one of {known}; got 'sklearn:{name}'{hint}")
+    bunch = getattr(importlib.import_module("sklearn.datasets"), f"load_{name}")()
+    names = [str(label) for label in bunch.target_names]
+    return from_arrays(bunch.data, bunch.target, class_names=names, feature_names=list(map(str, bunch.feature_names)))
+
+
 def array_hash(*arrays: npt.NDArray[Any]) -> str:
     """A hash over the types, shapes and values of arrays."""
     total = hashlib.sha256()
@@ -62,16 +80,23 @@ def array_hash(*arrays: npt.NDArray[Any]) -> str:
 
 
 def from_arrays(
-    images: Any, labels: Any, test_images: Any = None, test_labels: Any = None, class_names: Sequence[str] | None = None
+    images: Any,
+    labels: Any,
+    test_images: Any = None,
+    test_labels: Any = None,
+    class_names: Sequence[str] | None = None,
+    feature_names: Sequence[str] | None = None,
 ) -> Dataset:
     """Arrays or tensors as a data set.
 
     Args:
-        images: (N, H, W) or (N, C, H, W) with C 1 or 3; integers 0..255, or floats, which are taken as they are.
+        images: (N, H, W) or (N, C, H, W) with C 1 or 3; integers 0..255, or floats, which are taken as they are. Or vectors
+            (N, d): a table with a row an example, as numbers of any kind; they are taken as they are.
         labels: (N,) whole numbers 0 .. K-1.
         test_images: the same for test data; None holds 20 % of `images` out.
         test_labels: classes of `test_images`.
         class_names: name of each class; None takes the numbers.
+        feature_names: of vectors, name of each feature; None takes those of the columns, if `images` is a data frame.
     Raises:
         InputError: shapes that do not fit, labels out of range, pixels that are no numbers.
     """
@@ -96,10 +121,30 @@ def from_arrays(
                 "correct the labels or name every class"
             )
     notes = (PADDED_NOTE,) if train.images.shape[2:] == (UNPADDED_SIDE, UNPADDED_SIDE) else ()
-    train, test = Arrays(pad(train.images), train.labels), test and Arrays(pad(test.images), test.labels)
+    if train.images.ndim == 4:
+        train, test = Arrays(pad(train.images), train.labels), test and Arrays(pad(test.images), test.labels)
     names = tuple(map(str, class_names if class_names is not None else range(count)))
     parts = [part for arrays in (train, test) if arrays for part in (arrays.images, arrays.labels)]
-    return checked(Dataset(train, test, names, array_hash(*parts), notes))
+    features = features_of(images, test_images, feature_names, train.images.shape[1:])
+    return checked(Dataset(train, test, names, array_hash(*parts), notes, feature_names=features))
+
+
+def features_of(train: Any, test: Any, given: Sequence[str] | None, shape: tuple[int, ...]) -> tuple[str, ...]:
+    """Return the names of features that were given, or that the columns of data frames have; none if there are none.
+
+    Raises:
+        InputError: they are not one for each feature, not all different, or other ones in the test data.
+    """
+    columns = [tuple(map(str, frame.columns)) for frame in (train, test) if hasattr(frame, "columns")]
+    if len(set(columns)) > 1:
+        raise InputError(f"test_images must have the columns of images, in their order, got {columns[1]} and {columns[0]}")
+    if given is None:
+        return columns[0] if columns else ()
+    names = () if isinstance(given, str) else tuple(map(str, given))
+    if len(shape) != 1 or len(names) != shape[0] or len(set(names)) < len(names):
+        wanted = f"the {shape[0]} features" if len(shape) == 1 else "features of images, which have none"
+        raise InputError(f"feature_names must be different names, one for each of {wanted}, got {given!r}")
+    return names
 
 
 def with_weights(dataset: Dataset, weights: Any) -> Dataset:
@@ -136,17 +181,16 @@ def as_array(name: str, given: Any) -> npt.NDArray[Any]:
 def as_arrays(images_name: str, images: Any, labels_name: str, labels: Any) -> Arrays:
     """Check and normalise one split that a user gave in Python."""
     pixels, classes = as_array(images_name, images), as_array(labels_name, labels)
+    if pixels.ndim == 2 and pixels.size:
+        return Arrays(as_vectors(images_name, pixels), as_classes(labels_name, classes, images_name, len(pixels)))
     if pixels.ndim == 3:
         pixels = pixels[:, None]
     if pixels.ndim != 4 or pixels.shape[1] not in (1, 3) or not pixels.size:
         hint = "; move the channels to the front" if pixels.ndim == 4 and pixels.shape[-1] in (1, 3) else ""
-        raise InputError(f"{images_name} must have shape (N, H, W) or (N, C, H, W) with C 1 or 3, got {pixels.shape}{hint}")
-    if classes.shape != (len(pixels),):
-        raise InputError(f"{labels_name} must have shape ({len(pixels)},) like {images_name}, got {classes.shape}")
-    if classes.dtype.kind not in "iu":
-        raise InputError(f"{labels_name} must be whole numbers 0 .. K-1, got values of type {classes.dtype}")
-    if classes.min() < 0:
-        raise InputError(f"{labels_name} must be at least 0, got {classes.min()}")
+        raise InputError(
+            f"{images_name} must have shape (N, d) of vectors, (N, H, W) or (N, C, H, W) with C 1 or 3, got {pixels.shape}{hint}"
+        )
+    classes = as_classes(labels_name, classes, images_name, len(pixels))
     if pixels.dtype.kind in "iu":
         if pixels.min() < 0 or pixels.max() > 255:
             raise InputError(f"whole-number {images_name} must lie in 0..255, got {pixels.min()} to {pixels.max()}; scale them")
@@ -155,4 +199,25 @@ def as_arrays(images_name: str, images: Any, labels_name: str, labels: Any) -> A
         pixels = pixels.astype(np.float32)
     else:
         raise InputError(f"{images_name} must be numbers, got values of type {pixels.dtype}")
-    return Arrays(pixels, classes.astype(np.int64))
+    return Arrays(pixels, classes)
+
+
+def as_classes(name: str, classes: npt.NDArray[Any], images_name: str, count: int) -> npt.NDArray[np.int64]:
+    """Check the classes of `count` examples."""
+    if classes.shape != (count,):
+        raise InputError(f"{name} must have shape ({count},) like {images_name}, got {classes.shape}")
+    if classes.dtype.kind not in "iu":
+        raise InputError(f"{name} must be whole numbers 0 .. K-1, got values of type {classes.dtype}")
+    if classes.min() < 0:
+        raise InputError(f"{name} must be at least 0, got {classes.min()}")
+    return classes.astype(np.int64)
+
+
+def as_vectors(name: str, rows: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """Check vectors (N, d) and take them as float32; whole numbers too are numbers here, not pixels."""
+    if rows.dtype.kind not in "biuf":
+        raise InputError(
+            f"{name} of shape (N, d) must be numbers, got values of type {rows.dtype}; encode what is text as numbers first"
+        )
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is told as that
+        return rows.astype(np.float32)

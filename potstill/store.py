@@ -6,7 +6,7 @@ from pathlib import Path
 from potstill.distilled import Block, DistilledSet, Recipe
 from potstill.files import load_tensors, save_tensors, with_prefix
 from potstill.parameterisations.base import from_plain
-from potstill.preprocess import Preprocess
+from potstill.preprocess import restored
 
 ARTEFACT = "distilled.safetensors"
 
@@ -20,7 +20,7 @@ def save(distilled: DistilledSet, path: str | os.PathLike[str]) -> None:
         **distilled.meta,
         "class_names": list(distilled.class_names),
         "input_shape": list(distilled.shape),
-        "preprocess": distilled.fitted.kind,
+        "preprocess": distilled.fitted.name,
         "recipe": distilled.recipe.plain(),
         "learned_labels": distilled.learned_labels,
         "blocks": [block.parameterisation.plain() for block in distilled.blocks],
@@ -41,11 +41,10 @@ def load(path: str | os.PathLike[str], ipc: int | None = None) -> DistilledSet:
     """
     file = Path(path)
     tensors, meta = load_tensors(file / ARTEFACT if file.is_dir() else file, "distilled set")
-    channels, height, width = meta.pop("input_shape")
-    size = (channels, height, width), len(meta["class_names"]), meta["learned_labels"]
+    size = tuple(meta.pop("input_shape")), len(meta["class_names"]), meta["learned_labels"]
     stored = [with_prefix(tensors, f"blocks.{number}.") for number in range(len(meta["blocks"]))]
     blocks = tuple(Block(leaves, from_plain(plain, *size)) for leaves, plain in zip(stored, meta.pop("blocks"), strict=True))
-    fitted = Preprocess.from_state(meta.pop("preprocess"), with_prefix(tensors, "preprocess."))
+    fitted = restored(meta.pop("preprocess"), with_prefix(tensors, "preprocess."))
     distilled = DistilledSet(
         blocks,
         tuple(meta.pop("class_names")),

@@ -138,6 +138,13 @@ class RunSummary:
         return "" if self.config.data.data == "arrays" else self.config.data.name
 
     @property
+    def noun(self) -> str:
+        """What an example is called, "image" or "row"; before the first checkpoint, by the data's source."""
+        if self.distilled:
+            return self.distilled.noun
+        return "row" if self.config.data.data.startswith("sklearn:") else "image"
+
+    @property
     def counts(self) -> dict[str, int]:
         """Images by split, as the set's file tells them; nothing before that."""
         data = self.distilled.meta.get("data", {}) if self.distilled else {}

@@ -22,18 +22,18 @@ from potstill.boosting import LEARNED, Rates, Stage
 from potstill.cache import Cache
 from potstill.compilation import NetworkFamily
 from potstill.config import configuration
-from potstill.data import Dataset, TensorSplit
+from potstill.data import Dataset, Shape, TensorSplit
 from potstill.distilled import Block, Recipe
 from potstill.files import canonical, load_tensors, save_tensors
 from potstill.inner import with_grad
 from potstill.methods.base import Estimate, Examples, Problem, Real, Sizes, Work
-from potstill.models import Shape, fresh, resolve
 from potstill.models import check_model as model_that_can_be_called
+from potstill.models import fresh, resolve
 from potstill.options import declared, may_be_auto, options_class
 from potstill.outer import Carried, Hooks, OuterState, Schedule, optimise
 from potstill.parameterisations.base import Budget, Parameterisation
 from potstill.parameterisations.pixels import Pixels
-from potstill.registry import METHODS, PARAMETERISATIONS, SOURCES, InputError, name_of
+from potstill.registry import METHODS, PARAMETERISATIONS, SOURCES, InputError
 from potstill.runs import pack, unpack
 from potstill.sections import DataConfig
 from potstill.seeds import generator
@@ -95,7 +95,7 @@ def check_method(method: str | type, options: Any = None, *, problem: Problem | 
         InputError: there is no such method.
     """
     made: Any = METHODS[method] if isinstance(method, str) else method
-    name = method if isinstance(method, str) else name_of(METHODS, made)
+    name = method if isinstance(method, str) else METHODS.name_of(made)
     task = problem or small_problem()
     check_description(name, made)
     check_options(name, made)
@@ -262,8 +262,7 @@ def check_gradient(name: str, prepared: Callable[..., Any]) -> None:
 def stage_of(task: Problem) -> tuple[Stage, Rates]:
     """Make a stage of one block of pixels for a small problem."""
     shape = task.networks.shape
-    channels, height, width = shape
-    budget = Budget((channels, height, width), CLASSES, PER_CLASS)
+    budget = Budget(shape, CLASSES, PER_CLASS)
     leaves = {"images": small_examples(task).images}
     rates = Rates(0.05, 0.05)
     return Stage((Block(leaves, Pixels(budget)),), rates), rates
@@ -369,7 +368,7 @@ def check_parameterisation(parameterisation: str | type, options: Any = None) ->
         ContractError: it breaks a rule.
     """
     made: Any = PARAMETERISATIONS[parameterisation] if isinstance(parameterisation, str) else parameterisation
-    name = parameterisation if isinstance(parameterisation, str) else name_of(PARAMETERISATIONS, made)
+    name = parameterisation if isinstance(parameterisation, str) else PARAMETERISATIONS.name_of(made)
     check_options(name, made)
     chosen = options if options is not None else options_class(made)()
     budget = Budget((3, 8, 8), CLASSES, 10)

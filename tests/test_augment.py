@@ -9,10 +9,10 @@ from scipy import ndimage
 from torch import Tensor
 
 from potstill import augment
-from potstill.sections import AUGMENTATIONS
+from potstill.registry import AUGMENTATIONS, InputError
 from potstill.seeds import generator
 
-OPERATIONS = sorted(augment.OPERATIONS)
+OPERATIONS = tuple(AUGMENTATIONS)
 WARPS = ("crop", "rotate", "scale")
 SHAPES = [(3, 12, 12), (1, 9, 16)]
 
@@ -41,10 +41,6 @@ def affine_maps(operation: str, count: int) -> np.ndarray:
     middle = side // 2
     # Bilinear interpolation is exact on a ramp; 4 pixels from the centre no draw reads from outside.
     return np.stack([(seen[:, :, middle + 4, middle] / 4), (seen[:, :, middle, middle + 4] / 4)], axis=2)
-
-
-def test_the_configuration_offers_exactly_the_operations_that_exist():
-    assert set(AUGMENTATIONS) == set(augment.OPERATIONS)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -159,10 +155,10 @@ def test_one_operation_acts_on_a_batch_and_each_is_chosen_about_equally_often():
 
 
 def test_the_same_generator_seed_replays_every_draw():
-    first, second = ([augment.draw(AUGMENTATIONS, 5, rng) for _ in range(20)] for rng in (generator(3), generator(3)))
+    first, second = ([augment.draw(OPERATIONS, 5, rng) for _ in range(20)] for rng in (generator(3), generator(3)))
     assert [draw.operation for draw in first] == [draw.operation for draw in second]
     assert all(torch.equal(one.values, other.values) for one, other in zip(first, second, strict=True))
-    other = [augment.draw(AUGMENTATIONS, 5, generator(4)) for _ in range(20)]
+    other = [augment.draw(OPERATIONS, 5, generator(4)) for _ in range(20)]
     assert any(not torch.equal(one.values, another.values) for one, another in zip(first, other, strict=True))
 
 
@@ -204,3 +200,41 @@ def test_no_operations_are_the_identity_and_use_no_randomness():
     assert torch.equal(augment.apply(images, drawn), images)
     assert torch.equal(augment.apply(images[:2], drawn.rows(torch.tensor([0, 1]))), images[:2])
     assert torch.equal(rng.get_state(), before)
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_a_shared_draw_changes_the_same_image_alike_in_batches_of_any_size(operation):
+    images = noise(7, (3, 8, 10))
+    changed = False
+    for seed in range(8):
+        drawn = augment.shared_draw((operation,), generator(seed))
+        whole, few = augment.apply(images, drawn), augment.apply(images[2:4], drawn)
+        torch.testing.assert_close(few, whole[2:4], rtol=0, atol=1e-12)
+        twin = augment.apply(images[:1].expand(7, -1, -1, -1), drawn)  # every image of a batch is changed alike
+        torch.testing.assert_close(twin, twin[:1].expand(7, -1, -1, -1), rtol=0, atol=1e-12)
+        torch.testing.assert_close(augment.apply(images[5:], drawn.rows(torch.tensor([5, 6]))), whole[5:], rtol=0, atol=1e-12)
+        changed |= not torch.equal(whole, images)
+    assert changed
+
+
+def test_a_shared_draw_replays_and_differs_from_draw_to_draw():
+    first, second = ([augment.shared_draw(OPERATIONS, rng) for _ in range(20)] for rng in (generator(3), generator(3)))
+    assert [(draw.operation, draw.values.tolist()) for draw in first] == [(draw.operation, draw.values.tolist()) for draw in second]
+    assert len({draw.operation for draw in first}) > 1
+    assert len({tuple(draw.values.flatten().tolist()) for draw in first}) == 20
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_a_shared_draw_is_differentiable_in_the_images(operation):
+    images, drawn = noise(2, (2, 5, 6)).requires_grad_(), augment.shared_draw((operation,), generator(0))
+    assert torch.autograd.gradcheck(lambda images: augment.apply(images, drawn), (images,))
+
+
+def test_an_operation_of_a_users_own_is_applied_with_its_values(tmp_path, monkeypatch):
+    (tmp_path / "shades.py").write_text("def dim(images, values):\n    return images * values[:, :1, None, None]\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    images, drawn = noise(3, (1, 4, 4)), augment.draw(("shades:dim",), 3, generator(0))
+    expected = images * drawn.values[:, 0].double().view(3, 1, 1, 1)
+    torch.testing.assert_close(augment.apply(images, drawn), expected, rtol=0, atol=0)
+    with pytest.raises(InputError, match=r"has no 'dimm' \(did you mean 'dim'\?\)"):
+        augment.apply(images, augment.draw(("shades:dimm",), 3, generator(0)))

@@ -102,7 +102,7 @@ def test_a_resolved_configuration_holds_no_auto():
         ({"window": 80, "unroll": 60}, r"window must lie in \[1, unroll=60\], got 80; lower --window or raise --unroll"),
         ({"method": "rat-bpt"}, r"unknown method 'rat-bpt' \(did you mean 'rat-bptt'\?\); known: backward, bptt, early, "),
         ({"norm": "instnce"}, r"norm must be one of instance, batch, .*; got 'instnce' \(did you mean 'instance'\?\)"),
-        ({"augment": "flipp"}, r"unknown augment 'flipp' \(did you mean 'flip'\?\); known: flip, rotate"),
+        ({"augment": "flipp"}, r"unknown augmentation 'flipp' \(did you mean 'flip'\?\); known: color, crop"),
         ({"data": "foldr:x"}, r"unknown data source 'foldr' \(did you mean 'folder'\?\)"),
         ({"windw": 3}, r"unknown option 'windw' \(did you mean 'window'\?\)"),
         ({"bases": 3}, r"bases has no effect with --param pixels; it belongs to basis: choose another --param, or leave it out"),

@@ -19,8 +19,7 @@ from potstill.distilled import Recipe
 from potstill.hardness import adaptive_scores, forgetting, hardness_weights
 from potstill.models import fresh
 from potstill.registry import InputError
-from potstill.sampling import UNIFORM, Weighted
-from potstill.seeds import derive, generator
+from potstill.seeds import derive
 from potstill.training import set_batches, split_batches, steps_of, train_network
 
 CPU = torch.device("cpu")
@@ -37,24 +36,6 @@ def test_weights_are_their_formulas():
     assert hardness_weights(scores, 1, 8).tolist() == [1, 2, 3, 4, 5, 4, 3, 2, 1]
     assert hardness_weights(scores, 4, 8).tolist() == [4, 5, 6, 7, 8, 7, 6, 5, 4]
     assert hardness_weights(torch.tensor([0, 3]), 0.5, 3).tolist() == [0.5, 0.5]
-
-
-def test_a_weighted_draw_takes_one_after_the_other_in_proportion_to_what_is_left():
-    weights = torch.tensor([1.0, 2.0, 4.0, 0.0, 8.0], dtype=torch.float64)
-    expected = torch.zeros(5, dtype=torch.float64)
-    for first, second in itertools.permutations(range(5), 2):  # exact inclusion probabilities of a draw of two
-        chance = weights[first] / weights.sum() * weights[second] / (weights.sum() - weights[first])
-        expected[[first, second]] += chance
-    split, rng, draws = TensorSplit(torch.zeros(5, 1), torch.zeros(5)), generator(0), 20_000
-    found = torch.zeros(5, dtype=torch.float64)
-    for _ in range(draws):
-        rows = Weighted(weights).draw(split, 2, rng)
-        assert len(set(rows.tolist())) == 2
-        found[rows] += 1 / draws
-    assert found[3] == 0
-    assert (found - expected).abs().max() < 4 * 0.5 / draws**0.5
-    assert sorted(Weighted(weights).draw(split, 9, rng).tolist()) == [0, 1, 2, 4]
-    assert torch.equal(UNIFORM.draw(split, 3, generator(1)), torch.randperm(5, generator=generator(1))[:3])
 
 
 def test_forgetting_events_are_those_of_a_plain_loop(tmp_path, monkeypatch):

@@ -11,12 +11,14 @@ import potstill
 
 ROOT = Path(potstill.__file__).parent
 ORDER = [
-    "registry", "seeds", "files", "options", "sections", "slots", "config", "devices", "cache", "data", "images", "folders",
-    "tables", "sources", "preprocess", "loading", "augment", "optimizers", "models", "parameterisations", "distilled", "store",
-    "derivatives", "fusible", "compiled", "compilation", "inner", "rows", "sampling", "training", "scoring", "evaluation",
-    "hardness", "methods", "analysis", "outer", "boosting", "resolve", "runs", "distillation", "diagnosis", "api", "testing",
-    "grid", "figures", "results", "claims", "page", "studies", "nested", "courses", "stability", "ablations", "storage", "transfer",
-    "strata", "summary", "curves", "gallery", "facts", "report", "exports", "display", "commands", "cli",
+    "registry", "seeds", "files", "options", "sections", "slots", "config", "devices", "cache",
+    "data", "sampling", "images", "folders", "tables", "sources", "preprocess", "loading",
+    "augment", "optimizers", "models", "parameterisations", "distilled", "store", "derivatives",
+    "fusible", "compiled", "compilation", "inner", "rows", "training", "scoring", "evaluation",
+    "hardness", "methods", "analysis", "outer", "boosting", "resolve", "runs", "distillation",
+    "diagnosis", "api", "testing", "grid", "figures", "results", "claims", "page", "studies",
+    "nested", "courses", "stability", "ablations", "storage", "transfer", "strata", "summary",
+    "curves", "gallery", "features", "facts", "report", "exports", "display", "commands", "cli",
 ]  # fmt: skip
 
 

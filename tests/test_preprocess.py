@@ -10,14 +10,14 @@ from torch import Tensor
 
 from potstill.data import Arrays, Dataset
 from potstill.loading import RealData, prepare
-from potstill.preprocess import Preprocess, fit, resolved_kind
-from potstill.registry import InputError
+from potstill.preprocess import Preprocess, resolved_kind, restored
+from potstill.registry import PREPROCESSING, InputError
 from potstill.sections import DataConfig
 from potstill.seeds import generator
 from potstill.sources import from_arrays
 
 CPU = torch.device("cpu")
-KINDS = ("none", "normalize", "zca")
+KINDS = tuple(PREPROCESSING)
 Array = np.ndarray[Any, Any]
 
 
@@ -29,7 +29,8 @@ def photos(count: int, seed: int = 0, shape: tuple[int, int, int] = (3, 5, 4)) -
 
 
 def fitted(kind: str, images: Tensor, pieces: int = 1, **options: float) -> Preprocess:
-    return fit(kind, lambda: images.tensor_split(pieces), **options)
+    chosen: type[Preprocess] = PREPROCESSING[kind]
+    return chosen.fit(lambda: images.tensor_split(pieces), chosen.Options(**options))
 
 
 def unit_rows(images: Tensor) -> Array:
@@ -70,7 +71,7 @@ def test_normalize_gives_every_channel_of_train_mean_0_and_deviation_1():
 @pytest.mark.parametrize("shape", [(3, 5, 4), (1, 6, 6)])
 def test_zca_equals_its_formula_on_train_and_other_images(shape, regularization):
     images, other = photos(200, 0, shape), photos(9, 1, shape)
-    preprocess, matrix = fitted("zca", images, regularization=regularization), zca_matrix(images, regularization)
+    preprocess, matrix = fitted("zca", images, zca_regularization=regularization), zca_matrix(images, regularization)
     for part in (images, other):
         expected = (unit_rows(part) @ matrix).reshape(part.shape)
         np.testing.assert_allclose(preprocess(part).numpy(), expected, rtol=0, atol=1e-5)
@@ -80,7 +81,7 @@ def test_zca_with_hardly_any_regularization_whitens():
     # The second moments of train become the identity, but for the direction of constant images, which each image's own
     # mean removes.
     images = torch.rand(500, 1, 3, 3, generator=generator(0))
-    rows = fitted("zca", images, regularization=1e-6)(images).double().flatten(1)
+    rows = fitted("zca", images, zca_regularization=1e-6)(images).double().flatten(1)
     expected = torch.eye(9, dtype=torch.float64) - 1 / 9
     torch.testing.assert_close(rows.T @ rows / len(rows), expected, rtol=0, atol=1e-3)
 
@@ -187,7 +188,7 @@ def test_the_stored_state_gives_the_preprocessing_back_to_the_bit(kind):
     images = photos(100)
     preprocess = fitted(kind, images)
     state = preprocess.state()
-    again = Preprocess.from_state(kind, state)
+    again = restored(kind, state)
     assert again.tensors.keys() == preprocess.tensors.keys()
     assert all(torch.equal(again.tensors[name], tensor) for name, tensor in preprocess.tensors.items())
     assert torch.equal(again(images), preprocess(images))
@@ -253,7 +254,7 @@ def test_a_note_tells_that_test_data_were_held_out():
 @pytest.mark.parametrize("test", [False, True])
 def test_preprocessing_is_fitted_to_train_images_alone(test, kind):
     dataset = numbered(test=test)
-    config = DataConfig(preprocess=kind)  # type: ignore[arg-type]
+    config = DataConfig(preprocess=kind)
     loaded = prepare(dataset, replace(config, preprocess="none"), CPU)
     held = {name: numbers(loaded, name, 240) for name in ("train", "validation", "test")}
     expected = prepare(dataset, config, CPU).preprocess.tensors

@@ -76,16 +76,20 @@ def first_cells(text: str) -> set[str]:
 
 
 def example(text: str) -> dict[str, object]:
-    """The names that the page's Python example leaves."""
-    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    """The names that the page's Python examples leave, one after the other."""
+    codes = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert codes
     names: dict[str, object] = {}
-    exec(code, names)
+    for code in codes:
+        exec(code, names)
     return names
 
 
 def test_the_docs_examples_run():
     assert example(STORED)["basis"]
-    assert example(DATA)["distilled"].meta["data"]["identity"]
+    names = example(DATA)
+    assert names["distilled"].meta["data"]["identity"]
+    assert (names["table"].shape, names["classes"].shape) == ((6, 13), (5,))
     names = example(LABORATORY)
     assert (names["burn_in"], names["window"]) == (0, 20)
     assert names["state"] == {"burn_in": 0, "steps": 1, "average": 1.2, "lowest": 1.2, "waited": 0}

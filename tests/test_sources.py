@@ -82,7 +82,7 @@ def assert_is_the_set(dataset: Dataset, names: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("data", ["mnist", "folder:", "parquet", "digits:8", ""])
 def test_a_source_without_its_path_is_told_the_forms(data):
-    with pytest.raises(InputError, match=rf"data must be digits, folder:PATH, parquet:PATH or hf:NAME, got '{data}'"):
+    with pytest.raises(InputError, match=rf"data must be digits, sklearn:NAME, folder:PATH, parquet:PATH or hf:NAME, got '{data}'"):
         read(DataConfig(data=data))
 
 
@@ -181,7 +181,10 @@ def test_the_fingerprint_of_arrays_follows_every_pixel_and_label():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"images": np.zeros((4, 5))}, r"images must have shape \(N, H, W\) or \(N, C, H, W\) with C 1 or 3, got \(4, 5\)"),
+        (
+            {"images": np.zeros(4)},
+            r"images must have shape \(N, d\) of vectors, \(N, H, W\) or \(N, C, H, W\) with C 1 or 3, got \(4,\)",
+        ),
         ({"images": np.zeros((4, 6, 6, 3))}, r"C 1 or 3, got \(4, 6, 6, 3\); move the channels to the front"),
         ({"images": np.zeros((4, 2, 6, 6))}, r"C 1 or 3, got \(4, 2, 6, 6\)$"),
         ({"images": np.zeros((0, 3, 6, 6))}, r"images must have shape .* got \(0, 3, 6, 6\)"),

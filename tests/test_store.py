@@ -17,8 +17,7 @@ from potstill.data import TensorSplit
 from potstill.distilled import BatchPlan, Block, DistilledSet, Recipe, initial_blocks
 from potstill.files import load_tensors, save_tensors, write
 from potstill.loading import prepare
-from potstill.preprocess import fit
-from potstill.registry import InputError
+from potstill.registry import PREPROCESSING, InputError
 from potstill.sections import DataConfig
 from potstill.seeds import generator
 from potstill.sources import from_arrays
@@ -35,7 +34,9 @@ def make_set(kind: str = "zca", *, blocks: int = 1, learned: bool = False) -> Di
         made.append(Block.of_pixels(torch.randn(3, 1, 4, 4, generator=rng), 3, targets))
     recipe = Recipe("mlp", width=8, depth=1, batch_per_class=1, classes_per_batch=3, augment=("flip", "rotate"), steps=40)
     meta = {"method": "rat-bptt", "accuracy": {"mean": 0.5, "std": None, "n": 1}, "config": {"run": {"seed": 3}}}
-    return DistilledSet(tuple(made), ("a", "b", "ü"), fit(kind, lambda: [real]), recipe, learned_labels=learned, meta=meta)
+    return DistilledSet(
+        tuple(made), ("a", "b", "ü"), PREPROCESSING[kind].fit(lambda: [real]), recipe, learned_labels=learned, meta=meta
+    )
 
 
 @pytest.mark.parametrize("kind", ["none", "normalize", "zca"])
@@ -106,7 +107,7 @@ def test_preprocess_takes_bytes_floats_one_image_and_pads_mnist():
     with pytest.raises(InputError, match=r"real images must have shape \(N, 1, 4, 4\), got \(5, 3, 4, 4\)"):
         distilled.preprocess(torch.zeros(5, 3, 4, 4))
     block = Block.of_pixels(torch.zeros(3, 1, 32, 32), 3)
-    wide = DistilledSet((block,), ("a", "b", "c"), fit("none", lambda: [torch.rand(4, 1, 32, 32)]), Recipe())
+    wide = DistilledSet((block,), ("a", "b", "c"), PREPROCESSING["none"].fit(lambda: [torch.rand(4, 1, 32, 32)]), Recipe())
     padded = wide.preprocess(torch.ones(1, 1, 28, 28))
     assert padded.shape == (1, 1, 32, 32)
     assert padded.sum() == padded[:, :, 2:30, 2:30].sum() == 28 * 28

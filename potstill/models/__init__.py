@@ -1,17 +1,20 @@
 """Networks. A factory makes a fresh one; `resolve` finds it by registered name or "package.module:factory"."""
 
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
-from potstill.registry import MODELS, InputError, import_object
+from potstill.data import Shape, kind_of, require_kind
+from potstill.registry import MODELS, InputError
 from potstill.seeds import global_seed
 
 ModelSpec = str | Callable[..., nn.Module]
-Shape = tuple[int, int, int]
+DEFAULTS = {"image": "convnet", "vector": "mlp"}
+"""What "auto" is for each kind of data."""
 
 
 def model_name(spec: ModelSpec) -> str:
@@ -26,12 +29,12 @@ def resolve(spec: ModelSpec, shape: Shape, classes: int, **options: Any) -> Call
 
     Args:
         spec: a registered name, "package.module:factory", or a callable that returns an nn.Module.
-        shape: (C, H, W) of an input.
+        shape: (C, H, W) of an input, or (d,).
         classes: number of outputs.
         options: width, depth and norm, for registered models, which take those that they know.
     Returns:
-        The factory. A user's callable gets those of input_shape, in_channels, num_classes that it names (num_classes too if
-        it takes **kwargs).
+        The factory. A user's callable gets those of input_shape, in_channels, in_features (the numbers of an input) and
+        num_classes that it names (num_classes too if it takes **kwargs).
     Raises:
         InputError: no such model, a module instead of a factory, or an option that the model refuses.
     """
@@ -40,14 +43,17 @@ def resolve(spec: ModelSpec, shape: Shape, classes: int, **options: Any) -> Call
         raise InputError(f"model must make a fresh network at every call, got a {name} that exists; give `lambda: {name}(...)`")
     if isinstance(spec, str) and ":" not in spec:
         registered = MODELS[spec]
+        require_kind(kind_of(shape), f"model {spec}", registered, "use --model mlp")
         taken = inspect.signature(registered).parameters
         known = {name: value for name, value in options.items() if name in taken and value != "auto"}
         registered.check(shape, **known)
         return lambda: registered(shape, classes, **known)
-    factory = import_object(spec) if isinstance(spec, str) else spec
+    factory = MODELS[spec] if isinstance(spec, str) else spec
     if not callable(factory):
         raise InputError(f"model {model_name(spec)} must be a function or class that returns a network, got {factory!r}")
-    return bind(factory, {"input_shape": shape, "in_channels": shape[0], "num_classes": classes})
+    require_kind(kind_of(shape), f"model {model_name(spec)}", factory, "use --model mlp")
+    offered = {"input_shape": shape, "in_channels": shape[0], "in_features": math.prod(shape), "num_classes": classes}
+    return bind(factory, offered)
 
 
 def bind(factory: Callable[..., nn.Module], offered: dict[str, Any]) -> Callable[[], nn.Module]:

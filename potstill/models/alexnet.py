@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from potstill.data import Shape
 from potstill.models.convnet import Norm, convolution, least_side
 from potstill.models.vgg import check_small
 from potstill.options import option
@@ -36,8 +37,9 @@ class AlexNet(nn.Module):
     """
 
     Options = AlexNetOptions
+    kinds = ("image",)
 
-    def __init__(self, shape: tuple[int, int, int], classes: int, width: int = 128, norm: str = "instance"):
+    def __init__(self, shape: Shape, classes: int, width: int = 128, norm: str = "instance"):
         super().__init__()
         channels, *sides = shape
         least = least_side(shape)
@@ -53,7 +55,7 @@ class AlexNet(nn.Module):
         self.head = nn.Linear(channels * sides[0] * sides[1], classes)
 
     @staticmethod
-    def check(shape: tuple[int, int, int], norm: str = "instance", width: int = 128) -> None:
+    def check(shape: Shape, norm: str = "instance", width: int = 128) -> None:
         """Raise an InputError if the images are too small or the width does not fit the norm."""
         check_small("alexnet", shape, norm, width, multiple=16)  # so that 3/2 of it is one of 8
 

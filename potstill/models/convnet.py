@@ -6,6 +6,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
+from potstill.data import Shape
 from potstill.options import Auto, option
 from potstill.registry import InputError
 
@@ -40,13 +41,11 @@ class ConvNet(nn.Module):
     """
 
     Options = ConvNetOptions
-
+    kinds = ("image",)
     widest = 1
     """Most channels of a convolution, in multiples of the width; they double from block to block up to it."""
 
-    def __init__(
-        self, shape: tuple[int, int, int], classes: int, width: int = 128, depth: int | str = "auto", norm: str = "instance"
-    ):
+    def __init__(self, shape: Shape, classes: int, width: int = 128, depth: int | str = "auto", norm: str = "instance"):
         super().__init__()
         channels, height, width_px = shape
         layers: list[nn.Module] = []
@@ -58,7 +57,7 @@ class ConvNet(nn.Module):
         self.head = nn.Linear(channels * height * width_px, classes)
 
     @staticmethod
-    def check(shape: tuple[int, int, int], depth: int | str = "auto", norm: str = "instance", width: int = 128) -> None:
+    def check(shape: Shape, depth: int | str = "auto", norm: str = "instance", width: int = 128) -> None:
         """Raise an InputError if the images are too small for the depth."""
         side = min(shape[1:])
         if side < SMALLEST_NORM_SIDE:
@@ -99,7 +98,7 @@ def convolution(channels: int, width: int, norm: str, kernel: int = 3, stride: i
     return [nn.Conv2d(channels, width, kernel, stride, kernel // 2, bias=bias), make_norm(norm, width)]
 
 
-def least_side(shape: tuple[int, int, int]) -> int:
+def least_side(shape: Shape) -> int:
     """The fewest pixels on a side that a norm may see in a network that was made for 32 pixels and more: VGG-11 goes down to 2.
 
     On smaller images it is 4, as in the ConvNet.
@@ -107,7 +106,7 @@ def least_side(shape: tuple[int, int, int]) -> int:
     return 2 if min(shape[1:]) >= 32 else SMALLEST_NORM_SIDE
 
 
-def auto_depth(shape: tuple[int, int, int]) -> int:
+def auto_depth(shape: Shape) -> int:
     """3 up to 32 pixels, 4 for 64 (paper, section 4), 5 for 128; fewer where a norm would see less than 4 x 4 pixels."""
     side = min(shape[1:])
     return max(1, min(max(3, side.bit_length() - 3), deepest(side)))

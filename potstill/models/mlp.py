@@ -1,11 +1,14 @@
 """A fully connected network."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from potstill.options import option
+from potstill.data import Shape
+from potstill.options import Auto, option
 
 
 @dataclass(frozen=True)
@@ -13,14 +16,18 @@ class MLPOptions:
     """Options of the network."""
 
     width: int = option(128, "units of every hidden layer", low=1)
-    depth: int = option(2, "hidden layers", low=1)
+    depth: int | Auto = option("auto", "hidden layers; auto: 2", low=1)
+
+    def resolved(self, sizes: Any) -> Self:
+        """Replace "auto"."""
+        return replace(self, depth=2 if self.depth == "auto" else self.depth)
 
 
 class MLP(nn.Module):
     """`depth` layers of `width` ReLU units, then one linear layer.
 
     Args:
-        shape: (C, H, W) of an input, which is flattened.
+        shape: (C, H, W) of an input, which is flattened, or (d,).
         classes: number of outputs.
         width: units of every hidden layer.
         depth: hidden layers; "auto" is 2.
@@ -28,10 +35,10 @@ class MLP(nn.Module):
 
     Options = MLPOptions
 
-    def __init__(self, shape: tuple[int, int, int], classes: int, width: int = 128, depth: int | str = "auto"):
+    def __init__(self, shape: Shape, classes: int, width: int = 128, depth: int | str = "auto"):
         super().__init__()
         layers: list[nn.Module] = []
-        units = shape[0] * shape[1] * shape[2]
+        units = math.prod(shape)
         for _ in range(2 if depth == "auto" else int(depth)):
             layers += [nn.Linear(units, width), nn.ReLU()]
             units = width
@@ -39,7 +46,7 @@ class MLP(nn.Module):
         self.head = nn.Linear(units, classes)
 
     @staticmethod
-    def check(shape: tuple[int, int, int], width: int = 128, depth: int | str = "auto") -> None:
+    def check(shape: Shape, width: int = 128, depth: int | str = "auto") -> None:
         """Every shape is fine."""
 
     def features(self, inputs: Tensor) -> Tensor:

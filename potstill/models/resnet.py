@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from potstill.data import Shape
 from potstill.models.convnet import Norm, convolution, least_side
 from potstill.models.vgg import check_small
 from potstill.options import option
@@ -48,8 +49,9 @@ class ResNet18(nn.Module):
     """
 
     Options = ResNet18Options
+    kinds = ("image",)
 
-    def __init__(self, shape: tuple[int, int, int], classes: int, width: int = 64, norm: str = "instance"):
+    def __init__(self, shape: Shape, classes: int, width: int = 64, norm: str = "instance"):
         super().__init__()
         layers: list[nn.Module] = [*convolution(shape[0], width, norm), nn.ReLU()]
         channels, side = width, min(shape[1:])
@@ -61,7 +63,7 @@ class ResNet18(nn.Module):
         self.head = nn.Linear(channels, classes)
 
     @staticmethod
-    def check(shape: tuple[int, int, int], norm: str = "instance", width: int = 64) -> None:
+    def check(shape: Shape, norm: str = "instance", width: int = 64) -> None:
         """Raise an InputError if the images are too small or the width does not fit the norm."""
         check_small("resnet18", shape, norm, width)
 

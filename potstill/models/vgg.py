@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from potstill.data import Shape
 from potstill.models.convnet import SMALLEST_NORM_SIDE, Norm, convolution, least_side
 from potstill.options import option
 from potstill.registry import InputError
@@ -36,8 +37,9 @@ class VGG11(nn.Module):
     """
 
     Options = VGG11Options
+    kinds = ("image",)
 
-    def __init__(self, shape: tuple[int, int, int], classes: int, width: int = 64, norm: str = "instance"):
+    def __init__(self, shape: Shape, classes: int, width: int = 64, norm: str = "instance"):
         super().__init__()
         channels, *sides = shape
         least = least_side(shape)
@@ -53,7 +55,7 @@ class VGG11(nn.Module):
         self.head = nn.Linear(channels * sides[0] * sides[1], classes)
 
     @staticmethod
-    def check(shape: tuple[int, int, int], norm: str = "instance", width: int = 64) -> None:
+    def check(shape: Shape, norm: str = "instance", width: int = 64) -> None:
         """Raise an InputError if the images are too small or the width does not fit the norm."""
         check_small("vgg11", shape, norm, width)
 
@@ -65,7 +67,7 @@ class VGG11(nn.Module):
         return self.head(self.features(inputs))  # type: ignore[no-any-return]
 
 
-def check_small(name: str, shape: tuple[int, int, int], norm: str, width: int, multiple: int = 8) -> None:
+def check_small(name: str, shape: Shape, norm: str, width: int, multiple: int = 8) -> None:
     """Raise an InputError if the images are smaller than 4 x 4 pixels, or the width no multiple that a group norm needs."""
     if min(shape[1:]) < SMALLEST_NORM_SIDE:
         raise InputError(f"model {name} needs images of at least 4 x 4 pixels, got {shape[1]} x {shape[2]}; use --model mlp")

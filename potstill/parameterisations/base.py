@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from potstill.data import KINDS, Shape
 from potstill.options import Nothing, option
-from potstill.registry import PARAMETERISATIONS, InputError, name_of
+from potstill.registry import PARAMETERISATIONS, InputError
 
 Leaves = Mapping[str, Tensor]
 """What is stored and learned: name -> tensor."""
@@ -28,13 +29,13 @@ class Budget:
     """What a block may store: as many numbers as so many images of each class, and their labels if those are learned.
 
     Args:
-        shape: (C, H, W) of an image.
+        shape: (C, H, W) of an image, (d,) of a vector.
         classes: number of classes.
         ipc: images per class that it would pay for as pixels.
         learn_labels: whether labels are stored, K numbers each.
     """
 
-    shape: tuple[int, int, int]
+    shape: Shape
     classes: int
     ipc: int
     learn_labels: bool = False
@@ -68,7 +69,7 @@ class Budget:
                 f"({self.floats:,} numbers); raise --ipc, or {way_out}"
             )
 
-    def reduced(self, factor: int) -> tuple[int, int, int]:
+    def reduced(self, factor: int) -> Shape:
         """(C, H / factor, W / factor); an InputError if that is not whole."""
         channels, height, width = self.shape
         if height % factor or width % factor:
@@ -106,6 +107,8 @@ class Parameterisation(ABC):
     """
 
     budget: Budget
+    kinds: ClassVar[tuple[str, ...]] = KINDS
+    """The data that it stores."""
 
     Options: ClassVar[type] = Nothing
     """A frozen dataclass of `option(...)` fields."""
@@ -182,12 +185,12 @@ class Parameterisation(ABC):
 
     def plain(self) -> dict[str, Any]:
         """As plain data, without what the set itself knows; `from_plain` reads it."""
-        kind = name_of(PARAMETERISATIONS, type(self))
+        kind = PARAMETERISATIONS.name_of(type(self))
         own = {item.name: getattr(self, item.name) for item in dataclasses.fields(self) if item.name != "budget"}
         return {"kind": kind, "ipc": self.budget.ipc, **own}
 
 
-def from_plain(plain: Mapping[str, Any], shape: tuple[int, int, int], classes: int, learn_labels: bool) -> Parameterisation:
+def from_plain(plain: Mapping[str, Any], shape: Shape, classes: int, learn_labels: bool) -> Parameterisation:
     """The parameterisation that `plain` was taken of; an InputError if this potstill does not know it."""
     own = {name: value for name, value in plain.items() if name not in ("kind", "ipc")}
     try:

@@ -56,6 +56,7 @@ class Basis(Parameterisation):
 
     Options: ClassVar[type] = BasisOptions
 
+    kinds: ClassVar[tuple[str, ...]] = ("image",)
     factor: int
     bases: int
     rows: int

@@ -55,6 +55,7 @@ class Factorised(Parameterisation):
 
     Options: ClassVar[type] = FactorisedOptions
 
+    kinds: ClassVar[tuple[str, ...]] = ("image",)
     factor: int
     hallucinators: int
     bases_per_class: int

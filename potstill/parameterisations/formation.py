@@ -25,6 +25,7 @@ class MultiFormation(Parameterisation):
 
     Options: ClassVar[type] = Reduced
 
+    kinds: ClassVar[tuple[str, ...]] = ("image",)
     factor: int
 
     @classmethod

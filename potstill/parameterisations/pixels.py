@@ -1,4 +1,4 @@
-"""Images as they are."""
+"""Images as they are, and vectors."""
 
 from dataclasses import dataclass
 from typing import Any, Self
@@ -6,12 +6,13 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from potstill.data import NOUNS, kind_of
 from potstill.parameterisations.base import Budget, Leaves, Parameterisation, unit
 
 
 @dataclass(frozen=True)
 class Pixels(Parameterisation):
-    """Every image by its own pixels: "images" (n, C, H, W)."""
+    """Every image by its own pixels, every vector by its own features: "images" (n, C, H, W) or (n, d)."""
 
     @classmethod
     def fitting(cls, budget: Budget, options: Any) -> Self:
@@ -27,10 +28,14 @@ class Pixels(Parameterisation):
 
     @property
     def words(self) -> str:
-        return f"{self.shapes['images'][0]:,} images"
+        count, noun = self.shapes["images"][0], NOUNS[kind_of(self.budget.shape)]
+        return f"{count:,} {noun}s"
 
     def noise(self, rng: torch.Generator) -> dict[str, Tensor]:
-        return {"images": unit(torch.randn(self.shapes["images"], generator=rng), *self.budget.shape[1:])}
+        noise = torch.randn(self.shapes["images"], generator=rng)
+        if kind_of(self.budget.shape) == "vector":
+            return {"images": noise / noise.norm(dim=1, keepdim=True)}
+        return {"images": unit(noise, *self.budget.shape[1:])}
 
     def from_real(self, images: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
         return {"images": images}
