@@ -228,7 +228,7 @@ def validated(config: Given) -> Given:
         )
     if config.data.preprocess != "auto":
         PREPROCESSING.check(config.data.preprocess)
-    for operation in config.inner.augment:
+    for operation in config.inner.augment if isinstance(config.inner.augment, tuple) else ():
         AUGMENTATIONS.check(operation)
     check_data(config.data)
     if not config.evaluation.lengths:

@@ -86,6 +86,7 @@ def resolve_auto(
         "classes_per_batch": classes,
         "outer_lr": given or of_norm_1 * start,
         "label_lr": given or of_norm_1,
+        "augment": METHODS[config.method.name].needs.augment if real.kind == "image" else (),
         "micro_batch": most,
         "device": str(device),
         "threads": torch.get_num_threads(),
@@ -140,7 +141,8 @@ def check_kinds(config: Given, shape: Shape, model: ModelSpec) -> None:
         )
     if own != "auto":
         require_kind(kind, f"preprocessing {own}", preprocessing(own), "use --preprocess none")
-    check_operations(config.inner.augment, shape, "use --augment none")
+    operations = config.inner.augment
+    check_operations(operations if isinstance(operations, tuple) else (), shape, "use --augment none")
     resolve(model, shape, 2)
 
 

@@ -222,7 +222,6 @@ def test_parts_say_what_they_take():
         ({"model": "resnet18"}, "model resnet18 takes images, the data are vectors; use --model mlp"),
         ({"param": "basis"}, "parameterisation basis takes images, the data are vectors; use --param pixels"),
         ({"augment": "flip"}, "augmentation flip takes images, the data are vectors; use --augment none"),
-        ({"real_augment": "color"}, "augmentation color takes images, the data are vectors; use --real-augment none"),
         ({"data": "sklearn:wines"}, "got 'sklearn:wines' (did you mean 'sklearn:wine'?)"),
         ({"preprocess": "whiten"}, "unknown preprocessing 'whiten'; known: none, normalize, zca"),
     ],

@@ -151,6 +151,7 @@ class Needs:
         targets: "free" if labels can be learned, "classes" if every example has a hard label.
         kinds: of data that the method takes.
         unused: options of the house that have no effect on it.
+        augment: what `augment` is for images unless it is given: operations, one of them a batch.
     """
 
     features: bool = False
@@ -158,6 +159,7 @@ class Needs:
     targets: Literal["classes", "free"] = "free"
     kinds: tuple[str, ...] = ("image", "vector")
     unused: tuple[str, ...] = ()
+    augment: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
