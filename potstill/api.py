@@ -1,25 +1,28 @@
 """The Python front: distill, resume and evaluate, on arrays or on data that a name finds."""
 
+import dataclasses
+import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from potstill import evaluation
-from potstill.config import Config, by_first_name, options_from_preset, options_of_config
+from potstill.config import Config, by_first_name, options_from_preset
 from potstill.data import Dataset
-from potstill.devices import pick_device
-from potstill.diagnosis import Diagnosis, Noise, diagnose_run
+from potstill.diagnosis import Diagnosis, Noise, recorded_diagnoses
 from potstill.distillation import SILENT, Listener, new_run, resumed_run
 from potstill.distilled import DistilledSet
-from potstill.evaluation import Row
-from potstill.loading import RealData, prepare
+from potstill.loading import RealData
 from potstill.models import ModelSpec, model_name
+from potstill.protocols import EvaluationOptions
+from potstill.records import EVALUATION, EvaluationRecord, Row, add_record
 from potstill.registry import InputError
 from potstill.runs import RunFolder
-from potstill.scoring import Progress
-from potstill.sections import DataConfig
+from potstill.scoring import factory_for
+from potstill.sections import EVALUATION_DATA_OPTIONS, DataConfig
 from potstill.sources import from_arrays, read, with_weights
+from potstill.store import ARTEFACT, load, recorded_config
 
 
 def distill(
@@ -121,7 +124,9 @@ def diagnose(
     model: ModelSpec | None = None,
     listener: Listener = SILENT,
 ) -> list[Diagnosis]:
-    """How noisy a run's meta-gradient is, at its start and at each checkpoint that it kept (`keep_checkpoints=0`: all).
+    """Measure how noisy a run's meta-gradient is, at its start and at each checkpoint that it kept (`keep_checkpoints=0`: all).
+
+    The result is kept in the run's folder, in diagnosis.json.
 
     Args:
         run: its folder, finished or not.
@@ -147,7 +152,7 @@ def diagnose(
     folder = RunFolder.open(Path(run))
     config = folder.config()
     dataset = dataset_of(config.data, images, labels, test_images, test_labels, class_names, weights)
-    return list(diagnose_run(folder, config, dataset, noise, model=model, listener=listener))
+    return list(recorded_diagnoses(folder, config, dataset, noise, model=model, listener=listener))
 
 
 def dataset_of(
@@ -165,82 +170,141 @@ def dataset_of(
 
 
 def evaluate(
-    distilled: DistilledSet,
+    distilled: DistilledSet | str | os.PathLike[str],
     images: Any = None,
     labels: Any = None,
     *,
     test_images: Any = None,
     test_labels: Any = None,
-    data: str | None = None,
-    nets: int = 10,
+    ipc: int | None = None,
+    all_budgets: bool = False,
     model: ModelSpec | None = None,
-    steps: int | None = None,
-    lr: float | None = None,
-    protocol: str = "validation",
-    baselines: Sequence[str] = (),
-    full_epochs: int = 20,
-    seed: int = 0,
-    device: str = "auto",
-    compile: str = "auto",
-    progress: Progress | None = None,
+    listener: Listener = SILENT,
+    **options: Any,
 ) -> list[Row]:
-    """Test accuracy of fresh networks that train on a set; its fields are mean, std and n.
+    """Measure the test accuracy of fresh networks that train on a set; a row's accuracy has mean, std and n.
+
+    Of a run's folder or a set's file the result is kept beside it, in evaluation.json.
 
     Args:
-        distilled: the set.
+        distilled: the set, a run's folder, or a set's file.
         images: the arrays that it was distilled from, in the same order: its test images are found among them again.
         labels: their classes.
         test_images: as when it was distilled.
         test_labels: as when it was distilled.
-        data: instead of arrays, the name of the data; None takes the embedded digits if the set was distilled from them.
-        nets: fresh networks for each row.
-        model: another network than the recipe's.
-        steps: a fixed number of training steps.
-        lr: a fixed learning rate; None: see `evaluation.evaluate`.
-        protocol: "validation" or "paper", see `evaluation.evaluate`.
-        baselines: "random" and "full": real data under the same protocol.
-        full_epochs: most epochs of "full".
-        seed: of the networks.
-        device: where to train.
-        compile: "on", "off", or "auto": when there is so much to compute that it pays.
-        progress: called as networks finish.
+        ipc: measure the first blocks of a boosted set that hold so many images per class; None: all of it.
+        all_budgets: measure every set that a boosted set holds.
+        model: another network than the recipe's; `models=` takes several names.
+        listener: told of progress.
+        **options: any option of `potstill evaluate --help` by its name, e.g. nets=5, protocol="paper", baselines=("random",);
+            without arrays `data=` names other data than the set tells of.
     Returns:
-        One row for the set and one for each baseline.
+        For each set and network one row for the set and one for each baseline.
     Raises:
         InputError: data that do not fit the set, or an argument out of its range.
     """
-    recorded = recorded_config(distilled)
-    config = Config.from_options(recorded, data=data).data if data else recorded.data
-    names = distilled.class_names if labels is not None else None
-    real = fitting(distilled, dataset_of(config, images, labels, test_images, test_labels, names), config, device)
-    return evaluation.evaluate(
-        distilled, real, nets=nets, model=model, steps=steps, lr=lr, protocol=protocol, baselines=baselines,
-        full_epochs=full_epochs, lengths=recorded.evaluation.lengths, seed=seed, device=device, compile=compile, progress=progress,
+    records = evaluations(
+        distilled, images, labels, test_images=test_images, test_labels=test_labels, ipc=ipc, all_budgets=all_budgets,
+        model=model, listener=listener, **options,
     )  # fmt: skip
+    return [row for record in records for row in record.rows]
 
 
-def recorded_config(distilled: DistilledSet) -> Config:
-    """The configuration that a set's file records; where the data lie is not in it, but for the embedded digits."""
-    known = {item.name for _, item, _ in options_of_config()}  # a file of another version may hold others
-    tables = distilled.meta.get("config", {}).values()
-    options = {name: value for table in tables for name, value in table.items() if name in known}
-    if options.get("data") != "digits":
-        options["data"] = "arrays"
-    return Config.from_options(**options)
-
-
-def fitting(distilled: DistilledSet, dataset: Dataset, config: DataConfig, device: str) -> RealData:
-    """`dataset` through the set's own preprocessing; an InputError if its images or classes are not the set's."""
-    shape = tuple(dataset.train.images.shape[1:])
-    if shape != distilled.shape:
+def evaluations(
+    subject: DistilledSet | str | os.PathLike[str],
+    images: Any = None,
+    labels: Any = None,
+    *,
+    test_images: Any = None,
+    test_labels: Any = None,
+    ipc: int | None = None,
+    all_budgets: bool = False,
+    model: ModelSpec | None = None,
+    listener: Listener = SILENT,
+    **options: Any,
+) -> Iterator[EvaluationRecord]:
+    """Measure as `evaluate` does and yield each record once it is kept; the arguments are the same."""
+    given = {name: options.pop(name) for name in ("data", *EVALUATION_DATA_OPTIONS) if name in options}
+    chosen = EvaluationOptions.of(**options)
+    if model is not None and chosen.models:
+        raise InputError(f"model and models are the same option, got {model_name(model)} and {', '.join(chosen.models)}")
+    distilled, config = opened(subject, ipc, given)
+    if images is None and config.data == "arrays" and not isinstance(subject, DistilledSet):
         raise InputError(
-            f"the data must have images of shape {distilled.shape} like the distilled set, got {shape}; try --image-size"
+            f"{os.fspath(subject)} does not tell where its data lie; give them with --data (in Python data=, or the arrays)"
         )
-    if dataset.class_names != distilled.class_names:
-        pairs = zip(dataset.class_names, distilled.class_names, strict=False)
-        found, wanted = next((pair for pair in pairs if pair[0] != pair[1]), ("another number", "all"))
-        raise InputError(
-            f"the data must have the {len(distilled.class_names)} classes of the distilled set, in its order, got "
-            f"{len(dataset.class_names)}; the first that differs is {found!r} in place of {wanted!r}"
-        )
-    return prepare(dataset, config, pick_device(device), distilled.fitted)
+    target = None if isinstance(subject, DistilledSet) else results_file(Path(subject))
+    models: Sequence[ModelSpec | None] = chosen.models or (model,)
+    for spec in models:
+        factory_for(distilled, spec)  # a name that is wrong is told before anything is measured
+    names = distilled.class_names if labels is not None else None
+    dataset = dataset_of(config, images, labels, test_images, test_labels, names)
+    real = real_of(distilled, dataset, config, chosen.device, listener.say)
+    sets = [distilled.prefix(budget) for budget in distilled.budgets] if all_budgets else [distilled]
+    lengths = recorded_config(distilled).evaluation.lengths
+    for one, spec in itertools.product(sets, models):
+        name = None if spec is None else model_name(spec)
+        if len(sets) * len(models) > 1:
+            listener.say(f"{name or distilled.recipe.model}, {one.ipc} images per class")
+        # All real images are the same beside every budget: they are measured once.
+        baselines = tuple(name for name in chosen.baselines if name != "full" or one is sets[-1])
+        own = dataclasses.replace(chosen, models=(), baselines=baselines)
+        rows = evaluation.evaluate(one, real, own, model=spec, lengths=lengths, progress=listener.work, say=listener.say)
+        record = evaluation.record_of(rows, own, name, one.ipc, config.data.partition(":")[0], real)
+        if target:
+            add_record(target, record)
+        yield record
+
+
+def opened(
+    subject: DistilledSet | str | os.PathLike[str], ipc: int | None, given: Mapping[str, Any]
+) -> tuple[DistilledSet, DataConfig]:
+    """Return a set, and the options that tell where its real data are and how they are read.
+
+    Args:
+        subject: the set, a run's folder, or a set's file.
+        ipc: of the prefix to take; None: all.
+        given: options of the data that replace those of the run; None is not given.
+    Raises:
+        InputError: an unfinished run, a damaged file.
+    """
+    if isinstance(subject, DistilledSet):
+        distilled = subject if ipc is None else subject.prefix(ipc)
+        recorded = recorded_config(distilled).data
+    else:
+        path = Path(subject)
+        run = RunFolder(path if path.is_dir() else path.parent)
+        if path.is_dir() and run.is_run and not run.finished:
+            raise InputError(f"the run in {path} is not finished; go on with `potstill distill --resume {path}`")
+        distilled = load(path, ipc)
+        # A file that was copied elsewhere may have some other run's configuration beside it.
+        beside = run.is_run and (path.is_dir() or path.name == ARTEFACT)
+        recorded = (run.config() if beside else recorded_config(distilled)).data
+    known = {name: value for name, value in given.items() if value is not None}
+    if "data" in known:
+        known = {"storage": "auto", **known}
+    return distilled, Config.from_options(Config(data=recorded), **known).data
+
+
+def real_of(
+    distilled: DistilledSet, dataset: Dataset, config: DataConfig, device: str, say: Callable[[str], None]
+) -> RealData:
+    """Return `dataset` through the set's own preprocessing; `say` hears if the set was distilled from other data."""
+    known = distilled.metadata.data
+    if known is None or dataset.fingerprint != known.fingerprint:
+        say("note: these are not the data that the set was distilled from; its validation and test images may differ")
+    return evaluation.fitting(distilled, dataset, config, device)
+
+
+def results_file(path: Path) -> Path:
+    """Return where the evaluations of a run's folder or a set's file are kept.
+
+    Raises:
+        InputError: nothing may be written there.
+    """
+    folder = path if path.is_dir() else path.parent
+    in_run = path.is_dir() or path.name == ARTEFACT
+    target = folder / (EVALUATION if in_run else f"{path.stem}.{EVALUATION}")
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"cannot write {target}: no permission; copy the set to a folder of your own")
+    return target

@@ -19,16 +19,19 @@ from potstill.data import Dataset
 from potstill.derivatives import couples_batch
 from potstill.devices import allow_tf32, keep_freed_memory, pick_device, versions
 from potstill.distilled import Block, DistilledSet, Recipe, initial_blocks
+from potstill.grid import write_grid
 from potstill.hardness import UNIFORM, Weighted, adaptive_scores, hardness_weights
 from potstill.loading import RealData, prepare
+from potstill.metadata import BudgetRecord, ChosenAccuracy, SetMetadata
 from potstill.methods.base import Method, Problem
+from potstill.metrics import Figure, StepRecord
 from potstill.models import ModelSpec, check_model, fresh, resolve
-from potstill.outer import Hooks, OuterState, Record, optimise
+from potstill.outer import Hooks, OuterState, optimise
 from potstill.preprocess import ZCA_UP_TO, Preprocess
 from potstill.registry import InputError
 from potstill.resolve import check_parameterisation, check_second_derivative, resolve_auto, resolve_compile, resolve_keep
-from potstill.runs import RunFolder, steps_done
-from potstill.scoring import Figure, score_set
+from potstill.runs import PICTURE, RunFolder, steps_done
+from potstill.scoring import score_set
 from potstill.seeds import derive
 from potstill.training import Batches, set_batches
 
@@ -45,7 +48,7 @@ class Listener:
     """
 
     say: Callable[[str], None] = field(default=lambda sentence: None)
-    step: Callable[[Record, int], None] = field(default=lambda record, steps: None)
+    step: Callable[[StepRecord, int], None] = field(default=lambda record, steps: None)
     work: Callable[[str, int, int], None] = field(default=lambda what, done, total: None)
     stop: Callable[[], bool] = field(default=lambda: False)
 
@@ -206,6 +209,7 @@ def finish(setup: Setup, folder: RunFolder | None, state: OuterState | None) -> 
     if folder:
         store.save(distilled, folder.path / store.ARTEFACT)
         folder.drop_replaced()
+        write_grid(distilled, folder.path / PICTURE)
     return distilled
 
 
@@ -214,14 +218,12 @@ def run_stage(setup: Setup, stage: Stage, folder: RunFolder | None, state: Outer
     config, listener = setup.config, setup.listener
     method = stage.method(setup.problem_at(state))
     before = stage.number * int(config.outer.steps)
-    place = {"block": stage.number + 1} if len(setup.blocks) > 1 else {}
 
-    def validate(leaves: Mapping[str, Tensor]) -> tuple[Record, float]:
-        figure = Figure.of(setup.validation_scores(stage.with_leaves(leaves), setup.lengths[:1])[:, 0])
-        return dataclasses.asdict(figure), figure.mean
+    def validate(leaves: Mapping[str, Tensor]) -> Figure:
+        return Figure.of(setup.validation_scores(stage.with_leaves(leaves), setup.lengths[:1])[:, 0])
 
-    def log(record: Record) -> None:
-        record = {**record, "step": before + record["step"], **place}
+    def log(record: StepRecord) -> None:
+        record = dataclasses.replace(record, step=before + record.step, block=stage.number + 1)
         if folder:
             folder.log(record)
         listener.step(record, config.all_steps)
@@ -248,34 +250,27 @@ def make_set(setup: Setup, blocks: tuple[Block, ...], learned: dict[str, Any], s
     real, config, whole = setup.real, setup.config, budgets[-1]
     tables = json.loads(store.canonical(dataclasses.asdict(config)))  # plain data, as a file gives it back
     tables["data"] |= {"data": config.data.data.partition(":")[0], "cache_dir": ""}  # no path: equal runs, equal bytes
-    meta = {
-        "method": config.outer.method,
-        "config": tables,
-        "seed": config.run.seed,
-        "versions": versions(),
-        "data": real.record,
-        "outer_step": step,
-        "accuracy": whole["accuracy"],
-        **({"budgets": budgets} if len(budgets) > 1 else {}),
-        **({"learned": learned} if learned else {}),
-    }
+    metadata = SetMetadata(
+        config.outer.method, tables, config.run.seed, versions(), real.record, step, whole.accuracy,
+        budgets=tuple(budgets) if len(budgets) > 1 else (), learned=learned,
+    )  # fmt: skip
     return DistilledSet(
         tuple(block.to(torch.device("cpu")) for block in blocks), real.class_names, real.preprocess.to(torch.device("cpu")),
-        dataclasses.replace(setup.recipe, steps=whole["steps"]), learned_labels=config.distilled.learn_labels, meta=meta,
+        dataclasses.replace(setup.recipe, steps=whole.steps), learned_labels=config.distilled.learn_labels, metadata=metadata,
     )  # fmt: skip
 
 
-def measured(setup: Setup, blocks: tuple[Block, ...]) -> dict[str, Any]:
+def measured(setup: Setup, blocks: tuple[Block, ...]) -> BudgetRecord:
     """The best training length of a set on validation data and the accuracy there, as a file records them."""
     ipc = sum(block.ipc for block in blocks)
     label = "choosing the training length" + (f" at {ipc} images per class" if len(setup.blocks) > 1 else "")
     scores = setup.validation_scores(blocks, setup.lengths, progress=setup.listener.work, label=label)
     place = int(scores.mean(0).argmax())
     steps = setup.lengths[place]
-    accuracy = {
-        **dataclasses.asdict(Figure.of(scores[:, place])),
-        "split": "validation",
-        "protocol": f"fresh networks, {steps} steps; outer step and length were chosen on this split",
-        "stored_bytes": sum(block.stored_bytes for block in blocks),
-    }
-    return {"ipc": ipc, "steps": steps, "accuracy": accuracy}
+    accuracy = ChosenAccuracy(
+        **vars(Figure.of(scores[:, place])),
+        split="validation",
+        protocol=f"fresh networks, {steps} steps; outer step and length were chosen on this split",
+        stored_bytes=sum(block.stored_bytes for block in blocks),
+    )
+    return BudgetRecord(ipc, steps, accuracy)

@@ -2,15 +2,14 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from potstill.data import Arrays, Dataset, Split, chunks, hold_out, make_split
+from potstill.metadata import DataRecord
 from potstill.preprocess import Preprocess, fit, resolved_kind
 from potstill.registry import InputError
 from potstill.sections import DataConfig
@@ -47,10 +46,10 @@ class RealData:
     identity: str
 
     @property
-    def record(self) -> dict[str, Any]:
-        """What a file tells of them: how many there are, hashes of the content and, where it is another, of all that they are."""
-        counts = {"train": len(self.train), "validation": len(self.validation), "test": len(self.test)}
-        return {"fingerprint": self.fingerprint, **({} if self.weights is None else {"identity": self.identity}), **counts}
+    def record(self) -> DataRecord:
+        """What a file tells of them."""
+        identity = None if self.weights is None else self.identity
+        return DataRecord(self.fingerprint, len(self.train), len(self.validation), len(self.test), identity)
 
 
 def prepare(dataset: Dataset, config: DataConfig, device: torch.device, preprocess: Preprocess | None = None) -> RealData:
@@ -106,12 +105,6 @@ def prepare(dataset: Dataset, config: DataConfig, device: torch.device, preproce
         weights=weights,
         identity=dataset.identity,
     )
-
-
-def identity_of(record: Mapping[str, Any]) -> str | None:
-    """The identity of the data that a `RealData.record` tells of."""
-    found: str | None = record.get("identity", record.get("fingerprint"))
-    return found
 
 
 def cut_of(config: DataConfig, identity: str) -> str:

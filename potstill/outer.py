@@ -12,13 +12,13 @@ from torch import Tensor
 from potstill.devices import peak_memory_mb
 from potstill.inner import Adam
 from potstill.methods.base import Method, MethodState
+from potstill.metrics import Figure, StepRecord
 from potstill.registry import InputError
 from potstill.sections import OuterConfig
 
 CLIP_DECAY = 0.9
 MOST_SKIPPED = 20
 OUTER_ADAM = Adam()
-Record = dict[str, Any]
 
 
 class Interrupted(Exception):
@@ -98,16 +98,16 @@ class Hooks:
     """What the loop calls; every one is optional.
 
     Args:
-        validate: leaves -> (record for the log, accuracy); called every `validate_every` steps and after the last.
+        validate: leaves -> accuracy; called every `validate_every` steps and after the last.
         save: keeps a state; called every `checkpoint_every` steps, after the last and at an interruption.
         log: takes one record a step.
         stop: whether the user asked to stop.
         refresh: state -> the state and the method for the next step, where the real examples are to be scored anew; else None.
     """
 
-    validate: Callable[[Mapping[str, Tensor]], tuple[Record, float]] | None = None
+    validate: Callable[[Mapping[str, Tensor]], Figure] | None = None
     save: Callable[[OuterState], None] = field(default=lambda state: None)
-    log: Callable[[Record], None] = field(default=lambda record: None)
+    log: Callable[[StepRecord], None] = field(default=lambda record: None)
     stop: Callable[[], bool] = field(default=lambda: False)
     refresh: Callable[[OuterState], tuple[OuterState, Method] | None] = field(default=lambda state: None)
 
@@ -128,14 +128,16 @@ def optimise(
         scored = time.perf_counter()
         state, method = refreshed or (state, method)
         state, record = outer_step(method, config, rules, state)
-        record |= {"seconds": round(time.perf_counter() - scored, 4), "memory_mb": round(peak_memory_mb(device), 1)}
+        seconds, memory_mb = round(time.perf_counter() - scored, 4), round(peak_memory_mb(device), 1)
+        record = replace(record, seconds=seconds, memory_mb=memory_mb)
         if refreshed:
-            record["hardness_seconds"] = round(scored - began, 4)
+            record = replace(record, hardness_seconds=round(scored - began, 4))
         last = state.step == steps
         if hooks.validate and (last or state.step % config.validate_every == 0):
-            record["validation"], accuracy = hooks.validate(state.leaves)
-            if state.best is None or accuracy > state.best.accuracy:
-                state = replace(state, best=Best(state.step, accuracy, state.leaves))
+            figure = hooks.validate(state.leaves)
+            record = replace(record, validation=figure)
+            if state.best is None or figure.mean > state.best.accuracy:
+                state = replace(state, best=Best(state.step, figure.mean, state.leaves))
         hooks.log(record)
         stopping = hooks.stop() and not last
         if last or stopping or state.step % config.checkpoint_every == 0:
@@ -145,13 +147,18 @@ def optimise(
     return state
 
 
-def outer_step(method: Method, config: OuterConfig, rules: Mapping[str, Rule], state: OuterState) -> tuple[OuterState, Record]:
-    """One outer step: the state after it and its record for the log."""
+def outer_step(
+    method: Method, config: OuterConfig, rules: Mapping[str, Rule], state: OuterState
+) -> tuple[OuterState, StepRecord]:
+    """One outer step: the state after it and its record for the log, which does not know the time and the memory yet."""
     estimate = method.estimate(state.leaves, state.method, state.step)
     norm = math.hypot(*(float(grad.norm()) for name, grad in estimate.grads.items() if rules[name].clipped))
     finite = all(bool(grad.isfinite().all()) for grad in estimate.grads.values()) and math.isfinite(estimate.loss)
-    record: Record = {"step": state.step + 1, "loss": estimate.loss, "grad_norm": norm, "clipped": False, "skipped": not finite}
-    record |= estimate.info
+    record = StepRecord(
+        state.step + 1, finite_or_none(estimate.loss), finite_or_none(norm), clipped=False, skipped=not finite, seconds=0.0,
+        memory_mb=0.0, decode_seconds=estimate.info.get("decode_seconds"),
+        info={name: finite_or_none(value) for name, value in estimate.info.items() if name != "decode_seconds"},
+    )  # fmt: skip
     if not finite:
         skipped = state.skipped_in_a_row + 1
         if skipped >= MOST_SKIPPED:
@@ -159,10 +166,9 @@ def outer_step(method: Method, config: OuterConfig, rules: Mapping[str, Rule], s
                 f"the meta-gradient was not finite in {MOST_SKIPPED} outer steps in a row, up to step {state.step + 1}; "
                 "lower --inner-lr, --unroll or --window"
             )
-        record |= {name: None for name, value in record.items() if isinstance(value, float) and not math.isfinite(value)}
         return replace(state, step=state.step + 1, skipped_in_a_row=skipped), record
     average, factor = rescale(norm, state.clip_average, config.clip)
-    record["clipped"] = factor < 1 and config.clip != "unit"
+    record = replace(record, clipped=factor < 1 and config.clip != "unit")
     leaves, moments = {}, {}
     for name, leaf in state.leaves.items():
         rule = rules[name]
@@ -176,6 +182,11 @@ def outer_step(method: Method, config: OuterConfig, rules: Mapping[str, Rule], s
         skipped_in_a_row=0, clip_average=average,
     )  # fmt: skip
     return after, record
+
+
+def finite_or_none(value: Any) -> Any:
+    """Return `value`; None if it is a float that is not finite, which JSON cannot hold."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def rescale(norm: float, average: float | None, limit: float | str) -> tuple[float, float]:

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,17 +15,20 @@ from potstill import store
 from potstill.boosting import made_blocks
 from potstill.config import Config, options_from_file, to_toml
 from potstill.distilled import DistilledSet, Recipe
-from potstill.loading import RealData, cut_of, identity_of
-from potstill.outer import Best, OuterState, Record
+from potstill.loading import RealData, cut_of
+from potstill.metadata import DataRecord, SetMetadata
+from potstill.metrics import StepRecord
+from potstill.outer import Best, OuterState
 from potstill.parameterisations.base import block_parameterisation
+from potstill.plain import Unreadable, dump, parse
 from potstill.preprocess import Preprocess
+from potstill.records import DIAGNOSIS, EVALUATION
 from potstill.registry import InputError
 from potstill.sections import DataConfig
 
-CONFIG, METRICS, CHECKPOINTS, EVALUATION, PICTURE, REPORT = (
-    "config.toml", "metrics.jsonl", "checkpoints", "evaluation.json", "distilled.png", "report.html",
+CONFIG, METRICS, CHECKPOINTS, PICTURE, REPORT = (
+    "config.toml", "metrics.jsonl", "checkpoints", "distilled.png", "report.html",
 )  # fmt: skip
-DIAGNOSIS = "diagnosis.json"
 LOCK, REPLACED, PREPARATION = ".lock", ".replaced", "preparation.safetensors"
 INTERRUPTED = "-interrupted"
 """At the end of a checkpoint's name: it was not due."""
@@ -126,7 +129,7 @@ class RunFolder:
         """Keep what the data gave, which a finished set holds itself: for `snapshot`, `fitted` and `require_data`."""
         meta = {
             "preprocess": real.preprocess.kind, "class_names": list(real.class_names), "input_shape": list(real.shape),
-            "cut": cut_of(config, real.identity), "data": real.record,
+            "cut": cut_of(config, real.identity), "data": dump(real.record),
         }  # fmt: skip
         store.save_tensors(self.path / PREPARATION, real.preprocess.state(), "preparation", meta)
 
@@ -141,14 +144,15 @@ class RunFolder:
         """The preprocessing that was fitted when the run began; None if it is not known, or was for other data or options."""
         if self.finished:
             distilled = store.load(self.path)
-            return distilled.fitted if identity_of(distilled.meta.get("data", {})) == identity else None
+            data = distilled.metadata.data
+            return distilled.fitted if data and data.whole_identity == identity else None
         tensors, known = self.preparation()
         return Preprocess.from_state(known["preprocess"], tensors) if known.get("cut") == cut_of(config, identity) else None
 
     def require_data(self, identity: str) -> None:
         """Raise an InputError if the run was begun with other data or weights, as far as that is known."""
-        known = self.preparation()[1].get("data", {})
-        if known and identity_of(known) != identity:
+        known = self.preparation()[1]
+        if known and parse(DataRecord, known["data"]).whole_identity != identity:
             self.refuse_data()
 
     def refuse_data(self) -> NoReturn:
@@ -164,18 +168,18 @@ class RunFolder:
         if not known:
             return None
         config, names = self.config(), tuple(known["class_names"])
-        data = {name: known[name] for name in ("data",) if name in known}  # not of runs before 0.2
+        metadata = SetMetadata(config.outer.method, seed=config.run.seed, data=parse(DataRecord, known["data"]))
         for path in reversed(self.checkpoints):
             try:
                 state = unpack(*store.load_tensors(path, "checkpoint"))
             except InputError:
                 continue
             leaves = {**state.earlier, **state.leaves}
-            shape = known["input_shape"] if "input_shape" in known else leaves["0.images"].shape[1:]  # of runs before 0.2: pixels
-            blocks = made_blocks(leaves, block_parameterisation(config.distilled, tuple(shape), len(names)))
+            shape = tuple(known["input_shape"])
+            blocks = made_blocks(leaves, block_parameterisation(config.distilled, shape, len(names)))
             return DistilledSet(
                 blocks, names, Preprocess.from_state(known["preprocess"], fitted), Recipe.of(config, config.evaluation.lengths[0]),
-                learned_labels=config.distilled.learn_labels, meta={"method": config.outer.method, "seed": config.run.seed, **data},
+                learned_labels=config.distilled.learn_labels, metadata=metadata,
             )  # fmt: skip
         return None
 
@@ -188,30 +192,27 @@ class RunFolder:
         """Whether the distilled set is there."""
         return (self.path / store.ARTEFACT).is_file()
 
-    def log(self, record: Record) -> None:
+    def log(self, record: StepRecord) -> None:
         """Append one record to metrics.jsonl."""
         try:
             with (self.path / METRICS).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
+                file.write(record.line)
         except OSError as error:
             raise InputError(f"cannot write {self.path / METRICS}: {error.strerror}; go on with --resume {self.path}") from error
 
-    def records(self) -> list[Record]:
+    def records(self) -> list[StepRecord]:
         """What was logged, up to the first line that is no record: a kill may cut the last one short."""
         path, records = self.path / METRICS, []
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
             try:
-                record = json.loads(line)
-            except json.JSONDecodeError:
+                records.append(StepRecord.of_line(line))
+            except Unreadable:
                 break
-            if not (isinstance(record, dict) and isinstance(record.get("step"), int)):
-                break
-            records.append(record)
         return records
 
     def forget_after(self, step: int) -> None:
         """Cut the log to the records up to `step`, the one that a resumed run starts from, and drop later, damaged checkpoints."""
-        kept = [json.dumps(record) + "\n" for record in self.records() if record["step"] <= step]
+        kept = [record.line for record in self.records() if record.step <= step]
         store.write(self.path / METRICS, "".join(kept))
         for path in self.checkpoints:
             if int(path.stem.split("-")[1]) > step:
@@ -288,35 +289,11 @@ class RunFolder:
         return unpack({name: tensor.to(device) for name, tensor in tensors.items()}, meta)
 
 
-def evaluations(path: Path, kind: str = "evaluations") -> list[dict[str, Any]]:
-    """What an evaluation.json, or a file of another kind of results, holds; nothing if it is not there or none of ours."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))[kind]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
-    return [one for one in found if isinstance(one, dict)]
-
-
-def add_evaluation(path: Path, result: dict[str, Any], kind: str = "evaluations") -> None:
-    """Put an evaluation, or another kind of result, into its file; it replaces one of the same settings and data."""
-    kept = [one for one in evaluations(path, kind) if any(one.get(name) != result[name] for name in ("settings", "data"))]
-    store.write(path, json.dumps({kind: [*kept, result]}, indent=2) + "\n")
-
-
 def identity(config: Config) -> dict[str, Any]:
     """The options that a checkpoint stands for, as plain data."""
     plain: dict[str, Any] = json.loads(store.canonical(config.flat()))
     nested = config.distilled.boost_blocks > 1  # there the first blocks' last steps are behind us
     return {name: value for name, value in plain.items() if name not in MAY_CHANGE or (nested and name == "steps")}
-
-
-def scoring_share(records: Iterable[Record]) -> float:
-    """The share of the outer loop's time, without validation, that scoring real images took."""
-    spent = steps = 0.0
-    for record in records:
-        spent += record.get("hardness_seconds") or 0.0
-        steps += record.get("seconds") or 0.0
-    return spent / (spent + steps) if spent else 0.0
 
 
 def steps_done(state: OuterState, config: Config) -> int:
@@ -345,8 +322,6 @@ def pack(state: OuterState) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def unpack(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> OuterState:
     """The state that `pack` was given."""
-    if meta["format_version"] == 1 and not meta["config"]["learn_labels"]:  # hard labels of earlier blocks were kept too
-        tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(".targets")}
     parts = {part: store.with_prefix(tensors, f"{part}.") for part in ("leaves", "moment1", "moment2", "best", "earlier")}
     best = Best(leaves=parts["best"], **meta["best"]) if "best" in meta else None
     return OuterState(

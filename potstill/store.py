@@ -14,8 +14,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
+from potstill.config import Config, options_of_config
 from potstill.distilled import Block, DistilledSet, Recipe
+from potstill.metadata import SetMetadata
 from potstill.parameterisations.base import from_plain
+from potstill.plain import Unreadable, parse
 from potstill.preprocess import Preprocess
 from potstill.registry import InputError
 
@@ -108,7 +111,7 @@ def save(distilled: DistilledSet, path: str | os.PathLike[str]) -> None:
         "class_names": list(distilled.class_names),
         "input_shape": list(distilled.shape),
         "preprocess": distilled.fitted.kind,
-        "recipe": dataclasses.asdict(distilled.recipe),
+        "recipe": dataclasses.asdict(distilled.recipe),  # every field, for defaults may change
         "learned_labels": distilled.learned_labels,
         "blocks": [block.parameterisation.plain() for block in distilled.blocks],
     }
@@ -128,32 +131,31 @@ def load(path: str | os.PathLike[str], ipc: int | None = None) -> DistilledSet:
     """
     file = Path(path)
     tensors, meta = load_tensors(file / ARTEFACT if file.is_dir() else file, "distilled set")
-    if meta["format_version"] == 1:
-        tensors, meta = of_version_1(tensors, meta)
     channels, height, width = meta.pop("input_shape")
     size = (channels, height, width), len(meta["class_names"]), meta["learned_labels"]
     stored = [with_prefix(tensors, f"blocks.{number}.") for number in range(len(meta["blocks"]))]
     blocks = tuple(Block(leaves, from_plain(plain, *size)) for leaves, plain in zip(stored, meta.pop("blocks"), strict=True))
-    recipe: dict[str, Any] = meta.pop("recipe")
-    known: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in recipe.items()}
     fitted = Preprocess.from_state(meta.pop("preprocess"), with_prefix(tensors, "preprocess."))
+    names, learned_labels, recipe = (meta.pop(name) for name in ("class_names", "learned_labels", "recipe"))
+    told = {name: value for name, value in meta.items() if name not in ("format_version", "kind")}
+    try:
+        known = parse(Recipe, recipe, "recipe"), parse(SetMetadata, told, "metadata")
+    except Unreadable as error:
+        raise InputError(f"{path} was written by another version of potstill: {error}; use that one") from error
     distilled = DistilledSet(
-        blocks,
-        tuple(meta.pop("class_names")),
-        fitted,
-        Recipe(**known),
-        learned_labels=meta.pop("learned_labels"),
-        meta={name: value for name, value in meta.items() if name not in ("format_version", "kind")},
+        blocks, tuple(names), fitted, known[0], learned_labels=learned_labels, metadata=known[1]
     )
     return distilled if ipc is None else distilled.prefix(ipc)
 
 
-def of_version_1(tensors: Mapping[str, Tensor], meta: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """A set that was written before there were parameterisations: labels, and one-hot targets too, were stored beside pixels."""
-    dropped = {"labels"} if meta["learned_labels"] else {"labels", "targets"}
-    kept = {name: tensor for name, tensor in tensors.items() if name.rpartition(".")[2] not in dropped}
-    sizes = [len(tensors[f"blocks.{number}.labels"]) // len(meta["class_names"]) for number in range(len(meta["blocks"]))]
-    return kept, {**meta, "blocks": [{"kind": "pixels", "ipc": size} for size in sizes]}
+def recorded_config(distilled: DistilledSet) -> Config:
+    """Return the configuration that a set's file records; where the data lie is not in it, but for the embedded digits."""
+    known = {item.name for _, item, _ in options_of_config()}  # a file of another version may hold others
+    tables = distilled.metadata.config.values()
+    options = {name: value for table in tables for name, value in table.items() if name in known}
+    if options.get("data") != "digits":
+        options["data"] = "arrays"
+    return Config.from_options(**options)
 
 
 def with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

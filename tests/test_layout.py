@@ -11,13 +11,13 @@ import potstill
 
 ROOT = Path(potstill.__file__).parent
 ORDER = [
-    "registry", "seeds", "options", "sections", "config", "devices", "data", "images", "folders", "tables", "sources",
-    "preprocess", "loading",
-    "augment", "models", "parameterisations", "distilled", "store", "derivatives", "fusible", "compiled", "compilation",
-    "inner", "windows", "training", "scoring", "evaluation", "hardness", "methods", "analysis", "outer", "boosting", "resolve",
-    "runs", "distillation", "diagnosis", "api", "grid", "figures", "results", "page", "studies", "nested", "courses", "stability",
-    "ablations", "storage", "transfer", "strata", "summary", "curves", "gallery", "facts", "report", "exports", "display",
-    "commands", "cli",
+    "registry", "seeds", "options", "sections", "config", "devices", "plain", "metrics", "metadata", "data", "images", "folders",
+    "tables", "sources", "preprocess", "loading",
+    "augment", "models", "parameterisations", "distilled", "store", "grid", "records", "derivatives", "fusible", "compiled",
+    "compilation", "inner", "windows", "training", "learners", "scoring", "protocols", "bench", "evaluation", "hardness", "methods",
+    "analysis", "outer", "boosting", "resolve", "runs", "distillation", "diagnosis", "api", "figures", "results", "page", "studies",
+    "nested", "courses", "stability", "ablations", "storage", "transfer", "strata", "summary", "curves", "gallery", "facts",
+    "report", "exports", "display", "commands", "cli",
 ]  # fmt: skip
 
 
