@@ -194,9 +194,10 @@ class RunFolder:
 
     def log(self, record: StepRecord) -> None:
         """Append one record to metrics.jsonl."""
+        line = record.line
         try:
             with (self.path / METRICS).open("a", encoding="utf-8") as file:
-                file.write(record.line)
+                file.write(line)
         except OSError as error:
             raise InputError(f"cannot write {self.path / METRICS}: {error.strerror}; go on with --resume {self.path}") from error
 

@@ -191,8 +191,8 @@ def test_list_names_everything_that_is_registered(capsys):
         (["distill", "--out", "/proc/nowhere"], "cannot make the run folder /proc/nowhere"),
         (["evaluate"], "the following arguments are required: RUN_OR_FILE; see `potstill evaluate --help`"),
         (["evaluate", "/no/such"], "there is no file /no/such"),
-        (["evaluate", "x", "--nets", "0"], "argument --nets: must be a whole number of at least 1, got '0'"),
-        (["evaluate", "x", "--protocol", "test"], "argument --protocol: invalid choice: 'test'"),
+        (["evaluate", "x", "--nets", "0"], "nets must be at least 1, got 0"),
+        (["evaluate", "x", "--protocol", "test"], "unknown protocol 'test'; known: dc-300, dsa-1000"),
         (["export", "x", "--format", "gif"], "argument --format: invalid choice: 'gif'"),
         (["distil"], "argument COMMAND: invalid choice: 'distil'"),
         ([], "the following arguments are required: COMMAND"),
@@ -365,11 +365,11 @@ def test_several_networks_are_measured_one_after_the_other(run, tmp_path, capsys
     words = ["evaluate", run, "--models", "mlp,convnet,vgg11", "--nets", 1, "--steps", 2]
     assert main(list(map(str, words))) == 0
     output = capsys.readouterr().out
-    entries = [one for one in entries(run / EVALUATION, KEY) if one["settings"]["steps"] == 2]
-    assert [one["settings"]["model"] for one in entries] == ["mlp", "convnet", "vgg11"]
-    assert [one["rows"][0]["model"] for one in entries] == ["mlp", "convnet", "vgg11"]
+    written = [one for one in entries(run / EVALUATION, KEY) if one["settings"]["steps"] == 2]
+    assert [one["settings"]["model"] for one in written] == ["mlp", "convnet", "vgg11"]
+    assert [one["rows"][0]["model"] for one in written] == ["mlp", "convnet", "vgg11"]
     assert all(name in output for name in ("mlp", "convnet", "vgg11"))
-    assert "fixed steps; learning rate chosen on validation data" in entries[2]["rows"][0]["protocol"]
+    assert "fixed steps; learning rate chosen on validation data" in written[2]["rows"][0]["protocol"]
     wrong = told(capsys, "evaluate", run, "--models", "mlp,vgg12")
     assert wrong.startswith("unknown model 'vgg12' (did you mean 'vgg11'?)")
     assert "lr must be above 0, got -1.0" in told(capsys, "evaluate", run, "--lr", "-1")

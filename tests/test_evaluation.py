@@ -86,9 +86,9 @@ def test_training_equals_a_loop_written_by_hand(optimizer):
     torch.testing.assert_close(module[1].bias.detach().double(), bias.detach(), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-def test_compiled_training_is_the_plain_one(optimizer):
-    recipe = scheduled(optimizer, 0.02)
+@pytest.mark.parametrize(("optimizer", "restart"), [("adam", False), ("sgd", False), ("sgd", True)])
+def test_compiled_training_is_the_plain_one(optimizer, restart):
+    recipe = replace(scheduled(optimizer, 0.02), restart_momentum=restart)
     images, targets = torch.randn(3, 1, 8, 8, generator=generator(0)), torch.rand(3, 3, generator=generator(1))
     factory = resolve("convnet", (1, 8, 8), 3, width=8, depth=1)
     tested = torch.randn(7, 1, 8, 8, generator=generator(2))
