@@ -41,28 +41,34 @@ def distill(
     listener: Listener = SILENT,
     **options: Any,
 ) -> DistilledSet:
-    """Distill labelled images, or the data that `data=` names, into a few synthetic examples per class.
+    """Distill labelled images, or the data that `data=` names, into a few examples per class.
 
     Args:
-        images: (N, H, W) or (N, C, H, W) arrays or tensors, C 1 or 3; integers 0..255, or floats. None: `data=` is read.
+        images: (N, H, W) or (N, C, H, W) arrays or tensors, C 1 or 3; integers 0..255, or floats.
+            None: `data=` is read.
         labels: (N,) whole numbers 0 .. K-1.
-        images_per_class: size of the result; the same as ipc. With another param than "pixels" the budget, as if of pixels.
+        images_per_class: size of the result; the same as ipc. With another param than "pixels" the
+            budget, as if of pixels.
         test_images: held out for tests only; None holds 20 % out.
         test_labels: their classes.
         class_names: name of each class, all different.
-        weights: (N,) at least 0, one for each training image that is given or that `data=` names, in that order: real batches
-            are drawn without replacement in proportion to them; None: all alike. A hardness sampler multiplies them.
-        model: a registered name, "package.module:factory", or a callable that makes a fresh network.
+        weights: (N,) at least 0, one for each training image that is given or that `data=` names,
+            in that order: real batches are drawn without replacement in proportion to them; None:
+            all alike. A hardness sampler multiplies them.
+        model: a registered name, "package.module:factory", or a callable that makes a fresh
+            network.
         preset: a named set of options from the paper, e.g. "cifar10-ipc10".
         out: folder to keep checkpoints, log and result in; None keeps nothing on disk.
         overwrite: replace a run that `out` holds.
         listener: told of progress.
-        **options: any option of `potstill distill --help` by its name, e.g. steps=500, window=40, learn_labels=True.
-            With threads=n, torch's number of threads is n in this process from then on.
+        **options: any option of `potstill distill --help` by its name, e.g. steps=500, window=40,
+            learn_labels=True. With threads=n, torch's number of threads is n in this process from
+            then on.
     Returns:
         The set that was best on the held-out validation images, on the CPU.
     Raises:
-        InputError: something given is wrong; the sentence says what, the rule, the value found and the way out.
+        InputError: something given is wrong; the sentence says what, the rule, the value found and
+            the way out.
     """
     options = by_first_name(options)
     named = {"data": images if images is None else "arrays", "ipc": images_per_class, "model": model and model_name(model)}
@@ -87,7 +93,7 @@ def resume(
     model: ModelSpec | None = None,
     listener: Listener = SILENT,
 ) -> DistilledSet:
-    """Go on with a run that was stopped, from its last checkpoint, to exactly what it would have given undisturbed.
+    """Go on with a stopped run from its last checkpoint, to what it would have given undisturbed.
 
     Args:
         out: the run's folder; its config.toml holds every option.
@@ -124,9 +130,9 @@ def diagnose(
     model: ModelSpec | None = None,
     listener: Listener = SILENT,
 ) -> list[Diagnosis]:
-    """Measure how noisy a run's meta-gradient is, at its start and at each checkpoint that it kept (`keep_checkpoints=0`: all).
+    """Measure how noisy a run's meta-gradient is, at its start and at each checkpoint it kept.
 
-    The result is kept in the run's folder, in diagnosis.json.
+    The result is kept in the run's folder, in diagnosis.json. (`keep_checkpoints=0` keeps all.)
 
     Args:
         run: its folder, finished or not.
@@ -138,13 +144,16 @@ def diagnose(
         weights: as at the start.
         samples: real samples over which the variance is taken (paper D.3: 100); 0: leave it out.
         size: real images in a sample.
-        signs: estimate the variance by so many random-sign combinations, which costs less; 0: take it exactly.
+        signs: estimate the variance by so many random-sign combinations, which costs less; 0: take
+            it exactly.
         unrolls: of how many outer steps, from the next one on, each with its own start and window.
-        sources: n to tell apart the noise of n real batches, n starts and n windows, in n^2 unrolls; 0: leave it out.
+        sources: n to tell apart the noise of n real batches, n starts and n windows, in n^2
+            unrolls; 0: leave it out.
         model: a callable, if the run was started with one that cannot be imported.
         listener: told of progress.
     Returns:
-        One diagnosis for each place: its step, `real` (a `Variance` for each unroll) and `sources` (name -> `Variance`).
+        One diagnosis for each place: its step, `real` (a `Variance` for each unroll) and `sources`
+        (name -> `Variance`).
     Raises:
         InputError: no run, other data than it was started with, or an argument out of its range.
     """
@@ -159,7 +168,7 @@ def dataset_of(
     config: DataConfig, images: Any, labels: Any, test_images: Any, test_labels: Any, class_names: Sequence[str] | None,
     weights: Any = None,
 ) -> Dataset:  # fmt: skip
-    """The data that were given as arrays or, without any, that the configuration names, with weights if there are some."""
+    """Return the data that were given as arrays or else that the configuration names."""
     if images is not None and labels is not None:
         return with_weights(from_arrays(images, labels, test_images, test_labels, class_names), weights)
     named = {"images": images, "labels": labels, "test_images": test_images, "test_labels": test_labels, "class_names": class_names}
@@ -182,24 +191,28 @@ def evaluate(
     listener: Listener = SILENT,
     **options: Any,
 ) -> list[Row]:
-    """Measure the test accuracy of fresh networks that train on a set; a row's accuracy has mean, std and n.
+    """Measure the test accuracy of fresh networks that train on a set.
 
     Of a run's folder or a set's file the result is kept beside it, in evaluation.json.
 
     Args:
         distilled: the set, a run's folder, or a set's file.
-        images: the arrays that it was distilled from, in the same order: its test images are found among them again.
+        images: the arrays that it was distilled from, in the same order: its test images are found
+            among them again.
         labels: their classes.
         test_images: as when it was distilled.
         test_labels: as when it was distilled.
-        ipc: measure the first blocks of a boosted set that hold so many images per class; None: all of it.
+        ipc: measure the first blocks of a boosted set that hold so many images per class; None: all
+            of it.
         all_budgets: measure every set that a boosted set holds.
         model: another network than the recipe's; `models=` takes several names.
         listener: told of progress.
-        **options: any option of `potstill evaluate --help` by its name, e.g. nets=5, protocol="paper", baselines=("random",);
-            without arrays `data=` names other data than the set tells of.
+        **options: any option of `potstill evaluate --help` by its name, e.g. nets=5,
+            protocol="paper", baselines=("random",); without arrays `data=` names other data than
+            the set tells of.
     Returns:
-        For each set and network one row for the set and one for each baseline.
+        For each set and network one row for the set and one for each baseline; `row.accuracy` has
+        mean, std and n.
     Raises:
         InputError: data that do not fit the set, or an argument out of its range.
     """
@@ -223,11 +236,12 @@ def evaluations(
     listener: Listener = SILENT,
     **options: Any,
 ) -> Iterator[EvaluationRecord]:
-    """Measure as `evaluate` does and yield each record once it is kept; the arguments are the same."""
+    """Measure as `evaluate` does, with the same arguments, and yield each record once it is kept."""
     given = {name: options.pop(name) for name in ("data", *EVALUATION_DATA_OPTIONS) if name in options}
     chosen = EvaluationOptions.of(**options)
     if model is not None and chosen.models:
-        raise InputError(f"model and models are the same option, got {model_name(model)} and {', '.join(chosen.models)}")
+        others = ", ".join(chosen.models)
+        raise InputError(f"model and models are one option, got {model_name(model)} and {others}")
     distilled, config = opened(subject, ipc, given)
     if images is None and config.data == "arrays" and not isinstance(subject, DistilledSet):
         raise InputError(
@@ -286,10 +300,8 @@ def opened(
     return distilled, Config.from_options(Config(data=recorded), **known).data
 
 
-def real_of(
-    distilled: DistilledSet, dataset: Dataset, config: DataConfig, device: str, say: Callable[[str], None]
-) -> RealData:
-    """Return `dataset` through the set's own preprocessing; `say` hears if the set was distilled from other data."""
+def real_of(distilled: DistilledSet, dataset: Dataset, config: DataConfig, device: str, say: Callable[[str], None]) -> RealData:
+    """Return `dataset` through the set's own preprocessing; `say` hears if it is not the set's."""
     known = distilled.metadata.data
     if known is None or dataset.fingerprint != known.fingerprint:
         say("note: these are not the data that the set was distilled from; its validation and test images may differ")

@@ -1,4 +1,4 @@
-"""Benches: fresh networks, or another learner, on one thing after another, measured on the same real data."""
+"""Benches: networks, or another learner, on one thing after another, on the same real data."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -29,7 +29,7 @@ CHOOSING_NETS = 3
 
 @dataclass(frozen=True)
 class Bench:
-    """Networks of one make that train on one thing after another and are measured on the same real data.
+    """Networks of one make that train on one thing after another, measured on the same data.
 
     Args:
         real: the real data, preprocessed as the set.
@@ -41,7 +41,8 @@ class Bench:
         device: where to train.
         compiled: the networks' derivatives, if they are compiled.
         progress: called as networks finish.
-        rates: learning rates, of which each row takes the best on validation data; none: the recipe's.
+        rates: learning rates, of which each row takes the best on validation data; none: the
+            recipe's.
         protocol: what the networks' training is called in a row, and what chooses its length.
     """
 
@@ -67,12 +68,13 @@ class Bench:
         self, name: str, make: Callable[[int], Batches], lengths: Sequence[int], images: int, ipc: int,
         *, stored_bytes: int | None = None,
     ) -> Row:  # fmt: skip
-        """Return the test accuracy of networks that train on the batches that `make` gives for their seeds.
+        """Return the accuracy of networks that train on the batches that `make` gives for each.
 
         Args:
             name: of the row.
             make: seed of a network -> its batches.
-            lengths: ascending numbers of steps; if there are several, the best on the split that the protocol names is taken.
+            lengths: ascending numbers of steps; if there are several, the best on the split that
+                the protocol names is taken.
             images: how many examples `make` draws from.
             ipc: images per class.
             stored_bytes: what the examples take; None: as pixels.
@@ -98,7 +100,7 @@ class Bench:
         )  # fmt: skip
 
     def best_rate(self, name: str, make: Callable[[int], Batches], lengths: Sequence[int]) -> float:
-        """The learning rate that is best on validation data, each at its best length, by a few networks of their own."""
+        """Return the rate that is best on validation data, by a few networks of their own."""
         nets, seed, splits = min(self.nets, CHOOSING_NETS), derive(self.seed, "rate"), (self.real.validation,)
         found = {}
         for rate in self.rates:
@@ -126,7 +128,7 @@ class Bench:
         return self.row(name, make, lengths, len(distilled), distilled.ipc, stored_bytes=distilled.stored_bytes)
 
     def of_subsets(self, name: str, distilled: DistilledSet, ipc: int, lengths: Sequence[int]) -> Row:
-        """`row` for random examples of a distilled set, `ipc` of each class, others for each network (paper, figure 6)."""
+        """Return a `row` for random examples of a set, others for each network (paper, figure 6)."""
 
         def make(own: int) -> Batches:
             return self.batches(subset(distilled, ipc, own), own)
@@ -144,7 +146,7 @@ class Bench:
         return self.row(name, make, lengths, ipc * len(self.real.class_names), ipc)
 
     def of_all(self, name: str, epochs: int, ipc: int) -> Row:
-        """`row` for all real train images, for the best number of epochs up to `epochs` on validation data."""
+        """Return a `row` for all real train images, for the best number of epochs up to `epochs`."""
         count = len(self.real.train)
         stops = tuple(steps_of(self.real.train, done + 1) for done in range(epochs))
         return self.row(name, self.batches_of_all(), stops, count, ipc)
@@ -171,7 +173,7 @@ class FitBench:
     progress: Progress | None = None
 
     def row(self, name: str, make: Callable[[int], Examples], images: int, ipc: int, fits: int, stored_bytes: int) -> Row:
-        """Return the test accuracy of what is learned from the examples that `make` gives for each seed."""
+        """Return the accuracy of what is learned from the examples that `make` gives for each seed."""
         fits = self.fits if self.learner.random else fits
         scores = score_fits(self.learner, make, self.real.test, fits, self.seed, self.progress, name)
         return Row(name, self.model, images, ipc, None, Figure.of(scores), self.learner.words, stored_bytes, None)

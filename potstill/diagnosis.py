@@ -106,7 +106,8 @@ def diagnose_run(
         model: a callable, if the run was started with one that cannot be imported.
         listener: told of progress.
     Raises:
-        InputError: other data, a damaged checkpoint, a method that does not unroll, more samples than there are images.
+        InputError: other data, a damaged checkpoint, a method that does not unroll, more samples
+            than there are images.
     """
     folder.require_data(dataset.identity)
     setup = Setup.of(config, dataset, model, listener, folder.fitted(config.data, dataset.identity))
@@ -133,15 +134,11 @@ def diagnose_run(
         yield Diagnosis(steps_done(state, setup.config), real, sources)
 
 
-def recorded_diagnoses(
-    folder: RunFolder, config: Config, dataset: Dataset, noise: Noise, **how: Any
-) -> Iterator[Diagnosis]:
-    """Measure as `diagnose_run` does, and keep what is measured so far in the run's diagnosis.json after each place."""
+def recorded_diagnoses(folder: RunFolder, config: Config, dataset: Dataset, noise: Noise, **how: Any) -> Iterator[Diagnosis]:
+    """Measure as `diagnose_run` does, and keep each place in the run's diagnosis.json at once."""
     measured: list[Diagnosis] = []
     for diagnosis in diagnose_run(folder, config, dataset, noise, **how):
         measured.append(diagnosis)
         machine = hardware(pick_device(config.run.device)), versions()
-        add_record(
-            folder.path / DIAGNOSIS, DiagnosisRecord(noise, DataSource(dataset.fingerprint), tuple(measured), *machine)
-        )
+        add_record(folder.path / DIAGNOSIS, DiagnosisRecord(noise, DataSource(dataset.fingerprint), tuple(measured), *machine))
         yield diagnosis

@@ -1,8 +1,7 @@
-"""How good a set is: fresh networks trained on it from scratch, or another learner, measured on real data."""
+"""How good a set is: what fresh networks, or another learner, learn from it, on real data."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from torch import Tensor
 
@@ -44,7 +43,7 @@ def evaluate(
     progress: Progress | None = None,
     say: Say = silent,
 ) -> list[Row]:
-    """Measure the test accuracy of what learns from the set and, if asked for, from real data under the same protocol.
+    """Measure the test accuracy of what learns from the set and, if asked for, from real data.
 
     Args:
         distilled: the set.
@@ -60,27 +59,27 @@ def evaluate(
         InputError: a model that does not fit, or options that have no effect on the learner.
     """
     options = options or EvaluationOptions()
-    learner = LEARNERS[distilled.recipe.learner if options.learner == "auto" else options.learner]
-    if learner.trains:
+    name = distilled.recipe.learner if options.learner == "auto" else options.learner
+    if LEARNERS[name].trains:
         return by_networks(distilled, real, options, model, lengths, progress, say)
-    return by_fits(distilled, real, options, model, learner, progress)
+    return by_fits(distilled, real, options, model, name, progress)
 
 
 def by_fits(
-    distilled: DistilledSet, real: RealData, options: EvaluationOptions, model: ModelSpec | None, learner: Any,
+    distilled: DistilledSet, real: RealData, options: EvaluationOptions, model: ModelSpec | None, name: str,
     progress: Progress | None,
 ) -> list[Row]:  # fmt: skip
-    """`evaluate` by a learner that trains no networks.
+    """Evaluate by the learner of this name, which trains no networks.
 
     Raises:
         InputError: options that act on networks only.
     """
-    name, unused = options.learner, EvaluationOptions()
+    unused = EvaluationOptions()
     for option in ("models", "protocol", "steps", "lr", "compile"):
         value = getattr(options, option) if option != "models" else options.models or model
         if value not in (getattr(unused, option), None):
             raise InputError(f"{option} has no effect on the learner {name}, which trains no networks, got {value}; leave it out")
-    made = learner.of(distilled.recipe, factory_for(distilled, None), pick_device(options.device))
+    made = LEARNERS[name].of(distilled.recipe, factory_for(distilled, None), pick_device(options.device))
     bench = FitBench(real, made, name, options.nets, derive(options.seed, "test"), progress)
     rows = [bench.of_set("distilled", distilled)]
     if "random" in options.baselines:
@@ -94,7 +93,7 @@ def by_networks(
     distilled: DistilledSet, real: RealData, options: EvaluationOptions, model: ModelSpec | None, lengths: Sequence[int],
     progress: Progress | None, say: Say,
 ) -> list[Row]:  # fmt: skip
-    """`evaluate` by networks that train for a number of steps."""
+    """Evaluate by networks that train for a number of steps."""
     device, protocol, given = pick_device(options.device), PROTOCOLS[options.protocol], distilled.recipe
     own, factory = model is None or model == given.model, factory_for(distilled, model)
 
@@ -150,11 +149,17 @@ def record_of(
     )  # fmt: skip
 
 
-def compiled_for(
-    networks: Networks, count: int, wanted: str, steps: int, tested: int, say: Say
-) -> CompiledNetwork | None:
-    """Return compiled derivatives for `steps` training steps of `count` examples and `tested` test images, if they pay or are
-    wanted."""
+def compiled_for(networks: Networks, count: int, wanted: str, steps: int, tested: int, say: Say) -> CompiledNetwork | None:
+    """Return compiled derivatives, if they pay or are wanted.
+
+    Args:
+        networks: whose.
+        count: examples in a training step.
+        wanted: "on", "off" or "auto".
+        steps: training steps of all networks.
+        tested: test images of all networks.
+        say: hears why not.
+    """
 
     def build() -> CompiledNetwork:
         return networks.compiled([even(count, networks.most)], [], [networks.most], say)
@@ -168,7 +173,11 @@ def compiled_for(
 
 
 def fitting(distilled: DistilledSet, dataset: Dataset, config: DataConfig, device: str) -> RealData:
-    """`dataset` through the set's own preprocessing; an InputError if its images or classes are not the set's."""
+    """Return `dataset` through the set's own preprocessing.
+
+    Raises:
+        InputError: its images or classes are not the set's.
+    """
     shape = tuple(dataset.train.images.shape[1:])
     if shape != distilled.shape:
         raise InputError(

@@ -15,11 +15,11 @@ from potstill.training import Batches, Predict, set_batches, train_compiled, tra
 AT_ONCE = 2**24
 """Distances that are in memory at the same time."""
 ROUNDING = 1e-12
-"""Squared distances that differ by less, relative to the squared norms, are equal: rounding must not break ties."""
+"""Squared distances that differ by less, relative to the squared norms, count as equal."""
 
 
 class Examples(NamedTuple):
-    """Labelled examples: images (n, C, H, W) as a network reads them, targets (n, K), classes (n,)."""
+    """Examples: images (n, C, H, W) as a network reads them, targets (n, K), classes (n,)."""
 
     images: Tensor
     targets: Tensor
@@ -30,7 +30,8 @@ class Learner(Protocol):
     """Something that learns from a few examples and then answers for others; a row of the registry.
 
     Attributes:
-        trains: whether it trains networks, so that models, steps, learning rates and protocols act on it.
+        trains: whether it trains networks, so that models, steps, learning rates and protocols act
+            on it.
         random: whether its answers depend on the seed; if not, one fit tells all.
         words: how it learns, for a measured line.
     """
@@ -45,7 +46,7 @@ class Learner(Protocol):
         ...
 
     def fit(self, examples: Examples, seed: int) -> Predict:
-        """Return inputs (B, C, H, W) -> (B, K) scores of the classes; the same examples and seed give the same."""
+        """Return inputs (B, C, H, W) -> (B, K) scores of the classes; all follows from the seed."""
         ...
 
 
@@ -78,7 +79,7 @@ class Network:
         return next(self.course(batches, (self.recipe.steps,), seed))
 
     def course(self, batches: Batches, lengths: Sequence[int], seed: int) -> Iterator[Predict]:
-        """Train on batches and pause after each of the ascending numbers of steps, yielding what the network answers there."""
+        """Train, and yield what the network answers after each of the ascending `lengths`."""
         module = fresh(self.factory, seed, self.device)
         if self.compiled:
             return train_compiled(self.compiled, module, batches, self.recipe, lengths)
@@ -87,7 +88,7 @@ class Network:
 
 @dataclass(frozen=True)
 class Nearest:
-    """The nearest example's targets, by the Euclidean distance in the networks' input space; of several the first."""
+    """The nearest example's targets, by Euclidean distance of what networks read; a tie: the first."""
 
     trains: ClassVar[bool] = False
     random: ClassVar[bool] = False

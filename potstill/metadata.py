@@ -16,7 +16,8 @@ class DataRecord:
         train: how many images were distilled.
         validation: how many were held out for every choice.
         test: how many are only measured on.
-        identity: a hash of the content and of the weights by which images came into real batches; None: all came alike.
+        identity: a hash of the content and of the weights by which images came into real batches;
+            None: all came alike.
     """
 
     fingerprint: str
@@ -48,7 +49,7 @@ class ChosenAccuracy(Figure):
 
 @dataclass(frozen=True)
 class BudgetRecord:
-    """What was chosen for the first blocks of a nested set: their images per class, training steps, and accuracy there."""
+    """The images per class of a nested set's first blocks, and the training steps chosen for them."""
 
     ipc: int
     steps: int
@@ -65,7 +66,8 @@ class SetMetadata:
         seed: of the run.
         versions: library -> version.
         data: the real data.
-        outer_step: after which the set was kept, the best on validation data; of a nested set in the last block.
+        outer_step: after which the set was kept, the best on validation data; of a nested set in
+            the last block.
         accuracy: on validation data.
         budgets: of a nested set, for each prefix of its blocks.
         learned: what the method learned beside the set, as plain data.

@@ -13,7 +13,7 @@ from potstill.plain import Unreadable, dump_fields, fields_of, parse, parse_fiel
 
 @dataclass(frozen=True)
 class Figure:
-    """A measured fraction: mean and sample standard deviation over n networks; no deviation of a single one."""
+    """A measured fraction: mean and sample standard deviation (None of one) over n networks."""
 
     mean: float
     std: float | None
@@ -37,7 +37,8 @@ class StepRecord:
     Args:
         step: counted from 1, over all blocks.
         loss: the outer loss before the step; None: not finite.
-        grad_norm: norm of the meta-gradient over what is clipped, before clipping; None: not finite.
+        grad_norm: norm of the meta-gradient over what is clipped, before clipping; None: not
+            finite.
         clipped: whether it was clipped.
         skipped: whether it was not finite, so that the set stayed as it was.
         seconds: that the step took, without scoring and validation.
@@ -63,7 +64,7 @@ class StepRecord:
     info: Mapping[str, Any] = field(default_factory=dict)
 
     def value(self, name: str) -> Any:
-        """Return the field of this name or what the method logged under it; None if there is neither."""
+        """Return the field of this name, or what the method logged under it, or None."""
         return getattr(self, name) if name in fields_of(StepRecord)[0] else self.info.get(name)
 
     def to_plain(self) -> dict[str, Any]:
@@ -99,7 +100,7 @@ class StepRecord:
 
 
 def hardness_share(records: Iterable[StepRecord]) -> float:
-    """Return the share of the outer loop's time, without validation, that scoring real images took."""
+    """Return the share of the time, without validation, that scoring real images took."""
     spent = steps = 0.0
     for record in records:
         spent += record.hardness_seconds or 0.0

@@ -147,9 +147,7 @@ def optimise(
     return state
 
 
-def outer_step(
-    method: Method, config: OuterConfig, rules: Mapping[str, Rule], state: OuterState
-) -> tuple[OuterState, StepRecord]:
+def outer_step(method: Method, config: OuterConfig, rules: Mapping[str, Rule], state: OuterState) -> tuple[OuterState, StepRecord]:
     """One outer step: the state after it and its record for the log, which does not know the time and the memory yet."""
     estimate = method.estimate(state.leaves, state.method, state.step)
     norm = math.hypot(*(float(grad.norm()) for name, grad in estimate.grads.items() if rules[name].clipped))

@@ -1,6 +1,7 @@
 """Plain data (what JSON holds) from frozen dataclasses and back, strict about names and types.
 
-A class whose plain form is no table of its fields says so itself, by `to_plain` and the class method `from_plain`.
+A class whose plain form is no table of its fields says so itself, by `to_plain` and the class
+method `from_plain`.
 """
 
 import dataclasses
@@ -12,7 +13,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 
 class Unreadable(ValueError):
-    """Plain data that are no record of the wanted type: a field is missing, unknown, or of a wrong type."""
+    """Plain data that are no such record: a field is missing, unknown, or of a wrong type."""
 
 
 def dump(value: Any) -> Any:
@@ -43,8 +44,8 @@ def parse(hint: Any, value: Any, where: str = "record") -> Any:
     """Return plain data as the type `hint`, the way back from `dump`.
 
     Args:
-        hint: a dataclass, bool, int, float, str, None, a union, `tuple[X, ...]`, `Mapping[str, X]` or Any. A float is
-            finite, and may be written as a whole number.
+        hint: a dataclass, bool, int, float, str, None, a union, `tuple[X, ...]`, `Mapping[str, X]`
+            or Any. A float is finite, and may be written as a whole number.
         value: what a JSON file gave.
         where: what `value` is, for the message.
     Raises:

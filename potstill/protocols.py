@@ -1,7 +1,8 @@
-"""What an evaluation is asked: its options, and the protocols by which networks train on a set and are measured.
+"""What an evaluation is asked: its options, and the protocols by which networks train.
 
-A protocol is a frozen value and a row of the registry. The options are declared once: they are the flags of
-`potstill evaluate`, the keywords of `potstill.evaluate`, and the settings that evaluation.json records.
+A protocol is a frozen value and a row of the registry. The options are declared once: they are the
+flags of `potstill evaluate`, the keywords of `potstill.evaluate`, and the settings that
+evaluation.json records.
 """
 
 import dataclasses
@@ -23,9 +24,11 @@ class Protocol:
     Args:
         words: what a measured line says of it; empty: it is told by what was tried.
         chosen_on: the split that chooses the number of steps; None: nothing is chosen.
-        candidates: numbers of steps to choose among; none: those of the run that made the set, or its own choice.
+        candidates: numbers of steps to choose among; none: those of the run that made the set, or
+            its own choice.
         epochs: passes over the examples, in place of a number of steps; 0: none.
-        decay_after: with `epochs`: after so many, the learning rate is multiplied by the recipe's lr_decay.
+        decay_after: with `epochs`: after so many, the learning rate is multiplied by the recipe's
+            lr_decay.
         recipe: fields of the recipe that it sets, by name.
     """
 
@@ -50,19 +53,19 @@ class Protocol:
 
 VALIDATION = Protocol()
 PAPER_LENGTHS = (300, 600, 1000, 3000)
-PAPER = Protocol(
-    f"paper: best of {', '.join(map(str, PAPER_LENGTHS))} steps on the test set (optimistic)", "test", PAPER_LENGTHS
-)
+PAPER = Protocol(f"paper: best of {', '.join(map(str, PAPER_LENGTHS))} steps on the test set (optimistic)", "test", PAPER_LENGTHS)
 
 
 def published(name: str, epochs: int, augment: tuple[str, ...]) -> Protocol:
     """Return the evaluation of DC, DSA and DM, for E = `epochs`.
 
-    A fresh network trains E + 1 epochs by SGD in shuffled batches of 256 and is tested once, at the end. After epoch E // 2 + 1,
-    counted from 0, the learning rate falls to a tenth; the published code builds a new optimizer there, so that the momentum
-    starts again from 0, and so does ours. One thing differs: an example that is left over alone goes with the batch before it.
+    A fresh network trains E + 1 epochs by SGD in shuffled batches of 256 and is tested once, at the
+    end. After epoch E // 2 + 1, counted from 0, the learning rate falls to a tenth; the published
+    code builds a new optimizer there, so that the momentum starts again from 0, and so does ours.
+    One thing differs: an example that is left over alone goes with the batch before it.
 
-    Source: `evaluate_synset` of github.com/VICO-UoE/DatasetCondensation (53f63a6), for Zhao, Mopuri & Bilen 2021
+    Source: `evaluate_synset` of github.com/VICO-UoE/DatasetCondensation (53f63a6), for Zhao, Mopuri
+        & Bilen 2021
     (arXiv:2006.05929), Zhao & Bilen 2021 (arXiv:2102.08259) and 2023 (arXiv:2110.04181).
     """
     how = f"augmented by one of {', '.join(augment)}" if augment else "not augmented"
@@ -72,8 +75,8 @@ def published(name: str, epochs: int, augment: tuple[str, ...]) -> Protocol:
         epochs=epochs + 1,
         decay_after=epochs // 2 + 2,
         recipe={
-            "optimizer": "sgd", "lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4, "lr_decay": 0.1, "restart_momentum": True,
-            "batch_size": 256, "augment": augment, "precision": "float32",
+            "optimizer": "sgd", "lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4, "lr_decay": 0.1,
+            "restart_momentum": True, "batch_size": 256, "augment": augment, "precision": "float32",
         },
     )  # fmt: skip
 
@@ -95,13 +98,19 @@ class EvaluationOptions:
     protocol: str = option("validation", "how networks train and what chooses for how long (see `potstill list`)")
     steps: int | Auto = option("auto", "training steps; auto: as the protocol has it, else the recipe's", low=1)
     lr: float | Auto = option(
-        "auto", "learning rate; auto: as the protocol has it, else the recipe's or, for another network, that or 0.3 times it, "
-        "whichever is better on validation data (paper D.1: 0.001, and 0.0003 for wide ConvNets)", low=0, open_low=True,
-    )  # fmt: skip
+        "auto",
+        "learning rate; auto: as the protocol has it, else the recipe's or, for another network, that "
+        "or 0.3 times it, whichever is better on validation data (paper D.1: 0.001, and 0.0003 for "
+        "wide ConvNets)",
+        low=0,
+        open_low=True,
+    )
     baselines: tuple[str, ...] = option(
-        (), "measure beside it: random: as many real images, others for each network; full: all of them, by the set's recipe, for "
-        "the best number of epochs on validation data", also="baseline",
-    )  # fmt: skip
+        (),
+        "measure beside it: random: as many real images, others for each network; full: all of them, "
+        "by the set's recipe, for the best number of epochs on validation data",
+        also="baseline",
+    )
     full_epochs: int = option(20, "most epochs of the baseline full", low=1)
     seed: int = option(0, "seed of the networks", low=0)
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps")
@@ -115,7 +124,8 @@ class EvaluationOptions:
             LEARNERS.check(self.learner)
         for name in self.baselines:
             if name not in BASELINES:
-                raise InputError(f"baseline must be one of {', '.join(BASELINES)}; got {name!r}{near_miss(name, BASELINES)}")
+                known = ", ".join(BASELINES)
+                raise InputError(f"baseline must be one of {known}; got {name!r}{near_miss(name, BASELINES)}")
         if PROTOCOLS[self.protocol].epochs and self.steps != "auto":
             raise InputError(
                 f"steps must be auto with the protocol {self.protocol}, which trains for a number of epochs, got {self.steps}"
@@ -123,10 +133,11 @@ class EvaluationOptions:
 
     @classmethod
     def of(cls, **given: Any) -> "EvaluationOptions":
-        """Return the defaults with some options changed, each given by its name, as text or as a value.
+        """Return the defaults with some options changed, given by name as texts or values.
 
         Raises:
-            InputError: an unknown name (the nearest right one is told), a value of the wrong type or out of its range.
+            InputError: an unknown name (the nearest right one is told), a value of the wrong type
+                or out of its range.
         """
         hints, second = get_type_hints(cls), {item.metadata["also"]: item.name for item in dataclasses.fields(cls)}
         values = {}
@@ -134,7 +145,8 @@ class EvaluationOptions:
             first = second.get(name, name)
             if first not in hints:
                 known = [*hints, *filter(None, second)]
-                raise InputError(f"unknown option {name!r}{near_miss(name, known)}; `potstill evaluate --help` lists all")
+                hint = near_miss(name, known)
+                raise InputError(f"unknown option {name!r}{hint}; `potstill evaluate --help` lists all")
             values[first] = convert(first, value, hints[first])
         return cls(**values)
 
@@ -144,7 +156,7 @@ class EvaluationOptions:
         return (self.learner, self.protocol, self.steps, self.lr) == ("auto", "validation", "auto", "auto")
 
     def settings(self, model: str | None, ipc: int) -> dict[str, Any]:
-        """Return what decides the result of one set with one network, as plain data; where it was computed does not."""
+        """Return what decides the result of one set with one network, as plain data."""
         own = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
         for name in ("models", "device", "compile"):
             del own[name]

@@ -1,4 +1,4 @@
-"""Results beside a set: the lines of evaluation.json, and the file of records that it and diagnosis.json are."""
+"""Results beside a set: what evaluation.json holds, and how records are kept in such a file."""
 
 import json
 import math
@@ -23,7 +23,8 @@ class Row:
         name: "distilled", "random" or "full".
         model: the network, or the learner that is none.
         images: how many examples it was trained on.
-        ipc: images per class of the set beside which it was measured; its budget, if it decodes to more.
+        ipc: images per class of the set beside which it was measured; its budget, if it decodes to
+            more.
         steps: for how many steps; None: the learner takes none.
         accuracy: on the test split.
         protocol: how it was trained and what chose the number of steps, in words.
@@ -53,14 +54,14 @@ def pixel_bytes(images: int, shape: tuple[int, ...]) -> int:
 
 @dataclass(frozen=True)
 class DataSource:
-    """The data that something was measured on: their kind ("folder"; None: not told), and a hash of their content."""
+    """The data that something was measured on: a hash of their content, and their kind ("folder")."""
 
     fingerprint: str
     source: str | None = None
 
 
 class Kept(Protocol):
-    """A record that a results file keeps; `KEY` names its list there, `settings` and `data` tell it from others."""
+    """A record that a results file keeps, in its list `KEY`; has `settings` and `data`."""
 
     KEY: ClassVar[str]
 
@@ -78,8 +79,10 @@ class EvaluationRecord:
         test_images: how many images it has.
         classes: of the data.
         data: which data.
-        settings: the options that decide the result, by name; with the network's ("model") and the set's size ("ipc").
-        standard: whether the set was used as it is meant to be: its own recipe, and nothing chosen on test data.
+        settings: the options that decide the result, by name; with the network's ("model") and the
+            set's size ("ipc").
+        standard: whether the set was used as it is meant to be: its own recipe, and nothing chosen
+            on test data.
         hardware: the machine, in words.
         versions: library -> version.
     """
@@ -117,7 +120,7 @@ def read_records(path: Path, kind: type[Record]) -> tuple[list[Record], int]:
 
 
 def add_record(path: Path, record: Kept) -> None:
-    """Put a record into its file, in place of one of the same settings and data; the others stay as they are.
+    """Put a record into its file, in place of one of the same settings and data.
 
     Raises:
         InputError: no space, no permission.

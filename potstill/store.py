@@ -142,9 +142,7 @@ def load(path: str | os.PathLike[str], ipc: int | None = None) -> DistilledSet:
         known = parse(Recipe, recipe, "recipe"), parse(SetMetadata, told, "metadata")
     except Unreadable as error:
         raise InputError(f"{path} was written by another version of potstill: {error}; use that one") from error
-    distilled = DistilledSet(
-        blocks, tuple(names), fitted, known[0], learned_labels=learned_labels, metadata=known[1]
-    )
+    distilled = DistilledSet(blocks, tuple(names), fitted, known[0], learned_labels=learned_labels, metadata=known[1])
     return distilled if ipc is None else distilled.prefix(ipc)
 
 

@@ -16,10 +16,10 @@ from potstill.data import TensorSplit
 from potstill.derivatives import FlatModel
 from potstill.distilled import DistilledSet, Recipe
 from potstill.loading import RealData, prepare
+from potstill.metrics import Figure
 from potstill.models import fresh, resolve
 from potstill.protocols import EvaluationOptions
 from potstill.registry import InputError
-from potstill.metrics import Figure
 from potstill.scoring import score_set
 from potstill.sections import DataConfig
 from potstill.seeds import derive, generator
@@ -190,9 +190,7 @@ def test_the_paper_protocol_takes_the_best_of_its_lengths_on_test_and_says_so():
     real = blobs()
     distilled = set_of(real)
     (row,) = measured(distilled, real, nets=2, protocol="paper")
-    by_length = {
-        steps: measured(distilled, real, nets=2, steps=steps)[0].accuracy.mean for steps in (300, 600, 1000, 3000)
-    }
+    by_length = {steps: measured(distilled, real, nets=2, steps=steps)[0].accuracy.mean for steps in (300, 600, 1000, 3000)}
     assert row.accuracy.mean == max(by_length.values())
     assert by_length[row.steps] == row.accuracy.mean
     assert "on the test set (optimistic)" in row.protocol

@@ -111,9 +111,7 @@ def test_every_protocol_is_listed_and_selectable(name, capsys):
 
 def test_options_are_read_from_text_and_told_when_they_are_wrong():
     read = EvaluationOptions.of(nets="3", lr="0.5", steps="auto", model="mlp,vgg11", baseline=["random"], compile="off")
-    assert read == EvaluationOptions(
-        nets=3, lr=0.5, models=("mlp", "vgg11"), baselines=("random",), compile="off"
-    )
+    assert read == EvaluationOptions(nets=3, lr=0.5, models=("mlp", "vgg11"), baselines=("random",), compile="off")
     for wrong, message in (
         ({"nets": "x"}, "nets must be a whole number, got 'x'"),
         ({"lr": 0}, "lr must be above 0, got 0"),

@@ -17,10 +17,10 @@ from potstill import runs, store
 from potstill.cli import main
 from potstill.distilled import Block, DistilledSet
 from potstill.gallery import gallery
+from potstill.metrics import Figure
 from potstill.records import EVALUATION, DataSource, EvaluationRecord, Row
 from potstill.registry import InputError
 from potstill.report import tables, write_report
-from potstill.metrics import Figure
 from potstill.summary import Measured
 
 
