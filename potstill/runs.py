@@ -136,8 +136,9 @@ class RunFolder:
     def preparation(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """What `keep_preparation` kept; nothing if it is not there or damaged."""
         try:
-            return store.load_tensors(self.path / PREPARATION, "preparation")
-        except InputError:
+            tensors, known = store.load_tensors(self.path / PREPARATION, "preparation")
+            return tensors, {**known, "data": parse(DataRecord, known.get("data"))}
+        except (InputError, Unreadable):
             return {}, {}
 
     def fitted(self, config: DataConfig, identity: str) -> Preprocess | None:
@@ -152,7 +153,7 @@ class RunFolder:
     def require_data(self, identity: str) -> None:
         """Raise an InputError if the run was begun with other data or weights, as far as that is known."""
         known = self.preparation()[1]
-        if known and parse(DataRecord, known["data"]).whole_identity != identity:
+        if known and known["data"].whole_identity != identity:
             self.refuse_data()
 
     def refuse_data(self) -> NoReturn:
@@ -168,7 +169,7 @@ class RunFolder:
         if not known:
             return None
         config, names = self.config(), tuple(known["class_names"])
-        metadata = SetMetadata(config.outer.method, seed=config.run.seed, data=parse(DataRecord, known["data"]))
+        metadata = SetMetadata(config.outer.method, seed=config.run.seed, data=known["data"])
         for path in reversed(self.checkpoints):
             try:
                 state = unpack(*store.load_tensors(path, "checkpoint"))

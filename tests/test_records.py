@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from test_runs import QUICK, flags
 
 import potstill
@@ -147,3 +148,17 @@ def test_a_set_in_memory_leaves_no_file_and_gives_the_rows_of_its_file(tmp_path)
     assert potstill.evaluate(str(alone), nets=2) == rows
     (record,), _ = read_records(tmp_path / f"mine.{EVALUATION}", EvaluationRecord)
     assert (list(record.rows), record.standard) == (rows, True)
+
+
+def test_a_run_on_arrays_is_evaluated_when_they_are_given_again(tmp_path):
+    images, labels = torch.rand(90, 1, 8, 8), torch.arange(90) % 3
+    options = {**QUICK, "ipc": 1, "classes_per_batch": "auto", "steps": 1}
+    potstill.distill(images, labels, **options, out=tmp_path)
+    with pytest.raises(potstill.InputError, match="does not tell where its data lie; give them with --data"):
+        potstill.evaluate(tmp_path, nets=1)
+    assert not (tmp_path / EVALUATION).exists()
+    rows = potstill.evaluate(tmp_path, images, labels, nets=1)
+    (record,), _ = read_records(tmp_path / EVALUATION, EvaluationRecord)
+    assert (list(record.rows), record.data.source) == (rows, "arrays")
+    with pytest.raises(potstill.InputError, match="model and models are one option, got mlp and vgg11"):
+        potstill.evaluate(tmp_path, images, labels, model="mlp", models=("vgg11",))
