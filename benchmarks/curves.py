@@ -27,9 +27,9 @@ def curve(out: Path, **options: Any) -> list[dict[str, float]]:
             raise SystemExit(2)
     points, seconds = [], 0.0
     for record in runs.RunFolder(out).records():
-        seconds += record["seconds"]
-        if "validation" in record:
-            points.append({"step": record["step"], "seconds": round(seconds, 1), "accuracy": record["validation"]["mean"]})
+        seconds += record.seconds
+        if record.validation:
+            points.append({"step": record.step, "seconds": round(seconds, 1), "accuracy": record.validation.mean})
     return points
 
 

@@ -45,7 +45,7 @@ def main() -> None:
             for _ in range(1 + known.steps):
                 began = method.now()
                 state, record = outer_step(method, setup.config.outer, stage.rules, state)
-                records.append({"seconds": method.now() - began, "decode_seconds": record["decode_seconds"]})
+                records.append({"seconds": method.now() - began, "decode_seconds": record.decode_seconds})
             block = setup.blocks[0]
             row = {
                 "setting": setting, "param": param, "images": len(block.labels), "bytes": block.stored_bytes,

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from potstill import load, runs
 from potstill.cli import main as potstill
+from potstill.records import EVALUATION, EvaluationRecord, entries
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -38,14 +39,14 @@ def main() -> None:
     result = {
         "title": known.title or known.name,
         "command": shlex.join(["potstill", "distill", *shown]),
-        "evaluation": runs.evaluations(out / runs.EVALUATION)[-1],
+        "evaluation": entries(out / EVALUATION, EvaluationRecord.KEY)[-1],
         "images_per_class": load(out).ipc,
         "validation": load(out).meta["accuracy"],
         "outer_steps": len(records),
-        "seconds_per_outer_step": sorted(record["seconds"] for record in records)[len(records) // 2],
-        "seconds_distilling": round(sum(record["seconds"] for record in records), 1),
+        "seconds_per_outer_step": sorted(record.seconds for record in records)[len(records) // 2],
+        "seconds_distilling": round(sum(record.seconds for record in records), 1),
         "seconds_evaluating": round(time.perf_counter() - began, 1),
-        "peak_memory_mb": max(record["memory_mb"] for record in records),
+        "peak_memory_mb": max(record.memory_mb for record in records),
         "python": platform.python_version(),
     }
     RESULTS.mkdir(exist_ok=True)

@@ -170,7 +170,7 @@ def run(work: Path, config: DataConfig) -> dict[str, Any]:
     flags = [str(word) for option, value in words.items() for word in (f"--{option}", value)]
     _, memory = watched([sys.executable, "-m", "potstill.cli", "distill", *flags, "--overwrite", "--quiet"])
     records = RunFolder(work / "run").records()
-    seconds = statistics.median(record["seconds"] for record in records[1:])
+    seconds = statistics.median(record.seconds for record in records[1:])
     return {"own_memory_mb": memory, "seconds": seconds, "options": RUN}
 
 

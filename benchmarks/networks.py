@@ -14,6 +14,7 @@ from pathlib import Path
 from curves import RESULTS, provenance
 
 from potstill.models import fresh, resolve
+from potstill.runs import RunFolder
 
 SETTINGS = {
     "convnet": {},
@@ -43,10 +44,10 @@ def main() -> None:
         subprocess.run(
             [sys.executable, "-m", "potstill.cli", "distill", *flags, "--out", str(out), "--overwrite", "--quiet"], check=True
         )
-        record = json.loads((out / "metrics.jsonl").read_text().splitlines()[0])
+        record = RunFolder(out).records()[0]
         network = fresh(resolve(model, (3, 32, 32), 10), 0, "cpu")
         found[name] = {
-            "peak_memory_mb": record["memory_mb"], "seconds": record["seconds"],
+            "peak_memory_mb": record.memory_mb, "seconds": record.seconds,
             "parameters": sum(p.numel() for p in network.parameters()),
         }  # fmt: skip
         print(name, found[name], flush=True)

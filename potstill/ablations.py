@@ -34,7 +34,7 @@ class Windows(Courses):
             rows = [*accuracies(way, subject), time_of_a_step(way, subject)]
             if way in ("forward", "backward"):
                 records = subject.folder.records()
-                rows += [single(BEFORE, way, one["step"], subject, one["burn_in"], "logged") for one in records]
+                rows += [single(BEFORE, way, one.step, subject, one.info["burn_in"], "logged") for one in records]
             return rows
 
         return measured
@@ -252,5 +252,5 @@ class InnerOptimizers(Courses):
 
 def time_of_a_step(way: str, subject: Subject) -> Measurement:
     """The median over a run's outer steps."""
-    seconds = [record["seconds"] for record in subject.folder.records()]
+    seconds = [record.seconds for record in subject.folder.records()]
     return single(SECONDS, way, len(seconds), subject, statistics.median(seconds), "logged; several runs at a time")

@@ -11,8 +11,9 @@ import dataclasses
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from torch import Tensor
 from potstill.inner import Leaves
 from potstill.methods.base import Examples, State
 from potstill.methods.unrolled import Replay, UnrolledMethod
+from potstill.plain import parse_fields
 from potstill.seeds import generator
 
 SOURCES = {
@@ -51,10 +53,17 @@ class Variance:
     entries: int
     n: int
 
-    def record(self) -> dict[str, float]:
-        """As plain data, with the figures that follow; infinite ones are left out."""
+    def to_plain(self) -> dict[str, float]:
+        """Return plain data with the figures that follow; infinite ones are left out."""
         derived = {"normalised": self.normalised, "share": self.share}
         return dataclasses.asdict(self) | {name: value for name, value in derived.items() if math.isfinite(value)}
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> "Variance":
+        """Return the variance from plain data; the figures that follow are computed again."""
+        own = {name: value for name, value in plain.items() if name not in ("normalised", "share")}
+        variance: Variance = parse_fields(cls, own, "variance")
+        return variance
 
     @property
     def normalised(self) -> float:

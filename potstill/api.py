@@ -1,25 +1,28 @@
 """The Python front: distill, resume and evaluate, on arrays or on data that a name finds."""
 
+import dataclasses
+import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from potstill import evaluation
-from potstill.config import Given, changed, configuration, options_from_preset
+from potstill.config import changed, configuration, options_from_preset
 from potstill.data import Dataset
-from potstill.devices import pick_device
-from potstill.diagnosis import Diagnosis, Noise, diagnose_run
+from potstill.diagnosis import Diagnosis, Noise, recorded_diagnoses
 from potstill.distillation import SILENT, Listener, new_run, resumed_run
 from potstill.distilled import DistilledSet
-from potstill.evaluation import Row
-from potstill.loading import RealData, prepare
+from potstill.loading import RealData
 from potstill.models import ModelSpec, model_name
+from potstill.protocols import EvaluationOptions
+from potstill.records import EVALUATION, EvaluationRecord, Row, add_record
 from potstill.registry import InputError
 from potstill.runs import RunFolder
-from potstill.scoring import Progress
-from potstill.sections import DataConfig
+from potstill.scoring import factory_for
+from potstill.sections import EVALUATION_DATA_OPTIONS, DataConfig
 from potstill.sources import from_arrays, read, with_weights
+from potstill.store import ARTEFACT, load, recorded_config
 
 
 def distill(
@@ -38,29 +41,35 @@ def distill(
     listener: Listener = SILENT,
     **options: Any,
 ) -> DistilledSet:
-    """Distill labelled images or vectors, or the data that `data=` names, into a few synthetic examples per class.
+    """Distill labelled images or vectors, or the data that `data=` names, into a few examples per class.
 
     Args:
-        images: (N, H, W) or (N, C, H, W) arrays or tensors, C 1 or 3; integers 0..255, or floats. Or (N, d) vectors, the rows
-            of a table, as numbers of any kind; a data frame will do. None: `data=` is read.
+        images: (N, H, W) or (N, C, H, W) arrays or tensors, C 1 or 3; integers 0..255, or floats. Or
+            (N, d) vectors, the rows of a table, as numbers of any kind; a data frame will do. None:
+            `data=` is read.
         labels: (N,) whole numbers 0 .. K-1.
         test_images: held out for tests only; None holds 20 % out.
         test_labels: their classes.
         class_names: name of each class, all different.
-        feature_names: of vectors, name of each feature, all different; None: those of a data frame's columns.
-        weights: (N,) at least 0, one for each training image that is given or that `data=` names, in that order: real batches
-            are drawn without replacement in proportion to them; None: all alike. A hardness sampler multiplies them.
-        model: a registered name, "package.module:factory", or a callable that makes a fresh network.
+        feature_names: of vectors, name of each feature, all different; None: those of a data frame's
+            columns.
+        weights: (N,) at least 0, one for each training image that is given or that `data=` names,
+            in that order: real batches are drawn without replacement in proportion to them; None:
+            all alike. A hardness sampler multiplies them.
+        model: a registered name, "package.module:factory", or a callable that makes a fresh
+            network.
         preset: a named set of options from the paper, e.g. "cifar10-ipc10".
         out: folder to keep checkpoints, log and result in; None keeps nothing on disk.
         overwrite: replace a run that `out` holds.
         listener: told of progress.
-        **options: any option of `potstill distill --help` by its name, e.g. ipc=10, steps=500, window=40.
-            With threads=n, torch's number of threads is n in this process from then on.
+        **options: any option of `potstill distill --help` by its name, e.g. ipc=10, steps=500,
+            window=40. With threads=n, torch's number of threads is n in this process from
+            then on.
     Returns:
         The set that was best on the held-out validation images, on the CPU.
     Raises:
-        InputError: something given is wrong; the sentence says what, the rule, the value found and the way out.
+        InputError: something given is wrong; the sentence says what, the rule, the value found and
+            the way out.
     """
     named = {"data": images if images is None else "arrays", "model": model and model_name(model)}
     for name, value in named.items():
@@ -84,7 +93,7 @@ def resume(
     model: ModelSpec | None = None,
     listener: Listener = SILENT,
 ) -> DistilledSet:
-    """Go on with a run that was stopped, from its last checkpoint, to exactly what it would have given undisturbed.
+    """Go on with a stopped run from its last checkpoint, to what it would have given undisturbed.
 
     Args:
         out: the run's folder; its config.toml holds every option.
@@ -122,7 +131,9 @@ def diagnose(
     model: ModelSpec | None = None,
     listener: Listener = SILENT,
 ) -> list[Diagnosis]:
-    """How noisy a run's meta-gradient is, at its start and at each checkpoint that it kept (`keep_checkpoints=0`: all).
+    """Measure how noisy a run's meta-gradient is, at its start and at each checkpoint it kept.
+
+    The result is kept in the run's folder, in diagnosis.json. (`keep_checkpoints=0` keeps all.)
 
     Args:
         run: its folder, finished or not.
@@ -134,13 +145,16 @@ def diagnose(
         weights: as at the start.
         samples: real samples over which the variance is taken (paper D.3: 100); 0: leave it out.
         size: real images in a sample.
-        signs: estimate the variance by so many random-sign combinations, which costs less; 0: take it exactly.
+        signs: estimate the variance by so many random-sign combinations, which costs less; 0: take
+            it exactly.
         unrolls: of how many outer steps, from the next one on, each with its own start and window.
-        sources: n to tell apart the noise of n real batches, n starts and n windows, in n^2 unrolls; 0: leave it out.
+        sources: n to tell apart the noise of n real batches, n starts and n windows, in n^2
+            unrolls; 0: leave it out.
         model: a callable, if the run was started with one that cannot be imported.
         listener: told of progress.
     Returns:
-        One diagnosis for each place: its step, `real` (a `Variance` for each unroll) and `sources` (name -> `Variance`).
+        One diagnosis for each place: its step, `real` (a `Variance` for each unroll) and `sources`
+        (name -> `Variance`).
     Raises:
         InputError: no run, other data than it was started with, or an argument out of its range.
     """
@@ -148,14 +162,14 @@ def diagnose(
     folder = RunFolder.open(Path(run))
     config = folder.config()
     dataset = dataset_of(config.data, images, labels, test_images, test_labels, class_names, weights)
-    return list(diagnose_run(folder, config, dataset, noise, model=model, listener=listener))
+    return list(recorded_diagnoses(folder, config, dataset, noise, model=model, listener=listener))
 
 
 def dataset_of(
     config: DataConfig, images: Any, labels: Any, test_images: Any, test_labels: Any, class_names: Sequence[str] | None,
     weights: Any = None, feature_names: Sequence[str] | None = None,
 ) -> Dataset:  # fmt: skip
-    """The data that were given as arrays or, without any, that the configuration names, with weights if there are some."""
+    """Return the data that were given as arrays or else that the configuration names."""
     if images is not None and labels is not None:
         dataset = from_arrays(images, labels, test_images, test_labels, class_names, feature_names)
         return with_weights(dataset, weights)
@@ -170,93 +184,144 @@ def dataset_of(
 
 
 def evaluate(
-    distilled: DistilledSet,
+    distilled: DistilledSet | str | os.PathLike[str],
     images: Any = None,
     labels: Any = None,
     *,
     test_images: Any = None,
     test_labels: Any = None,
-    data: str | None = None,
-    nets: int = 10,
+    ipc: int | None = None,
+    all_budgets: bool = False,
     model: ModelSpec | None = None,
-    steps: int | None = None,
-    lr: float | None = None,
-    protocol: str = "validation",
-    baselines: Sequence[str] = (),
-    full_epochs: int = 20,
-    seed: int = 0,
-    device: str = "auto",
-    compile: str = "auto",
-    progress: Progress | None = None,
+    listener: Listener = SILENT,
+    **options: Any,
 ) -> list[Row]:
-    """Test accuracy of fresh networks that train on a set; its fields are mean, std and n.
+    """Measure the test accuracy of fresh networks that train on a set.
+
+    Of a run's folder or a set's file the result is kept beside it, in evaluation.json.
 
     Args:
-        distilled: the set.
-        images: the arrays that it was distilled from, in the same order: its test images are found among them again.
+        distilled: the set, a run's folder, or a set's file.
+        images: the arrays that it was distilled from, in the same order: its test images are found
+            among them again.
         labels: their classes.
         test_images: as when it was distilled.
         test_labels: as when it was distilled.
-        data: instead of arrays, the name of the data; None takes the embedded digits if the set was distilled from them.
-        nets: fresh networks for each row.
-        model: another network than the recipe's.
-        steps: a fixed number of training steps.
-        lr: a fixed learning rate; None: see `evaluation.evaluate`.
-        protocol: "validation" or "paper", see `evaluation.evaluate`.
-        baselines: "random" and "full": real data under the same protocol.
-        full_epochs: most epochs of "full".
-        seed: of the networks.
-        device: where to train.
-        compile: "on", "off", or "auto": when there is so much to compute that it pays.
-        progress: called as networks finish.
+        ipc: measure the first blocks of a boosted set that hold so many images per class; None: all
+            of it.
+        all_budgets: measure every set that a boosted set holds.
+        model: another network than the recipe's; `models=` takes several names.
+        listener: told of progress.
+        **options: any option of `potstill evaluate --help` by its name, e.g. nets=5,
+            protocol="paper", baselines=("random",); without arrays `data=` names other data than
+            the set tells of.
     Returns:
-        One row for the set and one for each baseline.
+        For each set and network one row for the set and one for each baseline; `row.accuracy` has
+        mean, std and n.
     Raises:
         InputError: data that do not fit the set, or an argument out of its range.
     """
-    recorded = recorded_config(distilled)
-    config = changed(recorded, data=data).data if data else recorded.data
-    names = distilled.class_names if labels is not None else None
-    real = fitting(distilled, dataset_of(config, images, labels, test_images, test_labels, names), config, device)
-    return evaluation.evaluate(
-        distilled, real, nets=nets, model=model, steps=steps, lr=lr, protocol=protocol, baselines=baselines,
-        full_epochs=full_epochs, lengths=recorded.evaluation.lengths, seed=seed, device=device, compile=compile, progress=progress,
+    records = evaluations(
+        distilled, images, labels, test_images=test_images, test_labels=test_labels, ipc=ipc, all_budgets=all_budgets,
+        model=model, listener=listener, **options,
     )  # fmt: skip
+    return [row for record in records for row in record.rows]
 
 
-def recorded_config(distilled: DistilledSet) -> Given:
-    """Read the configuration that a set's file records, parts and options as far as they are known.
+def evaluations(
+    subject: DistilledSet | str | os.PathLike[str],
+    images: Any = None,
+    labels: Any = None,
+    *,
+    test_images: Any = None,
+    test_labels: Any = None,
+    ipc: int | None = None,
+    all_budgets: bool = False,
+    model: ModelSpec | None = None,
+    listener: Listener = SILENT,
+    **options: Any,
+) -> Iterator[EvaluationRecord]:
+    """Measure as `evaluate` does, with the same arguments, and yield each record once it is kept."""
+    given = {name: options.pop(name) for name in ("data", *EVALUATION_DATA_OPTIONS) if name in options}
+    chosen = EvaluationOptions.of(**options)
+    if model is not None and chosen.models:
+        others = ", ".join(chosen.models)
+        raise InputError(f"model and models are one option, got {model_name(model)} and {others}")
+    distilled, config = opened(subject, ipc, given)
+    if images is None and config.data == "arrays" and not isinstance(subject, DistilledSet):
+        raise InputError(
+            f"{os.fspath(subject)} does not tell where its data lie; give them with --data (in Python data=, or the arrays)"
+        )
+    target = None if isinstance(subject, DistilledSet) else results_file(Path(subject))
+    models: Sequence[ModelSpec | None] = chosen.models or (model,)
+    for spec in models:
+        factory_for(distilled, spec)  # a name that is wrong is told before anything is measured
+    names = distilled.class_names if labels is not None else None
+    dataset = dataset_of(config, images, labels, test_images, test_labels, names)
+    real = real_of(distilled, dataset, config, chosen.device, listener.say)
+    sets = [distilled.prefix(budget) for budget in distilled.budgets] if all_budgets else [distilled]
+    lengths = recorded_config(distilled).evaluation.lengths
+    for one, spec in itertools.product(sets, models):
+        name = None if spec is None else model_name(spec)
+        if len(sets) * len(models) > 1:
+            listener.say(f"{name or distilled.recipe.model}, {one.ipc} {one.noun}s per class")
+        # All real images are the same beside every budget: they are measured once.
+        baselines = tuple(name for name in chosen.baselines if name != "full" or one is sets[-1])
+        own = dataclasses.replace(chosen, models=(), baselines=baselines)
+        rows = evaluation.evaluate(one, real, own, model=spec, lengths=lengths, progress=listener.work, say=listener.say)
+        record = evaluation.record_of(rows, own, name, one.ipc, config.data.partition(":")[0], real)
+        if target:
+            add_record(target, record)
+        yield record
 
-    Where the data lie is not in it, but for the embedded digits.
+
+def opened(
+    subject: DistilledSet | str | os.PathLike[str], ipc: int | None, given: Mapping[str, Any]
+) -> tuple[DistilledSet, DataConfig]:
+    """Return a set, and the options that tell where its real data are and how they are read.
+
+    Args:
+        subject: the set, a run's folder, or a set's file.
+        ipc: of the prefix to take; None: all.
+        given: options of the data that replace those of the run; None is not given.
+    Raises:
+        InputError: an unfinished run, a damaged file.
     """
-    tables = distilled.meta.get("config", {})
-    options = {name: value for table in tables.values() for name, value in table.items()}
-    config = configuration(options)
-    return config if config.data.embedded else changed(config, data="arrays")
+    if isinstance(subject, DistilledSet):
+        distilled = subject if ipc is None else subject.prefix(ipc)
+        recorded = recorded_config(distilled).data
+    else:
+        path = Path(subject)
+        run = RunFolder(path if path.is_dir() else path.parent)
+        if path.is_dir() and run.is_run and not run.finished:
+            raise InputError(f"the run in {path} is not finished; go on with `potstill distill --resume {path}`")
+        distilled = load(path, ipc)
+        # A file that was copied elsewhere may have some other run's configuration beside it.
+        beside = run.is_run and (path.is_dir() or path.name == ARTEFACT)
+        recorded = (run.config() if beside else recorded_config(distilled)).data
+    known = {name: value for name, value in given.items() if value is not None}
+    if "data" in known:
+        known = {"storage": "auto", **known}
+    return distilled, changed(configuration(dataclasses.asdict(recorded)), **known).data
 
 
-def fitting(distilled: DistilledSet, dataset: Dataset, config: DataConfig, device: str) -> RealData:
-    """`dataset` through the set's own preprocessing; an InputError if its shape, classes or features are not the set's."""
-    shape = dataset.shape
-    if "vector" in (dataset.kind, distilled.kind) and shape != distilled.shape:
-        wanted, got = (f"{one[0]} features" if len(one) == 1 else f"images of shape {one}" for one in (distilled.shape, shape))
-        raise InputError(f"the data must have {wanted} like the distilled set, got {got}; give the data that it was distilled from")
-    if shape != distilled.shape:
-        raise InputError(
-            f"the data must have images of shape {distilled.shape} like the distilled set, got {shape}; try --image-size"
-        )
-    if dataset.class_names != distilled.class_names:
-        pairs = zip(dataset.class_names, distilled.class_names, strict=False)
-        found, wanted = next((pair for pair in pairs if pair[0] != pair[1]), ("another number", "all"))
-        raise InputError(
-            f"the data must have the {len(distilled.class_names)} classes of the distilled set, in its order, got "
-            f"{len(dataset.class_names)}; the first that differs is {found!r} in place of {wanted!r}"
-        )
-    named, own = dataset.feature_names, tuple(distilled.meta.get("data", {}).get("features", ()))
-    if named and own and named != own:
-        got, first = next(pair for pair in zip(named, own, strict=True) if pair[0] != pair[1])
-        raise InputError(
-            f"the data must have the features of the distilled set, in its order; the first that differs is {got!r} in place of "
-            f"{first!r}"
-        )
-    return prepare(dataset, config, pick_device(device), distilled.fitted)
+def real_of(distilled: DistilledSet, dataset: Dataset, config: DataConfig, device: str, say: Callable[[str], None]) -> RealData:
+    """Return `dataset` through the set's own preprocessing; `say` hears if it is not the set's."""
+    known = distilled.metadata.data
+    if known is None or dataset.fingerprint != known.fingerprint:
+        say(f"note: these are not the data that the set was distilled from; its validation and test {distilled.noun}s may differ")
+    return evaluation.fitting(distilled, dataset, config, device)
+
+
+def results_file(path: Path) -> Path:
+    """Return where the evaluations of a run's folder or a set's file are kept.
+
+    Raises:
+        InputError: nothing may be written there.
+    """
+    folder = path if path.is_dir() else path.parent
+    in_run = path.is_dir() or path.name == ARTEFACT
+    target = folder / (EVALUATION if in_run else f"{path.stem}.{EVALUATION}")
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"cannot write {target}: no permission; copy the set to a folder of your own")
+    return target

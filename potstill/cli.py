@@ -15,14 +15,17 @@ from typing import Any, NoReturn, get_args
 from potstill import __version__
 from potstill.config import SECTIONS, Option, layered, options_of_run, preset_names
 from potstill.options import declared, words_of
+from potstill.protocols import BASELINES, EvaluationOptions
 from potstill.registry import (
     AUGMENTATIONS,
     EXPORTS,
+    LEARNERS,
     METHODS,
     MODELS,
     OPTIMIZERS,
     PARAMETERISATIONS,
     PREPROCESSING,
+    PROTOCOLS,
     REAL_SAMPLERS,
     SOURCES,
     STUDIES,
@@ -205,34 +208,12 @@ def make_parser(known: Sequence[Option] | None = None) -> tuple[Parser, dict[str
         "RUN_OR_FILE [options]",
     )
     evaluate.add_argument("path", type=Path, metavar="RUN_OR_FILE", help="a run's folder, or a distilled.safetensors")
-    evaluate.add_argument("--nets", type=positive, default=10, help="fresh networks for each row (default: 10)")
     which = evaluate.add_mutually_exclusive_group()
     which.add_argument("--ipc", type=positive, help="measure the first blocks of a boosted set that hold so many images per class")
     which.add_argument("--all-budgets", action="store_true", help="measure every set that a boosted set holds")
-    networks = evaluate.add_mutually_exclusive_group()
-    networks.add_argument("--model", help="another network than the recipe's: a name, or package.module:factory")
-    networks.add_argument(
-        "--models", metavar="NAME,NAME", help="several networks, one after the other: how far the set carries to other ones"
-    )
-    evaluate.add_argument(
-        "--lr", type=float, help="learning rate (default: the recipe's; for another network the best on validation data)"
-    )
-    evaluate.add_argument("--steps", type=positive, help="training steps (default: the recipe's, chosen on validation data)")
-    evaluate.add_argument(
-        "--protocol", choices=("validation", "paper"), default="validation",
-        help="what chooses the length: validation data (default), or the test set among 300, 600, 1,000, 3,000 steps, as the "
-        "paper's released code does (optimistic)",
-    )  # fmt: skip
-    evaluate.add_argument(
-        "--baseline", choices=("random", "full"), action="append", default=[],
-        help="measure beside it, and again for both: as many random real images, or all of them",
-    )  # fmt: skip
-    evaluate.add_argument("--full-epochs", type=positive, default=20, help="most epochs of --baseline full (default: 20)")
-    evaluate.add_argument("--seed", type=int, default=0, help="seed of the networks (default: 0)")
-    add_machine_and_data(evaluate)
-    evaluate.add_argument(
-        "--compile", choices=("auto", "on", "off"), default="auto", help="compile the networks; auto: when it pays (default: auto)"
-    )
+    add_evaluation_options(evaluate)
+    add_data(evaluate)
+    add_options(evaluate, house_options("threads"))
 
     export = command(
         "export", "Write a set in another format.", "potstill export runs/digits --format folder", "RUN_OR_FILE [options]"
@@ -246,7 +227,8 @@ def make_parser(known: Sequence[Option] | None = None) -> tuple[Parser, dict[str
     export.add_argument("--out", type=Path, help="file or folder to write (default: beside the set)")
     export.add_argument("--ipc", type=positive, help="write the first blocks of a boosted set that hold so many images per class")
     export.add_argument("--no-check", action="store_true", help="do not measure what accuracy a lossy format costs")
-    add_machine_and_data(export)
+    add_data(export)
+    add_options(export, house_options("device", "threads"))
 
     report = command(
         "report", "Write a page about one or more runs.", "potstill report runs/digits --out report.html", "RUN [RUN ...] [options]"
@@ -322,16 +304,14 @@ def add_options(parser: argparse.ArgumentParser, options: Sequence[Option], defa
         if option.hint is bool:
             groups[table].add_argument(flag, action=argparse.BooleanOptionalAction, **known)
         else:
-            groups[table].add_argument(flag, metavar=metavar(option), **known)
+            word = "NAME" if option.field is None else metavar(option.hint)
+            groups[table].add_argument(flag, metavar=word, **known)
     before = parser.get_default("option_names") or ()
     parser.set_defaults(option_names=(*before, *(option.name for option in options)))
 
 
-def metavar(option: Option) -> str:
-    """Write what stands for a value in the help: a part, the choices if they are short, or the type."""
-    hint = option.hint
-    if option.field is None:
-        return "NAME"
+def metavar(hint: Any) -> str:
+    """Write what stands for a value in the help: the choices if they are short, or the type."""
     names = {str: "TEXT", int: "N", float: "X", tuple[int, ...]: "N,N", tuple[str, ...]: "NAME,NAME"}
     if hint in names:
         return names[hint]
@@ -351,12 +331,26 @@ def at_least(least: int) -> Callable[[str], int]:
     return whole
 
 
-def add_machine_and_data(parser: argparse.ArgumentParser) -> None:
-    """The flags of commands that look at a finished set."""
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """The flags of commands that measure a finished set on real data."""
     parser.add_argument("--data", help="real data to measure on (default: what it was distilled from)")
-    recorded = house_options(*EVALUATION_DATA_OPTIONS)
-    add_options(parser, recorded, default="as when it was distilled")
-    add_options(parser, house_options("device", "threads"))
+    add_options(parser, house_options(*EVALUATION_DATA_OPTIONS), default="as when it was distilled")
+
+
+def add_evaluation_options(parser: argparse.ArgumentParser) -> None:
+    """The flags of `EvaluationOptions`, which reads their texts. A flag of several names may be given again for more."""
+    names = {"protocol": "|".join(PROTOCOLS), "learner": "|".join(("auto", *LEARNERS)), "baselines": ",".join(BASELINES)}
+    for item, hint in declared(EvaluationOptions):
+        flags = [f"--{name.replace('_', '-')}" for name in (item.name, item.metadata["also"]) if name]
+        default = "none" if item.default == () else item.default
+        common: dict[str, Any] = {
+            "dest": item.name, "default": argparse.SUPPRESS, "help": f"{item.metadata['help']} (default: {default})",
+            "metavar": names.get(item.name) or metavar(hint),
+        }  # fmt: skip
+        if isinstance(item.default, tuple):
+            parser.add_argument(*flags, action="extend", type=lambda text: text.split(","), **common)
+        else:
+            parser.add_argument(*flags, **common)
 
 
 def list_parts() -> int:
@@ -371,8 +365,10 @@ def list_parts() -> int:
         ),
         ("optimizers (--inner-optimizer, --outer-optimizer)", OPTIMIZERS.described()),
         ("real batches (--real-sampler)", REAL_SAMPLERS.described()),
-        ("preprocessing (--preprocess)", PREPROCESSING.described()),
         ("augmentations (--augment)", AUGMENTATIONS.described()),
+        ("preprocessing (--preprocess)", PREPROCESSING.described()),
+        ("protocols (potstill evaluate --protocol)", PROTOCOLS.described()),
+        ("learners (potstill evaluate --learner)", LEARNERS.described()),
         ("export formats (--format)", EXPORTS.described()),
         ("studies (potstill study NAME)", STUDIES.described()),
         ("presets (--preset)", preset_names()),

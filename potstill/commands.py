@@ -2,14 +2,13 @@
 
 import argparse
 import dataclasses
-import itertools
 import os
 import shlex
 import signal
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,18 +20,15 @@ from rich.table import Table
 from potstill import api, distillation, evaluation, exports, runs, sources, store
 from potstill.analysis import SOURCES
 from potstill.config import Given, changed, configuration, options_from_file, options_from_preset
-from potstill.devices import hardware, pick_device, versions
-from potstill.diagnosis import Diagnosis, Noise, diagnose_run
+from potstill.devices import hardware, pick_device
+from potstill.diagnosis import Diagnosis, Noise, recorded_diagnoses
 from potstill.display import Display
 from potstill.distillation import Listener
-from potstill.distilled import DistilledSet
-from potstill.evaluation import Row
-from potstill.grid import write_grid
-from potstill.loading import RealData
 from potstill.outer import Interrupted
+from potstill.protocols import EvaluationOptions
+from potstill.records import DIAGNOSIS, EvaluationRecord
 from potstill.registry import EXPORTS, METHODS, STUDIES, InputError
-from potstill.scoring import Figure, factory_for
-from potstill.sections import EVALUATION_DATA_OPTIONS, DataConfig
+from potstill.sections import EVALUATION_DATA_OPTIONS
 
 
 def distill(parsed: argparse.Namespace) -> int:
@@ -57,16 +53,11 @@ def distill(parsed: argparse.Namespace) -> int:
     print(f"stored:        {distilled.stored}")
     nested = len(distilled.budgets) > 1
     for part in map(distilled.prefix, distilled.budgets):
-        figure = Figure(**{name: part.meta["accuracy"][name] for name in ("mean", "std", "n")})
         size = f"{'budget of ' * part.decoded}{part.ipc} of each class, {part.stored_bytes:,} bytes: " if nested else ""
-        print(f"validation:    {size}{figure}, {part.recipe.steps} training steps; this split chose them")
+        print(f"validation:    {size}{part.metadata.accuracy}, {part.recipe.steps} training steps; this split chose them")
     print(f"next:          potstill evaluate {shlex.quote(str(out))}{' --all-budgets' * nested}")
-    if distilled.kind == "vector":
-        exports.export(distilled, "csv", out / runs.TABLE, overwrite=True)
-        print(f"table:         {out / runs.TABLE}")
-    else:
-        write_grid(distilled, out / runs.PICTURE)
-        print(f"picture:       {out / runs.PICTURE}")
+    shown = exports.DEFAULTS[distilled.kind]
+    print(f"{'table' if shown == 'csv' else 'picture'}:".ljust(15) + f"{out / EXPORTS[shown].default_name}")
     return 0
 
 
@@ -130,28 +121,6 @@ def listening(display: Display) -> Iterator[Listener]:
             signal.signal(number, handler)
 
 
-def folder_of(path: Path) -> Path:
-    """The run's folder, or the one that a file lies in."""
-    return path if path.is_dir() else path.parent
-
-
-def open_set(parsed: argparse.Namespace) -> tuple[DistilledSet, DataConfig | None]:
-    """The distilled set of a run or file, and where its real data are, if that can be told."""
-    path = parsed.path
-    run = runs.RunFolder(folder_of(path))
-    if path.is_dir() and run.is_run and not run.finished:
-        raise InputError(f"the run in {path} is not finished; go on with `potstill distill --resume {path}`")
-    distilled = store.load(path, parsed.ipc)
-    # A file that was copied elsewhere may have some other run's configuration beside it.
-    beside = run.is_run and (path.is_dir() or path.name == store.ARTEFACT)
-    recorded = (run.config() if beside else api.recorded_config(distilled)).data
-    given = {name: getattr(parsed, name) for name in EVALUATION_DATA_OPTIONS if hasattr(parsed, name)}
-    if parsed.data:
-        given = {"storage": "auto", **given, "data": parsed.data}
-    config = changed(configuration(dataclasses.asdict(recorded)), **given).data
-    return distilled, None if config.data == "arrays" else config
-
-
 def machine(parsed: argparse.Namespace) -> torch.device:
     """The device that a command asks for; its threads are set."""
     given = {name: getattr(parsed, name) for name in ("device", "threads") if hasattr(parsed, name)}
@@ -161,88 +130,43 @@ def machine(parsed: argparse.Namespace) -> torch.device:
     return pick_device(config.device)
 
 
-def open_real(distilled: DistilledSet, data: DataConfig, device: torch.device, say: Callable[[str], None]) -> RealData:
-    """The real data of a set, through its own preprocessing; `say` hears if they are not those that it was distilled from."""
-    dataset = sources.read(data)
-    real = api.fitting(distilled, dataset, data, str(device))
-    if dataset.fingerprint != distilled.meta.get("data", {}).get("fingerprint"):
-        say(f"note: these are not the data that the set was distilled from; its validation and test {distilled.noun}s may differ")
-    return real
-
-
 def evaluate(parsed: argparse.Namespace) -> int:
     """`potstill evaluate`."""
-    distilled, data = open_set(parsed)
-    if data is None:
-        raise InputError(f"{parsed.path} does not tell where its data lie; give them with --data")
-    in_run = parsed.path.is_dir() or parsed.path.name == store.ARTEFACT
-    folder = folder_of(parsed.path)
-    target = folder / (runs.EVALUATION if in_run else f"{parsed.path.stem}.{runs.EVALUATION}")
-    if not os.access(folder, os.W_OK):
-        raise InputError(f"cannot write {target}: no permission; copy the set to a folder of your own")
-    sets = [distilled.prefix(ipc) for ipc in distilled.budgets] if parsed.all_budgets else [distilled]
-    models = parsed.models.split(",") if parsed.models else [parsed.model]
-    for model in models:
-        factory_for(distilled, model)  # a name that is wrong is told before anything is measured
-    device = machine(parsed)
-    lengths = api.recorded_config(distilled).evaluation.lengths
-    rows: list[Row] = []
+    given = {item.name: getattr(parsed, item.name) for item in dataclasses.fields(EvaluationOptions) if hasattr(parsed, item.name)}
+    device, records = machine(parsed), list[EvaluationRecord]()
     try:
         with Display() as display:
-            real = open_real(distilled, data, device, display.say)
-            for one, model in itertools.product(sets, models):
-                if len(sets) * len(models) > 1:
-                    display.say(f"{model or distilled.recipe.model}, {one.ipc} {one.noun}s per class")
-                # All real images are the same beside every budget: they are measured once.
-                baselines = [name for name in parsed.baseline if name != "full" or one is sets[-1]]
-                found = evaluation.evaluate(
-                    one, real, nets=parsed.nets, model=model, steps=parsed.steps, lr=parsed.lr, protocol=parsed.protocol,
-                    baselines=baselines, full_epochs=parsed.full_epochs, lengths=lengths, seed=parsed.seed, device=str(device),
-                    compile=parsed.compile, progress=display.work, say=display.say,
-                )  # fmt: skip
-                rows += found
-                runs.add_evaluation(target, evaluation_record(parsed, found, one.ipc, model, data, real, device))
+            listener = Listener(display.say, work=display.work)
+            measured = api.evaluations(
+                parsed.path, ipc=parsed.ipc, all_budgets=parsed.all_budgets, listener=listener, **data_options(parsed), **given
+            )
+            records.extend(measured)
     finally:  # a full disk or Ctrl-C must not cost what was measured
-        if rows:
-            show(rows, len(real.test), len(real.class_names), hardware(device), f"{distilled.noun}s")
-    print(f"written: {target}")
+        if records:
+            show(records, hardware(device))
+    print(f"written: {api.results_file(parsed.path)}")
     return 0
 
 
-def evaluation_record(
-    parsed: argparse.Namespace,
-    rows: list[Row],
-    ipc: int,
-    model: str | None,
-    data: DataConfig,
-    real: RealData,
-    device: torch.device,
-) -> dict[str, Any]:
-    """An entry of evaluation.json: what was measured, on what, how, and with what."""
-    names = ("nets", "steps", "protocol", "seed", "full_epochs")
-    settings = {name: getattr(parsed, name) for name in names}
-    settings |= {"model": model, "baselines": sorted(set(parsed.baseline)), "ipc": ipc}
-    settings |= {} if parsed.lr is None else {"lr": parsed.lr}
-    return {
-        "rows": [dataclasses.asdict(row) for row in rows],
-        "split": "test",
-        "test_images": len(real.test),
-        "data": {"source": data.data.partition(":")[0], "fingerprint": real.fingerprint},
-        "settings": settings,
-        "hardware": hardware(device),
-        "versions": versions(),
-    }
+def data_options(parsed: argparse.Namespace) -> dict[str, Any]:
+    """The options on the command line that tell where real data are and how they are read, by name."""
+    given = {name: getattr(parsed, name) for name in EVALUATION_DATA_OPTIONS if hasattr(parsed, name)}
+    return given | ({"data": parsed.data} if parsed.data else {})
 
 
-def show(rows: list[Row], test_images: int, classes: int, machine: str, noun: str) -> None:
-    """Print an evaluation as a table."""
-    table = Table(title=f"Test accuracy on {test_images} {noun}, fresh networks ({machine})", title_justify="left")
+def show(records: list[EvaluationRecord], machine: str) -> None:
+    """Print evaluations as a table."""
+    noun = f"{records[0].noun}s"
+    title = f"Test accuracy on {records[0].test_images} {noun}, fresh networks ({machine})"
+    table = Table(title=title, title_justify="left")
     for column in ("trained on", noun, "per class", "bytes", "network", "steps", "lr", "accuracy", "protocol"):
         right = column in (noun, "per class", "bytes", "steps", "lr")
         table.add_column(column, justify="right" if right else "left", overflow="fold")
-    for row in rows:
+    classes = records[0].classes
+    for row in (row for record in records for row in record.rows):
         numbers = f"{row.images:,}", row.per_class(classes), f"{row.stored_bytes:,}"
-        table.add_row(row.name, *numbers, row.model, f"{row.steps:,}", f"{row.lr:g}", str(row.accuracy), row.protocol)
+        training = "" if row.steps is None else f"{row.steps:,}", "" if row.lr is None else f"{row.lr:g}"
+        table.add_row(row.name, *numbers, row.model, *training, str(row.accuracy), row.protocol)
     # No terminal means a log or a pipe: there the table takes the room that it needs.
     console = Console() if sys.stdout.isatty() else Console(width=140)
     console.print(table)
@@ -250,22 +174,21 @@ def show(rows: list[Row], test_images: int, classes: int, machine: str, noun: st
 
 def export(parsed: argparse.Namespace) -> int:
     """`potstill export`."""
-    distilled, data = open_set(parsed)
-    folder = folder_of(parsed.path)
+    distilled, data = api.opened(parsed.path, parsed.ipc, data_options(parsed))
+    folder = parsed.path if parsed.path.is_dir() else parsed.path.parent
     suffixes = {".png": "png", ".csv": "csv", ".parquet": "parquet", ".npz": "npz"}
-    usual = exports.DEFAULTS[distilled.kind]
-    format = parsed.format or (suffixes.get(parsed.out.suffix, "folder") if parsed.out else usual)
+    format = parsed.format or (suffixes.get(parsed.out.suffix, "folder") if parsed.out else exports.DEFAULTS[distilled.kind])
     out = parsed.out or folder / EXPORTS[format].default_name
     told = exports.export(distilled, format, out, overwrite=parsed.out is None)
     print(f"written: {out}\n{told}")
     if parsed.no_check or EXPORTS[format].exact:
         return 0
-    if data is None:
+    if data.data == "arrays":
         print("what accuracy the pictures cost was not measured; give the real data with --data")
         return 0
     device = machine(parsed)
     with Display() as display:
-        real = open_real(distilled, data, device, display.say)
+        real = api.real_of(distilled, sources.read(data), data, str(device), display.say)
         exact, pictures = evaluation.accuracy_of_export(
             distilled, exports.exported_images(distilled), real, device=str(device), progress=display.work
         )
@@ -291,17 +214,9 @@ def diagnose(parsed: argparse.Namespace) -> int:
     config = changed(folder.config(), **given_options(parsed))
     with Display() as display, listening(display) as listener:
         quiet = dataclasses.replace(listener, say=distillation.SILENT.say)
-        dataset, target, found = sources.read(config.data), folder.path / runs.DIAGNOSIS, []
-        for one in diagnose_run(folder, config, dataset, noise, listener=quiet):
-            found.append(one)
-            entry = {
-                "settings": dataclasses.asdict(noise), "data": {"fingerprint": dataset.fingerprint},
-                "places": [place.record() for place in found], "hardware": hardware(pick_device(config.run.device)),
-                "versions": versions(),
-            }  # fmt: skip
-            runs.add_evaluation(target, entry, "diagnoses")
+        found = list(recorded_diagnoses(folder, config, sources.read(config.data), noise, listener=quiet))
     show_diagnosis(found, config)
-    print(f"written: {target}")
+    print(f"written: {folder.path / DIAGNOSIS}")
     return 0
 
 

@@ -9,7 +9,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from potstill.figures import Marks, Series, inline_svg, line_figure
-from potstill.scoring import Figure
+from potstill.metrics import Figure
 from potstill.summary import Log, Measured, Numbers
 
 MOST_POINTS = 100
@@ -139,7 +139,7 @@ def budget_chart(measured: Sequence[Measured], prefix: str, noun: str = "image")
     """Test accuracy against examples per class; None unless it was measured at several budgets."""
     names = {"distilled": "distilled", "random": f"random real {noun}s"}
     found: dict[str, dict[int, Figure]] = {name: {} for name in names}
-    for row in (row for one in measured if one.standard for row in one.rows if row.name in names):
+    for row in (row for one in measured if one.standard for row in one.record.rows if row.name in names):
         found[row.name][row.ipc] = row.accuracy
     series = [
         Series(names[name], sorted(at), [at[ipc].mean for ipc in sorted(at)], deviations([at[ipc] for ipc in sorted(at)]))

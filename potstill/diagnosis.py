@@ -1,17 +1,20 @@
 """The noise of a run's meta-gradient, at its start and at every checkpoint that it kept."""
 
+import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from potstill.analysis import Variance, noise_sources, real_variance
 from potstill.config import Given
 from potstill.data import Dataset
+from potstill.devices import hardware, pick_device, versions
 from potstill.distillation import SILENT, Listener, Setup
 from potstill.methods.unrolled import UnrolledMethod
 from potstill.models import ModelSpec
 from potstill.outer import Carried
+from potstill.records import DIAGNOSIS, DataSource, add_record
 from potstill.registry import InputError
 from potstill.runs import RunFolder, steps_done
 
@@ -34,6 +37,10 @@ class Noise:
     unrolls: int = 1
     sources: int = 0
 
+    def to_plain(self) -> dict[str, int]:
+        """Return all fields as plain data, those with their default too."""
+        return dataclasses.asdict(self)
+
     def __post_init__(self) -> None:
         for name, least in (("samples", 2), ("size", 1), ("signs", 1), ("unrolls", 1), ("sources", 2)):
             value, may_be_0 = getattr(self, name), name in ("samples", "signs", "sources")
@@ -55,12 +62,27 @@ class Diagnosis:
 
     step: int
     real: tuple[Variance, ...]
-    sources: dict[str, Variance] | None
+    sources: Mapping[str, Variance] | None
 
-    def record(self) -> dict[str, Any]:
-        """As plain data, with the figures that follow."""
-        sources = None if self.sources is None else {name: variance.record() for name, variance in self.sources.items()}
-        return {"step": self.step, "real": [variance.record() for variance in self.real], "sources": sources}
+
+@dataclass(frozen=True)
+class DiagnosisRecord:
+    """An entry of diagnosis.json.
+
+    Args:
+        settings: what was measured.
+        data: on which data.
+        places: the noise at each place, in the order of the run.
+        hardware: the machine, in words.
+        versions: library -> version.
+    """
+
+    KEY: ClassVar[str] = "diagnoses"
+    settings: Noise
+    data: DataSource
+    places: tuple[Diagnosis, ...]
+    hardware: str
+    versions: Mapping[str, str]
 
 
 def diagnose_run(
@@ -84,7 +106,8 @@ def diagnose_run(
         model: a callable, if the run was started with one that cannot be imported.
         listener: told of progress.
     Raises:
-        InputError: other data, a damaged checkpoint, a method that does not unroll, more samples than there are images.
+        InputError: other data, a damaged checkpoint, a method that does not unroll, more samples
+            than there are images.
     """
     folder.require_data(dataset.identity)
     setup = Setup.of(config, dataset, model, listener, folder.fitted(config.data, dataset.identity))
@@ -115,3 +138,13 @@ def diagnose_run(
         sources = noise_sources(*at, state.step, noise.sources) if noise.sources and done % sources_every == 0 else None
         listener.work("places", done + 1, places)
         yield Diagnosis(steps_done(state, setup.config), real, sources)
+
+
+def recorded_diagnoses(folder: RunFolder, config: Given, dataset: Dataset, noise: Noise, **how: Any) -> Iterator[Diagnosis]:
+    """Measure as `diagnose_run` does, and keep each place in the run's diagnosis.json at once."""
+    measured: list[Diagnosis] = []
+    for diagnosis in diagnose_run(folder, config, dataset, noise, **how):
+        measured.append(diagnosis)
+        machine = hardware(pick_device(config.run.device)), versions()
+        add_record(folder.path / DIAGNOSIS, DiagnosisRecord(noise, DataSource(dataset.fingerprint), tuple(measured), *machine))
+        yield diagnosis

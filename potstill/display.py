@@ -3,10 +3,11 @@
 import sys
 import time
 from types import TracebackType
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from potstill.metrics import StepRecord
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -47,12 +48,12 @@ class Display:
             self.last_line = time.monotonic()
             self.say(f"{what} {done}/{total}{note}")
 
-    def step(self, record: dict[str, Any], steps: int) -> None:
+    def step(self, record: StepRecord, steps: int) -> None:
         """Show one outer step."""
-        self.begun, self.looping = True, record["step"] < steps
-        if record["step"] == 1:  # of another run
+        self.begun, self.looping = True, record.step < steps
+        if record.step == 1:  # of another run
             self.accuracy = ""
-        if "validation" in record:
-            self.accuracy = f", validation {100 * record['validation']['mean']:.1f} %"
-        loss = "not finite" if record["loss"] is None else f"{record['loss']:.3f}"
-        self.work("outer step", record["step"], steps, f": loss {loss}{self.accuracy}")
+        if record.validation:
+            self.accuracy = f", validation {100 * record.validation.mean:.1f} %"
+        loss = "not finite" if record.loss is None else f"{record.loss:.3f}"
+        self.work("outer step", record.step, steps, f": loss {loss}{self.accuracy}")

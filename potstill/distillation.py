@@ -20,11 +20,14 @@ from potstill.data import NOUNS, Dataset, kind_of, require_kind
 from potstill.derivatives import couples_batch
 from potstill.devices import keep_freed_memory, pick_device, versions
 from potstill.distilled import Block, DistilledSet, Recipe, initial_blocks
+from potstill.exports import write_default
 from potstill.files import with_prefix
 from potstill.loading import RealData, cut_of, prepare
+from potstill.metadata import BudgetRecord, ChosenAccuracy, SetMetadata
 from potstill.methods.base import Method, Problem, Real, Sizes
+from potstill.metrics import Figure, StepRecord
 from potstill.models import DEFAULTS, ModelSpec, check_model, fresh, resolve
-from potstill.outer import Best, Carried, Hooks, OuterState, Record, Schedule, optimise
+from potstill.outer import Best, Carried, Hooks, OuterState, Schedule, optimise
 from potstill.parameterisations.base import Budget, Parameterisation
 from potstill.preprocess import ZCA_UP_TO, Preprocess
 from potstill.registry import METHODS, PARAMETERISATIONS, InputError
@@ -37,7 +40,7 @@ from potstill.resolve import (
     resolve_compile,
 )
 from potstill.runs import RunFolder, steps_done
-from potstill.scoring import Figure, score_set
+from potstill.scoring import score_set
 from potstill.seeds import derive
 from potstill.training import Predict, set_batches, train_network
 
@@ -54,7 +57,7 @@ class Listener:
     """
 
     say: Callable[[str], None] = field(default=lambda sentence: None)
-    step: Callable[[Record, int], None] = field(default=lambda record, steps: None)
+    step: Callable[[StepRecord, int], None] = field(default=lambda record, steps: None)
     work: Callable[[str, int, int], None] = field(default=lambda what, done, total: None)
     stop: Callable[[], bool] = field(default=lambda: False)
 
@@ -358,6 +361,7 @@ def finish(setup: Setup, folder: RunFolder | None, state: OuterState | None) -> 
     if folder:
         store.save(distilled, folder.path / store.ARTEFACT)
         folder.drop_replaced()
+        write_default(distilled, folder.path)
     return distilled
 
 
@@ -372,16 +376,14 @@ def run_stage(setup: Setup, stage: Stage, folder: RunFolder | None, state: Outer
     state = state or setup.begin(stage, current)
     rules = stage.rules(current.start()[1])
     before = stage.number * config.outer.steps
-    block = {"block": stage.number + 1} if len(setup.blocks) > 1 else {}
 
-    def validate(state: OuterState) -> tuple[Record, float]:
+    def validate(state: OuterState) -> Figure:
         recipe = setup.recipe_at(current, state.leaves, state)
         blocks = stage.with_leaves(state.leaves)
-        figure = Figure.of(setup.validation_scores(blocks, recipe, setup.lengths[:1])[:, 0])
-        return dataclasses.asdict(figure), figure.mean
+        return Figure.of(setup.validation_scores(blocks, recipe, setup.lengths[:1])[:, 0])
 
-    def log(record: Record) -> None:
-        record = {**record, "step": before + record["step"], **block}
+    def log(record: StepRecord) -> None:
+        record = dataclasses.replace(record, step=before + record.step, block=stage.number + 1)
         if folder:
             folder.log(record)
         listener.step(record, setup.config.all_steps)
@@ -423,40 +425,40 @@ def make_set(setup: Setup, blocks: tuple[Block, ...], recipes: tuple[Recipe, ...
     source = config.data.data if config.data.embedded else config.data.data.partition(":")[0]
     tables["data"] |= {"data": source, "cache_dir": ""}
     learned = {name: leaf.tolist() for name, leaf in with_prefix(best.leaves, LEARNED).items() if leaf.dim() == 0}
-    meta = {
-        "method": config.method.name,
-        "config": tables,
-        "seed": config.run.seed,
-        "versions": versions(),
-        "data": real.record,
-        "outer_step": best.step,
-        "accuracy": whole["accuracy"],
-        **({"budgets": budgets} if len(budgets) > 1 else {}),
-        **({"learned": learned} if learned else {}),
-    }
+    metadata = SetMetadata(
+        config.method.name,
+        tables,
+        config.run.seed,
+        versions(),
+        real.record,
+        best.step,
+        whole.accuracy,
+        budgets=tuple(budgets) if len(budgets) > 1 else (),
+        learned=learned,
+    )
     cpu = torch.device("cpu")
     return DistilledSet(
         tuple(block.to(cpu) for block in blocks),
         real.class_names,
         real.preprocess.to(cpu),
-        dataclasses.replace(recipes[-1], steps=whole["steps"]),
+        dataclasses.replace(recipes[-1], steps=whole.steps),
         learned_labels=config.distilled.learn_labels,
-        meta=meta,
+        metadata=metadata,
     )
 
 
-def measured(setup: Setup, blocks: tuple[Block, ...], recipe: Recipe) -> dict[str, Any]:
+def measured(setup: Setup, blocks: tuple[Block, ...], recipe: Recipe) -> BudgetRecord:
     """Choose the training length of a set on validation data; what a file records of it."""
-    ipc = sum(block.ipc for block in blocks)
+    ipc, noun = sum(block.ipc for block in blocks), NOUNS[setup.real.kind]
     nested = len(setup.blocks) > 1
-    label = "choosing the training length" + (f" at {ipc} images per class" if nested else "")
+    label = "choosing the training length" + (f" at {ipc} {noun}s per class" if nested else "")
     scores = setup.validation_scores(blocks, recipe, setup.lengths, progress=setup.listener.work, label=label)
     index = int(scores.mean(0).argmax())
     steps = setup.lengths[index]
-    accuracy = {
-        **dataclasses.asdict(Figure.of(scores[:, index])),
-        "split": "validation",
-        "protocol": f"fresh networks, {steps} steps; outer step and length were chosen on this split",
-        "stored_bytes": sum(block.stored_bytes for block in blocks),
-    }
-    return {"ipc": ipc, "steps": steps, "lr": recipe.lr, "accuracy": accuracy}
+    accuracy = ChosenAccuracy(
+        **vars(Figure.of(scores[:, index])),
+        split="validation",
+        protocol=f"fresh networks, {steps} steps; outer step and length were chosen on this split",
+        stored_bytes=sum(block.stored_bytes for block in blocks),
+    )
+    return BudgetRecord(ipc, steps, recipe.lr, accuracy)

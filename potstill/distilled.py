@@ -14,10 +14,12 @@ from torch.utils.data import Dataset
 from potstill.config import Resolved
 from potstill.data import NOUNS, Shape, Split, kind_of, sample_per_class
 from potstill.images import PADDED_SIDE, UNPADDED_SIDE
+from potstill.metadata import SetMetadata
 from potstill.optimizers import Adam, Optimizer
 from potstill.options import declared
 from potstill.parameterisations.base import Budget, Parameterisation
 from potstill.parameterisations.pixels import Pixels
+from potstill.plain import dump
 from potstill.preprocess import Preprocess
 from potstill.registry import OPTIMIZERS, InputError
 from potstill.seeds import generator
@@ -44,6 +46,8 @@ class Recipe:
         augment: augmentation operations, one a batch.
         steps: how many steps.
         precision: "float32", or "bfloat16" for the arithmetic in the network.
+        batch_size: shuffled batches of so many examples, epoch after epoch; None: by class, as above.
+        learner: what learns from the set, a name in the registry.
     """
 
     model: str = "convnet"
@@ -57,6 +61,8 @@ class Recipe:
     augment: tuple[str, ...] = ()
     steps: int = 300
     precision: str = "float32"
+    batch_size: int | None = None
+    learner: str = "network"
 
     @classmethod
     def of(cls, config: Resolved, steps: int) -> "Recipe":
@@ -158,7 +164,7 @@ class DistilledSet(Dataset[tuple[Tensor, Tensor]]):
         fitted: the preprocessing that the real data went through.
         recipe: how a network is to be trained on it.
         learned_labels: whether targets are soft and learned.
-        meta: method, configuration, seed, versions, data, accuracy: plain data, as it is in the file.
+        metadata: method, configuration, seed, versions, data, accuracy, as far as they are known.
     """
 
     def __init__(
@@ -169,14 +175,20 @@ class DistilledSet(Dataset[tuple[Tensor, Tensor]]):
         recipe: Recipe,
         *,
         learned_labels: bool = False,
-        meta: Mapping[str, Any] | None = None,
+        metadata: SetMetadata | None = None,
     ):
         self.blocks = blocks
         self.class_names = class_names
         self.fitted = fitted
         self.recipe = recipe
         self.learned_labels = learned_labels
-        self.meta = dict(meta or {})
+        self.metadata = metadata or SetMetadata()
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """`metadata` as plain data, the way the file holds it; what is not known is left out."""
+        plain: dict[str, Any] = dump(self.metadata)
+        return plain
 
     def with_blocks(self, blocks: tuple[Block, ...]) -> "DistilledSet":
         """Other examples of the same make, without what the file says of these."""
@@ -325,14 +337,14 @@ class DistilledSet(Dataset[tuple[Tensor, Tensor]]):
             raise InputError(
                 f"ipc must be a budget that the set holds, {held}, got {ipc}; --boost-blocks makes sets that hold several"
             )
-        own = [budget for budget in self.meta.get("budgets", ()) if budget["ipc"] <= ipc]
-        recipe, meta = self.recipe, dict(self.meta)
+        own = tuple(budget for budget in self.metadata.budgets if budget.ipc <= ipc)
+        recipe, metadata = self.recipe, self.metadata
         if own:
-            recipe = replace(recipe, steps=own[-1]["steps"], lr=own[-1]["lr"])
-            meta |= {"budgets": own, "accuracy": own[-1]["accuracy"]}
+            recipe = replace(recipe, steps=own[-1].steps, lr=own[-1].lr)
+            metadata = replace(metadata, budgets=own, accuracy=own[-1].accuracy)
         return DistilledSet(
             self.blocks[: self.budgets.index(ipc) + 1], self.class_names, self.fitted, recipe,
-            learned_labels=self.learned_labels, meta=meta,
+            learned_labels=self.learned_labels, metadata=metadata,
         )  # fmt: skip
 
 

@@ -1,264 +1,165 @@
-"""How good a set is: fresh networks trained on it from scratch, measured on real data, as mean, standard deviation and n."""
+"""How good a set is: what fresh networks, or another learner, learn from it, on real data."""
 
 import dataclasses
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from potstill.bench import Bench, FitBench, recipe_under
 from potstill.compilation import NetworkFamily, compiled_if_worth, compiled_networks
 from potstill.compiled import CompiledNetwork
-from potstill.data import sample_per_class
+from potstill.data import NOUNS, Dataset
 from potstill.derivatives import couples_batch, even
-from potstill.devices import keep_freed_memory, pick_device
+from potstill.devices import hardware, pick_device, versions
 from potstill.distilled import DistilledSet, Recipe
-from potstill.loading import RealData
+from potstill.loading import RealData, prepare
+from potstill.metrics import Figure
 from potstill.models import ModelSpec, model_name
-from potstill.parameterisations.base import FLOAT_BYTES
-from potstill.registry import InputError, near_miss
-from potstill.scoring import Figure, Progress, factory_for, require_positive, score, score_set
-from potstill.seeds import derive, generator
-from potstill.training import Batches, set_batches, split_batches, steps_of
+from potstill.protocols import VALIDATION, EvaluationOptions
+from potstill.records import DataSource, EvaluationRecord, Row
+from potstill.registry import LEARNERS, PROTOCOLS, InputError
+from potstill.scoring import Progress, factory_for, score_set
+from potstill.sections import DataConfig
+from potstill.seeds import derive
 
-PROTOCOLS, BASELINES = ("validation", "paper"), ("random", "full")
-PAPER_LENGTHS = (300, 600, 1000, 3000)
-RATES, CHOOSING_NETS = (1.0, 0.3), 3
-"""Learning rates that another network is tried with, in multiples of the recipe's, and by how many networks each."""
+RATES = (1.0, 0.3)
+"""Learning rates that another network is tried with, in multiples of the recipe's."""
+LENGTHS = (300, 600, 1000)
 Say = Callable[[str], None]
 """Takes a sentence that the user should see."""
 
 
-@dataclass(frozen=True)
-class Row:
-    """One measured line of an evaluation.
-
-    Args:
-        name: "distilled", "random" or "full".
-        model: the network.
-        images: how many examples it was trained on.
-        ipc: images per class of the set beside which it was measured; its budget, if it decodes to more.
-        steps: for how many steps.
-        accuracy: on the test split.
-        protocol: what chose the number of steps, in words.
-        stored_bytes: of the examples as they are stored, 4 for each number, real images' too; None if it is not known.
-        lr: the learning rate that the networks trained with; None if it is not known.
-    """
-
-    name: str
-    model: str
-    images: int
-    ipc: int
-    steps: int
-    accuracy: Figure
-    protocol: str
-    stored_bytes: int | None = None
-    lr: float | None = None
-
-    def per_class(self, classes: int) -> str:
-        """How many examples of each class it was trained on, in words."""
-        return "all" if self.name == "full" else f"{self.images // classes:,}"
-
-
-@dataclass(frozen=True)
-class Bench:
-    """Networks of one make that train on one thing after another and are measured on the same real data.
-
-    Args:
-        real: the real data, preprocessed as the set.
-        factory: makes a fresh network.
-        recipe: how it is trained.
-        model: its name, for the rows.
-        nets: fresh networks for each row; their seeds are the same in every row.
-        seed: of the networks.
-        device: where to train.
-        compiled: the networks' derivatives, if they are compiled.
-        progress: called as networks finish.
-        rates: learning rates, of which each row takes the best on validation data; none: the recipe's.
-    """
-
-    real: RealData
-    factory: Callable[[], nn.Module]
-    recipe: Recipe
-    model: str
-    nets: int
-    seed: int
-    device: torch.device
-    compiled: CompiledNetwork | None = None
-    progress: Progress | None = None
-    rates: tuple[float, ...] = ()
-
-    @classmethod
-    def of(cls, distilled: DistilledSet, real: RealData, nets: int, seed: int, device: torch.device, **more: Any) -> "Bench":
-        """For the networks that a set was distilled for."""
-        recipe = distilled.recipe
-        return cls(real, factory_for(distilled, None), recipe, recipe.model, nets, derive(seed, "test"), device, **more)
-
-    def row(
-        self, name: str, make: Callable[[int], Batches], lengths: Sequence[int], images: int, ipc: int,
-        *, on_test: bool = False, stored_bytes: int | None = None,
-    ) -> Row:  # fmt: skip
-        """Test accuracy of networks that train on the batches that `make` gives for their seeds.
-
-        Args:
-            name: of the row.
-            make: seed of a network -> its batches.
-            lengths: ascending numbers of steps; if there are several, the best on validation data is taken.
-            images: how many examples `make` draws from.
-            ipc: images per class.
-            on_test: take the best on the test split instead.
-            stored_bytes: what the examples take; None: as pixels.
-        """
-        # The first split chooses, the last is reported; without a choice, validation data need not be measured.
-        splits = (self.real.test,) if on_test or len(lengths) == 1 else (self.real.validation, self.real.test)
-        rate = self.best_rate(name, make, lengths) if self.rates else self.recipe.lr
-        scores = self.scores(rate, self.nets, self.seed, make, lengths=lengths, splits=splits, label=name)
-        best = int(scores[:, :, 0].mean(0).argmax())
-        figure = Figure.of(scores[:, best, -1])
-        stored = images * math.prod(self.real.shape) * FLOAT_BYTES if stored_bytes is None else stored_bytes
-        protocol = describe(lengths, on_test) + "; learning rate chosen on validation data" * bool(self.rates)
-        return Row(name, self.model, images, ipc, lengths[best], figure, protocol, stored, rate)
-
-    def scores(self, rate: float, nets: int, seed: int, make: Callable[[int], Batches], **how: Any) -> Tensor:
-        """`score` with this learning rate; `how` holds lengths, splits and label."""
-        keep_freed_memory()
-        return score(
-            make, self.factory, dataclasses.replace(self.recipe, lr=rate), nets=nets, seed=seed, device=self.device,
-            compiled=self.compiled, progress=self.progress, **how,
-        )  # fmt: skip
-
-    def best_rate(self, name: str, make: Callable[[int], Batches], lengths: Sequence[int]) -> float:
-        """The learning rate that is best on validation data, each at its best length, by a few networks of their own."""
-        nets, seed, splits = min(self.nets, CHOOSING_NETS), derive(self.seed, "rate"), (self.real.validation,)
-        found = {}
-        for rate in self.rates:
-            label = f"{name}, learning rate {rate:g}"
-            scores = self.scores(rate, nets, seed, make, lengths=lengths, splits=splits, label=label)
-            found[rate] = float(scores[:, :, 0].mean(0).max())
-        return max(found, key=lambda rate: found[rate])
-
-    def batches(self, images: Tensor, targets: Tensor, labels: Tensor, seed: int) -> Batches:
-        """Batches of a small set for the network of that seed."""
-        return set_batches(images.to(self.device), targets.to(self.device), labels.to(self.device), self.recipe, seed)
-
-    def batches_of(self, distilled: DistilledSet) -> Callable[[int], Batches]:
-        """Seed of a network -> its batches of a distilled set."""
-        return lambda own: self.batches(distilled.images, distilled.targets, distilled.labels, own)
-
-    def batches_of_all(self) -> Callable[[int], Batches]:
-        """Seed of a network -> its batches of all real train images."""
-        return lambda own: split_batches(self.real.train, self.recipe, len(self.real.class_names), own)
-
-    def of_set(self, name: str, distilled: DistilledSet, lengths: Sequence[int], **how: Any) -> Row:
-        """`row` for a distilled set."""
-        make = self.batches_of(distilled)
-        return self.row(name, make, lengths, len(distilled), distilled.ipc, stored_bytes=distilled.stored_bytes, **how)
-
-    def of_subsets(self, name: str, distilled: DistilledSet, ipc: int, lengths: Sequence[int]) -> Row:
-        """`row` for random examples of a distilled set, `ipc` of each class, others for each network (paper, figure 6)."""
-
-        def make(own: int) -> Batches:
-            return self.batches(*subset(distilled, ipc, own), own)
-
-        count = ipc * len(distilled.class_names)
-        values = torch.Size(distilled.shape).numel() + distilled.learned_labels * len(distilled.class_names)
-        return self.row(name, make, lengths, count, ipc, stored_bytes=count * values * FLOAT_BYTES)
-
-    def of_random(self, name: str, ipc: int, lengths: Sequence[int], **how: Any) -> Row:
-        """`row` for real train images, `ipc` of each class, others for each network."""
-
-        def make(own: int) -> Batches:
-            return self.batches(*real_subset(self.real, ipc, own), own)
-
-        return self.row(name, make, lengths, ipc * len(self.real.class_names), ipc, **how)
-
-    def of_all(self, name: str, epochs: int, ipc: int) -> Row:
-        """`row` for all real train images, for the best number of epochs up to `epochs` on validation data."""
-        count = len(self.real.train)
-        stops = tuple(steps_of(self.real.train, done + 1) for done in range(epochs))
-        return self.row(name, self.batches_of_all(), stops, count, ipc)
+def silent(sentence: str) -> None:
+    """Say nothing."""
 
 
 def evaluate(
     distilled: DistilledSet,
     real: RealData,
+    options: EvaluationOptions | None = None,
     *,
-    nets: int = 10,
     model: ModelSpec | None = None,
-    steps: int | None = None,
-    lr: float | None = None,
-    protocol: str = "validation",
-    baselines: Sequence[str] = (),
-    full_epochs: int = 20,
-    lengths: Sequence[int] = (300, 600, 1000),
-    seed: int = 0,
-    device: str = "auto",
-    compile: str = "auto",
+    lengths: Sequence[int] = LENGTHS,
     progress: Progress | None = None,
-    say: Say = lambda sentence: None,
+    say: Say = silent,
 ) -> list[Row]:
-    """Test accuracy of fresh networks trained on the set and, if asked for, on real data under the same protocol.
+    """Measure the test accuracy of what learns from the set and, if asked for, from real data.
 
     Args:
         distilled: the set.
-        real: data that went through the set's own preprocessing (`loading.prepare(..., preprocess=distilled.fitted)`).
-        nets: fresh networks for each row.
+        real: data that went through the set's own preprocessing (see `fitting`).
+        options: what is measured, and how; but for `models`, which are taken one at a time.
         model: another network than the recipe's.
-        steps: a fixed number of training steps.
-        lr: a fixed learning rate; None: the recipe's or, for another model under the validation protocol, that or 0.3 times
-            it, whichever is better on validation data. (Paper D.1: 0.001, and 0.0003 for wide ConvNets.)
-        protocol: "validation": the length is the recipe's (which validation data chose), or chosen on validation data for
-            another model and for baselines. "paper": the best of 300, 600, 1,000 and 3,000 steps **on the test set**, as
-            the paper's released code does; optimistic.
-        baselines: "random": as many real images, chosen anew for each network; "full": all real training images.
-        full_epochs: most epochs of "full"; the best one is chosen on validation data.
-        lengths: candidates for a choice on validation data.
-        seed: of the networks.
-        device: where to train.
-        compile: "on", "off", or "auto": when there is so much to compute that it pays.
+        lengths: candidates for a choice on validation data: for another model, and for baselines.
         progress: called as networks finish.
         say: takes a sentence that the user should see.
     Returns:
         One row for the set and one for each baseline.
     Raises:
-        InputError: an unknown protocol or baseline, a number below 1, a model that does not fit.
+        InputError: a model that does not fit, or options that have no effect on the learner.
     """
-    if lr is not None and not 0 < lr < math.inf:
-        raise InputError(f"lr must be above 0 and finite, got {lr}")
-    require_positive(nets=nets, full_epochs=full_epochs, **({} if steps is None else {"steps": steps}))
-    for kind, value, known in (("protocol", protocol, PROTOCOLS), *(("baseline", name, BASELINES) for name in baselines)):
-        if value not in known:
-            raise InputError(f"{kind} must be one of {', '.join(known)}; got {value!r}{near_miss(value, known)}")
-    place = pick_device(device)
-    factory = factory_for(distilled, model)
-    recipe = distilled.recipe
-    own = model is None or model == recipe.model
-    fixed = (steps,) if steps else None
-    searched = fixed or (PAPER_LENGTHS if protocol == "paper" else tuple(sorted(lengths)))
-    first = fixed or ((recipe.steps,) if own and protocol == "validation" else searched)
-    networks = NetworkFamily(factory, distilled.shape, len(distilled.class_names), place, recipe.precision)
-    compiled = compiled_for(networks, recipe, compile, nets * first[-1], nets * len(first) * len(real.test), say)
-    name = model_name(recipe.model if model is None else model)
-    rates = () if own or lr is not None or protocol == "paper" else tuple(factor * recipe.lr for factor in RATES)
-    taught = recipe if lr is None else dataclasses.replace(recipe, lr=lr)
-    bench = Bench(real, factory, taught, name, nets, derive(seed, "test"), place, compiled, progress, rates)
-    on_test = protocol == "paper"
-    rows = [bench.of_set("distilled", distilled, first, on_test=on_test)]
-    if own and not fixed and not on_test:
-        rows[0] = dataclasses.replace(rows[0], protocol="steps chosen on validation data when distilling")
-    if "random" in baselines:
-        rows.append(bench.of_random("random", distilled.ipc, searched, on_test=on_test))
-    if "full" in baselines:
-        rows.append(bench.of_all("full", full_epochs, distilled.ipc))
+    options = options or EvaluationOptions()
+    name = distilled.recipe.learner if options.learner == "auto" else options.learner
+    if LEARNERS[name].trains:
+        return by_networks(distilled, real, options, model, lengths, progress, say)
+    return by_fits(distilled, real, options, model, name, progress)
+
+
+def by_fits(
+    distilled: DistilledSet, real: RealData, options: EvaluationOptions, model: ModelSpec | None, name: str,
+    progress: Progress | None,
+) -> list[Row]:  # fmt: skip
+    """Evaluate by the learner of this name, which trains no networks.
+
+    Raises:
+        InputError: options that act on networks only.
+    """
+    unused = EvaluationOptions()
+    for option in ("models", "protocol", "steps", "lr", "compile"):
+        value = getattr(options, option) if option != "models" else options.models or model
+        if value not in (getattr(unused, option), None):
+            raise InputError(f"{option} has no effect on the learner {name}, which trains no networks, got {value}; leave it out")
+    made = LEARNERS[name].of(distilled.recipe, factory_for(distilled, None), pick_device(options.device))
+    bench = FitBench(real, made, name, options.nets, derive(options.seed, "test"), progress)
+    rows = [bench.of_set("distilled", distilled)]
+    if "random" in options.baselines:
+        rows.append(bench.of_random("random", distilled.ipc))
+    if "full" in options.baselines:
+        rows.append(bench.of_all("full", distilled.ipc))
     return rows
 
 
-def compiled_for(networks: NetworkFamily, recipe: Recipe, wanted: str, steps: int, tested: int, say: Say) -> CompiledNetwork | None:
-    """Compiled derivatives for `steps` training steps by the recipe and `tested` test images, if they pay or are wanted."""
-    count = recipe.batch_per_class * recipe.classes_per_batch
+def by_networks(
+    distilled: DistilledSet, real: RealData, options: EvaluationOptions, model: ModelSpec | None, lengths: Sequence[int],
+    progress: Progress | None, say: Say,
+) -> list[Row]:  # fmt: skip
+    """Evaluate by networks that train for a number of steps."""
+    device, protocol, given = pick_device(options.device), PROTOCOLS[options.protocol], distilled.recipe
+    own, factory = model is None or model == given.model, factory_for(distilled, model)
+
+    def at_rate(recipe: Recipe) -> Recipe:
+        return recipe if options.lr == "auto" else dataclasses.replace(recipe, lr=options.lr)
+
+    def recipe_for(examples: int) -> Recipe:
+        return at_rate(recipe_under(protocol, given, examples))
+
+    searched = protocol.candidates or tuple(sorted(lengths)) if options.steps == "auto" else (int(options.steps),)
+    recorded = own and protocol == VALIDATION and options.steps == "auto"
+    recipe, taught = recipe_for(len(distilled)), at_rate(given)
+    first = (recipe.steps,) if protocol.epochs or recorded else searched
+    networks = NetworkFamily(factory, distilled.shape, len(distilled.class_names), device, recipe.precision)
+    tested = options.nets * len(first) * len(real.test)
+    count = min(recipe.batch_size, len(distilled)) if recipe.batch_size else recipe.batch_per_class * recipe.classes_per_batch
+    compiled = compiled_for(networks, count, options.compile, options.nets * first[-1], tested, say)
+    chosen_rate = not own and options.lr == "auto" and protocol.chosen_on == "validation"
+    bench = Bench(
+        real, factory, recipe, model_name(given.model if model is None else model), options.nets, derive(options.seed, "test"),
+        device, compiled, progress, tuple(factor * given.lr for factor in RATES) if chosen_rate else (), protocol,
+    )  # fmt: skip
+    rows = [bench.of_set("distilled", distilled, first)]
+    if recorded:
+        rows[0] = dataclasses.replace(rows[0], protocol="steps chosen on validation data when distilling")
+    if "random" in options.baselines:
+        under = recipe_for(distilled.ipc * len(distilled.class_names))
+        beside = dataclasses.replace(bench, recipe=under)
+        rows.append(beside.of_random("random", distilled.ipc, (under.steps,) if protocol.epochs else searched))
+    if "full" in options.baselines:
+        same = compiled if taught.precision == recipe.precision else None
+        whole = dataclasses.replace(bench, recipe=taught, protocol=VALIDATION, compiled=same)
+        rows.append(whole.of_all("full", options.full_epochs, distilled.ipc))
+    return rows
+
+
+def record_of(
+    rows: Sequence[Row], options: EvaluationOptions, model: str | None, ipc: int, source: str, real: RealData
+) -> EvaluationRecord:
+    """Return the entry of evaluation.json for what `evaluate` measured, here and now.
+
+    Args:
+        rows: what was measured.
+        options: how.
+        model: the network, if it is another than the recipe's.
+        ipc: of the set.
+        source: the kind of the data.
+        real: the data.
+    """
+    return EvaluationRecord(
+        tuple(rows), "test", len(real.test), NOUNS[real.kind], len(real.class_names), DataSource(real.fingerprint, source),
+        options.settings(model, ipc), options.as_meant and model is None, hardware(pick_device(options.device)), versions(),
+    )  # fmt: skip
+
+
+def compiled_for(networks: NetworkFamily, count: int, wanted: str, steps: int, tested: int, say: Say) -> CompiledNetwork | None:
+    """Return compiled derivatives, if they pay or are wanted.
+
+    Args:
+        networks: whose.
+        count: examples in a training step.
+        wanted: "on", "off" or "auto".
+        steps: training steps of all networks.
+        tested: test images of all networks.
+        say: hears why not.
+    """
 
     def build() -> CompiledNetwork:
         return compiled_networks(networks, [even(count, networks.most)], [], [networks.most], say)
@@ -271,27 +172,31 @@ def compiled_for(networks: NetworkFamily, recipe: Recipe, wanted: str, steps: in
     return compiled_if_worth(wanted, networks.device, work, build, say, obstacle)
 
 
-def describe(candidates: Sequence[int], on_test: bool) -> str:
-    """In words, what chose the number of steps."""
-    if len(candidates) == 1:
-        return "fixed steps"
-    if on_test:
-        return f"paper: best of {', '.join(map(str, candidates))} steps on the test set (optimistic)"
-    few = ", ".join(map(str, candidates)) if len(candidates) < 6 else f"{candidates[0]}, {candidates[1]}, .. {candidates[-1]}"
-    return f"best of {few} steps on validation data"
-
-
-def subset(distilled: DistilledSet, ipc: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(images, targets, labels) of a distilled set, `ipc` of each class, drawn by `seed`."""
-    rows = sample_per_class(distilled.labels, len(distilled.class_names), ipc, generator(seed, "subset"))
-    return distilled.images[rows], distilled.targets[rows], distilled.labels[rows]
-
-
-def real_subset(real: RealData, ipc: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(images, one-hot targets, labels) of real train images, `ipc` of each class, drawn by `seed`."""
-    classes = len(real.class_names)
-    images, labels = real.train.take(sample_per_class(real.train.labels, classes, ipc, generator(seed, "subset")))
-    return images, F.one_hot(labels, classes).float(), labels
+def fitting(distilled: DistilledSet, dataset: Dataset, config: DataConfig, device: str) -> RealData:
+    """`dataset` through the set's own preprocessing; an InputError if its shape, classes or features are not the set's."""
+    shape = dataset.shape
+    if "vector" in (dataset.kind, distilled.kind) and shape != distilled.shape:
+        wanted, got = (f"{one[0]} features" if len(one) == 1 else f"images of shape {one}" for one in (distilled.shape, shape))
+        raise InputError(f"the data must have {wanted} like the distilled set, got {got}; give the data that it was distilled from")
+    if shape != distilled.shape:
+        raise InputError(
+            f"the data must have images of shape {distilled.shape} like the distilled set, got {shape}; try --image-size"
+        )
+    if dataset.class_names != distilled.class_names:
+        pairs = zip(dataset.class_names, distilled.class_names, strict=False)
+        found, wanted = next((pair for pair in pairs if pair[0] != pair[1]), ("another number", "all"))
+        raise InputError(
+            f"the data must have the {len(distilled.class_names)} classes of the distilled set, in its order, got "
+            f"{len(dataset.class_names)}; the first that differs is {found!r} in place of {wanted!r}"
+        )
+    named, own = dataset.feature_names, distilled.feature_names
+    if named and own and named != own:
+        got, first = next(pair for pair in zip(named, own, strict=True) if pair[0] != pair[1])
+        raise InputError(
+            f"the data must have the features of the distilled set, in its order; the first that differs is {got!r} in place of "
+            f"{first!r}"
+        )
+    return prepare(dataset, config, pick_device(device), distilled.fitted)
 
 
 def accuracy_of_export(

@@ -214,6 +214,12 @@ def export(distilled: DistilledSet, format: str, path: str | os.PathLike[str], *
     return chosen.told[distilled.kind]
 
 
+def write_default(distilled: DistilledSet, folder: Path) -> None:
+    """Write a set in the format that shows it best into a run's folder, over what is there."""
+    name = DEFAULTS[distilled.kind]
+    export(distilled, name, folder / EXPORTS[name].default_name, overwrite=True)
+
+
 def exported_images(distilled: DistilledSet) -> Tensor:
     """What a network would read if it were trained on the exported 8-bit pictures, preprocessed as real images are."""
     return distilled.preprocess(to_bytes(distilled.pixels))

@@ -7,11 +7,11 @@ from datetime import datetime
 from typing import Any
 
 from potstill.data import Shape
+from potstill.metrics import Figure
 from potstill.options import declared
 from potstill.parameterisations.base import FLOAT_BYTES
 from potstill.registry import METHODS
 from potstill.runs import CONFIG
-from potstill.scoring import Figure
 from potstill.summary import RunSummary
 
 CHANNELS = {1: "grey", 3: "colour"}
@@ -37,7 +37,7 @@ def lede(run: RunSummary) -> str:
         words = (
             f"Fresh networks trained on these {len(run.distilled):,} synthetic {run.noun}s alone "
             f"({run.distilled.stored_bytes:,} bytes) are right on {percent(test[0])} of "
-            f"{test[1].test_images:,} test {run.noun}s, which neither they nor the distillation ever saw."
+            f"{test[1].record.test_images:,} test {run.noun}s, which neither they nor the distillation ever saw."
         )
         return words + (f" On {of_random(run)}, picked at random, they reach {percent(random[0])}." if random else "")
     if run.finished and validation:
@@ -167,8 +167,8 @@ def making_facts(run: RunSummary) -> list[Fact]:
         *METHODS[method.name].words(method.options),
         ("Outer steps", progress(run)),
     ]
-    if run.finished and run.distilled and "outer_step" in run.distilled.meta:
-        step = run.distilled.meta["outer_step"]
+    step = run.distilled.metadata.outer_step if run.distilled else None
+    if step is not None:
         block = " of the last block" if run.config.distilled.boost_blocks > 1 else ""
         found.append(("Set kept", f"after step {step:,}{block}, the best on validation {run.noun}s"))
     if "real_batch" in run.config.flat():  # some methods have a batch of their own
@@ -191,7 +191,7 @@ def sampler_facts(run: RunSummary) -> list[Fact]:
 
 def run_facts(run: RunSummary) -> list[Fact]:
     """When, where, and with what."""
-    versions = run.distilled.meta.get("versions", {}) if run.distilled else {}
+    versions = run.distilled.metadata.versions if run.distilled else {}
     found = [("Started", moment(run.begun))]
     if run.changed:
         found.append(("Finished" if run.finished else "Last step logged", moment(run.changed)))

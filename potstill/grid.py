@@ -115,18 +115,16 @@ def wrap(text: str, font: Font, margin: int, width: int) -> list[str]:
 
 def caption(distilled: DistilledSet) -> str:
     """What the set is, in a sentence."""
-    meta = distilled.meta
-    accuracy = meta.get("accuracy", {})
-    text = (
-        f"{meta.get('config', {}).get('data', {}).get('data', 'data')}, {distilled.per_class:,} a class, {meta.get('method', '')}"
-    )
+    metadata = distilled.metadata
+    words = (metadata.option("data") or "data", f"{distilled.per_class:,} a class", metadata.method)
+    text = ", ".join(filter(None, words))
     if len(distilled.blocks) > 1:
-        text += f" in {len(distilled.blocks)} blocks, beta {meta.get('config', {}).get('distilled', {}).get('boost_beta', 0):g}"
+        text += f" in {len(distilled.blocks)} blocks, beta {metadata.option('boost_beta') or 0:g}"
     if distilled.per_class > MOST_COLUMNS:
         text += f"; the first {COLUMNS_OF_MANY} of each are shown"
     text += f"; stored: {distilled.stored}"
-    if "mean" in accuracy:
-        text += f"; validation accuracy {100 * accuracy['mean']:.1f} % ({accuracy['n']} network{'s'[: accuracy['n'] > 1]})"
+    if accuracy := metadata.accuracy:
+        text += f"; validation accuracy {100 * accuracy.mean:.1f} % ({accuracy.n} network{'s'[: accuracy.n > 1]})"
     return text + ". Brightness and contrast are those of a typical image."
 
 

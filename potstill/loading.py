@@ -2,15 +2,14 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from potstill.data import NOUNS, Arrays, Dataset, Shape, Split, chunks, hold_out, kind_of, make_split
+from potstill.metadata import DataRecord
 from potstill.preprocess import Preprocess, fitted
 from potstill.registry import InputError
 from potstill.sections import DataConfig
@@ -54,12 +53,10 @@ class RealData:
         return kind_of(self.shape)
 
     @property
-    def record(self) -> dict[str, Any]:
-        """What a file tells of them: how many there are, hashes of the content and, where it is another, of all that they are."""
-        counts = {"train": len(self.train), "validation": len(self.validation), "test": len(self.test)}
-        own = {} if self.weights is None else {"identity": self.identity}
-        names = {"features": list(self.feature_names)} if self.feature_names else {}
-        return {"fingerprint": self.fingerprint, **own, **counts, **names}
+    def record(self) -> DataRecord:
+        """What a file tells of them."""
+        identity = None if self.weights is None else self.identity
+        return DataRecord(self.fingerprint, len(self.train), len(self.validation), len(self.test), identity, self.feature_names)
 
 
 def prepare(dataset: Dataset, config: DataConfig, device: torch.device, preprocess: Preprocess | None = None) -> RealData:
@@ -115,12 +112,6 @@ def prepare(dataset: Dataset, config: DataConfig, device: torch.device, preproce
         identity=dataset.identity,
         feature_names=dataset.feature_names,
     )
-
-
-def identity_of(record: Mapping[str, Any]) -> str | None:
-    """The identity of the data that a `RealData.record` tells of."""
-    found: str | None = record.get("identity", record.get("fingerprint"))
-    return found
 
 
 def cut_of(config: DataConfig, identity: str) -> str:

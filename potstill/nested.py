@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 
+from potstill.bench import examples_of
 from potstill.claims import Claim, Finding, compared
 from potstill.config import options_from_preset
 from potstill.data import Split
@@ -159,7 +160,7 @@ class Subsets(Nested):
 
         def any_block(own: int) -> Batches:
             chosen = parts[own % len(parts)]
-            return bench.batches(chosen.images, chosen.targets, chosen.labels, own)
+            return bench.batches(examples_of(chosen), own)
 
         rows = [bench.of_set(name, part, lengths) for name, part in zip((FIRST, SECOND), parts, strict=False)]
         stored = parts[0].stored_bytes

@@ -99,18 +99,22 @@ class SGD:
         weight_decay: this times the parameters is added to the gradient.
         milestones: steps from which on the learning rate is multiplied by `decay` (paper D.6).
         decay: that factor.
+        restart: whether the velocity starts again from 0 at each milestone.
     """
 
     momentum: float = option(0.9, "SGD: factor on the velocity", low=0, high=1)
     weight_decay: float = option(0.0, "SGD: this times the parameters is added", low=0)
     milestones: tuple[int, ...] = option((), "SGD: steps at which the rate is multiplied", low=1)
     decay: float = option(0.2, "SGD: by this (paper D.6)", low=0, high=1, open_low=True)
+    restart: bool = False
 
     def init(self, theta: Tensor) -> State:
         return theta, torch.zeros_like(theta)
 
     def step(self, state: State, grad: Tensor, hyper: Mapping[str, Tensor], count: int) -> State:
         theta, velocity = state
+        if self.restart and count in self.milestones:
+            velocity = torch.zeros_like(velocity)
         velocity = self.momentum * velocity + grad + self.weight_decay * theta
         factor = self.decay ** sum(count >= milestone for milestone in self.milestones)
         return theta - hyper["lr"] * factor * velocity, velocity
@@ -118,4 +122,13 @@ class SGD:
     def in_torch(self, parameters: Sequence[nn.Parameter], lr: float) -> tuple[torch.optim.Optimizer, Callable[[], None]]:
         made = torch.optim.SGD(parameters, lr, self.momentum, weight_decay=self.weight_decay)
         schedule = torch.optim.lr_scheduler.MultiStepLR(made, list(self.milestones), self.decay)
-        return made, schedule.step
+        steps = 0
+
+        def after() -> None:
+            nonlocal steps
+            steps += 1
+            schedule.step()
+            if self.restart and steps in self.milestones:
+                made.state.clear()
+
+        return made, after

@@ -25,12 +25,13 @@ def option(
     low: float | None = None,
     high: float | None = None,
     open_low: bool = False,
+    also: str = "",
 ) -> Any:
     """Declare an option: its default, its help text and the interval that its numbers lie in.
 
-    That is [low, high], or (low, high] with `open_low`.
+    That is [low, high], or (low, high] with `open_low`. `also` is a second name of it.
     """
-    known = {"help": help, "low": low, "high": high, "open_low": open_low}
+    known = {"help": help, "low": low, "high": high, "open_low": open_low, "also": also}
     return field(default=default, metadata=known)
 
 

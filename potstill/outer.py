@@ -11,12 +11,12 @@ from torch import Tensor
 
 from potstill.devices import peak_memory_mb
 from potstill.methods.base import Estimate, State
+from potstill.metrics import Figure, StepRecord
 from potstill.optimizers import Adam, Optimizer
 from potstill.registry import InputError
 
 CLIP_DECAY = 0.9
 MOST_SKIPPED = 20
-Record = dict[str, Any]
 
 
 class Interrupted(Exception):
@@ -137,8 +137,7 @@ class Hooks:
     """What the loop calls; every one is optional.
 
     Args:
-        validate: state -> (record for the log, accuracy); called every `validate_every` steps and
-            after the last.
+        validate: state -> accuracy; called every `validate_every` steps and after the last.
         save: keeps a state; called every `checkpoint_every` steps, after the last and at an
             interruption.
         log: takes one record a step.
@@ -146,9 +145,9 @@ class Hooks:
         refresh: state -> the state and the method for the next step, where they change; else None.
     """
 
-    validate: Callable[[OuterState], tuple[Record, float]] | None = None
+    validate: Callable[[OuterState], Figure] | None = None
     save: Callable[[OuterState], None] = field(default=lambda state: None)
-    log: Callable[[Record], None] = field(default=lambda record: None)
+    log: Callable[[StepRecord], None] = field(default=lambda record: None)
     stop: Callable[[], bool] = field(default=lambda: False)
     refresh: Callable[[OuterState], tuple[OuterState, Estimator] | None] = field(default=lambda state: None)
 
@@ -180,15 +179,16 @@ def optimise(
         scored = time.perf_counter()
         state, method = refreshed or (state, method)
         state, record = outer_step(method, schedule, rules, state)
-        record["seconds"] = round(time.perf_counter() - scored, 4)
-        record["memory_mb"] = round(peak_memory_mb(device), 1)
+        seconds = round(time.perf_counter() - scored, 4)
+        record = replace(record, seconds=seconds, memory_mb=round(peak_memory_mb(device), 1))
         if refreshed:
-            record["hardness_seconds"] = round(scored - began, 4)
+            record = replace(record, hardness_seconds=round(scored - began, 4))
         last = state.step == schedule.steps
         if hooks.validate and (last or state.step % schedule.validate_every == 0):
-            record["validation"], accuracy = hooks.validate(state)
-            if state.best is None or accuracy > state.best.accuracy:
-                state = replace(state, best=Best(state.step, accuracy, state.leaves))
+            figure = hooks.validate(state)
+            record = replace(record, validation=figure)
+            if state.best is None or figure.mean > state.best.accuracy:
+                state = replace(state, best=Best(state.step, figure.mean, state.leaves))
         hooks.log(record)
         stopping = hooks.stop() and not last
         if last or stopping or state.step % schedule.checkpoint_every == 0:
@@ -198,17 +198,31 @@ def optimise(
     return state
 
 
-def outer_step(method: Estimator, schedule: Schedule, rules: Mapping[str, Rule], state: OuterState) -> tuple[OuterState, Record]:
-    """Take one outer step: the state after it and its record for the log."""
+def outer_step(
+    method: Estimator, schedule: Schedule, rules: Mapping[str, Rule], state: OuterState
+) -> tuple[OuterState, StepRecord]:
+    """Take one outer step.
+
+    Returns:
+        The state after it, and its record for the log, which does not know time and memory yet.
+    """
     estimate = method.estimate(state.leaves, state.method, state.step)
     grads = estimate.grads
     norm = math.hypot(*(float(grad.norm()) for name, grad in grads.items() if rules[name].clipped))
     finite = all(bool(grad.isfinite().all()) for grad in grads.values())
     finite = finite and math.isfinite(estimate.loss)
-    record: Record = {
-        "step": state.step + 1, "loss": estimate.loss, "grad_norm": norm, "clipped": False,
-        "skipped": not finite, **estimate.info,
-    }  # fmt: skip
+    info = {name: finite_or_none(value) for name, value in estimate.info.items()}
+    record = StepRecord(
+        state.step + 1,
+        finite_or_none(estimate.loss),
+        finite_or_none(norm),
+        clipped=False,
+        skipped=not finite,
+        seconds=0.0,
+        memory_mb=0.0,
+        decode_seconds=info.pop("decode_seconds", None),
+        info=info,
+    )
     if not finite:
         skipped = state.skipped_in_a_row + 1
         if skipped >= MOST_SKIPPED:
@@ -216,12 +230,9 @@ def outer_step(method: Estimator, schedule: Schedule, rules: Mapping[str, Rule],
                 f"the meta-gradient was not finite in {MOST_SKIPPED} outer steps in a row, up to step "
                 f"{state.step + 1}; {method.remedy}"
             )
-        for name, value in record.items():
-            if isinstance(value, float) and not math.isfinite(value):
-                record[name] = None
         return replace(state, step=state.step + 1, skipped_in_a_row=skipped), record
     average, factor = rescale(norm, state.clip_average, schedule.clip)
-    record["clipped"] = factor < 1 and schedule.clip != "unit"
+    record = replace(record, clipped=factor < 1 and schedule.clip != "unit")
     leaves, moments = {}, {}
     for name, leaf in state.leaves.items():
         rule = rules[name]
@@ -236,6 +247,11 @@ def outer_step(method: Estimator, schedule: Schedule, rules: Mapping[str, Rule],
         updates=state.updates + 1, skipped_in_a_row=0, clip_average=average,
     )  # fmt: skip
     return after, record
+
+
+def finite_or_none(value: Any) -> Any:
+    """Return `value`; None if it is a float that is not finite, which JSON cannot hold."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def rescale(norm: float, average: float | None, limit: float | str) -> tuple[float, float]:

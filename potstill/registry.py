@@ -132,6 +132,19 @@ OPTIMIZERS = Registry(
     adam=("potstill.optimizers:Adam", "Adam; eps after bias correction (torch) or before it (higher 0.2.1)"),
     sgd=("potstill.optimizers:SGD", "SGD with momentum, weight decay and step decay of the learning rate"),
 )
+PROTOCOLS = Registry(
+    "protocol",
+    validation=("potstill.protocols:VALIDATION", "the set's own recipe; validation data chose or choose the length (default)"),
+    paper=("potstill.protocols:PAPER", "best of 300, 600, 1,000, 3,000 steps on the test set, as in RaT-BPTT's code: optimistic"),
+    dsa_1000=("potstill.protocols:DSA_1000", "as DSA and DM are evaluated: 1,001 epochs of SGD, augmented, tested once"),
+    dsa_1000_digits=("potstill.protocols:DSA_1000_DIGITS", "the same without flip, as DSA and DM are evaluated on digits"),
+    dc_300=("potstill.protocols:DC_300", "as DC is evaluated: 301 epochs of SGD without augmentation, tested once"),
+)
+LEARNERS = Registry(
+    "learner",
+    network=("potstill.learners:Network", "a fresh network trained by the recipe (default)"),
+    nearest=("potstill.learners:Nearest", "the nearest example in the networks' input space gives the class; nothing is trained"),
+)
 EXPORTS = Registry(
     "export format",
     png=("potstill.exports:PNG", "one annotated picture of the images; of more than 50 a class the first 20 (default)"),

@@ -1,6 +1,5 @@
 """The report on runs: one HTML page that needs nothing beside it."""
 
-import dataclasses
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,12 +8,12 @@ from pathlib import Path
 import potstill
 from potstill.config import to_toml
 from potstill.curves import Chart, budget_chart, log_charts
-from potstill.evaluation import Row
 from potstill.facts import Fact, commands, differences, facts, headline, lede, percent, progress, reached, tiles
 from potstill.features import Ranges, RowTable, feature_ranges, row_table
 from potstill.files import write
 from potstill.gallery import Gallery, StoredPictures, gallery, stored_pictures
 from potstill.page import environment
+from potstill.records import Row
 from potstill.registry import InputError
 from potstill.summary import Measured, RunSummary, read_runs
 
@@ -159,24 +158,19 @@ def tables(measured: Sequence[Measured], noun: str = "images") -> list[tuple[lis
     found: dict[str, list[Row]] = {}
     for one in measured:
         data = "" if one.same_data else " of other data than the set was distilled from"
-        found.setdefault(f"On {one.test_images:,} test {noun}{data}; {one.hardware}; {one.versions}.", []).extend(one.rows)
-    return [(sorted(once(rows), key=lambda row: (row.name == "full", row.ipc)), words) for words, rows in found.items()]
-
-
-def once(rows: Sequence[Row]) -> list[Row]:
-    """Each line once: a set that is measured again with a baseline beside it gives the same; older lines lack bytes and rate."""
-    known: dict[Row, Row] = {}
-    for row in rows:
-        key = dataclasses.replace(row, stored_bytes=None, lr=None)
-        known[key] = row if row.stored_bytes else known.get(key, row)
-    return list(known.values())
+        record, versions = one.record, ", ".join(f"{name} {number}" for name, number in one.record.versions.items())
+        words = f"On {record.test_images:,} test {noun}{data}; {record.hardware}; {versions}."
+        found.setdefault(words, []).extend(record.rows)
+    # Each line once: a set that is measured again with a baseline beside it gives the same.
+    once = {words: list(dict.fromkeys(rows)) for words, rows in found.items()}
+    return [(sorted(rows, key=lambda row: (row.name == "full", row.ipc)), words) for words, rows in once.items()]
 
 
 def compared(runs: Sequence[RunSummary]) -> Comparison:
     """The runs side by side: what differs, what they reached, what they look like."""
     sets = {run.name: run.distilled for run in runs if run.distilled}
     pictured = {name: distilled for name, distilled in sets.items() if distilled.kind == "image"}
-    fingerprints = {distilled.meta["data"]["fingerprint"] for distilled in sets.values() if "data" in distilled.meta}
+    fingerprints = {data.fingerprint for distilled in sets.values() if (data := distilled.metadata.data)}
     note = "These runs did not distill the same data: their accuracies do not compare." if len(fingerprints) > 1 else ""
     return Comparison(
         reached(runs),

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-from potstill.evaluation import Row
-from potstill.scoring import Figure
+from potstill.metrics import Figure
+from potstill.records import Row
 
 SHOWN_PLACES = 6
 

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,17 +16,21 @@ from potstill.boosting import made_blocks
 from potstill.config import Given, Resolved, configuration, options_from_file, resolved, to_toml
 from potstill.distilled import DistilledSet, Recipe
 from potstill.files import with_prefix
-from potstill.loading import RealData, cut_of, identity_of
-from potstill.outer import Best, Carried, OuterState, Record
+from potstill.loading import RealData, cut_of
+from potstill.metadata import DataRecord, SetMetadata
+from potstill.metrics import StepRecord
+from potstill.outer import Best, Carried, OuterState
 from potstill.parameterisations.base import Parameterisation, from_plain
+from potstill.plain import Unreadable, dump, parse
 from potstill.preprocess import Preprocess, restored
+from potstill.records import DIAGNOSIS, EVALUATION
 from potstill.registry import InputError
 from potstill.sections import DataConfig
 
-CONFIG, METRICS, CHECKPOINTS, EVALUATION, PICTURE, REPORT = (
-    "config.toml", "metrics.jsonl", "checkpoints", "evaluation.json", "distilled.png", "report.html",
+CONFIG, METRICS, CHECKPOINTS, PICTURE, REPORT = (
+    "config.toml", "metrics.jsonl", "checkpoints", "distilled.png", "report.html",
 )  # fmt: skip
-DIAGNOSIS, TABLE = "diagnosis.json", "distilled.csv"
+TABLE = "distilled.csv"
 LOCK, REPLACED, PREPARATION = ".lock", ".replaced", "preparation.safetensors"
 INTERRUPTED = "-interrupted"
 """At the end of a checkpoint's name: it was not due."""
@@ -127,29 +131,31 @@ class RunFolder:
         """Keep what the data gave, which a finished set holds itself: for `snapshot`, `fitted` and `require_data`."""
         meta = {
             "preprocess": real.preprocess.name, "class_names": list(real.class_names), "input_shape": list(real.shape),
-            "cut": cut_of(config, real.identity), "data": real.record, "parameterisation": one.plain(),
+            "cut": cut_of(config, real.identity), "data": dump(real.record), "parameterisation": one.plain(),
         }  # fmt: skip
         files.save_tensors(self.path / PREPARATION, real.preprocess.state(), "preparation", meta)
 
     def preparation(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """What `keep_preparation` kept; nothing if it is not there or damaged."""
         try:
-            return files.load_tensors(self.path / PREPARATION, "preparation")
-        except InputError:
+            tensors, known = files.load_tensors(self.path / PREPARATION, "preparation")
+            return tensors, {**known, "data": parse(DataRecord, known.get("data"))}
+        except (InputError, Unreadable):
             return {}, {}
 
     def fitted(self, config: DataConfig, identity: str) -> Preprocess | None:
         """The preprocessing that was fitted when the run began; None if it is not known, or was for other data or options."""
         if self.finished:
             distilled = store.load(self.path)
-            return distilled.fitted if identity_of(distilled.meta.get("data", {})) == identity else None
+            data = distilled.metadata.data
+            return distilled.fitted if data and data.whole_identity == identity else None
         tensors, known = self.preparation()
         return restored(known["preprocess"], tensors) if known.get("cut") == cut_of(config, identity) else None
 
     def require_data(self, identity: str) -> None:
         """Raise an InputError if the run was begun with other data or weights, as far as that is known."""
-        known = self.preparation()[1].get("data", {})
-        if known and identity_of(known) != identity:
+        known = self.preparation()[1]
+        if known and known["data"].whole_identity != identity:
             self.refuse_data()
 
     def refuse_data(self) -> NoReturn:
@@ -173,10 +179,10 @@ class RunFolder:
             leaves = {**state.carried.earlier, **state.leaves}
             one = from_plain(known["parameterisation"], tuple(known["input_shape"]), len(names), config.distilled.learn_labels)
             recipe = Recipe.of(self.resolved_config(), config.evaluation.lengths[0])
-            meta = {"method": config.method.name, "seed": config.run.seed, "data": known["data"]}
+            metadata = SetMetadata(config.method.name, seed=config.run.seed, data=known["data"])
             return DistilledSet(
                 made_blocks(leaves, one), names, restored(known["preprocess"], fitted), recipe,
-                learned_labels=config.distilled.learn_labels, meta=meta,
+                learned_labels=config.distilled.learn_labels, metadata=metadata,
             )  # fmt: skip
         return None
 
@@ -193,30 +199,28 @@ class RunFolder:
         """Whether the distilled set is there."""
         return (self.path / store.ARTEFACT).is_file()
 
-    def log(self, record: Record) -> None:
+    def log(self, record: StepRecord) -> None:
         """Append one record to metrics.jsonl."""
+        line = record.line
         try:
             with (self.path / METRICS).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
+                file.write(line)
         except OSError as error:
             raise InputError(f"cannot write {self.path / METRICS}: {error.strerror}; go on with --resume {self.path}") from error
 
-    def records(self) -> list[Record]:
+    def records(self) -> list[StepRecord]:
         """What was logged, up to the first line that is no record: a kill may cut the last one short."""
         path, records = self.path / METRICS, []
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
             try:
-                record = json.loads(line)
-            except json.JSONDecodeError:
+                records.append(StepRecord.of_line(line))
+            except Unreadable:
                 break
-            if not (isinstance(record, dict) and isinstance(record.get("step"), int)):
-                break
-            records.append(record)
         return records
 
     def forget_after(self, step: int) -> None:
         """Cut the log to the records up to `step`, the one that a resumed run starts from, and drop later, damaged checkpoints."""
-        kept = [json.dumps(record) + "\n" for record in self.records() if record["step"] <= step]
+        kept = [record.line for record in self.records() if record.step <= step]
         files.write(self.path / METRICS, "".join(kept))
         for path in self.checkpoints:
             if int(path.stem.split("-")[1]) > step:
@@ -293,35 +297,11 @@ class RunFolder:
         return unpack({name: tensor.to(device) for name, tensor in tensors.items()}, meta)
 
 
-def evaluations(path: Path, kind: str = "evaluations") -> list[dict[str, Any]]:
-    """What an evaluation.json, or a file of another kind of results, holds; nothing if it is not there or none of ours."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))[kind]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
-    return [one for one in found if isinstance(one, dict)]
-
-
-def add_evaluation(path: Path, result: dict[str, Any], kind: str = "evaluations") -> None:
-    """Put an evaluation, or another kind of result, into its file; it replaces one of the same settings and data."""
-    kept = [one for one in evaluations(path, kind) if any(one.get(name) != result[name] for name in ("settings", "data"))]
-    files.write(path, json.dumps({kind: [*kept, result]}, indent=2) + "\n")
-
-
 def identity(config: Resolved) -> dict[str, Any]:
     """The options that a checkpoint stands for, as plain data."""
     plain: dict[str, Any] = json.loads(files.canonical(config.flat()))
     nested = config.distilled.boost_blocks > 1  # there the first blocks' last steps are behind us
     return {name: value for name, value in plain.items() if name not in MAY_CHANGE or (nested and name == "steps")}
-
-
-def scoring_share(records: Iterable[Record]) -> float:
-    """The share of the outer loop's time, without validation, that scoring real images took."""
-    spent = steps = 0.0
-    for record in records:
-        spent += record.get("hardness_seconds") or 0.0
-        steps += record.get("seconds") or 0.0
-    return spent / (spent + steps) if spent else 0.0
 
 
 def steps_done(state: OuterState, config: Resolved) -> int:

@@ -1,7 +1,6 @@
 """Fresh networks trained on something and measured on real data: accuracies as mean, standard deviation and n."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,32 +10,14 @@ from potstill.compiled import CompiledNetwork
 from potstill.data import Split
 from potstill.devices import pick_device
 from potstill.distilled import DistilledSet, Recipe
+from potstill.learners import Examples, Learner, Network
 from potstill.models import ModelSpec, check_model, fresh, model_name, resolve
 from potstill.registry import InputError
 from potstill.seeds import derive
-from potstill.training import Batches, accuracy, set_batches, train_compiled, train_network
+from potstill.training import Batches, accuracy, set_batches, train_network
 
 Progress = Callable[[str, int, int], None]
 """(what is being done, done, of how many)."""
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A measured fraction: mean and sample standard deviation over n networks; no deviation of a single one."""
-
-    mean: float
-    std: float | None
-    n: int
-
-    @classmethod
-    def of(cls, values: Tensor) -> "Figure":
-        """Over a 1-d tensor."""
-        std = float(values.std()) if len(values) > 1 else None
-        return cls(float(values.mean()), std, len(values))
-
-    def __str__(self) -> str:
-        spread = "" if self.std is None else f" ± {100 * self.std:.1f}"
-        return f"{100 * self.mean:.1f}{spread} % (n = {self.n})"
 
 
 def score(
@@ -69,17 +50,11 @@ def score(
     Returns:
         (nets, lengths, splits) accuracies, fractions.
     """
-    scores = torch.zeros(nets, len(lengths), len(splits))
+    network, scores = Network(recipe, factory, device, compiled), torch.zeros(nets, len(lengths), len(splits))
     for net in range(nets):
         own = derive(seed, "network", net)
-        module = fresh(factory, own, device)
-        batch = make_batches(own)
-        if compiled:
-            pauses = train_compiled(compiled, module, batch, recipe, lengths)
-        else:
-            pauses = train_network(module, batch, recipe, lengths, own)
-        for place, predict in enumerate(pauses):
-            scores[net, place] = torch.tensor([accuracy(predict, split) for split in splits])
+        for index, predict in enumerate(network.course(make_batches(own), lengths, own)):
+            scores[net, index] = torch.tensor([accuracy(predict, split) for split in splits])
         if progress:
             progress(label, net + 1, nets)
     return scores
@@ -90,6 +65,25 @@ def score_set(
 ) -> Tensor:
     """`score` for networks that train on a small set; `how` holds its other arguments."""
     return score(lambda seed: set_batches(images, targets, labels, recipe, seed), factory, recipe, **how)
+
+
+def score_fits(
+    learner: Learner,
+    make_examples: Callable[[int], Examples],
+    split: Split,
+    fits: int,
+    seed: int,
+    progress: Progress | None = None,
+    label: str = "fits",
+) -> Tensor:
+    """Return (fits,) accuracies on a split of what a learner learned from the examples of each seed; seeds as in `score`."""
+    found = torch.zeros(fits)
+    for index in range(fits):
+        own = derive(seed, "network", index)
+        found[index] = accuracy(learner.fit(make_examples(own), own), split)
+        if progress:
+            progress(label, index + 1, fits)
+    return found
 
 
 def train(

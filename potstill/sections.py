@@ -71,9 +71,7 @@ class InnerConfig(Generic[A]):
     inner_lr: float = option(0.001, "learning rate on the synthetic set (paper D.1)", low=0, open_low=True)
     batch_per_class: int | A = option("auto", "synthetic images of a class in a step; auto: all, up to 100 in total", low=1)
     classes_per_batch: int | A = option("auto", "random classes in a step; auto: all", low=1)
-    augment: tuple[str, ...] | A = option(
-        "auto", f"one of these a batch: {', '.join(AUGMENTATIONS)}; auto: by the method"
-    )
+    augment: tuple[str, ...] | A = option("auto", f"one of these a batch: {', '.join(AUGMENTATIONS)}; auto: by the method")
     precision: Literal["float32", "bfloat16"] | A = option(
         "auto", "float32 or bfloat16 in the network; auto: what suits the hardware"
     )

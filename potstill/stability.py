@@ -200,7 +200,9 @@ def logged(quantity: Quantity, name: str, way: str, subject: Subject) -> list[Me
     """What a run logged under a name, at each outer step where it is a number."""
     records = subject.folder.records()
     return [
-        single(quantity, way, record["step"], subject, record[name], "logged") for record in records if finite(record.get(name))
+        single(quantity, way, record.step, subject, record.value(name), "logged")
+        for record in records
+        if finite(record.value(name))
     ]
 
 

@@ -102,8 +102,8 @@ class Parameterisations:
             if param == PIXELS:
                 rows.append(bench.of_random(RANDOM, distilled.ipc, subject.lengths))
             found = [Measurement.of(row.name, row, subject.seed) for row in rows]
-            share = statistics.median(record["decode_seconds"] / record["seconds"] for record in records)
-            seconds = statistics.median(record["seconds"] for record in records)
+            share = statistics.median((record.decode_seconds or 0.0) / record.seconds for record in records)
+            seconds = statistics.median(record.seconds for record in records)
             for quantity, value, detail in (
                 (BYTES, distilled.stored_bytes, distilled.stored),
                 (DECODED, distilled.per_class, "counted"),
@@ -112,9 +112,9 @@ class Parameterisations:
             ):
                 found.append(single(quantity, param, distilled.ipc, subject, value, detail))
             for record in records if smallest else ():
-                if figure := record.get("validation"):
-                    place = param, record["step"], subject.seed
-                    found.append(Measurement(VALIDATION.name, *place, figure["mean"], figure["std"], figure["n"], "logged"))
+                if figure := record.validation:
+                    place = param, record.step, subject.seed
+                    found.append(Measurement(VALIDATION.name, *place, figure.mean, figure.std, figure.n, "logged"))
             return found
 
         return measured

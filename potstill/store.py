@@ -3,10 +3,14 @@
 import os
 from pathlib import Path
 
+from potstill.config import Given, changed, configuration, options_of_run
 from potstill.distilled import Block, DistilledSet, Recipe
 from potstill.files import load_tensors, save_tensors, with_prefix
+from potstill.metadata import SetMetadata
 from potstill.parameterisations.base import from_plain
+from potstill.plain import Unreadable, dump, parse
 from potstill.preprocess import restored
+from potstill.registry import InputError
 
 ARTEFACT = "distilled.safetensors"
 
@@ -17,7 +21,7 @@ def save(distilled: DistilledSet, path: str | os.PathLike[str]) -> None:
     for number, block in enumerate(distilled.blocks):
         tensors |= {f"blocks.{number}.{name}": leaf for name, leaf in block.leaves.items()}
     meta = {
-        **distilled.meta,
+        **dump(distilled.metadata),
         "class_names": list(distilled.class_names),
         "input_shape": list(distilled.shape),
         "preprocess": distilled.fitted.name,
@@ -45,12 +49,24 @@ def load(path: str | os.PathLike[str], ipc: int | None = None) -> DistilledSet:
     stored = [with_prefix(tensors, f"blocks.{number}.") for number in range(len(meta["blocks"]))]
     blocks = tuple(Block(leaves, from_plain(plain, *size)) for leaves, plain in zip(stored, meta.pop("blocks"), strict=True))
     fitted = restored(meta.pop("preprocess"), with_prefix(tensors, "preprocess."))
+    names, learned_labels, recipe = (meta.pop(name) for name in ("class_names", "learned_labels", "recipe"))
+    told = {name: value for name, value in meta.items() if name not in ("format_version", "kind")}
+    try:
+        metadata = parse(SetMetadata, told, "metadata")
+    except Unreadable as error:
+        raise InputError(f"{path} was written by another version of potstill: {error}; use that one") from error
     distilled = DistilledSet(
-        blocks,
-        tuple(meta.pop("class_names")),
-        fitted,
-        Recipe.from_plain(meta.pop("recipe")),
-        learned_labels=meta.pop("learned_labels"),
-        meta={name: value for name, value in meta.items() if name not in ("format_version", "kind")},
+        blocks, tuple(names), fitted, Recipe.from_plain(recipe), learned_labels=learned_labels, metadata=metadata
     )
     return distilled if ipc is None else distilled.prefix(ipc)
+
+
+def recorded_config(distilled: DistilledSet) -> Given:
+    """Return the configuration that a set's file records.
+
+    Where the data lie is not in it, but for data that come with potstill or another package.
+    """
+    options = {name: value for table in distilled.metadata.config.values() for name, value in table.items()}
+    known = {option.name for option in options_of_run(options)}  # a file of another version may hold others
+    config = configuration({name: value for name, value in options.items() if name in known})
+    return config if config.data.embedded else changed(config, data="arrays")

@@ -17,9 +17,8 @@ from potstill.data import Part
 from potstill.figures import Drawing, Series, strata_figure
 from potstill.hardness import MORE, NEVER, Forgetting, forgetting
 from potstill.loading import cut_of
+from potstill.metrics import Figure, hardness_share
 from potstill.results import ACCURACY_BY_SIZE, Difference, Measurement, Quantity, Results, Table
-from potstill.runs import scoring_share
-from potstill.scoring import Figure
 from potstill.studies import Point, Subject, Workplace, paper_data, small_options
 from potstill.training import Batches, steps_of
 
@@ -123,11 +122,11 @@ class Hardness:
             test, found = by_stratum(subject, name, bench.batches_of(distilled), steps, parts)
             found.append(figured(ACCURACY_BY_SIZE, way, ipc, subject, test, steps))
             if ipc == scale.sizes[-1]:
-                found.append(single(COST, way, ipc, subject, scoring_share(records), "logged; several runs at a time"))
+                found.append(single(COST, way, ipc, subject, hardness_share(records), "logged; several runs at a time"))
                 for record in records:
-                    if figure := record.get("validation"):
-                        place = way, record["step"], seed
-                        found.append(Measurement(VALIDATION.name, *place, figure["mean"], figure["std"], figure["n"], "logged"))
+                    if figure := record.validation:
+                        place = way, record.step, seed
+                        found.append(Measurement(VALIDATION.name, *place, figure.mean, figure.std, figure.n, "logged"))
             if (way, ipc) == (STANDARD, scale.sizes[0]):
                 found += by_stratum(subject, FULL, bench.batches_of_all(), steps_of(train, scale.epochs), parts)[1]
                 for stratum, part in parts.items():

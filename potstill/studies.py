@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import filelock
 
 from potstill import files, store
-from potstill.api import fitting
+from potstill.bench import Bench
 from potstill.boosting import made_blocks
 from potstill.claims import Claim, as_data
 from potstill.config import Given, changed, configuration
@@ -27,7 +27,7 @@ from potstill.devices import hardware, pick_device, versions
 from potstill.diagnosis import Diagnosis, Noise, diagnose_run
 from potstill.distillation import SILENT, Listener, new_run, resumed_run
 from potstill.distilled import DistilledSet
-from potstill.evaluation import Bench
+from potstill.evaluation import fitting
 from potstill.figures import Drawing, save
 from potstill.page import Told, study_page
 from potstill.registry import InputError

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,11 +11,10 @@ from numpy.typing import NDArray
 from potstill import runs, store
 from potstill.config import Given
 from potstill.distilled import DistilledSet
-from potstill.evaluation import Row
-from potstill.outer import Record
+from potstill.metrics import Figure, StepRecord, hardness_share
+from potstill.records import EVALUATION, EvaluationRecord, read_records
 from potstill.registry import InputError
-from potstill.runs import RunFolder, scoring_share
-from potstill.scoring import Figure
+from potstill.runs import RunFolder
 
 Numbers = NDArray[np.float64]
 
@@ -44,18 +42,17 @@ class Log:
     scoring: float
 
     @classmethod
-    def of(cls, records: Sequence[Record]) -> "Log":
+    def of(cls, records: Sequence[StepRecord]) -> "Log":
         """From the records of a run."""
         names = ("loss", "grad_norm", "seconds", "memory_mb", "decode_seconds")
-        validations = [(record["step"], figure_of(record.get("validation"))) for record in records]
         return cls(
-            np.array([record["step"] for record in records], float),
-            np.array([number(record.get("block", 1)) for record in records], float),
-            {name: np.array([number(record.get(name)) for record in records], float) for name in names},
-            np.array([record.get("clipped") is True for record in records], bool),
-            np.array([record.get("skipped") is True for record in records], bool),
-            [(step, figure) for step, figure in validations if figure],
-            scoring_share(records),
+            np.array([record.step for record in records], float),
+            np.array([record.block for record in records], float),
+            {name: np.array([record.value(name) for record in records], float) for name in names},  # None becomes NaN
+            np.array([record.clipped for record in records], bool),
+            np.array([record.skipped for record in records], bool),
+            [(record.step, record.validation) for record in records if record.validation],
+            hardness_share(records),
         )
 
     @property
@@ -82,26 +79,17 @@ class Measured:
     """One entry of evaluation.json.
 
     Args:
-        rows: the measured lines.
-        test_images: how many images they were measured on.
-        settings: of `potstill evaluate`, by name.
+        record: what was measured, and how.
         same_data: whether the test images belong to the data that the set was distilled from.
-        hardware: the machine, in words.
-        versions: of the libraries, in words.
     """
 
-    rows: list[Row]
-    test_images: int
-    settings: dict[str, Any]
+    record: EvaluationRecord
     same_data: bool
-    hardware: str
-    versions: str
 
     @property
     def standard(self) -> bool:
-        """Whether it measures the set as it is meant to be used: its own recipe, nothing chosen on test data."""
-        own = all(self.settings.get(name) is None for name in ("model", "steps", "lr"))
-        return own and self.settings.get("protocol") == "validation" and self.same_data
+        """Whether it measures the set as it is meant to be used, on its own data."""
+        return self.record.standard and self.same_data
 
 
 @dataclass(frozen=True)
@@ -147,13 +135,14 @@ class RunSummary:
     @property
     def counts(self) -> dict[str, int]:
         """Images by split, as the set's file tells them; nothing before that."""
-        data = self.distilled.meta.get("data", {}) if self.distilled else {}
-        return {name: data[name] for name in ("train", "validation", "test") if name in data}
+        data = self.distilled.metadata.data if self.distilled else None
+        return {"train": data.train, "validation": data.validation, "test": data.test} if data else {}
 
     @property
     def weighted(self) -> bool:
         """Whether real images had weights that were given in Python, as the set's file tells it."""
-        return "identity" in (self.distilled.meta.get("data", {}) if self.distilled else {})
+        data = self.distilled.metadata.data if self.distilled else None
+        return data is not None and data.identity is not None
 
     @property
     def in_python(self) -> bool:
@@ -163,34 +152,17 @@ class RunSummary:
     @property
     def validation(self) -> Figure | None:
         """Accuracy on validation data: of the finished set, else the last one logged."""
-        recorded = self.distilled.meta.get("accuracy") if self.distilled else None
-        if recorded:
-            return figure_of(recorded)
+        if self.distilled and self.distilled.metadata.accuracy:
+            return self.distilled.metadata.accuracy
         return self.log.validations[-1][1] if self.log.validations else None
 
     def test(self, name: str) -> tuple[Figure, Measured] | None:
         """Accuracy on test data of networks trained on the whole set ("distilled") or on as many "random" images, if measured."""
         for measured in reversed(self.measured):
-            for row in measured.rows:
+            for row in measured.record.rows:
                 if measured.standard and row.name == name and self.distilled and row.ipc == self.distilled.ipc:
                     return row.accuracy, measured
         return None
-
-
-def number(value: Any) -> float:
-    """`value` as a finite number, or NaN."""
-    finite = isinstance(value, int | float) and abs(value) < float("inf")
-    return float(value) if finite else float("nan")
-
-
-def figure_of(recorded: Any) -> Figure | None:
-    """A measured fraction from plain data; None if it is none."""
-    try:
-        std = recorded["std"]
-        figure = Figure(float(recorded["mean"]), None if std is None else float(std), int(recorded["n"]))
-    except (KeyError, TypeError, ValueError):
-        return None
-    return figure if np.isfinite([figure.mean, figure.std or 0.0]).all() else None
 
 
 def read_runs(paths: Sequence[Path]) -> list[RunSummary]:
@@ -263,35 +235,10 @@ def read_log(folder: RunFolder, notes: list[str]) -> Log:
 
 def read_measured(folder: RunFolder, distilled: DistilledSet | None, notes: list[str]) -> list[Measured]:
     """The evaluations; those that are damaged are left out."""
-    path = folder.path / runs.EVALUATION
-    found = runs.evaluations(path)
-    measured = [one for entry in found if (one := measured_of(entry, distilled))]
-    if path.exists() and len(measured) < max(1, len(found)):
-        what = f"{len(found) - len(measured)} of {len(found)} evaluations" if found else "The evaluations"
+    path = folder.path / EVALUATION
+    records, unreadable = read_records(path, EvaluationRecord)
+    if unreadable or (path.exists() and not records):
+        what = f"{unreadable} of {unreadable + len(records)} evaluations" if unreadable else "The evaluations"
         notes.append(f"{what} cannot be shown: {path} is damaged; measure again with `potstill evaluate`.")
-    return measured
-
-
-def measured_of(entry: dict[str, Any], distilled: DistilledSet | None) -> Measured | None:
-    """An entry of evaluation.json; None if something is missing in it."""
-    try:
-        rows = [row_of(row, distilled) for row in entry["rows"]]
-        same = distilled is None or entry["data"]["fingerprint"] == distilled.meta.get("data", {}).get("fingerprint")
-        versions = ", ".join(f"{name} {number}" for name, number in entry["versions"].items())
-        return Measured(rows, int(entry["test_images"]), dict(entry["settings"]), same, str(entry["hardware"]), versions)
-    except (KeyError, TypeError, ValueError, AttributeError):
-        return None
-
-
-def row_of(row: dict[str, Any], distilled: DistilledSet | None) -> Row:
-    """A measured line from plain data; older files do not tell the images per class or the bytes."""
-    figure = figure_of(row["accuracy"])
-    if figure is None:
-        raise ValueError("an accuracy must hold mean, std and n")
-    images, classes = int(row["images"]), len(distilled.class_names) if distilled else 1
-    ipc = int(row.get("ipc", images // classes))
-    stored, rate = row.get("stored_bytes"), row.get("lr")
-    return Row(
-        str(row["name"]), str(row["model"]), images, ipc, int(row["steps"]), figure, str(row["protocol"]),
-        None if stored is None else int(stored), None if rate is None else float(rate),
-    )  # fmt: skip
+    known = distilled.metadata.data.fingerprint if distilled and distilled.metadata.data else None
+    return [Measured(record, known in (None, record.data.fingerprint)) for record in records]

@@ -23,11 +23,15 @@ Predict = Callable[[Tensor], Tensor]
 
 def set_batches(images: Tensor, targets: Tensor, labels: Tensor, recipe: Recipe, seed: int) -> Batches:
     """Batches of a small set as the recipe draws and augments them; the same set, recipe and seed give the same."""
-    plan = BatchPlan(labels, targets.shape[1], recipe.batch_per_class, recipe.classes_per_batch)
     rng = generator(seed, "batches")
+    if recipe.batch_size is None:
+        plan = BatchPlan(labels, targets.shape[1], recipe.batch_per_class, recipe.classes_per_batch)
+        indices = by_class(plan, rng)
+    else:
+        indices = shuffled(len(labels), recipe.batch_size, rng)
 
     def batch(_: int) -> tuple[Tensor, Tensor]:
-        rows = plan.draw(rng)
+        rows = next(indices)
         drawn = augment.draw(recipe.augment, len(rows), rng)
         rows = rows.to(images.device)
         return augment.apply(images[rows], drawn), targets[rows]
@@ -38,22 +42,38 @@ def set_batches(images: Tensor, targets: Tensor, labels: Tensor, recipe: Recipe,
 def split_batches(split: Split, recipe: Recipe, classes: int, seed: int) -> Batches:
     """Shuffled batches of a real split, epoch after epoch; the same seed gives the same."""
     rng = generator(seed, "batches")
-    queue: list[Tensor] = []
+    indices = shuffled(len(split), FULL_BATCH, rng)
 
     def batch(_: int) -> tuple[Tensor, Tensor]:
-        if not queue:
-            queue.extend(torch.randperm(len(split), generator=rng).split(FULL_BATCH))
-            if len(queue) > 1 and len(queue[-1]) == 1:  # batch norm cannot normalise a single example
-                queue[-2:] = [torch.cat(queue[-2:])]
-        images, labels = split.take(queue.pop(0))
+        images, labels = split.take(next(indices))
         return augment.apply(images, augment.draw(recipe.augment, len(labels), rng)), F.one_hot(labels, classes).float()
 
     return batch
 
 
+def by_class(plan: BatchPlan, rng: torch.Generator) -> Iterator[Tensor]:
+    """Yield the indices of a plan's batches without end."""
+    while True:
+        yield plan.draw(rng)
+
+
+def shuffled(count: int, size: int, rng: torch.Generator) -> Iterator[Tensor]:
+    """Yield batches of `size` indices below `count`, epoch after epoch without end, each in an order of its own."""
+    while True:
+        batches = list(torch.randperm(count, generator=rng).split(size))
+        if len(batches) > 1 and len(batches[-1]) == 1:  # batch norm cannot normalise a single example
+            batches[-2:] = [torch.cat(batches[-2:])]
+        yield from batches
+
+
+def batches_an_epoch(count: int, size: int) -> int:
+    """Return how many batches of `shuffled` make an epoch."""
+    return max(1, -(-(count - 1) // size))  # a single example over goes with the batch before it
+
+
 def steps_of(split: Split, epochs: int) -> int:
     """How many batches of `split_batches` make so many passes over a split."""
-    return epochs * max(1, -(-(len(split) - 1) // FULL_BATCH))  # a single example over goes with the batch before it
+    return epochs * batches_an_epoch(len(split), FULL_BATCH)
 
 
 def train_network(module: nn.Module, batch: Batches, recipe: Recipe, stops: Sequence[int], seed: int) -> Iterator[Predict]:

@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from potstill.bench import Bench
 from potstill.claims import Claim, compared
 from potstill.config import options_from_preset
-from potstill.evaluation import RATES, Bench
+from potstill.evaluation import RATES
 from potstill.figures import Drawing, dot_figure
 from potstill.models import resolve
 from potstill.results import ACCURACY_BY_SIZE, Measurement, Results

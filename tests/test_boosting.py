@@ -160,7 +160,7 @@ def test_micro_batches_of_frozen_examples_skip_the_inputs_gradient():
 def test_a_run_that_died_in_any_block_resumes_to_the_same_bytes(tmp_path, strong, beta, killed_at):
     def die(record, steps):
         assert steps == 15
-        if record["step"] == killed_at:
+        if record.step == killed_at:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -171,13 +171,13 @@ def test_a_run_that_died_in_any_block_resumes_to_the_same_bytes(tmp_path, strong
     assert (tmp_path / "run/distilled.safetensors").read_bytes() == (tmp_path / "undisturbed.safetensors").read_bytes()
     assert torch.equal(resumed.images, undisturbed.images)
     records = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-    assert [record["step"] for record in records] == list(range(1, 16))
-    assert [record["block"] for record in records] == [1] * 5 + [2] * 5 + [3] * 5
+    assert [record.step for record in records] == list(range(1, 16))
+    assert [record.block for record in records] == [1] * 5 + [2] * 5 + [3] * 5
 
 
 def test_the_steps_of_a_boosted_run_cannot_be_changed_half_way(tmp_path):
     def die(record, steps):
-        if record["step"] == 8:
+        if record.step == 8:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

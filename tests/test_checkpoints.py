@@ -18,7 +18,7 @@ def test_a_moving_window_resumes_where_it_was(tmp_path):
     interrupted_run(tmp_path / "run", after=17, **moving)
     resume(tmp_path / "run")
     assert bytes_of(tmp_path / "run") == bytes_of(tmp_path / "undisturbed")
-    places = [[record["burn_in"] for record in runs.RunFolder(tmp_path / name).records()] for name in ("undisturbed", "run")]
+    places = [[record.info["burn_in"] for record in runs.RunFolder(tmp_path / name).records()] for name in ("undisturbed", "run")]
     assert places[0] == places[1]
     assert 0 == places[0][0] < places[0][16] < places[0][-1]  # it moved before and after the stop
 

@@ -10,8 +10,10 @@ import potstill
 from potstill import runs
 from potstill.analysis import noise_sources, real_variance
 from potstill.cli import main
+from potstill.diagnosis import DiagnosisRecord
 from potstill.distillation import SILENT, Setup
 from potstill.methods.base import Examples
+from potstill.records import DIAGNOSIS, read_records
 from potstill.registry import InputError
 from potstill.sections import DataConfig
 from potstill.sources import read
@@ -39,7 +41,7 @@ def test_every_place_is_measured_at_its_own_state(run):
     assert found[2].sources == noise_sources(*at, 8, 2)
     # The run's own next step: its logged norm is that of the mean over its real batch.
     (dealt,) = potstill.diagnose(run, samples=60)[1].real
-    assert dealt.norm == pytest.approx(folder.records()[4]["grad_norm"], rel=1e-4)
+    assert dealt.norm == pytest.approx(folder.records()[4].grad_norm, rel=1e-4)
 
 
 def test_a_nested_run_is_measured_over_all_its_blocks(tmp_path):
@@ -52,8 +54,8 @@ def test_a_nested_run_is_measured_over_all_its_blocks(tmp_path):
 def test_the_command_prints_a_table_and_writes_what_it_measured(run, capsys):
     assert main(["diagnose", str(run), "--samples", "5", "--signs", "3", "--sources", "2"]) == 0
     told = capsys.readouterr().out
-    assert "rat-bptt; inner steps: 3 to 5 at random, the last 3 differentiated" in told
-    (kept,) = json.loads((run / runs.DIAGNOSIS).read_text())["diagnoses"]
+    assert "rat-bptt, inner steps: 3 to 5 at random, the last 3 differentiated" in told
+    kept = json.loads((run / DIAGNOSIS).read_text())["diagnoses"][-1]
     assert kept["settings"] == {"samples": 5, "size": 1, "signs": 3, "unrolls": 1, "sources": 2}
     assert [place["step"] for place in kept["places"]] == [0, 4, 8, 12]
     assert {"hardware", "versions"} < set(kept)
@@ -64,7 +66,8 @@ def test_the_command_prints_a_table_and_writes_what_it_measured(run, capsys):
     assert f"{100 * noise['share']:.0f} %" in told
     assert main(["diagnose", str(run), "--samples", "5"]) == 0
     assert main(["diagnose", str(run), "--samples", "5"]) == 0  # the same again replaces, another does not
-    assert [entry["settings"]["signs"] for entry in runs.evaluations(run / runs.DIAGNOSIS, "diagnoses")] == [3, 0]
+    records, unreadable = read_records(run / DIAGNOSIS, DiagnosisRecord)
+    assert ([record.settings.signs for record in records[-2:]], unreadable) == ([3, 0], 0)
 
 
 @pytest.mark.parametrize(

@@ -9,17 +9,19 @@ from test_store import make_set
 from torch import nn
 
 import potstill
-from potstill import evaluation
+from potstill import bench, evaluation
 from potstill.compilation import NetworkFamily
 from potstill.compiled import CompiledNetwork
 from potstill.data import TensorSplit
 from potstill.derivatives import FlatModel
 from potstill.distilled import DistilledSet, Recipe
 from potstill.loading import RealData, prepare
+from potstill.metrics import Figure
 from potstill.models import fresh, resolve
 from potstill.optimizers import SGD, Adam
+from potstill.protocols import EvaluationOptions
 from potstill.registry import InputError
-from potstill.scoring import Figure, score_set
+from potstill.scoring import score_set
 from potstill.sections import DataConfig
 from potstill.seeds import derive, generator
 from potstill.sources import from_arrays
@@ -83,9 +85,9 @@ def test_training_equals_a_loop_written_by_hand(optimizer):
     torch.testing.assert_close(module[1].bias.detach().double(), bias.detach(), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-def test_compiled_training_is_the_plain_one(optimizer):
-    recipe = scheduled(optimizer, 0.02)
+@pytest.mark.parametrize(("optimizer", "restart"), [("adam", False), ("sgd", False), ("sgd", True)])
+def test_compiled_training_is_the_plain_one(optimizer, restart):
+    recipe = replace(scheduled(optimizer, 0.02), restart_momentum=restart)
     images, targets = torch.randn(3, 1, 8, 8, generator=generator(0)), torch.rand(3, 3, generator=generator(1))
     factory = resolve("convnet", (1, 8, 8), 3, width=8, depth=1)
     tested = torch.randn(7, 1, 8, 8, generator=generator(2))
@@ -156,6 +158,11 @@ def test_scores_are_of_networks_from_their_own_seeds_at_each_length():
     assert scores.shape == (2, 2, 2)
 
 
+def measured(distilled: DistilledSet, real: RealData, *, model=None, lengths=evaluation.LENGTHS, **options):
+    """The rows of an evaluation with these options."""
+    return evaluation.evaluate(distilled, real, EvaluationOptions(**options), model=model, lengths=lengths)
+
+
 def spoilt(real: RealData, which: str) -> RealData:
     """The data with the labels of one split turned round, so that what looks at it chooses otherwise."""
     fields = {name: getattr(real, name) for name in real.__dataclass_fields__}
@@ -167,13 +174,13 @@ def spoilt(real: RealData, which: str) -> RealData:
 def test_the_validation_protocol_never_chooses_by_the_test_split():
     real = blobs(600)
     distilled = set_of(real)
-    honest = evaluation.evaluate(distilled, real, nets=2, model="mlp", baselines=("random", "full"), full_epochs=2, lengths=(1, 40))
-    other_test = evaluation.evaluate(
+    honest = measured(distilled, real, nets=2, model="mlp", baselines=("random", "full"), full_epochs=2, lengths=(1, 40))
+    other_test = measured(
         distilled, spoilt(real, "test"), nets=2, model="mlp", baselines=("random", "full"), full_epochs=2, lengths=(1, 40)
     )
     assert [row.steps for row in honest] == [row.steps for row in other_test]
     assert all(one.accuracy.mean != other.accuracy.mean for one, other in zip(honest, other_test, strict=True))
-    other_validation = evaluation.evaluate(distilled, spoilt(real, "validation"), nets=2, baselines=("random",), lengths=(1, 40))
+    other_validation = measured(distilled, spoilt(real, "validation"), nets=2, baselines=("random",), lengths=(1, 40))
     assert [row.steps for row in honest[1:2]] != [row.steps for row in other_validation[1:2]]
     assert "validation" in honest[1].protocol
 
@@ -181,10 +188,8 @@ def test_the_validation_protocol_never_chooses_by_the_test_split():
 def test_the_paper_protocol_takes_the_best_of_its_lengths_on_test_and_says_so():
     real = blobs()
     distilled = set_of(real)
-    (row,) = evaluation.evaluate(distilled, real, nets=2, protocol="paper")
-    by_length = {
-        steps: evaluation.evaluate(distilled, real, nets=2, steps=steps)[0].accuracy.mean for steps in (300, 600, 1000, 3000)
-    }
+    (row,) = measured(distilled, real, nets=2, protocol="paper")
+    by_length = {steps: measured(distilled, real, nets=2, steps=steps)[0].accuracy.mean for steps in (300, 600, 1000, 3000)}
     assert row.accuracy.mean == max(by_length.values())
     assert by_length[row.steps] == row.accuracy.mean
     assert "on the test set (optimistic)" in row.protocol
@@ -193,7 +198,7 @@ def test_the_paper_protocol_takes_the_best_of_its_lengths_on_test_and_says_so():
 def test_baselines_stand_beside_the_set_with_their_sizes():
     real = blobs(600)
     distilled = set_of(real, lr=0.02)
-    rows = evaluation.evaluate(distilled, real, nets=3, baselines=("random", "full"), full_epochs=20, lengths=(5, 40))
+    rows = measured(distilled, real, nets=3, baselines=("random", "full"), full_epochs=20, lengths=(5, 40))
     assert [(row.name, row.images) for row in rows] == [("distilled", 3), ("random", 3), ("full", len(real.train))]
     assert rows[0].steps == 20
     assert rows[2].steps in [-(-len(real.train) // 256) * epochs for epochs in range(1, 21)]
@@ -205,7 +210,7 @@ def test_random_subsets_differ_from_network_to_network_and_hold_each_class():
     real = blobs(600)
     blocks = tuple(set_of(blobs(600, seed)).blocks[0] for seed in range(4))
     distilled = DistilledSet(blocks, real.class_names, real.preprocess, Recipe())
-    for draw in (lambda seed: evaluation.real_subset(real, 2, seed), lambda seed: evaluation.subset(distilled, 2, seed)):
+    for draw in (lambda seed: bench.real_subset(real, 2, seed), lambda seed: bench.subset(distilled, 2, seed)):
         one, two = draw(1), draw(2)
         assert one[1].sum(0).tolist() == [2, 2, 2]
         assert torch.equal(one[1].argmax(1), one[2])
@@ -250,7 +255,7 @@ def test_another_network_takes_the_learning_rate_that_is_best_on_validation_data
     """The choice, made again by hand; the test split has no say in it."""
     real = blobs(300)
     distilled = set_of(real, lr=0.05)
-    row = potstill.evaluation.evaluate(distilled, real, nets=4, model=linear, lengths=(2, 6), compile="off")[0]
+    row = measured(distilled, real, nets=4, model=linear, lengths=(2, 6), compile="off")[0]
     means = {}
     for rate in (0.05, 0.3 * 0.05):
         scores = score_set(
@@ -261,12 +266,12 @@ def test_another_network_takes_the_learning_rate_that_is_best_on_validation_data
     assert means[0.05] != means[0.3 * 0.05]
     assert row.lr == max(means, key=means.get)
     assert row.protocol == "best of 2, 6 steps on validation data; learning rate chosen on validation data"
-    own = potstill.evaluation.evaluate(distilled, real, nets=2, compile="off")[0]
-    fixed = potstill.evaluation.evaluate(distilled, real, nets=2, model=linear, lr=0.01, lengths=(2, 6), compile="off")[0]
+    own = measured(distilled, real, nets=2, compile="off")[0]
+    fixed = measured(distilled, real, nets=2, model=linear, lr=0.01, lengths=(2, 6), compile="off")[0]
     assert (own.lr, fixed.lr) == (0.05, 0.01)
     assert "learning rate" not in own.protocol + fixed.protocol
-    with pytest.raises(InputError, match="lr must be above 0 and finite, got 0"):
-        potstill.evaluation.evaluate(distilled, real, lr=0.0)
+    with pytest.raises(InputError, match="lr must be above 0, got 0"):
+        measured(distilled, real, lr=0.0)
 
 
 @pytest.mark.parametrize(("shape", "sizes"), [((1, 8, 8), [512, 88]), ((3, 32, 32), [512, 88]), ((3, 64, 64), [128] * 4 + [88])])

@@ -109,7 +109,7 @@ HARD = {**QUICK, "real_sampler": "hardness", "hardness_nets": 2, "hardness_every
 def test_a_run_scores_on_schedule_says_what_it_costs_and_resumes_to_the_byte(tmp_path):
     whole = potstill.distill(**HARD, out=tmp_path / "whole")
     records = runs.RunFolder(tmp_path / "whole").records()
-    assert [record["step"] for record in records if "hardness_seconds" in record] == [3, 6, 9, 12]  # before steps 2, 5, 8, 11
+    assert [record.step for record in records if record.hardness_seconds is not None] == [3, 6, 9, 12]  # before steps 2, 5, 8, 11
     plain = potstill.distill(**QUICK)
     assert not torch.equal(whole.images, plain.images)
     interrupted_run(tmp_path / "cut", 7, **HARD)
@@ -128,7 +128,7 @@ def test_the_report_says_how_images_are_weighed_and_what_it_cost(tmp_path):
         r"most of middling hardness, least weight 1; scored by 2 networks every 3 steps from step 2 on, which took ([\d.]+) %", page
     )
     records = runs.RunFolder(tmp_path / "run").records()
-    spent, steps = (sum(record.get(name, 0) for record in records) for name in ("hardness_seconds", "seconds"))
+    spent, steps = (sum(record.value(name) or 0 for record in records) for name in ("hardness_seconds", "seconds"))
     assert float(found[1]) == pytest.approx(100 * spent / (spent + steps), abs=0.06)
 
 

@@ -11,14 +11,16 @@ import potstill
 
 ROOT = Path(potstill.__file__).parent
 ORDER = [
-    "registry", "seeds", "files", "options", "sections", "slots", "config", "devices", "cache",
-    "data", "sampling", "images", "folders", "tables", "sources", "preprocess", "loading",
-    "augment", "optimizers", "models", "parameterisations", "distilled", "store", "derivatives",
-    "fusible", "compiled", "compilation", "inner", "rows", "training", "scoring", "evaluation",
-    "hardness", "methods", "analysis", "outer", "boosting", "resolve", "runs", "distillation",
-    "diagnosis", "api", "testing", "grid", "figures", "results", "claims", "page", "studies",
-    "nested", "courses", "stability", "ablations", "storage", "transfer", "strata", "summary",
-    "curves", "gallery", "features", "facts", "report", "exports", "display", "commands", "cli",
+    "plain", "metrics", "metadata", "registry", "seeds", "files", "options", "protocols",
+    "sections", "slots", "config", "devices", "cache", "data", "sampling", "images", "folders",
+    "tables", "sources", "preprocess", "loading", "augment", "optimizers", "models",
+    "parameterisations", "records", "distilled", "store", "derivatives", "fusible", "compiled",
+    "compilation", "inner", "rows", "training", "learners", "scoring", "bench", "evaluation",
+    "hardness", "methods", "analysis", "outer", "boosting", "resolve", "runs", "testing",
+    "grid", "figures", "results", "claims", "page", "summary", "curves", "gallery", "features",
+    "facts", "report", "exports", "distillation", "diagnosis", "api", "studies", "nested",
+    "courses", "stability", "ablations", "storage", "transfer", "strata", "display", "commands",
+    "cli",
 ]  # fmt: skip
 
 

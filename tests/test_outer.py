@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from potstill.methods.base import Estimate
+from potstill.metrics import Figure
 from potstill.optimizers import SGD, Adam
 from potstill.outer import Carried, Hooks, Interrupted, OuterState, Rule, Schedule, optimise, outer_step, rescale
 from potstill.registry import InputError
@@ -36,7 +37,7 @@ def test_a_unit_gradient_has_norm_1_at_every_step():
         before = state.moments["images"][0]
         state, record = outer_step(method, config(clip="unit"), RULES, state)
         assert torch.allclose(state.moments["images"][0], 0.9 * before + 0.1 * torch.full((4,), expected))
-        assert not record["clipped"]
+        assert not record.clipped
 
 
 @dataclass
@@ -83,9 +84,9 @@ def test_the_step_is_adam_on_the_clipped_images_and_the_raw_labels():
         adam.step()
         torch.testing.assert_close(state.leaves["images"], leaf.detach())
         torch.testing.assert_close(state.leaves["targets"], label.detach())
-        assert record["clipped"] == (raw == 50.0)
-        assert record["grad_norm"] == pytest.approx(norm)
-        assert record["window"] == 3
+        assert record.clipped == (raw == 50.0)
+        assert record.grad_norm == pytest.approx(norm)
+        assert record.info["window"] == 3
 
 
 def test_the_outer_optimizer_is_a_part():
@@ -120,8 +121,8 @@ def test_a_meta_gradient_that_is_not_finite_is_skipped_and_counted_and_poisons_n
         records.append(record)
     for _ in range(2):
         plain, _ = outer_step(without, config(), RULES, plain)
-    assert [record["skipped"] for record in records] == [False, True, True, False]
-    assert records[1]["grad_norm"] is None
+    assert [record.skipped for record in records] == [False, True, True, False]
+    assert records[1].grad_norm is None
     assert (state.step, state.updates, state.skipped_in_a_row) == (4, 2, 0)
     assert torch.equal(state.leaves["images"], plain.leaves["images"])
     assert state.clip_average == plain.clip_average
@@ -142,7 +143,7 @@ def test_the_best_set_by_validation_is_kept_and_the_first_wins_a_tie():
 
     def validate(state):
         seen.append(float(state.leaves["images"][0]))
-        return {"mean": 0}, next(marks)
+        return Figure(next(marks), None, 1)
 
     state = optimise(method, config(steps=8, validate_every=2), RULES, begun(), CPU, Hooks(validate))
     assert state.best.step == 4
@@ -152,7 +153,7 @@ def test_the_best_set_by_validation_is_kept_and_the_first_wins_a_tie():
 
 def test_the_last_step_is_validated_and_saved_whatever_the_intervals():
     method, validated, saved = Scripted([1.0] * 5), [], []
-    hooks = Hooks(lambda leaves: (validated.append(1) or {}, 0.5), lambda state: saved.append(state.step))
+    hooks = Hooks(lambda state: validated.append(1) or Figure(0.5, None, 1), lambda state: saved.append(state.step))
     optimise(method, config(steps=5, validate_every=3, checkpoint_every=2), RULES, begun(), CPU, hooks)
     assert len(validated) == 2
     assert saved == [2, 4, 5]
@@ -164,5 +165,5 @@ def test_a_stop_ends_after_its_step_and_saves():
     with pytest.raises(Interrupted, match="interrupted after outer step 3"):
         optimise(method, config(steps=5), RULES, begun(), CPU, hooks)
     assert saved == [3]
-    assert [record["step"] for record in logged] == [1, 2, 3]
-    assert all(record["seconds"] >= 0 and record["memory_mb"] > 0 for record in logged)
+    assert [record.step for record in logged] == [1, 2, 3]
+    assert all(record.seconds >= 0 and record.memory_mb > 0 for record in logged)

@@ -9,11 +9,13 @@ import pytest
 
 from potstill.config import preset_names
 from potstill.methods.unrolled import UnrolledMethod
-from potstill.registry import METHODS, PARAMETERISATIONS, SOURCES, STUDIES
+from potstill.registry import LEARNERS, METHODS, PARAMETERISATIONS, PROTOCOLS, SOURCES, STUDIES
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-LABORATORY, STORED, DATA = ((ROOT / "docs" / f"{name}.md").read_text() for name in ("laboratory", "parameterisations", "data"))
+LABORATORY, STORED, DATA, EVALUATED = (
+    (ROOT / "docs" / f"{name}.md").read_text() for name in ("laboratory", "parameterisations", "data", "evaluation")
+)
 
 
 def test_the_python_example_runs(tmp_path):
@@ -62,6 +64,14 @@ def test_the_data_page_names_every_preset_and_every_source():
     }
     assert named >= {name for name, _ in preset_names()} - {"digits-ipc1"}
     assert all(f"| `{source}" in DATA for source in SOURCES)
+
+
+def test_the_evaluation_page_names_every_protocol_and_learner_and_its_example_runs(tmp_path, monkeypatch):
+    cells = {line.split("|")[1].strip(" `") for line in EVALUATED.splitlines() if line.startswith("| `")}
+    assert cells == set(PROTOCOLS) | set(LEARNERS)
+    monkeypatch.chdir(tmp_path)
+    names = example(EVALUATED)
+    assert (list(names["record"].rows), names["unreadable"]) == (names["rows"], 0)
 
 
 def test_every_parameterisation_is_told_with_what_a_budget_buys():

@@ -101,7 +101,7 @@ def test_a_killed_run_resumes_to_the_undisturbed_bytes(long_run, tmp_path, after
     result = subprocess.run(command("distill", "--resume", out), check=True, capture_output=True, text=True)
     assert "going on after outer step" in result.stderr
     assert bytes_of(out) == bytes_of(long_run)
-    steps = [record["step"] for record in runs.RunFolder(out).records()]
+    steps = [record.step for record in runs.RunFolder(out).records()]
     assert steps == list(range(1, LONG["steps"] + 1))
 
 
@@ -118,7 +118,7 @@ def test_ctrl_c_finishes_the_step_saves_and_says_how_to_resume(long_run, tmp_pat
     assert f"go on with `potstill distill --resume {out}`" in errors
     assert "Traceback" not in errors
     saved = sorted((out / runs.CHECKPOINTS).iterdir())
-    steps = [record["step"] for record in runs.RunFolder(out).records()]
+    steps = [record.step for record in runs.RunFolder(out).records()]
     assert saved[-1].name.startswith(f"step-{steps[-1]:08d}")
     subprocess.run(command("distill", "--resume", out), check=True, capture_output=True)
     assert bytes_of(out) == bytes_of(long_run)
@@ -127,7 +127,7 @@ def test_ctrl_c_finishes_the_step_saves_and_says_how_to_resume(long_run, tmp_pat
 def interrupted_run(out: Path, after: int, **options) -> None:
     """A run that was stopped after a step."""
     seen: list[int] = []
-    listener = Listener(step=lambda record, steps: seen.append(record["step"]), stop=lambda: len(seen) == after)
+    listener = Listener(step=lambda record, steps: seen.append(record.step), stop=lambda: len(seen) == after)
     with pytest.raises(Interrupted):
         potstill.distill(**{**QUICK, **options}, out=out, listener=listener)
 
@@ -160,7 +160,7 @@ def test_a_log_line_cut_short_by_a_kill_does_not_hinder(undisturbed, tmp_path):
     with (tmp_path / "run" / runs.METRICS).open("a") as file:
         file.write('{"step": 7, "lo')
     resume(tmp_path / "run")
-    assert [record["step"] for record in runs.RunFolder(tmp_path / "run").records()] == list(range(1, 13))
+    assert [record.step for record in runs.RunFolder(tmp_path / "run").records()] == list(range(1, 13))
 
 
 def test_a_run_of_arrays_resumes_with_the_same_arrays_and_refuses_others(tmp_path):
@@ -209,18 +209,19 @@ def test_a_run_folder_tells_all(undisturbed):
     config = configuration(options_from_file(undisturbed / runs.CONFIG))
     assert runs.RunFolder(undisturbed).resolved_config() == config  # which refuses an "auto"
     records = runs.RunFolder(undisturbed).records()
+    lines = [json.loads(line) for line in (undisturbed / runs.METRICS).read_text().splitlines()]
     wanted = {"step", "loss", "grad_norm", "clipped", "skipped", "burn_in", "window", "seconds", "memory_mb"}
-    assert all(wanted <= set(record) for record in records)
-    assert [record["step"] for record in records if "validation" in record] == [3, 6, 9, 12]
-    assert set(records[2]["validation"]) == {"mean", "std", "n"}
+    assert all(wanted <= set(line) for line in lines)
+    assert [record.step for record in records if record.validation] == [3, 6, 9, 12]
+    assert set(lines[2]["validation"]) == {"mean", "std", "n"}
     assert len(list((undisturbed / runs.CHECKPOINTS).iterdir())) == config.outer.keep_checkpoints == 2
-    assert {record["window"] for record in records} == {3}
-    assert {record["burn_in"] for record in records} <= {0, 1, 2}
+    assert {record.info["window"] for record in records} == {3}
+    assert {record.info["burn_in"] for record in records} <= {0, 1, 2}
 
 
 def test_the_best_validated_set_is_the_one_kept(undisturbed):
     records = runs.RunFolder(undisturbed).records()
-    means = {record["step"]: record["validation"]["mean"] for record in records if "validation" in record}
+    means = {record.step: record.validation.mean for record in records if record.validation}
     distilled = potstill.load(undisturbed)
     assert distilled.meta["outer_step"] == max(means, key=lambda step: (means[step], -step))
     assert distilled.recipe.steps in QUICK["lengths"]

@@ -17,6 +17,7 @@ from potstill.data import TensorSplit
 from potstill.distilled import BatchPlan, Block, DistilledSet, Recipe, initial_blocks
 from potstill.files import load_tensors, save_tensors, write
 from potstill.loading import prepare
+from potstill.metadata import ChosenAccuracy, SetMetadata
 from potstill.registry import PREPROCESSING, InputError
 from potstill.sections import DataConfig
 from potstill.seeds import generator
@@ -33,10 +34,10 @@ def make_set(kind: str = "zca", *, blocks: int = 1, learned: bool = False) -> Di
         targets = torch.rand(3, 3, generator=rng) if learned else None
         made.append(Block.of_pixels(torch.randn(3, 1, 4, 4, generator=rng), 3, targets))
     recipe = Recipe("mlp", width=8, depth=1, batch_per_class=1, classes_per_batch=3, augment=("flip", "rotate"), steps=40)
-    meta = {"method": "rat-bptt", "accuracy": {"mean": 0.5, "std": None, "n": 1}, "config": {"run": {"seed": 3}}}
-    return DistilledSet(
-        tuple(made), ("a", "b", "ü"), PREPROCESSING[kind].fit(lambda: [real]), recipe, learned_labels=learned, meta=meta
-    )
+    accuracy = ChosenAccuracy(0.5, None, 1, "validation", "fresh networks", 96)
+    metadata = SetMetadata("rat-bptt", {"run": {"seed": 3}}, accuracy=accuracy)
+    fitted = PREPROCESSING[kind].fit(lambda: [real])
+    return DistilledSet(tuple(made), ("a", "b", "ü"), fitted, recipe, learned_labels=learned, metadata=metadata)
 
 
 @pytest.mark.parametrize("kind", ["none", "normalize", "zca"])

@@ -89,7 +89,7 @@ def test_a_study_that_was_cut_off_goes_on_to_the_same_result(tmp_path):
     points = Question().points("small", None, (0,))
 
     def die(record, steps):
-        if record["step"] == 3:
+        if record.step == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
