@@ -204,7 +204,7 @@ def vectors() -> str:
     count = result["rows"][0]["distilled"]["n"]
     return (
         f"{''.join(lines)}\nTest accuracy in %, mean ± standard deviation, n = {count} ({result['protocol']}).\n{sizes}. "
-        f"{result['hardware']}, one thread; torch {result['versions']['torch']}.\n"
+        f"{result['hardware']}; torch {result['versions']['torch']}, scikit-learn {result['versions']['scikit-learn']}.\n"
     )
 
 

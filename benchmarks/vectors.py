@@ -9,10 +9,10 @@ that is there already (--work) is not made again.
 import argparse
 import json
 import math
-import time
 from pathlib import Path
 from typing import Any
 
+import sklearn
 import torch
 from curves import RESULTS, provenance
 from sklearn.linear_model import LogisticRegression
@@ -22,6 +22,7 @@ from potstill.config import Config
 from potstill.data import Split
 from potstill.distilled import DistilledSet
 from potstill.loading import prepare
+from potstill.runs import RunFolder
 from potstill.scoring import Figure
 from potstill.sources import read
 
@@ -92,7 +93,6 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/vectors"), help="folder for the runs")
     known = parser.parse_args()
     torch.set_num_threads(1)
-    began = time.perf_counter()
     rows = [measured(known.work, data, method, ipc) for data in DATA for method in METHODS for ipc in IPC]
     result = {
         "command": "python benchmarks/vectors.py",
@@ -100,7 +100,8 @@ def main() -> None:
         "validation rows; random: other rows for each network, the same recipe; test rows chose nothing",
         "settings": SETTINGS, "common": COMMON, "rows": rows,
         "all_rows": {name: of_all_rows(data) for data, name in DATA.items()},
-        "seconds": round(time.perf_counter() - began, 1), **provenance(),
+        "seconds_distilling": round(sum(record["seconds"] for run in known.work.iterdir() for record in RunFolder(run).records())),
+        **(origin := provenance()), "versions": {**origin["versions"], "scikit-learn": sklearn.__version__},
     }  # fmt: skip
     (RESULTS / "vectors.json").write_text(json.dumps(result, indent=2) + "\n")
 

@@ -191,7 +191,7 @@ def test_a_resumed_run_takes_the_preprocessing_that_was_fitted(tmp_path, monkeyp
     def never(*args, **how):
         raise AssertionError("fitted again")
 
-    monkeypatch.setattr("potstill.loading.fit", never)
+    monkeypatch.setattr("potstill.loading.fitted", never)
     assert torch.equal(resume(tmp_path / "run").images, whole.images)
     with pytest.raises(AssertionError, match="fitted again"):  # what was fitted by other options is of no use
         resume(tmp_path / "changed")

@@ -118,7 +118,7 @@ def test_feature_names_are_those_given_or_of_a_data_frame():
     [
         (np.where(np.arange(60).reshape(30, 2) == 7, np.nan, 1.0), "features must be finite numbers, train row 3 holds NaN"),
         (np.full((30, 2), 1e300), "features must be finite numbers, train row 0 holds NaN or infinity"),
-        (np.full((30, 2), "red"), r"images of shape \(N, d\) must be numbers, got values of type <U3; encode what is text"),
+        (np.full((30, 2), "red"), r"images of shape \(30, 2\) must be numbers, got values of type <U3; encode what is text"),
     ],
 )
 def test_a_table_that_holds_no_numbers_is_refused(rows, message):
@@ -290,6 +290,11 @@ def test_a_file_is_read_back_whole_and_its_prefix_is_a_set(run):
         distilled.preprocess(X[:4, 1:])
     with pytest.raises(InputError, match=r"real rows must have the columns alcohol, malic_acid, .* got proline, "):
         distilled.preprocess(Frame(X[:4], NAMES[::-1]))
+    with pytest.raises(InputError, match=r"real rows of shape \(1, 13\) must be numbers, got values of type <U1"):
+        distilled.preprocess([["a"] * 13])
+    frozen = X[:4].copy()
+    frozen.flags.writeable = False  # as a data frame's array may be
+    assert distilled.preprocess(frozen).shape == (4, 13)
     with pytest.raises(InputError, match="a picture shows an image, this set holds vectors"):
         _ = distilled.pixels
 
