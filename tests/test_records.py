@@ -33,7 +33,7 @@ STEP = StepRecord(
 )
 ROW = Row("distilled", "mlp", 20, 2, 300, Figure(0.75, 0.25, 4), "fixed steps", 5120, 0.001)
 EVALUATED = EvaluationRecord(
-    (ROW, replace(ROW, name="random", steps=None, lr=None)), "test", 359, 10, DataSource("f00", "digits"),
+    (ROW, replace(ROW, name="random", steps=None, lr=None)), "test", 359, "image", 10, DataSource("f00", "digits"),
     {"nets": 4, "lr": "auto"}, True, "a machine", {"torch": "2.6"},
 )  # fmt: skip
 VARIANCE = Variance(0.5, 2.0, 8.0, 64, 10)
