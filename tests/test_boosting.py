@@ -6,7 +6,7 @@ import json
 import numpy
 import pytest
 import torch
-from test_runs import QUICK
+from test_runs import QUICK, for_method
 from test_unrolled import SHAPE, problem, rat
 from torch import Tensor
 from twins import CPU, pixels
@@ -16,7 +16,7 @@ from potstill.boosting import OnBlocks, Rates, Stage, examples, stage_sizes
 from potstill.cli import main
 from potstill.compilation import stage_micro_batch
 from potstill.compiled import CompiledNetwork
-from potstill.config import configuration, layered
+from potstill.config import configuration
 from potstill.data import TensorSplit
 from potstill.distillation import Listener
 from potstill.distilled import Block, DistilledSet, Recipe, initial_blocks
@@ -205,7 +205,7 @@ def test_a_prefix_of_a_file_is_the_blocks_it_was_with_its_own_length_and_accurac
 
 @pytest.mark.parametrize("method", list(METHODS))
 def test_any_method_can_be_boosted(method):
-    base = layered(BOOSTED, {"method": method, "steps": 2, "learn_labels": False})
+    base = for_method(method, {**BOOSTED, "steps": 2, "learn_labels": False})
     two, one = (potstill.distill(**{**base, "ipc": blocks, "boost_blocks": blocks}) for blocks in (2, 1))
     assert torch.equal(two.blocks[0].images, one.images)
     start = initial_blocks(
