@@ -24,7 +24,8 @@ from potstill.methods.base import Examples, Method, Problem
 from potstill.optimizers import Adam
 from potstill.outer import Carried, Hooks, OuterState, Schedule, optimise
 from potstill.registry import METHODS, InputError
-from potstill.seeds import generator
+from potstill.runs import RunFolder
+from potstill.seeds import derive, generator
 
 BOOSTED = {**QUICK, "ipc": 3, "boost_blocks": 3, "steps": 5, "validate_every": 2, "checkpoint_every": 3}
 
@@ -170,7 +171,7 @@ def test_a_run_that_died_in_any_block_resumes_to_the_same_bytes(tmp_path, strong
     potstill.save(undisturbed, tmp_path / "undisturbed.safetensors")
     assert (tmp_path / "run/distilled.safetensors").read_bytes() == (tmp_path / "undisturbed.safetensors").read_bytes()
     assert torch.equal(resumed.images, undisturbed.images)
-    records = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    records = RunFolder(tmp_path / "run").records()
     assert [record.step for record in records] == list(range(1, 16))
     assert [record.block for record in records] == [1] * 5 + [2] * 5 + [3] * 5
 
