@@ -52,6 +52,7 @@ WAYS = {
     "states-bfloat16": "potstill, `--tape bfloat16`",
     "graphs": "potstill, not compiled, graphs of 5 steps kept",
 }
+"""Each that the result has; "graphs" only older ones."""
 
 
 def speed() -> str:
@@ -66,6 +67,8 @@ def speed() -> str:
     windows = [name for name in memory["higher"] if name.isdigit()]
     lines = [f"| | {' | '.join(f'M = {window}' for window in windows)} | cosine to float64 |\n{'|---' * (len(windows) + 2)}|\n"]
     for way, label in WAYS.items():
+        if way not in memory:
+            continue
         cells = [f"{cell(way, window, 'seconds', '.1f')} s, {cell(way, window, 'peak_mb', ',.0f')} MB" for window in windows]
         shown = ["" if entry.startswith(" s") else entry for entry in cells]
         lines.append(f"| {label} | {' | '.join(shown)} | {format(cosine[way], '.4f') if way in cosine else ''} |\n")

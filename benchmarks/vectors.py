@@ -18,12 +18,12 @@ from curves import RESULTS, provenance
 from sklearn.linear_model import LogisticRegression
 
 import potstill
-from potstill.config import Config
+from potstill.config import configuration
 from potstill.data import Split
 from potstill.distilled import DistilledSet
 from potstill.loading import prepare
+from potstill.metrics import Figure
 from potstill.runs import RunFolder
-from potstill.scoring import Figure
 from potstill.sources import read
 
 DATA = {"sklearn:wine": "wine", "sklearn:breast_cancer": "breast cancer"}
@@ -57,7 +57,7 @@ def pooled(figures: list[Figure]) -> dict[str, Any]:
 
 def of_all_rows(data: str) -> dict[str, Any]:
     """Test accuracy of scikit-learn's logistic regression on every training row, standardised."""
-    config = Config.from_options(**COMMON, data=data, preprocess="normalize").data
+    config = configuration(COMMON, data=data, preprocess="normalize").data
     real = prepare(read(config), config, torch.device("cpu"))
 
     def arrays(split: Split) -> tuple[Any, Any]:
@@ -65,7 +65,7 @@ def of_all_rows(data: str) -> dict[str, Any]:
 
     model = LogisticRegression(max_iter=1000).fit(*arrays(real.train))
     accuracy = float(model.score(*arrays(real.test)))
-    counts = {name: value for name, value in real.record.items() if isinstance(value, int)}
+    counts = {name: getattr(real.record, name) for name in ("train", "validation", "test")}
     return {"accuracy": accuracy, **counts, "shape": real.shape, "classes": len(real.class_names)}
 
 
@@ -100,7 +100,7 @@ def main() -> None:
         "validation rows; random: other rows for each network, the same recipe; test rows chose nothing",
         "settings": SETTINGS, "common": COMMON, "rows": rows,
         "all_rows": {name: of_all_rows(data) for data, name in DATA.items()},
-        "seconds_distilling": round(sum(record["seconds"] for run in known.work.iterdir() for record in RunFolder(run).records())),
+        "seconds_distilling": round(sum(record.seconds for run in known.work.iterdir() for record in RunFolder(run).records())),
         **(origin := provenance()), "versions": {**origin["versions"], "scikit-learn": sklearn.__version__},
     }  # fmt: skip
     (RESULTS / "vectors.json").write_text(json.dumps(result, indent=2) + "\n")
