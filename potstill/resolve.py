@@ -123,7 +123,7 @@ def sizes_of(config: Given, real: RealData, one: Parameterisation, coupled: bool
         classes=len(real.class_names),
         stages=stages,
         batches=batches,
-        micro_batch=even(batches[-1], most),
+        micro_batch=most,
         real_batch=outer.real_batch,
         real_micro_batch=even(outer.real_batch, most),
         steps=int(outer.steps),

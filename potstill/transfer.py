@@ -9,7 +9,7 @@ from typing import Any
 
 from potstill.bench import Bench
 from potstill.claims import Claim, compared
-from potstill.config import options_from_preset
+from potstill.config import layered, options_from_preset
 from potstill.evaluation import RATES
 from potstill.figures import Drawing, dot_figure
 from potstill.models import resolve
@@ -37,7 +37,7 @@ class Scale:
 
     def run(self, model: str, seed: int) -> dict[str, Any]:
         """Options of a run with this network in its inner loop."""
-        return {**self.options, "model": model, "width": self.widths[model], "seed": seed}
+        return layered(self.options, {"model": model, "width": self.widths[model], "seed": seed})
 
     def __str__(self) -> str:
         known = self.options

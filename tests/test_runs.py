@@ -31,10 +31,11 @@ QUICK = {
 }  # fmt: skip
 
 
-def flags(**options) -> list[str]:
+def flags(without: tuple[str, ...] = (), **options) -> list[str]:
     """Options as the command line takes them."""
     words = []
-    for name, value in {**QUICK, **options}.items():
+    given = {name: value for name, value in {**QUICK, **options}.items() if name not in without}
+    for name, value in given.items():
         flag = "--" + name.replace("_", "-")
         words += [flag] if value is True else [flag, ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
     return words

@@ -26,7 +26,7 @@ from potstill.seeds import generator
 QUICK = {"model": "mlp", "depth": 1, "storage": "memory", "preprocess": "none"}
 RESOLVED = {
     "compile": "off", "precision": "float32", "outer_lr": 0.1, "label_lr": 0.1, "batch_per_class": 2, "classes_per_batch": 3,
-    "steps": 5, "micro_batch": 9, "threads": 1, "device": "cpu",
+    "steps": 5, "micro_batch": 9, "threads": 1, "device": "cpu", "augment": (),
 }  # fmt: skip
 SHAPE = (1, 8, 8)
 EXAMPLES = Examples(torch.randn(3, *SHAPE, generator=generator(0)), torch.eye(3), torch.arange(3))

@@ -356,7 +356,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(tmp_path):
     options = {**QUICK, "learn_labels": True, "feature_names": NAMES}
     potstill.distill(X, Y, **options, out=tmp_path / "whole")
     seen: list[int] = []
-    listener = Listener(step=lambda record, steps: seen.append(record["step"]), stop=lambda: len(seen) == 3)
+    listener = Listener(step=lambda record, steps: seen.append(record.step), stop=lambda: len(seen) == 3)
     with pytest.raises(Interrupted):
         potstill.distill(X, Y, **options, out=tmp_path / "cut", listener=listener)
     distilled = RunFolder(tmp_path / "cut").snapshot()

@@ -15,7 +15,14 @@ from torch import Tensor
 
 from potstill import augment
 from potstill.compilation import stage_micro_batch
-from potstill.derivatives import Batch, Differentiable, FlatModel, InMicroBatches, couples_batch
+from potstill.derivatives import (
+    Batch,
+    Differentiable,
+    FlatModel,
+    InMicroBatches,
+    couples_batch,
+    even,
+)
 from potstill.distilled import Recipe
 from potstill.inner import InnerProblem, Keep, Leaves, MetaGradient, Unrolled
 from potstill.methods import windows
@@ -278,9 +285,9 @@ class UnrolledMethod(Method):
         burn_in, window = mean_window(options, sizes.steps)
         examples = sum(sizes.batches) * options.trajectories * sizes.steps
         real = len(sizes.stages) * sizes.real_batch * options.trajectories * sizes.steps
-        micro = sizes.batch if sizes.coupled else sizes.micro_batch
+        micro = sizes.batch if sizes.coupled else even(sizes.batch, sizes.micro_batch)
         outer = sizes.real_batch if sizes.coupled else sizes.real_micro_batch
-        shapes = {stage_micro_batch(size, micro, compiled=True) for size in sizes.batches}
+        shapes = {stage_micro_batch(size, sizes.batch, micro, compiled=True) for size in sizes.batches}
         return Work(
             gradients=examples * (burn_in + window) + real,
             products=examples * window,
