@@ -24,7 +24,7 @@ from potstill.derivatives import (
     graph_bytes,
     largest_micro_batch,
 )
-from potstill.devices import fast_bfloat16
+from potstill.devices import auto_precision
 from potstill.inner import Keep
 from potstill.loading import RealData
 from potstill.models import default_width, fresh
@@ -83,7 +83,7 @@ def resolve_auto(
         "width": default_width(inner.model),
         "device": str(device),
         "threads": torch.get_num_threads(),
-        "precision": "bfloat16" if fast_bfloat16(device) else "float32",
+        "precision": auto_precision(device),
     }
     if inner.model == "convnet":
         found["depth"] = auto_depth(real.shape)

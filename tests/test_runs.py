@@ -68,8 +68,9 @@ def test_nothing_on_disk_gives_the_same_set(undisturbed):
 
 
 def test_micro_batches_change_the_memory_and_not_the_result(undisturbed):
-    whole = potstill.distill(**{**QUICK, "micro_batch": 60, "steps": 3})
-    parts = potstill.distill(**{**QUICK, "micro_batch": 7, "steps": 3})
+    # In bfloat16 the gradient of each micro-batch is rounded, and Adam's first outer steps make much of small differences.
+    whole = potstill.distill(**{**QUICK, "micro_batch": 60, "steps": 3, "precision": "float32"})
+    parts = potstill.distill(**{**QUICK, "micro_batch": 7, "steps": 3, "precision": "float32"})
     torch.testing.assert_close(whole.images, parts.images, rtol=0, atol=1e-4)
 
 

@@ -14,7 +14,15 @@ from torch import Tensor
 
 from potstill import augment
 from potstill.data import Split
-from potstill.derivatives import Batch, Differentiable, FlatModel, InMicroBatches, couples_batch
+from potstill.derivatives import (
+    Batch,
+    Differentiable,
+    ExactStart,
+    FlatModel,
+    InMicroBatches,
+    couples_batch,
+    cross_entropy,
+)
 from potstill.inner import SGD, Adam, InnerOptimizer, InnerProblem, Leaves, MetaGradient, Unrolled
 from potstill.methods.base import Estimate, MethodState, Problem
 from potstill.models import fresh
@@ -162,7 +170,13 @@ class Bptt:
     def inner_problem(self, model: FlatModel, replay: Replay, *, whole: bool) -> InnerProblem:
         """Training `model` on synthetic batches."""
         problem, config = self.problem, self.problem.config
-        loss = problem.loss(model, lambda step: derive(config.run.seed, "dropout", *replay, step))
+
+        def seed(step: int) -> int:
+            return derive(config.run.seed, "dropout", *replay, step)
+
+        loss = problem.loss(model, seed)
+        if model.precision == "bfloat16":
+            loss = ExactStart(loss, cross_entropy(FlatModel(model.module), seed))
 
         def batch(leaves: Leaves, step: int) -> Batch:
             rng = self.rng("batch", replay, step)
