@@ -51,8 +51,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "lengths": (60,),
     },
     "MNIST": {
-        "width": 32, "unroll": 30, "window": 10, "steps": 40, "real_batch": 100, "preprocess": "normalize", "lengths": (60,),
-        "validation": 0.01,
+        "width": 32, "unroll": 30, "window": 10, "steps": 40, "real_batch": 100, "outer_lr": 0.01, "preprocess": "normalize",
+        "lengths": (60,), "validation": 0.01,
     },
 }  # fmt: skip
 """Options of the runs by the name of the problem."""
