@@ -125,22 +125,23 @@ def by_sampler() -> str:
         before, after = (100 * statistics.fmean(values) for values in zip(*pairs, strict=True))
         differences = [100 * (rounded - exact) for exact, rounded in pairs]
         spread = f" ± {statistics.stdev(differences):.1f}" if len(pairs) > 1 else ""
-        return f"{before:.1f} → {after:.1f} ({after - before:+.1f}{spread}, n = {len(pairs)})"
+        mean = round(after - before, 1) + 0.0  # no -0.0
+        return f"{before:.1f} → {after:.1f} ({mean:+.1f}{spread}, n = {len(pairs)})"
 
     def lines(precision: str) -> str:
         rows = [(method, [cell(setting, method, precision) for setting in settings]) for method in methods]
         head = f"| | {' | '.join(settings)} |\n{'|---' * (len(settings) + 1)}|\n"
         return head + "".join(f"| `{name}` | {' | '.join(own)} |\n" for name, own in rows if any(own))
 
-    steps = ", ".join(f"{name} {own['steps']}" for name, own in result["settings"].items())
+    steps = ", ".join(f"{own['steps']} ({name})" for name, own in result["settings"].items())
     return (
-        f"{lines('bfloat16')}\nThe same with the first inner step rounded too, as it once was, for samplers whose window "
-        f"often begins there:\n\n{lines('bfloat16 throughout')}\n"
+        f"{lines('bfloat16')}\nThe same with the first inner step rounded too, which `--precision bfloat16` does not "
+        f"do:\n\n{lines('bfloat16 throughout')}\n"
         "Test accuracy in %, float32 → bfloat16, and the difference from the same seed: mean ± deviation over n distilling\n"
         f"seeds. {result['nets']} test networks for each set, trained in float32 for a fixed number of steps; nothing was "
-        f"chosen on test data.\nOuter steps: {steps}. Blobs: three blobs of 16 numbers, an MLP of width 16, inner learning "
-        "rate 0.01, T = 20, M = 8.\nThe others: the ConvNet of width 32 with Adam, T = 30, M = 10; of MNIST the first 10,000 "
-        "training and 2,000 test images.\n`fixed` is `t-bptt` at its defaults.\n"
+        f"chosen on test data.\nOuter steps: {steps}. Blobs: three blobs of 16 numbers,\nan MLP of width 16, inner learning "
+        "rate 0.01, T = 20, M = 8. The others: the ConvNet of width 32 with Adam,\nT = 30, M = 10; of "
+        "MNIST the first 10,000 training and 2,000 test images.\n`fixed` is `t-bptt` at its defaults.\n"
         f"{result['hardware']}; torch {result['versions']['torch']}.\n"
     )
 
