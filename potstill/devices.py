@@ -13,7 +13,7 @@ from potstill.registry import InputError
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Of mallopt, in glibc's malloc.h."""
 PRECISIONS, AUTO_PRECISION = ("float32", "bfloat16"), "POTSTILL_AUTO_PRECISION"
-"""Of the arithmetic in a network; the environment variable that says what "auto" chooses of them."""
+"""Of the arithmetic in a network; the environment variable that says which of them "auto" is."""
 
 
 def pick_device(name: str) -> torch.device:
@@ -58,8 +58,9 @@ def synchronize(device: torch.device) -> None:
 def auto_precision(device: torch.device) -> str:
     """Choose the precision that "auto" stands for: bfloat16 where it is much faster, else float32.
 
-    At equal outer steps no window sampler was seen to lose accuracy by it (docs/speed.md). The environment
-    variable POTSTILL_AUTO_PRECISION takes the place of the machine's answer, so that one machine can run what another would.
+    At equal outer steps no window sampler was seen to lose accuracy by it (docs/speed.md). The
+    environment variable POTSTILL_AUTO_PRECISION takes the place of the machine's answer, so that
+    one machine can run what another would.
 
     Raises:
         InputError: the variable holds something else.

@@ -94,7 +94,7 @@ def test_compiled_and_rounded_unrolls_follow_the_plain_one():
 
 
 def test_rounding_does_not_spoil_a_window_that_begins_at_the_first_step():
-    # With the first gradient in bfloat16 Adam's derivative there is another, and cosines lie between -0.2 and 0.2.
+    # With the first step rounded Adam's derivative there is another: cosines from -0.2 to 0.2.
     plain = problem(method="bptt")
     plain = dataclasses.replace(plain, factory=resolve("convnet", SHAPE, 3, width=32, depth=2))
     config = Config.from_options(plain.config, precision="bfloat16")

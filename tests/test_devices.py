@@ -43,7 +43,9 @@ def test_bfloat16_is_fast_where_the_processor_has_tiles():
 
 RESOLVED = """
 import potstill
-distilled = potstill.distill(model="mlp", width=4, depth=1, steps=1, unroll=1, window=1, lengths=(1,), precision="auto")
+distilled = potstill.distill(
+    model="mlp", width=4, depth=1, steps=1, unroll=1, window=1, lengths=(1,), precision="auto"
+)
 print(distilled.meta["config"]["run"]["precision"], distilled.recipe.precision)
 """
 

@@ -18,7 +18,7 @@ from potstill.sources import read
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A finished run that kept all its checkpoints; in float32, since samples and micro-batches round differently."""
+    """A finished run that kept all its checkpoints; bfloat16 would round samples otherwise."""
     out = tmp_path_factory.mktemp("diagnosed") / "run"
     potstill.distill(**QUICK, keep_checkpoints=0, precision="float32", out=out)
     return out

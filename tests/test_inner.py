@@ -132,7 +132,8 @@ def test_meta_gradient_of_a_quadratic_has_its_closed_form(burn_in, window):
 
 @pytest.mark.parametrize("keep", [STATES, Keep(graphs=3)])
 def test_only_the_first_step_is_taken_in_full(keep):
-    # theta' = theta - lr c (theta - x), with c = 2 in full and 3 rounded: what is left of the start is 0.8 * 0.7 * 0.7.
+    # theta' = theta - lr c (theta - x), with c = 2 in full and 3 rounded: of the start is left
+    # 0.8 * 0.7 * 0.7.
     full, rounded = (Eager(lambda theta, batch, _, c=c: c / 2 * (theta - batch[0]).square().sum()) for c in (2.0, 3.0))
     x, start = torch.randn(2, 4, generator=generator(0), dtype=torch.float64).unbind()
     problem = InnerProblem(ExactStart(rounded, full), lambda leaves, step: (leaves["x"],), SGD(momentum=0.0))

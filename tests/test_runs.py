@@ -68,7 +68,8 @@ def test_nothing_on_disk_gives_the_same_set(undisturbed):
 
 
 def test_micro_batches_change_the_memory_and_not_the_result(undisturbed):
-    # In bfloat16 the gradient of each micro-batch is rounded, and Adam's first outer steps make much of small differences.
+    # In bfloat16 the gradient of each micro-batch is rounded, and Adam's first outer steps make
+    # much of small differences.
     whole = potstill.distill(**{**QUICK, "micro_batch": 60, "steps": 3, "precision": "float32"})
     parts = potstill.distill(**{**QUICK, "micro_batch": 7, "steps": 3, "precision": "float32"})
     torch.testing.assert_close(whole.images, parts.images, rtol=0, atol=1e-4)
@@ -304,8 +305,9 @@ def test_every_method_lowers_the_outer_loss_of_a_small_problem(method, optimizer
         out=tmp_path / "run",
     )  # fmt: skip
     records = [json.loads(line) for line in (tmp_path / "run" / runs.METRICS).read_text().splitlines()]
-    # The first loss is near log 3 or above. The least accuracy over ten seeds and all methods is 0.88 with Adam, in float32 and
-    # in bfloat16; when bfloat16 rounded the first inner step too, bptt and r-bptt came to 0.65 and 0.61 here.
+    # The first loss is near log 3 or above. The least accuracy over ten seeds and all methods is
+    # 0.88 with Adam, in float32 and in bfloat16; when bfloat16 rounded the first inner step too,
+    # bptt and r-bptt came to 0.65 and 0.61 here.
     assert records[0]["loss"] > 0.9
     assert distilled.meta["accuracy"]["mean"] > 0.8
 
