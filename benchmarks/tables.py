@@ -133,7 +133,7 @@ def by_sampler() -> str:
         head = f"| | {' | '.join(settings)} |\n{'|---' * (len(settings) + 1)}|\n"
         return head + "".join(f"| `{name}` | {' | '.join(own)} |\n" for name, own in rows if any(own))
 
-    steps = ", ".join(f"{own['steps']} ({name})" for name, own in result["settings"].items())
+    steps = ", ".join(f"{own['steps']} ({name})" for name, own in result["settings"].items() if name in settings)
     return (
         f"{lines('bfloat16')}\nThe same with the first inner step rounded too, which `--precision bfloat16` does not "
         f"do:\n\n{lines('bfloat16 throughout')}\n"
