@@ -58,7 +58,7 @@ def synchronize(device: torch.device) -> None:
 def auto_precision(device: torch.device) -> str:
     """Choose the precision that "auto" stands for: bfloat16 where it is much faster, else float32.
 
-    At equal outer steps no window sampler was seen to lose accuracy by it (docs/speed.md). The
+    Whether it costs accuracy at equal outer steps is in docs/speed.md, by window sampler. The
     environment variable POTSTILL_AUTO_PRECISION takes the place of the machine's answer, so that
     one machine can run what another would.
 
