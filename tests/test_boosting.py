@@ -25,7 +25,7 @@ from potstill.optimizers import Adam
 from potstill.outer import Carried, Hooks, OuterState, Schedule, optimise
 from potstill.registry import METHODS, InputError
 from potstill.runs import RunFolder
-from potstill.seeds import derive, generator
+from potstill.seeds import generator
 
 BOOSTED = {**QUICK, "ipc": 3, "boost_blocks": 3, "steps": 5, "validate_every": 2, "checkpoint_every": 3}
 
@@ -285,7 +285,7 @@ def test_a_prefix_is_exported(tmp_path, capsys):
 
 def test_a_compiled_boosted_run_has_few_shapes():
     batches = [10 * size for size in stage_sizes(pixels(1, 10, SHAPE), 10)]
-    sizes = [stage_micro_batch(batch, 100, compiled=True) for batch in batches]
+    sizes = [stage_micro_batch(batch, 100, 100, compiled=True) for batch in batches]
     assert sizes == [13, 25, 50, 50, 50, 100, 100, 100, 100, 100]
-    assert {stage_micro_batch(batch, 34, compiled=True) for batch in batches} == {17, 34}
-    assert [stage_micro_batch(batch, 100, compiled=False) for batch in batches] == list(range(10, 101, 10))
+    assert {stage_micro_batch(batch, 100, 34, compiled=True) for batch in batches} == {17, 34}
+    assert [stage_micro_batch(batch, 100, 100, compiled=False) for batch in batches] == list(range(10, 101, 10))

@@ -260,7 +260,8 @@ def test_a_users_own_preprocessing_and_network_take_vectors_and_are_found_again(
         "def net(in_features, num_classes):\n    return torch.nn.Linear(in_features, num_classes)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    distilled = potstill.distill(X, Y, **QUICK, model="logs:net", preprocess="logs:Log", out=tmp_path / "r")
+    own = {name: value for name, value in QUICK.items() if name not in ("width", "depth")}
+    distilled = potstill.distill(X, Y, **own, model="logs:net", preprocess="logs:Log", out=tmp_path / "r")
     again = potstill.load(tmp_path / "r")
     assert again.fitted.name == "logs:Log"
     torch.testing.assert_close(again.preprocess(X), torch.as_tensor(X).float().log1p())
@@ -343,7 +344,7 @@ def test_other_data_and_other_networks_are_refused_by_evaluate(run, capsys):
     others = [f"other {name}" for name in NAMES]
     dataset = from_arrays(X, Y, class_names=["class_0", "class_1", "class_2"], feature_names=others)
     with pytest.raises(InputError, match=r"the first that differs is 'other alcohol' in place of 'alcohol'"):
-        potstill.api.fitting(potstill.load(run), dataset, configuration().data, "cpu")
+        potstill.evaluation.fitting(potstill.load(run), dataset, configuration().data, "cpu")
 
 
 def test_a_set_alone_finds_the_tables_that_scikit_learn_carries(run, tmp_path, capsys):
@@ -356,7 +357,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(tmp_path):
     options = {**QUICK, "learn_labels": True, "feature_names": NAMES}
     potstill.distill(X, Y, **options, out=tmp_path / "whole")
     seen: list[int] = []
-    listener = Listener(step=lambda record, steps: seen.append(record["step"]), stop=lambda: len(seen) == 3)
+    listener = Listener(step=lambda record, steps: seen.append(record.step), stop=lambda: len(seen) == 3)
     with pytest.raises(Interrupted):
         potstill.distill(X, Y, **options, out=tmp_path / "cut", listener=listener)
     distilled = RunFolder(tmp_path / "cut").snapshot()
