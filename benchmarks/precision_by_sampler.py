@@ -16,7 +16,7 @@ import argparse
 import dataclasses
 import json
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -126,7 +126,7 @@ def main() -> None:
     parser.add_argument("--result", type=Path, default=RESULT, help="file of the result")
     known = parser.parse_args()
     torch.set_num_threads(1)
-    sources = {
+    sources: dict[str, Callable[[], Dataset]] = {
         "blobs": blobs,
         "digits": lambda: read(configuration().data),
         "MNIST": lambda: mnist(known.data),

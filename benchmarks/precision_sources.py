@@ -99,7 +99,8 @@ class Bench:
         rng = generator(seed, "images")
         if kind == "gaussian":
             images = torch.randn(self.classes, *self.real.shape, generator=rng)
-            return images / images.flatten(1).norm(dim=1)[:, None, None, None]
+            images /= images.flatten(1).norm(dim=1)[:, None, None, None]
+            return images
         labels = self.real.train.labels
         rows = [torch.nonzero(labels == own)[:, 0] for own in range(self.classes)]
         return self.real.train.take(torch.stack([one[torch.randint(len(one), (), generator=rng)] for one in rows]))[0]
