@@ -45,7 +45,7 @@ DIAGNOSED = DiagnosisRecord(
 ACCURACY = ChosenAccuracy(0.5, 0.125, 3, "validation", "fresh networks", 5120)
 METADATA = SetMetadata(
     "rat-bptt", {"data": {"data": "digits"}, "run": {"seed": 3}}, 3, {"torch": "2.6"}, DataRecord("f00", 7, 2, 1, "b4"), 40,
-    ACCURACY, (BudgetRecord(1, 300, ACCURACY), BudgetRecord(2, 600, ACCURACY)), {"patience": 5},
+    ACCURACY, (BudgetRecord(1, 300, 0.001, ACCURACY), BudgetRecord(2, 600, 0.001, ACCURACY)), {"patience": 5},
 )  # fmt: skip
 RECORDS = [STEP, replace(STEP, block=1, validation=None, info={}), EVALUATED, DIAGNOSED, METADATA, SetMetadata()]
 
