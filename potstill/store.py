@@ -62,11 +62,13 @@ def load(path: str | os.PathLike[str], ipc: int | None = None) -> DistilledSet:
 
 
 def recorded_config(distilled: DistilledSet) -> Given:
-    """Return the configuration that a set's file records.
+    """Return the options of the data and of the evaluation that a set's file records.
 
-    Where the data lie is not in it, but for data that come with potstill or another package.
+    Where the data lie is not in it, but for data that come with potstill or another package. The parts
+    that made the set are left out: a file is of use where a stranger's method is not.
     """
-    options = {name: value for table in distilled.metadata.config.values() for name, value in table.items()}
-    known = {option.name for option in options_of_run(options)}  # a file of another version may hold others
+    tables = distilled.metadata.config
+    options = {**tables.get("data", {}), **tables.get("evaluation", {})}
+    known = {option.name for option in options_of_run({})}  # a file of another version may hold others
     config = configuration({name: value for name, value in options.items() if name in known})
     return config if config.data.embedded else changed(config, data="arrays")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -285,6 +286,10 @@ def test_a_strangers_method_distils_resumes_boosts_evaluates_reports_and_exports
     assert FOREIGN in page
     exported = run("export", whole, "--format", "npz", "--out", tmp_path / "x.npz", cache=tmp_path)
     assert exported.returncode == 0, exported.stderr
+    copied = tmp_path / "shared.safetensors"  # as one who has the file and no package of the stranger's
+    shutil.copy(whole / "distilled.safetensors", copied)
+    alone = [sys.executable, "-m", "potstill.cli", "evaluate", str(copied), "--nets", "1"]
+    assert subprocess.run(alone, capture_output=True, check=False).returncode == 0
     refused = run("diagnose", whole, cache=tmp_path)
     assert refused.returncode == 2
     assert f"the noise of {FOREIGN} cannot be taken apart, it does not unroll" in refused.stderr

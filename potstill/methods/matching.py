@@ -45,9 +45,7 @@ class DistributionMatching(Method):
     """
 
     Options: ClassVar[type] = DistributionOptions
-    needs: ClassVar[Needs] = Needs(
-        features=True, targets="classes", unused=("real_batch",), augment=DSA
-    )
+    needs: ClassVar[Needs] = Needs(features=True, targets="classes", unused=("real_batch",), augment=DSA)
     defaults: ClassVar[dict[str, Any]] = {
         "init": "real",
         "preprocess": "normalize",
@@ -61,9 +59,7 @@ class DistributionMatching(Method):
     def __init__(self, problem: Problem, options: DistributionOptions):
         super().__init__(problem, options)
         labels = problem.labels.cpu()
-        self.members = [
-            torch.nonzero(labels == label)[:, 0] for label in range(problem.real.classes)
-        ]
+        self.members = [torch.nonzero(labels == label)[:, 0] for label in range(problem.real.classes)]
         self.real = ClassWise(problem.real.train, problem.real.sampler)
 
     def estimate(self, examples: Examples, learned: Leaves, state: State, step: int) -> Estimate:
@@ -73,10 +69,7 @@ class DistributionMatching(Method):
         classes = [label for label, rows in enumerate(self.members) if len(rows)]
         real = self.real_rows(classes, step)
         operations = problem.real.augment
-        shared = {
-            label: augment.shared_draw(operations, problem.rng("augmentation", step, label))
-            for label in classes
-        }
+        shared = {label: augment.shared_draw(operations, problem.rng("augmentation", step, label)) for label in classes}
         images, total = examples.images.detach().requires_grad_(), 0.0
         grad = torch.zeros_like(images)
         for some in self.groups(classes, couples_batch(network)):
@@ -96,8 +89,7 @@ class DistributionMatching(Method):
         for label, own in zip(classes, drawn, strict=True):
             if not len(own):
                 raise InputError(
-                    f"weights must leave every class a real example, class {label} has none; "
-                    "raise some of its weights"
+                    f"weights must leave every class a real example, class {label} has none; raise some of its weights"
                 )
         return dict(zip(classes, drawn, strict=True))
 
@@ -122,26 +114,17 @@ class DistributionMatching(Method):
         step: int,
     ) -> Tensor:
         """Average the features of the images of each class, (K', F), differentiable in the images."""
-        parts = [
-            augment.apply(images[own.to(images.device)], shared[label])
-            for label, own in rows.items()
-        ]
+        parts = [augment.apply(images[own.to(images.device)], shared[label]) for label, own in rows.items()]
         features = self.features(network, torch.cat(parts), step)
         return torch.stack([part.mean(0) for part in features.split([len(part) for part in parts])])
 
     @torch.no_grad()
-    def real_means(
-        self, network: nn.Module, rows: dict[int, Tensor], shared: dict[int, Draw], step: int
-    ) -> Tensor:
+    def real_means(self, network: nn.Module, rows: dict[int, Tensor], shared: dict[int, Draw], step: int) -> Tensor:
         """Average the features of real images of each class, (K', F), in micro-batches."""
         train, most = self.problem.real.train, self.problem.real.micro_batch
         if couples_batch(network):
-            taken = [
-                augment.apply(train.take(own)[0], shared[label]) for label, own in rows.items()
-            ]
-            features = self.features(network, torch.cat(taken), step).split(
-                [len(own) for own in taken]
-            )
+            taken = [augment.apply(train.take(own)[0], shared[label]) for label, own in rows.items()]
+            features = self.features(network, torch.cat(taken), step).split([len(own) for own in taken])
             return torch.stack([part.mean(0) for part in features])
         means = []
         for label, own in rows.items():
