@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import jinja2
 from markupsafe import Markup, escape
 
 import potstill
 from potstill.claims import Claim, Finding, Reading, Throughout, Verdict
 from potstill.figures import Drawing, inline_svg
 from potstill.results import Table
+from potstill.templates import environment
 
 MARK = "potstill study"
 """In the page's <meta name="generator">."""
@@ -85,17 +85,6 @@ def study_page(told: Told, folder: Path) -> str:
             generator=f"{MARK} {potstill.__version__}",
             version=potstill.__version__,
         )
-    )
-
-
-def environment() -> jinja2.Environment:
-    """Open the package's templates: all text is escaped, and what is not there is an error."""
-    return jinja2.Environment(
-        loader=jinja2.PackageLoader("potstill", ""),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
     )
 
 

@@ -12,10 +12,10 @@ from potstill.facts import Fact, commands, differences, facts, headline, lede, p
 from potstill.features import Ranges, RowTable, feature_ranges, row_table
 from potstill.files import write
 from potstill.gallery import Gallery, StoredPictures, gallery, stored_pictures
-from potstill.page import environment
 from potstill.records import Row
 from potstill.registry import InputError
 from potstill.summary import Measured, RunSummary, read_runs
+from potstill.templates import environment
 
 MARK = "potstill report"
 """In the page's <meta name="generator">, by which we know our own files again."""

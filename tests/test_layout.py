@@ -17,7 +17,7 @@ ORDER = [
     "parameterisations", "records", "distilled", "store", "derivatives", "fusible", "compiled",
     "compilation", "inner", "rows", "training", "learners", "scoring", "bench", "evaluation",
     "hardness", "methods", "analysis", "outer", "boosting", "resolve", "runs", "testing",
-    "grid", "figures", "results", "claims", "page", "summary", "curves", "gallery", "features",
+    "grid", "figures", "results", "claims", "templates", "page", "summary", "curves", "gallery", "features",
     "facts", "report", "exports", "distillation", "diagnosis", "api", "studies", "nested",
     "courses", "stability", "ablations", "storage", "transfer", "strata", "display", "commands",
     "cli",

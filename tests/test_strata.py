@@ -36,10 +36,10 @@ def study(tmp_path_factory):
     left = ("threads", "classes_per_batch", "learn_labels", "batch_per_class")
     small = {name: value for name, value in QUICK.items() if name not in left}
     small |= {"data": "digits", "preprocess": "none", "width": 8, "steps": 4, "unroll": 3, "window": 1, "lengths": (5, 10)}
-    small |= {"validate_every": 2, "hardness_every": 2}
+    small |= {"validate_every": 2}
     root = tmp_path_factory.mktemp("strata")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(strata, "scale_of", lambda preset, data: Scale(small, (1, 2), (1.0,), (0, 1), 2, 2))
+        patch.setattr(strata, "scale_of", lambda preset, data: Scale(small, (1, 2), (1.0,), (0, 1), 2, 2, 2))
         hardness, workplace = Hardness(), Workplace(root / "study", root / "runs", read(DataConfig()), nets=2, threads=1)
         points = hardness.points("small", None, (0, 1))
         run_study(hardness, points, workplace, hardness.about("small", None))
