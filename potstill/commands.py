@@ -129,6 +129,7 @@ def listening(display: Display, ranks: Ranks = ALONE) -> Iterator[Listener]:
             return
         again = bool(asked)
         asked.append(number)
+        ranks.stopping()
         if again or not display.looping:
             raise KeyboardInterrupt
         display.say("stopping after this step" + "; once more stops at once" * (not shared))

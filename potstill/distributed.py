@@ -7,11 +7,11 @@ out by their index. Results are gathered, not reduced: every rank adds them up i
 as one process does, and so the number of ranks does not show in a result.
 
 A rank that is slow is waited for, one that is dead is not. Which it is shows in signs of life: each rank
-counts up in a store beside the run, in a thread of its own, whatever the rank is busy with.
+counts up in a store beside the run, in a thread of its own, whatever the rank is busy with. So ranks meet
+in the store before each message: a call of gloo or NCCL that has begun cannot be taken back.
 """
 
 import dataclasses
-import functools
 import json
 import os
 import threading
@@ -32,14 +32,16 @@ from potstill.registry import InputError
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """What torchrun sets in the environment of each process."""
-BEAT, PATIENCE = 1.0, 40.0
-"""Seconds between signs of life, and without one until a rank counts as dead."""
-JOINING = timedelta(seconds=60)
-"""How long ranks wait for the store, and for each other at the start."""
-NEVER = timedelta(days=365)
-"""A timeout of collectives: a slow rank is no error."""
-POLL = 0.001
-"""Seconds between looks at what is waited for."""
+AGENT = "TORCHELASTIC_USE_AGENT_STORE"
+"""Is "True" where torchrun itself keeps the store in which ranks meet."""
+BEAT, PATIENCE, HURRY = 1.0, 40.0, 5.0
+"""Seconds between signs of life; without one until a rank counts as dead; and that when told to stop."""
+JOINING = timedelta(seconds=PATIENCE)
+"""How long ranks wait for the store."""
+MESSAGE = timedelta(seconds=PATIENCE)
+"""How long a message may take, once all ranks are ready for it."""
+POLL, MOST_POLL = 0.0005, 0.05
+"""Seconds between looks at what is waited for: at first, and in the end."""
 Tensors = Mapping[str, Tensor]
 
 
@@ -160,6 +162,14 @@ class Ranks:
         """Wait until every rank is here."""
         self.any(False)
 
+    def stopping(self) -> None:
+        """Hear that this rank was told to stop; be less patient with the others from now on.
+
+        torchrun tells it when another rank died, too, and kills the rest 30 seconds later.
+        """
+        if self.link:
+            self.link.patience = HURRY
+
     def require_same(self, values: Mapping[str, object]) -> None:
         """Wait until every rank is here with the same values by name.
 
@@ -193,15 +203,18 @@ class Link:
 
     def __init__(self, ranks: Ranks, known: Mapping[str, str]):
         self.index, self.count = ranks.index, ranks.count
-        self.cause, self.calls = "", 0
-        """Why another rank ended, if one did; and how often `tell` was called."""
+        self.cause, self.patience = "", PATIENCE
+        """Why another rank ended, if one did; seconds without a sign of life until one counts as dead."""
+        self.calls = self.told = 0
+        """How often `gather` and `tell` were called."""
         # torchrun keeps the store itself; started by hand, rank 0 does.
-        agent = known.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-        self.store = store_of(known, JOINING, serve=ranks.first and not agent)
+        self.serves = ranks.first and known.get(AGENT) != "True"
+        self.store = store_of(known, JOINING, serve=self.serves)
         # A connection of its own: the other may be waiting in a call.
         self.life = store_of(known, JOINING)
-        now = time.monotonic()
-        self.seen = {rank: ("", now) for rank in range(self.count) if rank != self.index}
+        self.looked = time.monotonic()
+        """When the thread last looked. Where it is held up itself, others do not count as silent."""
+        self.seen = {rank: ("", self.looked) for rank in range(self.count) if rank != self.index}
         """The others -> their last sign of life, and when it was new here."""
         self.closed = threading.Event()
         self.thread = threading.Thread(target=self.live, name="signs of life", daemon=True)
@@ -209,7 +222,7 @@ class Link:
         self.tell({})  # all are here: connecting takes no time
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
         place: dict[str, Any] = {"store": self.store, "rank": self.index, "world_size": self.count}
-        dist.init_process_group(backend, **place, timeout=NEVER)
+        dist.init_process_group(backend, **place, timeout=MESSAGE)
 
     def live(self) -> None:
         """Give signs of life, and watch for those of the others."""
@@ -222,6 +235,7 @@ class Link:
                     found = read(self.life, f"alive/{rank}")
                     if found != before:
                         self.seen[rank] = (found, time.monotonic())
+                self.looked = time.monotonic()
                 self.cause = self.cause or read(self.life, "ended")
             except RuntimeError:
                 self.cause = self.cause or "torchrun, or the rank that all are connected to, is gone"
@@ -229,29 +243,35 @@ class Link:
 
     def until(self, done: Callable[[], bool]) -> None:
         """Wait until something is done; raise Lost if a rank is gone before."""
+        began = time.monotonic()
         while not done():
             if self.cause:
                 raise Lost(self.cause)
-            for rank, (_, when) in self.seen.items():
-                if time.monotonic() - when > PATIENCE:
-                    raise Lost(f"rank {rank} of {self.count} gave no sign of life for {PATIENCE:.0f} s")
-            time.sleep(POLL)
+            for rank in self.silent(self.patience):
+                raise Lost(f"rank {rank} of {self.count} is gone: no sign of life for {self.patience:.0f} s")
+            time.sleep(min(MOST_POLL, max(POLL, 0.02 * (time.monotonic() - began))))
+
+    def silent(self, seconds: float) -> list[int]:
+        """List the ranks that gave no sign of life for so long."""
+        return [rank for rank, (_, when) in self.seen.items() if self.looked - when > seconds]
 
     def gather(self, tensor: Tensor) -> list[Tensor]:
         """Bring a tensor of each rank, all of one size, to every rank; in the order of ranks."""
         parts = [torch.empty_like(tensor) for _ in range(self.count)]
         try:
-            work = dist.all_gather(parts, tensor, async_op=True)
-            self.until(work.is_completed)  # and no call that waits: signals and lost ranks are heard
-            work.wait()
+            self.calls += 1
+            # Each adds 1 for each meeting, and none goes on to the next before all have.
+            arrived = self.store.add("arrived", 1)
+            self.until(lambda: max(arrived, self.store.add("arrived", 0)) >= self.calls * self.count)
+            dist.all_gather(parts, tensor)
         except RuntimeError as error:  # a connection is closed
             raise self.lost() from error
         return parts
 
     def tell(self, values: Mapping[str, str]) -> list[dict[str, str]]:
         """Bring the texts of each rank to every rank; in the order of ranks."""
-        self.calls += 1
-        keys = [f"told/{self.calls}/{rank}" for rank in range(self.count)]
+        self.told += 1
+        keys = [f"told/{self.told}/{rank}" for rank in range(self.count)]
         try:
             self.store.set(keys[self.index], canonical(values))
             self.until(lambda: self.store.check(keys))
@@ -264,7 +284,7 @@ class Link:
         deadline = time.monotonic() + 4 * BEAT
         while not self.cause and time.monotonic() < deadline:
             time.sleep(BEAT / 10)
-        silent = [rank for rank, (_, when) in self.seen.items() if time.monotonic() - when > 2.5 * BEAT]
+        silent = self.silent(2.5 * BEAT)
         return Lost(self.cause or f"{f'rank {silent[0]}' if silent else 'a rank'} of {self.count} is gone")
 
     def end(self, reason: str) -> None:
@@ -274,7 +294,12 @@ class Link:
                 self.store.set("ended", f"rank {self.index} of {self.count} ended: {reason}")
 
     def close(self) -> None:
-        """Close the connections."""
+        """Close the connections; a rank that keeps the store waits a little until the others have read it."""
+        with suppress(RuntimeError):
+            self.store.add("left", 1)
+            deadline = time.monotonic() + HURRY
+            while self.serves and self.store.add("left", 0) < self.count and time.monotonic() < deadline:
+                time.sleep(MOST_POLL)
         self.closed.set()
         self.thread.join()
         dist.destroy_process_group()
@@ -299,23 +324,31 @@ def joined() -> Iterator[Ranks]:
         yield dataclasses.replace(ranks, link=link)
         link.gather(torch.zeros(1, dtype=torch.uint8))
     except BaseException as error:
+        first_to_tell(link.store)  # before the others learn of it: the rank that knows the cause tells it
         if not isinstance(error, Lost):
-            first_to_tell()  # before the others learn of it: the rank that knows the cause tells it
             link.end(str(error) or type(error).__name__)
         raise
     finally:
         link.close()
 
 
-@functools.cache
-def first_to_tell() -> bool:
-    """Tell whether this rank is the first to say how the run ended, so that it is said once."""
-    try:
-        if Ranks.of_environment(os.environ).count == 1:
-            return True
-        return int(store_of(os.environ, timedelta(seconds=5)).add("told", 1)) == 1
-    except (InputError, RuntimeError):  # nobody can be asked
-        return True
+ANSWER: list[bool] = []
+"""What `first_to_tell` found in this process, once it was asked."""
+
+
+def first_to_tell(store: Store | None = None) -> bool:
+    """Tell whether this rank is the first to say how the run ended, so that it is said once.
+
+    `store` is the ranks'; None: that of torchrun is asked, which is there before the ranks have met.
+    """
+    if not ANSWER:
+        try:
+            if store is None and os.environ.get(AGENT) == "True":
+                store = store_of(os.environ, timedelta(seconds=5))
+            ANSWER.append(store is None or store.add("told", 1) == 1)
+        except (InputError, KeyError, RuntimeError):  # nobody can be asked; better twice than never
+            ANSWER.append(True)
+    return ANSWER[0]
 
 
 def require_alone(command: str) -> None:
