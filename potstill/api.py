@@ -265,7 +265,8 @@ def evaluations(
     for spec in models:
         factory_for(distilled, spec)  # a name that is wrong is told before anything is measured
     names = distilled.class_names if labels is not None else None
-    dataset = dataset_of(config, images, labels, test_images, test_labels, names)
+    with ranks.in_turn():
+        dataset = dataset_of(config, images, labels, test_images, test_labels, names)
     ranks.require_same({
         "the hash of the data": dataset.identity[:12],
         "the hash of the set": checksum({"images": distilled.images, "targets": distilled.targets}, {})[:12],

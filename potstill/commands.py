@@ -52,7 +52,8 @@ def distilled_by(ranks: Ranks, config: Given, out: Path, parsed: argparse.Namesp
     display = Display(parsed.quiet or not ranks.first)
     try:
         with display, listening(display, ranks) as listener:
-            dataset = sources.read(config.data)
+            with ranks.in_turn():
+                dataset = sources.read(config.data)
             if parsed.resume:
                 return distillation.resumed_run(out, config, dataset, listener=listener, ranks=ranks)
             return distillation.new_run(config, dataset, out, overwrite=parsed.overwrite, listener=listener, ranks=ranks)
@@ -119,7 +120,8 @@ def listening(display: Display, ranks: Ranks = ALONE) -> Iterator[Listener]:
     """A listener that shows what it hears.
 
     The first Ctrl-C (or SIGTERM) in the outer loop asks it to stop after its step; anywhere else, or again, it stops at once.
-    Ranks do not heed a second one: torchrun sends each what the terminal sent already, and ends what goes on for 30 seconds.
+    Ranks do not heed a second one: torchrun sends each what the terminal sent already, and ends what
+    goes on for 30 seconds.
     """
     asked: list[int] = []
     shared = ranks.count > 1

@@ -123,7 +123,8 @@ def resumed_run(
         setup = Setup.of(config, dataset, model, listener, fitted, ranks)
         state = folder.newest(setup.config, dataset.identity, setup.device, listener.say)
         done = steps_done(state, setup.config) if state else 0
-        ranks.require_same({"the newest whole checkpoint": done})  # all have read: now the folder may change
+        # All have read when this is over: now the folder may change.
+        ranks.require_same({"the newest whole checkpoint": done})
         if ranks.first:
             folder.forget_after(done)
         listener.say(f"going on after outer step {done} of {setup.config.all_steps}")
@@ -131,13 +132,13 @@ def resumed_run(
 
 
 def settings(config: Given | Resolved, identity: str) -> dict[str, Any]:
-    """List what must be the same on all ranks: the data, by their hash, and the options but `PLACES`."""
+    """List what must be the same on all ranks: the data's hash, and the options but `PLACES`."""
     options = {name: value for name, value in config.flat().items() if name not in PLACES}
     return {"the hash of the data": identity[:12], **options}
 
 
 def check_dealt(config: Given, method: type[Method], ranks: Ranks, say: Callable[[str], None]) -> None:
-    """Raise an InputError if some ranks would have nothing to do; `say` hears where they gain little."""
+    """Raise an InputError if a rank would have nothing to do; `say` hears where they gain little."""
     if ranks.count == 1:
         return
     parts = method.dealt(config.method.options)
@@ -145,8 +146,8 @@ def check_dealt(config: Given, method: type[Method], ranks: Ranks, say: Callable
         say(f"method {config.method.name} computes its outer steps on every rank; only evaluation is dealt out")
     elif parts < ranks.count:
         raise InputError(
-            f"trajectories must be at least the number of ranks, {ranks.count}, since a step deals them out, got "
-            f"{parts}; give --trajectories {ranks.count}, or start fewer ranks"
+            f"trajectories must be at least the number of ranks, {ranks.count}, since a step deals "
+            f"them out, got {parts}; give --trajectories {ranks.count}, or start fewer ranks"
         )
 
 

@@ -2,13 +2,14 @@
 
     torchrun --nproc-per-node 4 -m potstill distill ...
 
-Independent parts of a whole (the trajectories of an outer step, the networks of an evaluation) are dealt
-out by their index. Results are gathered, not reduced: every rank adds them up in the order of the index,
-as one process does, and so the number of ranks does not show in a result.
+Independent parts of a whole (the trajectories of an outer step, the networks of an evaluation) are
+dealt out by their index. Results are gathered, not reduced: every rank adds them up in the order of
+the index, as one process does, and so the number of ranks does not show in a result.
 
-A rank that is slow is waited for, one that is dead is not. Which it is shows in signs of life: each rank
-counts up in a store beside the run, in a thread of its own, whatever the rank is busy with. So ranks meet
-in the store before each message: a call of gloo or NCCL that has begun cannot be taken back.
+A rank that is slow is waited for, one that is dead is not. Which it is shows in signs of life: each
+rank counts up in a store beside the run, in a thread of its own, whatever the rank is busy with. And
+ranks meet in the store before each message, since a call of gloo or NCCL that waits for a dead rank
+cannot be taken back.
 """
 
 import dataclasses
@@ -32,10 +33,11 @@ from potstill.registry import InputError
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """What torchrun sets in the environment of each process."""
+START = "start by `torchrun --nproc-per-node N -m potstill ...`"
 AGENT = "TORCHELASTIC_USE_AGENT_STORE"
 """Is "True" where torchrun itself keeps the store in which ranks meet."""
 BEAT, PATIENCE, HURRY = 1.0, 40.0, 5.0
-"""Seconds between signs of life; without one until a rank counts as dead; and that when told to stop."""
+"""Seconds between signs of life; until a rank without one counts as dead; that when told to stop."""
 JOINING = timedelta(seconds=PATIENCE)
 """How long ranks wait for the store."""
 MESSAGE = timedelta(seconds=PATIENCE)
@@ -97,9 +99,9 @@ class Ranks:
         if len(there) < len(VARIABLES):
             missing = ", ".join(name for name in VARIABLES if name not in there)
             raise InputError(
-                f"the variables {', '.join(VARIABLES)} must be set together, as torchrun does, or not at all; "
-                f"{missing} missing beside {', '.join(f'{name}={known[name]}' for name in there)}: start by "
-                f"`torchrun --nproc-per-node N -m potstill ...`, or unset {' '.join(there)}"
+                f"the variables {', '.join(VARIABLES)} must be set together, as torchrun does, or "
+                f"not at all, got {', '.join(f'{name}={known[name]}' for name in there)} without "
+                f"{missing}; {START}, or unset {' '.join(there)}"
             )
         count = whole(known, "WORLD_SIZE", 1, 1 << 16)
         return cls(whole(known, "RANK", 0, count - 1), count, whole(known, "LOCAL_RANK", 0, count - 1))
@@ -110,8 +112,19 @@ class Ranks:
         return self.index == 0
 
     def device(self, name: str) -> str:
-        """Name this rank's device: on CUDA each takes the GPU of its number on its machine."""
-        return f"cuda:{self.local}" if self.count > 1 and pick_device(name).type == "cuda" else name
+        """Name this rank's device: on CUDA each takes the GPU of its number on its machine.
+
+        Raises:
+            InputError: there are fewer GPUs.
+        """
+        if self.count == 1 or pick_device(name).type != "cuda":
+            return name
+        if self.local >= torch.cuda.device_count():
+            raise InputError(
+                f"each rank needs a GPU of its own, this machine has {torch.cuda.device_count()}, "
+                f"got LOCAL_RANK={self.local}; start fewer ranks, or use --device cpu"
+            )
+        return f"cuda:{self.local}"
 
     def share(self, total: int) -> range:
         """List which of `total` parts fall to this rank."""
@@ -121,8 +134,8 @@ class Ranks:
         """Bring the results of all parts to every rank; each calls this at the same place.
 
         Args:
-            own: index -> the result of each part in `share(total)`: tensors by name, of the same shapes
-                and types in every part.
+            own: index -> the result of each part in `share(total)`: tensors by name, of the same
+                shapes and types in every part.
             total: number of parts.
             like: a result's shapes and types; None: those of the first own one.
         Returns:
@@ -136,7 +149,8 @@ class Ranks:
         like = own[self.index] if like is None else like
         rows = -(-total // self.count)
         sizes = [tensor.numel() * tensor.element_size() for tensor in like.values()]
-        # As bytes: one message for all types, in which nothing is rounded. Ranks with fewer parts fill up.
+        # As bytes: one message for all types, in which nothing is rounded. Ranks with fewer parts
+        # fill up.
         sent = torch.zeros(rows, sum(sizes), dtype=torch.uint8, device=gathering_device(like))
         for row, index in enumerate(self.share(total)):
             sent[row] = torch.cat([as_bytes(own[index][name]).to(sent.device) for name in like])
@@ -162,6 +176,15 @@ class Ranks:
         """Wait until every rank is here."""
         self.any(False)
 
+    @contextmanager
+    def in_turn(self) -> Iterator[None]:
+        """Let one rank of each machine go before the others: what it keeps on disk is made once."""
+        if self.local:
+            self.wait()
+        yield
+        if not self.local:
+            self.wait()
+
     def stopping(self) -> None:
         """Hear that this rank was told to stop; be less patient with the others from now on.
 
@@ -185,8 +208,8 @@ class Ranks:
                 here, there = told[0].get(name), known.get(name)
                 if here != there:
                     raise InputError(
-                        f"{name} must be the same on all ranks, rank 0 has {here} and rank {rank} has {there}; "
-                        "start every rank with the same command and the same data"
+                        f"{name} must be the same on all ranks, rank 0 has {here} and rank {rank} has "
+                        f"{there}; start every rank with the same command and the same data"
                     )
 
 
@@ -204,7 +227,7 @@ class Link:
     def __init__(self, ranks: Ranks, known: Mapping[str, str]):
         self.index, self.count = ranks.index, ranks.count
         self.cause, self.patience = "", PATIENCE
-        """Why another rank ended, if one did; seconds without a sign of life until one counts as dead."""
+        """Why another rank ended, if one did; seconds until one without a sign of life is dead."""
         self.calls = self.told = 0
         """How often `gather` and `tell` were called."""
         # torchrun keeps the store itself; started by hand, rank 0 does.
@@ -213,7 +236,7 @@ class Link:
         # A connection of its own: the other may be waiting in a call.
         self.life = store_of(known, JOINING)
         self.looked = time.monotonic()
-        """When the thread last looked. Where it is held up itself, others do not count as silent."""
+        """When the thread last looked: where it is held up itself, others do not seem silent."""
         self.seen = {rank: ("", self.looked) for rank in range(self.count) if rank != self.index}
         """The others -> their last sign of life, and when it was new here."""
         self.closed = threading.Event()
@@ -280,7 +303,7 @@ class Link:
             raise self.lost() from error
 
     def lost(self) -> Lost:
-        """Say which rank is gone, now that a connection is closed: the one that no longer gives signs of life."""
+        """Say which rank is gone, now that a connection is closed: the one that falls silent."""
         deadline = time.monotonic() + 4 * BEAT
         while not self.cause and time.monotonic() < deadline:
             time.sleep(BEAT / 10)
@@ -294,7 +317,7 @@ class Link:
                 self.store.set("ended", f"rank {self.index} of {self.count} ended: {reason}")
 
     def close(self) -> None:
-        """Close the connections; a rank that keeps the store waits a little until the others have read it."""
+        """Close the connections; a rank that keeps the store first lets the others read it."""
         with suppress(RuntimeError):
             self.store.add("left", 1)
             deadline = time.monotonic() + HURRY
@@ -324,7 +347,7 @@ def joined() -> Iterator[Ranks]:
         yield dataclasses.replace(ranks, link=link)
         link.gather(torch.zeros(1, dtype=torch.uint8))
     except BaseException as error:
-        first_to_tell(link.store)  # before the others learn of it: the rank that knows the cause tells it
+        first_to_tell(link.store)  # before the others learn of it: who knows the cause tells it
         if not isinstance(error, Lost):
             link.end(str(error) or type(error).__name__)
         raise
@@ -339,7 +362,7 @@ ANSWER: list[bool] = []
 def first_to_tell(store: Store | None = None) -> bool:
     """Tell whether this rank is the first to say how the run ended, so that it is said once.
 
-    `store` is the ranks'; None: that of torchrun is asked, which is there before the ranks have met.
+    `store` is the ranks'; None: torchrun's is asked, which is there before the ranks have met.
     """
     if not ANSWER:
         try:
@@ -367,8 +390,8 @@ def store_of(known: Mapping[str, str], timeout: timedelta, *, serve: bool = Fals
         store = torch_part("TCPStore")(host, port, None, serve, timeout, wait_for_workers=False)
     except RuntimeError as error:
         raise InputError(
-            f"MASTER_ADDR and MASTER_PORT must tell where the ranks meet, {host}:{port} cannot be reached; "
-            "start all ranks by one torchrun command"
+            f"MASTER_ADDR and MASTER_PORT must tell where the ranks meet, {host}:{port} cannot be "
+            "reached; start all ranks by one torchrun command"
         ) from error
     # A restart by torchrun finds the old keys in the same store.
     shared: Store = torch_part("PrefixStore")(f"potstill/{known.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
@@ -376,7 +399,7 @@ def store_of(known: Mapping[str, str], timeout: timedelta, *, serve: bool = Fals
 
 
 def torch_part(name: str) -> Any:
-    """Find a part of torch.distributed, which some builds of torch lack; an InputError if it is not there."""
+    """Find a part of torch.distributed; an InputError where torch is built without it."""
     if not dist.is_available():
         raise InputError("several ranks need a torch that is built with torch.distributed, this one is not; start one process")
     return getattr(dist, name)
@@ -392,8 +415,7 @@ def whole(known: Mapping[str, str], name: str, low: int, high: int) -> int:
     text = known[name]
     if not text.isdecimal() or not low <= int(text) <= high:
         raise InputError(
-            f"the variable {name} must be a whole number in [{low}, {high}], got {text!r}; start by "
-            f"`torchrun --nproc-per-node N -m potstill ...`, or unset {' '.join(VARIABLES)}"
+            f"the variable {name} must be a whole number in [{low}, {high}], got {text!r}; {START}, or unset {' '.join(VARIABLES)}"
         )
     return int(text)
 
