@@ -1,5 +1,5 @@
 # make demo    install into .venv, distill a small data set, test it, show it
-# make test    install what tests need and run them
+# make test    install what tests need and run them; with PRECISION=bfloat16 as on a machine on which `auto` is that
 # make check   format, lint, types
 
 PYTHON ?= python3
@@ -14,7 +14,7 @@ demo: .venv/installed
 	@echo "Ten digits were distilled to ten images. Look at them: runs/demo/distilled.png"
 
 test: .venv/installed-dev
-	$(BIN)/python -m pytest -n auto
+	POTSTILL_AUTO_PRECISION=$(PRECISION) $(BIN)/python -m pytest -n auto
 
 check: .venv/installed-dev
 	$(BIN)/ruff format --check

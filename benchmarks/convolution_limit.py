@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from potstill.compiled import CompiledNetwork, trace
-from potstill.derivatives import FlatModel
+from potstill.derivatives import Batch, FlatModel
 from potstill.devices import keep_freed_memory
 
 
@@ -24,9 +24,9 @@ def limit(make: Callable[[], tuple[Any, ...]], micro: int) -> dict[str, Any]:
         network, images, labels, *_ = make()
         model = FlatModel(network, precision)
         compiled = CompiledNetwork(model)
-        batch = images[:micro].requires_grad_(), torch.eye(10)[labels[:micro]]
+        batch = Batch(images[:micro].requires_grad_(), torch.eye(10)[labels[:micro]])
         along = torch.randn_like(model.theta)
-        graph = trace(compiled.product, (model.theta, *(tensor.detach() for tensor in batch), along))
+        graph = trace(compiled.product, (model.theta, batch.inputs.detach(), batch.targets, along))
         names = ("aten.convolution.default", "aten.convolution_backward.default")
         calls = [node for node in graph.graph.nodes if str(node.target) in names]
         bound: dict[tuple[Any, ...], float] = {}

@@ -12,9 +12,9 @@ import statistics
 import torch
 from curves import RESULTS, provenance
 
-from potstill.config import Config
+from potstill.config import changed, configuration
 from potstill.distillation import SILENT, Setup
-from potstill.outer import outer_step
+from potstill.outer import Carried, outer_step
 from potstill.registry import PARAMETERISATIONS
 from potstill.sources import from_arrays, read
 
@@ -35,17 +35,19 @@ def main() -> None:
     images, labels = torch.randn(4000, 3, 32, 32, generator=rng), torch.arange(4000) % 10
     rows = []
     for setting, (data, options) in SETTINGS.items():
-        config = Config.from_options(**SHARED, **options)
+        config = configuration(SHARED, options)
         dataset = read(config.data) if data == "digits" else from_arrays(images, labels)
         for param in PARAMETERISATIONS:
-            setup = Setup.of(Config.from_options(config, param=param), dataset, None, SILENT)
+            setup = Setup.of(changed(config, param=param), dataset, None, SILENT)
             stage = setup.stage(None)
-            method = stage.method(setup.problem)
-            state, records = stage.begin(method), []
+            method = setup.make_method(stage, Carried())
+            on_blocks, rules = stage.on_blocks(method, setup.device), stage.rules(method.start()[1])
+            state, records = setup.begin(stage, method), []
             for _ in range(1 + known.steps):
-                began = method.now()
-                state, record = outer_step(method, setup.config.outer, stage.rules, state)
-                records.append({"seconds": method.now() - began, "decode_seconds": record.decode_seconds})
+                began = on_blocks.now()
+                state, record = outer_step(on_blocks, setup.schedule, rules, state)
+                assert record.decode_seconds is not None  # every step on blocks tells it
+                records.append({"seconds": on_blocks.now() - began, "decode_seconds": record.decode_seconds})
             block = setup.blocks[0]
             row = {
                 "setting": setting, "param": param, "images": len(block.labels), "bytes": block.stored_bytes,

@@ -25,12 +25,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 RESULTS = Path(__file__).parent / "results" / "meta_gradient.json"
 BURN_IN = 5
-Run = Callable[[int, int], Any]
-"""(window, real images) -> the meta-gradient of the images."""
+Run = Callable[..., Any]
+"""(window, count of real images, burn_in=BURN_IN) -> the meta-gradient of the images."""
 
 
 @dataclass(frozen=True)
@@ -89,16 +89,18 @@ def released(work: Work, dtype: str) -> Run:
 
 
 def ours(
-    work: Work, precision: str, *, compiled: bool = True, tape: str = "states", graphs: int = 0, placement: str = "torch"
-) -> Run:
+    work: Work, precision: str, *, compiled: bool = True, tape: str = "states",
+    placement: Literal["torch", "higher-0.2.1"] = "torch",
+) -> Run:  # fmt: skip
     """potstill's engine."""
     import torch
     import torch.nn.functional as F
 
     from potstill.compiled import CompiledNetwork
-    from potstill.derivatives import FlatModel, InMicroBatches, cross_entropy
+    from potstill.derivatives import Batch, FlatModel, InMicroBatches, cross_entropy
     from potstill.devices import keep_freed_memory
-    from potstill.inner import Adam, InnerProblem, Keep, meta_gradient
+    from potstill.inner import InnerProblem, Keep, meta_gradient
+    from potstill.optimizers import Adam
 
     keep_freed_memory()
     dtype = torch.float64 if precision == "float64" else torch.float32
@@ -108,12 +110,13 @@ def ours(
     loss = CompiledNetwork(model).of(model) if compiled else cross_entropy(model)
     whole = InMicroBatches(loss, work.micro, filled=compiled)
     optimizer = Adam(eps_placement=placement)
-    problem = InnerProblem(whole, lambda leaves, step: (leaves["images"], targets), optimizer)
-    keep = Keep(dtype=torch.bfloat16 if tape == "bfloat16" else None, checkpoints=tape == "sqrt", graphs=graphs)
+    problem = InnerProblem(whole, lambda leaves, step: Batch(leaves["images"], targets), optimizer)
+    keep = Keep(dtype=torch.bfloat16 if tape == "bfloat16" else None, checkpoints=tape == "sqrt")
 
     class Real:
         def gradient(self, theta: Any, leaves: Any, rows: slice) -> Any:
-            return *whole.gradient(theta, (real[rows], F.one_hot(real_labels[rows], 10).to(dtype)), 0), {}
+            batch = Batch(real[rows], F.one_hot(real_labels[rows], 10).to(dtype))
+            return *whole.gradient(theta, batch, 0), {}
 
     def run(window: int, count: int, burn_in: int = BURN_IN) -> Any:
         starts = range(0, count, work.micro)
@@ -135,7 +138,6 @@ WAYS: dict[str, Callable[[Work], Run]] = {
     "float64-placement-higher": lambda work: ours(work, "float64", compiled=False, placement="higher-0.2.1"),
     "sqrt": lambda work: ours(work, "float32", tape="sqrt"),
     "states-bfloat16": lambda work: ours(work, "float32", tape="bfloat16"),
-    "graphs": lambda work: ours(work, "float32", compiled=False, graphs=5),
 }
 
 
@@ -218,7 +220,7 @@ def timings(quick: bool, pairs: int, window: int, real: int) -> dict[str, Any]:
 def memories(quick: bool, windows: list[int], real: int) -> dict[str, Any]:
     """Peak memory and time of single runs, each way and window in a fresh process."""
     found: dict[str, Any] = {}
-    for way in ("higher", "float32", "bfloat16", "eager", "sqrt", "states-bfloat16", "graphs"):
+    for way in ("higher", "float32", "bfloat16", "eager", "sqrt", "states-bfloat16"):
         for window in windows if way in ("higher", "float32", "bfloat16") else [20]:
             if way == "higher" and window > 10 and not quick and not fits(found["higher"]["10"]["peak_mb"] * window / 10):
                 found[way][str(window)] = extrapolated(found[way], window)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
 from curves import RESULTS, provenance
 
 from potstill.models import fresh, resolve
@@ -45,7 +46,7 @@ def main() -> None:
             [sys.executable, "-m", "potstill.cli", "distill", *flags, "--out", str(out), "--overwrite", "--quiet"], check=True
         )
         record = RunFolder(out).records()[0]
-        network = fresh(resolve(model, (3, 32, 32), 10), 0, "cpu")
+        network = fresh(resolve(model, (3, 32, 32), 10), 0, torch.device("cpu"))
         found[name] = {
             "peak_memory_mb": record.memory_mb, "seconds": record.seconds,
             "parameters": sum(p.numel() for p in network.parameters()),

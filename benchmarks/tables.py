@@ -2,6 +2,7 @@
 
 import json
 import re
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,7 @@ WAYS = {
     "states-bfloat16": "potstill, `--tape bfloat16`",
     "graphs": "potstill, not compiled, graphs of 5 steps kept",
 }
+"""Each that the result has; "graphs" only older ones."""
 
 
 def speed() -> str:
@@ -66,6 +68,8 @@ def speed() -> str:
     windows = [name for name in memory["higher"] if name.isdigit()]
     lines = [f"| | {' | '.join(f'M = {window}' for window in windows)} | cosine to float64 |\n{'|---' * (len(windows) + 2)}|\n"]
     for way, label in WAYS.items():
+        if way not in memory:
+            continue
         cells = [f"{cell(way, window, 'seconds', '.1f')} s, {cell(way, window, 'peak_mb', ',.0f')} MB" for window in windows]
         shown = ["" if entry.startswith(" s") else entry for entry in cells]
         lines.append(f"| {label} | {' | '.join(shown)} | {format(cosine[way], '.4f') if way in cosine else ''} |\n")
@@ -103,6 +107,77 @@ def precision() -> str:
         f"{''.join(rows)}\n{result['data']}, one image a class; accuracy in % on validation images ({result['protocol']}, n = "
         f"{difference[steps[0]]['n']}).\nSeconds are those in outer steps. "
         f"{result['hardware']}; torch {result['versions']['torch']}.\n"
+    )
+
+
+def by_sampler() -> str:
+    """Accuracy in float32 and in bfloat16 for every window sampler at equal steps."""
+    result = json.loads((RESULTS / "precision_by_sampler.json").read_text())
+    found: dict[tuple[str, str, str], dict[int, float]] = {}
+    for row in result["rows"]:
+        key = row["setting"], row["method"], row["precision"]
+        found.setdefault(key, {})[row["seed"]] = row["accuracy"]["mean"]
+    settings, methods = (list(dict.fromkeys(key[part] for key in found)) for part in (0, 1))
+
+    def cell(setting: str, method: str, precision: str) -> str:
+        """Both means and the difference, over the seeds of which both are measured."""
+        other, single = (found.get((setting, method, kind), {}) for kind in (precision, "float32"))
+        pairs = [(single[seed], value) for seed, value in other.items() if seed in single]
+        if not pairs:
+            return ""
+        before, after = (100 * statistics.fmean(values) for values in zip(*pairs, strict=True))
+        differences = [100 * (rounded - exact) for exact, rounded in pairs]
+        spread = f" ± {statistics.stdev(differences):.1f}" if len(pairs) > 1 else ""
+        mean = round(after - before, 1) + 0.0  # no -0.0
+        return f"{before:.1f} → {after:.1f} ({mean:+.1f}{spread}, n = {len(pairs)})"
+
+    def lines(precision: str) -> str:
+        rows = [(method, [cell(setting, method, precision) for setting in settings]) for method in methods]
+        head = f"| | {' | '.join(settings)} |\n{'|---' * (len(settings) + 1)}|\n"
+        return head + "".join(f"| `{name}` | {' | '.join(own)} |\n" for name, own in rows if any(own))
+
+    steps = ", ".join(f"{own['steps']} ({name})" for name, own in result["settings"].items() if name in settings)
+    return (
+        f"{lines('bfloat16')}\nThe same with the first inner step rounded too, which `--precision bfloat16` does not "
+        f"do:\n\n{lines('bfloat16 throughout')}\n"
+        "Test accuracy in %, float32 → bfloat16, and the difference from the same seed: mean ± deviation over n distilling\n"
+        f"seeds. {result['nets']} test networks for each set, trained in float32 for a fixed number of steps; nothing was "
+        f"chosen on test data.\nOuter steps: {steps}. Blobs: three blobs of 16 numbers,\nan MLP of width 16, inner learning "
+        "rate 0.01, T = 20, M = 8. The others: the ConvNet of width 32 with Adam,\nT = 30, M = 10; of "
+        "MNIST the first 10,000 training and 2,000 test images.\n`fixed` is `t-bptt` at its defaults.\n"
+        f"{result['hardware']}; torch {result['versions']['torch']}.\n"
+    )
+
+
+WHERE = {
+    "0": {}, "1": {"burn_in": 1}, "2": {"burn_in": 2}, "5": {"burn_in": 5}, "20": {"burn_in": 20}, "60": {"burn_in": 60},
+    "0, M = 1": {"window": 1}, "0, M = 5": {"window": 5}, "0, M = 60": {"window": 60},
+    "0, width 8": {"width": 8}, "0, width 128": {"width": 128},
+}  # fmt: skip
+"""Burn-in, and what else a row of the table of sources changes, beside Gaussian images, width 32 and M = 20."""
+CASES = {
+    "digits, ConvNet, Adam": ({"problem": "digits", "optimizer": "adam"}, list(WHERE)),
+    "digits, ConvNet, SGD": ({"problem": "digits", "optimizer": "sgd"}, ["0", "60", "0, M = 1", "0, width 128"]),
+    "blobs, MLP, Adam": ({"problem": "blobs", "optimizer": "adam"}, ["0", "1", "0, M = 1", "0, width 128"]),
+}
+
+
+def sources() -> str:
+    """Which part of the arithmetic spoils a meta-gradient when it is rounded."""
+    result = json.loads((RESULTS / "precision_sources.json").read_text())
+    common = {"images": "gaussian", "width": 32, "burn_in": 0, "window": 20}
+    ways, lines = list(result["ways"]), []
+    for title, (own, labels) in CASES.items():
+        for label in labels:
+            for row in result["rows"]:
+                if {**common, **own, **WHERE[label]}.items() <= row.items():
+                    cells = [f"{way['cosine']:.3f} ({way['least_cosine']:.2f})" for way in row["ways"].values()]
+                    lines.append(f"| {title}, {label} | {' | '.join(cells)} |\n")
+    starts = ", ".join(sorted({str(row["starts"]) for row in result["rows"]}))
+    return (
+        f"| steps before the window | {' | '.join(ways)} |\n{'|---' * (len(ways) + 1)}|\n{''.join(lines)}\n"
+        f"Cosine of the meta-gradient to that in float64, median (least) of {starts} starts; width 32, M = 20 and Gaussian\n"
+        f"images unless said otherwise. {result['hardware']}; torch {result['versions']['torch']}.\n"
     )
 
 
@@ -204,7 +279,7 @@ def vectors() -> str:
     count = result["rows"][0]["distilled"]["n"]
     return (
         f"{''.join(lines)}\nTest accuracy in %, mean ± standard deviation, n = {count} ({result['protocol']}).\n{sizes}. "
-        f"{result['hardware']}, one thread; torch {result['versions']['torch']}.\n"
+        f"{result['hardware']}; torch {result['versions']['torch']}, scikit-learn {result['versions']['scikit-learn']}.\n"
     )
 
 
@@ -240,7 +315,14 @@ PLACES = [
     (LABORATORY, "<!-- variance: made by benchmarks/tables.py -->", "<!-- end of variance -->", variance),
     *(
         (SPEED, f"<!-- {name}: made by benchmarks/tables.py -->", f"<!-- end of {name} -->", make)
-        for name, make in (("measured", speed), ("precision", precision), ("trajectories", trajectories), ("networks", networks))
+        for name, make in (
+            ("measured", speed),
+            ("precision", precision),
+            ("precision by sampler", by_sampler),
+            ("sources", sources),
+            ("trajectories", trajectories),
+            ("networks", networks),
+        )
     ),
 ]
 

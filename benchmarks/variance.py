@@ -16,8 +16,10 @@ import torch
 from curves import RESULTS, provenance
 
 from potstill.analysis import Variance, random_signs, real_variance, variance_of
-from potstill.config import Config
+from potstill.config import configuration
 from potstill.distillation import SILENT, Setup
+from potstill.methods.unrolled import Replay, Trajectory, UnrolledMethod
+from potstill.outer import Carried
 from potstill.sources import read
 
 SAMPLES, SIGNS, PART = 100, 10, 10
@@ -28,25 +30,31 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=5, help="default: 5")
     parser.add_argument("--signs", type=int, default=200, help="estimates by signs, for their spread (default: 200)")
     known = parser.parse_args()
-    config = Config.from_options(
+    config = configuration(
         method="t-bptt", preprocess="normalize", width=32, unroll=60, window=20, compile="off", outer_lr=0.02, real_batch=200
     )
     setup = Setup.of(config, read(config.data), None, SILENT)
     stage = setup.stage(None)
-    method, leaves = stage.method(setup.problem).inner, {"images": stage.learned["0.images"]}
-    state = method.init()
+    method = setup.make_method(stage, Carried())
+    assert isinstance(method, UnrolledMethod)
+    first, replay = setup.begin(stage, method), Replay(0)
+    on_blocks = stage.on_blocks(method, setup.device)
+    of_blocks, learned = on_blocks.split(first.leaves)
+    examples, state = on_blocks.examples(of_blocks)[0], first.method
+
+    def unrolled() -> Trajectory:
+        return method.trajectory(examples, learned, replay, *method.window(state, replay))
 
     def brute_force() -> Variance:
         def draw(place: int) -> torch.Tensor:
-            trajectory = method.trajectory(leaves, (0,), *method.window(state, (0,), 0))
-            return trajectory.of_samples((0,), SAMPLES, 1, torch.eye(SAMPLES)[place]).leaves["images"].flatten()
+            return unrolled().of_samples(replay, SAMPLES, 1, torch.eye(SAMPLES)[place]).leaves["images"].flatten()
 
         return variance_of(draw(place) for place in range(PART))
 
     ways: dict[str, Callable[[], Variance]] = {
         "brute force": brute_force,
-        "exact": lambda: real_variance(method, leaves, state, 0, samples=SAMPLES),
-        "signs": lambda: real_variance(method, leaves, state, 0, samples=SAMPLES, signs=SIGNS),
+        "exact": lambda: real_variance(method, examples, learned, state, 0, samples=SAMPLES),
+        "signs": lambda: real_variance(method, examples, learned, state, 0, samples=SAMPLES, signs=SIGNS),
     }
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     for _ in range(known.turns):
@@ -57,9 +65,9 @@ def main() -> None:
     exact = ways["exact"]()
     # One combination of signs after another, all of the same samples: how far single estimates lie from the exact value.
     singles = []
-    trajectory = method.trajectory(leaves, (0,), *method.window(state, (0,), 0))
+    trajectory = unrolled()
     for signs in random_signs(known.signs, SAMPLES, 0, 0):
-        combined = trajectory.of_samples((0,), SAMPLES, 1, signs - signs.mean()).leaves["images"]
+        combined = trajectory.of_samples(replay, SAMPLES, 1, signs - signs.mean()).leaves["images"]
         singles.append(float(combined.square().sum()) / (SAMPLES - 1) / combined.numel() / exact.per_entry)
     result = {
         "samples": SAMPLES, "signs": SIGNS, "unroll": 60, "window": 20, "seconds": seconds, "brute_force_timed": PART,

@@ -9,20 +9,21 @@ that is there already (--work) is not made again.
 import argparse
 import json
 import math
-import time
 from pathlib import Path
 from typing import Any
 
+import sklearn
 import torch
 from curves import RESULTS, provenance
 from sklearn.linear_model import LogisticRegression
 
 import potstill
-from potstill.config import Config
+from potstill.config import configuration
 from potstill.data import Split
 from potstill.distilled import DistilledSet
 from potstill.loading import prepare
-from potstill.scoring import Figure
+from potstill.metrics import Figure
+from potstill.runs import RunFolder
 from potstill.sources import read
 
 DATA = {"sklearn:wine": "wine", "sklearn:breast_cancer": "breast cancer"}
@@ -56,7 +57,7 @@ def pooled(figures: list[Figure]) -> dict[str, Any]:
 
 def of_all_rows(data: str) -> dict[str, Any]:
     """Test accuracy of scikit-learn's logistic regression on every training row, standardised."""
-    config = Config.from_options(**COMMON, data=data, preprocess="normalize").data
+    config = configuration(COMMON, data=data, preprocess="normalize").data
     real = prepare(read(config), config, torch.device("cpu"))
 
     def arrays(split: Split) -> tuple[Any, Any]:
@@ -64,7 +65,7 @@ def of_all_rows(data: str) -> dict[str, Any]:
 
     model = LogisticRegression(max_iter=1000).fit(*arrays(real.train))
     accuracy = float(model.score(*arrays(real.test)))
-    counts = {name: value for name, value in real.record.items() if isinstance(value, int)}
+    counts = {name: getattr(real.record, name) for name in ("train", "validation", "test")}
     return {"accuracy": accuracy, **counts, "shape": real.shape, "classes": len(real.class_names)}
 
 
@@ -92,7 +93,6 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/vectors"), help="folder for the runs")
     known = parser.parse_args()
     torch.set_num_threads(1)
-    began = time.perf_counter()
     rows = [measured(known.work, data, method, ipc) for data in DATA for method in METHODS for ipc in IPC]
     result = {
         "command": "python benchmarks/vectors.py",
@@ -100,7 +100,8 @@ def main() -> None:
         "validation rows; random: other rows for each network, the same recipe; test rows chose nothing",
         "settings": SETTINGS, "common": COMMON, "rows": rows,
         "all_rows": {name: of_all_rows(data) for data, name in DATA.items()},
-        "seconds": round(time.perf_counter() - began, 1), **provenance(),
+        "seconds_distilling": round(sum(record.seconds for run in known.work.iterdir() for record in RunFolder(run).records())),
+        **(origin := provenance()), "versions": {**origin["versions"], "scikit-learn": sklearn.__version__},
     }  # fmt: skip
     (RESULTS / "vectors.json").write_text(json.dumps(result, indent=2) + "\n")
 

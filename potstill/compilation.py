@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from potstill.compiled import CannotCompile, CompiledNetwork, prepare_cache
 from potstill.data import Shape
-from potstill.derivatives import Batch, Differentiable, FlatModel, cross_entropy, largest_micro_batch
+from potstill.derivatives import Batch, Differentiable, FlatModel, cross_entropy, even, largest_micro_batch
 from potstill.models import fresh
 from potstill.registry import InputError
 from potstill.seeds import generator
@@ -114,14 +114,16 @@ def compiled_networks(
     return network
 
 
-def stage_micro_batch(batch: int, most: int, *, compiled: bool) -> int:
+def stage_micro_batch(batch: int, last: int, most: int, *, compiled: bool) -> int:
     """Choose how many synthetic examples to take at once of a batch, at most `most`.
 
-    A compiled run takes the run's own number or its half, quarter, ...: the last micro-batch is filled up
-    to it, and a shape for each stage would be a compilation for each.
+    A compiled run takes what suits its last stage's batch, `last`, or the half, quarter, ... of that: the
+    last micro-batch is filled up to it, and a shape for each stage would be a compilation for each.
+    Otherwise it is what a run of this stage alone would take, to the same bytes.
     """
     if not compiled:
-        return min(batch, most)
+        return even(batch, most)
+    most = even(last, most)
     while (half := -(-most // 2)) >= batch and half < most:
         most = half
     return most

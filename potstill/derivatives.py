@@ -159,6 +159,38 @@ class Eager:
 
 
 @dataclass(frozen=True)
+class ExactStart:
+    """A loss in rounded arithmetic but for the first inner step, which is taken in full precision.
+
+    Adam's first step is lr g / (|g| + eps), all but the sign of g. Its derivative in g is a peak
+    lr / eps high and eps = 1e-8 wide, and what a window that begins there sends back hangs on the
+    few gradients that happen to lie within it. bfloat16 moves gradients by far more than that,
+    float32 by less. Later steps divide by what the first ones left, and the way back is linear in
+    what it is given: there rounding does no such harm (benchmarks/precision_sources.py).
+
+    Args:
+        rounded: the loss at all steps after the first.
+        full: the same loss in full precision.
+    """
+
+    rounded: Differentiable
+    full: Differentiable
+
+    def at(self, step: int) -> Differentiable:
+        """The loss at a step.
+
+        Its product is of the same kind as its gradient: else dropout would draw them two masks.
+        """
+        return self.rounded if step else self.full
+
+    def gradient(self, theta: Tensor, batch: Batch, step: int) -> tuple[Tensor, Tensor]:
+        return self.at(step).gradient(theta, batch, step)
+
+    def product(self, theta: Tensor, batch: Batch, step: int, cotangent: Tensor) -> Products:
+        return self.at(step).product(theta, batch, step, cotangent)
+
+
+@dataclass(frozen=True)
 class InMicroBatches:
     """A loss that is a mean over examples, taken `size` examples at a time: less memory, same result.
 

@@ -1,6 +1,7 @@
 """The machine: which device, how much memory, what to write down of it beside a measurement."""
 
 import ctypes
+import os
 import platform
 import sys
 from importlib.metadata import version
@@ -11,6 +12,8 @@ from potstill.registry import InputError
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Of mallopt, in glibc's malloc.h."""
+PRECISIONS, AUTO_PRECISION = ("float32", "bfloat16"), "POTSTILL_AUTO_PRECISION"
+"""Of the arithmetic in a network; the environment variable that says which of them "auto" is."""
 
 
 def pick_device(name: str) -> torch.device:
@@ -50,6 +53,22 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
     if device.type == "mps":
         torch.mps.synchronize()
+
+
+def auto_precision(device: torch.device) -> str:
+    """Choose the precision that "auto" stands for: bfloat16 where it is much faster, else float32.
+
+    Whether it costs accuracy at equal outer steps is in docs/speed.md, by window sampler. The
+    environment variable POTSTILL_AUTO_PRECISION takes the place of the machine's answer, so that
+    one machine can run what another would.
+
+    Raises:
+        InputError: the variable holds something else.
+    """
+    forced = os.environ.get(AUTO_PRECISION, "")
+    if forced not in ("", *PRECISIONS):
+        raise InputError(f"{AUTO_PRECISION} must be float32 or bfloat16, got {forced!r}; change it, or unset it")
+    return forced or ("bfloat16" if fast_bfloat16(device) else "float32")
 
 
 def fast_bfloat16(device: torch.device) -> bool:

@@ -281,7 +281,7 @@ class Setup:
             self.recipe,
             derive(seed, "block", number) if number else seed,
             self.device,
-            stage_micro_batch(batch, self.sizes.micro_batch, compiled=compiled),
+            stage_micro_batch(batch, self.sizes.batch, self.sizes.micro_batch, compiled=compiled),
             cut_of(self.config.data, self.real.identity),
             self.ranks,
         )

@@ -6,7 +6,6 @@ from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -23,6 +22,7 @@ from potstill.plain import dump
 from potstill.preprocess import Preprocess
 from potstill.registry import OPTIMIZERS, InputError
 from potstill.seeds import generator
+from potstill.sources import as_array, as_vectors
 
 
 def tuples(plain: Mapping[str, Any]) -> dict[str, Any]:
@@ -315,7 +315,7 @@ class DistilledSet(Dataset[tuple[Tensor, Tensor]]):
         columns = tuple(map(str, getattr(real, "columns", ())))
         if columns and "features" in self.meta.get("data", {}) and columns != self.feature_names:
             raise InputError(f"real rows must have the columns {', '.join(self.feature_names)}, got {', '.join(columns)}")
-        rows = real if isinstance(real, Tensor) else torch.as_tensor(np.asarray(real))
+        rows = real if isinstance(real, Tensor) else torch.from_numpy(as_vectors("real rows", as_array("real rows", real)))
         rows = rows.float()[None] if rows.ndim == 1 else rows.float()
         if rows.ndim != 2 or tuple(rows.shape[1:]) != self.shape:
             raise InputError(f"real rows must have shape (N, {self.shape[0]}), got {tuple(rows.shape)}")

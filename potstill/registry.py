@@ -114,6 +114,7 @@ METHODS = Registry(
     backward=("potstill.methods.unrolled:Backward", "M differentiated steps, from T towards the start likewise (figure 5)"),
     fixed=("potstill.methods.unrolled:Fixed", "always the same steps before the M differentiated ones (released commands)"),
     growing=("potstill.methods.unrolled:Growing", "every step differentiated, ever more of them up to T (appendix D.4)"),
+    dm=("potstill.methods.matching:DistributionMatching", "means of features of fresh random networks, class by class: DM"),
 )
 REAL_SAMPLERS = Registry(
     "real sampler",

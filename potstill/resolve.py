@@ -29,7 +29,7 @@ from potstill.derivatives import (
     even,
     largest_micro_batch,
 )
-from potstill.devices import fast_bfloat16
+from potstill.devices import auto_precision
 from potstill.loading import RealData
 from potstill.methods.base import Method, Sizes
 from potstill.models import ModelSpec, fresh, resolve
@@ -90,7 +90,7 @@ def resolve_auto(
         "micro_batch": most,
         "device": str(device),
         "threads": torch.get_num_threads(),
-        "precision": "bfloat16" if fast_bfloat16(device) else "float32",
+        "precision": auto_precision(device),
         "compile": "off",
     }
     flat = config.flat()
@@ -123,7 +123,7 @@ def sizes_of(config: Given, real: RealData, one: Parameterisation, coupled: bool
         classes=len(real.class_names),
         stages=stages,
         batches=batches,
-        micro_batch=even(batches[-1], most),
+        micro_batch=most,
         real_batch=outer.real_batch,
         real_micro_batch=even(outer.real_batch, most),
         steps=int(outer.steps),

@@ -217,7 +217,7 @@ def as_vectors(name: str, rows: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     """Check vectors (N, d) and take them as float32; whole numbers too are numbers here, not pixels."""
     if rows.dtype.kind not in "biuf":
         raise InputError(
-            f"{name} of shape (N, d) must be numbers, got values of type {rows.dtype}; encode what is text as numbers first"
+            f"{name} of shape {rows.shape} must be numbers, got values of type {rows.dtype}; encode what is text as numbers first"
         )
     with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is told as that
         return rows.astype(np.float32)

@@ -42,6 +42,7 @@ class Scale:
         edges: of the strata, in forgetting events.
         epochs: of networks that train on all real images.
         starts: of those whose forgetting is counted.
+        every: outer steps between scorings.
     """
 
     options: Mapping[str, Any]
@@ -50,6 +51,7 @@ class Scale:
     edges: tuple[float, ...]
     epochs: int
     starts: int
+    every: int
 
     def run(self, ipc: int, seed: int) -> dict[str, Any]:
         """Options of a run; a synthetic batch holds what it can of each class, up to 100 images in all."""
@@ -66,7 +68,7 @@ class Scale:
             f"RaT-BPTT, {known['steps']:,} outer steps, T = {known['unroll']}, M = {known['window']}; ConvNet of width "
             f"{known['width']}, {known['preprocess']}. Forgetting events over {self.epochs} epochs on all train images, mean of "
             f"{self.starts} starts; an image that more than half of them never have right is never learned. The sampler scores "
-            f"with 8 networks every {known['hardness_every']} outer steps from step {self.first} on, by how many are wrong, and "
+            f"with 8 networks every {self.every} outer steps from step {self.first} on, by how many are wrong, and "
             "weighs images of middling hardness most. Networks train for the length that is best on validation data among "
             f"{', '.join(map(str, known['lengths']))} steps; those on all real images, for {self.epochs} epochs, "
             "are measured on what they train on."
@@ -82,11 +84,11 @@ def scale_of(preset: str, data: str | None) -> Scale:
     if preset == "small":
         shared = {**small_options(data), "validate_every": 25, "validation_nets": 2, "lengths": (100, 300)}
         if shared["data"] == "digits":
-            return Scale({**shared, "unroll": 60, "window": 20, "steps": 150}, (1, 2, 5), (1.0, 4.0), (0, 0.2, 0.5, 1), 20, 10)
+            return Scale({**shared, "unroll": 60, "window": 20, "steps": 150}, (1, 2, 5), (1.0, 4.0), (0, 0.2, 0.5, 1), 20, 10, 25)
         # Images of 32 pixels take some ten times as long.
-        return Scale({**shared, "unroll": 30, "window": 10, "steps": 100}, (1, 5), (1.0,), (0, 1, 2, 3), 10, 2)
+        return Scale({**shared, "unroll": 30, "window": 10, "steps": 100}, (1, 5), (1.0,), (0, 1, 2, 3), 10, 2, 25)
     known = {**options_from_preset("cifar10-ipc50"), "data": paper_data(data), "lengths": (300, 600, 1000)}
-    return Scale(known, (1, 10, 50), (1.0, 4.0), tuple(range(9)), 60, 10)
+    return Scale(known, (1, 10, 50), (1.0, 4.0), tuple(range(9)), 60, 10, 50)
 
 
 class Hardness:
@@ -105,7 +107,12 @@ class Hardness:
             plain = {ipc: scale.run(ipc, seed) for ipc in reversed(scale.sizes)}
             found += [Point(f"{ipc}-seed{seed}", options, self.measure(STANDARD, scale)) for ipc, options in plain.items()]
             for threshold in scale.thresholds:
-                sampler = {"real_sampler": "hardness", "hardness_threshold": threshold, "hardness_from": scale.first}
+                sampler = {
+                    "real_sampler": "hardness",
+                    "hardness_threshold": threshold,
+                    "hardness_from": scale.first,
+                    "hardness_every": scale.every,
+                }
                 options = {**scale.run(scale.sizes[-1], seed), **sampler}
                 found.append(Point(f"sampler{threshold:g}-seed{seed}", options, self.measure(weighted(threshold), scale)))
         return found

@@ -9,7 +9,7 @@ from typing import Any
 
 from potstill.bench import Bench
 from potstill.claims import Claim, compared
-from potstill.config import options_from_preset
+from potstill.config import layered, options_from_preset
 from potstill.evaluation import RATES
 from potstill.figures import Drawing, dot_figure
 from potstill.models import resolve
@@ -37,7 +37,11 @@ class Scale:
 
     def run(self, model: str, seed: int) -> dict[str, Any]:
         """Options of a run with this network in its inner loop."""
-        return {**self.options, "model": model, "width": self.widths[model], "seed": seed}
+        return layered(self.options, {"model": model, **self.width(model), "seed": seed})
+
+    def width(self, model: str) -> dict[str, Any]:
+        """Give the option that sets a network's width, if it is not its own."""
+        return {} if self.widths[model] == "auto" else {"width": self.widths[model]}
 
     def __str__(self) -> str:
         known = self.options
@@ -155,6 +159,6 @@ def bench_for(model: str, scale: Scale, subject: Subject) -> Bench:
     bench, distilled = subject.bench, subject.distilled
     if model == SOURCE:
         return bench
-    factory = resolve(model, distilled.shape, len(distilled.class_names), width=scale.widths[model], norm=distilled.recipe.norm)
+    factory = resolve(model, distilled.shape, len(distilled.class_names), norm=distilled.recipe.norm, **scale.width(model))
     rates = tuple(factor * distilled.recipe.lr for factor in RATES)
     return replace(bench, factory=factory, model=model, rates=rates)

@@ -6,7 +6,7 @@ import json
 import numpy
 import pytest
 import torch
-from test_runs import QUICK
+from test_runs import QUICK, for_method
 from test_unrolled import SHAPE, problem, rat
 from torch import Tensor
 from twins import CPU, pixels
@@ -16,7 +16,7 @@ from potstill.boosting import OnBlocks, Rates, Stage, examples, stage_sizes
 from potstill.cli import main
 from potstill.compilation import stage_micro_batch
 from potstill.compiled import CompiledNetwork
-from potstill.config import configuration, layered
+from potstill.config import configuration
 from potstill.data import TensorSplit
 from potstill.distillation import Listener
 from potstill.distilled import Block, DistilledSet, Recipe, initial_blocks
@@ -24,6 +24,7 @@ from potstill.methods.base import Examples, Method, Problem
 from potstill.optimizers import Adam
 from potstill.outer import Carried, Hooks, OuterState, Schedule, optimise
 from potstill.registry import METHODS, InputError
+from potstill.runs import RunFolder
 from potstill.seeds import generator
 
 BOOSTED = {**QUICK, "ipc": 3, "boost_blocks": 3, "steps": 5, "validate_every": 2, "checkpoint_every": 3}
@@ -170,7 +171,7 @@ def test_a_run_that_died_in_any_block_resumes_to_the_same_bytes(tmp_path, strong
     potstill.save(undisturbed, tmp_path / "undisturbed.safetensors")
     assert (tmp_path / "run/distilled.safetensors").read_bytes() == (tmp_path / "undisturbed.safetensors").read_bytes()
     assert torch.equal(resumed.images, undisturbed.images)
-    records = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    records = RunFolder(tmp_path / "run").records()
     assert [record.step for record in records] == list(range(1, 16))
     assert [record.block for record in records] == [1] * 5 + [2] * 5 + [3] * 5
 
@@ -205,7 +206,7 @@ def test_a_prefix_of_a_file_is_the_blocks_it_was_with_its_own_length_and_accurac
 
 @pytest.mark.parametrize("method", list(METHODS))
 def test_any_method_can_be_boosted(method):
-    base = layered(BOOSTED, {"method": method, "steps": 2, "learn_labels": False})
+    base = for_method(method, {**BOOSTED, "steps": 2, "learn_labels": False})
     two, one = (potstill.distill(**{**base, "ipc": blocks, "boost_blocks": blocks}) for blocks in (2, 1))
     assert torch.equal(two.blocks[0].images, one.images)
     start = initial_blocks(
@@ -284,7 +285,7 @@ def test_a_prefix_is_exported(tmp_path, capsys):
 
 def test_a_compiled_boosted_run_has_few_shapes():
     batches = [10 * size for size in stage_sizes(pixels(1, 10, SHAPE), 10)]
-    sizes = [stage_micro_batch(batch, 100, compiled=True) for batch in batches]
+    sizes = [stage_micro_batch(batch, 100, 100, compiled=True) for batch in batches]
     assert sizes == [13, 25, 50, 50, 50, 100, 100, 100, 100, 100]
-    assert {stage_micro_batch(batch, 34, compiled=True) for batch in batches} == {17, 34}
-    assert [stage_micro_batch(batch, 100, compiled=False) for batch in batches] == list(range(10, 101, 10))
+    assert {stage_micro_batch(batch, 100, 34, compiled=True) for batch in batches} == {17, 34}
+    assert [stage_micro_batch(batch, 100, 100, compiled=False) for batch in batches] == list(range(10, 101, 10))

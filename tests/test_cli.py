@@ -109,7 +109,7 @@ def test_a_users_model_is_found_where_the_user_stands(tmp_path, monkeypatch, cap
         "from torch import nn\n\n\ndef net(num_classes):\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))\n"
     )
     monkeypatch.chdir(tmp_path)
-    options = flags(model="mynets:net", steps=2)
+    options = flags(without=("width", "depth"), model="mynets:net", steps=2)
     assert main(["distill", "--out", "r", *options]) == 0
     assert main(["evaluate", "r", "--nets", "1"]) == 0
     assert potstill.load("r").recipe.model == "mynets:net"
@@ -316,7 +316,7 @@ def test_python_takes_arrays_and_a_model_of_its_own():
     images = torch.rand(90, 8, 8)
     quick = {**QUICK, "ipc": 1, "classes_per_batch": "auto", "steps": 2}
     net = lambda: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))  # noqa: E731
-    options = {name: value for name, value in quick.items() if name not in ("model", "ipc")}
+    options = {name: value for name, value in quick.items() if name not in ("model", "ipc", "width", "depth")}
     distilled = potstill.distill(images, torch.arange(90) % 3, ipc=2, model=net, class_names=["x", "y", "z"], **options)
     assert (len(distilled), distilled.class_names) == (6, ("x", "y", "z"))
     assert potstill.train(distilled, net)(distilled.preprocess(images[:4, None])).shape == (4, 3)

@@ -295,8 +295,8 @@ def potstill_listener(steps: list[int], last: int):
     from potstill.distillation import Listener
 
     def step(record, total):
-        steps.append(record["step"])
-        if record["step"] == last:
+        steps.append(record.step)
+        if record.step == last:
             raise KeyboardInterrupt
 
     return Listener(step=step)

@@ -103,7 +103,8 @@ def test_runs_of_one_seed_share_images_starts_and_real_batches(monkeypatch):
     assert all(torch.equal(stage.learned["0.images"], first.learned["0.images"]) for stage, _ in both[0].values())
     assert not torch.equal(first.learned["0.images"], other.learned["0.images"])
     assert not torch.equal(
-        next(iter(method.real_parts((0,), whole=False)))[0][0], next(iter(second.real_parts((0,), whole=False)))[0][0]
+        next(iter(method.real_parts(Replay(0), whole=False)))[0].positions,
+        next(iter(second.real_parts(Replay(0), whole=False)))[0].positions,
     )
 
 
@@ -196,6 +197,6 @@ def test_the_settings_are_the_papers():
     assert (adam.inner_optimizer.name, sgd.inner_optimizer.name) == ("adam", "sgd")
     rule = sgd.inner_optimizer.options
     assert (sgd.inner.inner_lr, rule.decay, rule.milestones) == (0.01, 0.2, (120, 200))
-    assert (sgd.outer.unroll, sgd.outer.window) == (250, 80)
+    assert (sgd.method.options.unroll, sgd.method.options.window) == (250, 80)
     assert {method for way in Windows().ways(paper).values() for method in way.values()} >= {"forward", "backward", "early"}
     assert courses.METHODS == ("rat-bptt", "bptt", "t-bptt", "r-bptt")

@@ -8,7 +8,8 @@ import pytest
 import torch
 from twins import CPU
 
-from potstill.devices import fast_bfloat16
+from potstill.devices import AUTO_PRECISION, auto_precision, fast_bfloat16
+from potstill.registry import InputError
 
 FAULTS = """
 import resource, sys, torch
@@ -38,3 +39,31 @@ def test_freed_memory_is_used_again_without_page_faults():
 def test_bfloat16_is_fast_where_the_processor_has_tiles():
     assert fast_bfloat16(CPU) == bool(torch.cpu._is_amx_tile_supported())
     assert not fast_bfloat16(torch.device("mps"))
+
+
+RESOLVED = """
+import potstill
+distilled = potstill.distill(
+    model="mlp", width=4, depth=1, steps=1, unroll=1, window=1, lengths=(1,), precision="auto"
+)
+print(distilled.metadata.option("precision"), distilled.recipe.precision)
+"""
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_automatic_precision_can_be_that_of_another_machine(precision, monkeypatch):
+    monkeypatch.setenv(AUTO_PRECISION, precision)
+    assert auto_precision(CPU) == precision
+    result = subprocess.run([sys.executable, "-c", RESOLVED], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == [precision, precision]
+
+
+def test_the_automatic_precision_is_the_fast_one(monkeypatch):
+    expected = "bfloat16" if fast_bfloat16(CPU) else "float32"
+    monkeypatch.delenv(AUTO_PRECISION, raising=False)
+    assert auto_precision(CPU) == expected
+    monkeypatch.setenv(AUTO_PRECISION, "")  # as `make test` sets it
+    assert auto_precision(CPU) == expected
+    monkeypatch.setenv(AUTO_PRECISION, "float16")
+    with pytest.raises(InputError, match="POTSTILL_AUTO_PRECISION must be float32 or bfloat16, got 'float16'"):
+        auto_precision(CPU)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from potstill import store
+from potstill import files
 from potstill.claims import as_data
 from potstill.registry import STUDIES
 from potstill.results import Measurement, Quantity, Results
@@ -54,7 +54,7 @@ def test_every_claim_is_told_once_and_can_be_written_as_data(folder):
     assert len({(claim.source, claim.words) for claim in claims}) == len(claims)
     assert any(claim.source.startswith("Paper (") and claim.findings for claim in claims)
     known = {"holds", "against", "undecided", "one seed", None}
-    for claim in json.loads(store.canonical(as_data(claims))):
+    for claim in json.loads(files.canonical(as_data(claims))):
         for finding in claim["findings"]:
             assert finding["verdict"] in known
             assert all(reading["words"] for reading in finding["readings"])

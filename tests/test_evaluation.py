@@ -87,7 +87,9 @@ def test_training_equals_a_loop_written_by_hand(optimizer):
 
 @pytest.mark.parametrize(("optimizer", "restart"), [("adam", False), ("sgd", False), ("sgd", True)])
 def test_compiled_training_is_the_plain_one(optimizer, restart):
-    recipe = replace(scheduled(optimizer, 0.02), restart_momentum=restart)
+    recipe = scheduled(optimizer, 0.02)
+    if restart:
+        recipe = replace(recipe, optimizer=replace(recipe.optimizer, restart=True))
     images, targets = torch.randn(3, 1, 8, 8, generator=generator(0)), torch.rand(3, 3, generator=generator(1))
     factory = resolve("convnet", (1, 8, 8), 3, width=8, depth=1)
     tested = torch.randn(7, 1, 8, 8, generator=generator(2))

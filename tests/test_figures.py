@@ -7,6 +7,7 @@ import pytest
 
 from potstill.curves import MOST_POINTS, bin_size, binned, bins, log_charts
 from potstill.figures import COLOURS, Series, inline_svg, line_figure, save
+from potstill.metrics import StepRecord
 from potstill.summary import Log
 
 ODD = ["_under", "$x$ & <b>", "猫", "#0072b2 0.12345"]
@@ -55,10 +56,10 @@ def log_of(steps: int, blocks: int = 1) -> Log:
     each = steps // blocks
     return Log.of(
         [
-            {
-                "step": step, "block": 1 + (step - 1) // each, "loss": float(step), "grad_norm": 1.0 if step % 10 else 10.0,
-                "clipped": step % 10 == 0, "skipped": False, "seconds": 0.1, "memory_mb": 5.0,
-            }
+            StepRecord(
+                step, float(step), 1.0 if step % 10 else 10.0, clipped=step % 10 == 0, skipped=False, seconds=0.1,
+                memory_mb=5.0, block=1 + (step - 1) // each,
+            )
             for step in range(1, steps + 1)
         ]
     )  # fmt: skip
@@ -93,23 +94,17 @@ def test_curves_of_a_long_run_stay_small_and_count_what_was_clipped():
 
 def test_what_is_not_finite_leaves_a_gap():
     records = [
-        {
-            "step": step,
-            "loss": None if step == 2 else 1.0,
-            "grad_norm": None if step == 2 else 0.5,
-            "clipped": False,
-            "skipped": step == 2,
-        }
-        for step in (1, 2, 3)
+        StepRecord(step, None if step == 2 else 1.0, None if step == 2 else 0.5, False, step == 2, 0.1, 5.0) for step in (1, 2, 3)
     ]
     charts = {chart.title: chart for chart in log_charts({"run": Log.of(records)}, "r")}
-    assert set(charts) == {"Outer loss", "Meta-gradient norm"}  # nothing was logged of the others
+    assert "Validation accuracy" not in charts  # which was not measured
     assert "1 were skipped, because their meta-gradient was not finite" in charts["Meta-gradient norm"].caption
 
 
 def test_a_run_keeps_its_colour_over_all_compared_curves():
-    without = Log.of([{"step": 1, "loss": 1.0}])
+    without = Log.of([StepRecord(1, None, 1.0, False, True, 0.1, 5.0)])
     charts = {chart.title: chart for chart in log_charts({"a": log_of(3), "b": without, "c": log_of(3)}, "r")}
     assert all("var(--series-2)" in chart.svg for chart in charts.values())
-    assert "var(--series-1)" not in charts["Seconds per outer step"].svg
+    assert "var(--series-1)" not in charts["Outer loss"].svg
+    assert "var(--series-1)" in charts["Seconds per outer step"].svg
     assert len(COLOURS) == len(set(COLOURS))

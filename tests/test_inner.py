@@ -9,7 +9,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from twins import CPU, OPTIMIZERS, Tiny, lr, plain_unroll
 
-from potstill.derivatives import Batch, Eager, FlatModel, InMicroBatches, couples_batch, cross_entropy, derivative_error
+from potstill.derivatives import (
+    Batch,
+    Eager,
+    ExactStart,
+    FlatModel,
+    InMicroBatches,
+    couples_batch,
+    cross_entropy,
+    derivative_error,
+)
 from potstill.inner import STATES, EagerObjective, InnerProblem, Keep, Leaves, Unrolled, meta_gradient
 from potstill.optimizers import SGD, Adam
 from potstill.seeds import generator, global_seed
@@ -128,6 +137,23 @@ def test_meta_gradient_of_a_quadratic_has_its_closed_form(burn_in, window):
     # d theta_N / d lr = -k (1 - lr)^(k - 1) (theta_burnt - x) with k = window
     burnt = (1 - rate) ** burn_in * (start - x)
     torch.testing.assert_close(result.hyper["lr"], (trained - y) @ (-window * (1 - rate) ** (window - 1) * burnt))
+
+
+@pytest.mark.parametrize("keep", [STATES, Keep(checkpoints=True)])
+def test_only_the_first_step_is_taken_in_full(keep):
+    # theta' = theta - lr c (theta - x), with c = 2 in full and 3 rounded: of the start is left
+    # 0.8 * 0.7 * 0.7.
+    full, rounded = (Eager(lambda theta, batch, _, c=c: c / 2 * (theta - batch.inputs).square().sum()) for c in (2.0, 3.0))
+    x, start = torch.randn(2, 4, generator=generator(0), dtype=torch.float64).unbind()
+    problem = InnerProblem(ExactStart(rounded, full), lambda leaves, step: Batch(leaves["x"], x), SGD(momentum=0.0))
+    result = meta_gradient(
+        problem, {"x": x}, lr(0.1), problem.optimizer.init(start), EagerObjective(lambda theta, *_: theta.sum()), [(None, 1.0)],
+        burn_in=0, window=3, keep=keep,
+    )  # fmt: skip
+    left = 0.8 * 0.7**2
+    torch.testing.assert_close(result.final[0], x + left * (start - x))
+    torch.testing.assert_close(result.start[0], torch.full_like(x, left))
+    torch.testing.assert_close(result.leaves["x"], torch.full_like(x, 1 - left))
 
 
 @pytest.mark.parametrize(

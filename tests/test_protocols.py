@@ -12,6 +12,7 @@ from potstill.bench import recipe_under
 from potstill.cli import main
 from potstill.distilled import DistilledSet, Recipe
 from potstill.models import fresh, resolve
+from potstill.optimizers import SGD
 from potstill.protocols import DSA_1000, EvaluationOptions, published
 from potstill.registry import PROTOCOLS, InputError
 from potstill.seeds import derive, generator
@@ -95,7 +96,8 @@ def test_a_protocol_changes_nothing_else_of_the_recipe():
     recipe = Recipe("mlp", width=8, depth=1, norm="none", augment=("flip",), steps=7)
     under = recipe_under(DSA_1000, recipe, 10)
     assert (under.model, under.width, under.depth, under.norm) == ("mlp", 8, 1, "none")
-    assert (under.steps, under.lr_milestones, under.restart_momentum) == (1001, (502,), True)
+    assert under.steps == 1001
+    assert under.optimizer == SGD(0.9, 5e-4, (502,), 0.1, restart=True)
     assert recipe_under(PROTOCOLS["validation"], recipe, 10) == recipe_under(PROTOCOLS["paper"], recipe, 10) == recipe
 
 

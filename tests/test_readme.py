@@ -1,5 +1,6 @@
 """The README and the docs: their code runs, their tables are those of the results, what they name is there."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -13,8 +14,8 @@ from potstill.registry import LEARNERS, METHODS, PARAMETERISATIONS, PROTOCOLS, S
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-LABORATORY, STORED, DATA, EVALUATED = (
-    (ROOT / "docs" / f"{name}.md").read_text() for name in ("laboratory", "parameterisations", "data", "evaluation")
+LABORATORY, STORED, DATA, EVALUATED, OWN = (
+    (ROOT / "docs" / f"{name}.md").read_text() for name in ("laboratory", "parameterisations", "data", "evaluation", "methods")
 )
 
 
@@ -72,6 +73,32 @@ def test_the_evaluation_page_names_every_protocol_and_learner_and_its_example_ru
     monkeypatch.chdir(tmp_path)
     names = example(EVALUATED)
     assert (list(names["record"].rows), names["unreadable"]) == (names["rows"], 0)
+
+
+def test_the_method_of_your_own_keeps_to_the_contract_and_distills(tmp_path, monkeypatch):
+    (file,) = re.findall(r"```python\n(# centres\.py\n.*?)```", OWN, re.DOTALL)
+    (tmp_path / "centres.py").write_text(file)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    names = example(OWN)
+    assert names["scale"] != 1.0
+    assert (tmp_path / "potstill" / "prepared").is_dir()
+
+
+def test_the_page_on_methods_has_every_rule_of_the_contract():
+    # The last argument of `require` is what a rule protects; each has a row.
+    told = {line.split("|")[2].strip(" `") for line in OWN.split("## The contract")[1].splitlines() if line.startswith("| ")}
+    code = ast.parse((ROOT / "potstill" / "testing.py").read_text())
+    others = ("check_model", "check_source")
+    rules = [
+        call
+        for function in code.body
+        if isinstance(function, ast.FunctionDef) and function.name not in others
+        for call in ast.walk(function)
+        if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "require"
+    ]
+    assert len(rules) > 25
+    assert {ast.literal_eval(rule.args[-1]).replace("--help", "`--help`").strip("`") for rule in rules} <= told
 
 
 def test_every_parameterisation_is_told_with_what_a_budget_buys():

@@ -33,7 +33,7 @@ STEP = StepRecord(
 )
 ROW = Row("distilled", "mlp", 20, 2, 300, Figure(0.75, 0.25, 4), "fixed steps", 5120, 0.001)
 EVALUATED = EvaluationRecord(
-    (ROW, replace(ROW, name="random", steps=None, lr=None)), "test", 359, 10, DataSource("f00", "digits"),
+    (ROW, replace(ROW, name="random", steps=None, lr=None)), "test", 359, "image", 10, DataSource("f00", "digits"),
     {"nets": 4, "lr": "auto"}, True, "a machine", {"torch": "2.6"},
 )  # fmt: skip
 VARIANCE = Variance(0.5, 2.0, 8.0, 64, 10)
@@ -45,7 +45,7 @@ DIAGNOSED = DiagnosisRecord(
 ACCURACY = ChosenAccuracy(0.5, 0.125, 3, "validation", "fresh networks", 5120)
 METADATA = SetMetadata(
     "rat-bptt", {"data": {"data": "digits"}, "run": {"seed": 3}}, 3, {"torch": "2.6"}, DataRecord("f00", 7, 2, 1, "b4"), 40,
-    ACCURACY, (BudgetRecord(1, 300, ACCURACY), BudgetRecord(2, 600, ACCURACY)), {"patience": 5},
+    ACCURACY, (BudgetRecord(1, 300, 0.001, ACCURACY), BudgetRecord(2, 600, 0.001, ACCURACY)), {"patience": 5},
 )  # fmt: skip
 RECORDS = [STEP, replace(STEP, block=1, validation=None, info={}), EVALUATED, DIAGNOSED, METADATA, SetMetadata()]
 

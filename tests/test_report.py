@@ -291,7 +291,7 @@ def test_a_page_of_many_images_stays_of_a_bearable_size(places):
 def test_a_line_that_was_measured_twice_is_shown_once():
     def measured(*names: str) -> Measured:
         rows = tuple(Row(name, "convnet", 10, 1, 300, Figure(0.5, 0.1, 3), "fixed steps", 40, 0.1) for name in names)
-        record = EvaluationRecord(rows, "test", 100, 10, DataSource("x"), {}, True, "a machine", {"torch": "2"})
+        record = EvaluationRecord(rows, "test", 100, "image", 10, DataSource("x"), {}, True, "a machine", {"torch": "2"})
         return Measured(record, same_data=True)
 
     ((rows, _),) = tables([measured("distilled"), measured("distilled", "random", "full")])

@@ -3,10 +3,12 @@
 import json
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from PIL import Image
 
 import potstill
 from potstill import runs, store
-from potstill.config import configuration, options_from_file
+from potstill.config import configuration, options_from_file, options_of_run
 from potstill.distillation import Listener
 from potstill.outer import Interrupted
 from potstill.registry import METHODS, InputError
@@ -29,10 +31,11 @@ QUICK = {
 }  # fmt: skip
 
 
-def flags(**options) -> list[str]:
+def flags(without: tuple[str, ...] = (), **options) -> list[str]:
     """Options as the command line takes them."""
     words = []
-    for name, value in {**QUICK, **options}.items():
+    given = {name: value for name, value in {**QUICK, **options}.items() if name not in without}
+    for name, value in given.items():
         flag = "--" + name.replace("_", "-")
         words += [flag] if value is True else [flag, ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
     return words
@@ -68,8 +71,10 @@ def test_nothing_on_disk_gives_the_same_set(undisturbed):
 
 
 def test_micro_batches_change_the_memory_and_not_the_result(undisturbed):
-    whole = potstill.distill(**{**QUICK, "micro_batch": 60, "steps": 3})
-    parts = potstill.distill(**{**QUICK, "micro_batch": 7, "steps": 3})
+    # In bfloat16 the gradient of each micro-batch is rounded, and Adam's first outer steps make
+    # much of small differences.
+    whole = potstill.distill(**{**QUICK, "micro_batch": 60, "steps": 3, "precision": "float32"})
+    parts = potstill.distill(**{**QUICK, "micro_batch": 7, "steps": 3, "precision": "float32"})
     torch.testing.assert_close(whole.images, parts.images, rtol=0, atol=1e-4)
 
 
@@ -191,7 +196,7 @@ def test_a_resumed_run_takes_the_preprocessing_that_was_fitted(tmp_path, monkeyp
     def never(*args, **how):
         raise AssertionError("fitted again")
 
-    monkeypatch.setattr("potstill.loading.fit", never)
+    monkeypatch.setattr("potstill.loading.fitted", never)
     assert torch.equal(resume(tmp_path / "run").images, whole.images)
     with pytest.raises(AssertionError, match="fitted again"):  # what was fitted by other options is of no use
         resume(tmp_path / "changed")
@@ -291,23 +296,31 @@ def test_the_run_says_that_it_holds_out_a_test_split():
     assert any("no test split: 359 of 1797 images (20 % of each class, split seed 0) are held out as test" in line for line in said)
 
 
+def for_method(method: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that have an effect with a method, and its name."""
+    given = {**options, "method": method}
+    known = {option.name for option in options_of_run(given)}
+    return {name: value for name, value in given.items() if name in known or name == "out"}
+
+
 @pytest.mark.parametrize("method", list(METHODS))
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-def test_every_method_lowers_the_outer_loss_of_a_small_problem(method, optimizer, tmp_path):
+def test_every_method_learns_a_small_problem(method, optimizer, tmp_path):
     # One image a class of three well-separated blobs: from chance to nearly all right.
     centres = torch.randn(3, 1, 4, 4, generator=generator(1))
     labels = torch.arange(240) % 3
     images = centres[labels] + 0.5 * torch.randn(240, 1, 4, 4, generator=generator(2))
-    windows = {"unroll": 20, "window": 8} if hasattr(METHODS[method].Options, "window") else {"unroll": 20}
-    distilled = potstill.distill(
-        images, labels, method=method, inner_optimizer=optimizer, inner_lr=0.01, model="mlp", width=16, depth=1, steps=60,
-        real_batch=100, outer_lr=0.03, lengths=(20,), validate_every=60, preprocess="none", precision="float32",
-        out=tmp_path / "run", **windows,
-    )  # fmt: skip
-    records = [json.loads(line) for line in (tmp_path / "run" / runs.METRICS).read_text().splitlines()]
-    # The first loss is near log 3 or above.
-    assert records[0]["loss"] > 0.9
-    assert distilled.meta["accuracy"]["mean"] > 0.9
+    options = {
+        "unroll": 20, "window": 8, "inner_optimizer": optimizer, "inner_lr": 0.01, "model": "mlp", "width": 16, "depth": 1,
+        "steps": 60, "real_batch": 100, "outer_lr": 0.03, "outer_optimizer": "adam", "init": "gaussian", "lengths": (20,),
+        "validate_every": 60, "preprocess": "none", "out": tmp_path / "run",
+    }  # fmt: skip
+    distilled = potstill.distill(images, labels, **for_method(method, options))
+    losses = [record.loss for record in runs.RunFolder(tmp_path / "run").records()]
+    assert statistics.mean(losses[-5:]) < 0.9 * statistics.mean(losses[:5])
+    # The least over ten seeds and all unrolls is 0.88 with Adam, in float32 and in bfloat16; when
+    # bfloat16 rounded the first inner step too, bptt and r-bptt came to 0.65 and 0.61 here.
+    assert distilled.metadata.accuracy.mean > 0.8
 
 
 def test_overwriting_keeps_the_old_set_until_the_new_one_is_written(undisturbed, tmp_path):

@@ -118,7 +118,7 @@ def test_feature_names_are_those_given_or_of_a_data_frame():
     [
         (np.where(np.arange(60).reshape(30, 2) == 7, np.nan, 1.0), "features must be finite numbers, train row 3 holds NaN"),
         (np.full((30, 2), 1e300), "features must be finite numbers, train row 0 holds NaN or infinity"),
-        (np.full((30, 2), "red"), r"images of shape \(N, d\) must be numbers, got values of type <U3; encode what is text"),
+        (np.full((30, 2), "red"), r"images of shape \(30, 2\) must be numbers, got values of type <U3; encode what is text"),
     ],
 )
 def test_a_table_that_holds_no_numbers_is_refused(rows, message):
@@ -260,7 +260,8 @@ def test_a_users_own_preprocessing_and_network_take_vectors_and_are_found_again(
         "def net(in_features, num_classes):\n    return torch.nn.Linear(in_features, num_classes)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    distilled = potstill.distill(X, Y, **QUICK, model="logs:net", preprocess="logs:Log", out=tmp_path / "r")
+    own = {name: value for name, value in QUICK.items() if name not in ("width", "depth")}
+    distilled = potstill.distill(X, Y, **own, model="logs:net", preprocess="logs:Log", out=tmp_path / "r")
     again = potstill.load(tmp_path / "r")
     assert again.fitted.name == "logs:Log"
     torch.testing.assert_close(again.preprocess(X), torch.as_tensor(X).float().log1p())
@@ -290,6 +291,11 @@ def test_a_file_is_read_back_whole_and_its_prefix_is_a_set(run):
         distilled.preprocess(X[:4, 1:])
     with pytest.raises(InputError, match=r"real rows must have the columns alcohol, malic_acid, .* got proline, "):
         distilled.preprocess(Frame(X[:4], NAMES[::-1]))
+    with pytest.raises(InputError, match=r"real rows of shape \(1, 13\) must be numbers, got values of type <U1"):
+        distilled.preprocess([["a"] * 13])
+    frozen = X[:4].copy()
+    frozen.flags.writeable = False  # as a data frame's array may be
+    assert distilled.preprocess(frozen).shape == (4, 13)
     with pytest.raises(InputError, match="a picture shows an image, this set holds vectors"):
         _ = distilled.pixels
 
@@ -338,7 +344,7 @@ def test_other_data_and_other_networks_are_refused_by_evaluate(run, capsys):
     others = [f"other {name}" for name in NAMES]
     dataset = from_arrays(X, Y, class_names=["class_0", "class_1", "class_2"], feature_names=others)
     with pytest.raises(InputError, match=r"the first that differs is 'other alcohol' in place of 'alcohol'"):
-        potstill.api.fitting(potstill.load(run), dataset, configuration().data, "cpu")
+        potstill.evaluation.fitting(potstill.load(run), dataset, configuration().data, "cpu")
 
 
 def test_a_set_alone_finds_the_tables_that_scikit_learn_carries(run, tmp_path, capsys):
@@ -351,7 +357,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(tmp_path):
     options = {**QUICK, "learn_labels": True, "feature_names": NAMES}
     potstill.distill(X, Y, **options, out=tmp_path / "whole")
     seen: list[int] = []
-    listener = Listener(step=lambda record, steps: seen.append(record["step"]), stop=lambda: len(seen) == 3)
+    listener = Listener(step=lambda record, steps: seen.append(record.step), stop=lambda: len(seen) == 3)
     with pytest.raises(Interrupted):
         potstill.distill(X, Y, **options, out=tmp_path / "cut", listener=listener)
     distilled = RunFolder(tmp_path / "cut").snapshot()

@@ -15,7 +15,16 @@ from torch import Tensor
 
 from potstill import augment
 from potstill.compilation import stage_micro_batch
-from potstill.derivatives import Batch, Differentiable, FlatModel, InMicroBatches, couples_batch
+from potstill.derivatives import (
+    Batch,
+    Differentiable,
+    ExactStart,
+    FlatModel,
+    InMicroBatches,
+    couples_batch,
+    cross_entropy,
+    even,
+)
 from potstill.distilled import Recipe
 from potstill.inner import InnerProblem, Keep, Leaves, MetaGradient, Unrolled
 from potstill.methods import windows
@@ -245,11 +254,28 @@ class UnrolledMethod(Method):
         )
         return Trajectory(self, unrolled, RealLoss(real, problem.real), whole)
 
-    def loss(self, model: FlatModel, purpose: str, replay: Replay, micro_batch: int, *, whole: bool) -> Differentiable:
-        """Make the mean cross-entropy of a network, in micro-batches unless it couples its batch."""
+    def loss(
+        self, model: FlatModel, purpose: str, replay: Replay, micro_batch: int, *, whole: bool, inner: bool = False
+    ) -> Differentiable:
+        """Make the mean cross-entropy of a network, in micro-batches unless it couples its batch.
+
+        Args:
+            model: the network.
+            purpose: of its dropout's draws.
+            replay: what they follow from, beside the step.
+            micro_batch: most examples at once.
+            whole: whether the network couples its batch.
+            inner: whether networks train on it; then the first step is never rounded.
+        """
         seed, numbers = self.problem.seed, replay.numbers
         networks = self.problem.networks
-        loss = networks.loss(model, lambda step: derive(seed, purpose, *numbers, step))
+
+        def of_step(step: int) -> int:
+            return derive(seed, purpose, *numbers, step)
+
+        loss = networks.loss(model, of_step)
+        if inner and model.precision == "bfloat16":
+            loss = ExactStart(loss, cross_entropy(FlatModel(model.module), of_step))
         if whole:
             return loss
         return InMicroBatches(loss, micro_batch, filled=networks.compiled is not None)
@@ -263,7 +289,7 @@ class UnrolledMethod(Method):
             rows = plan.draw(rng)
             return examples.batch(leaves, rows, augment.draw(recipe.augment, len(rows), rng))
 
-        loss = self.loss(model, "dropout", replay, self.problem.micro_batch, whole=whole)
+        loss = self.loss(model, "dropout", replay, self.problem.micro_batch, whole=whole, inner=True)
         return InnerProblem(loss, batch, recipe.optimizer)
 
     def real_parts(self, replay: Replay, *, whole: bool) -> Iterator[tuple[RealPart, float]]:
@@ -281,9 +307,9 @@ class UnrolledMethod(Method):
         burn_in, window = mean_window(options, sizes.steps)
         examples = sum(sizes.batches) * options.trajectories * sizes.steps
         real = len(sizes.stages) * sizes.real_batch * options.trajectories * sizes.steps
-        micro = sizes.batch if sizes.coupled else sizes.micro_batch
+        micro = sizes.batch if sizes.coupled else even(sizes.batch, sizes.micro_batch)
         outer = sizes.real_batch if sizes.coupled else sizes.real_micro_batch
-        shapes = {stage_micro_batch(size, micro, compiled=True) for size in sizes.batches}
+        shapes = {stage_micro_batch(size, sizes.batch, micro, compiled=True) for size in sizes.batches}
         return Work(
             gradients=examples * (burn_in + window) + real,
             products=examples * window,

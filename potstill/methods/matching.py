@@ -1,0 +1,168 @@
+"""Methods that match statistics of distilled and real examples on networks that are not trained.
+
+**DM**, distribution matching: Zhao & Bilen, "Dataset Condensation with Distribution Matching", WACV 2023,
+arXiv:2110.04181. In each outer step, phi being what the last layer of a fresh random network reads, the
+distilled examples x_s of each class c follow the gradient of
+
+    sum over c of | mean phi(A x_r) - mean phi(A x_s) |^2,
+
+x_r a real batch of the class and A one augmentation that both share (differentiable Siamese
+augmentation, Zhao & Bilen 2021, arXiv:2102.08259). Labels are hard, and not used otherwise.
+"""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from potstill import augment
+from potstill.augment import Draw
+from potstill.derivatives import autocast, couples_batch
+from potstill.inner import Leaves
+from potstill.methods.base import Estimate, Examples, Method, Needs, Problem, State
+from potstill.options import option
+from potstill.protocols import DSA
+from potstill.registry import InputError
+from potstill.sampling import ClassWise
+from potstill.seeds import derive, global_seed
+
+
+@dataclass(frozen=True)
+class DistributionOptions:
+    """Options of distribution matching."""
+
+    real_per_class: int = option(256, "real examples of each class in a step", low=1)
+
+
+class DistributionMatching(Method):
+    """DM: means of features of a fresh random network, class by class.
+
+    The loss separates by class, so that classes are taken a few at a time, as many as the micro-batch
+    allows; a network that couples its batch sees all classes of a side at once.
+    """
+
+    Options: ClassVar[type] = DistributionOptions
+    needs: ClassVar[Needs] = Needs(
+        features=True, targets="classes", unused=("real_batch",), augment=DSA
+    )
+    defaults: ClassVar[dict[str, Any]] = {
+        "init": "real",
+        "preprocess": "normalize",
+        "outer_optimizer": "sgd",
+        "outer_momentum": 0.5,
+        "outer_lr": 1.0,
+        "clip": 0.0,
+        "steps": 1000,
+    }
+
+    def __init__(self, problem: Problem, options: DistributionOptions):
+        super().__init__(problem, options)
+        labels = problem.labels.cpu()
+        self.members = [
+            torch.nonzero(labels == label)[:, 0] for label in range(problem.real.classes)
+        ]
+        self.real = ClassWise(problem.real.train, problem.real.sampler)
+
+    def estimate(self, examples: Examples, learned: Leaves, state: State, step: int) -> Estimate:
+        problem, network = self.problem, self.problem.network("start", step).train()
+        for parameter in network.parameters():
+            parameter.requires_grad_(False)
+        classes = [label for label, rows in enumerate(self.members) if len(rows)]
+        real = self.real_rows(classes, step)
+        operations = problem.real.augment
+        shared = {
+            label: augment.shared_draw(operations, problem.rng("augmentation", step, label))
+            for label in classes
+        }
+        images, total = examples.images.detach().requires_grad_(), 0.0
+        grad = torch.zeros_like(images)
+        for some in self.groups(classes, couples_batch(network)):
+            their = {label: real[label] for label in some}
+            wanted = self.real_means(network, their, shared, step)
+            own = {label: self.members[label] for label in some}
+            found = self.means(network, images, own, shared, step)
+            loss = (wanted - found).square().sum()
+            grad += torch.autograd.grad(loss, images)[0]
+            total += float(loss.detach())
+        return Estimate(total, {"images": grad}, state)
+
+    def real_rows(self, classes: list[int], step: int) -> dict[int, Tensor]:
+        """Draw the real batch of each class, (B,) positions in the train split."""
+        rng = self.problem.rng("real batch", step)
+        drawn = self.real.draw(classes, self.options.real_per_class, rng)
+        for label, own in zip(classes, drawn, strict=True):
+            if not len(own):
+                raise InputError(
+                    f"weights must leave every class a real example, class {label} has none; "
+                    "raise some of its weights"
+                )
+        return dict(zip(classes, drawn, strict=True))
+
+    def groups(self, classes: list[int], coupled: bool) -> Iterator[list[int]]:
+        """Cut the classes so that the distilled examples of a group are at most a micro-batch."""
+        group: list[int] = []
+        size = 0
+        for label in classes:
+            if group and not coupled and size + len(self.members[label]) > self.problem.micro_batch:
+                yield group
+                group, size = [], 0
+            group.append(label)
+            size += len(self.members[label])
+        yield group
+
+    def means(
+        self,
+        network: nn.Module,
+        images: Tensor,
+        rows: dict[int, Tensor],
+        shared: dict[int, Draw],
+        step: int,
+    ) -> Tensor:
+        """Average the features of the images of each class, (K', F), differentiable in the images."""
+        parts = [
+            augment.apply(images[own.to(images.device)], shared[label])
+            for label, own in rows.items()
+        ]
+        features = self.features(network, torch.cat(parts), step)
+        return torch.stack([part.mean(0) for part in features.split([len(part) for part in parts])])
+
+    @torch.no_grad()
+    def real_means(
+        self, network: nn.Module, rows: dict[int, Tensor], shared: dict[int, Draw], step: int
+    ) -> Tensor:
+        """Average the features of real images of each class, (K', F), in micro-batches."""
+        train, most = self.problem.real.train, self.problem.real.micro_batch
+        if couples_batch(network):
+            taken = [
+                augment.apply(train.take(own)[0], shared[label]) for label, own in rows.items()
+            ]
+            features = self.features(network, torch.cat(taken), step).split(
+                [len(own) for own in taken]
+            )
+            return torch.stack([part.mean(0) for part in features])
+        means = []
+        for label, own in rows.items():
+            parts = [augment.apply(train.take(part)[0], shared[label]) for part in own.split(most)]
+            sums = [self.features(network, part, step).sum(0) for part in parts]
+            means.append(torch.stack(sums).sum(0) / len(own))
+        return torch.stack(means)
+
+    def features(self, network: nn.Module, images: Tensor, step: int) -> Tensor:
+        """Compute what the network's last layer reads, (B, F), at least float32; dropout is the step's."""
+        device = images.device
+        with self.seeded(network, step), autocast(self.problem.networks.precision, device):
+            found: Tensor = network.features(images)  # type: ignore[operator]
+        return found.flatten(1).to(images.dtype)
+
+    def seeded(self, network: nn.Module, step: int) -> AbstractContextManager[None]:
+        """Seed dropout by the step, if the network has any: forking the generators takes a while."""
+        if not any(isinstance(part, nn.modules.dropout._DropoutNd) for part in network.modules()):
+            return nullcontext()
+        return global_seed(derive(self.problem.seed, "dropout", step), self.problem.device)
+
+    @classmethod
+    def words(cls, options: DistributionOptions) -> list[tuple[str, str]]:
+        return [("Real examples in a step", f"{options.real_per_class:,} of each class, at most")]
