@@ -7,12 +7,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from potstill import evaluation
 from potstill.config import changed, configuration, options_from_preset
 from potstill.data import Dataset
 from potstill.diagnosis import Diagnosis, Noise, recorded_diagnoses
 from potstill.distillation import SILENT, Listener, new_run, resumed_run
 from potstill.distilled import DistilledSet
+from potstill.distributed import ALONE, Ranks
+from potstill.files import checksum
 from potstill.loading import RealData
 from potstill.models import ModelSpec, model_name
 from potstill.protocols import EvaluationOptions
@@ -239,9 +243,13 @@ def evaluations(
     all_budgets: bool = False,
     model: ModelSpec | None = None,
     listener: Listener = SILENT,
+    ranks: Ranks = ALONE,
     **options: Any,
 ) -> Iterator[EvaluationRecord]:
-    """Measure as `evaluate` does, with the same arguments, and yield each record once it is kept."""
+    """Measure as `evaluate` does, with the same arguments, and yield each record once it is kept.
+
+    `ranks` are the processes that share the networks; the first alone keeps records.
+    """
     given = {name: options.pop(name) for name in ("data", *EVALUATION_DATA_OPTIONS) if name in options}
     chosen = EvaluationOptions.of(**options)
     if model is not None and chosen.models:
@@ -257,7 +265,14 @@ def evaluations(
     for spec in models:
         factory_for(distilled, spec)  # a name that is wrong is told before anything is measured
     names = distilled.class_names if labels is not None else None
-    dataset = dataset_of(config, images, labels, test_images, test_labels, names)
+    with ranks.in_turn():
+        dataset = dataset_of(config, images, labels, test_images, test_labels, names)
+    ranks.require_same({
+        "the hash of the data": dataset.identity[:12],
+        "the hash of the set": checksum({"images": distilled.images, "targets": distilled.targets}, {})[:12],
+        **{item.name: getattr(chosen, item.name) for item in dataclasses.fields(chosen) if item.name != "device"},
+        "ipc": ipc, "all_budgets": all_budgets, "threads": torch.get_num_threads(),
+    })  # fmt: skip
     real = real_of(distilled, dataset, config, chosen.device, listener.say)
     sets = [distilled.prefix(budget) for budget in distilled.budgets] if all_budgets else [distilled]
     lengths = recorded_config(distilled).evaluation.lengths
@@ -268,9 +283,11 @@ def evaluations(
         # All real images are the same beside every budget: they are measured once.
         baselines = tuple(name for name in chosen.baselines if name != "full" or one is sets[-1])
         own = dataclasses.replace(chosen, models=(), baselines=baselines)
-        rows = evaluation.evaluate(one, real, own, model=spec, lengths=lengths, progress=listener.work, say=listener.say)
+        rows = evaluation.evaluate(
+            one, real, own, model=spec, lengths=lengths, progress=listener.work, say=listener.say, ranks=ranks
+        )
         record = evaluation.record_of(rows, own, name, one.ipc, config.data.partition(":")[0], real)
-        if target:
+        if target and ranks.first:
             add_record(target, record)
         yield record
 

@@ -13,6 +13,7 @@ from potstill.compiled import CompiledNetwork
 from potstill.data import sample_per_class
 from potstill.devices import keep_freed_memory
 from potstill.distilled import DistilledSet, Recipe
+from potstill.distributed import ALONE, Ranks
 from potstill.learners import Examples, Learner
 from potstill.loading import RealData
 from potstill.metrics import Figure
@@ -45,6 +46,7 @@ class Bench:
         rates: learning rates, of which each row takes the best on validation data; none: the
             recipe's.
         protocol: what the networks' training is called in a row, and what chooses its length.
+        ranks: the processes that share the networks.
     """
 
     real: RealData
@@ -58,6 +60,7 @@ class Bench:
     progress: Progress | None = None
     rates: tuple[float, ...] = ()
     protocol: Protocol = VALIDATION
+    ranks: Ranks = ALONE
 
     @classmethod
     def of(cls, distilled: DistilledSet, real: RealData, nets: int, seed: int, device: torch.device, **more: Any) -> "Bench":
@@ -96,7 +99,7 @@ class Bench:
         keep_freed_memory()
         return score(
             make, self.factory, dataclasses.replace(self.recipe, lr=rate), nets=nets, seed=seed, device=self.device,
-            compiled=self.compiled, progress=self.progress, **how,
+            compiled=self.compiled, progress=self.progress, ranks=self.ranks, **how,
         )  # fmt: skip
 
     def best_rate(self, name: str, make: Callable[[int], Batches], lengths: Sequence[int]) -> float:

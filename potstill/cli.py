@@ -45,6 +45,8 @@ PARTS = (
     f"optimizers. {PAPER}"
 )
 EXIT_INPUT, EXIT_INTERRUPTED = 2, 130
+SHARED = ("distill", "evaluate")
+"""Commands that several ranks can share."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -81,7 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         return fail(str(error))
     except KeyboardInterrupt as error:
-        print(f"potstill: {str(error) or 'interrupted'}", file=sys.stderr)
+        if tells():
+            print(f"potstill: {str(error) or 'interrupted'}", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # the reader of our output left, as in `potstill list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -98,8 +101,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def fail(message: str) -> int:
     """Print one sentence; the exit code."""
-    print(f"potstill: error: {message}", file=sys.stderr)
+    if tells():
+        print(f"potstill: error: {message}", file=sys.stderr)
     return EXIT_INPUT
+
+
+def tells() -> bool:
+    """Tell whether this process says how a command ended: of several ranks the first to know."""
+    return "RANK" not in os.environ or importlib.import_module("potstill.distributed").first_to_tell()
 
 
 def dispatch(arguments: list[str]) -> int:
@@ -113,6 +122,8 @@ def dispatch(arguments: list[str]) -> int:
         raise InputError(unknown_argument(parsed.command, name, flags, known or ()))
     if parsed.command == "list":
         return list_parts()
+    if parsed.command not in SHARED and "RANK" in os.environ:
+        importlib.import_module("potstill.distributed").require_alone(parsed.command)
     run: Callable[[argparse.Namespace], int] = getattr(importlib.import_module("potstill.commands"), parsed.command)
     return run(parsed)
 

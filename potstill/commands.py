@@ -17,13 +17,15 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from potstill import api, distillation, evaluation, exports, runs, sources, store
+from potstill import api, distillation, distributed, evaluation, exports, runs, sources, store
 from potstill.analysis import SOURCES
 from potstill.config import Given, changed, configuration, options_from_file, options_from_preset
 from potstill.devices import hardware, pick_device
 from potstill.diagnosis import Diagnosis, Noise, recorded_diagnoses
 from potstill.display import Display
 from potstill.distillation import Listener
+from potstill.distilled import DistilledSet
+from potstill.distributed import ALONE, Lost, Ranks
 from potstill.outer import Interrupted
 from potstill.protocols import EvaluationOptions
 from potstill.records import DIAGNOSIS, EvaluationRecord
@@ -35,20 +37,35 @@ def distill(parsed: argparse.Namespace) -> int:
     """`potstill distill`."""
     config = resumed_config(parsed) if parsed.resume else new_config(parsed)
     out = parsed.resume or parsed.out or default_out(config)
-    if not (parsed.resume or parsed.overwrite):
+    with distributed.joined() as ranks:
+        distilled = distilled_by(ranks, config, out, parsed)
+        if ranks.first:
+            tell(distilled, out)
+    return 0
+
+
+def distilled_by(ranks: Ranks, config: Given, out: Path, parsed: argparse.Namespace) -> DistilledSet:
+    """Distill as one of some ranks, with a display of the progress."""
+    if ranks.first and not (parsed.resume or parsed.overwrite):
         runs.RunFolder.check_free(out)  # before the data are read, which may take long
-    display = Display(parsed.quiet)
+    config = changed(config, device=ranks.device(config.run.device))
+    display = Display(parsed.quiet or not ranks.first)
     try:
-        with display, listening(display) as listener:
-            dataset = sources.read(config.data)
+        with display, listening(display, ranks) as listener:
+            with ranks.in_turn():
+                dataset = sources.read(config.data)
             if parsed.resume:
-                distilled = distillation.resumed_run(out, config, dataset, listener=listener)
-            else:
-                distilled = distillation.new_run(config, dataset, out, overwrite=parsed.overwrite, listener=listener)
-    except (Interrupted, KeyboardInterrupt) as error:
+                return distillation.resumed_run(out, config, dataset, listener=listener, ranks=ranks)
+            return distillation.new_run(config, dataset, out, overwrite=parsed.overwrite, listener=listener, ranks=ranks)
+    except (Interrupted, KeyboardInterrupt, Lost) as error:
         begun = display.begun or parsed.resume
         way_on = f"go on with `potstill distill --resume {shlex.quote(str(out))}`" if begun else "no step was done"
-        raise KeyboardInterrupt(f"{str(error) or 'interrupted'}; {way_on}") from error
+        kind = Lost if isinstance(error, Lost) else KeyboardInterrupt
+        raise kind(f"{str(error) or 'interrupted'}; {way_on}") from error
+
+
+def tell(distilled: DistilledSet, out: Path) -> None:
+    """Print where a finished set is, what it is worth, and what to do with it."""
     print(f"distilled set: {out / store.ARTEFACT}")
     print(f"stored:        {distilled.stored}")
     nested = len(distilled.budgets) > 1
@@ -58,7 +75,6 @@ def distill(parsed: argparse.Namespace) -> int:
     print(f"next:          potstill evaluate {shlex.quote(str(out))}{' --all-budgets' * nested}")
     shown = exports.DEFAULTS[distilled.kind]
     print(f"{'table' if shown == 'csv' else 'picture'}:".ljust(15) + f"{out / EXPORTS[shown].default_name}")
-    return 0
 
 
 def given_options(parsed: argparse.Namespace) -> dict[str, Any]:
@@ -100,25 +116,33 @@ def default_out(config: Given) -> Path:
 
 
 @contextmanager
-def listening(display: Display) -> Iterator[Listener]:
+def listening(display: Display, ranks: Ranks = ALONE) -> Iterator[Listener]:
     """A listener that shows what it hears.
 
     The first Ctrl-C (or SIGTERM) in the outer loop asks it to stop after its step; anywhere else, or again, it stops at once.
+    Ranks do not heed a second one: torchrun sends each what the terminal sent already, and ends what
+    goes on for 30 seconds.
     """
     asked: list[int] = []
+    shared = ranks.count > 1
 
     def handle(number: int, frame: Any) -> None:
-        if asked or not display.looping:
-            raise KeyboardInterrupt
+        if asked and shared:
+            return
+        again = bool(asked)
         asked.append(number)
-        display.say("stopping after this step; once more stops at once")
+        ranks.stopping()
+        if again or not display.looping:
+            raise KeyboardInterrupt
+        display.say("stopping after this step" + "; once more stops at once" * (not shared))
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield Listener(display.say, display.step, display.work, lambda: bool(asked))
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            # A rank that has ended its work is not cut off while it says why.
+            signal.signal(number, signal.SIG_IGN if shared else handler)
 
 
 def machine(parsed: argparse.Namespace) -> torch.device:
@@ -133,18 +157,23 @@ def machine(parsed: argparse.Namespace) -> torch.device:
 def evaluate(parsed: argparse.Namespace) -> int:
     """`potstill evaluate`."""
     given = {item.name: getattr(parsed, item.name) for item in dataclasses.fields(EvaluationOptions) if hasattr(parsed, item.name)}
-    device, records = machine(parsed), list[EvaluationRecord]()
-    try:
-        with Display() as display:
-            listener = Listener(display.say, work=display.work)
-            measured = api.evaluations(
-                parsed.path, ipc=parsed.ipc, all_budgets=parsed.all_budgets, listener=listener, **data_options(parsed), **given
-            )
-            records.extend(measured)
-    finally:  # a full disk or Ctrl-C must not cost what was measured
-        if records:
-            show(records, hardware(device))
-    print(f"written: {api.results_file(parsed.path)}")
+    records = list[EvaluationRecord]()
+    with distributed.joined() as ranks:
+        given["device"] = parsed.device = ranks.device(given.get("device", "auto"))
+        device = machine(parsed)
+        try:
+            with Display(not ranks.first) as display:
+                listener = Listener(display.say, work=display.work)
+                measured = api.evaluations(
+                    parsed.path, ipc=parsed.ipc, all_budgets=parsed.all_budgets, listener=listener, ranks=ranks,
+                    **data_options(parsed), **given,
+                )  # fmt: skip
+                records.extend(measured)
+        finally:  # a full disk or Ctrl-C must not cost what was measured
+            if records and ranks.first:
+                show(records, hardware(device))
+        if ranks.first:
+            print(f"written: {api.results_file(parsed.path)}")
     return 0
 
 

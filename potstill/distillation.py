@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,9 @@ from potstill.data import NOUNS, Dataset, kind_of, require_kind
 from potstill.derivatives import couples_batch
 from potstill.devices import keep_freed_memory, pick_device, versions
 from potstill.distilled import Block, DistilledSet, Recipe, initial_blocks
+from potstill.distributed import ALONE, Ranks
 from potstill.exports import write_default
-from potstill.files import with_prefix
+from potstill.files import checksum, with_prefix
 from potstill.loading import RealData, cut_of, prepare
 from potstill.metadata import BudgetRecord, ChosenAccuracy, SetMetadata
 from potstill.methods.base import Method, Problem, Real, Sizes
@@ -63,6 +65,8 @@ class Listener:
 
 
 SILENT = Listener()
+PLACES = ("data", "cache_dir", "storage", "device")
+"""Options that may differ between ranks: where things are."""
 
 
 def new_run(
@@ -73,6 +77,7 @@ def new_run(
     model: ModelSpec | None = None,
     overwrite: bool = False,
     listener: Listener = SILENT,
+    ranks: Ranks = ALONE,
 ) -> DistilledSet:
     """Distill `dataset` as `config` says.
 
@@ -83,11 +88,14 @@ def new_run(
         model: a callable in place of the configuration's model.
         overwrite: replace a run that `out` holds.
         listener: told of progress.
+        ranks: the processes that share the run; the first alone uses `out`.
     Raises:
-        InputError: options, data and network do not fit each other, or `out` cannot be used.
+        InputError: options, data and network do not fit each other, or `out` cannot be used; or the
+            ranks differ in options or data.
     """
-    setup = Setup.of(config, dataset, model, listener)
-    if out is None:
+    ranks.require_same(settings(config, dataset.identity))
+    setup = Setup.of(config, dataset, model, listener, ranks=ranks)
+    if out is None or not ranks.first:
         return finish(setup, None, None)
     folder = RunFolder.create(out, setup.config, overwrite=overwrite)
     with folder.locked():
@@ -102,20 +110,45 @@ def resumed_run(
     *,
     model: ModelSpec | None = None,
     listener: Listener = SILENT,
+    ranks: Ranks = ALONE,
 ) -> DistilledSet:
     """Go on with the run in a folder; see `new_run`."""
     folder = RunFolder.open(path)
     if folder.finished:
         raise InputError(f"the run in {path} is finished; evaluate it with `potstill evaluate {path}`")
-    with folder.locked():
+    ranks.require_same(settings(config, dataset.identity))
+    with folder.locked() if ranks.first else nullcontext():
         folder.require_data(dataset.identity)
         fitted = folder.fitted(config.data, dataset.identity)
-        setup = Setup.of(config, dataset, model, listener, fitted)
+        setup = Setup.of(config, dataset, model, listener, fitted, ranks)
         state = folder.newest(setup.config, dataset.identity, setup.device, listener.say)
         done = steps_done(state, setup.config) if state else 0
-        folder.forget_after(done)
+        # All have read when this is over: now the folder may change.
+        ranks.require_same({"the newest whole checkpoint": done})
+        if ranks.first:
+            folder.forget_after(done)
         listener.say(f"going on after outer step {done} of {setup.config.all_steps}")
-        return finish(setup, folder, state)
+        return finish(setup, folder if ranks.first else None, state)
+
+
+def settings(config: Given | Resolved, identity: str) -> dict[str, Any]:
+    """List what must be the same on all ranks: the data's hash, and the options but `PLACES`."""
+    options = {name: value for name, value in config.flat().items() if name not in PLACES}
+    return {"the hash of the data": identity[:12], **options}
+
+
+def check_dealt(config: Given, method: type[Method], ranks: Ranks, say: Callable[[str], None]) -> None:
+    """Raise an InputError if a rank would have nothing to do; `say` hears where they gain little."""
+    if ranks.count == 1:
+        return
+    parts = method.dealt(config.method.options)
+    if parts is None:
+        say(f"method {config.method.name} computes its outer steps on every rank; only evaluation is dealt out")
+    elif parts < ranks.count:
+        raise InputError(
+            f"trajectories must be at least the number of ranks, {ranks.count}, since a step deals "
+            f"them out, got {parts}; give --trajectories {ranks.count}, or start fewer ranks"
+        )
 
 
 @dataclass(frozen=True)
@@ -132,6 +165,7 @@ class Setup:
         device: where it computes.
         cache: of what its method prepares.
         listener: told of progress.
+        ranks: the processes that share the run.
     """
 
     config: Resolved
@@ -143,6 +177,7 @@ class Setup:
     device: torch.device
     cache: Cache
     listener: Listener
+    ranks: Ranks = ALONE
 
     @classmethod
     def of(
@@ -152,6 +187,7 @@ class Setup:
         model: ModelSpec | None,
         listener: Listener,
         fitted: Preprocess | None = None,
+        ranks: Ranks = ALONE,
     ) -> "Setup":
         """Resolve every "auto", prepare the data, and check the network.
 
@@ -162,6 +198,7 @@ class Setup:
             torch.set_num_threads(given.run.threads)
         keep_freed_memory()
         method: type[Method] = METHODS[given.method.name]
+        check_dealt(given, method, ranks, listener.say)
         if given.model.name == "auto":
             given = changed(given, model=DEFAULTS[dataset.kind])
         check_kinds(given, dataset.shape, given.model.name if model is None else model)
@@ -184,7 +221,11 @@ class Setup:
         config, compiled = resolve_compile(config, given.run.compile, method, sizes, networks, listener.say)
         networks = networks.with_compiled(compiled)
         cache = method_cache(config, real)
-        return cls(config, real, blocks, method, sizes, networks, device, cache, listener)
+        if ranks.count > 1:  # "auto", or what is fitted, may come out otherwise on another machine
+            state = {name: tensor.cpu() for name, tensor in real.preprocess.state().items()}
+            fit = {"the fitted preprocessing": checksum(state, {})[:12]}
+            ranks.require_same({**settings(config, real.identity), **fit})
+        return cls(config, real, blocks, method, sizes, networks, device, cache, listener, ranks)
 
     @property
     def rates(self) -> Rates:
@@ -242,6 +283,7 @@ class Setup:
             self.device,
             stage_micro_batch(batch, self.sizes.batch, self.sizes.micro_batch, compiled=compiled),
             cut_of(self.config.data, self.real.identity),
+            self.ranks,
         )
 
     def make_method(self, stage: Stage, carried: Carried) -> Method:
@@ -290,6 +332,7 @@ class Setup:
             seed=derive(self.config.run.seed, "validation"),
             device=self.device,
             compiled=self.compiled_evaluation,
+            ranks=self.ranks,
             **how,
         )[:, :, 0]
 
@@ -391,6 +434,7 @@ def run_stage(setup: Setup, stage: Stage, folder: RunFolder | None, state: Outer
     def save(state: OuterState) -> None:
         if folder:
             folder.save(state, config, setup.real.identity)
+        setup.ranks.wait()  # none goes on, or says that it stopped, before the state is safe
 
     def refresh(state: OuterState) -> tuple[OuterState, OnBlocks] | None:
         nonlocal current
@@ -403,7 +447,7 @@ def run_stage(setup: Setup, stage: Stage, folder: RunFolder | None, state: Outer
         current = setup.make_method(stage, state.carried)
         return state, stage.on_blocks(current, setup.device)
 
-    hooks = Hooks(validate, save, log, listener.stop, refresh)
+    hooks = Hooks(validate, save, log, lambda: setup.ranks.any(listener.stop()), refresh)
     on_blocks = stage.on_blocks(current, setup.device)
     state = optimise(on_blocks, setup.schedule, rules, state, setup.device, hooks)
     return current, state

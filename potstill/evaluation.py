@@ -12,6 +12,7 @@ from potstill.data import NOUNS, Dataset
 from potstill.derivatives import couples_batch, even
 from potstill.devices import hardware, pick_device, versions
 from potstill.distilled import DistilledSet, Recipe
+from potstill.distributed import ALONE, Ranks
 from potstill.loading import RealData, prepare
 from potstill.metrics import Figure
 from potstill.models import ModelSpec, model_name
@@ -42,6 +43,7 @@ def evaluate(
     lengths: Sequence[int] = LENGTHS,
     progress: Progress | None = None,
     say: Say = silent,
+    ranks: Ranks = ALONE,
 ) -> list[Row]:
     """Measure the test accuracy of what learns from the set and, if asked for, from real data.
 
@@ -53,6 +55,7 @@ def evaluate(
         lengths: candidates for a choice on validation data: for another model, and for baselines.
         progress: called as networks finish.
         say: takes a sentence that the user should see.
+        ranks: the processes that share the networks; each gets all rows.
     Returns:
         One row for the set and one for each baseline.
     Raises:
@@ -61,7 +64,7 @@ def evaluate(
     options = options or EvaluationOptions()
     name = distilled.recipe.learner if options.learner == "auto" else options.learner
     if LEARNERS[name].trains:
-        return by_networks(distilled, real, options, model, lengths, progress, say)
+        return by_networks(distilled, real, options, model, lengths, progress, say, ranks)
     return by_fits(distilled, real, options, model, name, progress)
 
 
@@ -91,7 +94,7 @@ def by_fits(
 
 def by_networks(
     distilled: DistilledSet, real: RealData, options: EvaluationOptions, model: ModelSpec | None, lengths: Sequence[int],
-    progress: Progress | None, say: Say,
+    progress: Progress | None, say: Say, ranks: Ranks,
 ) -> list[Row]:  # fmt: skip
     """Evaluate by networks that train for a number of steps."""
     device, protocol, given = pick_device(options.device), PROTOCOLS[options.protocol], distilled.recipe
@@ -114,7 +117,7 @@ def by_networks(
     chosen_rate = not own and options.lr == "auto" and protocol.chosen_on == "validation"
     bench = Bench(
         real, factory, recipe, model_name(given.model if model is None else model), options.nets, derive(options.seed, "test"),
-        device, compiled, progress, tuple(factor * given.lr for factor in RATES) if chosen_rate else (), protocol,
+        device, compiled, progress, tuple(factor * given.lr for factor in RATES) if chosen_rate else (), protocol, ranks,
     )  # fmt: skip
     rows = [bench.of_set("distilled", distilled, first)]
     if recorded:

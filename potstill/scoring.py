@@ -10,6 +10,7 @@ from potstill.compiled import CompiledNetwork
 from potstill.data import Split
 from potstill.devices import pick_device
 from potstill.distilled import DistilledSet, Recipe
+from potstill.distributed import ALONE, Ranks
 from potstill.learners import Examples, Learner, Network
 from potstill.models import ModelSpec, check_model, fresh, model_name, resolve
 from potstill.registry import InputError
@@ -32,6 +33,7 @@ def score(
     compiled: CompiledNetwork | None = None,
     progress: Progress | None = None,
     label: str = "networks",
+    ranks: Ranks = ALONE,
 ) -> Tensor:
     """Train `nets` fresh networks and measure each on every split at every length.
 
@@ -47,17 +49,22 @@ def score(
         compiled: the networks' derivatives, if they are compiled and the networks are the same in training and evaluation.
         progress: called after each network.
         label: what `progress` is told.
+        ranks: the networks are dealt out to them, and each gets all scores.
     Returns:
         (nets, lengths, splits) accuracies, fractions.
     """
     network, scores = Network(recipe, factory, device, compiled), torch.zeros(nets, len(lengths), len(splits))
-    for net in range(nets):
+    for net in ranks.share(nets):
         own = derive(seed, "network", net)
         for index, predict in enumerate(network.course(make_batches(own), lengths, own)):
             scores[net, index] = torch.tensor([accuracy(predict, split) for split in splits])
         if progress:
             progress(label, net + 1, nets)
-    return scores
+    rows = {net: {"scores": scores[net]} for net in ranks.share(nets)}
+    gathered = ranks.gathered(rows, nets, {"scores": scores[0]})
+    if progress and nets - 1 not in rows:
+        progress(label, nets, nets)
+    return torch.stack([row["scores"] for row in gathered])
 
 
 def score_set(

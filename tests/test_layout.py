@@ -12,7 +12,7 @@ import potstill
 ROOT = Path(potstill.__file__).parent
 ORDER = [
     "plain", "metrics", "metadata", "registry", "seeds", "files", "options", "protocols",
-    "sections", "slots", "config", "devices", "cache", "data", "sampling", "images", "folders",
+    "sections", "slots", "config", "devices", "distributed", "cache", "data", "sampling", "images", "folders",
     "tables", "sources", "preprocess", "loading", "augment", "optimizers", "models",
     "parameterisations", "records", "distilled", "store", "derivatives", "fusible", "compiled",
     "compilation", "inner", "rows", "training", "learners", "scoring", "bench", "evaluation",
@@ -20,7 +20,7 @@ ORDER = [
     "grid", "figures", "results", "claims", "templates", "page", "summary", "curves", "gallery", "features",
     "facts", "report", "exports", "distillation", "diagnosis", "api", "studies", "nested",
     "courses", "stability", "ablations", "storage", "transfer", "strata", "display", "commands",
-    "cli",
+    "cli", "__main__",
 ]  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from potstill.compilation import NetworkFamily
 from potstill.data import Split
 from potstill.derivatives import Batch
 from potstill.distilled import BatchPlan, Recipe
+from potstill.distributed import ALONE, Ranks
 from potstill.inner import Leaves
 from potstill.models import fresh
 from potstill.options import Nothing
@@ -115,6 +116,7 @@ class Problem:
         device: where to compute.
         micro_batch: most distilled examples at once on the device.
         identity: names the data and their preprocessing, for what is prepared once.
+        ranks: the processes that share the run; a method may deal out what it computes.
     """
 
     real: Real
@@ -125,6 +127,7 @@ class Problem:
     device: torch.device
     micro_batch: int = 100
     identity: str = ""
+    ranks: Ranks = ALONE
 
     @property
     def plan(self) -> BatchPlan:
@@ -288,6 +291,11 @@ class Method(ABC):
     def work(cls, options: Any, sizes: Sizes) -> Work:
         """Count what a run computes that can be compiled; nothing by default."""
         return Work()
+
+    @classmethod
+    def dealt(cls, options: Any) -> int | None:
+        """Count the parts of an outer step that ranks share; None: each rank computes all of it."""
+        return None
 
     @classmethod
     def words(cls, options: Any) -> list[tuple[str, str]]:

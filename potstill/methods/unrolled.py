@@ -195,19 +195,22 @@ class UnrolledMethod(Method):
         return dataclasses.replace(recipe, lr=float(learned["log_lr"].exp()))
 
     def estimate(self, examples: Examples, learned: Leaves, state: State, step: int) -> Estimate:
-        results, drawn = [], []
-        for trajectory in range(self.options.trajectories):
-            replay = Replay(step, trajectory)
-            drawn.append(self.window(state, replay))
-            results.append(self.trajectory(examples, learned, replay, *drawn[-1]).meta_gradient(replay))
-        count = len(results)
-        loss = sum(float(result.loss) / count for result in results)
-        grads = {name: mean([result.leaves[name] for result in results]) for name in examples.leaves}
+        count, ranks = self.options.trajectories, self.problem.ranks
+        replays = [Replay(step, trajectory) for trajectory in range(count)]
+        drawn = [self.window(state, replay) for replay in replays]
+        own = {}
+        for index in ranks.share(count):
+            unrolled = self.trajectory(examples, learned, replays[index], *drawn[index])
+            found = unrolled.meta_gradient(replays[index])
+            own[index] = {"loss": found.loss, **found.leaves, **found.hyper}
+        results = ranks.gathered(own, count)
+        loss = sum(float(result["loss"]) / count for result in results)
+        grads = {name: mean([result[name] for result in results]) for name in examples.leaves}
         norms = grads["images"].flatten(1).norm(dim=1)
         after = {"window": self.options.update(state["window"], loss, float(norms.norm()))}
         if "log_lr" in learned:
             lr = learned["log_lr"].exp()
-            grads["log_lr"] = lr * mean([result.hyper["lr"] for result in results])
+            grads["log_lr"] = lr * mean([result["lr"] for result in results])
         burn_ins, sizes = zip(*drawn, strict=True)
         info: dict[str, Any] = {"burn_in": burn_ins, "window": sizes}
         if count == 1:
@@ -314,6 +317,10 @@ class UnrolledMethod(Method):
             product_batches=(micro,),
             functions=1 + 2 * len(shapes),  # one for the real batch
         )
+
+    @classmethod
+    def dealt(cls, options: UnrollOptions) -> int:
+        return options.trajectories
 
     @classmethod
     def words(cls, options: UnrollOptions) -> list[tuple[str, str]]:

@@ -1,0 +1,7 @@
+"""`python -m potstill`, as torchrun starts it: the command line."""
+
+import sys
+
+from potstill.cli import main
+
+sys.exit(main())

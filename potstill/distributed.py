@@ -1,0 +1,431 @@
+"""Ranks: processes that share a run. Each does what falls to its number, and all know all of it.
+
+    torchrun --nproc-per-node 4 -m potstill distill ...
+
+Independent parts of a whole (the trajectories of an outer step, the networks of an evaluation) are
+dealt out by their index. Results are gathered, not reduced: every rank adds them up in the order of
+the index, as one process does, and so the number of ranks does not show in a result.
+
+A rank that is slow is waited for, one that is dead is not. Which it is shows in signs of life: each
+rank counts up in a store beside the run, in a thread of its own, whatever the rank is busy with. And
+ranks meet in the store before each message, since a call of gloo or NCCL that waits for a dead rank
+cannot be taken back.
+"""
+
+import dataclasses
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from potstill.devices import pick_device
+from potstill.files import canonical
+from potstill.registry import InputError
+
+VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+"""What torchrun sets in the environment of each process."""
+START = "start by `torchrun --nproc-per-node N -m potstill ...`"
+AGENT = "TORCHELASTIC_USE_AGENT_STORE"
+"""Is "True" where torchrun itself keeps the store in which ranks meet."""
+BEAT, PATIENCE, HURRY = 1.0, 40.0, 5.0
+"""Seconds between signs of life; until a rank without one counts as dead; that when told to stop."""
+JOINING = timedelta(seconds=PATIENCE)
+"""How long ranks wait for the store."""
+MESSAGE = timedelta(seconds=PATIENCE)
+"""How long a message may take, once all ranks are ready for it."""
+POLL, MOST_POLL = 0.0005, 0.05
+"""Seconds between looks at what is waited for: at first, and in the end."""
+Tensors = Mapping[str, Tensor]
+
+
+class Store(Protocol):
+    """What ranks use of torch's stores: texts by name, which all of them see."""
+
+    def set(self, key: str, value: str) -> None:
+        """Keep a text."""
+
+    def get(self, key: str) -> bytes:
+        """Read a text, once it is there."""
+        ...
+
+    def check(self, keys: list[str]) -> bool:
+        """Tell whether all are there."""
+        ...
+
+    def add(self, key: str, amount: int) -> int:
+        """Count up; return the new number."""
+        ...
+
+
+class Lost(InputError):
+    """Another rank is gone, so that this one cannot go on."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """A process's place among those that share its run.
+
+    Args:
+        index: its number, from 0.
+        count: how many there are.
+        local: its number on its machine.
+        link: its connection to the others; None: there are none.
+    """
+
+    index: int = 0
+    count: int = 1
+    local: int = 0
+    link: "Link | None" = field(default=None, compare=False, repr=False)
+
+    @classmethod
+    def of_environment(cls, known: Mapping[str, str]) -> "Ranks":
+        """Read what torchrun tells a process; not connected yet.
+
+        Raises:
+            InputError: its variables are half set, or are no numbers of a rank.
+        """
+        there = [name for name in VARIABLES if known.get(name)]
+        if not there:
+            return ALONE
+        if len(there) < len(VARIABLES):
+            missing = ", ".join(name for name in VARIABLES if name not in there)
+            raise InputError(
+                f"the variables {', '.join(VARIABLES)} must be set together, as torchrun does, or "
+                f"not at all, got {', '.join(f'{name}={known[name]}' for name in there)} without "
+                f"{missing}; {START}, or unset {' '.join(there)}"
+            )
+        count = whole(known, "WORLD_SIZE", 1, 1 << 16)
+        return cls(whole(known, "RANK", 0, count - 1), count, whole(known, "LOCAL_RANK", 0, count - 1))
+
+    @property
+    def first(self) -> bool:
+        """Whether this rank writes files and tells the user."""
+        return self.index == 0
+
+    def device(self, name: str) -> str:
+        """Name this rank's device: on CUDA each takes the GPU of its number on its machine.
+
+        Raises:
+            InputError: there are fewer GPUs.
+        """
+        if self.count == 1 or pick_device(name).type != "cuda":
+            return name
+        if self.local >= torch.cuda.device_count():
+            raise InputError(
+                f"each rank needs a GPU of its own, this machine has {torch.cuda.device_count()}, "
+                f"got LOCAL_RANK={self.local}; start fewer ranks, or use --device cpu"
+            )
+        return f"cuda:{self.local}"
+
+    def share(self, total: int) -> range:
+        """List which of `total` parts fall to this rank."""
+        return range(self.index, total, self.count)
+
+    def gathered(self, own: Mapping[int, Tensors], total: int, like: Tensors | None = None) -> list[Tensors]:
+        """Bring the results of all parts to every rank; each calls this at the same place.
+
+        Args:
+            own: index -> the result of each part in `share(total)`: tensors by name, of the same
+                shapes and types in every part.
+            total: number of parts.
+            like: a result's shapes and types; None: those of the first own one.
+        Returns:
+            The results in the order of their index, bit by bit what their ranks computed.
+        Raises:
+            Lost: another rank is gone.
+        """
+        if self.link is None:
+            # In the layout that they have after a journey: a sum over another one rounds otherwise.
+            return [{name: tensor.contiguous() for name, tensor in own[index].items()} for index in range(total)]
+        like = own[self.index] if like is None else like
+        rows = -(-total // self.count)
+        sizes = [tensor.numel() * tensor.element_size() for tensor in like.values()]
+        # As bytes: one message for all types, in which nothing is rounded. Ranks with fewer parts
+        # fill up.
+        sent = torch.zeros(rows, sum(sizes), dtype=torch.uint8, device=gathering_device(like))
+        for row, index in enumerate(self.share(total)):
+            sent[row] = torch.cat([as_bytes(own[index][name]).to(sent.device) for name in like])
+        received = self.link.gather(sent)
+
+        def result(index: int) -> Tensors:
+            parts = received[index % self.count][index // self.count].split(sizes)
+            # Cloned: a view of another type must begin at a multiple of its size.
+            return {
+                name: part.clone().view(tensor.dtype).view(tensor.shape).to(tensor.device)
+                for (name, tensor), part in zip(like.items(), parts, strict=True)
+            }
+
+        return [result(index) for index in range(total)]
+
+    def any(self, asked: bool) -> bool:
+        """Tell whether some rank says yes; each calls this at the same place."""
+        if self.link is None:
+            return asked
+        return any(bool(answer) for answer in self.link.gather(torch.tensor([asked], dtype=torch.uint8)))
+
+    def wait(self) -> None:
+        """Wait until every rank is here."""
+        self.any(False)
+
+    @contextmanager
+    def in_turn(self) -> Iterator[None]:
+        """Let one rank of each machine go before the others: what it keeps on disk is made once."""
+        if self.local:
+            self.wait()
+        yield
+        if not self.local:
+            self.wait()
+
+    def stopping(self) -> None:
+        """Hear that this rank was told to stop; be less patient with the others from now on.
+
+        torchrun tells it when another rank died, too, and kills the rest 30 seconds later.
+        """
+        if self.link:
+            self.link.patience = HURRY
+
+    def require_same(self, values: Mapping[str, object]) -> None:
+        """Wait until every rank is here with the same values by name.
+
+        Raises:
+            InputError: one has another; it is raised on all.
+            Lost: another rank is gone.
+        """
+        if self.link is None:
+            return
+        told = self.link.tell({name: str(value) for name, value in values.items()})
+        for rank, known in enumerate(told):
+            for name in sorted({*told[0], *known}):
+                here, there = told[0].get(name), known.get(name)
+                if here != there:
+                    raise InputError(
+                        f"{name} must be the same on all ranks, rank 0 has {here} and rank {rank} has "
+                        f"{there}; start every rank with the same command and the same data"
+                    )
+
+
+ALONE = Ranks()
+
+
+class Link:
+    """A rank's connection to the others.
+
+    Args:
+        ranks: whose.
+        known: the environment.
+    """
+
+    def __init__(self, ranks: Ranks, known: Mapping[str, str]):
+        self.index, self.count = ranks.index, ranks.count
+        self.cause, self.patience = "", PATIENCE
+        """Why another rank ended, if one did; seconds until one without a sign of life is dead."""
+        self.calls = self.told = 0
+        """How often `gather` and `tell` were called."""
+        # torchrun keeps the store itself; started by hand, rank 0 does.
+        self.serves = ranks.first and known.get(AGENT) != "True"
+        self.store = store_of(known, JOINING, serve=self.serves)
+        # A connection of its own: the other may be waiting in a call.
+        self.life = store_of(known, JOINING)
+        self.looked = time.monotonic()
+        """When the thread last looked: where it is held up itself, others do not seem silent."""
+        self.seen = {rank: ("", self.looked) for rank in range(self.count) if rank != self.index}
+        """The others -> their last sign of life, and when it was new here."""
+        self.closed = threading.Event()
+        self.thread = threading.Thread(target=self.live, name="signs of life", daemon=True)
+        self.thread.start()
+        self.tell({})  # all are here: connecting takes no time
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
+        place: dict[str, Any] = {"store": self.store, "rank": self.index, "world_size": self.count}
+        dist.init_process_group(backend, **place, timeout=MESSAGE)
+
+    def live(self) -> None:
+        """Give signs of life, and watch for those of the others."""
+        beats = 0
+        while not self.closed.wait(BEAT):
+            beats += 1
+            try:
+                self.life.set(f"alive/{self.index}", str(beats))
+                for rank, (before, _) in self.seen.items():
+                    found = read(self.life, f"alive/{rank}")
+                    if found != before:
+                        self.seen[rank] = (found, time.monotonic())
+                self.looked = time.monotonic()
+                self.cause = self.cause or read(self.life, "ended")
+            except RuntimeError:
+                self.cause = self.cause or "torchrun, or the rank that all are connected to, is gone"
+                return
+
+    def until(self, done: Callable[[], bool]) -> None:
+        """Wait until something is done; raise Lost if a rank is gone before."""
+        began = time.monotonic()
+        while not done():
+            if self.cause:
+                raise Lost(self.cause)
+            for rank in self.silent(self.patience):
+                raise Lost(f"rank {rank} of {self.count} is gone: no sign of life for {self.patience:.0f} s")
+            time.sleep(min(MOST_POLL, max(POLL, 0.02 * (time.monotonic() - began))))
+
+    def silent(self, seconds: float) -> list[int]:
+        """List the ranks that gave no sign of life for so long."""
+        return [rank for rank, (_, when) in self.seen.items() if self.looked - when > seconds]
+
+    def gather(self, tensor: Tensor) -> list[Tensor]:
+        """Bring a tensor of each rank, all of one size, to every rank; in the order of ranks."""
+        parts = [torch.empty_like(tensor) for _ in range(self.count)]
+        try:
+            self.calls += 1
+            # Each adds 1 for each meeting, and none goes on to the next before all have.
+            arrived = self.store.add("arrived", 1)
+            self.until(lambda: max(arrived, self.store.add("arrived", 0)) >= self.calls * self.count)
+            dist.all_gather(parts, tensor)
+        except RuntimeError as error:  # a connection is closed
+            raise self.lost() from error
+        return parts
+
+    def tell(self, values: Mapping[str, str]) -> list[dict[str, str]]:
+        """Bring the texts of each rank to every rank; in the order of ranks."""
+        self.told += 1
+        keys = [f"told/{self.told}/{rank}" for rank in range(self.count)]
+        try:
+            self.store.set(keys[self.index], canonical(values))
+            self.until(lambda: self.store.check(keys))
+            return [json.loads(self.store.get(key)) for key in keys]
+        except RuntimeError as error:
+            raise self.lost() from error
+
+    def lost(self) -> Lost:
+        """Say which rank is gone, now that a connection is closed: the one that falls silent."""
+        deadline = time.monotonic() + 4 * BEAT
+        while not self.cause and time.monotonic() < deadline:
+            time.sleep(BEAT / 10)
+        silent = self.silent(2.5 * BEAT)
+        return Lost(self.cause or f"{f'rank {silent[0]}' if silent else 'a rank'} of {self.count} is gone")
+
+    def end(self, reason: str) -> None:
+        """Tell the others that this rank ends, and why; the first reason counts."""
+        with suppress(RuntimeError):
+            if self.store.add("ends", 1) == 1:
+                self.store.set("ended", f"rank {self.index} of {self.count} ended: {reason}")
+
+    def close(self) -> None:
+        """Close the connections; a rank that keeps the store first lets the others read it."""
+        with suppress(RuntimeError):
+            self.store.add("left", 1)
+            deadline = time.monotonic() + HURRY
+            while self.serves and self.store.add("left", 0) < self.count and time.monotonic() < deadline:
+                time.sleep(MOST_POLL)
+        self.closed.set()
+        self.thread.join()
+        dist.destroy_process_group()
+
+
+@contextmanager
+def joined() -> Iterator[Ranks]:
+    """Connect this process with the ranks that torchrun started beside it; alone without torchrun.
+
+    All leave together. A rank that ends by an error takes the others with it.
+
+    Raises:
+        InputError: the variables of torchrun are half set.
+        Lost: a rank does not come.
+    """
+    ranks = Ranks.of_environment(os.environ)
+    if ranks.count == 1:
+        yield ranks
+        return
+    link = Link(ranks, os.environ)
+    try:
+        yield dataclasses.replace(ranks, link=link)
+        link.gather(torch.zeros(1, dtype=torch.uint8))
+    except BaseException as error:
+        first_to_tell(link.store)  # before the others learn of it: who knows the cause tells it
+        if not isinstance(error, Lost):
+            link.end(str(error) or type(error).__name__)
+        raise
+    finally:
+        link.close()
+
+
+ANSWER: list[bool] = []
+"""What `first_to_tell` found in this process, once it was asked."""
+
+
+def first_to_tell(store: Store | None = None) -> bool:
+    """Tell whether this rank is the first to say how the run ended, so that it is said once.
+
+    `store` is the ranks'; None: torchrun's is asked, which is there before the ranks have met.
+    """
+    if not ANSWER:
+        try:
+            if store is None and os.environ.get(AGENT) == "True":
+                store = store_of(os.environ, timedelta(seconds=5))
+            ANSWER.append(store is None or store.add("told", 1) == 1)
+        except (InputError, KeyError, RuntimeError):  # nobody can be asked; better twice than never
+            ANSWER.append(True)
+    return ANSWER[0]
+
+
+def require_alone(command: str) -> None:
+    """Raise an InputError if several ranks are to run a command that they cannot share."""
+    count = Ranks.of_environment(os.environ).count
+    if count > 1:
+        raise InputError(
+            f"`potstill {command}` is not dealt out to ranks and must run in one process, got {count}; start it without torchrun"
+        )
+
+
+def store_of(known: Mapping[str, str], timeout: timedelta, *, serve: bool = False) -> Store:
+    """Connect to the store of the ranks, or serve it; an InputError if it cannot be reached."""
+    host, port = known["MASTER_ADDR"], whole(known, "MASTER_PORT", 1, 65535)
+    try:
+        store = torch_part("TCPStore")(host, port, None, serve, timeout, wait_for_workers=False)
+    except RuntimeError as error:
+        raise InputError(
+            f"MASTER_ADDR and MASTER_PORT must tell where the ranks meet, {host}:{port} cannot be "
+            "reached; start all ranks by one torchrun command"
+        ) from error
+    # A restart by torchrun finds the old keys in the same store.
+    shared: Store = torch_part("PrefixStore")(f"potstill/{known.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    return shared
+
+
+def torch_part(name: str) -> Any:
+    """Find a part of torch.distributed; an InputError where torch is built without it."""
+    if not dist.is_available():
+        raise InputError("several ranks need a torch that is built with torch.distributed, this one is not; start one process")
+    return getattr(dist, name)
+
+
+def read(store: Store, key: str) -> str:
+    """Read a text of the store without waiting for it; empty if it is not there."""
+    return store.get(key).decode() if store.check([key]) else ""
+
+
+def whole(known: Mapping[str, str], name: str, low: int, high: int) -> int:
+    """Read a whole number of the environment; an InputError if it is none, or out of its range."""
+    text = known[name]
+    if not text.isdecimal() or not low <= int(text) <= high:
+        raise InputError(
+            f"the variable {name} must be a whole number in [{low}, {high}], got {text!r}; {START}, or unset {' '.join(VARIABLES)}"
+        )
+    return int(text)
+
+
+def as_bytes(tensor: Tensor) -> Tensor:
+    """Return the bytes of a tensor in the order of its entries, 1-d."""
+    return tensor.detach().contiguous().view(-1).view(torch.uint8)
+
+
+def gathering_device(like: Tensors) -> torch.device:
+    """Choose where results are gathered: on the GPU if NCCL can, else on the CPU."""
+    devices = {tensor.device for tensor in like.values() if tensor.is_cuda and dist.is_nccl_available()}
+    return devices.pop() if devices else torch.device("cpu")
