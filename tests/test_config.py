@@ -100,7 +100,7 @@ def test_a_resolved_configuration_holds_no_auto():
         ({"inner_lr": "fast"}, r"inner_lr must be a number, got 'fast'"),
         ({"validation": 0.6}, r"validation must be above 0 and at most 0.5, got 0.6"),
         ({"window": 80, "unroll": 60}, r"window must lie in \[1, unroll=60\], got 80; lower --window or raise --unroll"),
-        ({"method": "rat-bpt"}, r"unknown method 'rat-bpt' \(did you mean 'rat-bptt'\?\); known: backward, bptt, early, "),
+        ({"method": "rat-bpt"}, r"unknown method 'rat-bpt' \(did you mean 'rat-bptt'\?\); known: backward, bptt, "),
         ({"norm": "instnce"}, r"norm must be one of instance, batch, .*; got 'instnce' \(did you mean 'instance'\?\)"),
         ({"augment": "flipp"}, r"unknown augmentation 'flipp' \(did you mean 'flip'\?\); known: color, crop"),
         ({"data": "foldr:x"}, r"unknown data source 'foldr' \(did you mean 'folder'\?\)"),
