@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from potstill.compiled import CompiledNetwork, trace
-from potstill.derivatives import Batch, FlatModel
 from potstill.devices import keep_freed_memory
+from potstill.engine.compiled_losses import CompiledNetwork, trace
+from potstill.engine.losses import Batch, FlatModel
 
 
 def limit(make: Callable[[], tuple[Any, ...]], micro: int) -> dict[str, Any]:

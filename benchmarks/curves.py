@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from potstill import runs
-from potstill.cli import main as potstill
+from potstill.cli.parser import main as potstill
 from potstill.devices import hardware, versions
+from potstill.distillation import run_folder
 
 RESULTS = Path(__file__).parent / "results"
 COMMON = {
@@ -22,11 +22,11 @@ def curve(out: Path, **options: Any) -> list[dict[str, float]]:
     """Validation accuracy after so many outer steps and so many seconds in them; validation itself is not counted."""
     words = [word for name, value in {**COMMON, **options}.items() for word in flag(name.replace("_", "-"), value)]
     if not (out / "distilled.safetensors").exists():
-        words = ["--resume", str(out)] if (out / runs.CONFIG).exists() else ["--out", str(out), *words]
+        words = ["--resume", str(out)] if (out / run_folder.CONFIG).exists() else ["--out", str(out), *words]
         if potstill(["distill", *words]):
             raise SystemExit(2)
     points, seconds = [], 0.0
-    for record in runs.RunFolder(out).records():
+    for record in run_folder.RunFolder(out).records():
         seconds += record.seconds
         if record.validation:
             points.append({"step": record.step, "seconds": round(seconds, 1), "accuracy": record.validation.mean})

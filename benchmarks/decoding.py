@@ -12,11 +12,11 @@ import statistics
 import torch
 from curves import RESULTS, provenance
 
-from potstill.config import changed, configuration
-from potstill.distillation import SILENT, Setup
-from potstill.outer import Carried, outer_step
+from potstill.config.config import changed, configuration
+from potstill.data.sources import from_arrays, read
+from potstill.distillation.outer import Carried, outer_step
+from potstill.distillation.runs import SILENT, Setup
 from potstill.registry import PARAMETERISATIONS
-from potstill.sources import from_arrays, read
 
 SHARED = {"preprocess": "normalize", "unroll": 60, "window": 20, "real_batch": 200}
 SETTINGS = {

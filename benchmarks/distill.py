@@ -13,9 +13,10 @@ import shlex
 import time
 from pathlib import Path
 
-from potstill import load, runs
-from potstill.cli import main as potstill
-from potstill.records import EVALUATION, EvaluationRecord, entries
+from potstill import load
+from potstill.cli.parser import main as potstill
+from potstill.distillation import run_folder
+from potstill.evaluation.records import EVALUATION, EvaluationRecord, entries
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -28,13 +29,13 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs"), help="folder for the run (default: runs)")
     known, options = parser.parse_known_args()
     out = known.work / known.name
-    words = ["--resume", str(out)] if (out / runs.CONFIG).exists() else ["--out", str(out), *options]
+    words = ["--resume", str(out)] if (out / run_folder.CONFIG).exists() else ["--out", str(out), *options]
     if not (out / "distilled.safetensors").exists() and potstill(["distill", *words]):
         raise SystemExit(2)
     began = time.perf_counter()
     if potstill(["evaluate", str(out), "--nets", known.nets, "--baseline", "random"]):
         raise SystemExit(2)
-    records = runs.RunFolder(out).records()
+    records = run_folder.RunFolder(out).records()
     shown = [word if not word.startswith(("parquet:", "folder:")) else word.partition(":")[0] + ":PATH" for word in options]
     result = {
         "title": known.title or known.name,

@@ -20,13 +20,13 @@ import numpy as np
 import torch
 from curves import RESULTS, provenance
 
-from potstill.data import MappedSplit
-from potstill.loading import prepare
-from potstill.runs import RunFolder
-from potstill.sampling import UNIFORM, Weighted
-from potstill.sections import DataConfig
+from potstill.config.sections import DataConfig
+from potstill.data.preparation import prepare
+from potstill.data.sampling import UNIFORM, Weighted
+from potstill.data.sources import read
+from potstill.data.splits import MappedSplit
+from potstill.distillation.run_folder import RunFolder
 from potstill.seeds import generator
-from potstill.sources import read
 
 CLASSES, TRAIN, TEST, SIZE, BATCH, DRAWS = 1000, 1_281_167, 50_000, 64, 1500, 9
 RUN = {
@@ -168,7 +168,7 @@ def run(work: Path, config: DataConfig) -> dict[str, Any]:
     """Some outer steps of the preset, with a short unroll."""
     words = {"data": config.data, "cache-dir": config.cache_dir, "out": str(work / "run"), **RUN}
     flags = [str(word) for option, value in words.items() for word in (f"--{option}", value)]
-    _, memory = watched([sys.executable, "-m", "potstill.cli", "distill", *flags, "--overwrite", "--quiet"])
+    _, memory = watched([sys.executable, "-m", "potstill.cli.parser", "distill", *flags, "--overwrite", "--quiet"])
     records = RunFolder(work / "run").records()
     seconds = statistics.median(record.seconds for record in records[1:])
     return {"own_memory_mb": memory, "seconds": seconds, "options": RUN}

@@ -96,11 +96,11 @@ def ours(
     import torch
     import torch.nn.functional as F
 
-    from potstill.compiled import CompiledNetwork
-    from potstill.derivatives import Batch, FlatModel, InMicroBatches, cross_entropy
     from potstill.devices import keep_freed_memory
-    from potstill.inner import InnerProblem, Keep, meta_gradient
-    from potstill.optimizers import Adam
+    from potstill.engine.compiled_losses import CompiledNetwork
+    from potstill.engine.losses import Batch, FlatModel, InMicroBatches, cross_entropy
+    from potstill.engine.optimizers import Adam
+    from potstill.engine.unroll import InnerProblem, Keep, meta_gradient
 
     keep_freed_memory()
     dtype = torch.float64 if precision == "float64" else torch.float32

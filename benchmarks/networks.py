@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from curves import RESULTS, provenance
 
+from potstill.distillation.run_folder import RunFolder
 from potstill.models import fresh, resolve
-from potstill.runs import RunFolder
 
 SETTINGS = {
     "convnet": {},
@@ -43,7 +43,8 @@ def main() -> None:
         }  # fmt: skip
         flags = [word for option, value in words.items() for word in (f"--{option}", value)]
         subprocess.run(
-            [sys.executable, "-m", "potstill.cli", "distill", *flags, "--out", str(out), "--overwrite", "--quiet"], check=True
+            [sys.executable, "-m", "potstill.cli.parser", "distill", *flags, "--out", str(out), "--overwrite", "--quiet"],
+            check=True,
         )
         record = RunFolder(out).records()[0]
         network = fresh(resolve(model, (3, 32, 32), 10), 0, torch.device("cpu"))

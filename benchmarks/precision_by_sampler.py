@@ -25,17 +25,17 @@ from unittest import mock
 import torch
 from curves import RESULTS, provenance
 
-from potstill.bench import Bench
-from potstill.config import configuration, options_of_run
-from potstill.data import Dataset
-from potstill.distillation import Listener, new_run
-from potstill.evaluation import fitting
+from potstill.config.config import configuration, options_of_run
+from potstill.data.sources import from_arrays, read
+from potstill.data.splits import Dataset
+from potstill.distillation.runs import Listener, new_run
+from potstill.evaluation.bench import Bench
+from potstill.evaluation.measuring import fitting
 from potstill.methods import unrolled
 from potstill.methods.unrolled import UnrolledMethod
-from potstill.metrics import StepRecord
+from potstill.records.metrics import StepRecord
 from potstill.registry import METHODS
 from potstill.seeds import generator
-from potstill.sources import from_arrays, read
 
 RESULT = RESULTS / "precision_by_sampler.json"
 PRECISIONS, THROUGHOUT = ("float32", "bfloat16"), "bfloat16 throughout"

@@ -25,14 +25,14 @@ from curves import RESULTS, provenance
 from precision_by_sampler import blobs
 from torch import Tensor
 
-from potstill.config import configuration
-from potstill.derivatives import Batch, Differentiable, ExactStart, FlatModel, Products, cross_entropy
-from potstill.inner import InnerProblem, Leaves, Unrolled
-from potstill.loading import prepare
+from potstill.config.config import configuration
+from potstill.data.preparation import prepare
+from potstill.data.sources import read
+from potstill.engine.losses import Batch, Differentiable, ExactStart, FlatModel, Products, cross_entropy
+from potstill.engine.optimizers import SGD, Adam, Optimizer
+from potstill.engine.unroll import InnerProblem, Leaves, Unrolled
 from potstill.models import fresh, resolve
-from potstill.optimizers import SGD, Adam, Optimizer
 from potstill.seeds import derive, generator
-from potstill.sources import read
 
 CPU = torch.device("cpu")
 REAL = 200

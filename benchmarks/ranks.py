@@ -19,8 +19,8 @@ from typing import Any
 
 from curves import RESULTS, figure, provenance
 
-from potstill.runs import RunFolder
-from potstill.store import ARTEFACT
+from potstill.distillation.run_folder import RunFolder
+from potstill.distilled.artefact import ARTEFACT
 
 TRAJECTORIES = 4
 OPTIONS: dict[str, Any] = {

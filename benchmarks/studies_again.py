@@ -7,10 +7,10 @@ import re
 import sys
 from pathlib import Path
 
-from potstill.page import Told
 from potstill.registry import STUDIES
-from potstill.results import Results
-from potstill.studies import SUMMARY, TABLE, Study
+from potstill.studies.page import Told
+from potstill.studies.results import Results
+from potstill.studies.runner import SUMMARY, TABLE, Study
 
 STORED = Path(__file__).parent.parent / "docs" / "studies"
 DRAWING = re.compile(r"\n!\[.*\]\(.*\)\n\n\*.*\*\n")

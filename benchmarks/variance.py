@@ -15,12 +15,12 @@ from collections.abc import Callable
 import torch
 from curves import RESULTS, provenance
 
-from potstill.analysis import Variance, random_signs, real_variance, variance_of
-from potstill.config import configuration
-from potstill.distillation import SILENT, Setup
+from potstill.config.config import configuration
+from potstill.data.sources import read
+from potstill.diagnosis.variance import Variance, random_signs, real_variance, variance_of
+from potstill.distillation.outer import Carried
+from potstill.distillation.runs import SILENT, Setup
 from potstill.methods.unrolled import Replay, Trajectory, UnrolledMethod
-from potstill.outer import Carried
-from potstill.sources import read
 
 SAMPLES, SIGNS, PART = 100, 10, 10
 

@@ -18,13 +18,13 @@ from curves import RESULTS, provenance
 from sklearn.linear_model import LogisticRegression
 
 import potstill
-from potstill.config import configuration
-from potstill.data import Split
-from potstill.distilled import DistilledSet
-from potstill.loading import prepare
-from potstill.metrics import Figure
-from potstill.runs import RunFolder
-from potstill.sources import read
+from potstill.config.config import configuration
+from potstill.data.preparation import prepare
+from potstill.data.sources import read
+from potstill.data.splits import Split
+from potstill.distillation.run_folder import RunFolder
+from potstill.distilled.examples import DistilledSet
+from potstill.records.metrics import Figure
 
 DATA = {"sklearn:wine": "wine", "sklearn:breast_cancer": "breast cancer"}
 METHODS = ("rat-bptt",)

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from potstill.api import diagnose, distill, evaluate, resume
-    from potstill.config import configuration
-    from potstill.distilled import DistilledSet
-    from potstill.exports import export
+    from potstill.config.config import configuration
+    from potstill.distilled.artefact import load, save
+    from potstill.distilled.examples import DistilledSet
+    from potstill.distilled.exports import export
+    from potstill.evaluation.scoring import train
     from potstill.registry import InputError
-    from potstill.scoring import train
-    from potstill.store import load, save
 
 __version__ = "0.1.0"
 __all__ = [
@@ -34,10 +34,18 @@ __all__ = [
 
 # Imported when first used (PEP 562), so that `potstill --help` does not wait for torch.
 _HOMES = {
-    "configuration": "config", "DistilledSet": "distilled", "InputError": "registry", "diagnose": "api", "distill": "api",
-    "evaluate": "api", "export": "exports", "load": "store", "resume": "api", "save": "store",
-    "train": "scoring",
-}  # fmt: skip
+    "configuration": "config.config",
+    "DistilledSet": "distilled.examples",
+    "InputError": "registry",
+    "diagnose": "api",
+    "distill": "api",
+    "evaluate": "api",
+    "export": "distilled.exports",
+    "load": "distilled.artefact",
+    "resume": "api",
+    "save": "distilled.artefact",
+    "train": "evaluation.scoring",
+}
 
 
 def __getattr__(name: str) -> Any:

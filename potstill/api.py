@@ -9,24 +9,24 @@ from typing import Any
 
 import torch
 
-from potstill import evaluation
-from potstill.config import changed, configuration, options_from_preset
-from potstill.data import Dataset
-from potstill.diagnosis import Diagnosis, Noise, recorded_diagnoses
-from potstill.distillation import SILENT, Listener, new_run, resumed_run
-from potstill.distilled import DistilledSet
+from potstill.config.config import changed, configuration, options_from_preset
+from potstill.config.sections import EVALUATION_DATA_OPTIONS, DataConfig
+from potstill.data.preparation import RealData
+from potstill.data.sources import from_arrays, read, with_weights
+from potstill.data.splits import Dataset
+from potstill.diagnosis.over_a_run import Diagnosis, Noise, recorded_diagnoses
+from potstill.distillation.run_folder import RunFolder
+from potstill.distillation.runs import SILENT, Listener, new_run, resumed_run
+from potstill.distilled.artefact import ARTEFACT, load, recorded_config
+from potstill.distilled.examples import DistilledSet
 from potstill.distributed import ALONE, Ranks
+from potstill.evaluation import measuring
+from potstill.evaluation.protocols import EvaluationOptions
+from potstill.evaluation.records import EVALUATION, EvaluationRecord, Row, add_record
+from potstill.evaluation.scoring import factory_for
 from potstill.files import checksum
-from potstill.loading import RealData
 from potstill.models import ModelSpec, model_name
-from potstill.protocols import EvaluationOptions
-from potstill.records import EVALUATION, EvaluationRecord, Row, add_record
 from potstill.registry import InputError
-from potstill.runs import RunFolder
-from potstill.scoring import factory_for
-from potstill.sections import EVALUATION_DATA_OPTIONS, DataConfig
-from potstill.sources import from_arrays, read, with_weights
-from potstill.store import ARTEFACT, load, recorded_config
 
 
 def distill(
@@ -202,7 +202,7 @@ def evaluate(
 ) -> list[Row]:
     """Measure the test accuracy of fresh networks that train on a set.
 
-    Of a run's folder or a set's file the result is kept beside it, in evaluation.json.
+    Of a run's folder or a set's file the result is kept beside it, in measuring.json.
 
     Args:
         distilled: the set, a run's folder, or a set's file.
@@ -283,10 +283,10 @@ def evaluations(
         # All real images are the same beside every budget: they are measured once.
         baselines = tuple(name for name in chosen.baselines if name != "full" or one is sets[-1])
         own = dataclasses.replace(chosen, models=(), baselines=baselines)
-        rows = evaluation.evaluate(
+        rows = measuring.evaluate(
             one, real, own, model=spec, lengths=lengths, progress=listener.work, say=listener.say, ranks=ranks
         )
-        record = evaluation.record_of(rows, own, name, one.ipc, config.data.partition(":")[0], real)
+        record = measuring.record_of(rows, own, name, one.ipc, config.data.partition(":")[0], real)
         if target and ranks.first:
             add_record(target, record)
         yield record
@@ -327,7 +327,7 @@ def real_of(distilled: DistilledSet, dataset: Dataset, config: DataConfig, devic
     known = distilled.metadata.data
     if known is None or dataset.fingerprint != known.fingerprint:
         say(f"note: these are not the data that the set was distilled from; its validation and test {distilled.noun}s may differ")
-    return evaluation.fitting(distilled, dataset, config, device)
+    return measuring.fitting(distilled, dataset, config, device)
 
 
 def results_file(path: Path) -> Path:

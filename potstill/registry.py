@@ -85,14 +85,17 @@ class Registry:
 
 SOURCES = Registry(
     "data source",
-    digits=("potstill.sources:read_digits", "1,797 grey 8 x 8 digits that scikit-learn carries (default)"),
-    sklearn=("potstill.sources:read_sklearn", "sklearn:NAME: a table that scikit-learn carries: breast_cancer, digits, iris, wine"),
+    digits=("potstill.data.sources:read_digits", "1,797 grey 8 x 8 digits that scikit-learn carries (default)"),
+    sklearn=(
+        "potstill.data.sources:read_sklearn",
+        "sklearn:NAME: a table that scikit-learn carries: breast_cancer, digits, iris, wine",
+    ),
     folder=(
-        "potstill.folders:read_folder",
+        "potstill.data.folders:read_folder",
         "folder:PATH: class sub-folders of images, with or without train/ and test/; CUB-200-2011 and Tiny-ImageNet as they come",
     ),
-    parquet=("potstill.tables:read_parquet", "parquet:PATH: Hugging Face layout; a file, or a folder of train and test files"),
-    hf=("potstill.tables:read_hub", "hf:NAME: a data set of the Hugging Face hub (pip install 'potstill[hf]')"),
+    parquet=("potstill.data.tables:read_parquet", "parquet:PATH: Hugging Face layout; a file, or a folder of train and test files"),
+    hf=("potstill.data.tables:read_hub", "hf:NAME: a data set of the Hugging Face hub (pip install 'potstill[hf]')"),
 )
 MODELS = Registry(
     "model",
@@ -118,8 +121,8 @@ METHODS = Registry(
 )
 REAL_SAMPLERS = Registry(
     "real sampler",
-    uniform=("potstill.sampling:Plain", "every real image alike, or by weights of your own (default)"),
-    hardness=("potstill.hardness:ByHardness", "more of those that networks on the set disagree on (appendix E.2)"),
+    uniform=("potstill.data.sampling:Plain", "every real image alike, or by weights of your own (default)"),
+    hardness=("potstill.evaluation.hardness:ByHardness", "more of those that networks on the set disagree on (appendix E.2)"),
 )
 PARAMETERISATIONS = Registry(
     "parameterisation",
@@ -130,66 +133,99 @@ PARAMETERISATIONS = Registry(
 )
 OPTIMIZERS = Registry(
     "optimizer",
-    adam=("potstill.optimizers:Adam", "Adam; eps after bias correction (torch) or before it (higher 0.2.1)"),
-    sgd=("potstill.optimizers:SGD", "SGD with momentum, weight decay and step decay of the learning rate"),
+    adam=("potstill.engine.optimizers:Adam", "Adam; eps after bias correction (torch) or before it (higher 0.2.1)"),
+    sgd=("potstill.engine.optimizers:SGD", "SGD with momentum, weight decay and step decay of the learning rate"),
 )
 PROTOCOLS = Registry(
     "protocol",
-    validation=("potstill.protocols:VALIDATION", "the set's own recipe; validation data chose or choose the length (default)"),
-    paper=("potstill.protocols:PAPER", "best of 300, 600, 1,000, 3,000 steps on the test set, as in RaT-BPTT's code: optimistic"),
-    dsa_1000=("potstill.protocols:DSA_1000", "as DSA and DM are evaluated: 1,001 epochs of SGD, augmented, tested once"),
-    dsa_1000_digits=("potstill.protocols:DSA_1000_DIGITS", "the same without flip, as DSA and DM are evaluated on digits"),
-    dc_300=("potstill.protocols:DC_300", "as DC is evaluated: 301 epochs of SGD without augmentation, tested once"),
+    validation=(
+        "potstill.evaluation.protocols:VALIDATION",
+        "the set's own recipe; validation data chose or choose the length (default)",
+    ),
+    paper=(
+        "potstill.evaluation.protocols:PAPER",
+        "best of 300, 600, 1,000, 3,000 steps on the test set, as in RaT-BPTT's code: optimistic",
+    ),
+    dsa_1000=("potstill.evaluation.protocols:DSA_1000", "as DSA and DM are evaluated: 1,001 epochs of SGD, augmented, tested once"),
+    dsa_1000_digits=(
+        "potstill.evaluation.protocols:DSA_1000_DIGITS",
+        "the same without flip, as DSA and DM are evaluated on digits",
+    ),
+    dc_300=("potstill.evaluation.protocols:DC_300", "as DC is evaluated: 301 epochs of SGD without augmentation, tested once"),
 )
 LEARNERS = Registry(
     "learner",
-    network=("potstill.learners:Network", "a fresh network trained by the recipe (default)"),
-    nearest=("potstill.learners:Nearest", "the nearest example in the networks' input space gives the class; nothing is trained"),
+    network=("potstill.evaluation.learners:Network", "a fresh network trained by the recipe (default)"),
+    nearest=(
+        "potstill.evaluation.learners:Nearest",
+        "the nearest example in the networks' input space gives the class; nothing is trained",
+    ),
 )
 EXPORTS = Registry(
     "export format",
-    png=("potstill.exports:PNG", "one annotated picture of the images; of more than 50 a class the first 20 (default)"),
-    folder=("potstill.exports:FOLDER", "one PNG an image, in class folders"),
-    csv=("potstill.exports:CSV", "of vectors: a line for each, features in the data's own units"),
-    parquet=("potstill.exports:PARQUET", "Hugging Face parquet: pictures, labels, and the exact arrays"),
-    npz=("potstill.exports:NPZ", "NumPy arrays"),
+    png=("potstill.distilled.exports:PNG", "one annotated picture of the images; of more than 50 a class the first 20 (default)"),
+    folder=("potstill.distilled.exports:FOLDER", "one PNG an image, in class folders"),
+    csv=("potstill.distilled.exports:CSV", "of vectors: a line for each, features in the data's own units"),
+    parquet=("potstill.distilled.exports:PARQUET", "Hugging Face parquet: pictures, labels, and the exact arrays"),
+    npz=("potstill.distilled.exports:NPZ", "NumPy arrays"),
 )
 PREPROCESSING = Registry(
     "preprocessing",
-    none=("potstill.preprocess:Unchanged", "values as they are; pixels in [0, 1]"),
+    none=("potstill.data.preprocessing:Unchanged", "values as they are; pixels in [0, 1]"),
     normalize=(
-        "potstill.preprocess:Normalize",
+        "potstill.data.preprocessing:Normalize",
         "per channel, or feature of vectors: mean 0, standard deviation 1 over the train split",
     ),
     zca=(
-        "potstill.preprocess:Zca",
+        "potstill.data.preprocessing:Zca",
         "each image centred and scaled to norm 1, or each feature of vectors standardised, then ZCA whitening (regularised)",
     ),
 )
 AUGMENTATIONS = Registry(
     "augmentation",
-    flip=("potstill.augment:flip", "mirror left and right with probability 1/2"),
-    rotate=("potstill.augment:rotate", "turn by up to 15 degrees"),
-    crop=("potstill.augment:crop", "shift by up to an eighth of each side, zeros from outside"),
-    cutout=("potstill.augment:cutout", "a rectangle of half the sides becomes 0"),
-    color=("potstill.augment:color", "change brightness, saturation and contrast"),
-    scale=("potstill.augment:scale", "stretch or shrink each axis by up to 1.2"),
+    flip=("potstill.data.augmentation:flip", "mirror left and right with probability 1/2"),
+    rotate=("potstill.data.augmentation:rotate", "turn by up to 15 degrees"),
+    crop=("potstill.data.augmentation:crop", "shift by up to an eighth of each side, zeros from outside"),
+    cutout=("potstill.data.augmentation:cutout", "a rectangle of half the sides becomes 0"),
+    color=("potstill.data.augmentation:color", "change brightness, saturation and contrast"),
+    scale=("potstill.data.augmentation:scale", "stretch or shrink each axis by up to 1.2"),
 )
 STUDIES = Registry(
     "study",
-    subsets=("potstill.nested:Subsets", "what a part of a distilled set is worth, beside random real images (figures 6 and 8)"),
-    boosting=("potstill.nested:Boosting", "joint, weak and strong boosting at every budget, beside a set for each (figure 7)"),
-    pictures=("potstill.nested:Pictures", "picture grids of joint, weak and strong sets (figures 14 to 16)"),
-    stability=("potstill.stability:Stability", "norm, variance and sources of noise of the meta-gradient (figures 3 and 11)"),
-    windows=("potstill.ablations:Windows", "accuracy in the course of distillation, by how the window is placed (figures 4 and 5)"),
-    unroll=("potstill.ablations:UnrollLength", "how long the unroll may be for a window (figure 10, left)"),
-    window_size=("potstill.ablations:WindowSize", "how large the window should be for an unroll (figure 10, right)"),
-    stabilising=("potstill.ablations:Stabilising", "whether clipping, unit norm or growing unrolls make up for it (figure 12)"),
-    inner_optimizer=("potstill.ablations:InnerOptimizers", "Adam or SGD in the inner loop (appendix D.6)"),
-    transfer=("potstill.transfer:Transfer", "a set for the ConvNet on other networks, beside sets for them (tables 1 and 3)"),
+    subsets=(
+        "potstill.studies.boosting:Subsets",
+        "what a part of a distilled set is worth, beside random real images (figures 6 and 8)",
+    ),
+    boosting=(
+        "potstill.studies.boosting:Boosting",
+        "joint, weak and strong boosting at every budget, beside a set for each (figure 7)",
+    ),
+    pictures=("potstill.studies.boosting:Pictures", "picture grids of joint, weak and strong sets (figures 14 to 16)"),
+    stability=(
+        "potstill.studies.stability:Stability",
+        "norm, variance and sources of noise of the meta-gradient (figures 3 and 11)",
+    ),
+    windows=(
+        "potstill.studies.windows:Windows",
+        "accuracy in the course of distillation, by how the window is placed (figures 4 and 5)",
+    ),
+    unroll=("potstill.studies.windows:UnrollLength", "how long the unroll may be for a window (figure 10, left)"),
+    window_size=("potstill.studies.windows:WindowSize", "how large the window should be for an unroll (figure 10, right)"),
+    stabilising=(
+        "potstill.studies.windows:Stabilising",
+        "whether clipping, unit norm or growing unrolls make up for it (figure 12)",
+    ),
+    inner_optimizer=("potstill.studies.windows:InnerOptimizers", "Adam or SGD in the inner loop (appendix D.6)"),
+    transfer=(
+        "potstill.studies.transfer:Transfer",
+        "a set for the ConvNet on other networks, beside sets for them (tables 1 and 3)",
+    ),
     hardness=(
-        "potstill.strata:Hardness",
+        "potstill.studies.hardness:Hardness",
         "which real images distilled sets serve, and weighing them by hardness (figures 9 and 17)",
     ),
-    parameterisations=("potstill.storage:Parameterisations", "what the same bytes are worth, by how images are stored (table 2)"),
+    parameterisations=(
+        "potstill.studies.parameterisations:Parameterisations",
+        "what the same bytes are worth, by how images are stored (table 2)",
+    ),
 )

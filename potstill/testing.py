@@ -18,24 +18,24 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from potstill.boosting import LEARNED, Rates, Stage
 from potstill.cache import Cache
-from potstill.compilation import NetworkFamily
-from potstill.config import configuration
-from potstill.data import Dataset, Shape, TensorSplit
-from potstill.distilled import Block, Recipe
+from potstill.config.config import configuration
+from potstill.config.options import declared, may_be_auto, options_class
+from potstill.config.sections import DataConfig
+from potstill.data.splits import Dataset, Shape, TensorSplit
+from potstill.distillation.boosting import LEARNED, Rates, Stage
+from potstill.distillation.outer import Carried, Hooks, OuterState, Schedule, optimise
+from potstill.distillation.run_folder import pack, unpack
+from potstill.distilled.examples import Block, Recipe
+from potstill.engine.unroll import with_grad
+from potstill.engine.when_to_compile import NetworkFamily
 from potstill.files import canonical, load_tensors, save_tensors
-from potstill.inner import with_grad
 from potstill.methods.base import Estimate, Examples, Problem, Real, Sizes, Work
 from potstill.models import check_model as model_that_can_be_called
 from potstill.models import fresh, resolve
-from potstill.options import declared, may_be_auto, options_class
-from potstill.outer import Carried, Hooks, OuterState, Schedule, optimise
 from potstill.parameterisations.base import Budget, Parameterisation
 from potstill.parameterisations.pixels import Pixels
 from potstill.registry import METHODS, PARAMETERISATIONS, SOURCES, InputError
-from potstill.runs import pack, unpack
-from potstill.sections import DataConfig
 from potstill.seeds import generator
 
 CPU = torch.device("cpu")
@@ -146,7 +146,7 @@ def check_options(name: str, part: Any) -> None:
     known = list(declared(options))
     require(
         name, len(known) == len(dataclasses.fields(options)) or "Options" not in vars(part),
-        "must declare every field of Options with potstill.options.option", "some are plain fields",
+        "must declare every field of Options with potstill.config.options.option", "some are plain fields",
         "that each is a flag, a keyword and a key of a file",
     )  # fmt: skip
     for item, _ in known:
@@ -429,7 +429,7 @@ def check_model(model: str | Callable[..., nn.Module], shape: Shape = (3, 32, 32
     Raises:
         ContractError: it breaks a rule.
     """
-    from potstill.resolve import check_second_derivative
+    from potstill.distillation.auto_values import check_second_derivative
 
     name = model if isinstance(model, str) else getattr(model, "__qualname__", "the model")
     try:

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from twins import CPU, plain_unroll
 
-from potstill import augment
-from potstill.analysis import (
+from potstill.data import augmentation
+from potstill.data.splits import TensorSplit, sample
+from potstill.diagnosis.variance import (
     Variance,
     exact_variance,
     factorial,
@@ -22,11 +23,10 @@ from potstill.analysis import (
     variance_by_signs,
     variance_of,
 )
-from potstill.compilation import NetworkFamily
-from potstill.data import TensorSplit, sample
-from potstill.derivatives import FlatModel, cross_entropy
-from potstill.distilled import Recipe
-from potstill.inner import InnerProblem
+from potstill.distilled.examples import Recipe
+from potstill.engine.losses import FlatModel, cross_entropy
+from potstill.engine.unroll import InnerProblem
+from potstill.engine.when_to_compile import NetworkFamily
 from potstill.methods.base import Examples, Problem, Real
 from potstill.methods.unrolled import Replay, UnrolledMethod
 from potstill.models import fresh
@@ -64,13 +64,13 @@ def brute_force(method: UnrolledMethod, samples: int, size: int) -> Tensor:
     burn_in, window = method.window(method.start()[0], REPLAY)
     rng = method.rng("real batch", REPLAY)
     chosen = sample(problem.real.train, samples * size, rng)
-    drawn = augment.draw(problem.real.augment, samples * size, rng)
+    drawn = augmentation.draw(problem.real.augment, samples * size, rng)
     found = []
     for place in range(samples):
         model = FlatModel(fresh(problem.networks.factory, derive(problem.seed, "start", STEP), CPU))
         rows = torch.arange(place * size, (place + 1) * size)
         images, labels = problem.real.train.take(chosen[rows])
-        batch = augment.apply(images, drawn.rows(rows)), F.one_hot(labels, 3).double()
+        batch = augmentation.apply(images, drawn.rows(rows)), F.one_hot(labels, 3).double()
         made = method.inner_problem(EXAMPLES, model, REPLAY, whole=True).batch
         inner = InnerProblem(cross_entropy(model), made, recipe.optimizer)
         rate = {"lr": torch.tensor(recipe.lr)}

@@ -12,19 +12,19 @@ from torch import Tensor
 from twins import CPU, pixels
 
 import potstill
-from potstill.boosting import OnBlocks, Rates, Stage, examples, stage_sizes
-from potstill.cli import main
-from potstill.compilation import stage_micro_batch
-from potstill.compiled import CompiledNetwork
-from potstill.config import configuration
-from potstill.data import TensorSplit
-from potstill.distillation import Listener
-from potstill.distilled import Block, DistilledSet, Recipe, initial_blocks
+from potstill.cli.parser import main
+from potstill.config.config import configuration
+from potstill.data.splits import TensorSplit
+from potstill.distillation.boosting import OnBlocks, Rates, Stage, examples, stage_sizes
+from potstill.distillation.outer import Carried, Hooks, OuterState, Schedule, optimise
+from potstill.distillation.run_folder import RunFolder
+from potstill.distillation.runs import Listener
+from potstill.distilled.examples import Block, DistilledSet, Recipe, initial_blocks
+from potstill.engine.compiled_losses import CompiledNetwork
+from potstill.engine.optimizers import Adam
+from potstill.engine.when_to_compile import stage_micro_batch
 from potstill.methods.base import Examples, Method, Problem
-from potstill.optimizers import Adam
-from potstill.outer import Carried, Hooks, OuterState, Schedule, optimise
 from potstill.registry import METHODS, InputError
-from potstill.runs import RunFolder
 from potstill.seeds import generator
 
 BOOSTED = {**QUICK, "ipc": 3, "boost_blocks": 3, "steps": 5, "validate_every": 2, "checkpoint_every": 3}

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from test_report import ALL, places  # noqa: F401 (a fixture)
 
-from potstill.report import write_report
+from potstill.reports.report import write_report
 
 api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

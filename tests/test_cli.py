@@ -12,10 +12,11 @@ from PIL import Image
 from test_runs import QUICK, flags
 
 import potstill
-from potstill import runs, store
-from potstill.cli import main
-from potstill.exports import folder_names
-from potstill.records import EVALUATION, EvaluationRecord, entries
+from potstill.cli.parser import main
+from potstill.distillation import run_folder
+from potstill.distilled import artefact
+from potstill.distilled.exports import folder_names
+from potstill.evaluation.records import EVALUATION, EvaluationRecord, entries
 from potstill.registry import METHODS, MODELS, SOURCES
 
 KEY = EvaluationRecord.KEY
@@ -83,7 +84,7 @@ def test_evaluating_twice_gives_the_same(run):
 
 def test_a_file_alone_is_enough_to_evaluate_the_embedded_digits(run, tmp_path):
     alone = tmp_path / "mine.safetensors"
-    alone.write_bytes((run / store.ARTEFACT).read_bytes())
+    alone.write_bytes((run / artefact.ARTEFACT).read_bytes())
     assert main(["evaluate", str(alone), "--nets", "2", "--seed", "5"]) == 0
     main(["evaluate", str(run), "--nets", "2", "--seed", "5"])
     assert entries(tmp_path / "mine.evaluation.json", KEY) == entries(run / EVALUATION, KEY)[-1:]
@@ -134,7 +135,7 @@ def test_a_file_of_other_data_asks_for_them(tmp_path, capsys):
     assert main(["distill", "--out", str(tmp_path / "r"), *options]) == 0
     alone = tmp_path / "alone" / "set.safetensors"
     alone.parent.mkdir()
-    alone.write_bytes((tmp_path / "r" / store.ARTEFACT).read_bytes())
+    alone.write_bytes((tmp_path / "r" / artefact.ARTEFACT).read_bytes())
     assert "does not tell where its data lie; give them with --data" in told(capsys, "evaluate", alone)
     assert main(["evaluate", str(alone), "--nets", "1", "--data", data, "--cache-dir", str(tmp_path)]) == 0
     capsys.readouterr()
@@ -207,14 +208,14 @@ def test_bad_input_gets_one_sentence_and_exit_code_2(words, sentence, capsys, tm
 def test_a_run_that_is_not_finished_does_not_evaluate(run, tmp_path, capsys):
     half = tmp_path / "half"
     half.mkdir()
-    (half / runs.CONFIG).write_bytes((run / runs.CONFIG).read_bytes())
+    (half / run_folder.CONFIG).write_bytes((run / run_folder.CONFIG).read_bytes())
     sentence = told(capsys, "evaluate", half)
     assert sentence == f"the run in {half} is not finished; go on with `potstill distill --resume {half}`"
 
 
 def test_a_damaged_set_is_told(run, tmp_path, capsys):
     broken = tmp_path / "broken.safetensors"
-    broken.write_bytes((run / store.ARTEFACT).read_bytes()[:-1])
+    broken.write_bytes((run / artefact.ARTEFACT).read_bytes()[:-1])
     assert "damaged" in told(capsys, "evaluate", broken)
     assert "damaged" in told(capsys, "export", broken)
 
@@ -241,7 +242,7 @@ def test_export_of_a_folder_is_a_data_set_again_and_tells_its_cost(run, tmp_path
 def test_export_never_replaces_a_file_that_the_user_names(run, tmp_path, capsys):
     mine = tmp_path / "mine.txt"
     mine.write_text("precious")
-    for out in (mine, run / store.ARTEFACT):
+    for out in (mine, run / artefact.ARTEFACT):
         before = out.read_bytes()
         assert "exists; choose another place" in told(capsys, "export", run, "--format", "npz", "--out", out)
         assert out.read_bytes() == before
@@ -289,7 +290,7 @@ def test_export_of_npz_is_exact(run, tmp_path, capsys):
 def test_export_of_a_png_shows_every_image_enlarged_without_smoothing(run, tmp_path, capsys):
     exported(run, "png", tmp_path / "grid.png", capsys, "--no-check")
     sheet, distilled = np.asarray(Image.open(tmp_path / "grid.png")), potstill.load(run)
-    assert np.asarray(Image.open(run / runs.PICTURE)).shape == sheet.shape
+    assert np.asarray(Image.open(run / run_folder.PICTURE)).shape == sheet.shape
     # A 12-fold enlargement of an image somewhere on the sheet, pixel by pixel.
     picture = np.kron((distilled.pixels[0, 0] * 255).round().numpy().astype(np.uint8), np.ones((12, 12), np.uint8))
     windows = np.lib.stride_tricks.sliding_window_view(sheet[:, :, 0], picture.shape)
@@ -298,7 +299,7 @@ def test_export_of_a_png_shows_every_image_enlarged_without_smoothing(run, tmp_p
 
 def test_export_is_lossless_where_it_says_so_and_costs_accuracy_where_it_says_so(run):
     distilled = potstill.load(run)
-    from potstill.exports import exported_images
+    from potstill.distilled.exports import exported_images
 
     assert exported_images(distilled).shape == distilled.images.shape
     assert not torch.equal(exported_images(distilled), distilled.images)
@@ -353,7 +354,7 @@ def test_python_evaluates_on_the_arrays_that_it_distilled(capsys):
 
 def test_a_copied_set_ignores_a_strangers_configuration_beside_it(run, tmp_path):
     (tmp_path / "config.toml").write_text("[project]\nname = 'x'\n")
-    (tmp_path / store.ARTEFACT).write_bytes((run / store.ARTEFACT).read_bytes())
+    (tmp_path / artefact.ARTEFACT).write_bytes((run / artefact.ARTEFACT).read_bytes())
     assert main(["evaluate", str(tmp_path), "--nets", "1"]) == 0
 
 

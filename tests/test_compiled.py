@@ -10,10 +10,10 @@ from test_inner import NETWORKS, assert_equal
 from torch import Tensor, nn
 from twins import CPU, Tiny
 
-from potstill.compilation import missing_compiler
-from potstill.compiled import CannotCompile, CompiledNetwork
-from potstill.derivatives import Batch, Differentiable, FlatModel, cross_entropy
-from potstill.fusible import Fusible, conv2d, group_norm
+from potstill.engine.compiled_losses import CannotCompile, CompiledNetwork
+from potstill.engine.fusible import Fusible, conv2d, group_norm
+from potstill.engine.losses import Batch, Differentiable, FlatModel, cross_entropy
+from potstill.engine.when_to_compile import missing_compiler
 from potstill.seeds import generator, global_seed
 
 
@@ -101,7 +101,7 @@ def test_fusible_replaces_the_layers_and_leaves_the_rest():
 
 CACHE = """
 import os, torch
-from potstill.compilation import missing_compiler
+from potstill.engine.when_to_compile import missing_compiler
 print(missing_compiler(torch.device("cpu")))
 import torch._dynamo
 print(os.environ["TORCHINDUCTOR_CACHE_DIR"])

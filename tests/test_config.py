@@ -5,8 +5,8 @@ from importlib import resources
 
 import pytest
 
-from potstill.cli import make_parser, options_of_chosen
-from potstill.config import (
+from potstill.cli.parser import make_parser, options_of_chosen
+from potstill.config.config import (
     changed,
     configuration,
     layered,
@@ -18,8 +18,8 @@ from potstill.config import (
     resolved,
     to_toml,
 )
+from potstill.config.slots import SLOTS
 from potstill.registry import METHODS, InputError
-from potstill.slots import SLOTS
 
 EVERY = [(slot, part) for slot in SLOTS for part in slot.registry]
 
@@ -161,7 +161,7 @@ def test_there_is_a_preset_for_every_column_of_table_1():
 
 @pytest.mark.parametrize("name", [name for name, _ in preset_names()])
 def test_a_presets_first_line_is_the_command_that_runs_it(name):
-    first = (resources.files("potstill") / "presets" / f"{name}.toml").read_text().splitlines()[0]
+    first = (resources.files("potstill.config") / "presets" / f"{name}.toml").read_text().splitlines()[0]
     assert first.startswith("# potstill distill ")
     command = first.removeprefix("# potstill ").split()
     parsed, unknown = make_parser(options_of_chosen(command[1:]))[0].parse_known_args(command)

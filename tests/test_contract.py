@@ -16,17 +16,17 @@ from test_runs import bytes_of
 from torch import nn
 
 import potstill
-from potstill import runs
 from potstill.cache import Cache
-from potstill.cli import main
-from potstill.config import configuration
-from potstill.data import Arrays, Dataset
-from potstill.options import Auto, declared, option
+from potstill.cli.parser import main
+from potstill.config.config import configuration
+from potstill.config.options import Auto, declared, option
+from potstill.data.sources import array_hash, read_digits
+from potstill.data.splits import Arrays, Dataset
+from potstill.distillation import run_folder
 from potstill.parameterisations.base import Reduced
 from potstill.parameterisations.formation import MultiFormation
 from potstill.parameterisations.pixels import Pixels
 from potstill.registry import METHODS, MODELS, PARAMETERISATIONS, InputError
-from potstill.sources import array_hash, read_digits
 from potstill.testing import (
     ContractError,
     check_method,
@@ -167,7 +167,7 @@ class SpeaksInNumbers(Wrong):
         (ForgetsItsState, "must go on from a checkpoint as if nothing had happened, another set came out"),
         (NamesAnOptionOfTheHouse, "must name its options otherwise than the house's, got steps"),
         (HasAnUnfrozenOption, "must have a frozen dataclass of options, got Options"),
-        (HasAPlainField, "must declare every field of Options with potstill.options.option"),
+        (HasAPlainField, "must declare every field of Options with potstill.config.options.option"),
         (SaysNothing, "must say what its option trust is, the help text is empty"),
         (WantsWhatIsNotThere, "must name options of the house in defaults, got outer_speed"),
         (SpeaksInNumbers, r"must give a list of \(term, value\) texts from words\(\), got"),
@@ -257,7 +257,7 @@ def run(*words: object, cache: Path) -> subprocess.CompletedProcess[str]:
     """The command line in a process of its own, which finds the stranger's package and keeps a cache of its own."""
     environment = {**os.environ, "PYTHONPATH": f"{Path(__file__).parent}:{os.environ.get('PYTHONPATH', '')}"}
     environment |= {"XDG_CACHE_HOME": str(cache)}
-    command = [sys.executable, "-m", "potstill.cli", *map(str, words)]
+    command = [sys.executable, "-m", "potstill.cli.parser", *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
@@ -269,7 +269,7 @@ def test_a_strangers_method_distils_resumes_boosts_evaluates_reports_and_exports
     steps: list[int] = []
     with pytest.raises(KeyboardInterrupt):  # between checkpoints, as a kill would
         potstill.distill(**QUICK, out=cut, listener=potstill_listener(steps, 10))
-    assert [path.stem for path in runs.RunFolder(cut).checkpoints] == ["step-00000004", "step-00000008"]
+    assert [path.stem for path in run_folder.RunFolder(cut).checkpoints] == ["step-00000004", "step-00000008"]
     assert run("distill", "--resume", cut, cache=tmp_path).returncode == 0
     assert bytes_of(cut) == bytes_of(whole)
     assert kept.stat().st_mtime_ns == stamp
@@ -288,7 +288,7 @@ def test_a_strangers_method_distils_resumes_boosts_evaluates_reports_and_exports
     assert exported.returncode == 0, exported.stderr
     copied = tmp_path / "shared.safetensors"  # as one who has the file and no package of the stranger's
     shutil.copy(whole / "distilled.safetensors", copied)
-    alone = [sys.executable, "-m", "potstill.cli", "evaluate", str(copied), "--nets", "1"]
+    alone = [sys.executable, "-m", "potstill.cli.parser", "evaluate", str(copied), "--nets", "1"]
     assert subprocess.run(alone, capture_output=True, check=False).returncode == 0
     refused = run("diagnose", whole, cache=tmp_path)
     assert refused.returncode == 2
@@ -297,7 +297,7 @@ def test_a_strangers_method_distils_resumes_boosts_evaluates_reports_and_exports
 
 
 def potstill_listener(steps: list[int], last: int):
-    from potstill.distillation import Listener
+    from potstill.distillation.runs import Listener
 
     def step(record, total):
         steps.append(record.step)

@@ -7,25 +7,25 @@ import pytest
 import torch
 from test_runs import QUICK
 
-from potstill import ablations, courses
-from potstill.ablations import BEFORE, SECONDS, Stabilising, UnrollLength, Windows, WindowSize, cost, moves
-from potstill.analysis import SOURCES
-from potstill.boosting import Stage
-from potstill.claims import Finding, Reading, Throughout, compared
-from potstill.config import changed, configuration
-from potstill.courses import COURSE, Setting, later, setting_of, throughout
-from potstill.diagnosis import Noise
-from potstill.distillation import SILENT, Setup
+from potstill.config.config import changed, configuration
+from potstill.config.sections import DataConfig
+from potstill.data.sources import read
+from potstill.diagnosis.over_a_run import Noise
+from potstill.diagnosis.variance import SOURCES
+from potstill.distillation.boosting import Stage
+from potstill.distillation.outer import Carried
+from potstill.distillation.runs import SILENT, Setup
 from potstill.methods.base import Examples
 from potstill.methods.unrolled import Replay, UnrolledMethod
-from potstill.outer import Carried
-from potstill.page import sentence
 from potstill.registry import STUDIES
-from potstill.results import Measurement, Results, Table
-from potstill.sections import DataConfig
-from potstill.sources import read
-from potstill.stability import NOISE, NORM, Stability, change, decrease, dominant
-from potstill.studies import Workplace, read_point, run_name, run_study
+from potstill.studies import over_time, windows
+from potstill.studies.claims import Finding, Reading, Throughout, compared
+from potstill.studies.over_time import COURSE, Setting, later, setting_of, throughout
+from potstill.studies.page import sentence
+from potstill.studies.results import Measurement, Results, Table
+from potstill.studies.runner import Workplace, read_point, run_name, run_study
+from potstill.studies.stability import NOISE, NORM, Stability, change, decrease, dominant
+from potstill.studies.windows import BEFORE, SECONDS, Stabilising, UnrollLength, Windows, WindowSize, cost, moves
 
 NAMES = ("stability", "windows", "unroll", "window-size", "stabilising", "inner-optimizer")
 OPTIONS = {
@@ -43,7 +43,7 @@ def shared(tmp_path_factory):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_study_runs_from_end_to_end(monkeypatch, shared, name):
-    monkeypatch.setattr(courses, "setting_of", lambda preset, data: SMALLEST)
+    monkeypatch.setattr(over_time, "setting_of", lambda preset, data: SMALLEST)
     study = STUDIES[name]()
     workplace = Workplace(shared / name, shared / "runs", read(DataConfig()), nets=2, threads=1)
     points = study.points("small", None, (0, 1))
@@ -88,7 +88,7 @@ def methods_of(study, seed: int) -> dict[str, tuple[Stage, UnrolledMethod]]:
 
 
 def test_runs_of_one_seed_share_images_starts_and_real_batches(monkeypatch):
-    monkeypatch.setattr(courses, "setting_of", lambda preset, data: SMALLEST)
+    monkeypatch.setattr(over_time, "setting_of", lambda preset, data: SMALLEST)
     both = [methods_of(Windows(), seed) for seed in (0, 1)]
     for outer_step in (0, 7):
         starts, batches = [], []
@@ -193,10 +193,10 @@ def test_the_settings_are_the_papers():
     growing = configuration(paper.run(Stabilising().ways(paper)["growing"], 0))
     sampler = growing.method.options.with_steps(growing.outer.steps)
     assert (sampler.grow_from, sampler.unroll, sampler.grow_over) == (10, 180, paper.steps)
-    (adam, sgd) = (configuration(point.options) for point in ablations.InnerOptimizers().points("paper", "parquet:x", (0,)))
+    (adam, sgd) = (configuration(point.options) for point in windows.InnerOptimizers().points("paper", "parquet:x", (0,)))
     assert (adam.inner_optimizer.name, sgd.inner_optimizer.name) == ("adam", "sgd")
     rule = sgd.inner_optimizer.options
     assert (sgd.inner.inner_lr, rule.decay, rule.milestones) == (0.01, 0.2, (120, 200))
     assert (sgd.method.options.unroll, sgd.method.options.window) == (250, 80)
     assert {method for way in Windows().ways(paper).values() for method in way.values()} >= {"forward", "backward", "early"}
-    assert courses.METHODS == ("rat-bptt", "bptt", "t-bptt", "r-bptt")
+    assert over_time.METHODS == ("rat-bptt", "bptt", "t-bptt", "r-bptt")

@@ -10,8 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from potstill import folders, images
-from potstill.data import (
+from potstill.config.sections import DataConfig
+from potstill.data import decoding, folders
+from potstill.data.preparation import RealData, prepare
+from potstill.data.sources import read
+from potstill.data.splits import (
     CHUNK,
     CHUNK_VALUES,
     Arrays,
@@ -24,11 +27,8 @@ from potstill.data import (
     sample,
     sample_per_class,
 )
-from potstill.loading import RealData, prepare
 from potstill.registry import InputError
-from potstill.sections import DataConfig
 from potstill.seeds import generator
-from potstill.sources import read
 
 CPU = torch.device("cpu")
 
@@ -198,7 +198,7 @@ def test_a_split_holds_the_pixels_of_the_files(storage, tmp_path):
 @pytest.mark.parametrize("storage", ["memory", "mapped"])
 def test_more_images_than_are_held_at_a_time_keep_their_order(storage, tmp_path, monkeypatch):
     pixels = write_folder(tmp_path / "source")
-    monkeypatch.setattr("potstill.data.CHUNK", 5)
+    monkeypatch.setattr("potstill.data.splits.CHUNK", 5)
     dataset = read(folder_config(tmp_path / "source", tmp_path / "cache", storage=storage))
     assert np.array_equal(dataset.train.images, pixels)
 
@@ -317,7 +317,7 @@ def test_a_file_name_that_is_no_utf8_has_a_fingerprint(tmp_path):
 def test_a_full_disk_is_told_before_the_conversion(tmp_path, monkeypatch):
     write_folder(tmp_path / "source")
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(images.shutil, "disk_usage", lambda _: usage._replace(free=5759))
+    monkeypatch.setattr(decoding.shutil, "disk_usage", lambda _: usage._replace(free=5759))
     message = r"cache folder .*cache must have room for 5,760 bytes of .*, 5,759 are free; give another with --cache-dir"
     with pytest.raises(InputError, match=message):
         read(folder_config(tmp_path / "source", tmp_path / "cache", storage="mapped"))
@@ -337,7 +337,7 @@ def test_a_disk_that_fills_up_during_the_conversion_is_told_and_leaves_nothing(t
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(images.np.lib.format, "write_array_header_1_0", full)
+    monkeypatch.setattr(decoding.np.lib.format, "write_array_header_1_0", full)
     with pytest.raises(InputError, match=r"cannot write the cache folder .*: .*No space left on device; give another with --cache"):
         read(folder_config(tmp_path / "source", tmp_path / "cache", storage="mapped"))
     assert conversions(tmp_path / "cache") == []

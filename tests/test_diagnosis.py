@@ -7,16 +7,16 @@ import torch
 from test_runs import QUICK
 
 import potstill
-from potstill import runs
-from potstill.analysis import noise_sources, real_variance
-from potstill.cli import main
-from potstill.diagnosis import DiagnosisRecord
-from potstill.distillation import SILENT, Setup
+from potstill.cli.parser import main
+from potstill.config.sections import DataConfig
+from potstill.data.sources import read
+from potstill.diagnosis.over_a_run import DiagnosisRecord
+from potstill.diagnosis.variance import noise_sources, real_variance
+from potstill.distillation import run_folder
+from potstill.distillation.runs import SILENT, Setup
+from potstill.evaluation.records import DIAGNOSIS, read_records
 from potstill.methods.base import Examples
-from potstill.records import DIAGNOSIS, read_records
 from potstill.registry import InputError
-from potstill.sections import DataConfig
-from potstill.sources import read
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def run(tmp_path_factory):
 def test_every_place_is_measured_at_its_own_state(run):
     found = potstill.diagnose(run, samples=6, size=2, unrolls=2, sources=2)
     assert [one.step for one in found] == [0, 4, 8, 12]
-    folder, dataset = runs.RunFolder(run), read(DataConfig())
+    folder, dataset = run_folder.RunFolder(run), read(DataConfig())
     setup = Setup.of(folder.config(), dataset, None, SILENT)
     _, state, _ = folder.states(folder.resolved_config(), dataset.fingerprint, torch.device("cpu"))
     stage = setup.stage(state)

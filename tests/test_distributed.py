@@ -16,10 +16,10 @@ from test_cli import photos
 from test_runs import bytes_of, flags, interrupted_run
 
 import potstill
-from potstill import runs
-from potstill.cli import main
-from potstill.config import configuration
-from potstill.distillation import check_dealt
+from potstill.cli.parser import main
+from potstill.config.config import configuration
+from potstill.distillation import run_folder
+from potstill.distillation.runs import check_dealt
 from potstill.distributed import ALONE, VARIABLES, Ranks
 from potstill.registry import METHODS, InputError
 
@@ -65,7 +65,7 @@ def children(process: subprocess.Popen[str]) -> list[int]:
 
 def until_steps(run: Path, steps: int, process: subprocess.Popen[str]) -> None:
     """Wait until a run has done some steps."""
-    metrics = run / runs.METRICS
+    metrics = run / run_folder.METRICS
     while not (metrics.exists() and len(metrics.read_text().splitlines()) >= steps):
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
@@ -85,7 +85,7 @@ def test_two_ranks_give_the_bytes_of_one_process(alone, tmp_path):
     assert printed.count("distilled set:") == 1
     assert bytes_of(out) == bytes_of(alone)
     assert {path.name for path in out.iterdir()} == {path.name for path in alone.iterdir()}
-    for here, there in zip(runs.RunFolder(out).records(), runs.RunFolder(alone).records(), strict=True):
+    for here, there in zip(run_folder.RunFolder(out).records(), run_folder.RunFolder(alone).records(), strict=True):
         assert (here.step, here.loss, here.info, here.validation) == (there.step, there.loss, there.info, there.validation)
 
 
@@ -119,9 +119,9 @@ def test_a_signal_stops_all_ranks_after_one_step_and_the_run_goes_on(alone, tmp_
     _, errors = process.communicate(timeout=60)
     assert errors.count("potstill: ") == 1
     assert f"; go on with `potstill distill --resume {out}`" in errors
-    steps = [record.step for record in runs.RunFolder(out).records()]
+    steps = [record.step for record in run_folder.RunFolder(out).records()]
     assert f"potstill: interrupted after outer step {steps[-1]};" in errors
-    assert f"step-{steps[-1]:08d}-interrupted" in {path.stem for path in (out / runs.CHECKPOINTS).iterdir()}
+    assert f"step-{steps[-1]:08d}-interrupted" in {path.stem for path in (out / run_folder.CHECKPOINTS).iterdir()}
     potstill.resume(out)
     assert bytes_of(out) == bytes_of(alone)
 
@@ -140,7 +140,7 @@ def test_a_dead_rank_ends_the_others_with_one_sentence(tmp_path):
     assert told[0].endswith(f"; go on with `potstill distill --resume {out}`")
     assert "exitcode  : 2 " in errors  # torchrun's report of rank 0
     said: list[str] = []
-    run = runs.RunFolder(out)
+    run = run_folder.RunFolder(out)
     config = run.resolved_config()
     fingerprint = run.preparation()[1]["data"].whole_identity
     assert run.newest(config, fingerprint, torch.device("cpu"), said.append).step % 5 == 0

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from potstill import files
-from potstill.claims import as_data
 from potstill.registry import STUDIES
-from potstill.results import Measurement, Quantity, Results
+from potstill.studies.claims import as_data
+from potstill.studies.results import Measurement, Quantity, Results
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = sorted((ROOT / "docs" / "studies").iterdir())

@@ -9,23 +9,23 @@ from test_store import make_set
 from torch import nn
 
 import potstill
-from potstill import bench, evaluation
-from potstill.compilation import NetworkFamily
-from potstill.compiled import CompiledNetwork
-from potstill.data import TensorSplit
-from potstill.derivatives import FlatModel
-from potstill.distilled import DistilledSet, Recipe
-from potstill.loading import RealData, prepare
-from potstill.metrics import Figure
+from potstill.config.sections import DataConfig
+from potstill.data.preparation import RealData, prepare
+from potstill.data.sources import from_arrays
+from potstill.data.splits import TensorSplit
+from potstill.distilled.examples import DistilledSet, Recipe
+from potstill.engine.compiled_losses import CompiledNetwork
+from potstill.engine.losses import FlatModel
+from potstill.engine.optimizers import SGD, Adam
+from potstill.engine.when_to_compile import NetworkFamily
+from potstill.evaluation import bench, measuring
+from potstill.evaluation.protocols import EvaluationOptions
+from potstill.evaluation.scoring import score_set
+from potstill.evaluation.training import accuracy, evaluation_batches, set_batches, split_batches, train_compiled, train_network
 from potstill.models import fresh, resolve
-from potstill.optimizers import SGD, Adam
-from potstill.protocols import EvaluationOptions
+from potstill.records.metrics import Figure
 from potstill.registry import InputError
-from potstill.scoring import score_set
-from potstill.sections import DataConfig
 from potstill.seeds import derive, generator
-from potstill.sources import from_arrays
-from potstill.training import accuracy, evaluation_batches, set_batches, split_batches, train_compiled, train_network
 
 CPU = torch.device("cpu")
 
@@ -160,9 +160,9 @@ def test_scores_are_of_networks_from_their_own_seeds_at_each_length():
     assert scores.shape == (2, 2, 2)
 
 
-def measured(distilled: DistilledSet, real: RealData, *, model=None, lengths=evaluation.LENGTHS, **options):
+def measured(distilled: DistilledSet, real: RealData, *, model=None, lengths=measuring.LENGTHS, **options):
     """The rows of an evaluation with these options."""
-    return evaluation.evaluate(distilled, real, EvaluationOptions(**options), model=model, lengths=lengths)
+    return measuring.evaluate(distilled, real, EvaluationOptions(**options), model=model, lengths=lengths)
 
 
 def spoilt(real: RealData, which: str) -> RealData:

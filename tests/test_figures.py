@@ -5,10 +5,10 @@ import re
 import numpy as np
 import pytest
 
-from potstill.curves import MOST_POINTS, bin_size, binned, bins, log_charts
-from potstill.figures import COLOURS, Series, inline_svg, line_figure, save
-from potstill.metrics import StepRecord
-from potstill.summary import Log
+from potstill.records.metrics import StepRecord
+from potstill.reports.charts import MOST_POINTS, bin_size, binned, bins, log_charts
+from potstill.reports.plots import COLOURS, Series, inline_svg, line_figure, save
+from potstill.reports.run_summary import Log
 
 ODD = ["_under", "$x$ & <b>", "猫", "#0072b2 0.12345"]
 

@@ -2,7 +2,7 @@
 
 from PIL import ImageFont
 
-from potstill.grid import drawable, shorten, wrap
+from potstill.distilled.picture import drawable, shorten, wrap
 
 FONT = ImageFont.load_default(15)
 

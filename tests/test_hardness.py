@@ -12,15 +12,16 @@ from test_runs import QUICK, bytes_of, interrupted_run
 from torch import nn
 
 import potstill
-from potstill import files, runs
-from potstill.cli import main
-from potstill.data import TensorSplit
-from potstill.distilled import Recipe
-from potstill.hardness import adaptive_scores, forgetting, hardness_weights
+from potstill import files
+from potstill.cli.parser import main
+from potstill.data.splits import TensorSplit
+from potstill.distillation import run_folder
+from potstill.distilled.examples import Recipe
+from potstill.evaluation.hardness import adaptive_scores, forgetting, hardness_weights
+from potstill.evaluation.training import set_batches, split_batches, steps_of, train_network
 from potstill.models import fresh
 from potstill.registry import InputError
 from potstill.seeds import derive
-from potstill.training import set_batches, split_batches, steps_of, train_network
 
 CPU = torch.device("cpu")
 RECIPE = Recipe("mlp", lr=0.02, steps=3)
@@ -39,7 +40,7 @@ def test_weights_are_their_formulas():
 
 
 def test_forgetting_events_are_those_of_a_plain_loop(tmp_path, monkeypatch):
-    monkeypatch.setattr("potstill.training.FULL_BATCH", 40)
+    monkeypatch.setattr("potstill.evaluation.training.FULL_BATCH", 40)
     real = blobs(300)
     split = real.train
     options = {"epochs": 6, "starts": 2, "seed": 3, "device": CPU, "content": "blobs"}
@@ -68,7 +69,7 @@ def test_forgetting_events_are_those_of_a_plain_loop(tmp_path, monkeypatch):
     def never(*args, **how):
         raise AssertionError
 
-    monkeypatch.setattr("potstill.hardness.train_network", never)  # what is known is not done again
+    monkeypatch.setattr("potstill.evaluation.hardness.train_network", never)  # what is known is not done again
     assert torch.equal(forgetting(split, RECIPE, linear, 3, folder=tmp_path, **options).events, found.events)
     with pytest.raises(AssertionError):
         forgetting(split, RECIPE, linear, 3, folder=tmp_path, **{**options, "content": "other data"})
@@ -108,7 +109,7 @@ HARD = {**QUICK, "real_sampler": "hardness", "hardness_nets": 2, "hardness_every
 
 def test_a_run_scores_on_schedule_says_what_it_costs_and_resumes_to_the_byte(tmp_path):
     whole = potstill.distill(**HARD, out=tmp_path / "whole")
-    records = runs.RunFolder(tmp_path / "whole").records()
+    records = run_folder.RunFolder(tmp_path / "whole").records()
     assert [record.step for record in records if record.hardness_seconds is not None] == [3, 6, 9, 12]  # before steps 2, 5, 8, 11
     plain = potstill.distill(**QUICK)
     assert not torch.equal(whole.images, plain.images)
@@ -127,7 +128,7 @@ def test_the_report_says_how_images_are_weighed_and_what_it_cost(tmp_path):
     found = re.search(
         r"most of middling hardness, least weight 1; scored by 2 networks every 3 steps from step 2 on, which took ([\d.]+) %", page
     )
-    records = runs.RunFolder(tmp_path / "run").records()
+    records = run_folder.RunFolder(tmp_path / "run").records()
     spent, steps = (sum(record.value(name) or 0 for record in records) for name in ("hardness_seconds", "seconds"))
     assert float(found[1]) == pytest.approx(100 * spent / (spent + steps), abs=0.06)
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from potstill.data import Dataset
+from potstill.config.sections import DataConfig
+from potstill.data.sources import read
+from potstill.data.splits import Dataset
 from potstill.registry import InputError
-from potstill.sections import DataConfig
-from potstill.sources import read
 
 Picture = Image.Image | np.ndarray[Any, Any]
 COLOUR = np.arange(5 * 5 * 3, dtype=np.uint8).reshape(5, 5, 3) * 3

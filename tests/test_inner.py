@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from twins import CPU, OPTIMIZERS, Tiny, lr, plain_unroll
 
-from potstill.derivatives import (
+from potstill.engine.losses import (
     Batch,
     Eager,
     ExactStart,
@@ -19,8 +19,8 @@ from potstill.derivatives import (
     cross_entropy,
     derivative_error,
 )
-from potstill.inner import STATES, EagerObjective, InnerProblem, Keep, Leaves, Unrolled, meta_gradient
-from potstill.optimizers import SGD, Adam
+from potstill.engine.optimizers import SGD, Adam
+from potstill.engine.unroll import STATES, EagerObjective, InnerProblem, Keep, Leaves, Unrolled, meta_gradient
 from potstill.seeds import generator, global_seed
 
 NETWORKS = ["mlp", "instance", "batch", "group", "layer", "none"]

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from potstill.config.sections import DataConfig
+from potstill.data.sources import read
 from potstill.registry import InputError
-from potstill.sections import DataConfig
-from potstill.sources import read
 
 
 def picture(path, shade: int) -> None:

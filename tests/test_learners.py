@@ -8,14 +8,14 @@ from test_evaluation import blobs, linear, measured, set_of
 from test_runs import QUICK
 
 import potstill
-from potstill.bench import examples_of
-from potstill.cli import main
-from potstill.learners import Examples, Nearest
+from potstill.cli.parser import main
+from potstill.evaluation.bench import examples_of
+from potstill.evaluation.learners import Examples, Nearest
+from potstill.evaluation.records import EVALUATION
+from potstill.evaluation.training import accuracy
 from potstill.models import resolve
-from potstill.records import EVALUATION
 from potstill.registry import LEARNERS, InputError
 from potstill.seeds import generator
-from potstill.training import accuracy
 
 CPU = torch.device("cpu")
 

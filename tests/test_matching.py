@@ -11,19 +11,19 @@ from torch import Tensor, nn
 from twins import CPU
 
 import potstill
-from potstill import augment
-from potstill.cli import main
-from potstill.compilation import NetworkFamily
-from potstill.data import TensorSplit
-from potstill.distillation import Listener
-from potstill.distilled import Recipe
+from potstill.cli.parser import main
+from potstill.data import augmentation
+from potstill.data.sampling import Weighted
+from potstill.data.splits import TensorSplit
+from potstill.distillation.outer import Interrupted
+from potstill.distillation.runs import Listener
+from potstill.distilled.examples import Recipe
+from potstill.engine.when_to_compile import NetworkFamily
+from potstill.evaluation.protocols import DSA
 from potstill.methods.base import Estimate, Examples, Problem, Real
 from potstill.methods.matching import DistributionMatching
 from potstill.models import fresh, resolve
-from potstill.outer import Interrupted
-from potstill.protocols import DSA
 from potstill.registry import METHODS, InputError
-from potstill.sampling import Weighted
 from potstill.seeds import derive, generator
 
 SHAPE, EACH = (1, 8, 8), 20
@@ -103,7 +103,7 @@ def test_there_is_nothing_to_do_at_the_real_images(step):
 
 
 def test_classes_are_augmented_apart():
-    drawn = [augment.shared_draw(DSA, problem().rng("augmentation", 0, label)) for label in range(3)]
+    drawn = [augmentation.shared_draw(DSA, problem().rng("augmentation", 0, label)) for label in range(3)]
     assert len({(one.operation, *one.values.flatten().tolist()) for one in drawn}) == 3
 
 

@@ -5,14 +5,14 @@ import torch
 from torch import Tensor, nn
 from twins import EagerObjective, Tiny, lr, meta_gradient, plain_unroll
 
-from potstill.inner import Leaves
+from potstill.config.options import options_class
+from potstill.distillation.auto_values import check_second_derivative
+from potstill.engine.optimizers import Adam
+from potstill.engine.unroll import Leaves
 from potstill.models import check_model, fresh, model_name, resolve
 from potstill.models.convnet import ConvNet, auto_depth
 from potstill.models.mlp import MLP
-from potstill.optimizers import Adam
-from potstill.options import options_class
 from potstill.registry import MODELS, InputError
-from potstill.resolve import check_second_derivative
 
 CPU = torch.device("cpu")
 

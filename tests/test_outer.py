@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
+from potstill.distillation.outer import Carried, Hooks, Interrupted, OuterState, Rule, Schedule, optimise, outer_step, rescale
+from potstill.engine.optimizers import SGD, Adam
 from potstill.methods.base import Estimate
-from potstill.metrics import Figure
-from potstill.optimizers import SGD, Adam
-from potstill.outer import Carried, Hooks, Interrupted, OuterState, Rule, Schedule, optimise, outer_step, rescale
+from potstill.records.metrics import Figure
 from potstill.registry import InputError
 
 CPU = torch.device("cpu")

@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 from test_report import Page
 
-from potstill.claims import Claim, Finding, Reading, Throughout, verdict
-from potstill.figures import Drawing, Series, dot_figure, line_figure
-from potstill.page import MARK, Told, study_page
-from potstill.results import Measurement, Quantity, Table
+from potstill.reports.plots import Drawing, Series, dot_figure, line_figure
+from potstill.studies.claims import Claim, Finding, Reading, Throughout, verdict
+from potstill.studies.page import MARK, Told, study_page
+from potstill.studies.results import Measurement, Quantity, Table
 
 ODD = "</p><b>bold & \"double\" 'single' $x$ 猫 `a<b`"
 BY_SIZE = Quantity("test accuracy", "images per class", percent=True)

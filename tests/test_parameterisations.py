@@ -14,16 +14,17 @@ from torch import Tensor
 from twins import CPU
 
 import potstill
-from potstill import files, store
-from potstill.boosting import OnBlocks, Rates, Stage, examples, with_leaves
-from potstill.cli import main
-from potstill.data import TensorSplit
-from potstill.distilled import Block, Recipe, initial_blocks
-from potstill.gallery import tiled
-from potstill.grid import caption, grid
-from potstill.options import declared
+from potstill import files
+from potstill.cli.parser import main
+from potstill.config.options import declared
+from potstill.data.splits import TensorSplit
+from potstill.distillation.boosting import OnBlocks, Rates, Stage, examples, with_leaves
+from potstill.distilled import artefact
+from potstill.distilled.examples import Block, Recipe, initial_blocks
+from potstill.distilled.picture import caption, grid
 from potstill.parameterisations.base import Budget, Parameterisation, downsampled, from_plain, upsampled
 from potstill.registry import METHODS, PARAMETERISATIONS, InputError
+from potstill.reports.gallery import tiled
 from potstill.seeds import generator
 
 SHAPES = {"grey": (1, 8, 8), "colour": (3, 8, 12)}
@@ -247,12 +248,12 @@ def test_a_run_is_saved_loaded_resumed_exported_and_evaluated(name, tmp_path, ca
     again = potstill.load(tmp_path / "whole")
     assert torch.equal(again.images, whole.images)
     assert torch.equal(again.targets, whole.targets)
-    tensors, _ = files.load_tensors(tmp_path / "whole" / store.ARTEFACT, "distilled set")
+    tensors, _ = files.load_tensors(tmp_path / "whole" / artefact.ARTEFACT, "distilled set")
     kept = sum(tensor.numel() * 4 for key, tensor in tensors.items() if key.startswith("blocks."))
     assert kept == whole.stored_bytes  # nothing beside it: no labels, no images
     interrupted_run(tmp_path / "cut", 7, **options)
     potstill.resume(tmp_path / "cut")
-    assert (tmp_path / "cut" / store.ARTEFACT).read_bytes() == (tmp_path / "whole" / store.ARTEFACT).read_bytes()
+    assert (tmp_path / "cut" / artefact.ARTEFACT).read_bytes() == (tmp_path / "whole" / artefact.ARTEFACT).read_bytes()
     assert main(["evaluate", str(tmp_path / "whole"), "--nets", "1", "--baseline", "random"]) == 0
     distilled, random = json.loads((tmp_path / "whole/evaluation.json").read_text())["evaluations"][0]["rows"]
     assert (distilled["images"], distilled["ipc"], distilled["stored_bytes"]) == (len(whole), 2, whole.stored_bytes)

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from potstill.data import Arrays, Dataset
-from potstill.loading import RealData, prepare
-from potstill.preprocess import Preprocess, resolved_kind, restored
+from potstill.config.sections import DataConfig
+from potstill.data.preparation import RealData, prepare
+from potstill.data.preprocessing import Preprocess, resolved_kind, restored
+from potstill.data.sources import from_arrays
+from potstill.data.splits import Arrays, Dataset
 from potstill.registry import PREPROCESSING, InputError
-from potstill.sections import DataConfig
 from potstill.seeds import generator
-from potstill.sources import from_arrays
 
 CPU = torch.device("cpu")
 KINDS = tuple(PREPROCESSING)

@@ -7,16 +7,16 @@ import torch
 import torch.nn.functional as F
 from test_evaluation import blobs, measured, set_of
 
-from potstill import augment
-from potstill.bench import recipe_under
-from potstill.cli import main
-from potstill.distilled import DistilledSet, Recipe
+from potstill.cli.parser import main
+from potstill.data import augmentation
+from potstill.distilled.examples import DistilledSet, Recipe
+from potstill.engine.optimizers import SGD
+from potstill.evaluation.bench import recipe_under
+from potstill.evaluation.protocols import DSA_1000, EvaluationOptions, published
+from potstill.evaluation.training import accuracy, set_batches, train_network
 from potstill.models import fresh, resolve
-from potstill.optimizers import SGD
-from potstill.protocols import DSA_1000, EvaluationOptions, published
 from potstill.registry import PROTOCOLS, InputError
 from potstill.seeds import derive, generator
-from potstill.training import accuracy, set_batches, train_network
 
 CPU = torch.device("cpu")
 DSA = ("color", "crop", "cutout", "flip", "scale", "rotate")
@@ -29,8 +29,8 @@ def published_training(net, images, labels, epochs, operations, seed):
     optimizer = torch.optim.SGD(net.parameters(), lr=rate, momentum=0.9, weight_decay=0.0005)
     for epoch in range(epochs + 1):
         for rows in torch.randperm(len(images), generator=rng).split(256):
-            drawn = augment.draw(operations, len(rows), rng)
-            loss = F.cross_entropy(net(augment.apply(images[rows], drawn)), labels[rows])
+            drawn = augmentation.draw(operations, len(rows), rng)
+            loss = F.cross_entropy(net(augmentation.apply(images[rows], drawn)), labels[rows])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from potstill.config import preset_names
+from potstill.config.config import preset_names
 from potstill.methods.unrolled import UnrolledMethod
 from potstill.registry import LEARNERS, METHODS, PARAMETERISATIONS, PROTOCOLS, SOURCES, STUDIES
 

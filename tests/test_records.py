@@ -10,14 +10,11 @@ import torch
 from test_runs import QUICK, flags
 
 import potstill
-from potstill import runs
-from potstill.analysis import Variance
-from potstill.cli import main
-from potstill.diagnosis import Diagnosis, DiagnosisRecord, Noise
-from potstill.metadata import BudgetRecord, ChosenAccuracy, DataRecord, SetMetadata
-from potstill.metrics import Figure, StepRecord, hardness_share
-from potstill.plain import Unreadable, dump, parse
-from potstill.records import (
+from potstill.cli.parser import main
+from potstill.diagnosis.over_a_run import Diagnosis, DiagnosisRecord, Noise
+from potstill.diagnosis.variance import Variance
+from potstill.distillation import run_folder
+from potstill.evaluation.records import (
     DIAGNOSIS,
     EVALUATION,
     DataSource,
@@ -27,6 +24,9 @@ from potstill.records import (
     entries,
     read_records,
 )
+from potstill.records.metadata import BudgetRecord, ChosenAccuracy, DataRecord, SetMetadata
+from potstill.records.metrics import Figure, StepRecord, hardness_share
+from potstill.records.plain import Unreadable, dump, parse
 
 STEP = StepRecord(
     3, 0.5, None, True, False, 0.25, 90.5, 2, Figure(0.5, None, 1), 0.125, 1.5, {"burn_in": 4, "image_grad_norm": 0.25}
@@ -121,7 +121,7 @@ def test_a_results_file_keeps_what_it_cannot_read_and_replaces_the_same_question
 def files(folder: Path) -> dict[str, bytes]:
     """The files of a run, without its clock: name -> content."""
     found = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
-    return {name: b"" if name == runs.METRICS else path.read_bytes() for name, path in found.items()}
+    return {name: b"" if name == run_folder.METRICS else path.read_bytes() for name, path in found.items()}
 
 
 def test_python_leaves_the_files_that_the_command_line_leaves(tmp_path):
@@ -134,7 +134,7 @@ def test_python_leaves_the_files_that_the_command_line_leaves(tmp_path):
     assert main(words) == 0
     potstill.diagnose(python, samples=4)
     assert main(["diagnose", str(command), "--samples", "4"]) == 0
-    assert {EVALUATION, DIAGNOSIS, runs.PICTURE, "distilled.safetensors", runs.METRICS} <= files(python).keys()
+    assert {EVALUATION, DIAGNOSIS, run_folder.PICTURE, "distilled.safetensors", run_folder.METRICS} <= files(python).keys()
     assert files(python) == files(command)
     (record,) = read_records(python / EVALUATION, EvaluationRecord)[0]
     assert (record.standard, record.settings["model"], record.settings["baselines"]) == (False, "mlp", ["random"])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from potstill.preprocess import Zca
+from potstill.data.preprocessing import Zca
 from potstill.registry import MODELS, PREPROCESSING, InputError, Registry
 
 PARTS = Registry("part", first_one=("test_registry:PARTS", "the first"), other=("test_registry:Own", "another"))

@@ -13,15 +13,16 @@ from PIL import Image
 from test_runs import QUICK, interrupted_run
 
 import potstill
-from potstill import runs, store
-from potstill.cli import main
-from potstill.distilled import Block, DistilledSet
-from potstill.gallery import gallery
-from potstill.metrics import Figure
-from potstill.records import EVALUATION, DataSource, EvaluationRecord, Row
+from potstill.cli.parser import main
+from potstill.distillation import run_folder
+from potstill.distilled import artefact
+from potstill.distilled.examples import Block, DistilledSet
+from potstill.evaluation.records import EVALUATION, DataSource, EvaluationRecord, Row
+from potstill.records.metrics import Figure
 from potstill.registry import InputError
-from potstill.report import tables, write_report
-from potstill.summary import Measured
+from potstill.reports.gallery import gallery
+from potstill.reports.report import tables, write_report
+from potstill.reports.run_summary import Measured
 
 
 class Page(HTMLParser):
@@ -128,13 +129,13 @@ def test_a_page_tells_what_was_distilled_and_what_it_is_worth(places, tmp_path):
     for title in ("Outer loss", "Validation accuracy", "Meta-gradient norm", "Seconds per outer step", "Memory in MB"):
         assert title in page.text
     assert "3 to 5 at random, the last 3 differentiated" in page.text
-    config = places / "evaluated" / runs.CONFIG
+    config = places / "evaluated" / run_folder.CONFIG
     assert f"potstill distill --config {config} --out {places / 'evaluated-again'}" in page.text
 
 
 def test_learned_labels_are_told_by_class(places, tmp_path):
     page = report(tmp_path / "report.html", places / "evaluated")
-    weights = store.load(places / "evaluated").targets[0]
+    weights = artefact.load(places / "evaluated").targets[0]
     best = int(weights.argmax())
     assert f"learned weights: {best} {float(weights[best]):.2f}, " in page.text
     assert len([svg for svg in page.all("svg") if svg["class"] == "bars"]) == 20
@@ -157,8 +158,8 @@ def test_an_unfinished_run_says_so_and_how_to_go_on(places, tmp_path):
     assert len(page.all("img")) == 20
     bare = tmp_path / "going"
     shutil.copytree(places / "going", bare)
-    shutil.rmtree(bare / runs.CHECKPOINTS)
-    (bare / runs.METRICS).unlink()
+    shutil.rmtree(bare / run_folder.CHECKPOINTS)
+    (bare / run_folder.METRICS).unlink()
     page = report(tmp_path / "report.html", bare)
     assert "Unfinished: 0 of 12 steps." in page.text
     assert "the first checkpoint comes after 4 outer steps" in page.text
@@ -181,7 +182,7 @@ def test_runs_are_compared_by_what_differs(places, tmp_path):
     assert page.row("learn_labels") == ["learn_labels", "true", "false", "true"]
     names = [row[0] for row in page.rows if row]
     assert "unroll" not in names
-    accuracy = store.load(places / "evaluated").meta["accuracy"]
+    accuracy = artefact.load(places / "evaluated").meta["accuracy"]
     figure = Figure(accuracy["mean"], accuracy["std"], accuracy["n"])
     assert page.row("Validation accuracy")[1].replace("\N{NO-BREAK SPACE}", " ") == str(figure)
     assert page.row("Test accuracy")[3] == "not measured"
@@ -205,7 +206,7 @@ def copy(places, tmp_path) -> Path:
 
 
 def test_a_damaged_set_is_named_and_the_rest_is_shown(copy, tmp_path):
-    (copy / store.ARTEFACT).write_bytes((copy / store.ARTEFACT).read_bytes()[:-5])
+    (copy / artefact.ARTEFACT).write_bytes((copy / artefact.ARTEFACT).read_bytes()[:-5])
     (note,) = write_report([copy], tmp_path / "report.html")
     page = Page(tmp_path / "report.html")
     assert note.startswith("The set cannot be shown: ")
@@ -216,10 +217,10 @@ def test_a_damaged_set_is_named_and_the_rest_is_shown(copy, tmp_path):
 
 @pytest.mark.parametrize("damage", ["garbage", '{"step": 5, "lo', '{"step": 5}', "[5]", "\x00\xff"])
 def test_a_damaged_log_ends_the_curves_and_says_so(copy, tmp_path, damage):
-    lines = (copy / runs.METRICS).read_text().splitlines()
-    (copy / runs.METRICS).write_text("\n".join([*lines[:4], damage, *lines[5:]]))
+    lines = (copy / run_folder.METRICS).read_text().splitlines()
+    (copy / run_folder.METRICS).write_text("\n".join([*lines[:4], damage, *lines[5:]]))
     (note,) = write_report([copy], tmp_path / "report.html")
-    assert note == f"The curves end early: line 5 of 12 in {copy / runs.METRICS} is damaged."
+    assert note == f"The curves end early: line 5 of 12 in {copy / run_folder.METRICS} is damaged."
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"evaluations": [{"rows": [{"name": "distilled"}]}]}'])
@@ -257,7 +258,7 @@ def test_bad_arguments_get_one_clear_sentence(places, copy, tmp_path):
         write_report([run], tmp_path / "no" / "report.html")
     assert not out.exists()
     for text, message in (("[data", "is not valid TOML"), ("[data]\nx = 1", "unknown key 'x'"), ("[data]", 'still holds "auto"')):
-        (copy / runs.CONFIG).write_text(text)
+        (copy / run_folder.CONFIG).write_text(text)
         with pytest.raises(InputError, match=message):
             write_report([copy], out)
 
@@ -274,7 +275,7 @@ def test_only_an_earlier_report_is_overwritten(places, tmp_path):
 
 
 def test_a_page_of_many_images_stays_of_a_bearable_size(places):
-    small = store.load(places / "evaluated")
+    small = artefact.load(places / "evaluated")
     images = small.images[:1].expand(10_000, -1, -1, -1)
     block = Block.of_pixels(images, 100)
     many = DistilledSet((block, block), tuple(map(str, range(100))), small.fitted, small.recipe)

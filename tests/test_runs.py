@@ -16,10 +16,11 @@ import torch
 from PIL import Image
 
 import potstill
-from potstill import runs, store
-from potstill.config import configuration, options_from_file, options_of_run
-from potstill.distillation import Listener
-from potstill.outer import Interrupted
+from potstill.config.config import configuration, options_from_file, options_of_run
+from potstill.distillation import run_folder
+from potstill.distillation.outer import Interrupted
+from potstill.distillation.runs import Listener
+from potstill.distilled import artefact
 from potstill.registry import METHODS, InputError
 from potstill.seeds import generator
 
@@ -42,11 +43,11 @@ def flags(without: tuple[str, ...] = (), **options) -> list[str]:
 
 
 def command(*words: object) -> list[str]:
-    return [sys.executable, "-m", "potstill.cli", *map(str, words)]
+    return [sys.executable, "-m", "potstill.cli.parser", *map(str, words)]
 
 
 def bytes_of(run: Path) -> bytes:
-    return (run / store.ARTEFACT).read_bytes()
+    return (run / artefact.ARTEFACT).read_bytes()
 
 
 @pytest.fixture(scope="module")
@@ -96,17 +97,17 @@ def test_a_killed_run_resumes_to_the_undisturbed_bytes(long_run, tmp_path, after
     process = subprocess.Popen(
         command("distill", "--out", out, *flags(**LONG)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    metrics = out / runs.METRICS
+    metrics = out / run_folder.METRICS
     while not (metrics.exists() and len(metrics.read_text().splitlines()) >= after):
         assert process.poll() is None, "the run ended before it could be killed"
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert not (out / store.ARTEFACT).exists()
+    assert not (out / artefact.ARTEFACT).exists()
     result = subprocess.run(command("distill", "--resume", out), check=True, capture_output=True, text=True)
     assert "going on after outer step" in result.stderr
     assert bytes_of(out) == bytes_of(long_run)
-    steps = [record.step for record in runs.RunFolder(out).records()]
+    steps = [record.step for record in run_folder.RunFolder(out).records()]
     assert steps == list(range(1, LONG["steps"] + 1))
 
 
@@ -115,15 +116,15 @@ def test_ctrl_c_finishes_the_step_saves_and_says_how_to_resume(long_run, tmp_pat
     process = subprocess.Popen(
         command("distill", "--out", out, *flags(**LONG)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    while not (out / runs.METRICS).exists():
+    while not (out / run_folder.METRICS).exists():
         time.sleep(0.002)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert f"go on with `potstill distill --resume {out}`" in errors
     assert "Traceback" not in errors
-    saved = sorted((out / runs.CHECKPOINTS).iterdir())
-    steps = [record.step for record in runs.RunFolder(out).records()]
+    saved = sorted((out / run_folder.CHECKPOINTS).iterdir())
+    steps = [record.step for record in run_folder.RunFolder(out).records()]
     assert saved[-1].name.startswith(f"step-{steps[-1]:08d}")
     subprocess.run(command("distill", "--resume", out), check=True, capture_output=True)
     assert bytes_of(out) == bytes_of(long_run)
@@ -143,7 +144,7 @@ def resume(out: Path, **how) -> potstill.DistilledSet:
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(undisturbed, tmp_path):
     interrupted_run(tmp_path / "run", after=9)
-    newest = sorted((tmp_path / "run" / runs.CHECKPOINTS).iterdir())[-1]
+    newest = sorted((tmp_path / "run" / run_folder.CHECKPOINTS).iterdir())[-1]
     newest.write_bytes(newest.read_bytes()[:-3])
     said: list[str] = []
     resume(tmp_path / "run", listener=Listener(say=said.append))
@@ -154,7 +155,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(undisturbed, tmp_path
 
 def test_no_checkpoint_yet_starts_anew(undisturbed, tmp_path):
     interrupted_run(tmp_path / "run", after=2)
-    for path in (tmp_path / "run" / runs.CHECKPOINTS).iterdir():
+    for path in (tmp_path / "run" / run_folder.CHECKPOINTS).iterdir():
         path.unlink()
     resume(tmp_path / "run")
     assert bytes_of(tmp_path / "run") == bytes_of(undisturbed)
@@ -162,10 +163,10 @@ def test_no_checkpoint_yet_starts_anew(undisturbed, tmp_path):
 
 def test_a_log_line_cut_short_by_a_kill_does_not_hinder(undisturbed, tmp_path):
     interrupted_run(tmp_path / "run", after=6)
-    with (tmp_path / "run" / runs.METRICS).open("a") as file:
+    with (tmp_path / "run" / run_folder.METRICS).open("a") as file:
         file.write('{"step": 7, "lo')
     resume(tmp_path / "run")
-    assert [record.step for record in runs.RunFolder(tmp_path / "run").records()] == list(range(1, 13))
+    assert [record.step for record in run_folder.RunFolder(tmp_path / "run").records()] == list(range(1, 13))
 
 
 def test_a_run_of_arrays_resumes_with_the_same_arrays_and_refuses_others(tmp_path):
@@ -189,14 +190,14 @@ def test_a_resumed_run_takes_the_preprocessing_that_was_fitted(tmp_path, monkeyp
     whole = potstill.distill(**QUICK)
     interrupted_run(tmp_path / "run", after=5)
     interrupted_run(tmp_path / "changed", after=2)
-    shutil.rmtree(tmp_path / "changed" / runs.CHECKPOINTS)  # as if it was killed before the first
-    config = tmp_path / "changed" / runs.CONFIG
+    shutil.rmtree(tmp_path / "changed" / run_folder.CHECKPOINTS)  # as if it was killed before the first
+    config = tmp_path / "changed" / run_folder.CONFIG
     config.write_text(config.read_text().replace("zca_regularization = 0.1", "zca_regularization = 0.2"))
 
     def never(*args, **how):
         raise AssertionError("fitted again")
 
-    monkeypatch.setattr("potstill.loading.fitted", never)
+    monkeypatch.setattr("potstill.data.preparation.fitted", never)
     assert torch.equal(resume(tmp_path / "run").images, whole.images)
     with pytest.raises(AssertionError, match="fitted again"):  # what was fitted by other options is of no use
         resume(tmp_path / "changed")
@@ -211,21 +212,21 @@ def test_a_run_folder_tells_all(undisturbed):
     assert {path.name for path in undisturbed.iterdir()} == {
         "config.toml", "metrics.jsonl", "checkpoints", "distilled.safetensors", "distilled.png", ".lock",
     }  # fmt: skip
-    config = configuration(options_from_file(undisturbed / runs.CONFIG))
-    assert runs.RunFolder(undisturbed).resolved_config() == config  # which refuses an "auto"
-    records = runs.RunFolder(undisturbed).records()
-    lines = [json.loads(line) for line in (undisturbed / runs.METRICS).read_text().splitlines()]
+    config = configuration(options_from_file(undisturbed / run_folder.CONFIG))
+    assert run_folder.RunFolder(undisturbed).resolved_config() == config  # which refuses an "auto"
+    records = run_folder.RunFolder(undisturbed).records()
+    lines = [json.loads(line) for line in (undisturbed / run_folder.METRICS).read_text().splitlines()]
     wanted = {"step", "loss", "grad_norm", "clipped", "skipped", "burn_in", "window", "seconds", "memory_mb"}
     assert all(wanted <= set(line) for line in lines)
     assert [record.step for record in records if record.validation] == [3, 6, 9, 12]
     assert set(lines[2]["validation"]) == {"mean", "std", "n"}
-    assert len(list((undisturbed / runs.CHECKPOINTS).iterdir())) == config.outer.keep_checkpoints == 2
+    assert len(list((undisturbed / run_folder.CHECKPOINTS).iterdir())) == config.outer.keep_checkpoints == 2
     assert {record.info["window"] for record in records} == {3}
     assert {record.info["burn_in"] for record in records} <= {0, 1, 2}
 
 
 def test_the_best_validated_set_is_the_one_kept(undisturbed):
-    records = runs.RunFolder(undisturbed).records()
+    records = run_folder.RunFolder(undisturbed).records()
     means = {record.step: record.validation.mean for record in records if record.validation}
     distilled = potstill.load(undisturbed)
     assert distilled.meta["outer_step"] == max(means, key=lambda step: (means[step], -step))
@@ -235,7 +236,7 @@ def test_the_best_validated_set_is_the_one_kept(undisturbed):
 
 def test_the_complete_configuration_repeats_the_run(undisturbed, tmp_path):
     out = tmp_path / "run"
-    subprocess.run(command("distill", "--config", undisturbed / runs.CONFIG, "--out", out), check=True, capture_output=True)
+    subprocess.run(command("distill", "--config", undisturbed / run_folder.CONFIG, "--out", out), check=True, capture_output=True)
     assert bytes_of(out) == bytes_of(undisturbed)
 
 
@@ -258,20 +259,20 @@ def test_overwriting_replaces_the_run_and_keeps_foreign_files(tmp_path):
     interrupted_run(tmp_path / "run", after=6)
     (tmp_path / "run" / "mine.txt").write_text("keep")
     potstill.distill(**{**QUICK, "steps": 3}, out=tmp_path / "run", overwrite=True)
-    assert [path.name for path in (tmp_path / "run" / runs.CHECKPOINTS).iterdir()] == ["step-00000003.safetensors"]
-    assert len(runs.RunFolder(tmp_path / "run").records()) == 3
+    assert [path.name for path in (tmp_path / "run" / run_folder.CHECKPOINTS).iterdir()] == ["step-00000003.safetensors"]
+    assert len(run_folder.RunFolder(tmp_path / "run").records()) == 3
     assert (tmp_path / "run" / "mine.txt").read_text() == "keep"
 
 
 def test_a_full_disk_ends_the_run_with_a_sentence_and_the_checkpoints_stay(tmp_path):
     out = tmp_path / "run"
     script = (
-        "import resource, signal, sys; from potstill.cli import main; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        "import resource, signal, sys; from potstill.cli.parser import main; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
         "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY)); sys.exit(main(sys.argv[2:]))"
     )
     interrupted_run(out, after=6)
-    size = max(path.stat().st_size for path in (out / runs.CHECKPOINTS).iterdir())
-    before = {path.name: path.read_bytes() for path in (out / runs.CHECKPOINTS).iterdir()}
+    size = max(path.stat().st_size for path in (out / run_folder.CHECKPOINTS).iterdir())
+    before = {path.name: path.read_bytes() for path in (out / run_folder.CHECKPOINTS).iterdir()}
     result = subprocess.run(
         [sys.executable, "-c", script, str(size // 2), "distill", "--resume", str(out)],
         capture_output=True, text=True, check=False,
@@ -279,7 +280,7 @@ def test_a_full_disk_ends_the_run_with_a_sentence_and_the_checkpoints_stay(tmp_p
     assert result.returncode == 2
     assert "potstill: error: cannot write" in result.stderr
     assert "Traceback" not in result.stderr
-    assert {path.name: path.read_bytes() for path in (out / runs.CHECKPOINTS).iterdir()} == before
+    assert {path.name: path.read_bytes() for path in (out / run_folder.CHECKPOINTS).iterdir()} == before
     resume(out)
 
 
@@ -316,7 +317,7 @@ def test_every_method_learns_a_small_problem(method, optimizer, tmp_path):
         "validate_every": 60, "preprocess": "none", "out": tmp_path / "run",
     }  # fmt: skip
     distilled = potstill.distill(images, labels, **for_method(method, options))
-    losses = [record.loss for record in runs.RunFolder(tmp_path / "run").records()]
+    losses = [record.loss for record in run_folder.RunFolder(tmp_path / "run").records()]
     assert statistics.mean(losses[-10:]) < 0.95 * statistics.mean(losses[:10])
     # The least over ten seeds and all unrolls is 0.88 with Adam, in float32 and in bfloat16; when
     # bfloat16 rounded the first inner step too, bptt and r-bptt came to 0.65 and 0.61 here.
@@ -332,10 +333,10 @@ def test_overwriting_keeps_the_old_set_until_the_new_one_is_written(undisturbed,
         seen.clear()
         with pytest.raises(Interrupted):
             potstill.distill(**{**QUICK, "seed": 3}, out=out, overwrite=True, listener=listener)
-        assert bytes_of(out / runs.REPLACED) == old
+        assert bytes_of(out / run_folder.REPLACED) == old
     potstill.resume(out)
     assert bytes_of(out) != old
-    assert not (out / runs.REPLACED).exists()
+    assert not (out / run_folder.REPLACED).exists()
 
 
 def test_a_folder_of_another_program_is_never_overwritten(tmp_path):
@@ -349,15 +350,15 @@ def test_a_folder_of_another_program_is_never_overwritten(tmp_path):
 
 def test_two_processes_do_not_work_on_one_run(tmp_path):
     interrupted_run(tmp_path / "run", after=5)
-    with runs.RunFolder(tmp_path / "run").locked(), pytest.raises(InputError, match="another process works on the run"):
+    with run_folder.RunFolder(tmp_path / "run").locked(), pytest.raises(InputError, match="another process works on the run"):
         resume(tmp_path / "run")
     resume(tmp_path / "run")
 
 
 def edit(run: Path, old: str, new: str) -> None:
-    text = (run / runs.CONFIG).read_text()
+    text = (run / run_folder.CONFIG).read_text()
     assert old in text
-    (run / runs.CONFIG).write_text(text.replace(old, new))
+    (run / run_folder.CONFIG).write_text(text.replace(old, new))
 
 
 def test_a_resumed_run_keeps_its_options_but_may_go_on_for_longer(tmp_path):
@@ -371,17 +372,17 @@ def test_a_resumed_run_keeps_its_options_but_may_go_on_for_longer(tmp_path):
         resume(tmp_path / "run")
     edit(tmp_path / "run", "\nsteps = 3", "\nsteps = 15")
     resume(tmp_path / "run")
-    assert len(runs.RunFolder(tmp_path / "run").records()) == 15
+    assert len(run_folder.RunFolder(tmp_path / "run").records()) == 15
 
 
 def test_a_run_whose_checkpoints_are_all_damaged_is_not_started_over_unasked(tmp_path):
     interrupted_run(tmp_path / "run", after=9)
-    for path in (tmp_path / "run" / runs.CHECKPOINTS).iterdir():
+    for path in (tmp_path / "run" / run_folder.CHECKPOINTS).iterdir():
         path.write_bytes(path.read_bytes()[:-1])
-    before = (tmp_path / "run" / runs.METRICS).read_text()
+    before = (tmp_path / "run" / run_folder.METRICS).read_text()
     with pytest.raises(InputError, match=r"every checkpoint of the run in .* is damaged; start it anew with --overwrite"):
         resume(tmp_path / "run")
-    assert (tmp_path / "run" / runs.METRICS).read_text() == before
+    assert (tmp_path / "run" / run_folder.METRICS).read_text() == before
 
 
 def test_a_run_is_found_again_from_another_folder(tmp_path, monkeypatch):

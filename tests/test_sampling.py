@@ -5,8 +5,8 @@ import itertools
 import pytest
 import torch
 
-from potstill.data import TensorSplit
-from potstill.sampling import UNIFORM, ClassWise, Weighted
+from potstill.data.sampling import UNIFORM, ClassWise, Weighted
+from potstill.data.splits import TensorSplit
 from potstill.seeds import generator
 
 LABELS = torch.tensor([2, 0, 1, 0, 2, 0, 2, 2, 0])

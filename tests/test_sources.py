@@ -15,10 +15,10 @@ import pytest
 import torch
 from PIL import Image
 
-from potstill.data import Dataset
+from potstill.config.sections import DataConfig
+from potstill.data.sources import from_arrays, read
+from potstill.data.splits import Dataset
 from potstill.registry import InputError
-from potstill.sections import DataConfig
-from potstill.sources import from_arrays, read
 
 NAMES = ["cat", "dog", "eel"]
 

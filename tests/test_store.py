@@ -13,16 +13,16 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from twins import pixels
 
-from potstill.data import TensorSplit
-from potstill.distilled import BatchPlan, Block, DistilledSet, Recipe, initial_blocks
+from potstill.config.sections import DataConfig
+from potstill.data.preparation import prepare
+from potstill.data.sources import from_arrays
+from potstill.data.splits import TensorSplit
+from potstill.distilled.artefact import load, save
+from potstill.distilled.examples import BatchPlan, Block, DistilledSet, Recipe, initial_blocks
 from potstill.files import load_tensors, save_tensors, write
-from potstill.loading import prepare
-from potstill.metadata import ChosenAccuracy, SetMetadata
+from potstill.records.metadata import ChosenAccuracy, SetMetadata
 from potstill.registry import PREPROCESSING, InputError
-from potstill.sections import DataConfig
 from potstill.seeds import generator
-from potstill.sources import from_arrays
-from potstill.store import load, save
 
 
 def make_set(kind: str = "zca", *, blocks: int = 1, learned: bool = False) -> DistilledSet:

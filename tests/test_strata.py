@@ -4,15 +4,15 @@ import pytest
 import torch
 from test_runs import QUICK
 
-from potstill import strata
-from potstill.data import Part, TensorSplit
-from potstill.hardness import MORE, NEVER, Forgetting
-from potstill.page import sentence
-from potstill.results import ACCURACY_BY_SIZE, Measurement, Results, Table
-from potstill.sections import DataConfig
-from potstill.sources import read
-from potstill.strata import BY_EVENTS, COST, FULL, HOW_MANY, SHARES, STANDARD, Hardness, Scale, strata_claims, weighted
-from potstill.studies import Workplace, read_point, run_study
+from potstill.config.sections import DataConfig
+from potstill.data.sources import read
+from potstill.data.splits import Part, TensorSplit
+from potstill.evaluation.hardness import MORE, NEVER, Forgetting
+from potstill.studies import hardness as strata
+from potstill.studies.hardness import BY_EVENTS, COST, FULL, HOW_MANY, SHARES, STANDARD, Hardness, Scale, strata_claims, weighted
+from potstill.studies.page import sentence
+from potstill.studies.results import ACCURACY_BY_SIZE, Measurement, Results, Table
+from potstill.studies.runner import Workplace, read_point, run_study
 
 
 def test_strata_hold_every_example_once_and_leave_out_empty_ones():

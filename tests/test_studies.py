@@ -11,18 +11,19 @@ import torch
 from test_evaluation import blobs, set_of
 from test_runs import QUICK
 
-from potstill import nested, runs
-from potstill.claims import Claim, Finding, Reading, compared, reading, verdict
-from potstill.cli import main
-from potstill.config import DataConfig, changed, configuration
-from potstill.distillation import Listener
-from potstill.distilled import DistilledSet
-from potstill.figures import Drawing, Series, line_figure
-from potstill.nested import Boosting, Pictures, Subsets, first_images, nearest, only, within
+from potstill.cli.parser import main
+from potstill.config.config import DataConfig, changed, configuration
+from potstill.data.sources import read
+from potstill.distillation import run_folder
+from potstill.distillation.runs import Listener
+from potstill.distilled.examples import DistilledSet
 from potstill.registry import STUDIES, InputError
-from potstill.results import ACCURACY_BY_SIZE, Measurement, Quantity, Table
-from potstill.sources import read
-from potstill.studies import Point, Subject, Workplace, locked, run_name, run_study, work
+from potstill.reports.plots import Drawing, Series, line_figure
+from potstill.studies import boosting
+from potstill.studies.boosting import Boosting, Pictures, Subsets, first_images, nearest, only, within
+from potstill.studies.claims import Claim, Finding, Reading, compared, reading, verdict
+from potstill.studies.results import ACCURACY_BY_SIZE, Measurement, Quantity, Table
+from potstill.studies.runner import Point, Subject, Workplace, locked, run_name, run_study, work
 
 TINY = {name: value for name, value in {**QUICK, "steps": 4}.items() if name != "threads"}
 
@@ -95,7 +96,7 @@ def test_a_study_that_was_cut_off_goes_on_to_the_same_result(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         work(points, workplace_in(tmp_path / "one", listener=Listener(step=die)))
     (run,) = (path for path in (tmp_path / "one/runs").iterdir() if path.is_dir())
-    assert not runs.RunFolder(run).finished
+    assert not run_folder.RunFolder(run).finished
     for folder in ("one", "two"):
         assert work(points, workplace_in(tmp_path / folder)) == 0
     one, two = (json.loads(workplace_in(tmp_path / folder).file(points[0]).read_text()) for folder in ("one", "two"))
@@ -117,7 +118,7 @@ SHARED = """
 import sys
 from pathlib import Path
 from test_studies import Question, workplace_in
-from potstill.studies import work
+from potstill.studies.runner import work
 folder = Path(sys.argv[1])
 points = Question().points("small", None, range(4))
 def noted(point):
@@ -220,14 +221,14 @@ def test_parts_of_a_set():
     assert torch.equal(first_images(distilled, 2).labels, torch.tensor([0, 0, 1, 1, 2, 2]))
 
 
-SMALLEST = nested.Scale(  # in place of the small one: two blocks
+SMALLEST = boosting.Scale(  # in place of the small one: two blocks
     2, 1, (1, 2), 2, {**TINY, "data": "digits", "preprocess": "none", "unroll": 2, "window": 1, "learn_labels": False}
 )
 
 
 @pytest.mark.parametrize("kind", [Subsets, Boosting, Pictures])
 def test_the_studies_of_section_5_run_from_end_to_end(monkeypatch, tmp_path, kind):
-    monkeypatch.setattr(nested, "scale_of", lambda preset, data: SMALLEST)
+    monkeypatch.setattr(boosting, "scale_of", lambda preset, data: SMALLEST)
     study, workplace = kind(), workplace_in(tmp_path)
     points = study.points("small", None, (0, 1))
     assert len({point.name for point in points}) == len(points)
@@ -241,7 +242,7 @@ def test_the_studies_of_section_5_run_from_end_to_end(monkeypatch, tmp_path, kin
 
 
 def test_the_command_shares_the_work_with_its_helpers_and_prints_the_summary(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(nested, "scale_of", lambda preset, data: SMALLEST)
+    monkeypatch.setattr(boosting, "scale_of", lambda preset, data: SMALLEST)
     command = ["study", "pictures", "--seeds", "1", "--nets", "1", "--out", str(tmp_path), "--jobs", "1"]
     assert main(command) == 0
     told = capsys.readouterr().out

@@ -3,12 +3,12 @@
 import pytest
 from test_runs import QUICK
 
-from potstill import transfer
-from potstill.results import ACCURACY_BY_SIZE, Results
-from potstill.sections import DataConfig
-from potstill.sources import read
-from potstill.studies import Workplace, read_point, run_study
-from potstill.transfer import DIRECT, MODELS, Scale, Transfer, carried, direct
+from potstill.config.sections import DataConfig
+from potstill.data.sources import read
+from potstill.studies import transfer
+from potstill.studies.results import ACCURACY_BY_SIZE, Results
+from potstill.studies.runner import Workplace, read_point, run_study
+from potstill.studies.transfer import DIRECT, MODELS, Scale, Transfer, carried, direct
 
 
 def test_the_study_runs_from_end_to_end(monkeypatch, tmp_path):

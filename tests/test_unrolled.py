@@ -8,19 +8,19 @@ from torch import Tensor
 from twins import CPU
 
 import potstill
-from potstill.compilation import NetworkFamily, compiled_if_worth, compiled_networks, missing_compiler
-from potstill.compiled import CannotCompile, CompiledNetwork
-from potstill.config import configuration, resolved
-from potstill.data import TensorSplit
-from potstill.distillation import Listener
-from potstill.distilled import Recipe
-from potstill.inner import Keep
+from potstill.config.config import configuration, resolved
+from potstill.data.splits import TensorSplit
+from potstill.distillation.auto_values import resolve_compile
+from potstill.distillation.runs import Listener
+from potstill.distilled.examples import Recipe
+from potstill.engine.compiled_losses import CannotCompile, CompiledNetwork
+from potstill.engine.rows import taken
+from potstill.engine.unroll import Keep
+from potstill.engine.when_to_compile import NetworkFamily, compiled_if_worth, compiled_networks, missing_compiler
 from potstill.methods.base import Estimate, Examples, Method, Problem, Real, Sizes
 from potstill.methods.unrolled import Bptt, RatBptt, Replay
 from potstill.models import resolve
 from potstill.registry import InputError
-from potstill.resolve import resolve_compile
-from potstill.rows import taken
 from potstill.seeds import generator
 
 QUICK = {"model": "mlp", "depth": 1, "storage": "memory", "preprocess": "none"}
@@ -156,7 +156,9 @@ def test_why_a_run_is_not_compiled_is_said_or_an_error():
 
 def test_without_a_compiler_a_run_says_so_and_goes_on(monkeypatch):
     monkeypatch.setenv("CXX", "/nonexistent/compiler")
-    monkeypatch.setattr("potstill.compilation.missing_compiler", lambda device: "there is no C++ compiler; install g++ or clang++")
+    monkeypatch.setattr(
+        "potstill.engine.when_to_compile.missing_compiler", lambda device: "there is no C++ compiler; install g++ or clang++"
+    )
     said: list[str] = []
     config = resolved(configuration(QUICK, steps=10**9, window=5, device="cpu"), **RESOLVED)
     networks = problem().networks
@@ -254,7 +256,7 @@ def test_sparse_gradients_of_rows_change_no_bit(window, monkeypatch):
         return method.estimate(whole, {}, method.start()[0], 0).grads["images"]
 
     dense = found()
-    monkeypatch.setattr("potstill.rows.SPARSE_FROM", 0)
+    monkeypatch.setattr("potstill.engine.rows.SPARSE_FROM", 0)
     assert taken(whole.images.clone().requires_grad_(), torch.arange(2)).grad_fn.name() == "RowsBackward"
     assert torch.equal(found(), dense)
     assert (dense.flatten(1).norm(dim=1) > 0).sum() <= 2 * window  # two rows a step

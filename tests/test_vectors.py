@@ -11,21 +11,21 @@ import torch
 from sklearn.datasets import load_wine
 
 import potstill
-from potstill import augment
-from potstill.cli import main
-from potstill.config import configuration
-from potstill.data import KINDS, require_kind
-from potstill.distillation import Listener
-from potstill.features import feature_ranges, row_table
-from potstill.loading import prepare
-from potstill.outer import Interrupted
-from potstill.preprocess import Preprocess, restored
+from potstill.cli.parser import main
+from potstill.config.config import configuration
+from potstill.data import augmentation
+from potstill.data.preparation import prepare
+from potstill.data.preprocessing import Preprocess, restored
+from potstill.data.sources import from_arrays, read
+from potstill.data.splits import KINDS, require_kind
+from potstill.distillation.auto_values import check_kinds
+from potstill.distillation.outer import Interrupted
+from potstill.distillation.run_folder import RunFolder
+from potstill.distillation.runs import Listener
 from potstill.registry import AUGMENTATIONS, MODELS, PARAMETERISATIONS, PREPROCESSING, InputError
-from potstill.report import write_report
-from potstill.resolve import check_kinds
-from potstill.runs import RunFolder
+from potstill.reports.features import feature_ranges, row_table
+from potstill.reports.report import write_report
 from potstill.seeds import generator
-from potstill.sources import from_arrays, read
 
 CPU = torch.device("cpu")
 X, Y = load_wine(return_X_y=True)
@@ -230,7 +230,7 @@ def test_a_wrong_pair_is_one_sentence_before_anything_is_fitted(options, sentenc
     def never(*_):
         raise AssertionError("the data were prepared first")
 
-    monkeypatch.setattr("potstill.distillation.prepare", never)
+    monkeypatch.setattr("potstill.distillation.runs.prepare", never)
     words = ["distill", "--out", str(tmp_path / "r"), *flags(**{"data": "sklearn:wine", **options})]
     assert main(words) == 2
     error = capsys.readouterr().err.splitlines()[-1]
@@ -247,14 +247,14 @@ def test_a_strangers_operation_may_take_vectors(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     distilled = potstill.distill(X, Y, **QUICK, augment=("noises:jitter",))
     assert distilled.recipe.augment == ("noises:jitter",)
-    assert augment.apply(distilled.images, augment.draw(("noises:jitter",), 3, generator(0))).shape == (3, 13)
+    assert augmentation.apply(distilled.images, augmentation.draw(("noises:jitter",), 3, generator(0))).shape == (3, 13)
     with pytest.raises(InputError, match=r"noises:short must return a tensor of the batch's shape \(2, 13\), got \(1, 13\)"):
         check_kinds(configuration(augment=("noises:short",)), (13,), "mlp")
 
 
 def test_a_users_own_preprocessing_and_network_take_vectors_and_are_found_again(tmp_path, monkeypatch):
     (tmp_path / "logs.py").write_text(
-        "import torch\nfrom potstill.preprocess import Preprocess\n\n\nclass Log(Preprocess):\n"
+        "import torch\nfrom potstill.data.preprocessing import Preprocess\n\n\nclass Log(Preprocess):\n"
         "    def __call__(self, rows):\n        return rows.log1p()\n\n"
         "    def inverse(self, rows):\n        return rows.expm1()\n\n\n"
         "def net(in_features, num_classes):\n    return torch.nn.Linear(in_features, num_classes)\n"
@@ -268,7 +268,7 @@ def test_a_users_own_preprocessing_and_network_take_vectors_and_are_found_again(
     torch.testing.assert_close(again.rows, distilled.images.expm1())
     assert potstill.train(again, steps=2).in_features == 13
     with pytest.raises(
-        InputError, match=r"preprocessing logs:net must be a subclass of potstill.preprocess.Preprocess, got <function"
+        InputError, match=r"preprocessing logs:net must be a subclass of potstill.data.preprocessing.Preprocess, got <function"
     ):
         potstill.distill(X, Y, **QUICK, preprocess="logs:net")
 
@@ -344,7 +344,7 @@ def test_other_data_and_other_networks_are_refused_by_evaluate(run, capsys):
     others = [f"other {name}" for name in NAMES]
     dataset = from_arrays(X, Y, class_names=["class_0", "class_1", "class_2"], feature_names=others)
     with pytest.raises(InputError, match=r"the first that differs is 'other alcohol' in place of 'alcohol'"):
-        potstill.evaluation.fitting(potstill.load(run), dataset, configuration().data, "cpu")
+        potstill.evaluation.measuring.fitting(potstill.load(run), dataset, configuration().data, "cpu")
 
 
 def test_a_set_alone_finds_the_tables_that_scikit_learn_carries(run, tmp_path, capsys):

@@ -8,17 +8,17 @@ import torch
 from test_runs import QUICK, interrupted_run
 
 import potstill
-from potstill.cli import main
-from potstill.config import configuration
-from potstill.distillation import SILENT, Setup
-from potstill.hardness import hardness_weights
-from potstill.loading import prepare
-from potstill.outer import Carried
+from potstill.cli.parser import main
+from potstill.config.config import configuration
+from potstill.config.sections import DataConfig
+from potstill.data.preparation import prepare
+from potstill.data.sampling import Weighted
+from potstill.data.sources import from_arrays, with_weights
+from potstill.distillation.outer import Carried
+from potstill.distillation.runs import SILENT, Setup
+from potstill.evaluation.hardness import hardness_weights
 from potstill.registry import InputError
-from potstill.sampling import Weighted
-from potstill.sections import DataConfig
 from potstill.seeds import generator
-from potstill.sources import from_arrays, with_weights
 
 COUNT = 90
 WEIGHTS = np.arange(COUNT) % 4

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from potstill.config import configuration
+from potstill.config.config import configuration
 from potstill.methods.unrolled import UnrolledMethod
 from potstill.methods.windows import WARM_UP, Backward, Early, Forward, Growing, RandomTruncated
 from potstill.registry import METHODS, InputError

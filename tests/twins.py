@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from potstill import augment
-from potstill.derivatives import Batch, Eager, FlatModel
-from potstill.inner import EagerObjective, InnerProblem, Leaves, MetaGradient, meta_gradient
+from potstill.data import augmentation
+from potstill.engine.losses import Batch, Eager, FlatModel
+from potstill.engine.optimizers import SGD, Adam, Optimizer
+from potstill.engine.unroll import EagerObjective, InnerProblem, Leaves, MetaGradient, meta_gradient
 from potstill.models.convnet import ConvNet
 from potstill.models.mlp import MLP
-from potstill.optimizers import SGD, Adam, Optimizer
 from potstill.parameterisations.base import Budget
 from potstill.parameterisations.pixels import Pixels
 from potstill.seeds import generator, global_seed
@@ -123,9 +123,9 @@ class Tiny:
         def batch(leaves: Leaves, step: int) -> Batch:
             rng = generator(1, "batch", step)
             rows = torch.randperm(6, generator=rng)[:4]
-            drawn = augment.draw(operations, 4, rng)
+            drawn = augmentation.draw(operations, 4, rng)
             both = {**self.fixed, **leaves}
-            return Batch(augment.apply(both["images"][rows], drawn), both["targets"][rows])
+            return Batch(augmentation.apply(both["images"][rows], drawn), both["targets"][rows])
 
         def loss(theta: Tensor, batch: Batch, step: int) -> Tensor:
             return F.cross_entropy(self.model(theta, batch.inputs), batch.targets)

@@ -15,18 +15,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from potstill import augment
 from potstill.cache import Cache
-from potstill.compilation import NetworkFamily
-from potstill.data import Split
-from potstill.derivatives import Batch
-from potstill.distilled import BatchPlan, Recipe
+from potstill.config.options import Nothing
+from potstill.data import augmentation
+from potstill.data.sampling import UNIFORM, RealSampler
+from potstill.data.splits import Split
+from potstill.distilled.examples import BatchPlan, Recipe
 from potstill.distributed import ALONE, Ranks
-from potstill.inner import Leaves
+from potstill.engine.losses import Batch
+from potstill.engine.rows import taken
+from potstill.engine.unroll import Leaves
+from potstill.engine.when_to_compile import NetworkFamily
 from potstill.models import fresh
-from potstill.options import Nothing
-from potstill.rows import taken
-from potstill.sampling import UNIFORM, RealSampler
 from potstill.seeds import derive, generator
 
 State = Mapping[str, Any]
@@ -56,7 +56,7 @@ class Examples:
         """What a gradient is asked for, by the names that `Estimate.grads` has."""
         return {"images": self.images} | ({"targets": self.targets} if self.learn_targets else {})
 
-    def batch(self, leaves: Leaves, rows: Tensor, drawn: augment.Draw) -> Batch:
+    def batch(self, leaves: Leaves, rows: Tensor, drawn: augmentation.Draw) -> Batch:
         """Take the examples at `rows` (on the CPU), augmented as drawn for each.
 
         Args:
@@ -75,7 +75,7 @@ class Examples:
             torch.cat([tensor.detach()[chosen[:first]], taken(tensor, chosen[first:])]) if first else taken(tensor, chosen)
             for tensor in (tensors["images"], tensors["targets"])
         )
-        return Batch(augment.apply(images, drawn.rows(order)), targets, first)
+        return Batch(augmentation.apply(images, drawn.rows(order)), targets, first)
 
 
 @dataclass(frozen=True)

@@ -18,15 +18,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from potstill import augment
-from potstill.augment import Draw
-from potstill.derivatives import autocast, couples_batch
-from potstill.inner import Leaves
+from potstill.config.options import option
+from potstill.data import augmentation
+from potstill.data.augmentation import Draw
+from potstill.data.sampling import ClassWise
+from potstill.engine.losses import autocast, couples_batch
+from potstill.engine.unroll import Leaves
+from potstill.evaluation.protocols import DSA
 from potstill.methods.base import Estimate, Examples, Method, Needs, Problem, State
-from potstill.options import option
-from potstill.protocols import DSA
 from potstill.registry import InputError
-from potstill.sampling import ClassWise
 from potstill.seeds import derive, global_seed
 
 
@@ -69,7 +69,7 @@ class DistributionMatching(Method):
         classes = [label for label, rows in enumerate(self.members) if len(rows)]
         real = self.real_rows(classes, step)
         operations = problem.real.augment
-        shared = {label: augment.shared_draw(operations, problem.rng("augmentation", step, label)) for label in classes}
+        shared = {label: augmentation.shared_draw(operations, problem.rng("augmentation", step, label)) for label in classes}
         images, total = examples.images.detach().requires_grad_(), 0.0
         grad = torch.zeros_like(images)
         for some in self.groups(classes, couples_batch(network)):
@@ -114,7 +114,7 @@ class DistributionMatching(Method):
         step: int,
     ) -> Tensor:
         """Average the features of the images of each class, (K', F), differentiable in the images."""
-        parts = [augment.apply(images[own.to(images.device)], shared[label]) for label, own in rows.items()]
+        parts = [augmentation.apply(images[own.to(images.device)], shared[label]) for label, own in rows.items()]
         features = self.features(network, torch.cat(parts), step)
         return torch.stack([part.mean(0) for part in features.split([len(part) for part in parts])])
 
@@ -123,12 +123,12 @@ class DistributionMatching(Method):
         """Average the features of real images of each class, (K', F), in micro-batches."""
         train, most = self.problem.real.train, self.problem.real.micro_batch
         if couples_batch(network):
-            taken = [augment.apply(train.take(own)[0], shared[label]) for label, own in rows.items()]
+            taken = [augmentation.apply(train.take(own)[0], shared[label]) for label, own in rows.items()]
             features = self.features(network, torch.cat(taken), step).split([len(own) for own in taken])
             return torch.stack([part.mean(0) for part in features])
         means = []
         for label, own in rows.items():
-            parts = [augment.apply(train.take(part)[0], shared[label]) for part in own.split(most)]
+            parts = [augmentation.apply(train.take(part)[0], shared[label]) for part in own.split(most)]
             sums = [self.features(network, part, step).sum(0) for part in parts]
             means.append(torch.stack(sums).sum(0) / len(own))
         return torch.stack(means)

@@ -13,9 +13,10 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
-from potstill import augment
-from potstill.compilation import stage_micro_batch
-from potstill.derivatives import (
+from potstill.config.options import option
+from potstill.data import augmentation
+from potstill.distilled.examples import Recipe
+from potstill.engine.losses import (
     Batch,
     Differentiable,
     ExactStart,
@@ -25,8 +26,8 @@ from potstill.derivatives import (
     cross_entropy,
     even,
 )
-from potstill.distilled import Recipe
-from potstill.inner import InnerProblem, Keep, Leaves, MetaGradient, Unrolled
+from potstill.engine.unroll import InnerProblem, Keep, Leaves, MetaGradient, Unrolled
+from potstill.engine.when_to_compile import stage_micro_batch
 from potstill.methods import windows
 from potstill.methods.base import (
     Estimate,
@@ -40,7 +41,6 @@ from potstill.methods.base import (
     Work,
 )
 from potstill.methods.windows import Sampler
-from potstill.options import option
 from potstill.seeds import derive, generator
 
 RATE_LR = 0.01
@@ -106,7 +106,7 @@ class RealPart:
     """
 
     positions: Tensor
-    drawn: augment.Draw
+    drawn: augmentation.Draw
     start: int
     weights: Tensor | None = None
 
@@ -123,7 +123,7 @@ class RealLoss:
         targets = self.real.one_hot(labels).to(theta.dtype)
         if part.weights is not None:  # the cross-entropy is linear in its targets
             targets = targets * part.weights[:, None].to(targets)
-        batch = Batch(augment.apply(images, part.drawn), targets)
+        batch = Batch(augmentation.apply(images, part.drawn), targets)
         return *self.loss.gradient(theta, batch, part.start), {}
 
 
@@ -156,7 +156,7 @@ class Trajectory:
         """
         real, rng = self.method.problem.real, self.method.rng("real batch", replay)
         chosen = real.sampler.draw(real.train, samples * size, rng)
-        drawn = augment.draw(real.augment, len(chosen), rng)
+        drawn = augmentation.draw(real.augment, len(chosen), rng)
         rows = torch.nonzero(weights.repeat_interleave(size))[:, 0]
         micro = size if self.whole else real.micro_batch
 
@@ -287,7 +287,7 @@ class UnrolledMethod(Method):
         def batch(leaves: Leaves, step: int) -> Batch:
             rng = self.rng("batch", replay, step)
             rows = plan.draw(rng)
-            return examples.batch(leaves, rows, augment.draw(recipe.augment, len(rows), rng))
+            return examples.batch(leaves, rows, augmentation.draw(recipe.augment, len(rows), rng))
 
         loss = self.loss(model, "dropout", replay, self.problem.micro_batch, whole=whole, inner=True)
         return InnerProblem(loss, batch, recipe.optimizer)
@@ -296,7 +296,7 @@ class UnrolledMethod(Method):
         """Yield a trajectory's real batch in micro-batches with their weights; whole, if coupled."""
         real, rng = self.problem.real, self.rng("real batch", replay)
         chosen = real.sampler.draw(real.train, real.batch, rng)
-        drawn = augment.draw(real.augment, len(chosen), rng)
+        drawn = augmentation.draw(real.augment, len(chosen), rng)
         size = len(chosen) if whole else real.micro_batch
         for rows in torch.arange(len(chosen)).split(size):
             part = RealPart(chosen[rows], drawn.rows(rows), int(rows[0]))

@@ -13,7 +13,7 @@ from typing import Any, Protocol, Self
 
 import torch
 
-from potstill.options import Auto, option
+from potstill.config.options import Auto, option
 from potstill.registry import InputError
 
 SamplerState = dict[str, Any]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from potstill.data import Shape, kind_of, require_kind
+from potstill.data.splits import Shape, kind_of, require_kind
 from potstill.registry import MODELS, InputError
 from potstill.seeds import global_seed
 

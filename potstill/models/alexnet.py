@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from potstill.data import Shape
+from potstill.config.options import option
+from potstill.data.splits import Shape
 from potstill.models.convnet import Norm, convolution, least_side
 from potstill.models.vgg import check_small
-from potstill.options import option
 
 PLAN = ((5, 2, True), (5, 3, True), (3, 4, False), (3, 3, False), (3, 3, True))
 """Kernel, channels in halves of the width, and whether a 2 x 2 maximum pool follows, of each convolution."""

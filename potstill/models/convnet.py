@@ -6,8 +6,8 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from potstill.data import Shape
-from potstill.options import Auto, option
+from potstill.config.options import Auto, option
+from potstill.data.splits import Shape
 from potstill.registry import InputError
 
 SMALLEST_NORM_SIDE = 4

@@ -7,8 +7,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from potstill.data import Shape
-from potstill.options import Auto, option
+from potstill.config.options import Auto, option
+from potstill.data.splits import Shape
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from potstill.data import Shape
+from potstill.config.options import option
+from potstill.data.splits import Shape
 from potstill.models.convnet import Norm, convolution, least_side
 from potstill.models.vgg import check_small
-from potstill.options import option
 
 STAGES = ((1, 1), (2, 2), (4, 2), (8, 2))
 """Channels in multiples of the width, and the stride of the first block, of each stage of two blocks."""

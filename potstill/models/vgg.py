@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from potstill.data import Shape
+from potstill.config.options import option
+from potstill.data.splits import Shape
 from potstill.models.convnet import SMALLEST_NORM_SIDE, Norm, convolution, least_side
-from potstill.options import option
 from potstill.registry import InputError
 
 PLAN = ((1,), (2,), (4, 4), (8, 8), (8, 8))

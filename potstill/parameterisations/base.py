@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from potstill.data import KINDS, Shape
-from potstill.options import Nothing, option
+from potstill.config.options import Nothing, option
+from potstill.data.splits import KINDS, Shape
 from potstill.registry import PARAMETERISATIONS, InputError
 
 Leaves = Mapping[str, Tensor]

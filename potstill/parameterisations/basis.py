@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from potstill.options import Auto, option
+from potstill.config.options import Auto, option
 from potstill.parameterisations.base import (
     Budget,
     Leaves,

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from potstill.options import option
+from potstill.config.options import option
 from potstill.parameterisations.base import (
     Budget,
     Leaves,

@@ -6,7 +6,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from potstill.data import NOUNS, kind_of
+from potstill.data.splits import NOUNS, kind_of
 from potstill.parameterisations.base import Budget, Leaves, Parameterisation, unit
 
 

@@ -9,8 +9,8 @@ from typing import ClassVar
 
 import torch
 
+from potstill.config.options import option
 from potstill.methods.base import Estimate, Learnable, Method, Needs
-from potstill.options import option
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,332 @@
+"""The commands of the command line."""
+
+import argparse
+import dataclasses
+import os
+import shlex
+import signal
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from potstill import api, distributed
+from potstill.cli.display import Display
+from potstill.config.config import Given, changed, configuration, options_from_file, options_from_preset
+from potstill.config.sections import EVALUATION_DATA_OPTIONS
+from potstill.data import sources
+from potstill.devices import hardware, pick_device
+from potstill.diagnosis.over_a_run import Diagnosis, Noise, recorded_diagnoses
+from potstill.diagnosis.variance import SOURCES
+from potstill.distillation import run_folder, runs
+from potstill.distillation.outer import Interrupted
+from potstill.distillation.runs import Listener
+from potstill.distilled import artefact, exports
+from potstill.distilled.examples import DistilledSet
+from potstill.distributed import ALONE, Lost, Ranks
+from potstill.evaluation import measuring
+from potstill.evaluation.protocols import EvaluationOptions
+from potstill.evaluation.records import DIAGNOSIS, EvaluationRecord
+from potstill.registry import EXPORTS, METHODS, STUDIES, InputError
+
+
+def distill(parsed: argparse.Namespace) -> int:
+    """`potstill distill`."""
+    config = resumed_config(parsed) if parsed.resume else new_config(parsed)
+    out = parsed.resume or parsed.out or default_out(config)
+    with distributed.joined() as ranks:
+        distilled = distilled_by(ranks, config, out, parsed)
+        if ranks.first:
+            tell(distilled, out)
+    return 0
+
+
+def distilled_by(ranks: Ranks, config: Given, out: Path, parsed: argparse.Namespace) -> DistilledSet:
+    """Distill as one of some ranks, with a display of the progress."""
+    if ranks.first and not (parsed.resume or parsed.overwrite):
+        run_folder.RunFolder.check_free(out)  # before the data are read, which may take long
+    config = changed(config, device=ranks.device(config.run.device))
+    display = Display(parsed.quiet or not ranks.first)
+    try:
+        with display, listening(display, ranks) as listener:
+            with ranks.in_turn():
+                dataset = sources.read(config.data)
+            if parsed.resume:
+                return runs.resumed_run(out, config, dataset, listener=listener, ranks=ranks)
+            return runs.new_run(config, dataset, out, overwrite=parsed.overwrite, listener=listener, ranks=ranks)
+    except (Interrupted, KeyboardInterrupt, Lost) as error:
+        begun = display.begun or parsed.resume
+        way_on = f"go on with `potstill distill --resume {shlex.quote(str(out))}`" if begun else "no step was done"
+        kind = Lost if isinstance(error, Lost) else KeyboardInterrupt
+        raise kind(f"{str(error) or 'interrupted'}; {way_on}") from error
+
+
+def tell(distilled: DistilledSet, out: Path) -> None:
+    """Print where a finished set is, what it is worth, and what to do with it."""
+    print(f"distilled set: {out / artefact.ARTEFACT}")
+    print(f"stored:        {distilled.stored}")
+    nested = len(distilled.budgets) > 1
+    for part in map(distilled.prefix, distilled.budgets):
+        size = f"{'budget of ' * part.decoded}{part.ipc} of each class, {part.stored_bytes:,} bytes: " if nested else ""
+        print(f"validation:    {size}{part.metadata.accuracy}, {part.recipe.steps} training steps; this split chose them")
+    print(f"next:          potstill evaluate {shlex.quote(str(out))}{' --all-budgets' * nested}")
+    shown = exports.DEFAULTS[distilled.kind]
+    print(f"{'table' if shown == 'csv' else 'picture'}:".ljust(15) + f"{out / EXPORTS[shown].default_name}")
+
+
+def given_options(parsed: argparse.Namespace) -> dict[str, Any]:
+    """The options of config.py that the command line sets, by name."""
+    known = vars(parsed)
+    return {name: known[name] for name in known.get("option_names", ()) if name in known}
+
+
+def new_config(parsed: argparse.Namespace) -> Given:
+    """Defaults, then the preset, then the file, then the command line."""
+    return configuration(*layers(parsed.preset, parsed.config), given_options(parsed))
+
+
+def layers(preset: str | None, config: Path | None) -> list[dict[str, Any]]:
+    """Read the options that a preset and a file set; the file wins."""
+    found = [options_from_preset(preset)] if preset else []
+    return found + ([options_from_file(config)] if config else [])
+
+
+def resumed_config(parsed: argparse.Namespace) -> Given:
+    """The configuration of the run to resume; only where things are may be given anew.
+
+    Raises:
+        InputError: the command line sets other options beside it.
+    """
+    given = given_options(parsed)
+    others = [name for name in ("out", "preset", "config", "overwrite") if getattr(parsed, name)]
+    for name in (*given, *others):
+        if name not in ("data", "cache_dir", "device"):
+            raise InputError(f"--resume takes every option from the run's config.toml; remove --{name.replace('_', '-')}")
+    return changed(run_folder.RunFolder.open(parsed.resume).config(), **given)
+
+
+def default_out(config: Given) -> Path:
+    """runs/DATA-ipcN-METHOD, or runs/DATA-ipcN-PARAM-METHOD."""
+    param = f"-{config.parameterisation.name}" if config.decoded else ""
+    method = config.method.name.rpartition(":")[2]
+    return Path("runs") / f"{config.data.name}-ipc{config.distilled.ipc}{param}-{method}"
+
+
+@contextmanager
+def listening(display: Display, ranks: Ranks = ALONE) -> Iterator[Listener]:
+    """A listener that shows what it hears.
+
+    The first Ctrl-C (or SIGTERM) in the outer loop asks it to stop after its step; anywhere else, or again, it stops at once.
+    Ranks do not heed a second one: torchrun sends each what the terminal sent already, and ends what
+    goes on for 30 seconds.
+    """
+    asked: list[int] = []
+    shared = ranks.count > 1
+
+    def handle(number: int, frame: Any) -> None:
+        if asked and shared:
+            return
+        again = bool(asked)
+        asked.append(number)
+        ranks.stopping()
+        if again or not display.looping:
+            raise KeyboardInterrupt
+        display.say("stopping after this step" + "; once more stops at once" * (not shared))
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield Listener(display.say, display.step, display.work, lambda: bool(asked))
+    finally:
+        for number, handler in before.items():
+            # A rank that has ended its work is not cut off while it says why.
+            signal.signal(number, signal.SIG_IGN if shared else handler)
+
+
+def machine(parsed: argparse.Namespace) -> torch.device:
+    """The device that a command asks for; its threads are set."""
+    given = {name: getattr(parsed, name) for name in ("device", "threads") if hasattr(parsed, name)}
+    config = configuration(given).run
+    if config.threads != "auto":
+        torch.set_num_threads(config.threads)
+    return pick_device(config.device)
+
+
+def evaluate(parsed: argparse.Namespace) -> int:
+    """`potstill evaluate`."""
+    given = {item.name: getattr(parsed, item.name) for item in dataclasses.fields(EvaluationOptions) if hasattr(parsed, item.name)}
+    records = list[EvaluationRecord]()
+    with distributed.joined() as ranks:
+        given["device"] = parsed.device = ranks.device(given.get("device", "auto"))
+        device = machine(parsed)
+        try:
+            with Display(not ranks.first) as display:
+                listener = Listener(display.say, work=display.work)
+                measured = api.evaluations(
+                    parsed.path, ipc=parsed.ipc, all_budgets=parsed.all_budgets, listener=listener, ranks=ranks,
+                    **data_options(parsed), **given,
+                )  # fmt: skip
+                records.extend(measured)
+        finally:  # a full disk or Ctrl-C must not cost what was measured
+            if records and ranks.first:
+                show(records, hardware(device))
+        if ranks.first:
+            print(f"written: {api.results_file(parsed.path)}")
+    return 0
+
+
+def data_options(parsed: argparse.Namespace) -> dict[str, Any]:
+    """The options on the command line that tell where real data are and how they are read, by name."""
+    given = {name: getattr(parsed, name) for name in EVALUATION_DATA_OPTIONS if hasattr(parsed, name)}
+    return given | ({"data": parsed.data} if parsed.data else {})
+
+
+def show(records: list[EvaluationRecord], machine: str) -> None:
+    """Print evaluations as a table."""
+    noun = f"{records[0].noun}s"
+    title = f"Test accuracy on {records[0].test_images} {noun}, fresh networks ({machine})"
+    table = Table(title=title, title_justify="left")
+    for column in ("trained on", noun, "per class", "bytes", "network", "steps", "lr", "accuracy", "protocol"):
+        right = column in (noun, "per class", "bytes", "steps", "lr")
+        table.add_column(column, justify="right" if right else "left", overflow="fold")
+    classes = records[0].classes
+    for row in (row for record in records for row in record.rows):
+        numbers = f"{row.images:,}", row.per_class(classes), f"{row.stored_bytes:,}"
+        training = "" if row.steps is None else f"{row.steps:,}", "" if row.lr is None else f"{row.lr:g}"
+        table.add_row(row.name, *numbers, row.model, *training, str(row.accuracy), row.protocol)
+    # No terminal means a log or a pipe: there the table takes the room that it needs.
+    console = Console() if sys.stdout.isatty() else Console(width=140)
+    console.print(table)
+
+
+def export(parsed: argparse.Namespace) -> int:
+    """`potstill export`."""
+    distilled, data = api.opened(parsed.path, parsed.ipc, data_options(parsed))
+    folder = parsed.path if parsed.path.is_dir() else parsed.path.parent
+    suffixes = {".png": "png", ".csv": "csv", ".parquet": "parquet", ".npz": "npz"}
+    format = parsed.format or (suffixes.get(parsed.out.suffix, "folder") if parsed.out else exports.DEFAULTS[distilled.kind])
+    out = parsed.out or folder / EXPORTS[format].default_name
+    told = exports.export(distilled, format, out, overwrite=parsed.out is None)
+    print(f"written: {out}\n{told}")
+    if parsed.no_check or EXPORTS[format].exact:
+        return 0
+    if data.data == "arrays":
+        print("what accuracy the pictures cost was not measured; give the real data with --data")
+        return 0
+    device = machine(parsed)
+    with Display() as display:
+        real = api.real_of(distilled, sources.read(data), data, str(device), display.say)
+        exact, pictures = measuring.accuracy_of_export(
+            distilled, exports.exported_images(distilled), real, device=str(device), progress=display.work
+        )
+    print(f"validation accuracy of networks trained on the set: {exact}; on these pictures: {pictures}")
+    return 0
+
+
+def report(parsed: argparse.Namespace) -> int:
+    """`potstill report`."""
+    from potstill.reports.report import write_report  # here: matplotlib takes half a second
+
+    out = parsed.out or run_folder.RunFolder.open(parsed.runs[0]).path / run_folder.REPORT
+    for note in write_report(parsed.runs, out):
+        print(f"note: {note}", file=sys.stderr)
+    print(f"written: {out}")
+    return 0
+
+
+def diagnose(parsed: argparse.Namespace) -> int:
+    """`potstill diagnose`."""
+    noise = Noise(parsed.samples, parsed.size, parsed.signs, parsed.unrolls, parsed.sources)
+    folder = run_folder.RunFolder.open(parsed.run)
+    config = changed(folder.config(), **given_options(parsed))
+    with Display() as display, listening(display) as listener:
+        quiet = dataclasses.replace(listener, say=runs.SILENT.say)
+        found = list(recorded_diagnoses(folder, config, sources.read(config.data), noise, listener=quiet))
+    show_diagnosis(found, config)
+    print(f"written: {folder.path / DIAGNOSIS}")
+    return 0
+
+
+def show_diagnosis(found: list[Diagnosis], config: Given) -> None:
+    """Print the noise at each place as a table."""
+    first, method = found[0], config.method
+    words = "; ".join(f"{term.lower()}: {value}" for term, value in METHODS[method.name].words(method.options))
+    print(f"Meta-gradient of {method.name}; {words}.")
+    print("Noise is the share of its squared length that varies when something is drawn anew.")
+    table = Table()
+    columns = ["step"]
+    columns += ["norm", "normalised variance", "noise of a sample"] if first.real else []
+    columns += [f"noise with {SOURCES[name]}" for name in first.sources or ()]
+    for column in columns:
+        table.add_column(column, justify="right")
+    for one in found:
+        cells = []
+        if one.real:
+            names = ("norm", "normalised", "share")
+            norm, normalised, share = (statistics.median(getattr(variance, name) for variance in one.real) for name in names)
+            cells = [f"{norm:.3g}", f"{normalised:.3g}", in_percent(share)]
+        cells += [in_percent(variance.share) for variance in (one.sources or {}).values()]
+        table.add_row(f"{one.step:,}", *cells)
+    (Console() if sys.stdout.isatty() else Console(width=140)).print(table)
+
+
+def in_percent(share: float) -> str:
+    """A fraction in words."""
+    return f"{100 * share:.0f} %"
+
+
+def study(parsed: argparse.Namespace) -> int:
+    """`potstill study`."""
+    from potstill.studies import runner  # here: matplotlib takes half a second
+
+    device = machine(parsed)
+    chosen: runner.Study = STUDIES[parsed.name]()
+    points = chosen.points(parsed.preset, parsed.data, range(parsed.seeds))
+    config = points[0].config
+    folder = parsed.out / f"{parsed.name}-{parsed.preset}-{config.data.name}"
+    jobs = parsed.jobs or (min(4, cores()) if device.type == "cpu" else 1)
+    threads = getattr(parsed, "threads", "auto" if jobs == 1 else max(1, cores() // jobs))
+    if threads != "auto":
+        torch.set_num_threads(int(threads))
+    display = Display(parsed.helper)
+    helpers: list[subprocess.Popen[bytes]] = []
+    try:
+        with display, listening(display) as listener:
+            workplace = runner.Workplace(
+                folder, parsed.out / runner.RUNS, sources.read(config.data), parsed.nets, str(device), threads, listener
+            )
+            if parsed.helper:
+                runner.work(points, workplace)
+                return 0
+            command = helper_command(parsed, threads)
+            helpers += [subprocess.Popen(command, stderr=subprocess.DEVNULL) for _ in range(jobs - 1)]
+            runner.run_study(chosen, points, workplace, chosen.about(parsed.preset, parsed.data))
+    except (Interrupted, KeyboardInterrupt) as error:
+        raise KeyboardInterrupt("interrupted; the same command goes on where it was") from error
+    finally:
+        for process in helpers:
+            process.terminate()
+            process.wait()
+    print((folder / runner.SUMMARY).read_text(encoding="utf-8"))
+    print(f"written: {folder}")
+    return 0
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def helper_command(parsed: argparse.Namespace, threads: Any) -> list[str]:
+    """A command that works on the same study and leaves the summary to this process."""
+    words = [sys.executable, "-m", "potstill.cli.parser", "study", parsed.name, "--preset", parsed.preset, "--helper"]
+    words += ["--seeds", parsed.seeds, "--nets", parsed.nets, "--out", parsed.out, "--threads", threads]
+    words += ["--data", parsed.data] if parsed.data else []
+    words += ["--device", parsed.device] if hasattr(parsed, "device") else []
+    return list(map(str, words))

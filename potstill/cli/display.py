@@ -1,0 +1,59 @@
+"""What a long command shows: a progress bar in a terminal, a line now and then elsewhere."""
+
+import sys
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from potstill.records.metrics import StepRecord
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class Display:
+    """Progress on standard error, so that standard output holds results only."""
+
+    def __init__(self, quiet: bool = False):
+        self.quiet = quiet
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        hidden = quiet or not sys.stderr.isatty()
+        self.bar = Progress(*columns, console=self.console, disable=hidden, transient=True)
+        self.lines = not quiet and hidden
+        self.tasks: dict[str, TaskID] = {}
+        self.last_line = 0.0
+        self.accuracy = ""
+        self.begun = self.looping = False
+
+    def __enter__(self) -> "Display":
+        self.bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.bar.stop()
+
+    def say(self, sentence: str) -> None:
+        """Show a sentence, above the bar if there is one."""
+        if not self.quiet:
+            self.console.print(sentence, markup=False)
+
+    def work(self, what: str, done: int, total: int, note: str = "") -> None:
+        """Show that `done` of `total` are done."""
+        if what not in self.tasks:
+            self.tasks[what] = self.bar.add_task(what, total=total)
+        self.bar.update(self.tasks[what], completed=done, total=total, description=f"{what}{note}")
+        if self.lines and (done == total or time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES):
+            self.last_line = time.monotonic()
+            self.say(f"{what} {done}/{total}{note}")
+
+    def step(self, record: StepRecord, steps: int) -> None:
+        """Show one outer step."""
+        self.begun, self.looping = True, record.step < steps
+        if record.step == 1:  # of another run
+            self.accuracy = ""
+        if record.validation:
+            self.accuracy = f", validation {100 * record.validation.mean:.1f} %"
+        loss = "not finite" if record.loss is None else f"{record.loss:.3f}"
+        self.work("outer step", record.step, steps, f": loss {loss}{self.accuracy}")

@@ -1,0 +1,1 @@
+"""The configuration: options that parts declare, slots that parts fill, files and presets."""

@@ -1,0 +1,344 @@
+"""A run's configuration: the house's options and those of its parts as one value, read and written."""
+
+import dataclasses
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Generic, Never, cast
+
+import tomli_w
+
+from potstill.config.options import A, Auto, checked, convert, declared
+from potstill.config.sections import (
+    DataConfig,
+    DistilledConfig,
+    EvaluationConfig,
+    InnerConfig,
+    OuterConfig,
+    RunConfig,
+)
+from potstill.config.slots import SLOTS, Chosen, Slot, chosen_names, method_defaults, own_class, owners_of, unused
+from potstill.registry import AUGMENTATIONS, PREPROCESSING, SOURCES, InputError, near_miss
+
+SECTIONS: dict[str, type] = {
+    "data": DataConfig,
+    "distilled": DistilledConfig,
+    "inner": InnerConfig,
+    "outer": OuterConfig,
+    "evaluation": EvaluationConfig,
+    "run": RunConfig,
+}
+ORDER = (
+    "data", "distilled", "parameterisation", "model", "inner", "inner_optimizer", "method", "outer",
+    "outer_optimizer", "real_sampler", "evaluation", "run",
+)  # fmt: skip
+"""Of the tables, in a file and in help texts."""
+Layer = Mapping[str, Any]
+"""Options by name, as a preset, a file, the command line or Python gives them."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option that a run has.
+
+    Args:
+        name: unique in the run.
+        table: where it stands in a file.
+        field: of its dataclass; None for the option that names a part.
+        hint: its type.
+        default: what holds unless it is given; of a choice, the part that is chosen.
+        help: its text.
+    """
+
+    name: str
+    table: str
+    field: "dataclasses.Field[Any] | None"
+    hint: Any
+    default: Any
+    help: str
+
+
+@dataclass(frozen=True)
+class Config(Generic[A]):
+    """A whole run; `Config.of(ipc=10, window=40)` builds one.
+
+    `Given` may hold "auto" where an option allows it; in a `Resolved` one every "auto" is replaced.
+    """
+
+    data: DataConfig
+    distilled: DistilledConfig
+    parameterisation: Chosen
+    model: Chosen
+    inner: InnerConfig[A]
+    inner_optimizer: Chosen
+    method: Chosen
+    outer: OuterConfig[A]
+    outer_optimizer: Chosen
+    real_sampler: Chosen
+    evaluation: EvaluationConfig
+    run: RunConfig[A]
+
+    @property
+    def all_steps(self) -> int:
+        """Outer steps of a whole run, whose "auto" is resolved: of each block, times the blocks."""
+        return int(cast(int, self.outer.steps)) * self.distilled.boost_blocks
+
+    @property
+    def decoded(self) -> bool:
+        """Whether images come out of something else that is stored."""
+        return self.parameterisation.name != "pixels"
+
+    def tables(self) -> dict[str, dict[str, Any]]:
+        """The complete configuration, table by table, as a file has it; tuples as lists."""
+        slots, without = {slot.table: slot for slot in SLOTS}, unused({"method": self.method.name})
+        found: dict[str, dict[str, Any]] = {}
+        for table in ORDER:
+            value = getattr(self, table)
+            if table in slots:
+                slot = slots[table]
+                own = {name: getattr(value.options, item.name) for name, item, _ in own_options(slot, value.name)}
+                found[table] = {slot.choice: value.name, **own}
+            else:
+                fields = [item.name for item, _ in declared(type(value)) if item.name not in without]
+                found[table] = {name: getattr(value, name) for name in fields}
+        return {
+            table: {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()} for table, values in found.items()
+        }
+
+    def flat(self) -> dict[str, Any]:
+        """Option name -> value, over all tables."""
+        return {
+            name: tuple(value) if isinstance(value, list) else value
+            for table in self.tables().values()
+            for name, value in table.items()
+        }
+
+
+Given = Config[Auto]
+"""As a user gives it."""
+Resolved = Config[Never]
+"""As a run uses and stores it."""
+
+
+def configuration(*layers: Layer, **options: Any) -> Given:
+    """Build a configuration from layers of options, the later of which win, and then from `options`.
+
+    Where a later layer names another part, the earlier layers' options of the part that it replaces
+    go with it. Within one layer every option must have an effect.
+
+    Raises:
+        InputError: an unknown name (the nearest right one is told), an option without effect on the
+            chosen parts, a value of the wrong type or out of its range, options that do not fit.
+    """
+    given = layered(*layers, options)
+    known = {option.name: option for option in options_of_run(given)}
+    for name in given:
+        if name not in known:
+            raise InputError(no_effect(name, known, chosen_names(given)))
+    values = {}
+    for name, option in known.items():
+        value = given.get(name, option.default)
+        value = convert(name, value, option.hint)
+        values[name] = value if option.field is None else checked(name, option.field, value)
+    made: dict[str, Any] = {}
+    for table, section in SECTIONS.items():
+        fields = [item.name for item, _ in declared(section) if item.name in values]
+        made[table] = section(**{name: values[name] for name in fields})
+    for slot in SLOTS:
+        name = values[slot.choice]
+        own = {item.name: values[full] for full, item, _ in own_options(slot, name)}
+        made[slot.table] = Chosen(name, own_class(slot, name)(**own))
+    return validated(Config(**made))
+
+
+def changed(config: "Given | Resolved", **options: Any) -> Given:
+    """Build the configuration that differs from another one in these options."""
+    return configuration(config.flat(), **options)
+
+
+def layered(*layers: Layer) -> dict[str, Any]:
+    """Merge layers of options; see `configuration`."""
+    given: dict[str, Any] = {}
+    for layer in layers:
+        before, merged = chosen_names(given), {**given, **layer}
+        after = chosen_names(merged)
+        for slot in SLOTS:
+            if before[slot.choice] == after[slot.choice]:
+                continue
+            kept = {name for name, *_ in own_options(slot, after[slot.choice])}
+            for name, *_ in own_options(slot, before[slot.choice]):
+                if name not in kept and name not in layer:
+                    merged.pop(name, None)
+        given = merged
+    return given
+
+
+def options_of_run(given: Layer) -> Iterator[Option]:
+    """Yield every option of a run with the parts that are given, in the order of a file."""
+    names, wanted, without = chosen_names(given), method_defaults(given), unused(given)
+    slots = {slot.table: slot for slot in SLOTS}
+    for table in ORDER:
+        if table in slots:
+            slot = slots[table]
+            yield Option(slot.choice, table, None, str, names[slot.choice], slot.help)
+            fields = [(name, item, hint) for name, item, hint in own_options(slot, names[slot.choice])]
+        else:
+            fields = [(item.name, item, hint) for item, hint in declared(SECTIONS[table])]
+        for name, item, hint in fields:
+            if name in without:
+                continue
+            default = wanted.get(name, item.default)
+            yield Option(name, table, item, hint, default, item.metadata["help"])
+
+
+def own_options(slot: Slot, name: str) -> list[tuple[str, "dataclasses.Field[Any]", Any]]:
+    """List (option's name, field, type) of a part."""
+    return [(slot.prefix + item.name, item, hint) for item, hint in declared(own_class(slot, name))]
+
+
+def no_effect(name: str, known: Mapping[str, Any], names: Mapping[str, str]) -> str:
+    """Say why an option is not one of this run: it belongs to other parts, or to nobody."""
+    if name in unused(names):
+        return f"{name} has no effect with --method {names['method']}; leave it out"
+    home = owners_of(name)
+    if home:
+        slot, parts = home
+        flag = "--" + slot.choice.replace("_", "-")
+        return (
+            f"{name} has no effect with {flag} {names[slot.choice]}; it belongs to "
+            f"{', '.join(parts)}: choose another {flag}, or leave it out"
+        )
+    return f"unknown option {name!r}{near_miss(name, known)}; `potstill distill --help` lists all"
+
+
+def validated(config: Given) -> Given:
+    """Return `config` if its options fit each other and its data have a known kind.
+
+    Raises:
+        InputError: they do not; one sentence says which option, the rule, the value found and the
+            way out.
+    """
+    check_source(config.data.data)
+    ipc, blocks = config.distilled.ipc, config.distilled.boost_blocks
+    if ipc % blocks:
+        raise InputError(
+            f"boost_blocks must divide ipc={ipc} into blocks of equal size, got {blocks}; change --ipc or --boost-blocks"
+        )
+    if config.data.preprocess != "auto":
+        PREPROCESSING.check(config.data.preprocess)
+    for operation in config.inner.augment if isinstance(config.inner.augment, tuple) else ():
+        AUGMENTATIONS.check(operation)
+    check_data(config.data)
+    if not config.evaluation.lengths:
+        raise InputError("lengths must hold at least one number of steps, got none")
+    if config.run.device.partition(":")[0] not in ("auto", "cpu", "cuda", "mps"):
+        raise InputError(f"device must be auto, cpu, cuda, cuda:N or mps, got {config.run.device!r}")
+    return config
+
+
+READ_BY = {
+    "image_column": ("parquet", "hf"),
+    "label_column": ("parquet", "hf"),
+    "image_size": ("folder", "parquet", "hf"),
+}
+"""Options that tell how data are read -> the sources that they have an effect on."""
+
+
+def check_data(data: DataConfig) -> None:
+    """Raise an InputError if an option of the data has no effect on their source or preprocessing."""
+    kind, default = data.data.partition(":")[0], DataConfig()
+    for name, kinds in READ_BY.items():
+        if kind not in (*kinds, "arrays") and ":" not in kind and getattr(data, name) != getattr(default, name):
+            flag = "--" + name.replace("_", "-")
+            raise InputError(f"{name} has no effect with data {data.data}, {flag} is for {' and '.join(kinds)}; leave it out")
+    if data.preprocess in ("none", "normalize") and data.zca_regularization != default.zca_regularization:
+        raise InputError(f"zca_regularization has no effect with --preprocess {data.preprocess}; leave it out")
+
+
+def resolved(config: "Given | Resolved", **options: Any) -> Resolved:
+    """Build the configuration of a run: `config` with these options, in which no "auto" is left."""
+    made = changed(config, **options)
+    left = [name for name, value in made.flat().items() if value == "auto" and name not in FOUND_BY_NAME]
+    assert not left, f"every auto must be resolved, left: {left}"
+    return cast(Resolved, made)
+
+
+FOUND_BY_NAME = ("image_column", "label_column")
+"""Options whose "auto" holds for good: columns are looked for by their usual names."""
+
+
+def check_source(data: str) -> None:
+    """Raise an InputError unless `data` has a known kind; "arrays" stands for what Python gave."""
+    kind = data.partition(":")[0]
+    if kind not in SOURCES and ("/" in kind or Path(data).exists()):
+        raise InputError(f"data must begin with its kind, got {data!r}; write folder:{data} or parquet:{data}")
+    if kind != "arrays":
+        SOURCES.check(kind)
+
+
+def to_toml(config: Config[Any], comment: str = "") -> str:
+    """Write the complete configuration as TOML, under a first comment line if one is given."""
+    return (f"# {comment}\n\n" if comment else "") + tomli_w.dumps(config.tables())
+
+
+def options_from_toml(text: str, source: str) -> dict[str, Any]:
+    """Read the options that a TOML text sets, by name.
+
+    Raises:
+        InputError: no valid TOML, an unknown table, or a key that is no option of that table;
+            `source` names the file.
+    """
+    try:
+        tables: Mapping[str, Any] = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{source} is not valid TOML: {error}") from error
+    found: dict[str, Any] = {}
+    for table, values in tables.items():
+        if table not in ORDER or not isinstance(values, Mapping):
+            known = ", ".join(ORDER)
+            raise InputError(f"{source} has an unknown section [{table}]{near_miss(table, ORDER)}; known: {known}")
+        found |= values
+    homes: dict[str, list[str]] = {}
+    for option in options_of_run(found):
+        homes.setdefault(option.table, []).append(option.name)
+    for table, values in tables.items():
+        for key in values:
+            if key not in homes[table] and not owners_of(key):
+                near = near_miss(key, homes[table])
+                raise InputError(f"{source} has an unknown key {key!r} in [{table}]{near}")
+    return found
+
+
+def options_from_file(path: Path) -> dict[str, Any]:
+    """Read the options that a TOML file sets; raise an InputError if it cannot be read."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read the configuration {path}: {error}") from error
+    return options_from_toml(text, str(path))
+
+
+def preset_names() -> list[tuple[str, str]]:
+    """List (name, the command that runs it) of every preset: the first line of its file."""
+    folder = resources.files("potstill.config") / "presets"
+    files = [entry for entry in folder.iterdir() if entry.name.endswith(".toml")]
+    files.sort(key=lambda entry: natural(entry.name))
+    return [(entry.name.removesuffix(".toml"), entry.read_text().splitlines()[0].lstrip("# ")) for entry in files]
+
+
+def natural(name: str) -> tuple[str | int, ...]:
+    """Make a sort key that puts ipc10 after ipc2."""
+    stem, _, number = name.removesuffix(".toml").rpartition("ipc")
+    return (stem, int(number)) if number.isdigit() else (name, 0)
+
+
+def options_from_preset(name: str) -> dict[str, Any]:
+    """Read the options of a preset; raise an InputError that names the nearest one if there is none."""
+    names = [known for known, _ in preset_names()]
+    if name not in names:
+        known = ", ".join(names)
+        raise InputError(f"unknown preset {name!r}{near_miss(name, names)}; known: {known}")
+    text = (resources.files("potstill.config") / "presets" / f"{name}.toml").read_text(encoding="utf-8")
+    return options_from_toml(text, f"preset {name}")

@@ -1,0 +1,1 @@
+"""Real data: sources, splits, sampling, preprocessing, augmentation."""

@@ -1,0 +1,297 @@
+"""Image files to arrays: one layout for a whole data set, decoded in a second pass, into memory or a memory-mapped cache."""
+
+import hashlib
+import io
+import itertools
+import json
+import math
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import platformdirs
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from potstill.data.splits import Arrays, chunk_size
+from potstill.registry import InputError
+
+PADDED_SIDE, UNPADDED_SIDE = 32, 28
+PADDED_NOTE = "28 x 28 images were padded with zeros to 32 x 32"
+GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N")
+MAPPED_ABOVE_BYTES = 4 * 10**9
+FORMAT = "potstill-mapped-1"
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The images of one split, before decoding.
+
+    Args:
+        labels: (N,) int64.
+        files: gives, each time it is called, (name for messages, path or encoded bytes) of every image, in order.
+    """
+
+    labels: npt.NDArray[np.int64]
+    files: Callable[[], Iterator[tuple[str, Path | bytes]]]
+
+
+@dataclass
+class Layout:
+    """What a pass over the headers found: the one shape that all images will have."""
+
+    grey: bool = True
+    converted: dict[str, int] = field(default_factory=dict)
+    sizes: dict[tuple[int, int], str] = field(default_factory=dict)
+
+    def see(self, name: str, image: Image.Image) -> None:
+        self.grey = self.grey and image.mode in GREY_MODES
+        if image.mode not in ("L", "RGB"):
+            self.converted[image.mode] = self.converted.get(image.mode, 0) + 1
+        # EXIF orientations 5 to 8 turn the picture by a quarter. A square one is not asked: a PNG would be decoded for it.
+        turned = image.width != image.height and image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+        self.sizes.setdefault(image.size[::-1] if turned else image.size, name)
+
+
+@contextmanager
+def refusing_bombs() -> Iterator[None]:
+    """Pillow refuses images of more pixels than are sensible, in all threads."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
+
+
+@contextmanager
+def reading(name: str, source: Path | bytes) -> Iterator[Image.Image]:
+    """An image whose header is read; whatever goes wrong with it inside the block becomes an InputError with its name."""
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            yield image
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:  # a broken file makes Pillow raise ValueError, SyntaxError, RuntimeError, ...: no closed list
+        reason = "no image format that Pillow knows" if isinstance(error, UnidentifiedImageError) else error
+        raise InputError(f"cannot read the image {name}: {reason}; repair or remove it") from error
+
+
+def scan(listings: list[Listing], image_size: int) -> tuple[tuple[int, int, int], list[str]]:
+    """Read every header; the common shape (C, H, W), and notes on what will be changed.
+
+    Raises:
+        InputError: an unreadable image, or several sizes and no `image_size`.
+    """
+    layout = Layout()
+    with refusing_bombs():
+        for listing in listings:
+            for name, source in listing.files():
+                with reading(name, source) as image:
+                    layout.see(name, image)
+    if image_size:
+        width = height = image_size
+    elif len(layout.sizes) > 1:
+        (first, first_name), (second, second_name), *_ = layout.sizes.items()
+        raise InputError(
+            f"images have {len(layout.sizes)} sizes, such as {first[0]} x {first[1]} ({first_name}) and {second[0]} x {second[1]} "
+            f"({second_name}); give --image-size to resize and crop them all to one"
+        )
+    else:
+        ((width, height),) = layout.sizes
+    notes = []
+    if image_size and set(layout.sizes) != {(width, height)}:
+        count = len(layout.sizes)
+        notes.append(f"images of {count} size{'s'[: count > 1]} were resized and centre-cropped to {image_size} x {image_size}")
+    if layout.converted:
+        found = ", ".join(f"{mode} ({count})" for mode, count in sorted(layout.converted.items()))
+        notes.append(f"images of mode {found} were converted to {'grey' if layout.grey else 'RGB'}")
+    if height == width == UNPADDED_SIDE:
+        height = width = PADDED_SIDE
+        notes.append(PADDED_NOTE)
+    return (1 if layout.grey else 3, height, width), notes
+
+
+def decode(image: Image.Image, *, grey: bool, image_size: int) -> npt.NDArray[np.uint8]:
+    """One image as uint8 (C, H, W): upright, grey or RGB, resized and cropped if `image_size` is given.
+
+    Transparent pixels become white. 16-bit grey keeps its upper 8 bits.
+
+    Raises:
+        ValueError: floating-point pixels.
+    """
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode == "F":
+        raise ValueError("its pixels are floating-point numbers of no known range, they must be whole numbers")
+    if upright.mode.startswith("I"):
+        upright = Image.fromarray((np.asarray(upright).clip(0, 65535) >> 8).astype(np.uint8))
+    if upright.has_transparency_data:
+        upright = upright.convert("RGBA")
+        upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
+    upright = upright.convert("L" if grey else "RGB")
+    if image_size and upright.size != (image_size, image_size):
+        upright = ImageOps.fit(upright, (image_size, image_size), Image.Resampling.BICUBIC)
+    pixels = np.asarray(upright)
+    return pixels[None] if grey else pixels.transpose(2, 0, 1)
+
+
+def decoded(listing: Listing, *, image_size: int, shape: tuple[int, int, int]) -> Iterator[npt.NDArray[np.uint8]]:
+    """The images of the listing, (n, C, H, W) at a time, decoded on all cores: Pillow works outside Python's lock.
+
+    Those of another size than `shape` (C, H, W) says are padded; one channel is grey.
+    """
+
+    def pixels_of(item: tuple[str, Path | bytes]) -> npt.NDArray[np.uint8]:
+        with reading(*item) as image:
+            pixels = decode(image, grey=shape[0] == 1, image_size=image_size)
+        return pixels if pixels.shape == shape else pad(pixels)
+
+    files = listing.files()
+    with refusing_bombs(), ThreadPoolExecutor(os.cpu_count()) as pool:
+        while some := list(itertools.islice(files, chunk_size(shape))):  # not all, whose encoded bytes would lie in memory
+            yield np.stack(list(pool.map(pixels_of, some)))
+
+
+def pad(pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """28 x 28 images, (..., 28, 28), with two rows and columns of zeros on every side; others as they are."""
+    if pixels.shape[-2:] != (UNPADDED_SIDE, UNPADDED_SIDE):
+        return pixels
+    margin = (PADDED_SIDE - UNPADDED_SIDE) // 2
+    return np.pad(pixels, [(0, 0)] * (pixels.ndim - 2) + [(margin, margin)] * 2)
+
+
+def decode_in_memory(listing: Listing, shape: tuple[int, int, int], image_size: int) -> Arrays:
+    """All images of the listing as one array."""
+    images, done = np.empty((len(listing.labels), *shape), np.uint8), 0
+    for some in decoded(listing, image_size=image_size, shape=shape):
+        images[done : done + len(some)] = some
+        done += len(some)
+    return Arrays(images, listing.labels)
+
+
+def conversion_folder(cache_dir: Path, fingerprint: str, image_size: int) -> Path:
+    """Where memory-mapped images lie, by their content and size."""
+    return cache_dir / hashlib.sha256(f"{FORMAT}/{fingerprint}/{image_size}".encode()).hexdigest()[:32]
+
+
+def open_cached(folder: Path, listings: dict[str, Listing]) -> tuple[dict[str, Arrays], list[str]] | None:
+    """Memory-mapped images of every split as an earlier conversion left them, and its notes; None if there is no whole one."""
+    try:
+        notes = json.loads((folder / "notes.json").read_text())
+        images = {split: np.load(folder / f"{split}.npy", mmap_mode="r") for split in listings}
+    except (OSError, ValueError):
+        return None
+    if any(len(images[split]) != len(listing.labels) for split, listing in listings.items()):
+        return None
+    return {split: Arrays(images[split], listing.labels) for split, listing in listings.items()}, notes
+
+
+def convert(
+    folder: Path, listings: dict[str, Listing], image_size: int, shape: tuple[int, int, int], notes: list[str]
+) -> dict[str, Arrays]:
+    """Decode every listing into arrays in `folder`, which is there whole or not at all, and map them."""
+    require_room(folder.parent, sum(len(listing.labels) for listing in listings.values()) * math.prod(shape))
+    building = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(building, ignore_errors=True)
+    try:
+        with cache_errors(folder.parent):
+            building.mkdir(parents=True)
+        for split, listing in listings.items():
+            write_decoded(building / f"{split}.npy", listing, image_size, shape)
+        with cache_errors(folder.parent):
+            (building / "notes.json").write_text(json.dumps(notes))
+            shutil.rmtree(folder, ignore_errors=True)
+            building.rename(folder)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    opened = open_cached(folder, listings)
+    if opened is None:
+        raise InputError(f"cache folder {folder} cannot be read back; give another with --cache-dir")
+    return opened[0]
+
+
+def write_decoded(path: Path, listing: Listing, image_size: int, shape: tuple[int, int, int]) -> None:
+    """Write the images of the listing as a NumPy file, from front to back: what is written into a memory map counts as memory."""
+    header = {"descr": "|u1", "fortran_order": False, "shape": (len(listing.labels), *shape)}
+    with ExitStack() as closing:
+        with cache_errors(path.parent.parent):
+            file = closing.enter_context(path.open("wb"))
+            np.lib.format.write_array_header_1_0(file, header)
+        for some in decoded(listing, image_size=image_size, shape=shape):
+            with cache_errors(path.parent.parent):
+                file.write(some.tobytes())
+        with cache_errors(path.parent.parent):
+            file.flush()
+            os.fsync(file.fileno())  # or a loss of power could leave zeros behind a whole folder's name
+
+
+@contextmanager
+def cache_errors(cache_dir: Path) -> Iterator[None]:
+    """What goes wrong with files of the cache inside the block becomes an InputError."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"cannot write the cache folder {cache_dir}: {error}; give another with --cache-dir") from error
+
+
+def require_room(cache_dir: Path, size: int) -> None:
+    """Raise an InputError unless `size` bytes fit into `cache_dir`, before hours are spent."""
+    with cache_errors(cache_dir):
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(cache_dir).free
+    if free < size:
+        raise InputError(
+            f"cache folder {cache_dir} must have room for {size:,} bytes of memory-mapped images, {free:,} are free; "
+            "give another with --cache-dir"
+        )
+
+
+def cache_folder(given: str) -> Path:
+    """The folder for memory-mapped data: the one given, or the user's cache folder."""
+    return Path(given) if given else platformdirs.user_cache_path("potstill")
+
+
+def stamp(path: Path) -> tuple[int, ...]:
+    """What changes when a file's content does; the time of the last status change cannot be set back by hand."""
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_dev
+
+
+@contextmanager
+def file_errors(path: Path) -> Iterator[None]:
+    """What goes wrong with a file of the data inside the block becomes an InputError."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}; put it back or make it readable") from error
+
+
+def content_hash(files: Callable[[], Iterator[tuple[str, Path]]], cache_dir: Path) -> str:
+    """A hash over the names and bytes of files, wherever they lie; `files` gives (name, path) of each whenever it is called.
+
+    It is remembered by size and times of change, so that a large data set is read for it once.
+    """
+    stamps, total = hashlib.sha256(), hashlib.sha256()
+    for name, path in files():
+        with file_errors(path):
+            stamps.update(json.dumps([name, *stamp(path)]).encode())
+    memo = cache_dir / "hashes" / stamps.hexdigest()[:32]
+    try:
+        return memo.read_text()
+    except OSError:
+        pass
+    for name, path in files():
+        with file_errors(path), path.open("rb") as file:
+            total.update(os.fsencode(f"{name}/{hashlib.file_digest(file, 'sha256').hexdigest()}\n"))
+    try:
+        memo.parent.mkdir(parents=True, exist_ok=True)
+        temporary = memo.with_suffix(f".{os.getpid()}.tmp")
+        temporary.write_text(total.hexdigest())
+        temporary.replace(memo)
+    except OSError:
+        pass  # a read-only home costs time, not the run
+    return total.hexdigest()

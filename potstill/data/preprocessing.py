@@ -1,0 +1,336 @@
+"""Preprocessing fitted on the train split and stored with the distilled set, with a way back to pixels or to a table's units."""
+
+import dataclasses
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from potstill.config.options import option
+from potstill.config.sections import DataConfig
+from potstill.data.splits import KINDS, kind_of
+from potstill.registry import PREPROCESSING, InputError
+
+ZCA_UP_TO = 3072
+SMALLEST_NORM = 1e-8
+SMALLEST_STD = 1e-6
+Chunks = Callable[[], Iterable[Tensor]]
+"""Gives, each time it is called, the training images (n, C, H, W) in [0, 1], or vectors (n, d), piece by piece."""
+Means = Mapping[str, Tensor]
+"""Name -> mean over all training examples of something of each."""
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """A preprocessing without options."""
+
+
+class Preprocess(ABC):
+    """A fitted preprocessing; calling it turns images in [0, 1], or vectors, into what the network reads.
+
+    Each of `registry.PREPROCESSING` is a subclass, and so is one of a user's own ("package.module:Name").
+
+    Args:
+        tensors: what was fitted. Always, of images, "typical" (2,), the mean over train images of their pixels' mean and of
+            their pixels' standard deviation; of vectors, "ranges" (3, d): each feature's least value, mean and greatest
+            value over the train split. What else, its class says.
+    """
+
+    kinds: ClassVar[tuple[str, ...]] = KINDS
+    """The data that it takes."""
+    Options: ClassVar[type] = NoOptions
+    """A frozen dataclass of what can be set."""
+    words: ClassVar[Mapping[str, str]] = {}
+    """Kind of data -> what it does to them, for a report."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]):
+        self.tensors = dict(tensors)
+
+    @property
+    def name(self) -> str:
+        """As it is registered, or "package.module:Name"."""
+        return PREPROCESSING.name_of(type(self))
+
+    @classmethod
+    def statistics(cls, images: Tensor) -> dict[str, Tensor]:
+        """Return what `solve` needs of some images (n, C, H, W) or vectors (n, d), float64, as means over them."""
+        return {}
+
+    @classmethod
+    def solve(cls, means: Means, options: Any) -> dict[str, Tensor]:
+        """Return the tensors, float64, from the means of `statistics` over all images; an InputError if there are none."""
+        return {}
+
+    @classmethod
+    def fit(cls, chunks: Chunks, options: Any = None) -> Self:
+        """Fit to the train split, in one pass over it, of vectors in two.
+
+        Args:
+            chunks: the training examples.
+            options: of the type `Options`; None: the defaults.
+        Returns:
+            The preprocessing, on the CPU, in float32.
+        Raises:
+            InputError: these examples cannot be preprocessed so.
+        """
+        means = average(({**typical(part), **cls.statistics(part)}, len(part)) for part in map(Tensor.double, chunks()))
+        common = {"typical": means["typical"]} if "typical" in means else {"ranges": ranges(chunks())}
+        tensors = {**common, **cls.solve(means, cls.Options() if options is None else options)}
+        return cls({name: tensor.float().contiguous() for name, tensor in tensors.items()})
+
+    def to(self, device: torch.device) -> Self:
+        """Return the same on a device."""
+        return type(self)({name: tensor.to(device) for name, tensor in self.tensors.items()})
+
+    @abstractmethod
+    def __call__(self, images: Tensor) -> Tensor:
+        """Turn (N, C, H, W) in [0, 1], or (N, d), into the same shape, as the network reads it."""
+
+    @abstractmethod
+    def inverse(self, images: Tensor) -> Tensor:
+        """Undo it, as far as that can be."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what a file keeps, on the CPU."""
+        return {name: tensor.cpu() for name, tensor in self.tensors.items()}
+
+    @classmethod
+    def from_state(cls, kept: Mapping[str, Tensor]) -> Self:
+        """Return the preprocessing that `state` was taken of."""
+        return cls(kept)
+
+    def pictures(self, images: Tensor) -> Tensor:
+        """Turn images as the network reads them into pixels in [0, 1], (N, C, H, W), **for the eye only**.
+
+        The way back, then each image gets the mean and the standard deviation of a typical train image, and what lies
+        outside [0, 1] is cut off. (A network with instance norm hardly sees an image's brightness and contrast, so
+        distilled images come in arbitrary ones.)
+
+        Raises:
+            InputError: they are vectors.
+        """
+        if images.ndim != 4:
+            raise InputError("a picture shows an image, this set holds vectors; read the numbers in its rows")
+        back = self.inverse(images)
+        flat = back.flatten(1)
+        mean, std = self.tensors["typical"].to(images).unbind()
+        if not 0 <= float(mean) <= 1:  # the data were floats on another scale, which has no black and white: mid-grey
+            mean, std = torch.full_like(mean, 0.5), torch.full_like(std, 0.2)
+        deviation = flat.std(1, correction=0, keepdim=True).clamp_min(SMALLEST_NORM)
+        standard = (flat - flat.mean(1, keepdim=True)) / deviation
+        return (standard * std + mean).clamp(0, 1).reshape(back.shape)
+
+
+class Unchanged(Preprocess):
+    """Examples as they are."""
+
+    words = MappingProxyType({"image": "none, pixels in [0, 1]", "vector": "none, features as they are"})
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return images
+
+    def inverse(self, images: Tensor) -> Tensor:
+        return images
+
+
+class Normalize(Preprocess):
+    """Each channel of images, or feature of vectors, to mean 0 and standard deviation 1 over the train split.
+
+    Its tensors are "mean" and "std", (C, 1, 1) or (d,).
+    """
+
+    words = MappingProxyType(
+        {kind: f"each {part} to mean 0 and standard deviation 1" for kind, part in (("image", "channel"), ("vector", "feature"))}
+    )
+
+    @classmethod
+    def statistics(cls, images: Tensor) -> dict[str, Tensor]:
+        every = (0, 2, 3) if images.ndim == 4 else (0,)
+        return {"mean": images.mean(every), "square": images.square().mean(every)}
+
+    @classmethod
+    def solve(cls, means: Means, options: Any) -> dict[str, Tensor]:
+        if "typical" not in means:
+            return standardisation(means)
+        mean = means["mean"].view(-1, 1, 1)
+        std = (means["square"].view(-1, 1, 1) - mean.square()).clamp_min(0).sqrt()
+        # A constant channel keeps its scale: divided by next to nothing, other images would be blown up in it.
+        return {"mean": mean, "std": torch.where(std > SMALLEST_STD * mean.abs().clamp_min(1), std, 1)}
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return (images - self.tensors["mean"]) / self.tensors["std"]
+
+    def inverse(self, images: Tensor) -> Tensor:
+        return images * self.tensors["std"] + self.tensors["mean"]
+
+
+class Zca(Preprocess):
+    """ZCA whitening: the tensor "matrix" (D, D), symmetric.
+
+    Images are each centred and scaled to norm 1 before. Of vectors, whose features have units of their own so that an
+    example's mean says nothing, each feature is standardised before, by the tensors "mean" and "std" (d,).
+
+    Source: for images, paper D.1, as its released code does it: each image less its own mean and divided by its own norm,
+    C = X'X / n, W = V diag(1 / sqrt(E + regularization * mean(E))) V'. No mean over images is removed.
+    For vectors, ZCA-cor of Kessy, Lewin & Strimmer 2018, arXiv:1512.00809: z = W diag(1 / std) (x - mean) with
+    W = P^(-1/2) and P the features' correlations; with the same regularisation, P = V diag(E) V' and W as above. It is the
+    whitening whose features stay nearest to the standardised ones, and it does not depend on units.
+    """
+
+    @dataclass(frozen=True)
+    class Options:
+        """What can be set."""
+
+        zca_regularization: float = option(
+            0.1, "ZCA: this times the mean eigenvalue is added to all (paper D.1)", low=0, open_low=True
+        )
+
+    words = MappingProxyType(
+        {
+            "image": "ZCA whitening: neighbouring pixels decorrelated",
+            "vector": "each feature standardised, then ZCA whitening: features decorrelated",
+        }
+    )
+
+    @classmethod
+    def statistics(cls, images: Tensor) -> dict[str, Tensor]:
+        if images.ndim == 4:
+            rows = centred(images)
+            return {"gram": rows.T @ rows / len(rows)}
+        return {"mean": images.mean(0), "square": images.square().mean(0), "gram": images.T @ images / len(images)}
+
+    @classmethod
+    def solve(cls, means: Means, options: Any) -> dict[str, Tensor]:
+        if "typical" in means:
+            if means["typical"][1] < SMALLEST_NORM:
+                raise InputError("preprocess zca needs train images that are not constant, found none; give --preprocess none")
+            return {"matrix": whitening(means["gram"], options.zca_regularization)}
+        scales = standardisation(means)
+        mean, std = scales["mean"], scales["std"]
+        correlation = (means["gram"] - torch.outer(mean, mean)) / torch.outer(std, std)
+        if correlation.trace() < SMALLEST_NORM:
+            raise InputError("preprocess zca needs a feature that is not constant, found none; give --preprocess none")
+        return {**scales, "matrix": whitening(correlation, options.zca_regularization)}
+
+    def __call__(self, images: Tensor) -> Tensor:
+        if images.ndim == 4:
+            return (centred(images) @ self.tensors["matrix"]).view_as(images)
+        return ((images - self.tensors["mean"]) / self.tensors["std"]) @ self.tensors["matrix"]
+
+    def inverse(self, images: Tensor) -> Tensor:
+        """Undo it; each image's own mean and norm are lost, so it ends at centred images of norm 1. Of vectors it is exact."""
+        plain = (images.flatten(1) @ self.unwhiten.to(images)).view_as(images)
+        return plain if images.ndim == 4 else plain * self.tensors["std"] + self.tensors["mean"]
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what a file keeps, on the CPU: of the symmetric matrix only the upper triangle."""
+        kept = super().state()
+        side = len(kept["matrix"])
+        rows, columns = torch.triu_indices(side, side)
+        return {**kept, "matrix": kept["matrix"][rows, columns]}
+
+    @classmethod
+    def from_state(cls, kept: Mapping[str, Tensor]) -> Self:
+        packed = kept["matrix"]
+        side = math.isqrt(2 * len(packed))
+        rows, columns = torch.triu_indices(side, side)
+        matrix = packed.new_empty(side, side)
+        matrix[rows, columns] = packed
+        matrix[columns, rows] = packed
+        return cls({**kept, "matrix": matrix})
+
+    @cached_property
+    def unwhiten(self) -> Tensor:
+        """The inverse of the matrix. It is derived, not stored."""
+        inverse: Tensor = torch.linalg.inv(self.tensors["matrix"].cpu().double())
+        return inverse.float()
+
+
+def standardisation(means: Means) -> dict[str, Tensor]:
+    """Return "mean" and "std" (d,) of features, from the means of them and of their squares; constant ones keep their scale."""
+    mean = means["mean"]
+    std = (means["square"] - mean.square()).clamp_min(0).sqrt()
+    # In proportion to the mean alone: a table may hold wavelengths in metres, and they are no constants.
+    return {"mean": mean, "std": torch.where(std > SMALLEST_STD * mean.abs(), std, 1)}
+
+
+def whitening(gram: Tensor, regularization: float) -> Tensor:
+    """Return V diag(1 / sqrt(E + regularization * mean(E))) V' of the symmetric `gram` = V diag(E) V'."""
+    values, vectors = torch.linalg.eigh(gram)
+    scale = (values.clamp_min(0) + regularization * values.mean()).rsqrt()
+    matrix: Tensor = (vectors * scale) @ vectors.T
+    return (matrix + matrix.T) / 2  # symmetric to the last bit: a file keeps one triangle
+
+
+def centred(images: Tensor) -> Tensor:
+    """Return (N, D): each image less its own mean, divided by its own norm."""
+    flat = images.flatten(1)
+    flat = flat - flat.mean(1, keepdim=True)
+    # Again: the mean of a constant image is rounded, and the division would blow the remainder up to norm 1.
+    flat = flat - flat.mean(1, keepdim=True)
+    norm: Tensor = torch.linalg.vector_norm(flat, dim=1, keepdim=True)
+    return flat / norm.clamp_min(SMALLEST_NORM)
+
+
+def typical(images: Tensor) -> dict[str, Tensor]:
+    """Return "typical" (2,) of some images: of an image's pixels, the mean and the standard deviation. Vectors have none."""
+    if images.ndim != 4:
+        return {}
+    flat = images.flatten(1)
+    return {"typical": torch.stack((flat.mean(), flat.std(1, correction=0).mean()))}
+
+
+def ranges(chunks: Iterable[Tensor]) -> Tensor:
+    """Return (3, d): least value, mean and greatest value of each feature of vectors (n, d), given in pieces."""
+    parts = [(part.amin(0), part.double().mean(0), part.amax(0), len(part)) for part in chunks]
+    mean = average(({"mean": mean}, size) for _, mean, _, size in parts)["mean"]
+    low = torch.stack([low for low, _, _, _ in parts]).amin(0)
+    return torch.stack((low, mean, torch.stack([high for _, _, high, _ in parts]).amax(0)))
+
+
+def average(parts: Iterable[tuple[dict[str, Tensor], int]]) -> dict[str, Tensor]:
+    """Return the means over all examples, from (means over n examples, n) pairs."""
+    totals: dict[str, Tensor] = {}
+    count = 0
+    for means, size in parts:
+        totals = {name: totals.get(name, 0) + mean * size for name, mean in means.items()}
+        count += size
+    return {name: total / count for name, total in totals.items()}
+
+
+def resolved_kind(kind: str, shape: tuple[int, ...]) -> str:
+    """Return `kind`, or what "auto" is: zca for images of up to 3,072 values, normalize for others and for vectors.
+
+    (The matrix of zca grows out of hand beyond.)
+    """
+    if kind != "auto":
+        return kind
+    if kind_of(shape) == "vector":
+        return "normalize"
+    return "zca" if torch.Size(shape).numel() <= ZCA_UP_TO else "normalize"
+
+
+def preprocessing(name: str) -> type[Preprocess]:
+    """Return the class of that name; an InputError if there is none, or it is no preprocessing."""
+    chosen: Any = PREPROCESSING[name]
+    if not (isinstance(chosen, type) and issubclass(chosen, Preprocess)):
+        raise InputError(f"preprocessing {name} must be a subclass of potstill.data.preprocessing.Preprocess, got {chosen!r}")
+    return chosen
+
+
+def fitted(config: DataConfig, chunks: Chunks, shape: tuple[int, ...]) -> Preprocess:
+    """Fit what the configuration names, or means by "auto", to train images of a shape."""
+    chosen = preprocessing(resolved_kind(config.preprocess, shape))
+    names = {item.name for item in dataclasses.fields(chosen.Options)} & vars(config).keys()
+    return chosen.fit(chunks, chosen.Options(**{name: getattr(config, name) for name in names}))
+
+
+def restored(name: str, kept: Mapping[str, Tensor]) -> Preprocess:
+    """Return the preprocessing of that name whose `state` was kept."""
+    return preprocessing(name).from_state(kept)

@@ -1,0 +1,1 @@
+"""Diagnosis: how noisy a run's gradient is."""

@@ -1,0 +1,150 @@
+"""The noise of a run's meta-gradient, at its start and at every checkpoint that it kept."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from potstill.config.config import Given
+from potstill.data.splits import Dataset
+from potstill.devices import hardware, pick_device, versions
+from potstill.diagnosis.variance import Variance, noise_sources, real_variance
+from potstill.distillation.outer import Carried
+from potstill.distillation.run_folder import RunFolder, steps_done
+from potstill.distillation.runs import SILENT, Listener, Setup
+from potstill.evaluation.records import DIAGNOSIS, DataSource, add_record
+from potstill.methods.unrolled import UnrolledMethod
+from potstill.models import ModelSpec
+from potstill.registry import InputError
+
+
+@dataclass(frozen=True)
+class Noise:
+    """What to measure.
+
+    Args:
+        samples: real samples for the variance; 0: none of it.
+        size: real images in a sample.
+        signs: estimate by so many random-sign combinations; 0: from each sample's own gradient.
+        unrolls: of how many outer steps, from the next one on.
+        sources: n of `analysis.noise_sources`; 0: none of it.
+    """
+
+    samples: int = 100
+    size: int = 1
+    signs: int = 0
+    unrolls: int = 1
+    sources: int = 0
+
+    def to_plain(self) -> dict[str, int]:
+        """Return all fields as plain data, those with their default too."""
+        return dataclasses.asdict(self)
+
+    def __post_init__(self) -> None:
+        for name, least in (("samples", 2), ("size", 1), ("signs", 1), ("unrolls", 1), ("sources", 2)):
+            value, may_be_0 = getattr(self, name), name in ("samples", "signs", "sources")
+            if value < least and not (may_be_0 and value == 0):
+                raise InputError(f"{name} must be {'0 or ' * may_be_0}at least {least}, got {value}")
+        if self.samples == self.sources == 0:
+            raise InputError("samples and sources are both 0, so that nothing is measured; give one of them")
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """The noise at one place of a run.
+
+    Args:
+        step: outer steps done, over all blocks.
+        real: the variance over real samples, for each unroll; see `analysis.real_variance`.
+        sources: by what is drawn anew; see `analysis.noise_sources`; None if it was not asked for.
+    """
+
+    step: int
+    real: tuple[Variance, ...]
+    sources: Mapping[str, Variance] | None
+
+
+@dataclass(frozen=True)
+class DiagnosisRecord:
+    """An entry of diagnosis.json.
+
+    Args:
+        settings: what was measured.
+        data: on which data.
+        places: the noise at each place, in the order of the run.
+        hardware: the machine, in words.
+        versions: library -> version.
+    """
+
+    KEY: ClassVar[str] = "diagnoses"
+    settings: Noise
+    data: DataSource
+    places: tuple[Diagnosis, ...]
+    hardware: str
+    versions: Mapping[str, str]
+
+
+def diagnose_run(
+    folder: RunFolder,
+    config: Given,
+    dataset: Dataset,
+    noise: Noise,
+    *,
+    sources_every: int = 1,
+    model: ModelSpec | None = None,
+    listener: Listener = SILENT,
+) -> Iterator[Diagnosis]:
+    """Measure at the start of the run's first stage and at each checkpoint, in this order.
+
+    Args:
+        folder: of the run, finished or not.
+        config: the run's, with where its data are.
+        dataset: its data.
+        noise: what to measure.
+        sources_every: tell sources apart at the start and at every so-many-th checkpoint.
+        model: a callable, if the run was started with one that cannot be imported.
+        listener: told of progress.
+    Raises:
+        InputError: other data, a damaged checkpoint, a method that does not unroll, more samples
+            than there are images.
+    """
+    folder.require_data(dataset.identity)
+    setup = Setup.of(config, dataset, model, listener, folder.fitted(config.data, dataset.identity))
+    next(folder.states(setup.config, dataset.identity, setup.device), None)  # other data are told first
+    weights = setup.real.weights
+    most = len(setup.real.train) if weights is None else int((weights > 0).sum())
+    if noise.samples * noise.size > most:
+        raise InputError(f"samples x size must be at most the {most:,} train images, got {noise.samples} x {noise.size}")
+    if not issubclass(setup.method, UnrolledMethod):
+        raise InputError(
+            f"the noise of {config.method.name} cannot be taken apart, it does not unroll; choose a run of a method that does"
+        )
+    stage = setup.stage(None)
+    first = setup.begin(stage, setup.make_method(stage, Carried()))
+    kept = folder.states(setup.config, dataset.identity, setup.device)
+    places = 1 + len(folder.checkpoints)
+    for done, state in enumerate(itertools.chain([first], kept)):
+        stage = setup.stage(state)
+        method = setup.make_method(stage, state.carried)
+        assert isinstance(method, UnrolledMethod)
+        on_blocks = stage.on_blocks(method, setup.device)
+        of_blocks, learned = on_blocks.split(state.leaves)
+        at = (method, on_blocks.examples(of_blocks)[0], learned, state.method)
+        steps = range(state.step, state.step + noise.unrolls) if noise.samples else ()
+        real = tuple(
+            real_variance(*at, step, samples=noise.samples, size=noise.size, signs=noise.signs) for step in steps
+        )  # fmt: skip
+        sources = noise_sources(*at, state.step, noise.sources) if noise.sources and done % sources_every == 0 else None
+        listener.work("places", done + 1, places)
+        yield Diagnosis(steps_done(state, setup.config), real, sources)
+
+
+def recorded_diagnoses(folder: RunFolder, config: Given, dataset: Dataset, noise: Noise, **how: Any) -> Iterator[Diagnosis]:
+    """Measure as `diagnose_run` does, and keep each place in the run's diagnosis.json at once."""
+    measured: list[Diagnosis] = []
+    for diagnosis in diagnose_run(folder, config, dataset, noise, **how):
+        measured.append(diagnosis)
+        machine = hardware(pick_device(config.run.device)), versions()
+        add_record(folder.path / DIAGNOSIS, DiagnosisRecord(noise, DataSource(dataset.fingerprint), tuple(measured), *machine))
+        yield diagnosis

@@ -1,0 +1,1 @@
+"""Distillation: the outer loop, and runs on disk."""

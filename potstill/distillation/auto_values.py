@@ -1,0 +1,254 @@
+"""What "auto" means for a run: resolved once, from data, network and device, and stored with the run."""
+
+import copy
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from potstill.config.config import Given, Resolved, changed, resolved
+from potstill.config.slots import SLOTS
+from potstill.data.augmentation import check_operations
+from potstill.data.preparation import RealData
+from potstill.data.preprocessing import preprocessing
+from potstill.data.splits import NOUNS, Shape, kind_of, require_kind
+from potstill.devices import auto_precision
+from potstill.distillation.boosting import stage_sizes
+from potstill.engine.compiled_losses import CompiledNetwork
+from potstill.engine.losses import (
+    Batch,
+    FlatModel,
+    couples_batch,
+    cross_entropy,
+    derivative_error,
+    even,
+    largest_micro_batch,
+)
+from potstill.engine.when_to_compile import (
+    PRODUCT_COST,
+    NetworkFamily,
+    compiled_if_worth,
+    compiled_networks,
+)
+from potstill.methods.base import Method, Sizes
+from potstill.models import ModelSpec, fresh, resolve
+from potstill.parameterisations.base import Parameterisation
+from potstill.registry import METHODS, InputError
+from potstill.seeds import generator
+
+AUTO_SYNTHETIC_BATCH, AUTO_STEPS = 100, 400
+PAPER_LR, PAPER_VALUES = 0.001, 3072
+DERIVATIVE_TOLERANCE = 1e-3
+NORM_IMAGES = 1000
+
+
+def resolve_auto(
+    config: Given,
+    real: RealData,
+    one: Parameterisation,
+    factory: Callable[[], nn.Module],
+    *,
+    mapped: bool,
+    device: torch.device,
+) -> tuple[Resolved, Sizes]:
+    """Replace every "auto" but `compile`, which is "off", by what it means here.
+
+    Args:
+        config: as the user gave it.
+        real: the data, preprocessed.
+        one: the parameterisation of each block.
+        factory: makes a fresh network.
+        mapped: whether the data are memory-mapped.
+        device: where the run computes.
+    Returns:
+        The configuration, which a resumed run reads back, and how large the run is.
+    Raises:
+        InputError: more classes or images in a synthetic batch than there are; a part leaves an "auto".
+    """
+    classes, blocks = len(real.class_names), config.distilled.boost_blocks
+    check_batch(config, one, classes)
+    # An image of norm 1 has pixels of scale 1 / sqrt(D), and Adam moves each by about its rate (D.1).
+    of_norm_1 = PAPER_LR * (PAPER_VALUES / math.prod(real.shape)) ** 0.5
+    outer_lr = config.outer.outer_lr
+    given = None if outer_lr == "auto" else float(outer_lr)
+    # Real first images have another norm; of the numbers that others are made of only some follow it.
+    pixels_only = set(one.speeds.values()) == {1.0}
+    start = typical_norm(real) if config.distilled.init == "real" and pixels_only else 1.0
+    most = largest_micro_batch(fresh(factory, 0, device), real.shape, device)
+    known: dict[str, Any] = {
+        "steps": max(1, AUTO_STEPS // blocks),
+        "storage": "mapped" if mapped else "memory",
+        "preprocess": real.preprocess.name,
+        "batch_per_class": min(blocks * one.per_class, max(1, AUTO_SYNTHETIC_BATCH // classes)),
+        "classes_per_batch": classes,
+        "outer_lr": given or of_norm_1 * start,
+        "label_lr": given or of_norm_1,
+        "augment": METHODS[config.method.name].needs.augment if real.kind == "image" else (),
+        "micro_batch": most,
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+        "precision": auto_precision(device),
+        "compile": "off",
+    }
+    flat = config.flat()
+    known = {name: value for name, value in known.items() if flat.get(name) == "auto"}
+    kind, _, rest = config.data.data.partition(":")
+    if kind in ("folder", "parquet"):  # so that the run is found again from wherever it is resumed
+        known["data"] = f"{kind}:{Path(rest).expanduser().resolve()}"
+    house = changed(config, **known)
+    sizes = sizes_of(house, real, one, couples_batch(fresh(factory, 0, torch.device("cpu"))))
+    options: dict[str, Any] = {}
+    for slot in SLOTS:
+        chosen = getattr(house, slot.table)
+        if slot.choice == "param":
+            chosen = chosen.filled_from(one)
+        chosen = chosen.resolved(sizes)
+        for name, item, _ in slot.options_of(chosen):
+            options[name] = getattr(chosen.options, item.name)
+    return resolved(house, **options), sizes
+
+
+def sizes_of(config: Given, real: RealData, one: Parameterisation, coupled: bool) -> Sizes:
+    """Tell how large a run is whose house options are resolved."""
+    inner, outer = config.inner, config.outer
+    per_class, per_batch = int(inner.batch_per_class), int(inner.classes_per_batch)
+    stages = stage_sizes(one, config.distilled.boost_blocks)
+    batches = tuple(min(size, per_class) * per_batch for size in stages)
+    most = int(outer.micro_batch)
+    return Sizes(
+        shape=real.shape,
+        classes=len(real.class_names),
+        stages=stages,
+        batches=batches,
+        micro_batch=most,
+        real_batch=outer.real_batch,
+        real_micro_batch=even(outer.real_batch, most),
+        steps=int(outer.steps),
+        coupled=coupled,
+    )
+
+
+def check_kinds(config: Given, shape: Shape, model: ModelSpec) -> None:
+    """Raise an InputError if a part of the configuration does not take examples of this shape."""
+    kind, own, method = kind_of(shape), config.data.preprocess, config.method.name
+    kinds = METHODS[method].needs.kinds
+    if kind not in kinds:
+        raise InputError(
+            f"method {method} takes {' and '.join(NOUNS[one] for one in kinds)}s, the data are {NOUNS[kind]}s; use another --method"
+        )
+    if own != "auto":
+        require_kind(kind, f"preprocessing {own}", preprocessing(own), "use --preprocess none")
+    operations = config.inner.augment
+    check_operations(operations if isinstance(operations, tuple) else (), shape, "use --augment none")
+    resolve(model, shape, 2)
+
+
+def check_batch(config: Given, one: Parameterisation, classes: int) -> None:
+    """Raise an InputError if a synthetic batch is to hold more than there is."""
+    per_class, per_batch = config.inner.batch_per_class, config.inner.classes_per_batch
+    held = one.per_class * config.distilled.boost_blocks
+    if per_class != "auto" and int(per_class) > held:
+        raise InputError(f"batch_per_class must be at most the {held} images of each class, got {per_class}; leave it at auto")
+    if per_batch != "auto" and int(per_batch) > classes:
+        raise InputError(f"classes_per_batch must be at most the number of classes, {classes}, got {per_batch}")
+
+
+def resolve_compile(
+    config: Resolved,
+    wanted: str,
+    method: type[Method],
+    sizes: Sizes,
+    networks: NetworkFamily,
+    say: Callable[[str], None],
+) -> tuple[Resolved, CompiledNetwork | None]:
+    """Compile the derivatives that a method uses, if it pays or is wanted.
+
+    Args:
+        config: of the run.
+        wanted: "on", "off" or "auto".
+        method: the run's.
+        sizes: of the run.
+        networks: of the run.
+        say: takes a sentence that the user should see.
+    Returns:
+        `config` with `compile` on or off, and the compiled derivatives if it is on.
+    Raises:
+        InputError: it is "on" and cannot be, or has no effect on the method.
+    """
+    work = method.work(config.method.options, sizes)
+    if not work.functions:
+        if wanted == "on":
+            raise InputError(f"compile=on has no effect with method {config.method.name}, which compiles nothing; leave it at auto")
+        return config, None
+
+    def operations() -> float:
+        return (work.gradients + PRODUCT_COST * work.products) * networks.operations()
+
+    def build() -> CompiledNetwork:
+        return compiled_networks(networks, work.gradient_batches, work.product_batches, [], say)
+
+    compiled = compiled_if_worth(wanted, networks.device, operations, build, say, functions=work.functions)
+    return resolved(config, compile="on" if compiled else "off"), compiled
+
+
+def typical_norm(real: RealData) -> float:
+    """Average the norms of some train images (root mean square) as a network reads them; 1 if all are 0."""
+    count = len(real.train)
+    # Of all classes, where they are sorted.
+    indices = torch.linspace(0, count - 1, min(NORM_IMAGES, count)).long()
+    images, _ = real.train.take(indices)
+    return float(images.flatten(1).square().sum(1).mean().sqrt()) or 1.0
+
+
+def check_features(name: str, factory: Callable[[], nn.Module], shape: tuple[int, ...], method: str) -> None:
+    """Raise an InputError unless a network has `features(inputs)`, which the method needs."""
+    module = fresh(factory, 0, torch.device("cpu"))
+    features = getattr(module, "features", None)
+    reason = "it has none"
+    if callable(features):
+        try:
+            result = features(torch.zeros(2, *shape))
+        except Exception as error:
+            reason = f"it fails: {type(error).__name__}: {error}"
+        else:
+            if isinstance(result, torch.Tensor) and len(result) == 2:
+                return
+            reason = f"it gives {tuple(getattr(result, 'shape', ()))} for two inputs"
+    raise InputError(
+        f"method {method} needs a network whose features(inputs) gives a row for each input; of model "
+        f"{name} {reason}; add it, or choose another --model"
+    )
+
+
+def check_second_derivative(name: str, factory: Callable[[], nn.Module], shape: tuple[int, ...], classes: int) -> None:
+    """Try a Hessian product and, in float64, whether it is right: an unfit network fails at the start.
+
+    Raises:
+        InputError: it has no second derivative, or a wrong one (a detach or a straight-through
+            estimator).
+    """
+    rng = generator(0, "second derivative")
+    # A user's factory may share parts between calls.
+    module = copy.deepcopy(fresh(factory, 0, torch.device("cpu")))
+    inputs = torch.randn(2, *shape, generator=rng)
+    targets = torch.eye(classes)[torch.arange(2) % classes]
+    single = FlatModel(copy.deepcopy(module))
+    try:
+        cross_entropy(single).product(single.theta, Batch(inputs, targets), 0, single.theta)
+    except RuntimeError as reason:  # NotImplementedError is one
+        raise InputError(
+            f"model {name} cannot be differentiated twice: {reason}; distillation needs a second derivative"
+        ) from reason
+    try:
+        error = derivative_error(FlatModel(module.double()), inputs.double(), targets.double(), rng)
+    except (RuntimeError, TypeError):
+        return  # it insists on single precision, in which a difference of gradients shows nothing
+    if not error < DERIVATIVE_TOLERANCE:
+        raise InputError(
+            f"model {name} must be differentiable throughout, its gradient changes otherwise than its "
+            f"second derivative says (relative error {error:.1e}); remove what it detaches, its "
+            "straight-through estimator, or an operation whose second derivative torch has wrong"
+        )

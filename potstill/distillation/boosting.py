@@ -1,0 +1,212 @@
+"""Boost-DD: a set made block by block, so that its first blocks are a good set of their size.
+
+The distiller is called anew for each block, on the union of the earlier blocks and a fresh one, with the
+learning rate of the earlier ones multiplied by beta. It wraps any method from outside: a method sees
+examples, and how many of them are frozen, and knows nothing of blocks.
+
+Source: Algorithm 2 and section 5 of Feng, Vedantam & Kempe 2024, arXiv:2311.07025. Its line 3 gives the
+reduced rate to the first "(j-1) b" examples; there are j b old ones. beta multiplies the learning rate
+after Adam, the labels' too: a factor on the gradient would cancel in Adam. When beta is 0, earlier blocks
+are no variables at all.
+"""
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from potstill.devices import synchronize
+from potstill.distillation.outer import Rule
+from potstill.distilled.examples import Block, joined
+from potstill.engine.unroll import with_grad
+from potstill.files import with_prefix
+from potstill.methods.base import Estimate, Examples, Learnable, Method, State
+from potstill.parameterisations.base import Parameterisation
+
+LEARNED = "method."
+"""Before the names of what a method learns beside the set, among the leaves."""
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Learning rates of a run.
+
+    Args:
+        images: on what images are made of, in proportion to its `speeds`.
+        labels: on learned labels.
+        beta: factor on both in earlier blocks.
+    """
+
+    images: float
+    labels: float
+    beta: float = 0.0
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One call of the distiller.
+
+    Args:
+        blocks: the earlier blocks as they are at its start, and the fresh one last.
+        rates: of the run.
+    """
+
+    blocks: tuple[Block, ...]
+    rates: Rates
+
+    @property
+    def number(self) -> int:
+        """Which one; the first is 0."""
+        return len(self.blocks) - 1
+
+    @property
+    def first_moving(self) -> int:
+        """The first block that moves; those before it are frozen."""
+        return self.number if self.rates.beta == 0 else 0
+
+    @property
+    def learned(self) -> dict[str, Tensor]:
+        """The leaves of the blocks that move, by block number and leaf's name, as in "1.images"."""
+        return named(self.blocks, self.first_moving)
+
+    @property
+    def earlier(self) -> dict[str, Tensor]:
+        """The leaves of the blocks that are frozen."""
+        return named(self.blocks[: self.first_moving])
+
+    def rules(self, learnables: Mapping[str, Learnable]) -> dict[str, Rule]:
+        """Say how the outer optimiser treats each leaf, and what the method learns beside the set.
+
+        Only what images are made of is clipped: the labels' gradient has another scale (released code;
+        paper D.4 does not say). Weights of classes stay non-negative (paper D.1).
+        """
+        rules = {}
+        for name in self.learned:
+            number, _, kind = name.partition(".")
+            factor = 1.0 if int(number) == self.number else self.rates.beta
+            if kind == "targets":
+                rules[name] = Rule(factor * self.rates.labels, least=0.0)
+            else:
+                speed = self.blocks[int(number)].parameterisation.speeds[kind]
+                rules[name] = Rule(factor * speed * self.rates.images, clipped=True)
+        for name, one in learnables.items():
+            rules[LEARNED + name] = Rule(one.lr, least=one.least)
+        return rules
+
+    def with_leaves(self, leaves: Mapping[str, Tensor]) -> tuple[Block, ...]:
+        """Return the blocks with these values of what is learned."""
+        return with_leaves(self.blocks, leaves)
+
+    @property
+    def labels(self) -> Tensor:
+        """(n,) the class of each example, those of frozen blocks first."""
+        return torch.cat([block.labels for block in self.blocks])
+
+    def on_blocks(self, method: Method, device: torch.device) -> "OnBlocks":
+        """Let the outer loop call a method that was made for this stage's examples."""
+        frozen, moving = self.blocks[: self.first_moving], self.blocks[self.first_moving :]
+        return OnBlocks(method, frozen, moving, device)
+
+
+class OnBlocks:
+    """A method as the outer loop calls it: with leaves of blocks in place of examples.
+
+    Args:
+        method: estimates on examples.
+        frozen: blocks that stay as they are.
+        moving: the others.
+        device: of all.
+    """
+
+    def __init__(self, method: Method, frozen: tuple[Block, ...], moving: tuple[Block, ...], device: torch.device):
+        self.method, self.frozen, self.moving, self.device = method, frozen, moving, device
+        self.remedy = method.remedy
+        self.still = examples(frozen) if frozen else {}
+
+    def split(self, leaves: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Tell the leaves of blocks from what the method learns beside the set."""
+        learned = with_prefix(leaves, LEARNED)
+        return {name: leaf for name, leaf in leaves.items() if not name.startswith(LEARNED)}, learned
+
+    def examples(self, leaves: Mapping[str, Tensor]) -> tuple[Examples, dict[str, Tensor]]:
+        """Make the method's examples at these leaves of blocks.
+
+        Returns:
+            All examples, without a graph, and those of the moving blocks with theirs: "images" and, if
+            they are learned, "targets".
+        """
+        blocks = with_leaves(self.moving, leaves, len(self.frozen))
+        made = examples(blocks)
+        labels = torch.cat([block.labels for block in (*self.frozen, *blocks)])
+        whole = {name: joined([*([self.still[name]] if self.still else []), tensor.detach()]) for name, tensor in made.items()}
+        learn = any(name.endswith(".targets") for name in leaves)
+        count = len(self.still["images"]) if self.still else 0
+        moving = {name: tensor for name, tensor in made.items() if name == "images" or learn}
+        return Examples(whole["images"], whole["targets"], labels, count, learn), moving
+
+    def estimate(self, leaves: Mapping[str, Tensor], state: State, step: int) -> Estimate:
+        """Estimate the gradient in the leaves: through what the blocks decode to."""
+        began = self.now()
+        of_blocks, learned = self.split(leaves)
+        wanted = with_grad(of_blocks)
+        given, moving = self.examples(wanted)
+        decoded = self.now()
+        estimate = self.method.estimate(given, learned, state, step)
+        estimated = self.now()
+        reached = [name for name in moving if name in estimate.grads]
+        grads = {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
+        if reached:
+            found = torch.autograd.grad(
+                [moving[name] for name in reached],
+                list(wanted.values()),
+                [estimate.grads[name][given.frozen :] for name in reached],
+                allow_unused=True,
+                materialize_grads=True,
+            )
+            grads |= dict(zip(wanted, found, strict=True))
+        grads |= {LEARNED + name: estimate.grads[name] for name in learned if name in estimate.grads}
+        seconds = decoded - began + self.now() - estimated
+        info = {**estimate.info, "decode_seconds": round(seconds, 6)}
+        return dataclasses.replace(estimate, grads=grads, info=info)
+
+    def now(self) -> float:
+        """Read the clock when the device is done."""
+        synchronize(self.device)
+        return time.perf_counter()
+
+
+def stage_sizes(parameterisation: Parameterisation, blocks: int) -> tuple[int, ...]:
+    """Count the examples of each class of the set in each stage of a run."""
+    return tuple(parameterisation.per_class * (number + 1) for number in range(blocks))
+
+
+def named(blocks: tuple[Block, ...], first: int = 0) -> dict[str, Tensor]:
+    """Name the leaves of the blocks from `first` on by the block's number and the leaf's name."""
+    return {
+        f"{number}.{name}": leaf for number, block in enumerate(blocks) if number >= first for name, leaf in block.leaves.items()
+    }
+
+
+def made_blocks(leaves: Mapping[str, Tensor], parameterisation: Parameterisation) -> tuple[Block, ...]:
+    """Make blocks of leaves that are named as `named` does, all of one parameterisation."""
+    numbers = {name.partition(".")[0] for name in leaves if not name.startswith(LEARNED)}
+    return tuple(Block(with_prefix(leaves, f"{number}."), parameterisation) for number in range(len(numbers)))
+
+
+def with_leaves(blocks: tuple[Block, ...], leaves: Mapping[str, Tensor], first: int = 0) -> tuple[Block, ...]:
+    """Return the blocks, numbered from `first`, with other values of leaves that `named` named."""
+    return tuple(
+        dataclasses.replace(block, leaves={**block.leaves, **with_prefix(leaves, f"{number}.")})
+        for number, block in enumerate(blocks, start=first)
+    )
+
+
+def examples(blocks: tuple[Block, ...]) -> dict[str, Tensor]:
+    """Join images and targets of several blocks, one block after the other."""
+    return {
+        "images": joined([block.images for block in blocks]),
+        "targets": joined([block.targets for block in blocks]),
+    }

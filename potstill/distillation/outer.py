@@ -1,0 +1,274 @@
+"""The only outer loop: estimate the gradient, clip it, step, validate, keep the best, save."""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from potstill.devices import peak_memory_mb
+from potstill.engine.optimizers import Adam, Optimizer
+from potstill.methods.base import Estimate, State
+from potstill.records.metrics import Figure, StepRecord
+from potstill.registry import InputError
+
+CLIP_DECAY = 0.9
+MOST_SKIPPED = 20
+
+
+class Interrupted(Exception):
+    """The user asked to stop; the state after `step` outer steps is saved."""
+
+    def __init__(self, step: int):
+        super().__init__(f"interrupted after outer step {step}")
+        self.step = step
+
+
+class Estimator(Protocol):
+    """What the loop asks of a method on the leaves of a run."""
+
+    remedy: str
+    """What to change when its gradient is not finite."""
+
+    def estimate(self, leaves: Mapping[str, Tensor], state: State, step: int) -> Estimate:
+        """Estimate the gradient in every leaf."""
+        ...
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How the outer optimiser treats a leaf.
+
+    Args:
+        lr: its learning rate.
+        clipped: whether its gradient counts in the norm that is clipped, and is clipped.
+        least: its values stay at or above this.
+    """
+
+    lr: float
+    clipped: bool = False
+    least: float | None = None
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long the loop goes on, and by what.
+
+    Args:
+        steps: outer steps.
+        optimizer: moves every leaf, at its rule's rate.
+        clip: see `rescale`.
+        validate_every: steps between validations.
+        checkpoint_every: steps between checkpoints.
+    """
+
+    steps: int
+    optimizer: Optimizer = field(default_factory=Adam)
+    clip: float | str = 0.0
+    validate_every: int = 100
+    checkpoint_every: int = 100
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best set so far, by validation accuracy; `leaves` hold what the method learned beside it."""
+
+    step: int
+    accuracy: float
+    leaves: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class OuterState:
+    """All that the loop carries from step to step; a checkpoint holds just this.
+
+    Args:
+        leaves: what is learned.
+        moments: the optimiser's moments of each leaf.
+        method: the method's own state.
+        step: outer steps done.
+        updates: of those, the ones that changed the set; the others' gradient was not finite.
+        skipped_in_a_row: non-finite ones just before.
+        clip_average: moving average of the norm over what is clipped; None before the first.
+        best: the best set so far; None before the first validation.
+        carried: what the loop only carries, for the run around it; see `Carried`.
+    """
+
+    leaves: Mapping[str, Tensor]
+    moments: Mapping[str, tuple[Tensor, ...]]
+    method: State
+    step: int = 0
+    updates: int = 0
+    skipped_in_a_row: int = 0
+    clip_average: float | None = None
+    best: Best | None = None
+    carried: "Carried" = field(default_factory=lambda: Carried())
+
+    @classmethod
+    def start(cls, leaves: Mapping[str, Tensor], method: State, optimizer: Optimizer, carried: "Carried") -> "OuterState":
+        """Make the state before the first step."""
+        kept = {name: leaf.detach().clone() for name, leaf in leaves.items()}
+        moments = {name: optimizer.init(leaf)[1:] for name, leaf in kept.items()}
+        return cls(kept, moments, method, carried=carried)
+
+
+@dataclass(frozen=True)
+class Carried:
+    """What a run keeps in the loop's state.
+
+    Args:
+        stage: which block of a boosted set is distilled; the loop runs anew for each.
+        earlier: leaves of earlier blocks that stay as they are.
+        recipes: how networks train on the set of each finished stage, as plain data.
+        sampler: the state of the sampler of real images.
+    """
+
+    stage: int = 0
+    earlier: Mapping[str, Tensor] = field(default_factory=dict)
+    recipes: tuple[Mapping[str, Any], ...] = ()
+    sampler: State = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What the loop calls; every one is optional.
+
+    Args:
+        validate: state -> accuracy; called every `validate_every` steps and after the last.
+        save: keeps a state; called every `checkpoint_every` steps, after the last and at an
+            interruption.
+        log: takes one record a step.
+        stop: whether the user asked to stop.
+        refresh: state -> the state and the method for the next step, where they change; else None.
+    """
+
+    validate: Callable[[OuterState], Figure] | None = None
+    save: Callable[[OuterState], None] = field(default=lambda state: None)
+    log: Callable[[StepRecord], None] = field(default=lambda record: None)
+    stop: Callable[[], bool] = field(default=lambda: False)
+    refresh: Callable[[OuterState], tuple[OuterState, Estimator] | None] = field(default=lambda state: None)
+
+
+def optimise(
+    method: Estimator,
+    schedule: Schedule,
+    rules: Mapping[str, Rule],
+    state: OuterState,
+    device: torch.device,
+    hooks: Hooks,
+) -> OuterState:
+    """Run the outer loop from `state` to the last step of the schedule.
+
+    Args:
+        method: estimates the gradient.
+        schedule: how long, and by what.
+        rules: one for every leaf.
+        state: where to begin.
+        device: whose memory is logged.
+        hooks: what to call.
+    Raises:
+        InputError: the gradient was not finite 20 times in a row.
+        Interrupted: `hooks.stop` said so; the state is saved.
+    """
+    while state.step < schedule.steps:
+        began = time.perf_counter()
+        refreshed = hooks.refresh(state)
+        scored = time.perf_counter()
+        state, method = refreshed or (state, method)
+        state, record = outer_step(method, schedule, rules, state)
+        seconds = round(time.perf_counter() - scored, 4)
+        record = replace(record, seconds=seconds, memory_mb=round(peak_memory_mb(device), 1))
+        if refreshed:
+            record = replace(record, hardness_seconds=round(scored - began, 4))
+        last = state.step == schedule.steps
+        if hooks.validate and (last or state.step % schedule.validate_every == 0):
+            figure = hooks.validate(state)
+            record = replace(record, validation=figure)
+            if state.best is None or figure.mean > state.best.accuracy:
+                state = replace(state, best=Best(state.step, figure.mean, state.leaves))
+        hooks.log(record)
+        stopping = hooks.stop() and not last
+        if last or stopping or state.step % schedule.checkpoint_every == 0:
+            hooks.save(state)
+        if stopping:
+            raise Interrupted(state.step)
+    return state
+
+
+def outer_step(
+    method: Estimator, schedule: Schedule, rules: Mapping[str, Rule], state: OuterState
+) -> tuple[OuterState, StepRecord]:
+    """Take one outer step.
+
+    Returns:
+        The state after it, and its record for the log, which does not know time and memory yet.
+    """
+    estimate = method.estimate(state.leaves, state.method, state.step)
+    grads = estimate.grads
+    norm = math.hypot(*(float(grad.norm()) for name, grad in grads.items() if rules[name].clipped))
+    finite = all(bool(grad.isfinite().all()) for grad in grads.values())
+    finite = finite and math.isfinite(estimate.loss)
+    info = {name: finite_or_none(value) for name, value in estimate.info.items()}
+    record = StepRecord(
+        state.step + 1,
+        finite_or_none(estimate.loss),
+        finite_or_none(norm),
+        clipped=False,
+        skipped=not finite,
+        seconds=0.0,
+        memory_mb=0.0,
+        decode_seconds=info.pop("decode_seconds", None),
+        info=info,
+    )
+    if not finite:
+        skipped = state.skipped_in_a_row + 1
+        if skipped >= MOST_SKIPPED:
+            raise InputError(
+                f"the meta-gradient was not finite in {MOST_SKIPPED} outer steps in a row, up to step "
+                f"{state.step + 1}; {method.remedy}"
+            )
+        return replace(state, step=state.step + 1, skipped_in_a_row=skipped), record
+    average, factor = rescale(norm, state.clip_average, schedule.clip)
+    record = replace(record, clipped=factor < 1 and schedule.clip != "unit")
+    leaves, moments = {}, {}
+    for name, leaf in state.leaves.items():
+        rule = rules[name]
+        hyper = {"lr": torch.tensor(float(rule.lr), device=leaf.device)}
+        grad = grads[name] * (factor if rule.clipped else 1)
+        before = (leaf, *state.moments[name])
+        leaf, *rest = schedule.optimizer.step(before, grad, hyper, state.updates)
+        leaves[name] = leaf if rule.least is None else leaf.clamp_min(rule.least)
+        moments[name] = tuple(rest)
+    after = replace(
+        state, leaves=leaves, moments=moments, method=estimate.state, step=state.step + 1,
+        updates=state.updates + 1, skipped_in_a_row=0, clip_average=average,
+    )  # fmt: skip
+    return after, record
+
+
+def finite_or_none(value: Any) -> Any:
+    """Return `value`; None if it is a float that is not finite, which JSON cannot hold."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def rescale(norm: float, average: float | None, limit: float | str) -> tuple[float, float]:
+    """Clip by a moving average of the norm, or scale to norm 1.
+
+    Args:
+        norm: of the raw gradient.
+        average: before this step; None at the first.
+        limit: the norm may be this times the new average; 0: no limit; "unit": it becomes 1.
+    Returns:
+        (the new average, the factor to multiply the gradient with).
+    Source: paper D.4 (decay 0.9, twice or 1.05 times the average, or norm 1); as in the released code,
+    the raw norm enters the average first.
+    """
+    average = norm if average is None else CLIP_DECAY * average + (1 - CLIP_DECAY) * norm
+    if isinstance(limit, str):
+        return average, 1 / norm if norm > 0 else 1.0
+    if limit == 0 or norm <= limit * average:
+        return average, 1.0
+    return average, limit * average / norm

@@ -1,0 +1,360 @@
+"""A run's folder: config.toml, metrics.jsonl, checkpoints/, distilled.safetensors, distilled.png or .csv, evaluation.json."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+import filelock
+import torch
+from torch import Tensor
+
+from potstill import files
+from potstill.config.config import Given, Resolved, configuration, options_from_file, resolved, to_toml
+from potstill.config.sections import DataConfig
+from potstill.data.preparation import RealData, cut_of
+from potstill.data.preprocessing import Preprocess, restored
+from potstill.distillation.boosting import made_blocks
+from potstill.distillation.outer import Best, Carried, OuterState
+from potstill.distilled import artefact
+from potstill.distilled.examples import DistilledSet, Recipe
+from potstill.evaluation.records import DIAGNOSIS, EVALUATION
+from potstill.files import with_prefix
+from potstill.parameterisations.base import Parameterisation, from_plain
+from potstill.records.metadata import DataRecord, SetMetadata
+from potstill.records.metrics import StepRecord
+from potstill.records.plain import Unreadable, dump, parse
+from potstill.registry import InputError
+
+CONFIG, METRICS, CHECKPOINTS, PICTURE, REPORT = (
+    "config.toml", "metrics.jsonl", "checkpoints", "distilled.png", "report.html",
+)  # fmt: skip
+TABLE = "distilled.csv"
+LOCK, REPLACED, PREPARATION = ".lock", ".replaced", "preparation.safetensors"
+INTERRUPTED = "-interrupted"
+"""At the end of a checkpoint's name: it was not due."""
+MAY_CHANGE = ("data", "cache_dir", "storage", "device", "threads", "steps", "checkpoint_every", "keep_checkpoints")
+"""Options that a resumed run may have changed: where things are, and for how long it goes on."""
+
+
+class Damaged(InputError):
+    """A checkpoint that is not whole."""
+
+
+class RunFolder:
+    """One run on disk. Whatever it replaces, it replaces whole: a full disk or a kill leaves what was there."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    @classmethod
+    def create(cls, path: Path, config: Resolved, *, overwrite: bool = False) -> "RunFolder":
+        """A new run with its complete configuration.
+
+        Raises:
+            InputError: a run or other files are there, or the folder cannot be made.
+        """
+        run = cls(path)
+        cls.check_free(path, overwrite=overwrite)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            with run.locked():
+                run.set_aside()
+                files.write(path / CONFIG, to_toml(config, f"potstill distill --config {CONFIG}"))
+                (path / CHECKPOINTS).mkdir(exist_ok=True)
+        except OSError as error:
+            raise InputError(f"cannot make the run folder {path}: {error.strerror}; choose another with --out") from error
+        return run
+
+    @classmethod
+    def check_free(cls, path: Path, *, overwrite: bool = False) -> None:
+        """Raise an InputError if `path` holds anything, except a run that is to be overwritten."""
+        occupied = path.exists() and (not path.is_dir() or any(entry.name != LOCK for entry in path.iterdir()))
+        if occupied and not cls(path).is_run:
+            raise InputError(f"{path} exists and is no run of potstill; choose another folder with --out")
+        if occupied and not overwrite:
+            raise InputError(f"{path} already holds a run; go on with --resume {path}, or replace it with --overwrite")
+
+    @classmethod
+    def open(cls, path: Path) -> "RunFolder":
+        """A run that is there; an InputError if it is not."""
+        if not (path / CONFIG).is_file():
+            raise InputError(f"{path} holds no run of potstill (it has no {CONFIG}); check the path")
+        return cls(path)
+
+    @property
+    def is_run(self) -> bool:
+        """Whether a run of potstill is here: its config.toml is one of ours."""
+        try:
+            return bool(self.config())
+        except InputError:
+            return False
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep every other process out of the run; an InputError if one is in it."""
+        lock = filelock.FileLock(self.path / LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout as error:
+            raise InputError(f"another process works on the run in {self.path}; wait for it or choose another --out") from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def set_aside(self) -> None:
+        """Move the files of a run that is overwritten to .replaced/, until the new set is written."""
+        if not self.is_run:
+            return
+        aside = self.path / REPLACED
+        keep = aside.exists() and not self.finished  # a finished set from before is worth more than an unfinished run
+        if not keep:
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir()
+        for name in (METRICS, CHECKPOINTS, PREPARATION, artefact.ARTEFACT, EVALUATION, PICTURE, TABLE, REPORT, DIAGNOSIS, CONFIG):
+            here = self.path / name
+            if here.exists() and not keep:
+                here.rename(aside / name)
+            elif here.is_dir():
+                shutil.rmtree(here)
+            else:
+                here.unlink(missing_ok=True)
+
+    def drop_replaced(self) -> None:
+        """Remove what `set_aside` kept, and what only an unfinished run needs."""
+        shutil.rmtree(self.path / REPLACED, ignore_errors=True)
+        (self.path / PREPARATION).unlink(missing_ok=True)
+
+    def keep_preparation(self, real: RealData, config: DataConfig, one: Parameterisation) -> None:
+        """Keep what the data gave, which a finished set holds itself: for `snapshot`, `fitted` and `require_data`."""
+        meta = {
+            "preprocess": real.preprocess.name, "class_names": list(real.class_names), "input_shape": list(real.shape),
+            "cut": cut_of(config, real.identity), "data": dump(real.record), "parameterisation": one.plain(),
+        }  # fmt: skip
+        files.save_tensors(self.path / PREPARATION, real.preprocess.state(), "preparation", meta)
+
+    def preparation(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What `keep_preparation` kept; nothing if it is not there or damaged."""
+        try:
+            tensors, known = files.load_tensors(self.path / PREPARATION, "preparation")
+            return tensors, {**known, "data": parse(DataRecord, known.get("data"))}
+        except (InputError, Unreadable):
+            return {}, {}
+
+    def fitted(self, config: DataConfig, identity: str) -> Preprocess | None:
+        """The preprocessing that was fitted when the run began; None if it is not known, or was for other data or options."""
+        if self.finished:
+            distilled = artefact.load(self.path)
+            data = distilled.metadata.data
+            return distilled.fitted if data and data.whole_identity == identity else None
+        tensors, known = self.preparation()
+        return restored(known["preprocess"], tensors) if known.get("cut") == cut_of(config, identity) else None
+
+    def require_data(self, identity: str) -> None:
+        """Raise an InputError if the run was begun with other data or weights, as far as that is known."""
+        known = self.preparation()[1]
+        if known and known["data"].whole_identity != identity:
+            self.refuse_data()
+
+    def refuse_data(self) -> NoReturn:
+        """Raise the InputError for other data."""
+        raise InputError(
+            f"the run in {self.path} was started with other data or weights; give it those again (weights and arrays in Python, to "
+            "potstill.resume)"
+        )
+
+    def snapshot(self) -> DistilledSet | None:
+        """The set of an unfinished run as of its newest whole checkpoint; None before the first."""
+        fitted, known = self.preparation()
+        if not known:
+            return None
+        config, names = self.config(), tuple(known["class_names"])
+        for path in reversed(self.checkpoints):
+            try:
+                state = unpack(*files.load_tensors(path, "checkpoint"))
+            except InputError:
+                continue
+            leaves = {**state.carried.earlier, **state.leaves}
+            one = from_plain(known["parameterisation"], tuple(known["input_shape"]), len(names), config.distilled.learn_labels)
+            recipe = Recipe.of(self.resolved_config(), config.evaluation.lengths[0])
+            metadata = SetMetadata(config.method.name, seed=config.run.seed, data=known["data"])
+            return DistilledSet(
+                made_blocks(leaves, one), names, restored(known["preprocess"], fitted), recipe,
+                learned_labels=config.distilled.learn_labels, metadata=metadata,
+            )  # fmt: skip
+        return None
+
+    def config(self) -> Given:
+        """The configuration that the run was started with."""
+        return configuration(options_from_file(self.path / CONFIG))
+
+    def resolved_config(self) -> Resolved:
+        """The same, as a run that began has it: without "auto"."""
+        return resolved(self.config())
+
+    @property
+    def finished(self) -> bool:
+        """Whether the distilled set is there."""
+        return (self.path / artefact.ARTEFACT).is_file()
+
+    def log(self, record: StepRecord) -> None:
+        """Append one record to metrics.jsonl."""
+        line = record.line
+        try:
+            with (self.path / METRICS).open("a", encoding="utf-8") as file:
+                file.write(line)
+        except OSError as error:
+            raise InputError(f"cannot write {self.path / METRICS}: {error.strerror}; go on with --resume {self.path}") from error
+
+    def records(self) -> list[StepRecord]:
+        """What was logged, up to the first line that is no record: a kill may cut the last one short."""
+        path, records = self.path / METRICS, []
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
+            try:
+                records.append(StepRecord.of_line(line))
+            except Unreadable:
+                break
+        return records
+
+    def forget_after(self, step: int) -> None:
+        """Cut the log to the records up to `step`, the one that a resumed run starts from, and drop later, damaged checkpoints."""
+        kept = [record.line for record in self.records() if record.step <= step]
+        files.write(self.path / METRICS, "".join(kept))
+        for path in self.checkpoints:
+            if int(path.stem.split("-")[1]) > step:
+                path.unlink(missing_ok=True)
+
+    def save(self, state: OuterState, config: Resolved, fingerprint: str) -> None:
+        """Write a checkpoint and drop those that are not to be kept.
+
+        Where all are, an interruption's goes when the run has gone on: whether it was interrupted must not show in its course.
+        """
+        tensors, meta = pack(state)
+        outer, folder = config.outer, self.path / CHECKPOINTS
+        meta |= {"config": identity(config), "data": fingerprint}
+        due = state.step % outer.checkpoint_every == 0 or state.step == outer.steps
+        written = folder / f"step-{steps_done(state, config):08d}{'' if due else INTERRUPTED}.safetensors"
+        try:
+            files.save_tensors(written, tensors, "checkpoint", meta)
+        except InputError as error:
+            raise InputError(f"{error}; make room, then go on with --resume {self.path}") from error
+        others = [path for path in self.checkpoints if path != written]
+        kept = outer.keep_checkpoints
+        for old in (
+            others[: max(0, len(others) + 1 - kept)] if kept else [path for path in others if path.stem.endswith(INTERRUPTED)]
+        ):
+            old.unlink(missing_ok=True)
+
+    def newest(self, config: Resolved, fingerprint: str, device: torch.device, say: Callable[[str], None]) -> OuterState | None:
+        """The newest checkpoint that is whole; None if there is none yet. `say` hears of damaged ones.
+
+        Raises:
+            InputError: all are damaged, or they were made with other data or other options.
+        """
+        for path in reversed(self.checkpoints):
+            try:
+                return self.state(path, config, fingerprint, device)
+            except Damaged as error:
+                say(f"{error}; trying the checkpoint before")
+        if self.checkpoints:
+            raise InputError(f"every checkpoint of the run in {self.path} is damaged; start it anew with --overwrite")
+        return None
+
+    def states(self, config: Resolved, fingerprint: str, device: torch.device) -> Iterator[OuterState]:
+        """Every checkpoint that is kept, in order; an InputError as for `newest`, and if one is damaged."""
+        for path in self.checkpoints:
+            yield self.state(path, config, fingerprint, device)
+
+    @property
+    def checkpoints(self) -> list[Path]:
+        """The files of those that are kept, in order."""
+        return sorted((self.path / CHECKPOINTS).glob("step-*.safetensors"))
+
+    def state(self, path: Path, config: Resolved, fingerprint: str, device: torch.device) -> OuterState:
+        """What a checkpoint holds.
+
+        Raises:
+            Damaged: it is not whole.
+            InputError: it was made with other data or other options.
+        """
+        try:
+            tensors, meta = files.load_tensors(path, "checkpoint")
+        except InputError as error:
+            raise Damaged(str(error)) from error
+        if meta["data"] != fingerprint:
+            self.refuse_data()
+        recorded, known = meta["config"], identity(config)
+        for name in sorted({*recorded, *known}):
+            before, now = recorded.get(name), known.get(name)
+            if before != now:
+                raise InputError(
+                    f"{name} of the run in {self.path} was {before}, its {CONFIG} now says {now}; put it back, or start a new run"
+                )
+        if meta["step"] > config.outer.steps:
+            raise InputError(f"steps must be at least the {meta['step']} done by the run in {self.path}, got {config.outer.steps}")
+        return unpack({name: tensor.to(device) for name, tensor in tensors.items()}, meta)
+
+
+def identity(config: Resolved) -> dict[str, Any]:
+    """The options that a checkpoint stands for, as plain data."""
+    plain: dict[str, Any] = json.loads(files.canonical(config.flat()))
+    nested = config.distilled.boost_blocks > 1  # there the first blocks' last steps are behind us
+    return {name: value for name, value in plain.items() if name not in MAY_CHANGE or (nested and name == "steps")}
+
+
+def steps_done(state: OuterState, config: Resolved) -> int:
+    """Outer steps of the whole run up to a state, over all blocks."""
+    return state.carried.stage * config.outer.steps + state.step
+
+
+def pack(state: OuterState) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Write a state as tensors and plain data."""
+    tensors: dict[str, Tensor] = {}
+    for name, leaf in state.leaves.items():
+        tensors[f"leaves.{name}"] = leaf
+        for number, moment in enumerate(state.moments[name]):
+            tensors[f"moment{number}.{name}"] = moment
+    carried = state.carried
+    meta: dict[str, Any] = {
+        "step": state.step,
+        "updates": state.updates,
+        "skipped_in_a_row": state.skipped_in_a_row,
+        "clip_average": state.clip_average,
+        "stage": carried.stage,
+        "recipes": list(carried.recipes),
+        "moments": len(next(iter(state.moments.values()), ())),
+    }
+    for part, known in (("method", state.method), ("sampler", carried.sampler)):
+        meta[part] = {name: value for name, value in known.items() if not isinstance(value, Tensor)}
+        tensors |= {f"{part}.{name}": value for name, value in known.items() if isinstance(value, Tensor)}
+    tensors |= {f"earlier.{name}": leaf for name, leaf in carried.earlier.items()}
+    if state.best:
+        tensors |= {f"best.{name}": leaf for name, leaf in state.best.leaves.items()}
+        meta["best"] = {"step": state.best.step, "accuracy": state.best.accuracy}
+    # Cloned: some may be one and the same, and safetensors refuses shared memory.
+    return {name: tensor.clone() for name, tensor in tensors.items()}, meta
+
+
+def unpack(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> OuterState:
+    """Read the state that `pack` was given."""
+    leaves = with_prefix(tensors, "leaves.")
+    moments = [with_prefix(tensors, f"moment{number}.") for number in range(meta["moments"])]
+    best = Best(leaves=with_prefix(tensors, "best."), **meta["best"]) if "best" in meta else None
+    carried = Carried(
+        meta["stage"],
+        with_prefix(tensors, "earlier."),
+        tuple(meta["recipes"]),
+        {**meta["sampler"], **with_prefix(tensors, "sampler.")},
+    )
+    known = ("step", "updates", "skipped_in_a_row", "clip_average")
+    return OuterState(
+        leaves=leaves,
+        moments={name: tuple(column[name] for column in moments) for name in leaves},
+        method={**meta["method"], **with_prefix(tensors, "method.")},
+        best=best,
+        carried=carried,
+        **{name: meta[name] for name in known},
+    )

@@ -1,0 +1,508 @@
+"""From real data and a configuration to a distilled set: new runs and resumed ones."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+import torch
+from torch import Tensor
+
+from potstill.cache import Cache
+from potstill.config.config import Given, Resolved, changed
+from potstill.data.preparation import RealData, cut_of, prepare
+from potstill.data.preprocessing import ZCA_UP_TO, Preprocess
+from potstill.data.splits import NOUNS, Dataset, kind_of, require_kind
+from potstill.devices import keep_freed_memory, pick_device, versions
+from potstill.distillation.auto_values import (
+    check_batch,
+    check_features,
+    check_kinds,
+    check_second_derivative,
+    resolve_auto,
+    resolve_compile,
+)
+from potstill.distillation.boosting import LEARNED, OnBlocks, Rates, Stage, examples, with_leaves
+from potstill.distillation.outer import Best, Carried, Hooks, OuterState, Schedule, optimise
+from potstill.distillation.run_folder import RunFolder, steps_done
+from potstill.distilled import artefact
+from potstill.distilled.examples import Block, DistilledSet, Recipe, initial_blocks
+from potstill.distilled.exports import write_default
+from potstill.distributed import ALONE, Ranks
+from potstill.engine.compiled_losses import CompiledNetwork
+from potstill.engine.losses import couples_batch
+from potstill.engine.when_to_compile import NetworkFamily, stage_micro_batch
+from potstill.evaluation.scoring import score_set
+from potstill.evaluation.training import Predict, set_batches, train_network
+from potstill.files import checksum, with_prefix
+from potstill.methods.base import Method, Problem, Real, Sizes
+from potstill.models import DEFAULTS, ModelSpec, check_model, fresh, resolve
+from potstill.parameterisations.base import Budget, Parameterisation
+from potstill.records.metadata import BudgetRecord, ChosenAccuracy, SetMetadata
+from potstill.records.metrics import Figure, StepRecord
+from potstill.registry import METHODS, PARAMETERISATIONS, InputError
+from potstill.seeds import derive
+
+
+@dataclass(frozen=True)
+class Listener:
+    """How a run tells of itself; every part is optional.
+
+    Args:
+        say: takes a sentence that the user should see.
+        step: takes (record of the step, number of outer steps).
+        work: takes (what, done, of how many) outside the outer loop.
+        stop: whether the user asked to stop.
+    """
+
+    say: Callable[[str], None] = field(default=lambda sentence: None)
+    step: Callable[[StepRecord, int], None] = field(default=lambda record, steps: None)
+    work: Callable[[str, int, int], None] = field(default=lambda what, done, total: None)
+    stop: Callable[[], bool] = field(default=lambda: False)
+
+
+SILENT = Listener()
+PLACES = ("data", "cache_dir", "storage", "device")
+"""Options that may differ between ranks: where things are."""
+
+
+def new_run(
+    config: Given,
+    dataset: Dataset,
+    out: Path | None,
+    *,
+    model: ModelSpec | None = None,
+    overwrite: bool = False,
+    listener: Listener = SILENT,
+    ranks: Ranks = ALONE,
+) -> DistilledSet:
+    """Distill `dataset` as `config` says.
+
+    Args:
+        config: the options.
+        dataset: the real data.
+        out: folder for checkpoints, log and result; None keeps nothing on disk.
+        model: a callable in place of the configuration's model.
+        overwrite: replace a run that `out` holds.
+        listener: told of progress.
+        ranks: the processes that share the run; the first alone uses `out`.
+    Raises:
+        InputError: options, data and network do not fit each other, or `out` cannot be used; or the
+            ranks differ in options or data.
+    """
+    ranks.require_same(settings(config, dataset.identity))
+    setup = Setup.of(config, dataset, model, listener, ranks=ranks)
+    if out is None or not ranks.first:
+        return finish(setup, None, None)
+    folder = RunFolder.create(out, setup.config, overwrite=overwrite)
+    with folder.locked():
+        folder.keep_preparation(setup.real, setup.config.data, setup.blocks[0].parameterisation)
+        return finish(setup, folder, None)
+
+
+def resumed_run(
+    path: Path,
+    config: Given,
+    dataset: Dataset,
+    *,
+    model: ModelSpec | None = None,
+    listener: Listener = SILENT,
+    ranks: Ranks = ALONE,
+) -> DistilledSet:
+    """Go on with the run in a folder; see `new_run`."""
+    folder = RunFolder.open(path)
+    if folder.finished:
+        raise InputError(f"the run in {path} is finished; evaluate it with `potstill evaluate {path}`")
+    ranks.require_same(settings(config, dataset.identity))
+    with folder.locked() if ranks.first else nullcontext():
+        folder.require_data(dataset.identity)
+        fitted = folder.fitted(config.data, dataset.identity)
+        setup = Setup.of(config, dataset, model, listener, fitted, ranks)
+        state = folder.newest(setup.config, dataset.identity, setup.device, listener.say)
+        done = steps_done(state, setup.config) if state else 0
+        # All have read when this is over: now the folder may change.
+        ranks.require_same({"the newest whole checkpoint": done})
+        if ranks.first:
+            folder.forget_after(done)
+        listener.say(f"going on after outer step {done} of {setup.config.all_steps}")
+        return finish(setup, folder if ranks.first else None, state)
+
+
+def settings(config: Given | Resolved, identity: str) -> dict[str, Any]:
+    """List what must be the same on all ranks: the data's hash, and the options but `PLACES`."""
+    options = {name: value for name, value in config.flat().items() if name not in PLACES}
+    return {"the hash of the data": identity[:12], **options}
+
+
+def check_dealt(config: Given, method: type[Method], ranks: Ranks, say: Callable[[str], None]) -> None:
+    """Raise an InputError if a rank would have nothing to do; `say` hears where they gain little."""
+    if ranks.count == 1:
+        return
+    parts = method.dealt(config.method.options)
+    if parts is None:
+        say(f"method {config.method.name} computes its outer steps on every rank; only evaluation is dealt out")
+    elif parts < ranks.count:
+        raise InputError(
+            f"trajectories must be at least the number of ranks, {ranks.count}, since a step deals "
+            f"them out, got {parts}; give --trajectories {ranks.count}, or start fewer ranks"
+        )
+
+
+@dataclass(frozen=True)
+class Setup:
+    """All that a run needs, made from a configuration and data.
+
+    Args:
+        config: of the run.
+        real: its data.
+        blocks: as they are before distillation.
+        method: its class.
+        sizes: how large it is.
+        networks: those that it trains.
+        device: where it computes.
+        cache: of what its method prepares.
+        listener: told of progress.
+        ranks: the processes that share the run.
+    """
+
+    config: Resolved
+    real: RealData
+    blocks: tuple[Block, ...]
+    method: type[Method]
+    sizes: Sizes
+    networks: NetworkFamily
+    device: torch.device
+    cache: Cache
+    listener: Listener
+    ranks: Ranks = ALONE
+
+    @classmethod
+    def of(
+        cls,
+        given: Given,
+        dataset: Dataset,
+        model: ModelSpec | None,
+        listener: Listener,
+        fitted: Preprocess | None = None,
+        ranks: Ranks = ALONE,
+    ) -> "Setup":
+        """Resolve every "auto", prepare the data, and check the network.
+
+        `fitted` is the data's preprocessing, if it is known.
+        """
+        device = pick_device(given.run.device)
+        if given.run.threads != "auto":
+            torch.set_num_threads(given.run.threads)
+        keep_freed_memory()
+        method: type[Method] = METHODS[given.method.name]
+        check_dealt(given, method, ranks, listener.say)
+        if given.model.name == "auto":
+            given = changed(given, model=DEFAULTS[dataset.kind])
+        check_kinds(given, dataset.shape, given.model.name if model is None else model)
+        shape, classes, noun = dataset.shape, len(dataset.class_names), NOUNS[dataset.kind]
+        one = block_parameterisation(given, shape, classes)
+        check_batch(given, one, classes)
+        values = one.budget.values
+        if fitted is None and values > ZCA_UP_TO and given.data.preprocess == "zca":
+            listener.say(f"fitting zca to {noun}s of {values:,} values takes minutes")
+        real = prepare(dataset, given.data, device, fitted)
+        for note in (counted(real), *real.notes):
+            listener.say(note)
+        factory = checked_factory(given, model, real.shape, classes, method)
+        if couples_batch(fresh(factory, 0, torch.device("cpu"))):
+            listener.say("the network has batch norm: batches are taken whole, and memory grows with the real batch")
+        config, sizes = resolve_auto(given, real, one, factory, mapped=dataset.mapped, device=device)
+        parts = [one] * config.distilled.boost_blocks
+        blocks = initial_blocks(config.distilled.init, parts, real.train, config.run.seed, device)
+        networks = NetworkFamily(factory, real.shape, classes, device, config.inner.precision)
+        config, compiled = resolve_compile(config, given.run.compile, method, sizes, networks, listener.say)
+        networks = networks.with_compiled(compiled)
+        cache = method_cache(config, real)
+        if ranks.count > 1:  # "auto", or what is fitted, may come out otherwise on another machine
+            state = {name: tensor.cpu() for name, tensor in real.preprocess.state().items()}
+            fit = {"the fitted preprocessing": checksum(state, {})[:12]}
+            ranks.require_same({**settings(config, real.identity), **fit})
+        return cls(config, real, blocks, method, sizes, networks, device, cache, listener, ranks)
+
+    @property
+    def rates(self) -> Rates:
+        """The outer learning rates."""
+        outer = self.config.outer
+        return Rates(outer.outer_lr, outer.label_lr, self.config.distilled.boost_beta)
+
+    @property
+    def schedule(self) -> Schedule:
+        """How long the outer loop goes on for each stage, and by what."""
+        outer = self.config.outer
+        optimizer = self.config.outer_optimizer.options
+        return Schedule(outer.steps, optimizer, outer.clip, outer.validate_every, outer.checkpoint_every)
+
+    @property
+    def recipe(self) -> Recipe:
+        """How networks train on the set, before a method changes it; for the first of the lengths."""
+        return Recipe.of(self.config, self.lengths[0])
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Candidate training lengths, ascending."""
+        return tuple(sorted(set(self.config.evaluation.lengths)))
+
+    def stage(self, state: OuterState | None) -> Stage:
+        """Make the stage that a state belongs to, at its start but for the state's leaves.
+
+        Without a state it is the first one.
+        """
+        if state is None:
+            return Stage(self.blocks[:1], self.rates)
+        known = self.blocks[: state.carried.stage + 1]
+        return Stage(with_leaves(known, {**state.carried.earlier, **state.leaves}), self.rates)
+
+    def problem(self, stage: Stage, carried: Carried) -> Problem:
+        """Make what the method works on in a stage, with real batches drawn as a state says."""
+        seed, number = self.config.run.seed, stage.number
+        batch = self.sizes.batches[number]
+        compiled = self.networks.compiled is not None
+        sampling = self.config.real_sampler.options
+        real = Real(
+            self.real.train,
+            len(self.real.class_names),
+            self.config.outer.real_batch,
+            self.config.inner.augment,
+            self.sizes.real_micro_batch,
+            sampling.sampler(carried.sampler, self.real.weights),
+        )
+        return Problem(
+            real,
+            self.networks,
+            stage.labels,
+            self.recipe,
+            derive(seed, "block", number) if number else seed,
+            self.device,
+            stage_micro_batch(batch, self.sizes.batch, self.sizes.micro_batch, compiled=compiled),
+            cut_of(self.config.data, self.real.identity),
+            self.ranks,
+        )
+
+    def make_method(self, stage: Stage, carried: Carried) -> Method:
+        """Make the method for a stage, with what it prepares."""
+        method = self.method(self.problem(stage, carried), self.config.method.options)
+        method.prepare(self.cache)
+        return method
+
+    def begin(self, stage: Stage, method: Method, recipes: tuple[Any, ...] = ()) -> OuterState:
+        """Make the outer loop's state before a stage's first step.
+
+        Its moments and clip average are fresh: Algorithm 2 calls the distiller.
+        """
+        state, learnables = method.start()
+        leaves = {LEARNED + name: one.value for name, one in learnables.items()}
+        carried = Carried(stage.number, stage.earlier, recipes)
+        optimizer = self.config.outer_optimizer.options
+        return OuterState.start({**stage.learned, **leaves}, state, optimizer, carried)
+
+    def recipe_at(self, method: Method, leaves: Any, state: OuterState) -> Recipe:
+        """Tell how networks train on the set at these leaves, with what the method learned beside it."""
+        return method.recipe(self.recipe, with_prefix(leaves, LEARNED), state.method)
+
+    @property
+    def compiled_evaluation(self) -> CompiledNetwork | None:
+        """The compiled derivatives, if networks are the same function in evaluation as in training."""
+        compiled = self.networks.compiled
+        return None if compiled is None or couples_batch(compiled.model.module) else compiled
+
+    def validation_scores(self, blocks: tuple[Block, ...], recipe: Recipe, lengths: Sequence[int], **how: Any) -> Tensor:
+        """Measure networks trained on blocks on the validation split; the networks' seeds are fixed.
+
+        Returns:
+            (networks, lengths) accuracies, fractions.
+        """
+        both, labels = examples(blocks), torch.cat([block.labels for block in blocks])
+        return score_set(
+            both["images"],
+            both["targets"],
+            labels,
+            recipe,
+            self.networks.factory,
+            lengths=lengths,
+            splits=(self.real.validation,),
+            nets=self.config.evaluation.validation_nets,
+            seed=derive(self.config.run.seed, "validation"),
+            device=self.device,
+            compiled=self.compiled_evaluation,
+            ranks=self.ranks,
+            **how,
+        )[:, :, 0]
+
+    def sampler_state(self, blocks: tuple[Block, ...], recipe: Recipe, stage: int, step: int) -> Any:
+        """Make the state of the sampler of real images anew, by networks trained on the blocks."""
+        both, labels = examples(blocks), torch.cat([block.labels for block in blocks])
+
+        def trained(own: int) -> Predict:
+            module = fresh(self.networks.factory, own, self.device)
+            batch = set_batches(both["images"], both["targets"], labels, recipe, own)
+            (predict,) = train_network(module, batch, recipe, (recipe.steps,), own)
+            return predict
+
+        seed = derive(self.config.run.seed, "hardness", stage, step)
+        sampling = self.config.real_sampler.options
+        return sampling.refresh(trained, self.real.train, seed, self.listener.work)
+
+
+def counted(real: RealData) -> str:
+    """Say how many images there are."""
+    size = " x ".join(map(str, real.shape)) + " features" * (real.kind == "vector")
+    counts = f"{len(real.train):,} train, {len(real.validation):,} validation and {len(real.test):,} test"
+    return f"{counts} {NOUNS[real.kind]}s of {size} in {len(real.class_names)} classes"
+
+
+def block_parameterisation(config: Given | Resolved, shape: Any, classes: int) -> Parameterisation:
+    """Make that of each block; raise an InputError if the budget or an option does not fit the images."""
+    name = config.parameterisation.name
+    chosen: type[Parameterisation] = PARAMETERISATIONS[name]
+    require_kind(kind_of(tuple(shape)), f"parameterisation {name}", chosen, "use --param pixels")
+    distilled = config.distilled
+    budget = Budget(tuple(shape), classes, distilled.ipc_of_block, distilled.learn_labels)
+    return chosen.fitting(budget, config.parameterisation.options)
+
+
+def checked_factory(config: Given, model: ModelSpec | None, shape: Any, classes: int, method: type[Method]) -> Any:
+    """Make the factory of networks, checked for what the method needs of them."""
+    name = config.model.name
+    options = dataclasses.asdict(config.model.options)
+    factory = resolve(name if model is None else model, shape, classes, **options)
+    check_model(name, factory, shape, classes)
+    if method.needs.second_derivative:
+        check_second_derivative(name, factory, shape, classes)
+    if method.needs.features:
+        check_features(name, factory, shape, config.method.name)
+    return factory
+
+
+def method_cache(config: Resolved, real: RealData) -> Cache:
+    """Make the cache of what the method prepares for these data and its options."""
+    folder = config.data.cache_dir or platformdirs.user_cache_path("potstill")
+    return Cache(Path(folder) / "prepared", [cut_of(config.data, real.identity), config.tables()["method"]])
+
+
+def finish(setup: Setup, folder: RunFolder | None, state: OuterState | None) -> DistilledSet:
+    """Distill block after block, from the beginning or from `state`; choose lengths; write the result."""
+    stage = setup.stage(state)
+    while True:
+        method, state = run_stage(setup, stage, folder, state)
+        assert state.best is not None  # the last step validates
+        blocks = stage.with_leaves(state.best.leaves)
+        recipe = setup.recipe_at(method, state.best.leaves, state)
+        recipes = (*state.carried.recipes, recipe.plain())
+        if len(blocks) == len(setup.blocks):
+            break
+        stage = Stage((*blocks, setup.blocks[len(blocks)]), setup.rates)
+        state = setup.begin(stage, setup.make_method(stage, Carried()), recipes)
+    distilled = make_set(setup, blocks, tuple(map(Recipe.from_plain, recipes)), state.best)
+    if folder:
+        artefact.save(distilled, folder.path / artefact.ARTEFACT)
+        folder.drop_replaced()
+        write_default(distilled, folder.path)
+    return distilled
+
+
+def run_stage(setup: Setup, stage: Stage, folder: RunFolder | None, state: OuterState | None) -> tuple[Method, OuterState]:
+    """Run the outer loop of a stage from its beginning, or from `state`, to its end.
+
+    Returns:
+        The method as it is at the end, and the state there.
+    """
+    config, listener, sampling = setup.config, setup.listener, setup.config.real_sampler.options
+    current = setup.make_method(stage, state.carried if state else Carried())
+    state = state or setup.begin(stage, current)
+    rules = stage.rules(current.start()[1])
+    before = stage.number * config.outer.steps
+
+    def validate(state: OuterState) -> Figure:
+        recipe = setup.recipe_at(current, state.leaves, state)
+        blocks = stage.with_leaves(state.leaves)
+        return Figure.of(setup.validation_scores(blocks, recipe, setup.lengths[:1])[:, 0])
+
+    def log(record: StepRecord) -> None:
+        record = dataclasses.replace(record, step=before + record.step, block=stage.number + 1)
+        if folder:
+            folder.log(record)
+        listener.step(record, setup.config.all_steps)
+
+    def save(state: OuterState) -> None:
+        if folder:
+            folder.save(state, config, setup.real.identity)
+        setup.ranks.wait()  # none goes on, or says that it stopped, before the state is safe
+
+    def refresh(state: OuterState) -> tuple[OuterState, OnBlocks] | None:
+        nonlocal current
+        if not sampling.due(state.step):
+            return None
+        recipe = setup.recipe_at(current, state.leaves, state)
+        blocks = stage.with_leaves(state.leaves)
+        made = setup.sampler_state(blocks, recipe, stage.number, state.step)
+        state = dataclasses.replace(state, carried=dataclasses.replace(state.carried, sampler=made))
+        current = setup.make_method(stage, state.carried)
+        return state, stage.on_blocks(current, setup.device)
+
+    hooks = Hooks(validate, save, log, lambda: setup.ranks.any(listener.stop()), refresh)
+    on_blocks = stage.on_blocks(current, setup.device)
+    state = optimise(on_blocks, setup.schedule, rules, state, setup.device, hooks)
+    return current, state
+
+
+def make_set(setup: Setup, blocks: tuple[Block, ...], recipes: tuple[Recipe, ...], best: Best) -> DistilledSet:
+    """Make the finished set: the length of each budget chosen, and all that a file records.
+
+    Args:
+        setup: of the run.
+        blocks: as they are at the end.
+        recipes: how networks train on the set of each stage.
+        best: of the last stage.
+    """
+    budgets = [measured(setup, blocks[: count + 1], recipe) for count, recipe in enumerate(recipes)]
+    real, config, whole = setup.real, setup.config, budgets[-1]
+    tables = config.tables()
+    # No path: equal runs, equal bytes.
+    source = config.data.data if config.data.embedded else config.data.data.partition(":")[0]
+    tables["data"] |= {"data": source, "cache_dir": ""}
+    learned = {name: leaf.tolist() for name, leaf in with_prefix(best.leaves, LEARNED).items() if leaf.dim() == 0}
+    metadata = SetMetadata(
+        config.method.name,
+        tables,
+        config.run.seed,
+        versions(),
+        real.record,
+        best.step,
+        whole.accuracy,
+        budgets=tuple(budgets) if len(budgets) > 1 else (),
+        learned=learned,
+    )
+    cpu = torch.device("cpu")
+    return DistilledSet(
+        tuple(block.to(cpu) for block in blocks),
+        real.class_names,
+        real.preprocess.to(cpu),
+        dataclasses.replace(recipes[-1], steps=whole.steps),
+        learned_labels=config.distilled.learn_labels,
+        metadata=metadata,
+    )
+
+
+def measured(setup: Setup, blocks: tuple[Block, ...], recipe: Recipe) -> BudgetRecord:
+    """Choose the training length of a set on validation data; what a file records of it."""
+    ipc, noun = sum(block.ipc for block in blocks), NOUNS[setup.real.kind]
+    nested = len(setup.blocks) > 1
+    label = "choosing the training length" + (f" at {ipc} {noun}s per class" if nested else "")
+    scores = setup.validation_scores(blocks, recipe, setup.lengths, progress=setup.listener.work, label=label)
+    index = int(scores.mean(0).argmax())
+    steps = setup.lengths[index]
+    accuracy = ChosenAccuracy(
+        **vars(Figure.of(scores[:, index])),
+        split="validation",
+        protocol=f"fresh networks, {steps} steps; outer step and length were chosen on this split",
+        stored_bytes=sum(block.stored_bytes for block in blocks),
+    )
+    return BudgetRecord(ipc, steps, recipe.lr, accuracy)

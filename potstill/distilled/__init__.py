@@ -1,0 +1,1 @@
+"""The distilled set: its examples, its file, its pictures and exports."""

@@ -1,0 +1,74 @@
+"""The distilled set as a file."""
+
+import os
+from pathlib import Path
+
+from potstill.config.config import Given, changed, configuration, options_of_run
+from potstill.data.preprocessing import restored
+from potstill.distilled.examples import Block, DistilledSet, Recipe
+from potstill.files import load_tensors, save_tensors, with_prefix
+from potstill.parameterisations.base import from_plain
+from potstill.records.metadata import SetMetadata
+from potstill.records.plain import Unreadable, dump, parse
+from potstill.registry import InputError
+
+ARTEFACT = "distilled.safetensors"
+
+
+def save(distilled: DistilledSet, path: str | os.PathLike[str]) -> None:
+    """Write a distilled set as one self-contained file. Equal sets give equal bytes: no time, host or path is in it."""
+    tensors = {f"preprocess.{name}": tensor for name, tensor in distilled.fitted.state().items()}
+    for number, block in enumerate(distilled.blocks):
+        tensors |= {f"blocks.{number}.{name}": leaf for name, leaf in block.leaves.items()}
+    meta = {
+        **dump(distilled.metadata),
+        "class_names": list(distilled.class_names),
+        "input_shape": list(distilled.shape),
+        "preprocess": distilled.fitted.name,
+        "recipe": distilled.recipe.plain(),
+        "learned_labels": distilled.learned_labels,
+        "blocks": [block.parameterisation.plain() for block in distilled.blocks],
+    }
+    save_tensors(Path(path), tensors, "distilled set", meta)
+
+
+def load(path: str | os.PathLike[str], ipc: int | None = None) -> DistilledSet:
+    """Read a distilled set; nothing else is needed to train on it.
+
+    Args:
+        path: a `distilled.safetensors` file, or the run folder that holds it.
+        ipc: images per class; the prefix of that size of a nested set. None: the whole set.
+    Returns:
+        The set, on the CPU.
+    Raises:
+        InputError: no such file, a damaged or foreign one, or a size that the set does not hold.
+    """
+    file = Path(path)
+    tensors, meta = load_tensors(file / ARTEFACT if file.is_dir() else file, "distilled set")
+    size = tuple(meta.pop("input_shape")), len(meta["class_names"]), meta["learned_labels"]
+    stored = [with_prefix(tensors, f"blocks.{number}.") for number in range(len(meta["blocks"]))]
+    blocks = tuple(Block(leaves, from_plain(plain, *size)) for leaves, plain in zip(stored, meta.pop("blocks"), strict=True))
+    fitted = restored(meta.pop("preprocess"), with_prefix(tensors, "preprocess."))
+    names, learned_labels, recipe = (meta.pop(name) for name in ("class_names", "learned_labels", "recipe"))
+    told = {name: value for name, value in meta.items() if name not in ("format_version", "kind")}
+    try:
+        metadata = parse(SetMetadata, told, "metadata")
+    except Unreadable as error:
+        raise InputError(f"{path} was written by another version of potstill: {error}; use that one") from error
+    distilled = DistilledSet(
+        blocks, tuple(names), fitted, Recipe.from_plain(recipe), learned_labels=learned_labels, metadata=metadata
+    )
+    return distilled if ipc is None else distilled.prefix(ipc)
+
+
+def recorded_config(distilled: DistilledSet) -> Given:
+    """Return the options of the data and of the evaluation that a set's file records.
+
+    Where the data lie is not in it, but for data that come with potstill or another package. The parts
+    that made the set are left out: a file is of use where a stranger's method is not.
+    """
+    tables = distilled.metadata.config
+    options = {**tables.get("data", {}), **tables.get("evaluation", {})}
+    known = {option.name for option in options_of_run({})}  # a file of another version may hold others
+    config = configuration({name: value for name, value in options.items() if name in known})
+    return config if config.data.embedded else changed(config, data="arrays")

@@ -1,0 +1,225 @@
+"""A distilled set in other programs' formats, with a plain word on what each loses."""
+
+import csv
+import io
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from potstill.data.splits import require_kind
+from potstill.distilled.examples import DistilledSet
+from potstill.distilled.picture import to_bytes, to_image, write_grid
+from potstill.files import write
+from potstill.registry import EXPORTS, InputError
+
+WINDOWS_DEVICES = r"con|prn|aux|nul|com\d|lpt\d"
+EXACT = "exact, the arrays that a network trains on"
+OWN_UNITS = "each feature in the data's own units, to the last bit of float32; give them to distilled.preprocess to train on them"
+LOSSY = "for the eye: 8-bit pixels of a typical brightness and contrast; a network trained on them is not the same"
+
+
+def export_png(distilled: DistilledSet, path: Path) -> None:
+    """One annotated picture of the images."""
+    write_grid(distilled, path)
+
+
+def export_folder(distilled: DistilledSet, path: Path) -> None:
+    """One PNG an image, in a folder for each class."""
+    if path.exists():
+        raise InputError(f"{path} exists; choose another place with --out, or remove it")
+    names = folder_names(distilled.class_names)
+    building = Path(tempfile.mkdtemp(dir=path.parent, prefix=".potstill-"))
+    try:
+        building.chmod(0o755)
+        for index, (pixels, label) in enumerate(zip(distilled.pixels, distilled.labels.tolist(), strict=True)):
+            folder = building / names[label]
+            folder.mkdir(parents=True, exist_ok=True)
+            to_image(pixels).save(folder / f"{index:05d}.png")
+        building.rename(path)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}; choose another place with --out") from error
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def folder_names(class_names: tuple[str, ...]) -> list[str]:
+    """Class names as folder names, one for each: without what file systems keep for themselves, numbered where they would meet."""
+    plain = [re.sub(r'[/\\:*?"<>|\x00-\x1f]', "_", name).strip(". ")[:200] for name in class_names]
+    taken = Counter(name.casefold() for name in plain)
+    usable = [name and taken[name.casefold()] == 1 and not re.fullmatch(WINDOWS_DEVICES, name, re.IGNORECASE) for name in plain]
+    return [name if good else f"{name or 'class'}-{label}" for label, (name, good) in enumerate(zip(plain, usable, strict=True))]
+
+
+def export_parquet(distilled: DistilledSet, path: Path) -> None:
+    """Hugging Face's layout: label (ClassLabel), and exactly: input and target as lists of float32; images as PNG bytes, or
+    vectors as lists in the data's own units.
+    """
+    import pyarrow as pa  # here: only this format needs it
+    import pyarrow.parquet as pq
+
+    shown: Any
+    first_type: dict[str, Any]
+    numbers = {"feature": {"dtype": "float32", "_type": "Value"}, "_type": "List"}
+    if distilled.kind == "image":
+        first, first_type = "image", {"_type": "Image"}
+        pictures = [{"bytes": png(pixels), "path": f"{index:05d}.png"} for index, pixels in enumerate(distilled.pixels)]
+        shown = pa.array(pictures, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+    else:
+        first, first_type = "row", numbers
+        shown = pa.array(list(distilled.rows.numpy()), pa.list_(pa.float32()))
+    features = {
+        first: first_type,
+        "label": {"names": list(distilled.class_names), "_type": "ClassLabel"},
+        "input": numbers,
+        "target": numbers,
+    }
+    table = pa.table(
+        {
+            first: shown,
+            "label": pa.array(distilled.labels.numpy()),
+            "input": pa.array(list(distilled.images.flatten(1).numpy()), pa.list_(pa.float32())),
+            "target": pa.array(list(distilled.targets.numpy()), pa.list_(pa.float32())),
+        }
+    )
+    described = {
+        "huggingface": json.dumps({"info": {"features": features}}),
+        "potstill": json.dumps(
+            {
+                "input_shape": distilled.shape,
+                "preprocess": distilled.fitted.name,
+                "recipe": distilled.recipe.plain(),
+                **({"features": distilled.feature_names} if distilled.kind == "vector" else {}),
+            }
+        ),
+    }
+    buffer = io.BytesIO()
+    pq.write_table(table.replace_schema_metadata(described), buffer)
+    write(path, buffer.getvalue())
+
+
+def png(pixels: Tensor) -> bytes:
+    """(C, H, W) in [0, 1] as PNG bytes."""
+    buffer = io.BytesIO()
+    to_image(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def export_npz(distilled: DistilledSet, path: Path) -> None:
+    """Plain arrays: images, targets, labels (all exact), class_names; pixels (bytes), or of vectors rows and feature_names."""
+    buffer = io.BytesIO()
+    own: dict[str, Any]
+    if distilled.kind == "vector":
+        own = {"rows": distilled.rows.numpy(), "feature_names": np.array(distilled.feature_names)}
+    else:
+        own = {"pixels": to_bytes(distilled.pixels).numpy()}
+    np.savez(
+        buffer,
+        images=distilled.images.numpy(),
+        targets=distilled.targets.numpy(),
+        labels=distilled.labels.numpy(),
+        class_names=np.array(distilled.class_names),
+        **own,
+    )
+    write(path, buffer.getvalue())
+
+
+def export_csv(distilled: DistilledSet, path: Path) -> None:
+    """A line for each vector: its class, its features in the data's own units and, if it is learned, its label's weights."""
+    text, label = io.StringIO(), "label"
+    while label in distilled.feature_names:
+        label += "_"
+    weights = [f"weight of {name}" for name in distilled.class_names] if distilled.learned_labels else []
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow([label, *distilled.feature_names, *weights])
+    rows, targets = distilled.rows.numpy(), distilled.targets.numpy()
+    for row, target, index in zip(rows, targets, distilled.labels.tolist(), strict=True):
+        # str of a float32 is its shortest text that reads back as the same number
+        table.writerow([distilled.class_names[index], *map(str, row), *(map(str, target) if weights else ())])
+    write(path, text.getvalue())
+
+
+@dataclass(frozen=True)
+class Format:
+    """One of `registry.EXPORTS`.
+
+    Args:
+        write: writes a set to a path.
+        default_name: of the file or folder, beside the set.
+        told: kind of data -> what a user must know of it; kinds that are not in it cannot be written so.
+        exact: whether it holds the arrays that a network trains on.
+    """
+
+    write: Callable[[DistilledSet, Path], None]
+    default_name: str
+    told: Mapping[str, str]
+    exact: bool
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The data that it can hold."""
+        return tuple(self.told)
+
+
+DEFAULTS = {"image": "png", "vector": "csv"}
+PNG = Format(export_png, "distilled.png", {"image": LOSSY}, exact=False)
+FOLDER = Format(export_folder, "images", {"image": LOSSY}, exact=False)
+CSV = Format(export_csv, "distilled.csv", {"vector": OWN_UNITS}, exact=True)
+PARQUET = Format(
+    export_parquet,
+    "distilled.parquet",
+    {
+        "image": f"column image is {LOSSY}; columns input and target are {EXACT}",
+        "vector": f"column row holds {OWN_UNITS}; columns input and target are {EXACT}",
+    },
+    exact=True,
+)
+NPZ = Format(
+    export_npz,
+    "distilled.npz",
+    {
+        "image": f"array pixels is {LOSSY}; images, targets and labels are {EXACT}",
+        "vector": f"array rows holds {OWN_UNITS}; images, targets and labels are {EXACT}",
+    },
+    exact=True,
+)
+
+
+def export(distilled: DistilledSet, format: str, path: str | os.PathLike[str], *, overwrite: bool = False) -> str:
+    """Write a set in a format of `potstill list`; a sentence on what the file loses.
+
+    Raises:
+        InputError: an unknown format, one that cannot hold such data, a place that cannot be written, or one that is taken
+            and not to be overwritten.
+    """
+    chosen: Format = EXPORTS[format]
+    require_kind(distilled.kind, f"format {format}", chosen, f"use --format {DEFAULTS[distilled.kind]}, parquet or npz")
+    target = Path(path)
+    if target.exists() and not overwrite:
+        raise InputError(f"{target} exists; choose another place with --out, or remove it")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the folder {target.parent}: {error.strerror}; choose another place with --out") from error
+    chosen.write(distilled, target)
+    return chosen.told[distilled.kind]
+
+
+def write_default(distilled: DistilledSet, folder: Path) -> None:
+    """Write a set in the format that shows it best into a run's folder, over what is there."""
+    name = DEFAULTS[distilled.kind]
+    export(distilled, name, folder / EXPORTS[name].default_name, overwrite=True)
+
+
+def exported_images(distilled: DistilledSet) -> Tensor:
+    """What a network would read if it were trained on the exported 8-bit pictures, preprocessed as real images are."""
+    return distilled.preprocess(to_bytes(distilled.pixels))

@@ -1,0 +1,281 @@
+"""What the engine asks of a loss: its gradient and its Hessian product. Here by plain autograd; compiled.py has them fast.
+
+A network is a function of one flat parameter vector (`FlatModel`). A loss that is a mean over examples may be taken in
+micro-batches (`InMicroBatches`), which bounds the memory and not the result.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from potstill.data.splits import Shape
+from potstill.seeds import global_seed
+
+LARGEST_MB = {"cpu": 18, "mps": 250, "cuda": 1000}
+"""Most that one activation of a micro-batch takes. On a CPU larger ones leave the caches."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a loss reads at one step.
+
+    Args:
+        inputs: (B, ...).
+        targets: (B, K) probabilities, or weights of classes.
+        frozen: how many of the first rows ask for no gradient, whatever the tensors say.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    frozen: int = 0
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    @property
+    def asks(self) -> bool:
+        """Whether some row asks for a gradient."""
+        learned = self.inputs.requires_grad or self.targets.requires_grad
+        return learned and self.frozen < len(self)
+
+
+Products = tuple[Tensor, Tensor | None, Tensor | None]
+"""d/d(theta, inputs, targets) of a scalar, each like its tensor; None for a member of the batch that asks
+for no gradient. What stands in frozen rows has no meaning."""
+
+
+class FlatModel:
+    """A module as a function of one flat parameter vector.
+
+    The module stays in training mode, but batch norm neither reads nor writes running statistics: inside an unroll it
+    normalises by the batch, so that a replayed step repeats exactly. Parameters that do not require a gradient, and
+    buffers, are `constants`: they keep the module's own values.
+
+    Args:
+        module: the network; it is changed as said above.
+        precision: "float32" computes in the module's own type, "bfloat16" under autocast. Parameters, norms' statistics
+            and outputs keep their type either way.
+    """
+
+    def __init__(self, module: nn.Module, precision: str = "float32"):
+        self.module, self.precision = module.train(), precision
+        for part in module.modules():
+            if isinstance(part, _NormBase):
+                part.track_running_stats = False
+        named = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self.names, self.shapes = list(named), [p.shape for p in named.values()]
+        self.sizes = [p.numel() for p in named.values()]
+        self.theta = torch.cat([p.detach().reshape(-1) for p in named.values()])
+        self.constants = {name: p.detach() for name, p in module.named_parameters() if not p.requires_grad}
+        self.constants |= {name: buffer.detach() for name, buffer in module.named_buffers()}
+
+    def __call__(self, theta: Tensor, inputs: Tensor, constants: dict[str, Tensor] | None = None) -> Tensor:
+        """The module's output on `inputs` with the parameters `theta` and, if given, the constants of another network."""
+        parts = zip(self.names, theta.split(self.sizes), self.shapes, strict=True)
+        parameters = {name: part.view(shape) for name, part, shape in parts} | (self.constants if constants is None else constants)
+        with autocast(self.precision, inputs.device):
+            outputs: Tensor = torch.func.functional_call(self.module, parameters, (inputs,))
+        return outputs.to(theta.dtype)
+
+
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """The context in which a network computes in this precision."""
+    # Without the cache: it would keep one network's bfloat16 parameters for the next.
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16", cache_enabled=False)
+
+
+def couples_batch(module: nn.Module) -> bool:
+    """Whether an example's output depends on the rest of its batch: batch norm in training mode."""
+    return any(isinstance(part, _NormBase) and not isinstance(part, _InstanceNorm) for part in module.modules())
+
+
+def largest_micro_batch(module: nn.Module, shape: Shape, device: torch.device) -> int:
+    """How many examples at once keep every activation within LARGEST_MB."""
+    sizes = [1]
+
+    def note(part: nn.Module, inputs: object, outputs: object) -> None:
+        if isinstance(outputs, Tensor):
+            sizes.append(outputs.numel() // 2)
+
+    hooks = [part.register_forward_hook(note) for part in module.modules()]
+    with torch.no_grad(), global_seed(0, device):
+        module(torch.zeros(2, *shape, device=device))
+    for hook in hooks:
+        hook.remove()
+    return max(1, int(LARGEST_MB[device.type] * 1e6 / (4 * max(sizes))))
+
+
+def even(count: int, most: int) -> int:
+    """Size of micro-batches, at most `most`, that cut `count` examples as evenly as can be: few shapes, few compilations."""
+    return math.ceil(count / math.ceil(count / most))
+
+
+class Differentiable(Protocol):
+    """A loss (theta, batch, step) -> scalar by its first and second derivatives.
+
+    Both give the same for the same arguments, or a replayed step is not exact.
+    """
+
+    def gradient(self, theta: Tensor, batch: Batch, step: int) -> tuple[Tensor, Tensor]:
+        """Compute the loss, 0-d, and its gradient in theta."""
+        ...
+
+    def product(self, theta: Tensor, batch: Batch, step: int, cotangent: Tensor) -> Products:
+        """Compute d/d(theta, batch) <grad_theta loss, cotangent>."""
+        ...
+
+
+@dataclass(frozen=True)
+class Eager:
+    """A loss with its derivatives by autograd: reverse mode over reverse mode."""
+
+    loss: Callable[[Tensor, Batch, int], Tensor]
+
+    def gradient(self, theta: Tensor, batch: Batch, step: int) -> tuple[Tensor, Tensor]:
+        theta = theta.detach().requires_grad_()
+        loss = self.loss(theta, batch, step)
+        return loss.detach(), torch.autograd.grad(loss, theta)[0]
+
+    def product(self, theta: Tensor, batch: Batch, step: int, cotangent: Tensor) -> Products:
+        theta = theta.detach().requires_grad_()
+        parts = batch.inputs, batch.targets
+        cut = [part.detach().requires_grad_(part.requires_grad and batch.asks) for part in parts]
+        wanted = [theta, *(part for part in cut if part.requires_grad)]
+        loss = self.loss(theta, Batch(cut[0], cut[1], batch.frozen), step)
+        (grad,) = torch.autograd.grad(loss, theta, create_graph=True)
+        if not grad.requires_grad:  # a loss that is linear in theta and does not mix it with the batch
+            return torch.zeros_like(theta), None, None
+        of_theta, *rest = torch.autograd.grad(grad, wanted, cotangent, allow_unused=True, materialize_grads=True)
+        found = iter(rest)
+        of_inputs, of_targets = (next(found) if part.requires_grad else None for part in cut)
+        return of_theta, of_inputs, of_targets
+
+
+@dataclass(frozen=True)
+class ExactStart:
+    """A loss in rounded arithmetic but for the first inner step, which is taken in full precision.
+
+    Adam's first step is lr g / (|g| + eps), all but the sign of g. Its derivative in g is a peak
+    lr / eps high and eps = 1e-8 wide, and what a window that begins there sends back hangs on the
+    few gradients that happen to lie within it. bfloat16 moves gradients by far more than that,
+    float32 by less. Later steps divide by what the first ones left, and the way back is linear in
+    what it is given: there rounding does no such harm (benchmarks/precision_sources.py).
+
+    Args:
+        rounded: the loss at all steps after the first.
+        full: the same loss in full precision.
+    """
+
+    rounded: Differentiable
+    full: Differentiable
+
+    def at(self, step: int) -> Differentiable:
+        """The loss at a step.
+
+        Its product is of the same kind as its gradient: else dropout would draw them two masks.
+        """
+        return self.rounded if step else self.full
+
+    def gradient(self, theta: Tensor, batch: Batch, step: int) -> tuple[Tensor, Tensor]:
+        return self.at(step).gradient(theta, batch, step)
+
+    def product(self, theta: Tensor, batch: Batch, step: int, cotangent: Tensor) -> Products:
+        return self.at(step).product(theta, batch, step, cotangent)
+
+
+@dataclass(frozen=True)
+class InMicroBatches:
+    """A loss that is a mean over examples, taken `size` examples at a time: less memory, same result.
+
+    Args:
+        whole: the loss, linear in the targets.
+        size: most examples at once.
+        filled: fill the last micro-batch up to `size` with examples whose targets are 0, which add
+            nothing: all have one shape, and a compiled loss is compiled once.
+    """
+
+    whole: Differentiable
+    size: int
+    filled: bool = False
+
+    def parts(self, batch: Batch) -> Iterator[tuple[Batch, float]]:
+        """Yield (micro-batch, weight of its mean in the mean of all)."""
+        count = len(batch)
+        for start in range(0, count, self.size):
+            frozen = min(self.size, max(0, batch.frozen - start))
+            inputs = batch.inputs[start : start + self.size]
+            targets = batch.targets[start : start + self.size]
+            if self.filled and (missing := self.size - len(inputs)):
+                first = inputs[:1].detach()
+                inputs = torch.cat([inputs, first.expand(missing, *inputs.shape[1:])])
+                targets = torch.cat([targets, targets.new_zeros(missing, *targets.shape[1:])])
+            part = Batch(inputs, targets, frozen)
+            yield part, len(inputs) / count
+
+    def gradient(self, theta: Tensor, batch: Batch, step: int) -> tuple[Tensor, Tensor]:
+        loss, grad = theta.new_zeros(()), torch.zeros_like(theta)
+        for part, share in self.parts(batch):
+            more, of_theta = self.whole.gradient(theta, part, step)
+            loss += share * more
+            grad.add_(of_theta, alpha=share)
+        return loss, grad
+
+    def product(self, theta: Tensor, batch: Batch, step: int, cotangent: Tensor) -> Products:
+        total = torch.zeros_like(theta)
+        columns: tuple[list[Tensor], list[Tensor]] = ([], [])
+        for part, share in self.parts(batch):
+            of_theta, *of_part = self.whole.product(theta, part, step, share * cotangent)
+            total += of_theta
+            for column, of, tensor in zip(columns, of_part, (part.inputs, part.targets), strict=True):
+                # Micro-batches of frozen rows ask for nothing; beside others they stand as 0.
+                column.append(torch.zeros_like(tensor) if of is None else of)
+        of_inputs, of_targets = (
+            torch.cat(column)[: len(batch)] if tensor.requires_grad and batch.asks else None
+            for column, tensor in zip(columns, (batch.inputs, batch.targets), strict=True)
+        )
+        return total, of_inputs, of_targets
+
+
+def cross_entropy(model: FlatModel, seed: Callable[[int], int] | None = None) -> Eager:
+    """The mean cross-entropy of the network on a batch (inputs, targets).
+
+    Args:
+        model: the network.
+        seed: step -> the seed of its dropout; None where it has none.
+    """
+
+    def loss(theta: Tensor, batch: Batch, step: int) -> Tensor:
+        if seed is None:
+            return F.cross_entropy(model(theta, batch.inputs), batch.targets)
+        with global_seed(seed(step), theta.device):
+            return F.cross_entropy(model(theta, batch.inputs), batch.targets)
+
+    return Eager(loss)
+
+
+def derivative_error(model: FlatModel, inputs: Tensor, targets: Tensor, rng: torch.Generator) -> float:
+    """How far the model's second derivative is from how its gradient really changes, relative, in float64.
+
+    It is rounding for every differentiable function. Behind a detach or a straight-through estimator the gradient changes
+    in ways that autograd does not see, so that a meta-gradient through it would have no meaning. (The second derivative
+    that autograd gives stays symmetric there, since what is detached counts as constant: symmetry would not show it.)
+    """
+    loss = cross_entropy(model, seed=lambda _: 0)  # the same dropout every time
+    batch = Batch(inputs, targets)
+
+    errors = []
+    for _ in range(3):  # the best of three: a step across a ReLU's kink spoils a difference, and is rare at this length
+        along = torch.randn(model.theta.shape, generator=rng, dtype=model.theta.dtype)
+        along *= 1e-7 / along.norm()
+        up, down = (loss.gradient(model.theta + sign * along, batch, 0)[1] for sign in (1, -1))
+        expected = (up - down) / 2
+        found = loss.product(model.theta, batch, 0, along)[0]
+        errors.append(float((found - expected).norm() / expected.norm().clamp_min(1e-300)))
+    return min(errors)

@@ -1,0 +1,134 @@
+"""Optimisers as pure functions of flat vectors: for the inner loop, which is differentiated, for the
+outer one, and in torch's own form for plain training."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from potstill.config.options import option
+
+State = tuple[Tensor, ...]
+"""An optimiser's state: the parameters first, then its moments, each of the same shape."""
+
+
+class Optimizer(Protocol):
+    """An optimiser as one pure, differentiable, elementwise function."""
+
+    def init(self, theta: Tensor) -> State:
+        """Make the state before the first step."""
+        ...
+
+    def step(self, state: State, grad: Tensor, hyper: Mapping[str, Tensor], count: int) -> State:
+        """Take step number `count` (the first is 0); `hyper` holds 0-d tensors such as "lr"."""
+        ...
+
+    def in_torch(self, parameters: Sequence[nn.Parameter], lr: float) -> tuple[torch.optim.Optimizer, Callable[[], None]]:
+        """Make the torch optimiser of the same steps, and what is to be called after each step."""
+        ...
+
+
+@dataclass(frozen=True)
+class Adam:
+    """Adam (Kingma & Ba 2015, Algorithm 1).
+
+    Args:
+        beta1: decay of the first moment.
+        beta2: decay of the second moment.
+        eps: added to the denominator.
+        eps_placement: "torch" adds eps after bias correction, as the paper and torch.optim do;
+            "higher-0.2.1" adds it before, as the PyPI release of `higher` does with which RaT-BPTT's
+            results were made.
+    """
+
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    eps_placement: Literal["torch", "higher-0.2.1"] = option("torch", "eps after bias correction, or before it: higher-0.2.1")
+
+    def init(self, theta: Tensor) -> State:
+        return theta, torch.zeros_like(theta), torch.zeros_like(theta)
+
+    def step(self, state: State, grad: Tensor, hyper: Mapping[str, Tensor], count: int) -> State:
+        theta, mean, square = state
+        mean = self.beta1 * mean + (1 - self.beta1) * grad
+        square = self.beta2 * square + (1 - self.beta2) * grad.square()
+        correction1, correction2 = self.corrections(count)
+        if self.eps_placement == "torch":
+            update = (mean / correction1) / (root(square / correction2) + self.eps)
+            return theta - hyper["lr"] * update, mean, square
+        scale = hyper["lr"] * (correction2**0.5 / correction1)
+        return theta - scale * mean / (root(square) + self.eps), mean, square
+
+    def corrections(self, count: int) -> tuple[float, float]:
+        """Compute the bias corrections of both moments at step number `count`."""
+        return 1 - self.beta1 ** (count + 1), 1 - self.beta2 ** (count + 1)
+
+    def in_torch(self, parameters: Sequence[nn.Parameter], lr: float) -> tuple[torch.optim.Optimizer, Callable[[], None]]:
+        eps_before = self.eps_placement != "torch"
+        first = self.eps / self.corrections(0)[1] ** 0.5 if eps_before else self.eps
+        made = torch.optim.Adam(parameters, lr, (self.beta1, self.beta2), first)
+        steps = 0
+
+        def after() -> None:
+            # eps before the correction is, after it, one that shrinks from step to step.
+            nonlocal steps
+            steps += 1
+            if eps_before:
+                made.param_groups[0]["eps"] = self.eps / self.corrections(steps)[1] ** 0.5
+
+        return made, after
+
+
+def root(x: Tensor) -> Tensor:
+    """Take the square root, with derivative 0 at 0: a parameter that never had a gradient would else
+    turn all to NaN."""
+    positive = x > 0
+    return torch.where(positive, torch.where(positive, x, 1).sqrt(), 0)
+
+
+@dataclass(frozen=True)
+class SGD:
+    """Stochastic gradient descent with momentum, L2 weight decay and a step schedule, as
+    torch.optim.SGD and MultiStepLR.
+
+    Args:
+        momentum: factor on the velocity.
+        weight_decay: this times the parameters is added to the gradient.
+        milestones: steps from which on the learning rate is multiplied by `decay` (paper D.6).
+        decay: that factor.
+        restart: whether the velocity starts again from 0 at each milestone.
+    """
+
+    momentum: float = option(0.9, "SGD: factor on the velocity", low=0, high=1)
+    weight_decay: float = option(0.0, "SGD: this times the parameters is added", low=0)
+    milestones: tuple[int, ...] = option((), "SGD: steps at which the rate is multiplied", low=1)
+    decay: float = option(0.2, "SGD: by this (paper D.6)", low=0, high=1, open_low=True)
+    restart: bool = False
+
+    def init(self, theta: Tensor) -> State:
+        return theta, torch.zeros_like(theta)
+
+    def step(self, state: State, grad: Tensor, hyper: Mapping[str, Tensor], count: int) -> State:
+        theta, velocity = state
+        if self.restart and count in self.milestones:
+            velocity = torch.zeros_like(velocity)
+        velocity = self.momentum * velocity + grad + self.weight_decay * theta
+        factor = self.decay ** sum(count >= milestone for milestone in self.milestones)
+        return theta - hyper["lr"] * factor * velocity, velocity
+
+    def in_torch(self, parameters: Sequence[nn.Parameter], lr: float) -> tuple[torch.optim.Optimizer, Callable[[], None]]:
+        made = torch.optim.SGD(parameters, lr, self.momentum, weight_decay=self.weight_decay)
+        schedule = torch.optim.lr_scheduler.MultiStepLR(made, list(self.milestones), self.decay)
+        steps = 0
+
+        def after() -> None:
+            nonlocal steps
+            steps += 1
+            schedule.step()
+            if self.restart and steps in self.milestones:
+                made.state.clear()
+
+        return made, after

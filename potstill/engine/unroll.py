@@ -1,0 +1,281 @@
+"""The core: optimiser steps as pure functions, and the exact meta-gradient of an unroll in memory that is flat in the window.
+
+An unroll takes `burn_in` steps without a derivative and then `window` differentiated ones, on a state of flat vectors
+(parameters, moments). Nothing keeps the graph of more than one step: the forward pass keeps the
+state and the gradient before each differentiated step, and the way back rebuilds one step at a time. With lambda the
+cotangent of the state,
+
+1. the transpose of the optimiser's step turns lambda into the cotangent `a` of that step's gradient, the cotangent of the
+   older state, and cotangents of the hyper-parameters;
+2. one Hessian product, d/d(theta, batch) <grad_theta loss, a>, gives what reaches the older parameters and the batch;
+3. the batch's cotangents go back through augmentation, selection and parameterisation to the leaves;
+4. what is left of lambda at the window's start is the cotangent of the state there.
+
+Source: equations (2) to (4) and Algorithm 1 of Feng, Vedantam & Kempe 2024, arXiv:2311.07025. Replaying instead of
+storing the graph is reverse-mode differentiation with a checkpoint at every step.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from potstill.engine.losses import Batch, Differentiable
+from potstill.engine.optimizers import Optimizer, State
+
+Leaves = Mapping[str, Tensor]
+"""What is learned: name -> tensor."""
+
+
+@dataclass(frozen=True)
+class InnerProblem:
+    """What the inner loop does at each step; every part gives the same for the same arguments, or replay is not exact.
+
+    Args:
+        loss: (theta, batch, step) -> scalar, by its derivatives.
+        batch: (leaves, step) -> batch, differentiable in the leaves.
+        optimizer: the pure optimiser step.
+    """
+
+    loss: Differentiable
+    batch: Callable[[Leaves, int], Batch]
+    optimizer: Optimizer
+
+
+class Objective(Protocol):
+    """The outer loss: (theta after the last step, leaves, part of the real data) -> scalar, by its gradient."""
+
+    def gradient(self, theta: Tensor, leaves: Leaves, part: Any) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """The loss, 0-d, its gradient in theta, and those in the leaves that it reads directly."""
+        ...
+
+
+@dataclass(frozen=True)
+class EagerObjective:
+    """An outer loss with its gradient by autograd."""
+
+    loss: Callable[[Tensor, Leaves, Any], Tensor]
+
+    def gradient(self, theta: Tensor, leaves: Leaves, part: Any) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        theta, wanted = theta.detach().requires_grad_(), with_grad(leaves)
+        loss = self.loss(theta, wanted, part)
+        of_theta, *rest = torch.autograd.grad(loss, (theta, *wanted.values()), allow_unused=True, materialize_grads=True)
+        return loss.detach(), of_theta, dict(zip(wanted, rest, strict=True))
+
+
+@dataclass(frozen=True)
+class MetaGradient:
+    """The outer loss of one unroll and its cotangents.
+
+    Args:
+        loss: the outer loss, 0-d.
+        leaves: d loss / d leaf, for every leaf.
+        hyper: d loss / d hyper-parameter, for every one.
+        start: d loss / d (state before the first differentiated step); of the start itself when there is no burn-in.
+        final: the optimiser's state after the last step.
+    """
+
+    loss: Tensor
+    leaves: dict[str, Tensor]
+    hyper: dict[str, Tensor]
+    start: State
+    final: State
+
+
+@dataclass(frozen=True)
+class Keep:
+    """What the forward pass keeps of the window.
+
+    Args:
+        dtype: type in which states are kept; None keeps their own. A narrower one moves the point where a step is
+            differentiated by its rounding.
+        device: where they are kept; None keeps them where they are.
+        checkpoints: keep the state before every ceil(sqrt(M))-th step only, and take the steps between again on the way
+            back: some 2 sqrt(M) states in place of M, one more forward pass.
+    """
+
+    dtype: torch.dtype | None = None
+    device: torch.device | None = None
+    checkpoints: bool = False
+
+    def segment(self, window: int) -> int:
+        """How many steps the tape holds at once."""
+        return math.isqrt(max(0, window - 1)) + 1 if self.checkpoints else max(1, window)
+
+
+STATES = Keep()
+
+
+class Unrolled:
+    """A trajectory of burn_in + window steps that can be differentiated through its last `window`, as often as wanted.
+
+    The forward pass is taken once, when it is made. The way back is linear in the cotangent at its end, so that the
+    meta-gradients of several outer losses cost one forward pass and a way back for each.
+
+    Args:
+        problem: the inner loop.
+        leaves: what is learned; never changed.
+        hyper: the optimiser's hyper-parameters, 0-d tensors; at least "lr".
+        start: the optimiser's state to start from, fresh (`optimizer.init`) or of a partly trained network.
+        burn_in: steps without a derivative.
+        window: differentiated steps after them.
+        first: number of the first step, for a start that has already taken some.
+        keep: what the forward pass keeps for the way back: memory against time.
+    """
+
+    def __init__(
+        self, problem: InnerProblem, leaves: Leaves, hyper: Leaves, start: State,
+        *, burn_in: int, window: int, first: int = 0, keep: Keep = STATES,
+    ):  # fmt: skip
+        self.problem, self.leaves, self.hyper = problem, leaves, hyper
+        state = tuple(tensor.detach() for tensor in start)
+        state = forward(problem, leaves, hyper, state, range(first, first + burn_in))
+        steps = range(first + burn_in, first + burn_in + window)
+        size = keep.segment(window)
+        self.segments = [steps[at : at + size] for at in range(0, window, size)] or [steps]
+        self.starts: list[State] = []
+        for segment in self.segments[:-1]:
+            self.starts.append(state)
+            state = forward(problem, leaves, hyper, state, segment)
+        self.starts.append(state)
+        self.tape = Tape(state, size, keep)
+        self.final = forward(problem, leaves, hyper, state, self.segments[-1], self.tape)
+        """The optimiser's state after the last step."""
+
+    def meta_gradient(self, objective: Objective, parts: Iterable[tuple[Any, float]]) -> MetaGradient:
+        """The outer loss and its cotangents.
+
+        Args:
+            objective: the outer loss at the trained parameters; it may read the leaves directly.
+            parts: (part, weight) pairs; the outer loss is the weighted sum of the objective over the parts. Micro-batches of a
+                mean over examples have weights n_i / n and cost the memory of one; an objective that couples its batch takes
+                one part.
+        """
+        loss, of_theta, of_leaves = outer_gradient(objective, self.final[0], self.leaves, parts)
+        adjoint = (of_theta, *(torch.zeros_like(moment) for moment in self.final[1:]))
+        of_hyper = {name: torch.zeros_like(value) for name, value in self.hyper.items()}
+        for segment, start in zip(reversed(self.segments), reversed(self.starts), strict=True):
+            if segment != self.tape.steps:
+                forward(self.problem, self.leaves, self.hyper, start, segment, self.tape)
+            for step in reversed(segment):
+                before, grad = self.tape.take(step)
+                older, of_grad, more_hyper = optimizer_transpose(self.problem.optimizer, before, grad, self.hyper, step, adjoint)
+                of_theta, more_leaves = step_product(self.problem, before[0], self.leaves, step, of_grad)
+                adjoint = (older[0] + of_theta, *older[1:])
+                for name, more in more_leaves.items():
+                    of_leaves[name] += more
+                for name, more in more_hyper.items():
+                    of_hyper[name] += more
+        return MetaGradient(loss, of_leaves, of_hyper, adjoint, self.final)
+
+
+def meta_gradient(
+    problem: InnerProblem,
+    leaves: Leaves,
+    hyper: Leaves,
+    start: State,
+    objective: Objective,
+    parts: Iterable[tuple[Any, float]],
+    *,
+    burn_in: int,
+    window: int,
+    first: int = 0,
+    keep: Keep = STATES,
+) -> MetaGradient:
+    """Train for burn_in + window steps and differentiate the outer loss through the last `window` of them.
+
+    Args and returns are those of `Unrolled` and its `meta_gradient`.
+    """
+    unrolled = Unrolled(problem, leaves, hyper, start, burn_in=burn_in, window=window, first=first, keep=keep)
+    return unrolled.meta_gradient(objective, parts)
+
+
+class Tape:
+    """The state and the gradient before each step of a segment, in buffers allocated once."""
+
+    def __init__(self, state: State, length: int, keep: Keep):
+        self.like = state[0]
+        dtype, device = keep.dtype or self.like.dtype, keep.device or self.like.device
+        self.buffers = tuple(tensor.new_empty((length, *tensor.shape), dtype=dtype, device=device) for tensor in (*state, state[0]))
+        self.steps = range(0)
+
+    def begin(self, steps: range) -> None:
+        """Make room for these steps."""
+        self.steps = steps
+
+    def put(self, step: int, state: State, grad: Tensor) -> None:
+        """Keep what was before a step."""
+        for buffer, tensor in zip(self.buffers, (*state, grad), strict=True):
+            buffer[step - self.steps.start] = tensor
+
+    def take(self, step: int) -> tuple[State, Tensor]:
+        """Give back the state and the gradient before a step."""
+        *state, grad = (buffer[step - self.steps.start].to(self.like) for buffer in self.buffers)
+        return tuple(state), grad
+
+
+def forward(problem: InnerProblem, leaves: Leaves, hyper: Leaves, state: State, steps: range, tape: Tape | None = None) -> State:
+    """Take `steps`; the state after them. The tape, if there is one, takes what the way back needs."""
+    if tape:
+        tape.begin(steps)
+    for step in steps:
+        with torch.no_grad():
+            batch = problem.batch(leaves, step)
+        grad = problem.loss.gradient(state[0], batch, step)[1]
+        if tape:
+            tape.put(step, state, grad)
+        with torch.no_grad():
+            state = problem.optimizer.step(state, grad, hyper, step)
+    return state
+
+
+def outer_gradient(
+    objective: Objective, theta: Tensor, leaves: Leaves, parts: Iterable[tuple[Any, float]]
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """The weighted sum of the objective over the parts, and its gradients in theta and the leaves, part by part."""
+    total, of_theta = theta.new_zeros(()), torch.zeros_like(theta)
+    of_leaves = {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
+    for part, weight in parts:
+        loss, more, rest = objective.gradient(theta, leaves, part)
+        total += weight * loss
+        of_theta.add_(more, alpha=weight)
+        for name, of_leaf in rest.items():
+            of_leaves[name].add_(of_leaf, alpha=weight)
+    return total, of_theta, of_leaves
+
+
+def optimizer_transpose(
+    optimizer: Optimizer, before: State, grad: Tensor, hyper: Leaves, count: int, adjoint: State
+) -> tuple[State, Tensor, dict[str, Tensor]]:
+    """The cotangents of the older state, of the gradient and of the hyper-parameters, given that of the newer state."""
+    state = tuple(tensor.detach().requires_grad_() for tensor in before)
+    grad, rates = grad.detach().requires_grad_(), with_grad(hyper)
+    after = optimizer.step(state, grad, rates, count)
+    found = torch.autograd.grad(after, [*state, grad, *rates.values()], adjoint, allow_unused=True, materialize_grads=True)
+    moments = len(state)
+    return found[:moments], found[moments], dict(zip(rates, found[moments + 1 :], strict=True))
+
+
+def step_product(
+    problem: InnerProblem, theta: Tensor, leaves: Leaves, step: int, cotangent: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Compute d/d(theta, leaves) <grad_theta loss at `step`, cotangent>: what one step's gradient
+    sends back, through the batch to the leaves that it was made of."""
+    wanted = with_grad(leaves)
+    batch = problem.batch(wanted, step)
+    of_theta, *of_batch = problem.loss.product(theta, batch, step, cotangent)
+    pairs = zip((batch.inputs, batch.targets), of_batch, strict=True)
+    reached = [(tensor, of) for tensor, of in pairs if of is not None]
+    if not reached:
+        return of_theta, {}
+    tensors, cotangents = zip(*reached, strict=True)
+    of_leaves = torch.autograd.grad(tensors, list(wanted.values()), cotangents, allow_unused=True, materialize_grads=True)
+    return of_theta, dict(zip(wanted, of_leaves, strict=True))
+
+
+def with_grad(leaves: Leaves) -> dict[str, Tensor]:
+    """Fresh leaves of the same values that ask for a gradient."""
+    return {name: leaf.detach().requires_grad_() for name, leaf in leaves.items()}

@@ -1,0 +1,191 @@
+"""The networks of a run, whether to compile them, and the proof that what was compiled is right."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+from torch.utils._triton import has_triton
+from torch.utils.flop_counter import FlopCounterMode
+
+from potstill.data.splits import Shape
+from potstill.engine.compiled_losses import CannotCompile, CompiledNetwork, prepare_cache
+from potstill.engine.losses import Batch, Differentiable, FlatModel, cross_entropy, even, largest_micro_batch
+from potstill.models import fresh
+from potstill.registry import InputError
+from potstill.seeds import generator
+
+PAYS = {"cpu": 3e12, "cuda": 3e14}
+"""Floating-point operations, for each function to compile, from which on that saves more time than it takes."""
+PRODUCT_COST = 8 / 3
+"""A Hessian product has eight convolutions a layer where a gradient has three."""
+AGREEMENT = 0.9
+"""Least cosine of a compiled derivative to the plain one; rounding moves it by a few thousandths in bfloat16."""
+
+
+@dataclass(frozen=True)
+class NetworkFamily:
+    """The networks of one factory, as a run uses them.
+
+    Args:
+        factory: makes a fresh one.
+        shape: of an input.
+        classes: number of outputs.
+        device: where they compute.
+        precision: "float32" or "bfloat16".
+        compiled: their derivatives, if they are compiled.
+    """
+
+    factory: Callable[[], nn.Module]
+    shape: Shape
+    classes: int
+    device: torch.device
+    precision: str
+    compiled: CompiledNetwork | None = None
+
+    def flat(self, module: nn.Module) -> FlatModel:
+        """Make one of them a function of its parameters."""
+        return FlatModel(module, self.precision)
+
+    def model(self, seed: int) -> FlatModel:
+        """Make a fresh one as a function of its parameters."""
+        return self.flat(fresh(self.factory, seed, self.device))
+
+    def loss(self, model: FlatModel, seed: Callable[[int], int]) -> Differentiable:
+        """Make the mean cross-entropy of one of them; `seed`: step -> the seed of its dropout."""
+        return self.compiled.of(model) if self.compiled else cross_entropy(model, seed)
+
+    def with_compiled(self, compiled: CompiledNetwork | None) -> "NetworkFamily":
+        """Return the same family with these derivatives."""
+        return replace(self, compiled=compiled)
+
+    def batch(self, count: int) -> Batch:
+        """Make a batch of random inputs and one-hot targets."""
+        inputs = torch.randn(count, *self.shape, generator=generator(0, "example"))
+        targets = torch.eye(self.classes)[torch.arange(count) % self.classes]
+        return Batch(inputs.to(self.device), targets.to(self.device))
+
+    @property
+    def most(self) -> int:
+        """How many examples to take at once."""
+        return largest_micro_batch(fresh(self.factory, 0, self.device), self.shape, self.device)
+
+    def operations(self) -> float:
+        """Count the floating-point operations of a gradient, for one example."""
+        model = self.model(0)
+        with FlopCounterMode(display=False) as counter:
+            cross_entropy(model, lambda _: 0).gradient(model.theta, self.batch(2), 0)
+        return float(counter.get_total_flops()) / 2
+
+
+def compiled_networks(
+    family: NetworkFamily,
+    gradients: Sequence[int],
+    products: Sequence[int],
+    logits: Sequence[int],
+    say: Callable[[str], None],
+) -> CompiledNetwork:
+    """Compile derivatives for batches of these sizes; compare them with plain ones at another network.
+
+    Raises:
+        CannotCompile: they cannot be, or the networks differ in more than their parameters and buffers.
+    """
+    network, second = CompiledNetwork(family.model(0), family.most), family.model(1)
+    fast, plain = network.of(second), cross_entropy(second, lambda _: 0)
+    theta = second.theta
+    pairs = []
+    for count in gradients:
+        batch = family.batch(count)
+        pairs.append((fast.gradient(theta, batch, 0)[1], plain.gradient(theta, batch, 0)[1]))
+    for count in products:
+        still = family.batch(count)
+        along = plain.gradient(theta, still, 0)[1]
+        batch = replace(still, inputs=still.inputs.requires_grad_())
+        pairs.append((fast.product(theta, batch, 0, along)[0], plain.product(theta, batch, 0, along)[0]))
+    for count in logits:
+        inputs = family.batch(count).inputs
+        pairs.append((fast.logits(theta, inputs), second(theta, inputs).detach()))
+    for found, expected in pairs:
+        cosine = torch.cosine_similarity(found.flatten().double(), expected.flatten().double(), dim=0)
+        if bool(expected.any()) and not cosine > AGREEMENT:
+            raise CannotCompile(f"two networks of the factory differ in more than parameters and buffers (cosine {cosine:.2f})")
+    say(f"compiled {network.compilations} functions in {network.seconds:.0f} s")
+    return network
+
+
+def stage_micro_batch(batch: int, last: int, most: int, *, compiled: bool) -> int:
+    """Choose how many synthetic examples to take at once of a batch, at most `most`.
+
+    A compiled run takes what suits its last stage's batch, `last`, or the half, quarter, ... of that: the
+    last micro-batch is filled up to it, and a shape for each stage would be a compilation for each.
+    Otherwise it is what a run of this stage alone would take, to the same bytes.
+    """
+    if not compiled:
+        return even(batch, most)
+    most = even(last, most)
+    while (half := -(-most // 2)) >= batch and half < most:
+        most = half
+    return most
+
+
+def compiled_if_worth(
+    wanted: str,
+    device: torch.device,
+    work: Callable[[], float],
+    build: Callable[[], CompiledNetwork],
+    say: Callable[[str], None],
+    obstacle: str | None = None,
+    functions: int = 3,
+) -> CompiledNetwork | None:
+    """What `build` makes, if it is wanted or pays; `say` hears why not.
+
+    Args:
+        wanted: "on", "off" or "auto".
+        device: where the run is.
+        work: counts its floating-point operations.
+        build: compiles, or raises CannotCompile.
+        say: takes sentences.
+        obstacle: what else speaks against it, as the end of a sentence.
+        functions: how many will be compiled.
+    Raises:
+        InputError: it is wanted and cannot be.
+    """
+    if wanted == "off":
+        return None
+    reason = obstacle or missing_compiler(device) or (too_short(work(), functions, device) if wanted == "auto" else None)
+    if reason is None:
+        say("compiling the network's derivatives; the next run finds them in a cache")
+        try:
+            return build()
+        except CannotCompile as error:
+            reason = str(error)
+    if wanted == "on":
+        raise InputError(f"compile=on is not possible: {reason}; use --compile auto")
+    say(f"not compiled: {reason}")
+    return None
+
+
+def too_short(work: float, functions: int, device: torch.device) -> str | None:
+    """Why compiling so many functions does not pay for so many floating-point operations; None if it does."""
+    least = functions * PAYS.get(device.type, math.inf)
+    return f"the run is short ({work / 1e12:.1f} TFLOP; it pays from {least / 1e12:.0f})" if work < least else None
+
+
+def missing_compiler(device: torch.device) -> str | None:
+    """What is missing to compile for a device, as the end of a sentence; None if nothing is."""
+    if device.type == "cuda":
+        return None if has_triton() else "there is no Triton; pip install triton"
+    if device.type != "cpu":
+        return f"torch's compiler is not used on {device.type}"
+    try:
+        prepare_cache()
+    except CannotCompile as error:
+        return str(error)
+    from torch._inductor.cpp_builder import get_cpp_compiler  # here: importing it takes most of a second
+
+    try:
+        get_cpp_compiler()
+    except RuntimeError:
+        return "there is no C++ compiler; install g++ or clang++"
+    return None

@@ -1,0 +1,1 @@
+"""Evaluation: fresh networks trained on a set and tested."""

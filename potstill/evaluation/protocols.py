@@ -1,0 +1,161 @@
+"""What an evaluation is asked: its options, and the protocols by which networks train.
+
+A protocol is a frozen value and a row of the registry. The options are declared once: they are the
+flags of `potstill evaluate`, the keywords of `potstill.evaluate`, and the settings that
+evaluation.json records.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_type_hints
+
+from potstill.config.options import Auto, checked, convert, option
+from potstill.registry import LEARNERS, PROTOCOLS, InputError, near_miss
+
+BASELINES = ("random", "full")
+DSA = ("color", "crop", "cutout", "flip", "scale", "rotate")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How networks train on a set, and what may choose for how long.
+
+    Args:
+        words: what a measured line says of it; empty: it is told by what was tried.
+        chosen_on: the split that chooses the number of steps; None: nothing is chosen.
+        candidates: numbers of steps to choose among; none: those of the run that made the set, or
+            its own choice.
+        epochs: passes over the examples, in place of a number of steps; 0: none.
+        decay_after: with `epochs`: SGD's learning rate falls to a tenth after so many.
+        recipe: fields of the recipe that it sets, by name.
+    """
+
+    words: str = ""
+    chosen_on: Literal["validation", "test"] | None = "validation"
+    candidates: tuple[int, ...] = ()
+    epochs: int = 0
+    decay_after: int = 0
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+
+    def choice(self, lengths: Sequence[int]) -> str:
+        """Return in words what chose among these numbers of steps."""
+        if self.epochs:
+            return self.words
+        if len(lengths) == 1:
+            return "fixed steps"
+        if self.chosen_on == "test":
+            return self.words
+        few = ", ".join(map(str, lengths)) if len(lengths) < 6 else f"{lengths[0]}, {lengths[1]}, .. {lengths[-1]}"
+        return f"best of {few} steps on validation data"
+
+
+VALIDATION = Protocol()
+PAPER_LENGTHS = (300, 600, 1000, 3000)
+PAPER = Protocol(f"paper: best of {', '.join(map(str, PAPER_LENGTHS))} steps on the test set (optimistic)", "test", PAPER_LENGTHS)
+
+
+def published(name: str, epochs: int, augment: tuple[str, ...]) -> Protocol:
+    """Return the evaluation of DC, DSA and DM, for E = `epochs`.
+
+    A fresh network trains E + 1 epochs by SGD in shuffled batches of 256 and is tested once, at the
+    end. After epoch E // 2 + 1, counted from 0, the learning rate falls to a tenth; the published
+    code builds a new optimizer there, so that the momentum starts again from 0, and so does ours.
+    One thing differs: an example that is left over alone goes with the batch before it.
+
+    Source: `evaluate_synset` of github.com/VICO-UoE/DatasetCondensation (53f63a6), for Zhao, Mopuri
+        & Bilen 2021
+    (arXiv:2006.05929), Zhao & Bilen 2021 (arXiv:2102.08259) and 2023 (arXiv:2110.04181).
+    """
+    how = f"augmented by one of {', '.join(augment)}" if augment else "not augmented"
+    return Protocol(
+        f"{name}: {epochs + 1:,} epochs of SGD, {how}; tested once, nothing chosen",
+        None,
+        epochs=epochs + 1,
+        decay_after=epochs // 2 + 2,
+        recipe={
+            "lr": 0.01, "batch_size": 256, "augment": augment, "precision": "float32",
+        },
+    )  # fmt: skip
+
+
+DC_300 = published("dc-300", 300, ())
+DSA_1000 = published("dsa-1000", 1000, DSA)
+DSA_1000_DIGITS = published("dsa-1000-digits", 1000, tuple(name for name in DSA if name != "flip"))
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """What is measured on a set, and how."""
+
+    nets: int = option(10, "fresh networks for each row", low=1)
+    models: tuple[str, ...] = option(
+        (), "other networks than the recipe's, one after the other: names, or package.module:factory", also="model"
+    )
+    learner: str = option("auto", "what learns from the set (see `potstill list`); auto: the recipe's")
+    protocol: str = option("validation", "how networks train and what chooses for how long (see `potstill list`)")
+    steps: int | Auto = option("auto", "training steps; auto: as the protocol has it, else the recipe's", low=1)
+    lr: float | Auto = option(
+        "auto",
+        "learning rate; auto: as the protocol has it, else the recipe's or, for another network, that "
+        "or 0.3 times it, whichever is better on validation data (paper D.1: 0.001, and 0.0003 for "
+        "wide ConvNets)",
+        low=0,
+        open_low=True,
+    )
+    baselines: tuple[str, ...] = option(
+        (),
+        "measure beside it: random: as many real images, others for each network; full: all of them, "
+        "by the set's recipe, for the best number of epochs on validation data",
+        also="baseline",
+    )
+    full_epochs: int = option(20, "most epochs of the baseline full", low=1)
+    seed: int = option(0, "seed of the networks", low=0)
+    device: str = option("auto", "auto, cpu, cuda, cuda:1, mps")
+    compile: Literal["auto", "on", "off"] = option("auto", "compile the networks; auto: when it pays")
+
+    def __post_init__(self) -> None:
+        for item in dataclasses.fields(self):
+            checked(item.name, item, getattr(self, item.name))
+        PROTOCOLS.check(self.protocol)
+        if self.learner != "auto":
+            LEARNERS.check(self.learner)
+        for name in self.baselines:
+            if name not in BASELINES:
+                known = ", ".join(BASELINES)
+                raise InputError(f"baseline must be one of {known}; got {name!r}{near_miss(name, BASELINES)}")
+        if PROTOCOLS[self.protocol].epochs and self.steps != "auto":
+            raise InputError(
+                f"steps must be auto with the protocol {self.protocol}, which trains for a number of epochs, got {self.steps}"
+            )
+
+    @classmethod
+    def of(cls, **given: Any) -> "EvaluationOptions":
+        """Return the defaults with some options changed, given by name as texts or values.
+
+        Raises:
+            InputError: an unknown name (the nearest right one is told), a value of the wrong type
+                or out of its range.
+        """
+        hints, second = get_type_hints(cls), {item.metadata["also"]: item.name for item in dataclasses.fields(cls)}
+        values = {}
+        for name, value in given.items():
+            first = second.get(name, name)
+            if first not in hints:
+                known = [*hints, *filter(None, second)]
+                hint = near_miss(name, known)
+                raise InputError(f"unknown option {name!r}{hint}; `potstill evaluate --help` lists all")
+            values[first] = convert(first, value, hints[first])
+        return cls(**values)
+
+    @property
+    def as_meant(self) -> bool:
+        """Whether a set is used as its recipe says, and nothing is chosen on test data."""
+        return (self.learner, self.protocol, self.steps, self.lr) == ("auto", "validation", "auto", "auto")
+
+    def settings(self, model: str | None, ipc: int) -> dict[str, Any]:
+        """Return what decides the result of one set with one network, as plain data."""
+        own = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        for name in ("models", "device", "compile"):
+            del own[name]
+        return {**own, "baselines": sorted(set(self.baselines)), "model": model, "ipc": ipc}

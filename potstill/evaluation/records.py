@@ -1,0 +1,137 @@
+"""Results beside a set: what evaluation.json holds, and how records are kept in such a file."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, TypeVar
+
+from potstill.files import write
+from potstill.parameterisations.base import FLOAT_BYTES
+from potstill.records.metrics import Figure
+from potstill.records.plain import Unreadable, dump, parse
+
+EVALUATION, DIAGNOSIS = "evaluation.json", "diagnosis.json"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measured line of an evaluation.
+
+    Args:
+        name: "distilled", "random" or "full".
+        model: the network, or the learner that is none.
+        images: how many examples it was trained on.
+        ipc: images per class of the set beside which it was measured; its budget, if it decodes to
+            more.
+        steps: for how many steps; None: the learner takes none.
+        accuracy: on the test split.
+        protocol: how it was trained and what chose the number of steps, in words.
+        stored_bytes: of the examples as they are stored, 4 for each number, real images' too.
+        lr: the learning rate that the networks trained with; None: the learner has none.
+    """
+
+    name: str
+    model: str
+    images: int
+    ipc: int
+    steps: int | None
+    accuracy: Figure
+    protocol: str
+    stored_bytes: int
+    lr: float | None
+
+    def per_class(self, classes: int) -> str:
+        """Return how many examples of each class it was trained on, in words."""
+        return "all" if self.name == "full" else f"{self.images // classes:,}"
+
+
+def pixel_bytes(images: int, shape: tuple[int, ...]) -> int:
+    """Return what so many images of a shape take, 4 bytes a value."""
+    return images * math.prod(shape) * FLOAT_BYTES
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """The data that something was measured on: a hash of their content, and their kind ("folder")."""
+
+    fingerprint: str
+    source: str | None = None
+
+
+class Kept(Protocol):
+    """A record that a results file keeps, in its list `KEY`; has `settings` and `data`."""
+
+    KEY: ClassVar[str]
+
+
+Record = TypeVar("Record", bound=Kept)
+
+
+@dataclass(frozen=True)
+class EvaluationRecord:
+    """An entry of evaluation.json: one set measured with one network or learner.
+
+    Args:
+        rows: what was measured.
+        split: on which split of the data.
+        test_images: how many examples it has.
+        noun: what an example of it is called.
+        classes: of the data.
+        data: which data.
+        settings: the options that decide the result, by name; with the network's ("model") and the
+            set's size ("ipc").
+        standard: whether the set was used as it is meant to be: its own recipe, and nothing chosen
+            on test data.
+        hardware: the machine, in words.
+        versions: library -> version.
+    """
+
+    KEY: ClassVar[str] = "evaluations"
+    rows: tuple[Row, ...]
+    split: str
+    test_images: int
+    noun: str
+    classes: int
+    data: DataSource
+    settings: Mapping[str, Any]
+    standard: bool
+    hardware: str
+    versions: Mapping[str, str]
+
+
+def entries(path: Path, key: str) -> list[Any]:
+    """Return the plain entries of a results file; none if it is not there or none of ours."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))[key]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    return found if isinstance(found, list) else []
+
+
+def read_records(path: Path, kind: type[Record]) -> tuple[list[Record], int]:
+    """Return the records of a results file, in order, and how many entries cannot be read."""
+    records, plain = [], entries(path, kind.KEY)
+    for entry in plain:
+        try:
+            records.append(parse(kind, entry))
+        except Unreadable:
+            continue
+    return records, len(plain) - len(records)
+
+
+def add_record(path: Path, record: Kept) -> None:
+    """Put a record into its file, in place of one of the same settings and data.
+
+    Raises:
+        InputError: no space, no permission.
+    """
+    new: dict[str, Any] = dump(record)
+    kept = [one for one in entries(path, record.KEY) if isinstance(one, dict) and not same_question(one, new)]
+    write(path, json.dumps({record.KEY: [*kept, new]}, indent=2) + "\n")
+
+
+def same_question(entry: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Return whether two entries were measured with the same settings on the same data."""
+    return all(entry.get(name) == other[name] for name in ("settings", "data"))

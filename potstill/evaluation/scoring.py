@@ -1,0 +1,139 @@
+"""Fresh networks trained on something and measured on real data: accuracies as mean, standard deviation and n."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from potstill.data.splits import Split
+from potstill.devices import pick_device
+from potstill.distilled.examples import DistilledSet, Recipe
+from potstill.distributed import ALONE, Ranks
+from potstill.engine.compiled_losses import CompiledNetwork
+from potstill.evaluation.learners import Examples, Learner, Network
+from potstill.evaluation.training import Batches, accuracy, set_batches, train_network
+from potstill.models import ModelSpec, check_model, fresh, model_name, resolve
+from potstill.registry import InputError
+from potstill.seeds import derive
+
+Progress = Callable[[str, int, int], None]
+"""(what is being done, done, of how many)."""
+
+
+def score(
+    make_batches: Callable[[int], Batches],
+    factory: Callable[[], nn.Module],
+    recipe: Recipe,
+    lengths: Sequence[int],
+    splits: Sequence[Split],
+    nets: int,
+    seed: int,
+    device: torch.device,
+    compiled: CompiledNetwork | None = None,
+    progress: Progress | None = None,
+    label: str = "networks",
+    ranks: Ranks = ALONE,
+) -> Tensor:
+    """Train `nets` fresh networks and measure each on every split at every length.
+
+    Args:
+        make_batches: seed of a network -> its batches.
+        factory: makes a fresh network.
+        recipe: how it is trained.
+        lengths: ascending numbers of steps at which to measure.
+        splits: what to measure on.
+        nets: how many networks.
+        seed: networks start from seeds that follow from this one, the same for whatever set they train on.
+        device: where to train.
+        compiled: the networks' derivatives, if they are compiled and the networks are the same in training and evaluation.
+        progress: called after each network.
+        label: what `progress` is told.
+        ranks: the networks are dealt out to them, and each gets all scores.
+    Returns:
+        (nets, lengths, splits) accuracies, fractions.
+    """
+    network, scores = Network(recipe, factory, device, compiled), torch.zeros(nets, len(lengths), len(splits))
+    for net in ranks.share(nets):
+        own = derive(seed, "network", net)
+        for index, predict in enumerate(network.course(make_batches(own), lengths, own)):
+            scores[net, index] = torch.tensor([accuracy(predict, split) for split in splits])
+        if progress:
+            progress(label, net + 1, nets)
+    rows = {net: {"scores": scores[net]} for net in ranks.share(nets)}
+    gathered = ranks.gathered(rows, nets, {"scores": scores[0]})
+    if progress and nets - 1 not in rows:
+        progress(label, nets, nets)
+    return torch.stack([row["scores"] for row in gathered])
+
+
+def score_set(
+    images: Tensor, targets: Tensor, labels: Tensor, recipe: Recipe, factory: Callable[[], nn.Module], **how: Any
+) -> Tensor:
+    """`score` for networks that train on a small set; `how` holds its other arguments."""
+    return score(lambda seed: set_batches(images, targets, labels, recipe, seed), factory, recipe, **how)
+
+
+def score_fits(
+    learner: Learner,
+    make_examples: Callable[[int], Examples],
+    split: Split,
+    fits: int,
+    seed: int,
+    progress: Progress | None = None,
+    label: str = "fits",
+) -> Tensor:
+    """Return (fits,) accuracies on a split of what a learner learned from the examples of each seed; seeds as in `score`."""
+    found = torch.zeros(fits)
+    for index in range(fits):
+        own = derive(seed, "network", index)
+        found[index] = accuracy(learner.fit(make_examples(own), own), split)
+        if progress:
+            progress(label, index + 1, fits)
+    return found
+
+
+def train(
+    distilled: DistilledSet, model: ModelSpec | None = None, *, steps: int | None = None, seed: int = 0, device: str = "auto"
+) -> nn.Module:
+    """Train a network on a distilled set by its recipe.
+
+    Args:
+        distilled: the set.
+        model: a registered name, "package.module:factory" or a callable that makes a network; None: the recipe's.
+        steps: training steps; None: the recipe's.
+        seed: of the start and of the batches.
+        device: where to train.
+    Returns:
+        The network on the CPU and in evaluation mode, ready to use on `distilled.preprocess(real_images)`.
+    Raises:
+        InputError: a model that does not exist or does not fit the images.
+    """
+    place, recipe = pick_device(device), distilled.recipe
+    require_positive(steps=recipe.steps if steps is None else steps)
+    own = derive(seed, "network", 0)
+    module = fresh(factory_for(distilled, model), own, place)
+    images, targets, labels = (part.to(place) for part in (distilled.images, distilled.targets, distilled.labels))
+    for _ in train_network(module, set_batches(images, targets, labels, recipe, own), recipe, (steps or recipe.steps,), own):
+        pass
+    return module.eval().cpu()
+
+
+def require_positive(**numbers: int) -> None:
+    """Raise an InputError unless every number is at least 1."""
+    for name, number in numbers.items():
+        if number < 1:
+            raise InputError(f"{name} must be at least 1, got {number}")
+
+
+def factory_for(distilled: DistilledSet, model: ModelSpec | None) -> Callable[[], nn.Module]:
+    """A checked factory for the given model or, without one, for the recipe's own."""
+    recipe = distilled.recipe
+    spec = recipe.model if model is None else model
+    if isinstance(spec, str) and ("<" in spec or spec.startswith("__main__:")):
+        raise InputError(f"this set was distilled with the model {spec}, which cannot be imported; give it with model=")
+    # Depth and width are the recipe's own model's; another registered model takes its defaults.
+    options = recipe.model_options if model is None or model == recipe.model else {"norm": recipe.norm}
+    factory = resolve(spec, distilled.shape, len(distilled.class_names), **options)
+    check_model(model_name(spec), factory, distilled.shape, len(distilled.class_names))
+    return factory

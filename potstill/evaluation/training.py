@@ -1,0 +1,144 @@
+"""Training a network by a recipe: the batches, the plain loop, and its compiled twin."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from potstill.data import augmentation
+from potstill.data.splits import Split, batches
+from potstill.distilled.examples import BatchPlan, Recipe
+from potstill.engine.compiled_losses import CompiledNetwork
+from potstill.engine.losses import Batch, FlatModel, InMicroBatches, autocast, even
+from potstill.seeds import derive, generator, global_seed
+
+TEST_BATCH, TEST_VALUES = 512, 512 * 3072
+FULL_BATCH = 256
+Batches = Callable[[int], tuple[Tensor, Tensor]]
+"""step -> (inputs, targets) of that training step."""
+Predict = Callable[[Tensor], Tensor]
+"""inputs -> logits."""
+
+
+def set_batches(images: Tensor, targets: Tensor, labels: Tensor, recipe: Recipe, seed: int) -> Batches:
+    """Batches of a small set as the recipe draws and augments them; the same set, recipe and seed give the same."""
+    rng = generator(seed, "batches")
+    if recipe.batch_size is None:
+        plan = BatchPlan(labels, targets.shape[1], recipe.batch_per_class, recipe.classes_per_batch)
+        indices = by_class(plan, rng)
+    else:
+        indices = shuffled(len(labels), recipe.batch_size, rng)
+
+    def batch(_: int) -> tuple[Tensor, Tensor]:
+        rows = next(indices)
+        drawn = augmentation.draw(recipe.augment, len(rows), rng)
+        rows = rows.to(images.device)
+        return augmentation.apply(images[rows], drawn), targets[rows]
+
+    return batch
+
+
+def split_batches(split: Split, recipe: Recipe, classes: int, seed: int) -> Batches:
+    """Shuffled batches of a real split, epoch after epoch; the same seed gives the same."""
+    rng = generator(seed, "batches")
+    indices = shuffled(len(split), FULL_BATCH, rng)
+
+    def batch(_: int) -> tuple[Tensor, Tensor]:
+        images, labels = split.take(next(indices))
+        return augmentation.apply(images, augmentation.draw(recipe.augment, len(labels), rng)), F.one_hot(labels, classes).float()
+
+    return batch
+
+
+def by_class(plan: BatchPlan, rng: torch.Generator) -> Iterator[Tensor]:
+    """Yield the indices of a plan's batches without end."""
+    while True:
+        yield plan.draw(rng)
+
+
+def shuffled(count: int, size: int, rng: torch.Generator) -> Iterator[Tensor]:
+    """Yield batches of `size` indices below `count`, epoch after epoch without end, each in an order of its own."""
+    while True:
+        batches = list(torch.randperm(count, generator=rng).split(size))
+        if len(batches) > 1 and len(batches[-1]) == 1:  # batch norm cannot normalise a single example
+            batches[-2:] = [torch.cat(batches[-2:])]
+        yield from batches
+
+
+def batches_an_epoch(count: int, size: int) -> int:
+    """Return how many batches of `shuffled` make an epoch."""
+    return max(1, -(-(count - 1) // size))  # a single example over goes with the batch before it
+
+
+def steps_of(split: Split, epochs: int) -> int:
+    """How many batches of `split_batches` make so many passes over a split."""
+    return epochs * batches_an_epoch(len(split), FULL_BATCH)
+
+
+def train_network(module: nn.Module, batch: Batches, recipe: Recipe, stops: Sequence[int], seed: int) -> Iterator[Predict]:
+    """Train a network by a recipe and pause at each of the ascending `stops`, yielding what the network answers there.
+
+    The loss is cross-entropy; the optimizer is torch's, with the recipe's settings.
+    """
+    module.train()
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    optimizer, after_step = recipe.optimizer.in_torch(parameters, recipe.lr)
+    device = parameters[0].device
+
+    def predict(inputs: Tensor) -> Tensor:
+        with autocast(recipe.precision, device):
+            outputs: Tensor = module(inputs)
+        return outputs.float()
+
+    done = 0
+    for stop in stops:
+        with global_seed(derive(seed, "dropout", done), device):
+            for step in range(done, stop):
+                inputs, targets = batch(step)
+                optimizer.zero_grad()
+                F.cross_entropy(predict(inputs), targets).backward()
+                optimizer.step()
+                after_step()
+        done = stop
+        module.eval()
+        yield predict
+        module.train()
+
+
+def train_compiled(
+    compiled: CompiledNetwork, module: nn.Module, batch: Batches, recipe: Recipe, stops: Sequence[int]
+) -> Iterator[Predict]:
+    """`train_network` by compiled derivatives and the engine's own optimizer, for a network that is the same in evaluation."""
+    model = FlatModel(module, recipe.precision)
+    network, most = compiled.of(model), compiled.most
+    optimizer = recipe.optimizer
+    state, hyper = optimizer.init(model.theta), {"lr": torch.tensor(recipe.lr, device=model.theta.device)}
+
+    def predict(inputs: Tensor) -> Tensor:
+        missing = -len(inputs) % most  # always as many at once, so that it is compiled once
+        filled = torch.cat([inputs, inputs[:1].expand(missing, *inputs.shape[1:])])
+        return torch.cat([network.logits(state[0], part) for part in filled.split(most)])[: len(inputs)]
+
+    done = 0
+    for stop in stops:
+        for step in range(done, stop):
+            inputs, targets = batch(step)
+            loss = InMicroBatches(network, even(len(inputs), most), filled=True)
+            grad = loss.gradient(state[0], Batch(inputs, targets), step)[1]
+            state = optimizer.step(state, grad, hyper, step)
+        done = stop
+        yield predict
+
+
+def evaluation_batches(split: Split) -> Iterator[tuple[Tensor, Tensor]]:
+    """A split in order, so many images at a time that a network's activations stay as small as for 512 images of 3 x 32 x 32."""
+    values = split.take(torch.zeros(1, dtype=torch.int64))[0].numel() if len(split) else 1
+    yield from batches(split, max(1, min(TEST_BATCH, TEST_VALUES // values)))
+
+
+@torch.no_grad()
+def accuracy(predict: Predict, split: Split) -> float:
+    """The fraction of a split that a network classifies rightly."""
+    right = sum(int((predict(images).argmax(1) == labels).sum()) for images, labels in evaluation_batches(split))
+    return right / len(split)

@@ -1,0 +1,1 @@
+"""Records: what is kept as plain data, each with a type."""

@@ -1,0 +1,222 @@
+"""The curves of a report: what runs logged over outer steps, and accuracy against images per class."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from markupsafe import Markup
+from numpy.typing import NDArray
+
+from potstill.records.metrics import Figure
+from potstill.reports.plots import Marks, Series, inline_svg, line_figure
+from potstill.reports.run_summary import Log, Measured, Numbers
+
+MOST_POINTS = 100
+"""Longer curves are drawn as medians of bins: more points than this show noise, not the course, at a phone's width."""
+LEAST_BIN = 5
+"""Steps; a median and quartiles of fewer say little."""
+CURVES = (
+    (
+        "loss", "Outer loss", "How badly networks trained on the synthetic {noun}s do on real training {noun}s. Lower is better.",
+        "as it is",
+    ),
+    (
+        "grad_norm", "Meta-gradient norm",
+        "How strongly the outer loss asks the synthetic {noun}s to change, on a logarithmic scale.", "log",
+    ),
+    ("seconds", "Seconds per outer step", "Without validation.", "from 0"),
+    ("memory_mb", "Memory in MB", "The most that the process (on CUDA: its tensors) had used by each step.", "from 0"),
+)  # fmt: skip
+"""(name in the log, title, what it tells, its axis)."""
+MOST_OF_USUAL = 3
+"""An axis from 0 ends at most at this times the 90th percentile: the first steps, which warm up, would dwarf the others."""
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A figure of the page with its title and the words below it."""
+
+    title: str
+    caption: str
+    svg: Markup
+
+
+def log_charts(logs: Mapping[str, Log], prefix: str, noun: str = "image") -> list[Chart]:
+    """The curves of a run, or of several over each other; those that nobody logged are left out.
+
+    Args:
+        logs: a run's name -> what it logged.
+        prefix: of the ids in the figures, unique in the page.
+        noun: what an example is called.
+    """
+    charts = [
+        logged_chart(logs, key, title, caption.format(noun=noun), axis, f"{prefix}-{key}") for key, title, caption, axis in CURVES
+    ]
+    charts.insert(1, validation_chart(logs, f"{prefix}-validation", noun))
+    return [chart for chart in charts if chart]
+
+
+def logged_chart(logs: Mapping[str, Log], key: str, title: str, caption: str, axis: str, prefix: str) -> Chart | None:
+    """One quantity of every step. A single run also shows the spread within bins, its blocks, and clipped and skipped steps."""
+    looks = {name: look for look, (name, log) in enumerate(logs.items()) if np.nan_to_num(log.values[key]).any()}
+    if not looks:
+        return None
+    sizes = [bin_size(len(logs[name].step)) for name in looks]
+    series = [logged(name, logs[name], key, look) for name, look in looks.items()]
+    words, marks, limits = [caption], [], None
+    if max(sizes) > 1:
+        size = f"{sizes[0]:,} steps; the band holds their middle half" if len(looks) == 1 else "several steps"
+        words.append(f"Each point is the median of {size}.")
+    if len(looks) > 1:
+        series = [dataclasses.replace(one, spread=None) for one in series]
+    elif key == "grad_norm":
+        (log,) = (logs[name] for name in looks)
+        marks = clip_marks(log)
+        words.append(clip_words(log))
+        series = [dataclasses.replace(series[0], label="median" if sizes[0] > 1 else "norm")]
+    if axis == "from 0":
+        limits, beyond = limits_from_zero(series)
+        words += [f"Single points go up to {beyond:.3g}, beyond the axis."] if beyond else []
+    figure = line_figure(series, "outer step", log_y=axis == "log", y_limits=limits, marks=marks, boundaries=boundaries(logs))
+    return Chart(title, " ".join(words), inline_svg(figure, prefix, f"{title} over outer steps. {course(series)}"))
+
+
+def logged(label: str, log: Log, key: str, look: int) -> Series:
+    """The line of a quantity that was logged."""
+    size = bin_size(len(log.step))
+    return dataclasses.replace(binned(label, log.step, log.values[key], bins(log.block.tolist(), size), size), look=look)
+
+
+def boundaries(logs: Mapping[str, Log]) -> dict[float, str]:
+    """Where blocks begin, in the curves of a single run."""
+    return next(iter(logs.values())).block_starts if len(logs) == 1 else {}
+
+
+def limits_from_zero(series: Sequence[Series]) -> tuple[tuple[float, float], float | None]:
+    """The limits of an axis from 0, and the greatest value if it lies beyond."""
+    values = np.concatenate([np.asarray(one.mean) for one in series])
+    greatest, usual = float(np.nanmax(values)), float(np.nanquantile(values, 0.9))
+    top = min(1.1 * greatest, MOST_OF_USUAL * usual or greatest)
+    return (0, top), (greatest if greatest > top else None)
+
+
+def validation_chart(logs: Mapping[str, Log], prefix: str, noun: str) -> Chart | None:
+    """Accuracy on validation data where it was measured."""
+    shown = {name: log for name, log in logs.items() if log.validations}
+    if not shown:
+        return None
+    series = [validated(name, log, look) for look, (name, log) in enumerate(logs.items()) if log.validations]
+    counts = {figure.n for log in shown.values() for _, figure in log.validations}
+    networks = " or ".join(f"{count:,}" for count in sorted(counts))
+    words = (
+        f"Accuracy on held-out validation {noun}s of {networks} fresh network{'s' * (counts != {1})} trained on the synthetic ones"
+    )
+    sizes = {bin_size(len(log.validations)) for log in shown.values()}
+    if sizes != {1}:
+        words += f". Each point is the median of {f'{max(sizes)} validations' if len(logs) == 1 else 'several validations'}"
+        words += "; the band holds their middle half."
+    else:
+        words += "; the band is one standard deviation." if counts != {1} else "."
+    figure = line_figure(series, "outer step", percent=True, boundaries=boundaries(logs))
+    alternative = f"Validation accuracy over outer steps. {course(series, percent=True)}"
+    return Chart("Validation accuracy", words, inline_svg(figure, prefix, alternative))
+
+
+def validated(label: str, log: Log, look: int) -> Series:
+    """The validations with their standard deviations; many of them as medians and quartiles, as everything else."""
+    steps = np.array([step for step, _ in log.validations], float)
+    means = np.array([figure.mean for _, figure in log.validations])
+    size = bin_size(len(steps))
+    if size == 1:
+        return Series(label, steps.tolist(), means.tolist(), deviations([figure for _, figure in log.validations]), look)
+    block_of = dict(zip(log.step.tolist(), log.block.tolist(), strict=True))
+    found = binned(label, steps, means, bins([block_of[step] for step in steps.tolist()], size), size)
+    return dataclasses.replace(found, look=look)
+
+
+def budget_chart(measured: Sequence[Measured], prefix: str, noun: str = "image") -> Chart | None:
+    """Test accuracy against examples per class; None unless it was measured at several budgets."""
+    names = {"distilled": "distilled", "random": f"random real {noun}s"}
+    found: dict[str, dict[int, Figure]] = {name: {} for name in names}
+    for row in (row for one in measured if one.standard for row in one.record.rows if row.name in names):
+        found[row.name][row.ipc] = row.accuracy
+    series = [
+        Series(names[name], sorted(at), [at[ipc].mean for ipc in sorted(at)], deviations([at[ipc] for ipc in sorted(at)]))
+        for name, at in found.items()
+        if at
+    ]
+    if len(found["distilled"]) < 2:
+        return None
+    budgets = sorted(found["distilled"])
+    figure = line_figure(series, f"{noun}s per class", percent=True, error_bars=True, log_x=budgets[-1] >= 10 * budgets[0])
+    words = (
+        "Each prefix of the set is a set of its own: its first block, its first two, and so on. Bars are one standard deviation."
+    )
+    alternative = f"Test accuracy against {noun}s per class. {course(series, percent=True, unit='per class')}"
+    return Chart("Accuracy by budget", words, inline_svg(figure, prefix, alternative))
+
+
+def bin_size(steps: int) -> int:
+    """Steps in a bin, so that a curve keeps at most `MOST_POINTS` points (and one more for each block)."""
+    return 1 if steps <= MOST_POINTS else max(LEAST_BIN, -(-steps // MOST_POINTS))
+
+
+def bins(block: Sequence[float], size: int) -> list[NDArray[np.intp]]:
+    """The places in each bin, of `size` places and fewer at the end of a block; no bin spans two blocks."""
+    edges = [place for place in range(1, len(block)) if block[place] != block[place - 1]]
+    parts = np.split(np.arange(len(block)), edges)
+    return [chunk for part in parts for chunk in np.split(part, range(size, len(part), size))]
+
+
+def binned(label: str, x: Numbers, values: Numbers, groups: Sequence[NDArray[np.intp]], size: int) -> Series:
+    """The median of each group of places, and the distances to its quartiles; the values themselves if `size` is 1."""
+    centres, quartiles = [], []
+    for places in groups:
+        finite = values[places][np.isfinite(values[places])]
+        centres.append(float(x[places].mean()))
+        quartiles.append(np.quantile(finite, (0.25, 0.5, 0.75)) if len(finite) else np.full(3, np.nan))
+    low, middle, high = np.array(quartiles).T
+    return Series(label, centres, middle.tolist(), None if size == 1 else [(middle - low).tolist(), (high - middle).tolist()])
+
+
+def clip_marks(log: Log) -> list[Marks]:
+    """The strongest clipped step of each bin, and one skipped step of each, at the foot."""
+    norm, size = log.values["grad_norm"], bin_size(len(log.step))
+    foot = float(np.nanmin(norm))
+    clipped, skipped = [], []
+    for places in bins(log.block.tolist(), size):
+        those = [place for place in places if log.clipped[place] and np.isfinite(norm[place])]
+        clipped += sorted(those, key=lambda place: norm[place])[-1:]
+        skipped += [place for place in places if log.skipped[place]][:1]
+    marks = [
+        Marks("clipped", log.step[clipped].tolist(), norm[clipped].tolist()),
+        Marks("skipped", log.step[skipped].tolist(), [foot] * len(skipped), "x"),
+    ]
+    return [one for one in marks if one.x]
+
+
+def clip_words(log: Log) -> str:
+    """How many steps were clipped or skipped, and what that means."""
+    clipped, skipped, size = int(log.clipped.sum()), int(log.skipped.sum()), bin_size(len(log.step))
+    words = f"{clipped:,} of {len(log.step):,} steps were clipped: shortened to a multiple of the running average"
+    words += "; of those near each other the strongest is marked." if clipped and size > 1 else "."
+    return words + (f" {skipped:,} were skipped, because their meta-gradient was not finite." if skipped else "")
+
+
+def deviations(figures: Sequence[Figure]) -> list[float]:
+    """Standard deviations; NaN for single networks."""
+    return [float("nan") if figure.std is None else figure.std for figure in figures]
+
+
+def course(series: Sequence[Series], *, percent: bool = False, unit: str = "") -> str:
+    """The first and last value of each line, in words."""
+    sentences = []
+    for one in series:
+        known = [(x, mean) for x, mean in zip(one.x, one.mean, strict=True) if not np.isnan(mean)]
+        ends = [
+            f"{f'{100 * mean:.1f} %' if percent else f'{mean:.3g}'} at {f'{x:,.0f} {unit}' if unit else f'step {x:,.0f}'}"
+            for x, mean in (known[0], known[-1])
+        ]
+        sentences.append(f"{one.label}: {', '.join(ends)}.")
+    return " ".join(sentences)

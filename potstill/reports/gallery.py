@@ -1,0 +1,183 @@
+"""The images of a set for an HTML page: by class and block, with their alternative text and learned labels."""
+
+import base64
+import io
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from potstill.distilled.examples import DistilledSet
+from potstill.distilled.picture import to_image
+
+MOST_VALUES, MOST_PICTURES = 4_000_000, 2_000
+"""What a page holds, in bytes of pixels and in pictures: 1,000 images of 3 x 32 x 32 and more."""
+LARGEST_PX = 128
+BAR_HEIGHT = 10.0
+
+
+@dataclass(frozen=True)
+class Bars:
+    """Learned weights of an image as a strip of bars, one a class, relative to the greatest.
+
+    Args:
+        own: SVG path of the bar of the image's own class.
+        others: that of the other bars.
+        classes: the strip's width in its own units; its height is `BAR_HEIGHT`.
+        words: the greatest weights, by class.
+    """
+
+    own: str
+    others: str
+    classes: int
+    words: str
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image as a data URI, with its alternative text; bars if its label was learned."""
+
+    uri: str
+    alternative: str
+    bars: Bars | None
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """The images of a set.
+
+    Args:
+        blocks: headings, one a block.
+        rows: class name -> for each block, its pictures.
+        size: (width, height) of a picture on the page, in CSS pixels.
+        enlarged: whether that is a whole multiple of the image's own pixels.
+        left_out: a sentence if not all images are here.
+    """
+
+    blocks: list[str]
+    rows: list[tuple[str, list[list[Picture]]]]
+    size: tuple[int, int]
+    enlarged: bool
+    left_out: str
+
+
+@dataclass(frozen=True)
+class StoredPictures:
+    """What a set is made of, if its images are not stored themselves.
+
+    Args:
+        words: what is stored, and in how many bytes.
+        blocks: (heading, its pictures) of each block.
+    """
+
+    words: str
+    blocks: list[tuple[str, list[Picture]]]
+
+
+def gallery(
+    distilled: DistilledSet, most_classes: int | None = None, most_images: int | None = None, side: int | None = None
+) -> Gallery:
+    """The images of a set, class by class.
+
+    Args:
+        distilled: the set.
+        most_classes: at most so many classes; None: what a page can hold.
+        most_images: at most so many images of a class in each block; None: what a page can hold.
+        side: about how large a picture is, in CSS pixels; None: the larger the fewer there are.
+    """
+    classes, largest = len(distilled.class_names), max(len(block.labels) for block in distilled.blocks)
+    most = room(distilled)
+    rows = min(classes, most_classes or classes, most)
+    each = min(largest // classes, most_images or largest, max(1, most // rows))
+    places = range(len(distilled.blocks))
+    size, enlarged = shown_size(distilled, side)
+    return Gallery(
+        [f"block {place + 1}" for place in places],
+        [(distilled.class_names[label], [cell(distilled, place, label, each) for place in places]) for label in range(rows)],
+        size, enlarged, left_out(distilled, rows, each),
+    )  # fmt: skip
+
+
+def room(distilled: DistilledSet) -> int:
+    """How many pictures of a block a page can hold."""
+    return max(1, min(MOST_VALUES // torch.Size(distilled.shape).numel(), MOST_PICTURES) // len(distilled.blocks))
+
+
+def stored_pictures(distilled: DistilledSet) -> StoredPictures | None:
+    """The pictures of what is stored; None if that is the images themselves."""
+    found, nested, most = [], len(distilled.blocks) > 1, room(distilled)
+    for number, block in enumerate(distilled.blocks, start=1):
+        stored = block.parameterisation.stored(block.leaves)
+        if stored is None:
+            return None
+        count = len(stored.images) // stored.tiles**2
+        pictures = tiled(distilled.fitted.pictures(stored.images[: most * stored.tiles**2]), stored.tiles)
+        heading = f"{stored.title} (block {number})" if nested else stored.title
+        heading += f": the first {most:,} of {count:,}" if count > most else ""
+        shown = [Picture(data_uri(one), f"{stored.title}, {place}", None) for place, one in enumerate(pictures, start=1)]
+        found.append((heading, shown))
+    return StoredPictures(f"{distilled.stored}, 4 for each number.", found)
+
+
+def tiled(pictures: Tensor, side: int) -> Tensor:
+    """(m side^2, C, H, W) -> (m, C, H, W): each picture reduced, side x side of them put together."""
+    small = torch.nn.functional.avg_pool2d(pictures, side)
+    channels, height, width = small.shape[1:]
+    laid = small.reshape(-1, side, side, channels, height, width).permute(0, 3, 1, 4, 2, 5)
+    return laid.reshape(-1, channels, side * height, side * width)
+
+
+def cell(distilled: DistilledSet, place: int, label: int, each: int) -> list[Picture]:
+    """The first pictures of a class in a block."""
+    block, name = distilled.blocks[place], distilled.class_names[label]
+    members = torch.nonzero(block.labels == label)[:, 0]
+    end = f"of {len(members)}" + (f" in block {place + 1}" if len(distilled.blocks) > 1 else "")
+    made = []
+    for number, pixels in enumerate(distilled.fitted.pictures(block.images[members[:each]])):
+        weights = block.targets[members[number]]
+        bars = label_bars(weights, label, distilled.class_names) if distilled.learned_labels else None
+        made.append(Picture(data_uri(pixels), f"class {name}, image {number + 1} {end}", bars))
+    return made
+
+
+def data_uri(pixels: Tensor) -> str:
+    """(C, H, W) in [0, 1] as a PNG of that size."""
+    buffer = io.BytesIO()
+    to_image(pixels).save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def label_bars(weights: Tensor, label: int, names: tuple[str, ...]) -> Bars:
+    """The strip of an image's learned weights (K,)."""
+    heights = (BAR_HEIGHT * weights / weights.max().clamp_min(1e-12)).tolist()
+    thick = max(0.8, len(heights) / 40)  # of the own class: seen among hundreds, too
+    own = f"M{label + 0.4 - thick / 2:.2f} {BAR_HEIGHT:g}v-{heights[label]:.1f}h{thick:.2f}v{heights[label]:.1f}z"
+    others = "".join(
+        f"M{place} {BAR_HEIGHT:g}v-{height:.1f}h.8v{height:.1f}z"
+        for place, height in enumerate(heights)
+        if height >= 0.3 and place != label
+    )
+    top = [place for place in weights.argsort(descending=True).tolist()[:4] if weights[place] > 0]
+    words = ", ".join(f"{names[place]} {float(weights[place]):.2f}" for place in top)
+    return Bars(own, others, len(heights), f"learned weights: {words or 'all 0'}")
+
+
+def shown_size(distilled: DistilledSet, aim: int | None) -> tuple[tuple[int, int], bool]:
+    """(width, height) in CSS pixels, and whether each pixel of an image is a square of several: then smoothing would blur it."""
+    height, width = distilled.shape[1:]
+    side = max(height, width)
+    aim = aim or (96 if len(distilled) <= 20 else 64 if distilled.per_class <= 10 else 48)
+    if side > LARGEST_PX:
+        return (round(width * LARGEST_PX / side), round(height * LARGEST_PX / side)), False
+    zoom = max(1, round(aim / side))
+    return (width * zoom, height * zoom), True
+
+
+def left_out(distilled: DistilledSet, classes: int, each: int) -> str:
+    """What is not shown, in a sentence."""
+    most = max(int(torch.bincount(block.labels).max()) for block in distilled.blocks)
+    parts = [f"the first {classes:,} of {len(distilled.class_names):,} classes"] if classes < len(distilled.class_names) else []
+    if each < most:
+        where = " in each block" if len(distilled.blocks) > 1 else ""
+        parts.append(f"the first {each:,} of {most:,} images of each class{where}")
+    return f"Shown: {' and '.join(parts)}." if parts else ""

@@ -1,0 +1,182 @@
+"""The report on runs: one HTML page that needs nothing beside it."""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import potstill
+from potstill.config.config import to_toml
+from potstill.evaluation.records import Row
+from potstill.files import write
+from potstill.registry import InputError
+from potstill.reports.charts import Chart, budget_chart, log_charts
+from potstill.reports.features import Ranges, RowTable, feature_ranges, row_table
+from potstill.reports.gallery import Gallery, StoredPictures, gallery, stored_pictures
+from potstill.reports.run_summary import Measured, RunSummary, read_runs
+from potstill.reports.templates import environment
+from potstill.reports.wording import Fact, commands, differences, facts, headline, lede, percent, progress, reached, tiles
+
+MARK = "potstill report"
+"""In the page's <meta name="generator">, by which we know our own files again."""
+COMPARED_CLASSES, COMPARED_IMAGES, COMPARED_PX = 10, 3, 48
+
+
+@dataclass(frozen=True)
+class RunPage:
+    """A run's part of the page, as the template reads it.
+
+    Args:
+        run: what is known of it.
+        anchor: its part's id.
+        folder: its path, quoted for a shell.
+        headline: what became of what.
+        lede: what it is worth, in a sentence or two.
+        tiles: (number, what it counts), the few to see first.
+        gallery: its images, if there are any.
+        rows: its vectors, if it holds such.
+        ranges: the ranges of their features.
+        stored: what they are made of, if that is something else.
+        charts: its curves.
+        tables: its evaluations: the lines measured alike, and how.
+        budgets: accuracy against images per class, if it was measured at several.
+        facts: heading -> terms.
+        commands: (what for, command).
+        toml: its whole configuration.
+    """
+
+    run: RunSummary
+    anchor: str
+    folder: str
+    headline: str
+    lede: str
+    tiles: list[Fact]
+    gallery: Gallery | None
+    rows: RowTable | None
+    ranges: Ranges | None
+    stored: StoredPictures | None
+    charts: list[Chart]
+    tables: list[tuple[list[Row], str]]
+    budgets: Chart | None
+    facts: dict[str, list[Fact]]
+    commands: list[Fact]
+    toml: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Several runs side by side.
+
+    Args:
+        reached: how far they came, and its value in each run.
+        options: the options in which they differ, and their values.
+        note: what to bear in mind; may be empty.
+        galleries: run name -> its first images.
+        learned_labels: whether some of them have learned labels.
+        charts: their curves over each other.
+    """
+
+    reached: list[tuple[str, list[str]]]
+    options: list[tuple[str, list[str]]]
+    note: str
+    galleries: dict[str, Gallery]
+    learned_labels: bool
+    charts: list[Chart]
+
+
+def write_report(paths: Sequence[Path], out: Path) -> list[str]:
+    """Write a page on one run or several, finished or not.
+
+    Args:
+        paths: the run folders.
+        out: the HTML file; an earlier report is replaced.
+    Returns:
+        What could not be read, a sentence each; the page says it too.
+    Raises:
+        InputError: a folder holds no run, one is given twice, or `out` cannot be written or is a file of someone else's.
+    """
+    check_target(out)
+    summaries = read_runs(paths)
+    write(out, render(summaries))
+    return [note for run in summaries for note in run.notes]
+
+
+def check_target(out: Path) -> None:
+    """Raise an InputError if `out` can be no report's place: before the runs are read, which may take a while."""
+    if out.is_dir():
+        raise InputError(f"out must name a file, got the folder {out}; give {out / 'report.html'}")
+    if not out.absolute().parent.is_dir():
+        raise InputError(f"the folder of out does not exist, got {out}; make {out.parent} first")
+    try:
+        with out.open("rb") as file:
+            ours = MARK.encode() in file.read(1000)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise InputError(f"cannot read {out}, which is there already: {error.strerror}; choose another file with --out") from error
+    if not ours:
+        raise InputError(f"{out} exists and is no report of potstill; choose another file with --out")
+
+
+def render(summaries: Sequence[RunSummary]) -> str:
+    """The page's text."""
+    templates = environment()
+    templates.filters |= {"percent": percent, "progress": progress}
+    pages = [run_page(run, f"run{place}") for place, run in enumerate(summaries)]
+    comparison = compared(summaries) if len(summaries) > 1 else None
+    title = pages[0].headline if len(pages) == 1 else f"{len(pages)} runs compared"
+    return templates.get_template("reports/report.html.jinja").render(
+        title=title, pages=pages, comparison=comparison, generator=f"{MARK} {potstill.__version__}", version=potstill.__version__
+    )
+
+
+def run_page(run: RunSummary, anchor: str) -> RunPage:
+    """All that the page tells of a run; its ids begin with `anchor`."""
+    distilled, vectors = run.distilled, run.distilled is not None and run.distilled.kind == "vector"
+    return RunPage(
+        run,
+        anchor,
+        shlex.quote(str(run.path)),
+        headline(run),
+        lede(run),
+        tiles(run),
+        gallery(distilled) if distilled and not vectors else None,
+        row_table(distilled) if distilled and vectors else None,
+        feature_ranges(distilled) if distilled and vectors else None,
+        stored_pictures(distilled) if distilled and not vectors else None,
+        log_charts({run.name: run.log}, anchor, run.noun),
+        tables(run.measured, f"{run.noun}s"),
+        budget_chart(run.measured, f"{anchor}-budgets", run.noun),
+        facts(run),
+        commands(run),
+        to_toml(run.config),
+    )
+
+
+def tables(measured: Sequence[Measured], noun: str = "images") -> list[tuple[list[Row], str]]:
+    """The measured lines, each once, those that were measured alike in one table by images per class, and how they were."""
+    found: dict[str, list[Row]] = {}
+    for one in measured:
+        data = "" if one.same_data else " of other data than the set was distilled from"
+        record, versions = one.record, ", ".join(f"{name} {number}" for name, number in one.record.versions.items())
+        words = f"On {record.test_images:,} test {noun}{data}; {record.hardware}; {versions}."
+        found.setdefault(words, []).extend(record.rows)
+    # Each line once: a set that is measured again with a baseline beside it gives the same.
+    once = {words: list(dict.fromkeys(rows)) for words, rows in found.items()}
+    return [(sorted(rows, key=lambda row: (row.name == "full", row.ipc)), words) for words, rows in once.items()]
+
+
+def compared(runs: Sequence[RunSummary]) -> Comparison:
+    """The runs side by side: what differs, what they reached, what they look like."""
+    sets = {run.name: run.distilled for run in runs if run.distilled}
+    pictured = {name: distilled for name, distilled in sets.items() if distilled.kind == "image"}
+    fingerprints = {data.fingerprint for distilled in sets.values() if (data := distilled.metadata.data)}
+    note = "These runs did not distill the same data: their accuracies do not compare." if len(fingerprints) > 1 else ""
+    return Comparison(
+        reached(runs),
+        differences(runs),
+        note,
+        {name: gallery(distilled, COMPARED_CLASSES, COMPARED_IMAGES, COMPARED_PX) for name, distilled in pictured.items()},
+        any(distilled.learned_labels for distilled in sets.values()),
+        log_charts({run.name: run.log for run in runs}, "all", runs[0].noun),
+    )

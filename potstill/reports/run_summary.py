@@ -1,0 +1,245 @@
+"""What is known of a run: its folder, read into plain data; what is damaged is left out and named."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from potstill.config.config import Given
+from potstill.distillation import run_folder
+from potstill.distillation.run_folder import RunFolder
+from potstill.distilled import artefact
+from potstill.distilled.examples import DistilledSet
+from potstill.evaluation.records import EVALUATION, EvaluationRecord, read_records
+from potstill.records.metrics import Figure, StepRecord, hardness_share
+from potstill.registry import InputError
+
+Numbers = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Log:
+    """What a run logged, one entry an outer step; numbers that are missing or not finite are NaN.
+
+    Args:
+        step: (n,) counted from 1 over all blocks.
+        block: (n,) counted from 1.
+        values: name -> (n,): "loss", "grad_norm", "seconds", "memory_mb", "decode_seconds".
+        clipped: (n,) whether the meta-gradient was clipped.
+        skipped: (n,) whether it was not finite, so that the set stayed as it was.
+        validations: (step, accuracy on validation data) where it was measured.
+        scoring: share of the time, without validation, that scoring real images took.
+    """
+
+    step: Numbers
+    block: Numbers
+    values: dict[str, Numbers]
+    clipped: NDArray[np.bool_]
+    skipped: NDArray[np.bool_]
+    validations: list[tuple[int, Figure]]
+    scoring: float
+
+    @classmethod
+    def of(cls, records: Sequence[StepRecord]) -> "Log":
+        """From the records of a run."""
+        names = ("loss", "grad_norm", "seconds", "memory_mb", "decode_seconds")
+        return cls(
+            np.array([record.step for record in records], float),
+            np.array([record.block for record in records], float),
+            {name: np.array([record.value(name) for record in records], float) for name in names},  # None becomes NaN
+            np.array([record.clipped for record in records], bool),
+            np.array([record.skipped for record in records], bool),
+            [(record.step, record.validation) for record in records if record.validation],
+            hardness_share(records),
+        )
+
+    @property
+    def done(self) -> int:
+        """Outer steps done, over all blocks."""
+        return int(self.step[-1]) if len(self.step) else 0
+
+    @property
+    def decoding(self) -> float:
+        """Share of the time of outer steps that decoding took; NaN if it was not logged."""
+        known = np.isfinite(self.values["decode_seconds"] + self.values["seconds"])
+        return float(self.values["decode_seconds"][known].sum() / self.values["seconds"][known].sum()) if known.any() else np.nan
+
+    @property
+    def block_starts(self) -> dict[float, str]:
+        """First step of each block -> its number, "block 1" for the first; nothing if there is only one block."""
+        first = [place for place in range(len(self.block)) if place == 0 or self.block[place] != self.block[place - 1]]
+        names = {float(self.step[place]): f"{'block ' * (place == 0)}{self.block[place]:g}" for place in first}
+        return names if len(names) > 1 else {}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One entry of evaluation.json.
+
+    Args:
+        record: what was measured, and how.
+        same_data: whether the test images belong to the data that the set was distilled from.
+    """
+
+    record: EvaluationRecord
+    same_data: bool
+
+    @property
+    def standard(self) -> bool:
+        """Whether it measures the set as it is meant to be used, on its own data."""
+        return self.record.standard and self.same_data
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """A run, finished or not.
+
+    Args:
+        name: short and unique among the runs of a report.
+        path: its folder, as it was given.
+        config: its configuration.
+        finished: whether it came to its end.
+        distilled: the set, of an unfinished run as of its newest checkpoint; None if there is none.
+        log: what it logged.
+        measured: its evaluations.
+        notes: what could not be read, a sentence each.
+        begun: the date of config.toml.
+        changed: the date of distilled.safetensors, or of the last line logged; None before the first.
+    """
+
+    name: str
+    path: Path
+    config: Given
+    finished: bool
+    distilled: DistilledSet | None
+    log: Log
+    measured: list[Measured]
+    notes: list[str]
+    begun: datetime
+    changed: datetime | None
+
+    @property
+    def data_name(self) -> str:
+        """The data in a word; nothing for arrays that were given in Python."""
+        return "" if self.config.data.data == "arrays" else self.config.data.name
+
+    @property
+    def noun(self) -> str:
+        """What an example is called, "image" or "row"; before the first checkpoint, by the data's source."""
+        if self.distilled:
+            return self.distilled.noun
+        return "row" if self.config.data.data.startswith("sklearn:") else "image"
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Images by split, as the set's file tells them; nothing before that."""
+        data = self.distilled.metadata.data if self.distilled else None
+        return {"train": data.train, "validation": data.validation, "test": data.test} if data else {}
+
+    @property
+    def weighted(self) -> bool:
+        """Whether real images had weights that were given in Python, as the set's file tells it."""
+        data = self.distilled.metadata.data if self.distilled else None
+        return data is not None and data.identity is not None
+
+    @property
+    def in_python(self) -> bool:
+        """Whether images or weights were given in Python, so that no command makes the run again."""
+        return self.weighted or self.config.data.data == "arrays"
+
+    @property
+    def validation(self) -> Figure | None:
+        """Accuracy on validation data: of the finished set, else the last one logged."""
+        if self.distilled and self.distilled.metadata.accuracy:
+            return self.distilled.metadata.accuracy
+        return self.log.validations[-1][1] if self.log.validations else None
+
+    def test(self, name: str) -> tuple[Figure, Measured] | None:
+        """Accuracy on test data of networks trained on the whole set ("distilled") or on as many "random" images, if measured."""
+        for measured in reversed(self.measured):
+            for row in measured.record.rows:
+                if measured.standard and row.name == name and self.distilled and row.ipc == self.distilled.ipc:
+                    return row.accuracy, measured
+        return None
+
+
+def read_runs(paths: Sequence[Path]) -> list[RunSummary]:
+    """The runs in these folders, under names that tell them apart.
+
+    Raises:
+        InputError: there are none, one is given twice, or a folder holds no run whose configuration can be read.
+    """
+    if not paths:
+        raise InputError("a report needs at least one run's folder, got none")
+    places = [path.resolve() for path in paths]
+    for place, path in zip(places, paths, strict=True):
+        if places.count(place) > 1:
+            raise InputError(f"each run must be given once, got {path} twice; leave one out")
+    return [read_run(path, name) for path, name in zip(paths, distinct_names(places), strict=True)]
+
+
+def distinct_names(places: Sequence[Path]) -> list[str]:
+    """The last parts of each path, as few as tell all of them apart."""
+    for length in range(1, max(len(place.parts) for place in places) + 1):
+        names = [Path(*place.parts[-length:]).as_posix() for place in places]
+        if len(set(names)) == len(names):
+            break
+    return names
+
+
+def read_run(path: Path, name: str) -> RunSummary:
+    """The run in a folder; an InputError if its configuration cannot be read or has not been resolved by a run."""
+    folder = RunFolder.open(path)
+    config = folder.config()
+    if "auto" in (config.outer.steps, config.data.preprocess):
+        raise InputError(f'{path / run_folder.CONFIG} still holds "auto": it was not written by a run; distill with it first')
+    notes: list[str] = []
+    distilled = read_set(folder, notes)
+    log = read_log(folder, notes)
+    newest = path / (artefact.ARTEFACT if folder.finished else run_folder.METRICS)
+    return RunSummary(
+        name, path, config, folder.finished, distilled, log, read_measured(folder, distilled, notes), notes,
+        date(path / run_folder.CONFIG), date(newest) if newest.exists() else None,
+    )  # fmt: skip
+
+
+def date(path: Path) -> datetime:
+    """When a file was last written."""
+    return datetime.fromtimestamp(path.stat().st_mtime, UTC)
+
+
+def read_set(folder: RunFolder, notes: list[str]) -> DistilledSet | None:
+    """The finished set, or the newest checkpoint's."""
+    try:
+        return artefact.load(folder.path) if folder.finished else folder.snapshot()
+    except InputError as error:
+        notes.append(f"The set cannot be shown: {error}.")
+        return None
+
+
+def read_log(folder: RunFolder, notes: list[str]) -> Log:
+    """What was logged, up to the first line that cannot be read."""
+    path = folder.path / run_folder.METRICS
+    try:
+        lines = len(path.read_bytes().splitlines()) if path.exists() else 0  # first: a run may be writing more
+        records = folder.records()
+    except OSError as error:
+        notes.append(f"The curves cannot be shown: cannot read {path}: {error.strerror}.")
+        return Log.of([])
+    if lines > len(records) + (not folder.finished):  # a kill cuts the last line short, and it is written again
+        notes.append(f"The curves end early: line {len(records) + 1} of {lines} in {path} is damaged.")
+    return Log.of(records)
+
+
+def read_measured(folder: RunFolder, distilled: DistilledSet | None, notes: list[str]) -> list[Measured]:
+    """The evaluations; those that are damaged are left out."""
+    path = folder.path / EVALUATION
+    records, unreadable = read_records(path, EvaluationRecord)
+    if unreadable or (path.exists() and not records):
+        what = f"{unreadable} of {unreadable + len(records)} evaluations" if unreadable else "The evaluations"
+        notes.append(f"{what} cannot be shown: {path} is damaged; measure again with `potstill evaluate`.")
+    known = distilled.metadata.data.fingerprint if distilled and distilled.metadata.data else None
+    return [Measured(record, known in (None, record.data.fingerprint)) for record in records]

@@ -1,0 +1,266 @@
+"""What a report says of a run: headline, key figures, terms and their values, commands."""
+
+import math
+import shlex
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from potstill.config.options import declared
+from potstill.data.splits import Shape
+from potstill.distillation.run_folder import CONFIG
+from potstill.parameterisations.base import FLOAT_BYTES
+from potstill.records.metrics import Figure
+from potstill.registry import METHODS
+from potstill.reports.run_summary import RunSummary
+
+CHANNELS = {1: "grey", 3: "colour"}
+Fact = tuple[str, str]
+"""A term, and its value in words."""
+
+
+def headline(run: RunSummary) -> str:
+    """What became of what."""
+    of_data = f" of {run.data_name}" if run.data_name else ""
+    if run.finished and run.distilled and run.counts:
+        pixels = run.distilled.ipc * len(run.distilled.class_names)
+        budget = f", stored in the room of {pixels:,}" * run.distilled.decoded
+        return f"{run.counts['train']:,} {run.noun}s{of_data} became {len(run.distilled):,}{budget}"
+    ipc, budget = run.config.distilled.ipc, "a budget of " * run.config.decoded
+    return f"{run.data_name or 'Arrays'} at {budget}{ipc:,} {run.noun}{'s'[: ipc > 1]} per class"
+
+
+def lede(run: RunSummary) -> str:
+    """What the set is worth, in plain words, and from which images that is known."""
+    test, random, validation = run.test("distilled"), run.test("random"), run.validation
+    if test and run.distilled:
+        words = (
+            f"Fresh networks trained on these {len(run.distilled):,} synthetic {run.noun}s alone "
+            f"({run.distilled.stored_bytes:,} bytes) are right on {percent(test[0])} of "
+            f"{test[1].record.test_images:,} test {run.noun}s, which neither they nor the distillation ever saw."
+        )
+        return words + (f" On {of_random(run)}, picked at random, they reach {percent(random[0])}." if random else "")
+    if run.finished and validation:
+        return (
+            f"Fresh networks trained on these synthetic {run.noun}s alone are right on {percent(validation)} of the validation "
+            f"{run.noun}s. Those {run.noun}s also chose how long to train, so this is no test result."
+        )
+    return ""
+
+
+def tiles(run: RunSummary) -> list[Fact]:
+    """The few numbers to see first, each with what it counts."""
+    found: list[Fact] = []
+    if run.distilled:
+        each = run.distilled.per_class
+        found.append(
+            (f"{len(run.distilled):,}", f"synthetic {run.noun}s, {each:,} for each of {len(run.distilled.class_names):,} classes")
+        )
+    if run.distilled and run.counts:
+        real, shape = run.counts["train"], run.distilled.shape
+        if run.config.decoded:
+            less = real * math.prod(shape) * FLOAT_BYTES / run.distilled.stored_bytes
+            found.append((f"{less:,.0f}×", f"fewer numbers than in the {real:,} real {run.noun}s"))
+        else:
+            found.append((f"{real / len(run.distilled):,.0f}×", f"fewer than the {real:,} real {run.noun}s"))
+        found.append((f"{run.distilled.stored_bytes:,}", "bytes stored"))
+    test, random, validation = run.test("distilled"), run.test("random"), run.validation
+    if test:
+        found.append((percent(test[0]), f"test accuracy, {networks(test[0])}"))
+    elif validation:
+        found.append((percent(validation), f"validation accuracy, {networks(validation)}"))
+    if random:
+        found.append((percent(random[0]), f"the same on {of_random(run)}, chosen at random"))
+    return found
+
+
+def of_random(run: RunSummary) -> str:
+    """What stands beside the set."""
+    ipc = run.config.distilled.ipc
+    budget = f"{ipc:,} real {run.noun}{'s'[: ipc > 1]} of each class"
+    return budget if run.config.decoded else f"as many real {run.noun}s"
+
+
+def percent(figure: Figure) -> str:
+    """A fraction with its standard deviation, in per cent; no line breaks within."""
+    return str(figure).rpartition(" (n")[0].replace(" ", "\N{NO-BREAK SPACE}")
+
+
+def networks(figure: Figure) -> str:
+    """Over how many networks a figure is."""
+    return f"mean of {figure.n:,} networks" if figure.n > 1 else "one network"
+
+
+def progress(run: RunSummary) -> str:
+    """Outer steps done, of how many."""
+    return f"{run.log.done:,} of {run.config.all_steps:,}"
+
+
+def facts(run: RunSummary) -> dict[str, list[Fact]]:
+    """Heading -> terms with their values."""
+    return {
+        "The data": data_facts(run),
+        "The synthetic set": set_facts(run),
+        "The outer loop": making_facts(run),
+        "The run": run_facts(run),
+    }
+
+
+def data_facts(run: RunSummary) -> list[Fact]:
+    """What was distilled."""
+    data, found = run.config.data, [("Source", run.config.data.data)]
+    for split, use in (("train", "distilled from"), ("validation", "held out for every choice"), ("test", "only measured on")):
+        if split in run.counts:
+            found.append((f"{split.capitalize()} {run.noun}s", f"{run.counts[split]:,}, {use}"))
+    if run.distilled:
+        found.append((f"A{'n' * (run.noun == 'image')} {run.noun}", shape_words(run.distilled.shape)))
+        found.append(("Classes", f"{len(run.distilled.class_names):,}"))
+    words = run.distilled.fitted.words.get(run.distilled.kind) if run.distilled else None
+    return [*found, ("Preprocessing", words or data.preprocess)]
+
+
+def shape_words(shape: Shape) -> str:
+    """Say what an example is, as in "32 × 32 pixels, colour" or "13 features"."""
+    if len(shape) == 1:
+        return f"{shape[0]:,} feature{'s'[: shape[0] > 1]}"
+    channels, height, width = shape
+    return f"{width} × {height} pixels, {CHANNELS.get(channels, f'{channels} channels')}"
+
+
+def set_facts(run: RunSummary) -> list[Fact]:
+    """What the synthetic set is and how networks train on it."""
+    distilled, inner, model = run.config.distilled, run.config.inner, run.config.model
+    found = [
+        ("Budget", f"{distilled.ipc:,} {run.noun}s per class")
+        if run.config.decoded
+        else (f"{run.noun.capitalize()}s per class", f"{distilled.ipc:,}"),
+        *stored_facts(run),
+        ("Labels", f"soft, learned with the {run.noun}s" if distilled.learn_labels else "hard, one class each"),
+        ("Started from", f"real {run.noun}s" if distilled.init == "real" else "noise"),
+    ]
+    if distilled.boost_blocks > 1:
+        found.append(("Blocks", f"{distilled.boost_blocks:,}; the first ones are sets of their own"))
+        found.append(("Earlier blocks", f"at {distilled.boost_beta:g} of the learning rate" if distilled.boost_beta else "frozen"))
+    known = ", ".join(f"{item.name} {getattr(model.options, item.name)}" for item, _ in declared(type(model.options)))
+    found.append(("Network", f"{model.name}, {known}" if known else model.name))
+    lr = run.distilled.recipe.lr if run.distilled else inner.inner_lr
+    found.append(("It trains by", f"{run.config.inner_optimizer.name}, learning rate {lr:.3g}"))
+    if run.finished and run.distilled:
+        found.append(("for", f"{run.distilled.recipe.steps:,} steps, chosen on validation {run.noun}s"))
+    return [*found, ("Augmentation", ", ".join(inner.augment) or "none")]
+
+
+def stored_facts(run: RunSummary) -> list[Fact]:
+    """What is stored."""
+    if not run.distilled:
+        return []
+    found = [("Parameterisation", run.config.parameterisation.name)] if run.config.decoded else []
+    return [*found, ("Stored", run.distilled.stored)]
+
+
+def making_facts(run: RunSummary) -> list[Fact]:
+    """The outer loop."""
+    outer, method = run.config.outer, run.config.method
+    line = METHODS.rows[method.name][1].removesuffix(" (default)") if method.name in METHODS.rows else ""
+    found = [
+        ("Method", f"{method.name}, {line}" if line else method.name),
+        *METHODS[method.name].words(method.options),
+        ("Outer steps", progress(run)),
+    ]
+    step = run.distilled.metadata.outer_step if run.distilled else None
+    if step is not None:
+        block = " of the last block" if run.config.distilled.boost_blocks > 1 else ""
+        found.append(("Set kept", f"after step {step:,}{block}, the best on validation {run.noun}s"))
+    if "real_batch" in run.config.flat():  # some methods have a batch of their own
+        found.append((f"Real {run.noun}s in a step", f"{outer.real_batch:,}"))
+    if run.config.decoded and run.log.decoding == run.log.decoding:
+        found.append(("Decoding", f"{100 * run.log.decoding:.1f} % of the time"))
+    mover = run.config.outer_optimizer.name
+    return [*found, *sampler_facts(run), ("The set moves by", f"{mover}, learning rate {float(outer.outer_lr):.3g}")]
+
+
+def sampler_facts(run: RunSummary) -> list[Fact]:
+    """How real images are drawn, and what scoring them cost."""
+    found = [(f"Real {run.noun}s are drawn", "by weights of their own")] if run.weighted else []
+    words = run.config.real_sampler.options.words()
+    if not words:
+        return found
+    cost = f", which took {100 * run.log.scoring:.1f} % of the time" if run.log.scoring else ""
+    return [*found, (f"Real {run.noun}s are weighed", words + cost)]
+
+
+def run_facts(run: RunSummary) -> list[Fact]:
+    """When, where, and with what."""
+    versions = run.distilled.metadata.versions if run.distilled else {}
+    found = [("Started", moment(run.begun))]
+    if run.changed:
+        found.append(("Finished" if run.finished else "Last step logged", moment(run.changed)))
+    seconds = run.log.values["seconds"]
+    if len(seconds):
+        found.append(("Time in outer steps", duration(float(seconds[seconds == seconds].sum()))))
+    found += [("Device", f"{run.config.run.device}, {run.config.inner.precision}"), ("Threads", str(run.config.run.threads))]
+    found.append(("Seed", str(run.config.run.seed)))
+    return found + [("Versions", ", ".join(f"{name} {number}" for name, number in versions.items()))] * bool(versions)
+
+
+def moment(time: datetime) -> str:
+    """A date, to the minute."""
+    return f"{time:%Y-%m-%d %H:%M} UTC"
+
+
+def duration(seconds: float) -> str:
+    """A time in the unit that reads best."""
+    if seconds < 120:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
+
+
+def commands(run: RunSummary) -> list[Fact]:
+    """What for -> the command; what needs arrays or weights that were given in Python is left out."""
+    folder = shlex.quote(str(run.path))
+    arrays = run.config.data.data == "arrays"
+    if not run.finished:
+        return [] if run.in_python else [("Go on", f"potstill distill --resume {folder}")]
+    format = "csv" if run.noun == "row" else "folder"
+    found = [(f"Save the {run.noun}s", f"potstill export {folder} --format {format}")]
+    budgets = " --all-budgets" if run.config.distilled.boost_blocks > 1 else ""
+    if arrays:
+        return found
+    measure = (f"Measure it on test {run.noun}s", f"potstill evaluate {folder} --nets 10 --baseline random{budgets}")
+    if run.weighted:  # the weights are in no file
+        return [measure, *found]
+    again = f"potstill distill --config {shlex.quote(str(run.path / CONFIG))} --out {shlex.quote(f'{run.path}-again')}"
+    return [measure, *found, ("Make it again", again)]
+
+
+def reached(runs: Sequence[RunSummary]) -> list[tuple[str, list[str]]]:
+    """(what, its value in each run): how far the runs came."""
+    tests, random = [run.test("distilled") for run in runs], [run.test("random") for run in runs]
+    rows = [
+        ("Outer steps", [progress(run) for run in runs]),
+        ("Validation accuracy", [measured(run.validation) for run in runs]),
+        ("Test accuracy", [measured(found and found[0]) for found in tests]),
+        ("Bytes stored", [f"{run.distilled.stored_bytes:,}" if run.distilled else "" for run in runs]),
+    ]
+    if any(random):
+        rows.append((f"Test accuracy, random real {runs[0].noun}s", [measured(found and found[0]) for found in random]))
+    return rows
+
+
+def differences(runs: Sequence[RunSummary]) -> list[tuple[str, list[str]]]:
+    """(option, its value in each run): those in which they differ."""
+    options = [run.config.flat() for run in runs]
+    differing = [name for name in options[0] if len({one[name] for one in options}) > 1]
+    return [(name, [option_text(one[name]) for one in options]) for name in differing]
+
+
+def measured(figure: Figure | None) -> str:
+    """A figure for a table."""
+    return f"{percent(figure)} (n\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{figure.n})" if figure else "not measured"
+
+
+def option_text(value: Any) -> str:
+    """The value of an option, as the command line takes it."""
+    if isinstance(value, tuple):
+        return ",".join(map(str, value)) or "none"
+    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,375 @@
+"""The studies of section 5 and appendix B: parts of distilled sets, boosting against budget, and how both look.
+
+Source: figures 6, 7, 8 and 14 to 16 of Feng, Vedantam & Kempe 2024, arXiv:2311.07025.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from matplotlib.figure import Figure
+
+from potstill.config.config import options_from_preset
+from potstill.data.splits import Split
+from potstill.distilled.examples import Block, DistilledSet
+from potstill.distilled.picture import write_grid
+from potstill.evaluation.bench import examples_of
+from potstill.evaluation.training import Batches
+from potstill.reports.plots import Drawing, Series, dot_figure, line_figure
+from potstill.studies.claims import Claim, Finding, compared
+from potstill.studies.results import ACCURACY_BY_SIZE, Measurement, Quantity, Results, Table
+from potstill.studies.runner import Point, Subject, Workplace, paper_data, small_options
+
+WEAK = 0.1
+"""The paper's beta of weak boosting."""
+ALONE, RANDOM = "distilled at that size", "random real"
+STRONG, WEAKLY = "strong boosting, prefix", "weak boosting, prefix"
+FIRST, SECOND = "first block (boosted)", "second block (boosted)"
+ANY_BLOCK = "random block (boosted)"
+COSINE = Quantity("cosine", "images per class", where="At {:g} a class")
+SIMILARITY, NEAREST = "similarity within a class", "similarity to the nearest real image"
+JOINT = "joint"
+LOOKS = {"joint": JOINT, "strong": "strong boosting", "weak": "weak boosting"}
+"""Names of files -> sets whose looks are compared."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large the studies are.
+
+    Args:
+        ipc: images per class of the whole sets.
+        block: of a block.
+        sizes: at which sets are distilled on their own; the last is `ipc`.
+        steps: outer steps of a set that is distilled on its own, and of each block.
+        options: of every run.
+    """
+
+    ipc: int
+    block: int
+    sizes: tuple[int, ...]
+    steps: int
+    options: Mapping[str, Any]
+
+    @property
+    def budgets(self) -> range:
+        """Images per class of every prefix."""
+        return range(self.block, self.ipc + 1, self.block)
+
+    def joint(self, ipc: int, seed: int) -> dict[str, Any]:
+        """Options of a run that distills a set of this size on its own."""
+        return {**self.options, "ipc": ipc, "steps": self.steps, "seed": seed}
+
+    def boosted(self, beta: float, seed: int) -> dict[str, Any]:
+        """Options of a boosted run."""
+        blocks = {"boost_blocks": self.ipc // self.block, "boost_beta": beta, "steps": self.steps}
+        return {**self.options, "ipc": self.ipc, "seed": seed, **blocks}
+
+    def __str__(self) -> str:
+        known = self.options
+        return (
+            f"{self.steps:,} outer steps for each set that is distilled on its own, and for each block of {self.block} a class. "
+            f"T = {known['unroll']}, M = {known['window']}, "
+            f"ConvNet of width {known['width']}, {known['preprocess']}. Networks train for the length that is best on "
+            f"validation data among {', '.join(map(str, known['lengths']))} steps and are measured on test data."
+        )
+
+
+def scale_of(preset: str, data: str | None) -> Scale:
+    """What a preset runs: "small" on digits or other small data, "paper" the paper's setting on CIFAR-10.
+
+    Raises:
+        InputError: "paper" without data.
+    """
+    if preset == "small":
+        own = {"unroll": 30, "window": 10, "validate_every": 50, "checkpoint_every": 50, "lengths": (200, 500)}
+        options = {**small_options(data), **own}
+        return Scale(4, 1, (1, 2, 3, 4), 200, options)
+    known = {
+        **options_from_preset("cifar10-ipc50"),
+        "data": paper_data(data),
+        "batch_per_class": "auto",
+        "lengths": (300, 600, 1000),
+    }
+    steps = known.pop("steps")
+    return Scale(50, 5, (5, 10, 25, 50), steps, known)
+
+
+class Nested:
+    """What the three studies share."""
+
+    quantities: tuple[Quantity, ...] = (ACCURACY_BY_SIZE,)
+
+    def about(self, preset: str, data: str | None) -> str:
+        """What a preset runs, in words."""
+        return str(scale_of(preset, data))
+
+
+def lines(table: Table, ways: Sequence[str]) -> Figure:
+    """A figure of the ways over images per class, with their deviation over seeds."""
+    series = []
+    for way in ways:
+        places = table.places(way)
+        means, deviations = zip(*(table.spread(way, at) for at in places), strict=True)
+        series.append(Series(way, places, means, deviations))
+    quantity = table.quantity
+    return line_figure(series, quantity.place, quantity.name, percent=True, error_bars=True, size=(560, 330))
+
+
+def part_of(ipc: float, kind: str = "distilled") -> str:
+    """Name random examples of a set of this size."""
+    return f"random part of a {kind} {ipc:g}"
+
+
+def joint_points(scale: Scale, seed: int, measure: Callable[[Subject], list[Measurement]]) -> list[Point]:
+    """A point for each size at which a set is distilled on its own; the longest first."""
+    return [Point(f"joint{size}-seed{seed}", scale.joint(size, seed), measure) for size in reversed(scale.sizes)]
+
+
+class Subsets(Nested):
+    """Figures 6 and 8."""
+
+    title = "What part of a distilled set is worth"
+
+    def points(self, preset: str, data: str | None, seeds: Sequence[int]) -> list[Point]:
+        scale = scale_of(preset, data)
+        found = []
+        for seed in seeds:
+            found.append(Point(f"strong-seed{seed}", scale.boosted(0.0, seed), lambda subject: self.of_boosted(subject, scale)))
+            found += joint_points(scale, seed, lambda subject: self.of_joint(subject, scale))
+        return found
+
+    def of_joint(self, subject: Subject, scale: Scale) -> list[Measurement]:
+        """The set itself, random parts of it and, once for each seed, random real images."""
+        distilled, bench, lengths = subject.distilled, subject.bench, subject.lengths
+        rows = [bench.of_set(ALONE, distilled, lengths)]
+        if distilled.ipc > scale.sizes[0]:
+            smaller = [ipc for ipc in scale.budgets if ipc < distilled.ipc]
+            rows += [bench.of_subsets(part_of(distilled.ipc), distilled, ipc, lengths) for ipc in smaller]
+        if distilled.ipc == scale.ipc:
+            rows += [bench.of_random(RANDOM, ipc, lengths) for ipc in scale.budgets]
+        return [Measurement.of(row.name, row, subject.seed) for row in rows]
+
+    def of_boosted(self, subject: Subject, scale: Scale) -> list[Measurement]:
+        """Single blocks, and random parts of the first two."""
+        distilled, bench, lengths, block = subject.distilled, subject.bench, subject.lengths, scale.block
+
+        parts = [only(distilled, [number]) for number in range(len(distilled.blocks))]
+
+        def any_block(own: int) -> Batches:
+            chosen = parts[own % len(parts)]
+            return bench.batches(examples_of(chosen), own)
+
+        rows = [bench.of_set(name, part, lengths) for name, part in zip((FIRST, SECOND), parts, strict=False)]
+        stored = parts[0].stored_bytes
+        rows.append(bench.row(ANY_BLOCK, any_block, lengths, len(parts[0]), block, stored_bytes=stored))
+        rows.append(bench.of_subsets(part_of(2 * block, "boosted"), distilled.prefix(2 * block), block, lengths))
+        return [Measurement.of(row.name, row, subject.seed) for row in rows]
+
+    def figures(self, results: Results, workplace: Workplace, points: Sequence[Point]) -> list[Drawing]:
+        table = results[ACCURACY_BY_SIZE]
+        least = min(table.places(RANDOM))
+        boosted = (FIRST, SECOND, ANY_BLOCK, part_of(2 * least, "boosted"))
+        parts = lines(table, [way for way in table.ways() if way not in boosted])
+        dots = [(way, *table.spread(way, least)) for way in table.ways() if least in table.places(way)]
+        blocks = dot_figure(dots, f"test accuracy at {least:g} of each class", percent=True)
+        return [
+            Drawing("parts", "Random parts of distilled sets, and as many random real images", parts),
+            Drawing("blocks", f"What {least:g} of each class is worth, by where it comes from", blocks),
+        ]
+
+    def claims(self, results: Results) -> list[Claim]:
+        table = results[ACCURACY_BY_SIZE]
+        block, whole = min(table.places(RANDOM)), max(table.places(RANDOM))
+        part = part_of(whole)
+        boosted, joint = part_of(2 * block, "boosted"), part_of(2 * block)
+        measured = bool(table.cell(joint, block))  # not of every scale
+        return [
+            Claim(
+                "Paper (figure 6)",
+                "a random part of a distilled set does worse than as many random real images",
+                [compared(table, (part, at), (RANDOM, at), -1) for at in table.places(part)],
+            ),
+            Claim(
+                "Paper (figure 6)",
+                "and worse than a set that was distilled at its size",
+                [compared(table, (part, block), (ALONE, block), -1)],
+            ),
+            Claim(
+                "Paper (figure 8b)",
+                "a single block of a boosted set does much better than a random part of a joint one",
+                [compared(table, (SECOND, block), (part, block), 1)],
+            ),
+            Claim(
+                "Paper (section 6)",
+                "the first block does better than the second, so that some correlation is left",
+                [compared(table, (FIRST, block), (SECOND, block), 1)],
+            ),
+            Claim(
+                "Paper (figure 8c)",
+                "a random part of two boosted blocks does better than one of a joint set of their size",
+                [compared(table, (boosted, block), (joint, block), 1)] if measured else [],
+            ),
+        ]
+
+
+class Boosting(Nested):
+    """Figure 7."""
+
+    title = "One nested set against a set for every budget"
+
+    def points(self, preset: str, data: str | None, seeds: Sequence[int]) -> list[Point]:
+        scale = scale_of(preset, data)
+
+        def budgets(way: str) -> Callable[[Subject], list[Measurement]]:
+            return lambda subject: self.of_prefixes(subject, way)
+
+        found = []
+        for seed in seeds:
+            found.append(Point(f"strong-seed{seed}", scale.boosted(0.0, seed), budgets(STRONG)))
+            found.append(Point(f"weak-seed{seed}", scale.boosted(WEAK, seed), budgets(WEAKLY)))
+            found += joint_points(scale, seed, lambda subject: self.of_joint(subject, scale))
+        return found
+
+    def of_prefixes(self, subject: Subject, way: str) -> list[Measurement]:
+        """Every prefix of a boosted set."""
+        sets = [subject.distilled.prefix(ipc) for ipc in subject.distilled.budgets]
+        return [Measurement.of(way, subject.bench.of_set(way, one, subject.lengths), subject.seed) for one in sets]
+
+    def of_joint(self, subject: Subject, scale: Scale) -> list[Measurement]:
+        """The set itself and, of the whole one, its first images and as many real ones."""
+        distilled, bench, lengths = subject.distilled, subject.bench, subject.lengths
+        rows = [bench.of_set(ALONE, distilled, lengths)]
+        if distilled.ipc == scale.ipc:
+            rows += [
+                bench.of_set("first images of a joint set", first_images(distilled, ipc), lengths) for ipc in scale.budgets[:-1]
+            ]
+            rows += [bench.of_random(RANDOM, ipc, lengths) for ipc in scale.budgets]
+        return [Measurement.of(row.name, row, subject.seed) for row in rows]
+
+    def figures(self, results: Results, workplace: Workplace, points: Sequence[Point]) -> list[Drawing]:
+        table = results[ACCURACY_BY_SIZE]
+        return [Drawing("budgets", "Every prefix of a boosted set, and a set distilled for each size", lines(table, table.ways()))]
+
+    def claims(self, results: Results) -> list[Claim]:
+        table = results[ACCURACY_BY_SIZE]
+        sizes = table.places(ALONE)
+        whole = sizes[-1]
+        return [
+            Claim(
+                "Paper (figure 7)",
+                "strong boosting costs little against a set distilled at that size",
+                [compared(table, (STRONG, at), (ALONE, at), 0) for at in sizes],
+            ),
+            Claim(
+                "Paper (figure 7)",
+                "weak boosting overtakes joint distillation at larger sizes",
+                [compared(table, (WEAKLY, whole), (ALONE, whole), 1)],
+            ),
+        ]
+
+
+class Pictures(Nested):
+    """Figures 14 to 16."""
+
+    title = "How joint, weakly and strongly boosted sets look"
+    quantities = (COSINE,)
+
+    def points(self, preset: str, data: str | None, seeds: Sequence[int]) -> list[Point]:
+        scale = scale_of(preset, data)
+        return [
+            Point(f"{name}-seed{seed}", options, self.likeness(LOOKS[name]))
+            for seed in seeds
+            for name, options in (
+                ("joint", scale.joint(scale.ipc, seed)),
+                ("strong", scale.boosted(0.0, seed)),
+                ("weak", scale.boosted(WEAK, seed)),
+            )
+        ]
+
+    def likeness(self, way: str) -> Callable[[Subject], list[Measurement]]:
+        """Measure cosines between the images as a network reads them."""
+
+        def measure(subject: Subject) -> list[Measurement]:
+            distilled, train = subject.distilled, subject.bench.real.train
+            likenesses = {SIMILARITY: within(distilled), NEAREST: nearest(distilled, train)}
+            detail = "images as a network reads them"
+            return [
+                Measurement(
+                    COSINE.name, likened(way, name), distilled.ipc, subject.seed,
+                    value, None, 1, detail,
+                )
+                for name, value in likenesses.items()
+            ]  # fmt: skip
+
+        return measure
+
+    def figures(
+        self,
+        results: Results,
+        workplace: Workplace,
+        points: Sequence[Point],
+    ) -> list[Drawing]:
+        first = min(row.seed for row in results.rows)
+        named = {point.name: point for point in points}
+        drawings = []
+        for look in LOOKS:
+            point = named[f"{look}-seed{first}"]
+            write_grid(workplace.run(point), workplace.folder / f"{point.name}.png")
+            drawings.append(Drawing(point.name, f"The whole set, {look}, seed {first}"))
+        return drawings
+
+    def claims(self, results: Results) -> list[Claim]:
+        table = results[COSINE]
+        at = table.rows[0].at
+
+        def beside_joint(name: str, expected: int) -> list[Finding]:
+            joint = likened(JOINT, name), at
+            boosted = [likened(way, name) for way in LOOKS.values() if way != JOINT]
+            return [compared(table, (way, at), joint, expected) for way in boosted]
+
+        return [
+            Claim(
+                "Paper (appendix D.9)",
+                "boosted images are more diverse than joint ones",
+                beside_joint(SIMILARITY, -1),
+            ),
+            Claim("Paper (section 5)", "and closer to real images", beside_joint(NEAREST, 1)),
+        ]
+
+
+def likened(way: str, likeness: str) -> str:
+    """Name a likeness of some sets."""
+    return f"{way}: {likeness}"
+
+
+def only(distilled: DistilledSet, numbers: Sequence[int]) -> DistilledSet:
+    """The set of some of the blocks."""
+    return distilled.with_blocks(tuple(distilled.blocks[number] for number in numbers))
+
+
+def first_images(distilled: DistilledSet, ipc: int) -> DistilledSet:
+    """The set of the first `ipc` images of each class, whatever the blocks."""
+    rows = torch.cat([torch.nonzero(distilled.labels == label)[:ipc, 0] for label in range(len(distilled.class_names))])
+    targets = distilled.targets[rows] if distilled.learned_labels else None
+    return distilled.with_blocks((Block.of_pixels(distilled.images[rows], len(distilled.class_names), targets),))
+
+
+def within(distilled: DistilledSet) -> float:
+    """Mean cosine of two different images of a class."""
+    images = F.normalize(distilled.images.flatten(1), dim=1)
+    same = distilled.labels[:, None] == distilled.labels
+    return float((images @ images.T)[same & ~torch.eye(len(images), dtype=torch.bool)].mean())
+
+
+def nearest(distilled: DistilledSet, train: Split) -> float:
+    """Mean cosine of a distilled image and the real train image of its class that is most like it."""
+    found = []
+    for label in range(len(distilled.class_names)):
+        real = train.take(torch.nonzero(train.labels == label)[:, 0])[0].cpu()
+        own = distilled.images[distilled.labels == label]
+        cosines = F.normalize(own.flatten(1), dim=1) @ F.normalize(real.flatten(1), dim=1).T
+        found.append(cosines.max(1).values)
+    return float(torch.cat(found).mean())

@@ -1,0 +1,164 @@
+"""What a study found, as data: claims, what was measured on each, and whether it held."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from potstill.studies.results import Difference, Table
+
+Verdict = Literal["holds", "against", "undecided", "one seed"]
+Cell = tuple[str, float]
+"""A way and its place."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A measured figure under its name.
+
+    Args:
+        name: what was measured, or the way of which.
+        words: the figure, rounded for the eye.
+        values: one a seed, fractions where `words` are per cent; empty where a seed has no one
+            number.
+    """
+
+    name: str
+    words: str
+    values: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Throughout:
+    """The places of a course at which one way is above or below another in all seeds.
+
+    Args:
+        first: a way.
+        second: the way that it is compared with.
+        above: whether above was counted, or below.
+        agreed: number of places where it is so in all seeds.
+        places: number of places at which both were measured.
+    """
+
+    first: str
+    second: str
+    above: bool
+    agreed: int
+    places: int
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was measured on a claim, once.
+
+    Args:
+        readings: the figures, of a comparison the first and the second.
+        where: the place or the step that they belong to, such as "At 2 a class".
+        what: what they are of, where their names do not say it.
+        difference: first minus second, paired by seed.
+        verdict: whether the claim holds; None leaves it to the reader, where the claim is of size
+            or the paper makes none.
+        conclusion: what the readings come to where there can be no verdict.
+        further: what belongs to them and is told after them.
+    """
+
+    readings: tuple[Reading, ...]
+    where: str = ""
+    what: str = ""
+    difference: Reading | None = None
+    verdict: Verdict | None = None
+    conclusion: str = ""
+    further: tuple[Reading | Throughout, ...] = ()
+
+    @property
+    def seeds(self) -> int:
+        """Number of seeds that the verdict rests on."""
+        return len((self.difference or self.readings[0]).values)
+
+    def also(self, *further: Reading | Throughout) -> "Finding":
+        """Return the finding with more to tell after it."""
+        return dataclasses.replace(self, further=(*self.further, *further))
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim, and all that was measured on it.
+
+    Args:
+        source: where the paper makes it, or that it does not; empty of a plain account.
+        words: what is claimed, or what the account is of.
+        findings: what was measured, in the order in which it is told.
+    """
+
+    source: str
+    words: str
+    findings: Sequence[Finding]
+
+
+def verdict(values: Sequence[float], expected: int) -> Verdict | None:
+    """Judge paired differences: decided only where all seeds agree, so that a tie decides nothing.
+
+    Args:
+        values: a difference for each seed.
+        expected: the sign that the paper says, +1 or -1; 0 of a claim of size, which is not judged.
+    """
+    if not expected:
+        return None
+    if len(values) < 2:
+        return "one seed"
+    if all(value * expected > 0 for value in values):
+        return "holds"
+    return "against" if all(value * expected < 0 for value in values) else "undecided"
+
+
+def compared(table: Table, first: Cell, second: Cell, expected: int) -> Finding:
+    """Compare two cells of a table, seed by seed.
+
+    Args:
+        table: of one quantity.
+        first: what the claim is of.
+        second: what it is compared with.
+        expected: as for `verdict`, of first minus second.
+    """
+    return judged(
+        reading(table, *first),
+        reading(table, *second),
+        table.difference(first, second),
+        expected,
+        table.quantity.where.format(first[1]),
+    )
+
+
+def judged(
+    first: Reading,
+    second: Reading,
+    difference: Difference,
+    expected: int,
+    where: str,
+) -> Finding:
+    """Judge two readings by their paired difference; arguments as for `compared`."""
+    return Finding(
+        (first, second),
+        where,
+        difference=Reading("difference", str(difference), difference.values),
+        verdict=verdict(difference.values, expected),
+    )
+
+
+def ratios(name: str, values: Sequence[float], expected: int = 0) -> Finding:
+    """Tell a ratio for each seed; `expected` is +1 where the paper says above 1, -1 where below."""
+    words = ", ".join(f"{value:.2f}" for value in values)
+    return Finding(
+        (Reading(name, f"{words} by seed", tuple(values)),),
+        verdict=verdict([value - 1 for value in values], expected),
+    )
+
+
+def reading(table: Table, way: str, at: float, name: str = "") -> Reading:
+    """Read a cell of a table, under the way's name or another."""
+    return Reading(name or way, table.words(way, at), tuple(table.cell(way, at).values()))
+
+
+def as_data(claims: Sequence[Claim]) -> list[dict[str, Any]]:
+    """Return claims as plain data, for JSON."""
+    return [dataclasses.asdict(claim) for claim in claims]

@@ -1,0 +1,196 @@
+"""What a study measured: tidy rows, and how their figures and differences read in words."""
+
+import csv
+import dataclasses
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from potstill.evaluation.records import Row
+from potstill.records.metrics import Figure
+
+SHOWN_PLACES = 6
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """Something that a study measures.
+
+    Args:
+        name: of it, with its unit if it has one.
+        place: what it is measured at, for the x axis.
+        percent: whether it is a fraction that reads in per cent.
+        log: whether it spans orders of magnitude.
+        where: a place in words.
+        names: of places that are more than their number.
+    """
+
+    name: str
+    place: str
+    percent: bool = False
+    log: bool = False
+    where: str = "At {:g}"
+    names: Mapping[float, str] = dataclasses.field(default_factory=dict)
+
+    def name_of(self, at: float) -> str:
+        """A place, for the head of a column."""
+        return self.names.get(at, f"{at:g}")
+
+
+ACCURACY = "test accuracy"
+ACCURACY_BY_SIZE = Quantity(ACCURACY, "images per class", percent=True, where="At {:g} a class")
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One line of a study's table: a way of making a training set, at one place, with one seed.
+
+    Args:
+        quantity: the name of what was measured.
+        way: what is compared.
+        at: where on the x axis, such as images per class.
+        seed: pairs the ways: the same seed, the same draws wherever they can be the same.
+        mean: over networks or other draws; the value itself of a single one.
+        std: sample standard deviation over them; None of one.
+        n: how many.
+        detail: how it was measured, in words.
+    """
+
+    quantity: str
+    way: str
+    at: float
+    seed: int
+    mean: float
+    std: float | None
+    n: int
+    detail: str
+
+    @classmethod
+    def of(cls, way: str, row: Row, seed: int, at: float | None = None) -> "Measurement":
+        """The test accuracy of an evaluated row, at its number of images per class or another place."""
+        figure = row.accuracy
+        place, detail = row.ipc if at is None else at, f"{row.steps} steps; {row.protocol}; {row.stored_bytes or 0:,} bytes"
+        return cls(ACCURACY, way, place, seed, figure.mean, figure.std, figure.n, detail)
+
+    @classmethod
+    def of_text(cls, row: Mapping[str, str]) -> "Measurement":
+        """Read a line of the table, whose values are text."""
+        return cls(
+            row["quantity"],
+            row["way"],
+            float(row["at"]),
+            int(row["seed"]),
+            float(row["mean"]),
+            float(row["std"]) if row["std"] else None,
+            int(row["n"]),
+            row["detail"],
+        )
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A paired difference between two ways, over the seeds.
+
+    Args:
+        values: one for each seed, first minus second.
+        percent: whether they are fractions and read in percentage points.
+    """
+
+    values: tuple[float, ...]
+    percent: bool = True
+
+    def __str__(self) -> str:
+        return in_words(self.values, "+", " points", self.percent)
+
+
+@dataclass(frozen=True)
+class Table:
+    """All measurements of one quantity."""
+
+    rows: tuple[Measurement, ...]
+    quantity: Quantity
+
+    def ways(self) -> list[str]:
+        """In the order of appearance."""
+        return list(dict.fromkeys(row.way for row in self.rows))
+
+    def places(self, way: str) -> list[float]:
+        """Where a way was measured, ascending."""
+        return sorted({row.at for row in self.rows if row.way == way})
+
+    def shown_places(self) -> list[float]:
+        """Some of the places, evenly spread: the columns of a table that is read."""
+        places = sorted({row.at for row in self.rows})
+        chosen = torch.linspace(0, len(places) - 1, min(len(places), SHOWN_PLACES)).round().int().tolist()
+        return [places[place] for place in chosen]
+
+    def cell(self, way: str, at: float) -> dict[int, float]:
+        """seed -> mean."""
+        return {row.seed: row.mean for row in self.rows if (row.way, row.at) == (way, at)}
+
+    def words(self, way: str, at: float) -> str:
+        """Mean and deviation over seeds; nothing where it was not measured."""
+        values = list(self.cell(way, at).values())
+        return in_words(values, "", " %", self.quantity.percent) if values else ""
+
+    def spread(self, way: str, at: float) -> tuple[float, float]:
+        """Mean and deviation over seeds; NaN for the deviation of one."""
+        figure = Figure.of(torch.tensor(list(self.cell(way, at).values()), dtype=torch.float64))
+        return figure.mean, float("nan") if figure.std is None else figure.std
+
+    def difference(self, first: tuple[str, float], second: tuple[str, float]) -> Difference:
+        """First minus second, by seed."""
+        one, other = self.cell(*first), self.cell(*second)
+        return Difference(tuple(one[seed] - other[seed] for seed in one if seed in other), self.quantity.percent)
+
+    def ratio(self, first: tuple[str, float], second: tuple[str, float]) -> tuple[float, ...]:
+        """First over second, by seed."""
+        one, other = self.cell(*first), self.cell(*second)
+        return tuple(one[seed] / other[seed] for seed in one if seed in other)
+
+
+@dataclass(frozen=True)
+class Results:
+    """A study's rows, and the quantities in the order in which they are told."""
+
+    rows: tuple[Measurement, ...]
+    quantities: tuple[Quantity, ...]
+
+    def __getitem__(self, quantity: Quantity) -> Table:
+        return Table(tuple(row for row in self.rows if row.quantity == quantity.name), quantity)
+
+    @property
+    def tables(self) -> list[Table]:
+        """One for each quantity that was measured."""
+        return [table for table in map(self.__getitem__, self.quantities) if table.rows]
+
+    @property
+    def has_accuracies(self) -> bool:
+        """Whether networks were tested."""
+        return any(row.quantity == ACCURACY for row in self.rows)
+
+    @classmethod
+    def of_csv(cls, text: str, quantities: tuple[Quantity, ...]) -> "Results":
+        """Read what `csv` wrote."""
+        return cls(tuple(map(Measurement.of_text, csv.DictReader(io.StringIO(text)))), quantities)
+
+    def csv(self) -> str:
+        """Write one line a measurement."""
+        buffer = io.StringIO()
+        writer = csv.writer(buffer, lineterminator="\n")
+        writer.writerow(field.name for field in dataclasses.fields(Measurement))
+        writer.writerows(dataclasses.astuple(row) for row in self.rows)
+        return buffer.getvalue()
+
+
+def in_words(values: Sequence[float], sign: str, unit: str, percent: bool) -> str:
+    """Mean ± sample deviation: fractions as hundredths with a unit, or plain with three digits."""
+    figure = Figure.of(torch.tensor(values, dtype=torch.float64))
+    if not percent and len(set(values)) == 1 and float(values[0]).is_integer():  # counted, and the same in all seeds
+        return f"{values[0]:{sign},.0f}"
+    if percent:
+        spread = "" if figure.std is None else f" ± {100 * figure.std:.1f}"
+        return f"{100 * figure.mean:{sign}.1f}{spread}{unit}"
+    return f"{figure.mean:{sign}.3g}" + ("" if figure.std is None else f" ± {figure.std:.2g}")
