@@ -1,4 +1,6 @@
-"""The convolution limit: how long the convolutions of one Hessian product take alone, at the best rate that they reach."""
+"""The convolution limit: how long the convolutions of one Hessian product take alone, at the best
+rate that they reach.
+"""
 
 import time
 from collections.abc import Callable
@@ -12,7 +14,8 @@ from potstill.engine.losses import Batch, FlatModel
 
 
 def limit(make: Callable[[], tuple[Any, ...]], micro: int) -> dict[str, Any]:
-    """Milliseconds per image of the convolutions of one Hessian product at the best measured rate, and of the product.
+    """Milliseconds per image of the convolutions of one Hessian product at the best measured rate,
+    and of the product.
 
     Args:
         make: gives (network, images, labels, ...), the same at every call.
@@ -31,9 +34,15 @@ def limit(make: Callable[[], tuple[Any, ...]], micro: int) -> dict[str, Any]:
         calls = [node for node in graph.graph.nodes if str(node.target) in names]
         bound: dict[tuple[Any, ...], float] = {}
         for node in calls:
-            tries = ((count, form) for count in (25, 50, 100) for form in (torch.contiguous_format, torch.channels_last))
+            tries = (
+                (count, form)
+                for count in (25, 50, 100)
+                for form in (torch.contiguous_format, torch.channels_last)
+            )
             key = signature(node)
-            bound[key] = bound.get(key) or min(convolution_seconds(node, count, form) for count, form in tries)
+            bound[key] = bound.get(key) or min(
+                convolution_seconds(node, count, form) for count, form in tries
+            )
         least = sum(bound[signature(node)] for node in calls)  # seconds per image
         whole = compiled.of(model)
         seconds = best(lambda: whole.product(model.theta, batch, 0, along)) / micro  # noqa: B023

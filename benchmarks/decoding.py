@@ -1,8 +1,10 @@
-"""Which share of an outer step each parameterisation spends on decoding and on the way back through it.
+"""Which share of an outer step each parameterisation spends on decoding and on the way back through
+it.
 
     python benchmarks/decoding.py
 
-Digits, and random images of CIFAR-10's size, since time does not depend on what they show. Compiled, where it pays.
+Digits, and random images of CIFAR-10's size, since time does not depend on what they show.
+Compiled, where it pays.
 """
 
 import argparse
@@ -28,8 +30,15 @@ SETTINGS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=4, help="outer steps after the first, which is not counted (default: 4)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=4,
+        help="outer steps after the first, which is not counted (default: 4)",
+    )
     known = parser.parse_args()
     rng = torch.Generator().manual_seed(0)
     images, labels = torch.randn(4000, 3, 32, 32, generator=rng), torch.arange(4000) % 10
@@ -47,13 +56,21 @@ def main() -> None:
                 began = on_blocks.now()
                 state, record = outer_step(on_blocks, setup.schedule, rules, state)
                 assert record.decode_seconds is not None  # every step on blocks tells it
-                records.append({"seconds": on_blocks.now() - began, "decode_seconds": record.decode_seconds})
+                records.append(
+                    {"seconds": on_blocks.now() - began, "decode_seconds": record.decode_seconds}
+                )
             block = setup.blocks[0]
             row = {
-                "setting": setting, "param": param, "images": len(block.labels), "bytes": block.stored_bytes,
-                "share": statistics.median(one["decode_seconds"] / one["seconds"] for one in records[1:]),
-                "seconds": statistics.median(one["seconds"] for one in records[1:]), "steps": known.steps,
-            }  # fmt: skip
+                "setting": setting,
+                "param": param,
+                "images": len(block.labels),
+                "bytes": block.stored_bytes,
+                "share": statistics.median(
+                    one["decode_seconds"] / one["seconds"] for one in records[1:]
+                ),
+                "seconds": statistics.median(one["seconds"] for one in records[1:]),
+                "steps": known.steps,
+            }
             print(row, flush=True)
             rows.append(row)
     result = {"rows": rows, "unroll": SHARED["unroll"], "window": SHARED["window"], **provenance()}

@@ -1,9 +1,11 @@
-"""Distill, evaluate with its baselines, and keep the result with its provenance in benchmarks/results/NAME.json.
+"""Distill, evaluate with its baselines, and keep the result with its provenance in
+benchmarks/results/NAME.json.
 
     python benchmarks/distill.py digits-ipc1 --preset digits-ipc1
     python benchmarks/distill.py mnist-ipc1 --title "MNIST" --data parquet:PATH --ipc 1 --steps 300
 
-Other options go to `potstill distill`. A run that was cut off goes on where it was when the same command is given again.
+Other options go to `potstill distill`. A run that was cut off goes on where it was when the same
+command is given again.
 """
 
 import argparse
@@ -22,21 +24,32 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("name", help="of the result file")
     parser.add_argument("--title", help="of the data in tables (default: the name)")
     parser.add_argument("--nets", default="10", help="networks in the evaluation (default: 10)")
-    parser.add_argument("--work", type=Path, default=Path("runs"), help="folder for the run (default: runs)")
+    parser.add_argument(
+        "--work", type=Path, default=Path("runs"), help="folder for the run (default: runs)"
+    )
     known, options = parser.parse_known_args()
     out = known.work / known.name
-    words = ["--resume", str(out)] if (out / run_folder.CONFIG).exists() else ["--out", str(out), *options]
+    words = (
+        ["--resume", str(out)]
+        if (out / run_folder.CONFIG).exists()
+        else ["--out", str(out), *options]
+    )
     if not (out / "distilled.safetensors").exists() and potstill(["distill", *words]):
         raise SystemExit(2)
     began = time.perf_counter()
     if potstill(["evaluate", str(out), "--nets", known.nets, "--baseline", "random"]):
         raise SystemExit(2)
     records = run_folder.RunFolder(out).records()
-    shown = [word if not word.startswith(("parquet:", "folder:")) else word.partition(":")[0] + ":PATH" for word in options]
+    shown = [
+        word if not word.startswith(("parquet:", "folder:")) else word.partition(":")[0] + ":PATH"
+        for word in options
+    ]
     result = {
         "title": known.title or known.name,
         "command": shlex.join(["potstill", "distill", *shown]),

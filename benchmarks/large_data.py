@@ -1,9 +1,11 @@
-"""What a data set of ImageNet's size costs: reading a folder of it for the first time and again, real batches, an outer step.
+"""What a data set of ImageNet's size costs: reading a folder of it for the first time and again,
+real batches, an outer step.
 
     python benchmarks/large_data.py --images parquet:PATH
 
-The folder has 1,281,167 images of 64 pixels in 1,000 classes to train on and 50,000 to test on: hard links to the images that
-are given, as often as needed, each of which is read and decoded on its own. It takes about 16 GB under --work.
+The folder has 1,281,167 images of 64 pixels in 1,000 classes to train on and 50,000 to test on:
+hard links to the images that are given, as often as needed, each of which is read and decoded on
+its own. It takes about 16 GB under --work.
 """
 
 import argparse
@@ -30,20 +32,41 @@ from potstill.seeds import generator
 
 CLASSES, TRAIN, TEST, SIZE, BATCH, DRAWS = 1000, 1_281_167, 50_000, 64, 1500, 9
 RUN = {
-    "preset": "imagenet-ipc1", "steps": 3, "unroll": 12, "window": 4, "lengths": 2, "validation": 0.001, "validation-nets": 1,
-    "compile": "off", "validate-every": 10, "checkpoint-every": 10,
-}  # fmt: skip
+    "preset": "imagenet-ipc1",
+    "steps": 3,
+    "unroll": 12,
+    "window": 4,
+    "lengths": 2,
+    "validation": 0.001,
+    "validation-nets": 1,
+    "compile": "off",
+    "validate-every": 10,
+    "checkpoint-every": 10,
+}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--images", help="parquet:PATH of images to fill the folder with")
-    parser.add_argument("--work", type=Path, default=Path("runs/large"), help="folder for all of it (default: runs/large)")
-    parser.add_argument("--only", default="first,again,batches,cold,run", help="parts to measure; the others stay (default: all)")
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=Path("runs/large"),
+        help="folder for all of it (default: runs/large)",
+    )
+    parser.add_argument(
+        "--only",
+        default="first,again,batches,cold,run",
+        help="parts to measure; the others stay (default: all)",
+    )
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     known = parser.parse_args()
     folder, cache = known.work / "images", known.work / "cache"
-    config = DataConfig(data=f"folder:{folder}", image_size=SIZE, cache_dir=str(cache), preprocess="normalize")
+    config = DataConfig(
+        data=f"folder:{folder}", image_size=SIZE, cache_dir=str(cache), preprocess="normalize"
+    )
     if known.part:
         print(json.dumps(PARTS[known.part](config)))
         return
@@ -56,7 +79,12 @@ def main() -> None:
         raise SystemExit(f"{cache} holds a conversion; remove it")
     target = RESULTS / "large_data.json"
     found = json.loads(target.read_text()) if target.exists() else {}
-    for name, part in (("first", reading), ("again", reading), ("batches", batches), ("cold", cold)):
+    for name, part in (
+        ("first", reading),
+        ("again", reading),
+        ("batches", batches),
+        ("cold", cold),
+    ):
         if name not in wanted:
             continue
         if name == "cold":
@@ -101,7 +129,16 @@ def watched(command: list[str]) -> tuple[str, float]:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         while process.poll() is None:
             status = Path(f"/proc/{process.pid}/status").read_text()
-            most = max([most, *(int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon"))])
+            most = max(
+                [
+                    most,
+                    *(
+                        int(line.split()[1])
+                        for line in status.splitlines()
+                        if line.startswith("RssAnon")
+                    ),
+                ]
+            )
             time.sleep(0.1)
         if process.returncode or process.stdout is None:
             raise SystemExit(process.returncode)
@@ -127,7 +164,9 @@ def batches(config: DataConfig) -> dict[str, Any]:
     rng = generator(0)
     weighted = Weighted(torch.rand(len(real.train), generator=rng, dtype=torch.float64))
     for name, sampler in (("uniform", UNIFORM), ("weighted", weighted)):
-        found[f"{name}_draw_seconds"] = median(lambda sampler=sampler: sampler.draw(real.train, BATCH, rng))
+        found[f"{name}_draw_seconds"] = median(
+            lambda sampler=sampler: sampler.draw(real.train, BATCH, rng)
+        )
     rows = [UNIFORM.draw(real.train, BATCH, rng) for _ in range(DRAWS)]
     for one in rows:
         real.train.take(one)
@@ -147,7 +186,9 @@ def drop_from_cache(cache: Path) -> None:
 def cold(config: DataConfig) -> dict[str, Any]:
     """Read real batches that the system's cache does not hold."""
     arrays, rng = read(config).train, generator(0)
-    split = MappedSplit(arrays, np.arange(len(arrays.labels)), lambda images: images, torch.device("cpu"))
+    split = MappedSplit(
+        arrays, np.arange(len(arrays.labels)), lambda images: images, torch.device("cpu")
+    )
     return {"seconds": median(lambda: split.take(UNIFORM.draw(split, BATCH, rng)))}
 
 
@@ -168,7 +209,9 @@ def run(work: Path, config: DataConfig) -> dict[str, Any]:
     """Some outer steps of the preset, with a short unroll."""
     words = {"data": config.data, "cache-dir": config.cache_dir, "out": str(work / "run"), **RUN}
     flags = [str(word) for option, value in words.items() for word in (f"--{option}", value)]
-    _, memory = watched([sys.executable, "-m", "potstill.cli.parser", "distill", *flags, "--overwrite", "--quiet"])
+    _, memory = watched(
+        [sys.executable, "-m", "potstill.cli.parser", "distill", *flags, "--overwrite", "--quiet"]
+    )
     records = RunFolder(work / "run").records()
     seconds = statistics.median(record.seconds for record in records[1:])
     return {"own_memory_mb": memory, "seconds": seconds, "options": RUN}

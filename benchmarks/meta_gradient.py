@@ -1,13 +1,15 @@
-"""One meta-gradient by potstill and by the released way (PyPI's higher 0.2.1 under PyTorch): time, memory, accuracy.
+"""One meta-gradient by potstill and by the released way (PyPI's higher 0.2.1 under PyTorch): time,
+memory, accuracy.
 
     pip install higher==0.2.1
     python benchmarks/meta_gradient.py                # writes benchmarks/results/meta_gradient.json
     python benchmarks/meta_gradient.py --quick        # small shapes, to see that it works
 
-The work: ConvNet of width 128 and depth 3 with instance norm, 100 synthetic images of 3 x 32 x 32 a step, inner Adam, 5 steps
-of burn-in, 500 real images. Each way runs in a process of its own. Times are taken in alternation, one process at work and
-the others idle, and compared pair by pair. Memory is the peak of the resident set while one meta-gradient is computed, over
-what was resident after importing and, for potstill, compiling.
+The work: ConvNet of width 128 and depth 3 with instance norm, 100 synthetic images of 3 x 32 x 32 a
+    step, inner Adam, 5 steps of burn-in, 500 real images. Each way runs in a process of its own.
+    Times are taken in alternation, one process at work and the others idle, and compared pair by
+    pair. Memory is the peak of the resident set while one meta-gradient is computed, over what was
+    resident after importing and, for potstill, compiling.
 """
 
 import argparse
@@ -47,7 +49,9 @@ FULL, QUICK = Work(), Work(width=16, synthetic=20, side=16, micro=10)
 
 
 def tensors(work: Work, dtype: Any) -> tuple[Any, ...]:
-    """Synthetic images of norm 1 and their labels, real images and labels, and a network, all from fixed seeds."""
+    """Synthetic images of norm 1 and their labels, real images and labels, and a network, all from
+    fixed seeds.
+    """
     import torch
 
     from potstill.models.convnet import ConvNet
@@ -57,12 +61,17 @@ def tensors(work: Work, dtype: Any) -> tuple[Any, ...]:
     images = torch.randn(work.synthetic, 3, work.side, work.side)
     images = (images / images.flatten(1).norm(dim=1).view(-1, 1, 1, 1)).to(dtype)
     labels = torch.arange(work.synthetic) % 10
-    real, real_labels = torch.randn(5000, 3, work.side, work.side).to(dtype), torch.arange(5000) % 10
+    real, real_labels = (
+        torch.randn(5000, 3, work.side, work.side).to(dtype),
+        torch.arange(5000) % 10,
+    )
     return network, images, labels, real, real_labels
 
 
 def released(work: Work, dtype: str) -> Run:
-    """higher, as the released code uses it: burn-in by torch's optimiser, the window inside innerloop_ctx, one backward."""
+    """higher, as the released code uses it: burn-in by torch's optimiser, the window inside
+    innerloop_ctx, one backward.
+    """
     import higher
     import torch
     import torch.nn.functional as F
@@ -79,7 +88,10 @@ def released(work: Work, dtype: str) -> Run:
             F.cross_entropy(network(leaf), labels).backward()
             optimizer.step()
         leaf.grad = None
-        with higher.innerloop_ctx(network, optimizer, copy_initial_weights=True) as (inner, inner_optimizer):
+        with higher.innerloop_ctx(network, optimizer, copy_initial_weights=True) as (
+            inner,
+            inner_optimizer,
+        ):
             for _ in range(window):
                 inner_optimizer.step(F.cross_entropy(inner(leaf), labels))
             F.cross_entropy(inner(real[:count]), real_labels[:count]).backward()
@@ -120,9 +132,22 @@ def ours(
 
     def run(window: int, count: int, burn_in: int = BURN_IN) -> Any:
         starts = range(0, count, work.micro)
-        parts = [(slice(at, min(at + work.micro, count)), (min(at + work.micro, count) - at) / count) for at in starts]
+        parts = [
+            (slice(at, min(at + work.micro, count)), (min(at + work.micro, count) - at) / count)
+            for at in starts
+        ]
         hyper, start = {"lr": torch.tensor(1e-3, dtype=dtype)}, optimizer.init(model.theta)
-        found = meta_gradient(problem, {"images": images}, hyper, start, Real(), parts, burn_in=burn_in, window=window, keep=keep)
+        found = meta_gradient(
+            problem,
+            {"images": images},
+            hyper,
+            start,
+            Real(),
+            parts,
+            burn_in=burn_in,
+            window=window,
+            keep=keep,
+        )
         return found.leaves["images"]
 
     return run
@@ -135,7 +160,9 @@ WAYS: dict[str, Callable[[Work], Run]] = {
     "bfloat16": lambda work: ours(work, "bfloat16"),
     "eager": lambda work: ours(work, "float32", compiled=False),
     "float64": lambda work: ours(work, "float64", compiled=False),
-    "float64-placement-higher": lambda work: ours(work, "float64", compiled=False, placement="higher-0.2.1"),
+    "float64-placement-higher": lambda work: ours(
+        work, "float64", compiled=False, placement="higher-0.2.1"
+    ),
     "sqrt": lambda work: ours(work, "float32", tape="sqrt"),
     "states-bfloat16": lambda work: ours(work, "float32", tape="bfloat16"),
 }
@@ -167,7 +194,11 @@ def serve(way: str, work: Work) -> None:
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here
         before, began = resident()[0], time.perf_counter()
         found = run(**request)
-        answer = {"seconds": time.perf_counter() - began, "peak_mb": resident()[1] - before, "before_mb": before}
+        answer = {
+            "seconds": time.perf_counter() - began,
+            "peak_mb": resident()[1] - before,
+            "before_mb": before,
+        }
         if keep:
             torch.save(found, keep)
         print(json.dumps(answer), flush=True)
@@ -178,7 +209,9 @@ class Worker:
 
     def __init__(self, way: str, quick: bool):
         words = [sys.executable, __file__, "--serve", way, *(["--quick"] if quick else [])]
-        self.process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(
+            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
 
     def __call__(self, **request: Any) -> dict[str, float]:
         assert self.process.stdin
@@ -200,9 +233,15 @@ class Worker:
 
 
 def timings(quick: bool, pairs: int, window: int, real: int) -> dict[str, Any]:
-    """Seconds of each way in alternation, and the median over the pairs of the rival's time over ours."""
+    """Seconds of each way in alternation, and the median over the pairs of the rival's time over
+    ours.
+    """
     ways = ("higher", "float32", "bfloat16")
-    with Worker(ways[0], quick) as rival, Worker(ways[1], quick) as single, Worker(ways[2], quick) as half:
+    with (
+        Worker(ways[0], quick) as rival,
+        Worker(ways[1], quick) as single,
+        Worker(ways[2], quick) as half,
+    ):
         workers = dict(zip(ways, (rival, single, half), strict=True))
         compiling = {way: workers[way](warm=True)["seconds"] for way in ways[1:]}
         seconds: dict[str, list[float]] = {way: [] for way in ways}
@@ -211,10 +250,17 @@ def timings(quick: bool, pairs: int, window: int, real: int) -> dict[str, Any]:
                 seconds[way].append(worker(window=window, count=real)["seconds"])
     seconds = {way: values[1:] for way, values in seconds.items()}
     speedups = {
-        way: statistics.median(theirs / mine for theirs, mine in zip(seconds["higher"], seconds[way], strict=True))
+        way: statistics.median(
+            theirs / mine for theirs, mine in zip(seconds["higher"], seconds[way], strict=True)
+        )
         for way in ways[1:]
     }
-    return {"window": window, "seconds": seconds, "speedup": speedups, "first_call_seconds": compiling}
+    return {
+        "window": window,
+        "seconds": seconds,
+        "speedup": speedups,
+        "first_call_seconds": compiling,
+    }
 
 
 def memories(quick: bool, windows: list[int], real: int) -> dict[str, Any]:
@@ -222,7 +268,12 @@ def memories(quick: bool, windows: list[int], real: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for way in ("higher", "float32", "bfloat16", "eager", "sqrt", "states-bfloat16"):
         for window in windows if way in ("higher", "float32", "bfloat16") else [20]:
-            if way == "higher" and window > 10 and not quick and not fits(found["higher"]["10"]["peak_mb"] * window / 10):
+            if (
+                way == "higher"
+                and window > 10
+                and not quick
+                and not fits(found["higher"]["10"]["peak_mb"] * window / 10)
+            ):
                 found[way][str(window)] = extrapolated(found[way], window)
                 continue
             with Worker(way, quick) as worker:
@@ -238,7 +289,9 @@ def memories(quick: bool, windows: list[int], real: int) -> dict[str, Any]:
 
 def fits(megabytes: float) -> bool:
     """Whether the machine has that much memory to spare, and a tenth more."""
-    available = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())["MemAvailable"]
+    available = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())[
+        "MemAvailable"
+    ]
     return 1.1 * megabytes < int(available.split()[0]) * 1024 / 1e6
 
 
@@ -253,7 +306,9 @@ def extrapolated(found: dict[str, Any], window: int) -> dict[str, Any]:
 
 
 def accuracies(quick: bool, window: int, real: int) -> dict[str, float]:
-    """Cosine of each way's meta-gradient to that of its own definition in float64, and the two definitions against each other."""
+    """Cosine of each way's meta-gradient to that of its own definition in float64, and the two
+    definitions against each other.
+    """
     import tempfile
 
     import torch
@@ -272,9 +327,10 @@ def accuracies(quick: bool, window: int, real: int) -> dict[str, float]:
             found[way] = cosine(gradient(way), exact["potstill"])
         one = gradient("higher-float64", window=3, burn_in=0)
         other = gradient("float64-placement-higher", window=3, burn_in=0)
-        found["relative difference of higher and potstill in float64, same placement of eps, 3 steps, no burn-in"] = float(
-            (one - other).norm() / one.norm()
-        )
+        found[
+            "relative difference of higher and potstill in float64, same placement of eps, 3 "
+            "steps, no burn-in"
+        ] = float((one - other).norm() / one.norm())
     return found
 
 
@@ -284,10 +340,14 @@ def cosine(one: Any, other: Any) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     parser.add_argument("--quick", action="store_true", help="small shapes, nothing written")
-    parser.add_argument("--pairs", type=int, default=5, help="measurements of each way (default: 5)")
+    parser.add_argument(
+        "--pairs", type=int, default=5, help="measurements of each way (default: 5)"
+    )
     known = parser.parse_args()
     work = QUICK if known.quick else FULL
     if known.serve:
@@ -310,9 +370,9 @@ def main() -> None:
         "capabilities": [name for name in wanted if torch.cpu.get_capabilities().get(name)],
         "threads": torch.get_num_threads(),
     }
-    result["versions"] = {name: version(name) for name in ("potstill", "torch", "numpy", "higher")} | {
-        "python": platform.python_version()
-    }
+    result["versions"] = {
+        name: version(name) for name in ("potstill", "torch", "numpy", "higher")
+    } | {"python": platform.python_version()}
     print(json.dumps(result, indent=2))
     if not known.quick:
         RESULTS.write_text(json.dumps(result, indent=2) + "\n")
@@ -321,14 +381,25 @@ def main() -> None:
 
 def last_line(result: dict[str, Any]) -> str:
     """The figures that matter, on one line; ratios are the rival's over ours."""
-    speedup, memory, multiple = result["timing"]["speedup"], result["memory"], result["convolution_limit"]
-    ratio = {way: memory["higher"]["10"]["peak_mb"] / memory[way]["10"]["peak_mb"] for way in ("float32", "bfloat16")}
+    speedup, memory, multiple = (
+        result["timing"]["speedup"],
+        result["memory"],
+        result["convolution_limit"],
+    )
+    ratio = {
+        way: memory["higher"]["10"]["peak_mb"] / memory[way]["10"]["peak_mb"]
+        for way in ("float32", "bfloat16")
+    }
     theta_mb = 4 * 4 * 319626 / 1e6  # parameters, two moments and the gradient of one step
-    flat = (memory["float32"]["80"]["peak_mb"] - 80 * theta_mb) / (memory["float32"]["20"]["peak_mb"] - 20 * theta_mb)
+    flat = (memory["float32"]["80"]["peak_mb"] - 80 * theta_mb) / (
+        memory["float32"]["20"]["peak_mb"] - 20 * theta_mb
+    )
     return (
         f"float32_speedup={speedup['float32']:.2f} bfloat16_speedup={speedup['bfloat16']:.2f} "
-        f"memory_ratio_float32_m10={ratio['float32']:.1f} memory_ratio_bfloat16_m10={ratio['bfloat16']:.1f} "
-        f"memory_m80_over_m20={flat:.2f} limit_multiple_float32={multiple['float32']['multiple']:.2f} "
+        f"memory_ratio_float32_m10={ratio['float32']:.1f} "
+        f"memory_ratio_bfloat16_m10={ratio['bfloat16']:.1f} "
+        f"memory_m80_over_m20={flat:.2f} "
+        f"limit_multiple_float32={multiple['float32']['multiple']:.2f} "
         f"limit_multiple_bfloat16={multiple['bfloat16']['multiple']:.2f}"
     )
 

@@ -1,4 +1,5 @@
-"""Do the paper's networks distill within 8 GB? One outer step on CIFAR-10 each: window 20, 100 synthetic images a step.
+"""Do the paper's networks distill within 8 GB? One outer step on CIFAR-10 each: window 20, 100
+synthetic images a step.
 
     python benchmarks/networks.py --data parquet:PATH
 
@@ -30,20 +31,43 @@ SETTINGS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", required=True, help="parquet:PATH of CIFAR-10")
-    parser.add_argument("--work", type=Path, default=Path("runs"), help="folder for the runs (default: runs)")
+    parser.add_argument(
+        "--work", type=Path, default=Path("runs"), help="folder for the runs (default: runs)"
+    )
     known = parser.parse_args()
     found = {}
     for name, options in SETTINGS.items():
         out, model = known.work / f"network-{name.replace(' ', '')}", name.split()[0]
         words = {
-            "data": known.data, "model": model, "ipc": "10", "unroll": "22", "window": "20", "steps": "1", "real-batch": "500",
-            "lengths": "1", "validation-nets": "1", "compile": "off", **options,
-        }  # fmt: skip
+            "data": known.data,
+            "model": model,
+            "ipc": "10",
+            "unroll": "22",
+            "window": "20",
+            "steps": "1",
+            "real-batch": "500",
+            "lengths": "1",
+            "validation-nets": "1",
+            "compile": "off",
+            **options,
+        }
         flags = [word for option, value in words.items() for word in (f"--{option}", value)]
         subprocess.run(
-            [sys.executable, "-m", "potstill.cli.parser", "distill", *flags, "--out", str(out), "--overwrite", "--quiet"],
+            [
+                sys.executable,
+                "-m",
+                "potstill.cli.parser",
+                "distill",
+                *flags,
+                "--out",
+                str(out),
+                "--overwrite",
+                "--quiet",
+            ],
             check=True,
         )
         record = RunFolder(out).records()[0]

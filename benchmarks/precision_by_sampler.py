@@ -1,15 +1,17 @@
-"""Does bfloat16 cost accuracy? Every window sampler in both precisions, from the same seeds for the same outer steps.
+"""Does bfloat16 cost accuracy? Every window sampler in both precisions, from the same seeds for the
+same outer steps.
 
     python benchmarks/precision_by_sampler.py --data parquet:PATH_OF_MNIST
 
-Three problems: the small one of the test suite (three blobs, an MLP with a large inner learning rate), digits and MNIST.
-Runs of one seed share the images that they start from, their windows, and at every outer step the network's start and the
-real batch, so that only rounding tells them apart. The set of the last outer step is tested by fresh networks that train
-on it in float32 for a fixed number of steps; nothing is chosen. Results are written as they come, and a benchmark that was
-cut off goes on when it is asked for again.
+Three problems: the small one of the test suite (three blobs, an MLP with a large inner learning
+    rate), digits and MNIST. Runs of one seed share the images that they start from, their windows,
+    and at every outer step the network's start and the real batch, so that only rounding tells them
+    apart. The set of the last outer step is tested by fresh networks that train on it in float32
+    for a fixed number of steps; nothing is chosen. Results are written as they come, and a
+    benchmark that was cut off goes on when it is asked for again.
 
-"bfloat16 throughout" rounds the first inner step too, which `--precision bfloat16` does not; it is measured for the samplers
-whose window often begins there.
+"bfloat16 throughout" rounds the first inner step too, which `--precision bfloat16` does not; it is
+measured for the samplers whose window often begins there.
 """
 
 import argparse
@@ -41,16 +43,33 @@ RESULT = RESULTS / "precision_by_sampler.json"
 PRECISIONS, THROUGHOUT = ("float32", "bfloat16"), "bfloat16 throughout"
 FROM_THE_START = ("bptt", "r-bptt", "forward", "growing")
 """Samplers whose window begins at the first inner step, always or for a while."""
-SAMPLERS = tuple(name for name in METHODS if issubclass(METHODS[name], UnrolledMethod) and name != "fixed")
+SAMPLERS = tuple(
+    name for name in METHODS if issubclass(METHODS[name], UnrolledMethod) and name != "fixed"
+)
 """At its defaults `fixed` is t-bptt."""
 BLOBS = {
-    "model": "mlp", "width": 16, "depth": 1, "inner_lr": 0.01, "unroll": 20, "window": 8, "steps": 60, "real_batch": 100,
-    "outer_lr": 0.03, "preprocess": "none", "lengths": (20,),
-}  # fmt: skip
+    "model": "mlp",
+    "width": 16,
+    "depth": 1,
+    "inner_lr": 0.01,
+    "unroll": 20,
+    "window": 8,
+    "steps": 60,
+    "real_batch": 100,
+    "outer_lr": 0.03,
+    "preprocess": "none",
+    "lengths": (20,),
+}
 CONVNET = {
-    "width": 32, "unroll": 30, "window": 10, "steps": 100, "real_batch": 200, "outer_lr": 0.02, "preprocess": "normalize",
+    "width": 32,
+    "unroll": 30,
+    "window": 10,
+    "steps": 100,
+    "real_batch": 200,
+    "outer_lr": 0.02,
+    "preprocess": "normalize",
     "lengths": (60,),
-}  # fmt: skip
+}
 MNIST = {**CONVNET, "steps": 150, "real_batch": 100, "outer_lr": 0.01, "validation": 0.01}
 SETTINGS: dict[str, dict[str, Any]] = {
     "blobs, Adam": BLOBS,
@@ -61,11 +80,15 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 """Options of the runs by the name of the problem."""
 SEEDS = {"blobs, Adam": 10, "blobs, SGD": 3, "digits": 3, "MNIST": 3, "MNIST, 40 steps": 1}
-"""Distilling seeds: more where a run takes a second. 40 steps of MNIST tell nothing, runs differ too much so early."""
+"""Distilling seeds: more where a run takes a second. 40 steps of MNIST tell nothing, runs differ
+too much so early.
+"""
 
 
 def blobs() -> Dataset:
-    """Three well-separated classes of 1 x 4 x 4, as in the test of every method; 600 images to test on."""
+    """Three well-separated classes of 1 x 4 x 4, as in the test of every method; 600 images to test
+    on.
+    """
     centres, labels = torch.randn(3, 1, 4, 4, generator=generator(1)), torch.arange(840) % 3
     images = centres[labels] + 0.5 * torch.randn(840, 1, 4, 4, generator=generator(2))
     return from_arrays(images[:240], labels[:240], images[240:], labels[240:])
@@ -76,41 +99,64 @@ def mnist(data: str) -> Dataset:
     dataset = read(configuration(data=data).data)
     train, test = dataset.train, dataset.test
     assert test is not None
-    return from_arrays(train.images[:10_000], train.labels[:10_000], test.images[:2_000], test.labels[:2_000])
+    return from_arrays(
+        train.images[:10_000], train.labels[:10_000], test.images[:2_000], test.labels[:2_000]
+    )
 
 
 def measured(dataset: Dataset, options: dict[str, Any], nets: int) -> dict[str, Any]:
-    """One run: the accuracy of its set, the seconds of its outer steps, and the losses in their course."""
+    """One run: the accuracy of its set, the seconds of its outer steps, and the losses in their
+    course.
+    """
     steps, records = options["steps"], list[StepRecord]()
     shared = {"threads": 1, "compile": "off", "validation_nets": 1, "validate_every": steps}
     shared["patience"] = max(1, steps // 40)
     known = {option.name for option in options_of_run(options)}
-    config = configuration({name: value for name, value in {**shared, **options}.items() if name in known})
-    distilled = new_run(config, dataset, None, listener=Listener(step=lambda record, _: records.append(record)))
-    bench = Bench.of(distilled, fitting(distilled, dataset, config.data, "cpu"), nets, 0, torch.device("cpu"))
-    bench = dataclasses.replace(bench, recipe=dataclasses.replace(bench.recipe, precision="float32"))
+    config = configuration(
+        {name: value for name, value in {**shared, **options}.items() if name in known}
+    )
+    distilled = new_run(
+        config, dataset, None, listener=Listener(step=lambda record, _: records.append(record))
+    )
+    bench = Bench.of(
+        distilled, fitting(distilled, dataset, config.data, "cpu"), nets, 0, torch.device("cpu")
+    )
+    bench = dataclasses.replace(
+        bench, recipe=dataclasses.replace(bench.recipe, precision="float32")
+    )
     accuracy = bench.of_set("distilled", distilled, options["lengths"]).accuracy
     return {
         "accuracy": dataclasses.asdict(accuracy),
         "seconds_per_step": statistics.median(record.seconds or 0.0 for record in records),
-        "last_losses": statistics.fmean(record.loss or 0.0 for record in records[-max(1, steps // 10) :]),
+        "last_losses": statistics.fmean(
+            record.loss or 0.0 for record in records[-max(1, steps // 10) :]
+        ),
         "skipped": sum(record.skipped for record in records),
     }
 
 
 def work(settings: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """What tells the runs apart, seed after seed, so that what is measured is always a balanced part of the whole."""
+    """What tells the runs apart, seed after seed, so that what is measured is always a balanced
+    part of the whole.
+    """
     for throughout in (False, True):
         for seed in range(max(SEEDS.values())):
             for setting in (name for name in settings if seed < SEEDS[name]):
                 for method in FROM_THE_START if throughout else SAMPLERS:
                     for precision in (THROUGHOUT,) if throughout else PRECISIONS:
-                        yield {"setting": setting, "method": method, "seed": seed, "precision": precision}
+                        yield {
+                            "setting": setting,
+                            "method": method,
+                            "seed": seed,
+                            "precision": precision,
+                        }
 
 
 @contextmanager
 def rounding(precision: str) -> Iterator[str]:
-    """The option `precision` of a run; inside it, the first step is rounded too if that is asked for."""
+    """The option `precision` of a run; inside it, the first step is rounded too if that is asked
+    for.
+    """
     if precision != THROUGHOUT:
         yield precision
         return
@@ -119,10 +165,16 @@ def rounding(precision: str) -> Iterator[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", required=True, help="parquet:PATH of MNIST")
-    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS), help="default: all")
-    parser.add_argument("--nets", type=int, default=5, help="test networks for each set (default: 5)")
+    parser.add_argument(
+        "--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS), help="default: all"
+    )
+    parser.add_argument(
+        "--nets", type=int, default=5, help="test networks for each set (default: 5)"
+    )
     parser.add_argument("--result", type=Path, default=RESULT, help="file of the result")
     known = parser.parse_args()
     torch.set_num_threads(1)
@@ -141,7 +193,9 @@ def main() -> None:
             datasets[data] = sources[data]()
         with rounding(row["precision"]) as precision:
             own = {"method": row["method"], "seed": row["seed"], "precision": precision}
-            rows.append({**row, **measured(datasets[data], {**SETTINGS[row["setting"]], **own}, known.nets)})
+            rows.append(
+                {**row, **measured(datasets[data], {**SETTINGS[row["setting"]], **own}, known.nets)}
+            )
         print(json.dumps(rows[-1]), flush=True)
         result = {"rows": rows, "settings": SETTINGS, "nets": known.nets, **provenance()}
         known.result.write_text(json.dumps(result, indent=1) + "\n")

@@ -1,9 +1,11 @@
-"""Which rounding of bfloat16 spoils a meta-gradient? Cosine and length against float64, part by part.
+"""Which rounding of bfloat16 spoils a meta-gradient? Cosine and length against float64, part by
+part.
 
     python benchmarks/precision_sources.py        # writes benchmarks/results/precision_sources.json
 
-One meta-gradient of digits by the ConvNet, or of the small problem of the test suite by an MLP, is taken in float64 and then
-with one part of the arithmetic rounded at a time, from the same start, images and real batch:
+One meta-gradient of digits by the ConvNet, or of the small problem of the test suite by an MLP, is
+taken in float64 and then with one part of the arithmetic rounded at a time, from the same start,
+images and real batch:
 
 - float32, bfloat16: all of it;
 - steps: the gradients of the inner steps in bfloat16, the way back in float32;
@@ -28,7 +30,14 @@ from torch import Tensor
 from potstill.config.config import configuration
 from potstill.data.preparation import prepare
 from potstill.data.sources import read
-from potstill.engine.losses import Batch, Differentiable, ExactStart, FlatModel, Products, cross_entropy
+from potstill.engine.losses import (
+    Batch,
+    Differentiable,
+    ExactStart,
+    FlatModel,
+    Products,
+    cross_entropy,
+)
 from potstill.engine.optimizers import SGD, Adam, Optimizer
 from potstill.engine.unroll import InnerProblem, Leaves, Unrolled
 from potstill.models import fresh, resolve
@@ -45,7 +54,9 @@ WAYS = {
     "way back": (SINGLE, HALF, SINGLE, HALF),
     "exact start": (SINGLE, SINGLE, HALF, HALF),
 }
-"""Name -> precision of the first step's gradient and Hessian product, and of the others with the outer gradient."""
+"""Name -> precision of the first step's gradient and Hessian product, and of the others with the
+outer gradient.
+"""
 
 
 @dataclass(frozen=True)
@@ -103,15 +114,30 @@ class Bench:
             return images
         labels = self.real.train.labels
         rows = [torch.nonzero(labels == own)[:, 0] for own in range(self.classes)]
-        return self.real.train.take(torch.stack([one[torch.randint(len(one), (), generator=rng)] for one in rows]))[0]
+        return self.real.train.take(
+            torch.stack([one[torch.randint(len(one), (), generator=rng)] for one in rows])
+        )[0]
 
-    def meta_gradient(self, case: Case, seed: int, precisions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """That of the images, and the gradient of the first inner step; all precisions are float64, or none."""
+    def meta_gradient(
+        self, case: Case, seed: int, precisions: Sequence[str]
+    ) -> tuple[Tensor, Tensor]:
+        """That of the images, and the gradient of the first inner step; all precisions are float64,
+        or none.
+        """
         dtype = torch.float64 if "float64" in precisions else torch.float32
         depth = 1 if self.model == "mlp" else "auto"
-        factory = resolve(self.model, self.real.shape, self.classes, width=case.width, depth=depth, norm="instance")
+        factory = resolve(
+            self.model,
+            self.real.shape,
+            self.classes,
+            width=case.width,
+            depth=depth,
+            norm="instance",
+        )
         module = fresh(factory, derive(seed, "start"), CPU).to(dtype)
-        models = [FlatModel(module, precision.replace("64", "32")) for precision in precisions]  # float32: as the module
+        models = [
+            FlatModel(module, precision.replace("64", "32")) for precision in precisions
+        ]  # float32: as the module
         losses = [cross_entropy(model) for model in models]
         rule: Optimizer = Adam() if case.optimizer == "adam" else SGD()
         rows = torch.randperm(len(self.real.train), generator=generator(seed, "real"))[:REAL]
@@ -120,23 +146,34 @@ class Bench:
         targets = torch.eye(self.classes, dtype=dtype)
 
         class Outer:
-            def gradient(self, theta: Tensor, leaves: Leaves, part: None) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+            def gradient(
+                self, theta: Tensor, leaves: Leaves, part: None
+            ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
                 return *losses[3].gradient(theta, batch, 0), {}
 
         loss = ExactStart(full=Mixed(*losses[:2]), rounded=Mixed(*losses[2:]))
         problem = InnerProblem(loss, lambda leaves, step: Batch(leaves["images"], targets), rule)
-        leaves, hyper = {"images": self.images(case.images, seed).to(dtype)}, {"lr": torch.tensor(self.rate, dtype=dtype)}
+        leaves, hyper = (
+            {"images": self.images(case.images, seed).to(dtype)},
+            {"lr": torch.tensor(self.rate, dtype=dtype)},
+        )
         theta = models[0].theta
-        unrolled = Unrolled(problem, leaves, hyper, rule.init(theta), burn_in=case.burn_in, window=case.window)
+        unrolled = Unrolled(
+            problem, leaves, hyper, rule.init(theta), burn_in=case.burn_in, window=case.window
+        )
         first = losses[0].gradient(theta, Batch(leaves["images"], targets), 0)[1]
-        return unrolled.meta_gradient(Outer(), [(None, 1.0)]).leaves["images"].double().flatten(), first
+        return unrolled.meta_gradient(Outer(), [(None, 1.0)]).leaves[
+            "images"
+        ].double().flatten(), first
 
 
 def measured(bench: Bench, case: Case, starts: int) -> dict[str, Any]:
-    """Over so many starts: median and least cosine to float64, median and greatest length over that of float64.
+    """Over so many starts: median and least cosine to float64, median and greatest length over that
+    of float64.
 
-    Beside them, of the gradients of the first step that are not 0: the median of their size and of the error of bfloat16, the
-    smallest one (a median over starts), and how many come to exactly 0 in bfloat16 (a mean).
+    Beside them, of the gradients of the first step that are not 0: the median of their size and of
+    the error of bfloat16, the smallest one (a median over starts), and how many come to exactly 0
+    in bfloat16 (a mean).
     """
     found: dict[str, list[tuple[float, float]]] = {way: [] for way in WAYS}
     size, error, smallest, zero = ([] for _ in range(4))
@@ -144,7 +181,12 @@ def measured(bench: Bench, case: Case, starts: int) -> dict[str, Any]:
         expected, exact = bench.meta_gradient(case, seed, ["float64"] * 4)
         for way, precisions in WAYS.items():
             grad, first = bench.meta_gradient(case, seed, precisions)
-            found[way].append((float(grad @ expected / (grad.norm() * expected.norm())), float(grad.norm() / expected.norm())))
+            found[way].append(
+                (
+                    float(grad @ expected / (grad.norm() * expected.norm())),
+                    float(grad.norm() / expected.norm()),
+                )
+            )
             if way == "bfloat16":
                 live = exact != 0
                 size.append(float(exact[live].abs().median()))
@@ -152,24 +194,36 @@ def measured(bench: Bench, case: Case, starts: int) -> dict[str, Any]:
                 smallest.append(float(exact[live].abs().min()))
                 zero.append(int((live & (first == 0)).sum()))
     return {
-        **vars(case), "starts": starts,
+        **vars(case),
+        "starts": starts,
         "first_gradient": {
-            "size": statistics.median(size), "error": statistics.median(error),
-            "smallest": statistics.median(smallest), "zero_in_bfloat16": statistics.fmean(zero),
+            "size": statistics.median(size),
+            "error": statistics.median(error),
+            "smallest": statistics.median(smallest),
+            "zero_in_bfloat16": statistics.fmean(zero),
         },
         "ways": {
             way: {
-                "cosine": statistics.median(cosine for cosine, _ in pairs), "least_cosine": min(cosine for cosine, _ in pairs),
-                "length": statistics.median(length for _, length in pairs), "greatest_length": max(length for _, length in pairs),
+                "cosine": statistics.median(cosine for cosine, _ in pairs),
+                "least_cosine": min(cosine for cosine, _ in pairs),
+                "length": statistics.median(length for _, length in pairs),
+                "greatest_length": max(length for _, length in pairs),
             }
             for way, pairs in found.items()
         },
-    }  # fmt: skip
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--starts", type=int, default=8, help="networks, images and real batches for each case (default: 8)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--starts",
+        type=int,
+        default=8,
+        help="networks, images and real batches for each case (default: 8)",
+    )
     known = parser.parse_args()
     torch.set_num_threads(1)
     path = RESULTS / "precision_sources.json"

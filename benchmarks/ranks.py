@@ -1,11 +1,12 @@
-"""How many more meta-gradients a second do two ranks of one thread give than one process of one thread?
+"""How many more meta-gradients a second do two ranks of one thread give than one process of one
+thread?
 
     python benchmarks/ranks.py
 
-Both distill the same in turns, in a new process each time: four trajectories an outer step. The time is the
-median of the outer steps after the first, and the figure is the ratio of the two in the same turn, since other
-work on the machine changes from turn to turn. The machine's load is written down beside it. With both, the
-digits' bytes are compared.
+Both distill the same in turns, in a new process each time: four trajectories an outer step. The
+time is the median of the outer steps after the first, and the figure is the ratio of the two in the
+same turn, since other work on the machine changes from turn to turn. The machine's load is written
+down beside it. With both, the digits' bytes are compared.
 """
 
 import argparse
@@ -24,30 +25,61 @@ from potstill.distilled.artefact import ARTEFACT
 
 TRAJECTORIES = 4
 OPTIONS: dict[str, Any] = {
-    "data": "digits", "width": 32, "unroll": 40, "window": 20, "real-batch": 500, "trajectories": TRAJECTORIES,
-    "validate-every": 100, "lengths": 1, "validation-nets": 2, "threads": 1, "precision": "float32", "compile": "off",
-}  # fmt: skip
+    "data": "digits",
+    "width": 32,
+    "unroll": 40,
+    "window": 20,
+    "real-batch": 500,
+    "trajectories": TRAJECTORIES,
+    "validate-every": 100,
+    "lengths": 1,
+    "validation-nets": 2,
+    "threads": 1,
+    "precision": "float32",
+    "compile": "off",
+}
 LAUNCH = {
     "one process": (sys.executable, "-m", "potstill"),
-    "two ranks": (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "potstill"),
+    "two ranks": (
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "potstill",
+    ),
 }
 
 
 def measured(way: str, out: Path, steps: int) -> float:
     """Distill once; the median seconds of an outer step after the first."""
-    words = [word for name, value in {**OPTIONS, "steps": steps}.items() for word in (f"--{name}", str(value))]
+    words = [
+        word
+        for name, value in {**OPTIONS, "steps": steps}.items()
+        for word in (f"--{name}", str(value))
+    ]
     line = [*LAUNCH[way], "distill", *words, "--out", str(out), "--overwrite", "--quiet"]
     subprocess.run(
-        line, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        line,
+        check=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     return statistics.median(record.seconds for record in RunFolder(out).records()[1:])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--turns", type=int, default=7, help="default: 7")
     parser.add_argument("--steps", type=int, default=10, help="outer steps of a run (default: 10)")
-    parser.add_argument("--work", type=Path, default=Path("runs"), help="folder for the runs (default: runs)")
+    parser.add_argument(
+        "--work", type=Path, default=Path("runs"), help="folder for the runs (default: runs)"
+    )
     known = parser.parse_args()
     seconds: dict[str, list[float]] = {way: [] for way in LAUNCH}
     load, folders = [], {way: known.work / f"ranks-{way.replace(' ', '-')}" for way in LAUNCH}
@@ -59,13 +91,25 @@ def main() -> None:
     one, two = ((folder / ARTEFACT).read_bytes() for folder in folders.values())
     ratios = [alone / shared for alone, shared in zip(*seconds.values(), strict=True)]
     result = {
-        "command": "python benchmarks/ranks.py", "options": OPTIONS, "steps": known.steps, "turns": known.turns,
+        "command": "python benchmarks/ranks.py",
+        "options": OPTIONS,
+        "steps": known.steps,
+        "turns": known.turns,
         "seconds_per_outer_step": seconds,
-        "meta_gradients_a_second": {way: figure([TRAJECTORIES / value for value in found]) for way, found in seconds.items()},
-        "ratio": {**figure(ratios), "median": statistics.median(ratios), "least": min(ratios), "most": max(ratios)},
+        "meta_gradients_a_second": {
+            way: figure([TRAJECTORIES / value for value in found]) for way, found in seconds.items()
+        },
+        "ratio": {
+            **figure(ratios),
+            "median": statistics.median(ratios),
+            "least": min(ratios),
+            "most": max(ratios),
+        },
         "same_bytes": one == two,
-        "cores": os.cpu_count(), "load_before_each_run": figure(load), **provenance(),
-    }  # fmt: skip
+        "cores": os.cpu_count(),
+        "load_before_each_run": figure(load),
+        **provenance(),
+    }
     (RESULTS / "ranks.json").write_text(json.dumps(result, indent=2) + "\n")
     print(result["ratio"], result["same_bytes"], result["load_before_each_run"])
 

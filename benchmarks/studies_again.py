@@ -1,4 +1,5 @@
-"""Make docs/studies/*/summary.md again from results.csv; with --check, say which are not up to date.
+"""Make docs/studies/*/summary.md again from results.csv; with --check, say which are not up to
+date.
 
 Figures, and the footnote with the hardware that a table cannot tell, are those of the stored page.
 """

@@ -1,4 +1,6 @@
-"""Write the tables of README.md from benchmarks/results/*.json; with --check, say whether they are up to date."""
+"""Write the tables of README.md from benchmarks/results/*.json; with --check, say whether they are
+up to date.
+"""
 
 import json
 import re
@@ -10,7 +12,14 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 RESULTS, README = ROOT / "benchmarks" / "results", ROOT / "README.md"
 BEGIN, END = "<!-- results: made by benchmarks/tables.py -->", "<!-- end of results -->"
-COLUMNS = ("data", "images per class", "distilled", "as many random real images", "outer steps", "seconds per step")
+COLUMNS = (
+    "data",
+    "images per class",
+    "distilled",
+    "as many random real images",
+    "outer steps",
+    "seconds per step",
+)
 HEAD = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|\n"
 
 
@@ -23,22 +32,32 @@ def row(result: dict[str, Any]) -> str:
     """One line of the table."""
     found = {line["name"]: line for line in result["evaluation"]["rows"]}
     return (
-        f"| {result['title']} | {result['images_per_class']} | **{percent(found['distilled']['accuracy'])}** "
-        f"| {percent(found['random']['accuracy'])} | {result['outer_steps']:,} | {result['seconds_per_outer_step']:.2f} |\n"
+        f"| {result['title']} | {result['images_per_class']} | "
+        f"**{percent(found['distilled']['accuracy'])}** "
+        f"| {percent(found['random']['accuracy'])} | {result['outer_steps']:,} | "
+        f"{result['seconds_per_outer_step']:.2f} |\n"
     )
 
 
 def table() -> str:
     """The table and the sentence under it."""
-    results = [found for path in sorted(RESULTS.glob("*.json")) if "evaluation" in (found := json.loads(path.read_text()))]
-    counts = sorted({line["accuracy"]["n"] for result in results for line in result["evaluation"]["rows"]})
+    results = [
+        found
+        for path in sorted(RESULTS.glob("*.json"))
+        if "evaluation" in (found := json.loads(path.read_text()))
+    ]
+    counts = sorted(
+        {line["accuracy"]["n"] for result in results for line in result["evaluation"]["rows"]}
+    )
     machines = sorted({result["evaluation"]["hardware"] for result in results})
     versions = sorted({f"torch {result['evaluation']['versions']['torch']}" for result in results})
     commands = "\n".join(f"    {result['command']}" for result in results)
     return (
         f"{HEAD}{''.join(map(row, results))}\n"
-        f"Test accuracy in %, mean ± standard deviation over {', '.join(map(str, counts))} fresh networks trained on one\n"
-        "distilled set (random: a new subset for each network); training length and best step were chosen on\n"
+        f"Test accuracy in %, mean ± standard deviation over {', '.join(map(str, counts))} fresh "
+        "networks trained on one\n"
+        "distilled set (random: a new subset for each network); training length and best step were "
+        "chosen on\n"
         "held-out validation images.\n"
         f"{'; '.join(machines)}; {', '.join(versions)}. The commands:\n\n{commands}\n"
     )
@@ -59,36 +78,57 @@ WAYS = {
 def speed() -> str:
     """The tables of docs/speed.md."""
     result = json.loads((RESULTS / "meta_gradient.json").read_text())
-    memory, cosine, limit, timing = (result[name] for name in ("memory", "cosine", "convolution_limit", "timing"))
+    memory, cosine, limit, timing = (
+        result[name] for name in ("memory", "cosine", "convolution_limit", "timing")
+    )
 
     def cell(way: str, window: str, name: str, form: str) -> str:
         found = memory[way].get(window)
-        return "" if found is None else ("≈ " if "extrapolated" in found else "") + format(found[name], form)
+        return (
+            ""
+            if found is None
+            else ("≈ " if "extrapolated" in found else "") + format(found[name], form)
+        )
 
     windows = [name for name in memory["higher"] if name.isdigit()]
-    lines = [f"| | {' | '.join(f'M = {window}' for window in windows)} | cosine to float64 |\n{'|---' * (len(windows) + 2)}|\n"]
+    lines = [
+        f"| | {' | '.join(f'M = {window}' for window in windows)} | cosine to float64 "
+        f"|\n{'|---' * (len(windows) + 2)}|\n"
+    ]
     for way, label in WAYS.items():
         if way not in memory:
             continue
-        cells = [f"{cell(way, window, 'seconds', '.1f')} s, {cell(way, window, 'peak_mb', ',.0f')} MB" for window in windows]
+        cells = [
+            f"{cell(way, window, 'seconds', '.1f')} s, {cell(way, window, 'peak_mb', ',.0f')} MB"
+            for window in windows
+        ]
         shown = ["" if entry.startswith(" s") else entry for entry in cells]
-        lines.append(f"| {label} | {' | '.join(shown)} | {format(cosine[way], '.4f') if way in cosine else ''} |\n")
+        lines.append(
+            f"| {label} | {' | '.join(shown)} | "
+            f"{format(cosine[way], '.4f') if way in cosine else ''} |\n"
+        )
     work, machine = result["work"], result["machine"]
     pairs, threads = len(timing["seconds"]["higher"]), machine["threads"]
     large = memory["float32"]["10, real batch 5000"]["peak_mb"] / memory["float32"]["10"]["peak_mb"]
     speedups = "".join(
-        f"- {way}: {value:.1f} times as fast as `higher`; a Hessian product takes {limit[way]['multiple']:.2f} times what its "
+        f"- {way}: {value:.1f} times as fast as `higher`; a Hessian product takes "
+        f"{limit[way]['multiple']:.2f} times what its "
         "convolutions alone take.\n"
         for way, value in timing["speedup"].items()
     )
     return (
-        f"One meta-gradient of the ConvNet (width {work['width']}, depth 3, instance norm): {work['synthetic']} synthetic images\n"
-        f"of 3 x {work['side']} x {work['side']} a step, {work['burn_in']} steps of burn-in, {work['real']} real images. "
-        "Time and peak memory of single runs,\neach in a process of its own (≈: extrapolated from smaller windows):\n\n"
+        f"One meta-gradient of the ConvNet (width {work['width']}, depth 3, instance norm): "
+        f"{work['synthetic']} synthetic images\n"
+        f"of 3 x {work['side']} x {work['side']} a step, {work['burn_in']} steps of burn-in, "
+        f"{work['real']} real images. "
+        "Time and peak memory of single runs,\neach in a process of its own (≈: extrapolated from "
+        "smaller windows):\n\n"
         f"{''.join(lines)}\n"
-        f"In alternation with the rival at M = {timing['window']} (median ratio of {pairs} pairs):\n\n{speedups}\n"
+        f"In alternation with the rival at M = {timing['window']} (median ratio of {pairs} "
+        f"pairs):\n\n{speedups}\n"
         f"A real batch of 5,000 takes {large:.2f} times the memory of one of 500.\n\n"
-        f"{threads} threads of a {machine['processor']} CPU with {', '.join(machine['capabilities'])}; "
+        f"{threads} threads of a {machine['processor']} CPU with "
+        f"{', '.join(machine['capabilities'])}; "
         f"torch {result['versions']['torch']}.\n"
     )
 
@@ -100,11 +140,17 @@ def precision() -> str:
     rows = [f"| outer steps | {' | '.join(steps)} | seconds |\n{'|---' * (len(steps) + 2)}|\n"]
     for name, found in result["accuracy"].items():
         seconds = [run[-1]["seconds"] for run in result["curves"][name]]
-        rows.append(f"| {name} | {' | '.join(percent(found[step]) for step in steps)} | {sum(seconds) / len(seconds):.0f} |\n")
+        rows.append(
+            f"| {name} | {' | '.join(percent(found[step]) for step in steps)} | "
+            f"{sum(seconds) / len(seconds):.0f} |\n"
+        )
     difference = result["bfloat16_minus_float32"]
-    rows.append(f"| difference, same seed | {' | '.join(percent(difference[step]) for step in steps)} | |\n")
+    rows.append(
+        f"| difference, same seed | {' | '.join(percent(difference[step]) for step in steps)} | |\n"
+    )
     return (
-        f"{''.join(rows)}\n{result['data']}, one image a class; accuracy in % on validation images ({result['protocol']}, n = "
+        f"{''.join(rows)}\n{result['data']}, one image a class; accuracy in % on validation images "
+        f"({result['protocol']}, n = "
         f"{difference[steps[0]]['n']}).\nSeconds are those in outer steps. "
         f"{result['hardware']}; torch {result['versions']['torch']}.\n"
     )
@@ -132,33 +178,62 @@ def by_sampler() -> str:
         return f"{before:.1f} → {after:.1f} ({mean:+.1f}{spread}, n = {len(pairs)})"
 
     def lines(precision: str) -> str:
-        rows = [(method, [cell(setting, method, precision) for setting in settings]) for method in methods]
+        rows = [
+            (method, [cell(setting, method, precision) for setting in settings])
+            for method in methods
+        ]
         head = f"| | {' | '.join(settings)} |\n{'|---' * (len(settings) + 1)}|\n"
-        return head + "".join(f"| `{name}` | {' | '.join(own)} |\n" for name, own in rows if any(own))
+        return head + "".join(
+            f"| `{name}` | {' | '.join(own)} |\n" for name, own in rows if any(own)
+        )
 
-    steps = ", ".join(f"{own['steps']} ({name})" for name, own in result["settings"].items() if name in settings)
+    steps = ", ".join(
+        f"{own['steps']} ({name})" for name, own in result["settings"].items() if name in settings
+    )
     return (
-        f"{lines('bfloat16')}\nThe same with the first inner step rounded too, which `--precision bfloat16` does not "
+        f"{lines('bfloat16')}\nThe same with the first inner step rounded too, which `--precision "
+        "bfloat16` does not "
         f"do:\n\n{lines('bfloat16 throughout')}\n"
-        "Test accuracy in %, float32 → bfloat16, and the difference from the same seed: mean ± deviation over n distilling\n"
-        f"seeds. {result['nets']} test networks for each set, trained in float32 for a fixed number of steps; nothing was "
-        f"chosen on test data.\nOuter steps: {steps}. Blobs: three blobs of 16 numbers,\nan MLP of width 16, inner learning "
-        "rate 0.01, T = 20, M = 8. The others: the ConvNet of width 32 with Adam,\nT = 30, M = 10; of "
-        "MNIST the first 10,000 training and 2,000 test images.\n`fixed` is `t-bptt` at its defaults.\n"
+        "Test accuracy in %, float32 → bfloat16, and the difference from the same seed: mean ± "
+        "deviation over n distilling\n"
+        f"seeds. {result['nets']} test networks for each set, trained in float32 for a fixed "
+        "number of steps; nothing was "
+        f"chosen on test data.\nOuter steps: {steps}. Blobs: three blobs of 16 numbers,\nan MLP of "
+        "width 16, inner learning "
+        "rate 0.01, T = 20, M = 8. The others: the ConvNet of width 32 with Adam,\nT = 30, M = 10; "
+        "of "
+        "MNIST the first 10,000 training and 2,000 test images.\n`fixed` is `t-bptt` at its "
+        "defaults.\n"
         f"{result['hardware']}; torch {result['versions']['torch']}.\n"
     )
 
 
 WHERE = {
-    "0": {}, "1": {"burn_in": 1}, "2": {"burn_in": 2}, "5": {"burn_in": 5}, "20": {"burn_in": 20}, "60": {"burn_in": 60},
-    "0, M = 1": {"window": 1}, "0, M = 5": {"window": 5}, "0, M = 60": {"window": 60},
-    "0, width 8": {"width": 8}, "0, width 128": {"width": 128},
-}  # fmt: skip
-"""Burn-in, and what else a row of the table of sources changes, beside Gaussian images, width 32 and M = 20."""
+    "0": {},
+    "1": {"burn_in": 1},
+    "2": {"burn_in": 2},
+    "5": {"burn_in": 5},
+    "20": {"burn_in": 20},
+    "60": {"burn_in": 60},
+    "0, M = 1": {"window": 1},
+    "0, M = 5": {"window": 5},
+    "0, M = 60": {"window": 60},
+    "0, width 8": {"width": 8},
+    "0, width 128": {"width": 128},
+}
+"""Burn-in, and what else a row of the table of sources changes, beside Gaussian images, width 32
+and M = 20.
+"""
 CASES = {
     "digits, ConvNet, Adam": ({"problem": "digits", "optimizer": "adam"}, list(WHERE)),
-    "digits, ConvNet, SGD": ({"problem": "digits", "optimizer": "sgd"}, ["0", "60", "0, M = 1", "0, width 128"]),
-    "blobs, MLP, Adam": ({"problem": "blobs", "optimizer": "adam"}, ["0", "1", "0, M = 1", "0, width 128"]),
+    "digits, ConvNet, SGD": (
+        {"problem": "digits", "optimizer": "sgd"},
+        ["0", "60", "0, M = 1", "0, width 128"],
+    ),
+    "blobs, MLP, Adam": (
+        {"problem": "blobs", "optimizer": "adam"},
+        ["0", "1", "0, M = 1", "0, width 128"],
+    ),
 }
 
 
@@ -171,13 +246,19 @@ def sources() -> str:
         for label in labels:
             for row in result["rows"]:
                 if {**common, **own, **WHERE[label]}.items() <= row.items():
-                    cells = [f"{way['cosine']:.3f} ({way['least_cosine']:.2f})" for way in row["ways"].values()]
+                    cells = [
+                        f"{way['cosine']:.3f} ({way['least_cosine']:.2f})"
+                        for way in row["ways"].values()
+                    ]
                     lines.append(f"| {title}, {label} | {' | '.join(cells)} |\n")
     starts = ", ".join(sorted({str(row["starts"]) for row in result["rows"]}))
     return (
-        f"| steps before the window | {' | '.join(ways)} |\n{'|---' * (len(ways) + 1)}|\n{''.join(lines)}\n"
-        f"Cosine of the meta-gradient to that in float64, median (least) of {starts} starts; width 32, M = 20 and Gaussian\n"
-        f"images unless said otherwise. {result['hardware']}; torch {result['versions']['torch']}.\n"
+        f"| steps before the window | {' | '.join(ways)} "
+        f"|\n{'|---' * (len(ways) + 1)}|\n{''.join(lines)}\n"
+        f"Cosine of the meta-gradient to that in float64, median (least) of {starts} starts; width "
+        "32, M = 20 and Gaussian\n"
+        f"images unless said otherwise. {result['hardware']}; torch "
+        f"{result['versions']['torch']}.\n"
     )
 
 
@@ -186,10 +267,14 @@ def trajectories() -> str:
     result = json.loads((RESULTS / "trajectories.json").read_text())
     rows = ["| | after a part of the time | in the end |\n|---|---|---|\n"]
     for name, points in result["curves"].items():
-        cells = [f"{100 * point['accuracy']:.1f} ({point['step']} steps, {point['seconds']:.0f} s)" for point in points]
+        cells = [
+            f"{100 * point['accuracy']:.1f} ({point['step']} steps, {point['seconds']:.0f} s)"
+            for point in points
+        ]
         rows.append(f"| {name} | {', '.join(cells[:-1])} | {cells[-1]} |\n")
     return (
-        f"{''.join(rows)}\n{result['data']}, one image a class, {result['precision']}; accuracy in % on validation images "
+        f"{''.join(rows)}\n{result['data']}, one image a class, {result['precision']}; accuracy in "
+        "% on validation images "
         f"({result['protocol']}).\n{result['hardware']}; torch {result['versions']['torch']}.\n"
     )
 
@@ -198,13 +283,16 @@ def networks() -> str:
     """Memory and time of the paper's networks."""
     result = json.loads((RESULTS / "networks.json").read_text())
     rows = "".join(
-        f"| `--model {name}` | {run['parameters'] / 1e6:.1f} M | {run['peak_memory_mb']:,.0f} MB | {run['seconds']:.0f} s |\n"
+        f"| `--model {name}` | {run['parameters'] / 1e6:.1f} M | {run['peak_memory_mb']:,.0f} MB | "
+        f"{run['seconds']:.0f} s |\n"
         for name, run in result["runs"].items()
     )
     return (
         f"| | parameters | peak of the process | one outer step |\n|---|---|---|---|\n{rows}\n"
-        f"Instance norm unless said otherwise; CIFAR-10, M = {result['window']}, {result['synthetic']} synthetic images a step, "
-        "500 real ones\n(100 with batch norm, which takes batches whole); single runs, not compiled unless said, the data in "
+        f"Instance norm unless said otherwise; CIFAR-10, M = {result['window']}, "
+        f"{result['synthetic']} synthetic images a step, "
+        "500 real ones\n(100 with batch norm, which takes batches whole); single runs, not "
+        "compiled unless said, the data in "
         "memory included.\n"
         f"{result['hardware']}; torch {result['versions']['torch']}.\n"
     )
@@ -224,9 +312,12 @@ def variance() -> str:
     ]
     return (
         f"| | inner steps and products | times as fast |\n|---|---|---|\n{''.join(rows)}\n"
-        f"Digits, one image a class, N = {result['unroll']}, M = {result['window']}, n = {result['samples']}; median of "
-        f"{len(result['seconds']['exact'])} turns; an unroll for each sample was timed for {result['brute_force_timed']} of them\n"
-        f"and multiplied. One combination of signs gives {single['mean']:.2f} ± {single['std']:.2f} times the exact variance "
+        f"Digits, one image a class, N = {result['unroll']}, M = {result['window']}, n = "
+        f"{result['samples']}; median of "
+        f"{len(result['seconds']['exact'])} turns; an unroll for each sample was timed for "
+        f"{result['brute_force_timed']} of them\n"
+        f"and multiplied. One combination of signs gives {single['mean']:.2f} ± "
+        f"{single['std']:.2f} times the exact variance "
         f"({single['n']} combinations), k of them 1 / sqrt(k) of that spread.\n"
         f"{result['hardware']}; torch {result['versions']['torch']}.\n"
     )
@@ -238,23 +329,40 @@ def large() -> str:
     first, again, drawn, run = (result[name] for name in ("first", "again", "batches", "run"))
     count = result["train"] + result["test"]
     rows = [
-        ("reading the folder for the first time", f"{first['seconds']:,.0f} s", f"{first['own_memory_mb']:,.0f} MB"),
+        (
+            "reading the folder for the first time",
+            f"{first['seconds']:,.0f} s",
+            f"{first['own_memory_mb']:,.0f} MB",
+        ),
         ("again", f"{again['seconds']:,.0f} s", f"{again['own_memory_mb']:,.0f} MB"),
-        ("mean and deviation of the channels", f"{drawn['preprocessing_seconds']:,.0f} s", f"{drawn['own_memory_mb']:,.0f} MB"),
+        (
+            "mean and deviation of the channels",
+            f"{drawn['preprocessing_seconds']:,.0f} s",
+            f"{drawn['own_memory_mb']:,.0f} MB",
+        ),
         ("drawing 1,500 images, uniformly", f"{drawn['uniform_draw_seconds']:.3f} s", ""),
         ("by weight", f"{drawn['weighted_draw_seconds']:.3f} s", ""),
-        ("reading them, where the system holds the file in its cache", f"{drawn['warm_seconds']:.2f} s", ""),
+        (
+            "reading them, where the system holds the file in its cache",
+            f"{drawn['warm_seconds']:.2f} s",
+            "",
+        ),
         ("reading them from the disk", f"{result['cold']['seconds']:.2f} s", ""),
         (
-            f"an outer step of `imagenet-ipc1` with T = {run['options']['unroll']}, M = {run['options']['window']}",
-            f"{run['seconds']:.0f} s", f"{run['own_memory_mb']:,.0f} MB",
+            f"an outer step of `imagenet-ipc1` with T = {run['options']['unroll']}, M = "
+            f"{run['options']['window']}",
+            f"{run['seconds']:.0f} s",
+            f"{run['own_memory_mb']:,.0f} MB",
         ),
-    ]  # fmt: skip
+    ]
     lines = "".join(f"| {' | '.join(row)} |\n" for row in rows)
     return (
-        f"| | time | memory |\n|---|---|---|\n{lines}\n{count:,} JPEG files of {result['pixels']} pixels in {result['classes']:,} "
-        "classes; photographs of ImageNet's own size take longer to decode. Memory is the process's own;\npages of mapped files, "
-        f"which the system takes back when it needs them, are not in it. {result['hardware']}; torch "
+        f"| | time | memory |\n|---|---|---|\n{lines}\n{count:,} JPEG files of {result['pixels']} "
+        f"pixels in {result['classes']:,} "
+        "classes; photographs of ImageNet's own size take longer to decode. Memory is the "
+        "process's own;\npages of mapped files, "
+        f"which the system takes back when it needs them, are not in it. {result['hardware']}; "
+        "torch "
         f"{result['versions']['torch']}.\n"
     )
 
@@ -263,23 +371,44 @@ def vectors() -> str:
     """Distilled rows of tables beside random real ones and a logistic regression on all."""
     result = json.loads((RESULTS / "vectors.json").read_text())
     methods = list(dict.fromkeys(row["method"] for row in result["rows"]))
-    heads = ["", "rows per class", *(f"`{method}`" for method in methods), "as many random real rows", "logistic regression on all"]
+    heads = [
+        "",
+        "rows per class",
+        *(f"`{method}`" for method in methods),
+        "as many random real rows",
+        "logistic regression on all",
+    ]
     lines = [f"| {' | '.join(heads)} |\n{'|---' * len(heads)}|\n"]
     for name, ipc in dict.fromkeys((row["data"], row["ipc"]) for row in result["rows"]):
-        own = {row["method"]: row for row in result["rows"] if (row["data"], row["ipc"]) == (name, ipc)}
+        own = {
+            row["method"]: row for row in result["rows"] if (row["data"], row["ipc"]) == (name, ipc)
+        }
         whole = result["all_rows"][name]
-        cells = [name, str(ipc), *(f"**{percent(own[method]['distilled'])}**" if method in own else "" for method in methods)]
-        cells += [percent(next(iter(own.values()))["random"]), f"{100 * whole['accuracy']:.1f} ({whole['train']} rows)"]
+        cells = [
+            name,
+            str(ipc),
+            *(
+                f"**{percent(own[method]['distilled'])}**" if method in own else ""
+                for method in methods
+            ),
+        ]
+        cells += [
+            percent(next(iter(own.values()))["random"]),
+            f"{100 * whole['accuracy']:.1f} ({whole['train']} rows)",
+        ]
         lines.append(f"| {' | '.join(cells)} |\n")
     sizes = "; ".join(
-        f"{name}: {whole['shape'][0]} features, {whole['classes']} classes, {whole['validation']} validation and "
+        f"{name}: {whole['shape'][0]} features, {whole['classes']} classes, {whole['validation']} "
+        "validation and "
         f"{whole['test']} test rows"
         for name, whole in result["all_rows"].items()
     )
     count = result["rows"][0]["distilled"]["n"]
     return (
-        f"{''.join(lines)}\nTest accuracy in %, mean ± standard deviation, n = {count} ({result['protocol']}).\n{sizes}. "
-        f"{result['hardware']}; torch {result['versions']['torch']}, scikit-learn {result['versions']['scikit-learn']}.\n"
+        f"{''.join(lines)}\nTest accuracy in %, mean ± standard deviation, n = {count} "
+        f"({result['protocol']}).\n{sizes}. "
+        f"{result['hardware']}; torch {result['versions']['torch']}, scikit-learn "
+        f"{result['versions']['scikit-learn']}.\n"
     )
 
 
@@ -287,16 +416,23 @@ def decoding() -> str:
     """Which share of an outer step decoding takes."""
     result = json.loads((RESULTS / "decoding.json").read_text())
     rows, params = result["rows"], list(dict.fromkeys(row["param"] for row in result["rows"]))
-    lines = [f"| | {' | '.join(f'`{param}`' for param in params)} |\n{'|---' * (len(params) + 1)}|\n"]
+    lines = [
+        f"| | {' | '.join(f'`{param}`' for param in params)} |\n{'|---' * (len(params) + 1)}|\n"
+    ]
     for setting in dict.fromkeys(row["setting"] for row in rows):
         own = {row["param"]: row for row in rows if row["setting"] == setting}
-        cells = [f"{100 * own[param]['share']:.2g} % of {own[param]['seconds']:.2g} s" for param in params]
+        cells = [
+            f"{100 * own[param]['share']:.2g} % of {own[param]['seconds']:.2g} s"
+            for param in params
+        ]
         lines.append(f"| {setting} | {' | '.join(cells)} |\n")
         counts = [f"{own[param]['images']:,}, {own[param]['bytes']:,}" for param in params]
         lines.append(f"| images, bytes | {' | '.join(counts)} |\n")
     return (
-        f"{''.join(lines)}\nShare of an outer step that decoding and the way back through it take (T = {result['unroll']}, M = "
-        f"{result['window']}, up to 100 images a batch,\n10 classes, budget 1 unless said otherwise); medians of "
+        f"{''.join(lines)}\nShare of an outer step that decoding and the way back through it take "
+        f"(T = {result['unroll']}, M = "
+        f"{result['window']}, up to 100 images a batch,\n10 classes, budget 1 unless said "
+        "otherwise); medians of "
         f"{rows[0]['steps']} steps. {result['hardware']}; torch {result['versions']['torch']}.\n"
     )
 
@@ -310,9 +446,24 @@ PLACES = [
         "<!-- end of decoding -->",
         decoding,
     ),
-    (ROOT / "docs" / "data.md", "<!-- vectors: made by benchmarks/tables.py -->", "<!-- end of vectors -->", vectors),
-    (ROOT / "docs" / "data.md", "<!-- large: made by benchmarks/tables.py -->", "<!-- end of large -->", large),
-    (LABORATORY, "<!-- variance: made by benchmarks/tables.py -->", "<!-- end of variance -->", variance),
+    (
+        ROOT / "docs" / "data.md",
+        "<!-- vectors: made by benchmarks/tables.py -->",
+        "<!-- end of vectors -->",
+        vectors,
+    ),
+    (
+        ROOT / "docs" / "data.md",
+        "<!-- large: made by benchmarks/tables.py -->",
+        "<!-- end of large -->",
+        large,
+    ),
+    (
+        LABORATORY,
+        "<!-- variance: made by benchmarks/tables.py -->",
+        "<!-- end of variance -->",
+        variance,
+    ),
     *(
         (SPEED, f"<!-- {name}: made by benchmarks/tables.py -->", f"<!-- end of {name} -->", make)
         for name, make in (
@@ -331,7 +482,8 @@ def main() -> None:
     for path, begin, end, make in PLACES:
         text = path.read_text()
         whole = f"{begin}\n{make()}{end}"
-        new = re.sub(re.escape(begin) + ".*?" + re.escape(end), lambda _: whole, text, flags=re.DOTALL)  # noqa: B023
+        pattern = re.escape(begin) + ".*?" + re.escape(end)
+        new = re.sub(pattern, lambda _: whole, text, flags=re.DOTALL)  # noqa: B023
         if "--check" in sys.argv and new != text:
             sys.exit(f"{path.name} is out of date; run: python benchmarks/tables.py")
         path.write_text(new)

@@ -1,9 +1,10 @@
-"""Tables of numbers: distilled rows beside as many random real ones and a logistic regression on all.
+"""Tables of numbers: distilled rows beside as many random real ones and a logistic regression on
+all.
 
     python benchmarks/vectors.py
 
-Each setting of SETTINGS is distilled from three seeds; the best on validation data is measured on test data, once. A set
-that is there already (--work) is not made again.
+Each setting of SETTINGS is distilled from three seeds; the best on validation data is measured on
+test data, once. A set that is there already (--work) is not made again.
 """
 
 import argparse
@@ -30,7 +31,14 @@ DATA = {"sklearn:wine": "wine", "sklearn:breast_cancer": "breast cancer"}
 METHODS = ("rat-bptt",)
 """What distils; any other of `potstill list` takes its place beside it."""
 IPC, SEEDS, NETS = (1, 5), 3, 5
-COMMON = {"steps": 100, "validation": 0.2, "validate_every": 25, "threads": 1, "precision": "float32", "compile": "off"}
+COMMON = {
+    "steps": 100,
+    "validation": 0.2,
+    "validate_every": 25,
+    "threads": 1,
+    "precision": "float32",
+    "compile": "off",
+}
 SETTINGS: dict[str, dict[str, Any]] = {
     "from noise": {},
     "from noise, inner_lr 0.01": {"inner_lr": 0.01, "lengths": (60, 200, 600)},
@@ -42,7 +50,14 @@ def made(work: Path, data: str, method: str, ipc: int, setting: str, seed: int) 
     """Distill, or load what was distilled before."""
     name = f"{data.partition(':')[2]}-{method}-ipc{ipc}-{list(SETTINGS).index(setting)}-seed{seed}"
     if not (work / name / "distilled.safetensors").exists():
-        options = {**COMMON, **SETTINGS[setting], "data": data, "method": method, "ipc": ipc, "seed": seed}
+        options = {
+            **COMMON,
+            **SETTINGS[setting],
+            "data": data,
+            "method": method,
+            "ipc": ipc,
+            "seed": seed,
+        }
         potstill.distill(**options, out=work / name, overwrite=True)
     return potstill.load(work / name)
 
@@ -51,7 +66,9 @@ def pooled(figures: list[Figure]) -> dict[str, Any]:
     """Mean and sample deviation over the networks of several sets, as if they stood in one list."""
     count = sum(one.n for one in figures)
     mean = sum(one.n * one.mean for one in figures) / count
-    squares = sum((one.n - 1) * (one.std or 0) ** 2 + one.n * (one.mean - mean) ** 2 for one in figures)
+    squares = sum(
+        (one.n - 1) * (one.std or 0) ** 2 + one.n * (one.mean - mean) ** 2 for one in figures
+    )
     return {"mean": mean, "std": math.sqrt(squares / (count - 1)), "n": count}
 
 
@@ -89,20 +106,40 @@ def measured(work: Path, data: str, method: str, ipc: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=Path("runs/vectors"), help="folder for the runs")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--work", type=Path, default=Path("runs/vectors"), help="folder for the runs"
+    )
     known = parser.parse_args()
     torch.set_num_threads(1)
-    rows = [measured(known.work, data, method, ipc) for data in DATA for method in METHODS for ipc in IPC]
+    rows = [
+        measured(known.work, data, method, ipc)
+        for data in DATA
+        for method in METHODS
+        for ipc in IPC
+    ]
     result = {
         "command": "python benchmarks/vectors.py",
-        "protocol": f"{SEEDS} distilling seeds x {NETS} fresh networks; setting, outer step and training length chosen on "
-        "validation rows; random: other rows for each network, the same recipe; test rows chose nothing",
-        "settings": SETTINGS, "common": COMMON, "rows": rows,
+        "protocol": f"{SEEDS} distilling seeds x {NETS} fresh networks; setting, outer step and "
+        "training length chosen on "
+        "validation rows; random: other rows for each network, the same recipe; test rows chose "
+        "nothing",
+        "settings": SETTINGS,
+        "common": COMMON,
+        "rows": rows,
         "all_rows": {name: of_all_rows(data) for data, name in DATA.items()},
-        "seconds_distilling": round(sum(record.seconds for run in known.work.iterdir() for record in RunFolder(run).records())),
-        **(origin := provenance()), "versions": {**origin["versions"], "scikit-learn": sklearn.__version__},
-    }  # fmt: skip
+        "seconds_distilling": round(
+            sum(
+                record.seconds
+                for run in known.work.iterdir()
+                for record in RunFolder(run).records()
+            )
+        ),
+        **(origin := provenance()),
+        "versions": {**origin["versions"], "scikit-learn": sklearn.__version__},
+    }
     (RESULTS / "vectors.json").write_text(json.dumps(result, indent=2) + "\n")
 
 

@@ -1,4 +1,5 @@
-"""potstill: dataset distillation. A labelled data set of thousands becomes a handful of synthetic examples.
+"""potstill: dataset distillation. A labelled data set of thousands becomes a handful of synthetic
+examples.
 
 >>> distilled = potstill.distill(images, labels, ipc=10)
 >>> network = potstill.train(distilled)

@@ -45,18 +45,19 @@ def distill(
     listener: Listener = SILENT,
     **options: Any,
 ) -> DistilledSet:
-    """Distill labelled images or vectors, or the data that `data=` names, into a few examples per class.
+    """Distill labelled images or vectors, or the data that `data=` names, into a few examples per
+    class.
 
     Args:
-        images: (N, H, W) or (N, C, H, W) arrays or tensors, C 1 or 3; integers 0..255, or floats. Or
-            (N, d) vectors, the rows of a table, as numbers of any kind; a data frame will do. None:
-            `data=` is read.
+        images: (N, H, W) or (N, C, H, W) arrays or tensors, C 1 or 3; integers 0..255, or floats.
+            Or (N, d) vectors, the rows of a table, as numbers of any kind; a data frame will do.
+            None: `data=` is read.
         labels: (N,) whole numbers 0 .. K-1.
         test_images: held out for tests only; None holds 20 % out.
         test_labels: their classes.
         class_names: name of each class, all different.
-        feature_names: of vectors, name of each feature, all different; None: those of a data frame's
-            columns.
+        feature_names: of vectors, name of each feature, all different; None: those of a data
+            frame's columns.
         weights: (N,) at least 0, one for each training image that is given or that `data=` names,
             in that order: real batches are drawn without replacement in proportion to them; None:
             all alike. A hardness sampler multiplies them.
@@ -78,10 +79,21 @@ def distill(
     named = {"data": images if images is None else "arrays", "model": model and model_name(model)}
     for name, value in named.items():
         if value is not None and options.setdefault(name, value) != value:
-            raise InputError(f"{name} is given twice, as {value!r} and as {options[name]!r}; give it once")
+            raise InputError(
+                f"{name} is given twice, as {value!r} and as {options[name]!r}; give it once"
+            )
     config = configuration(options_from_preset(preset) if preset else {}, options)
-    dataset = dataset_of(config.data, images, labels, test_images, test_labels, class_names, weights, feature_names)
-    return new_run(config, dataset, None if out is None else Path(out), model=model, overwrite=overwrite, listener=listener)
+    dataset = dataset_of(
+        config.data, images, labels, test_images, test_labels, class_names, weights, feature_names
+    )
+    return new_run(
+        config,
+        dataset,
+        None if out is None else Path(out),
+        model=model,
+        overwrite=overwrite,
+        listener=listener,
+    )
 
 
 def resume(
@@ -114,7 +126,9 @@ def resume(
         InputError: no run in `out`, a finished one, or other data than it was started with.
     """
     config = RunFolder.open(Path(out)).config()
-    dataset = dataset_of(config.data, images, labels, test_images, test_labels, class_names, weights, feature_names)
+    dataset = dataset_of(
+        config.data, images, labels, test_images, test_labels, class_names, weights, feature_names
+    )
     return resumed_run(Path(out), config, dataset, model=model, listener=listener)
 
 
@@ -165,22 +179,34 @@ def diagnose(
     noise = Noise(samples, size, signs, unrolls, sources)
     folder = RunFolder.open(Path(run))
     config = folder.config()
-    dataset = dataset_of(config.data, images, labels, test_images, test_labels, class_names, weights)
+    dataset = dataset_of(
+        config.data, images, labels, test_images, test_labels, class_names, weights
+    )
     return list(recorded_diagnoses(folder, config, dataset, noise, model=model, listener=listener))
 
 
 def dataset_of(
-    config: DataConfig, images: Any, labels: Any, test_images: Any, test_labels: Any, class_names: Sequence[str] | None,
-    weights: Any = None, feature_names: Sequence[str] | None = None,
-) -> Dataset:  # fmt: skip
+    config: DataConfig,
+    images: Any,
+    labels: Any,
+    test_images: Any,
+    test_labels: Any,
+    class_names: Sequence[str] | None,
+    weights: Any = None,
+    feature_names: Sequence[str] | None = None,
+) -> Dataset:
     """Return the data that were given as arrays or else that the configuration names."""
     if images is not None and labels is not None:
         dataset = from_arrays(images, labels, test_images, test_labels, class_names, feature_names)
         return with_weights(dataset, weights)
     named = {
-        "images": images, "labels": labels, "test_images": test_images, "test_labels": test_labels, "class_names": class_names,
+        "images": images,
+        "labels": labels,
+        "test_images": test_images,
+        "test_labels": test_labels,
+        "class_names": class_names,
         "feature_names": feature_names,
-    }  # fmt: skip
+    }
     for name, value in named.items():
         if value is not None:
             raise InputError(f"images and labels must be given together, got {name} without them")
@@ -226,9 +252,17 @@ def evaluate(
         InputError: data that do not fit the set, or an argument out of its range.
     """
     records = evaluations(
-        distilled, images, labels, test_images=test_images, test_labels=test_labels, ipc=ipc, all_budgets=all_budgets,
-        model=model, listener=listener, **options,
-    )  # fmt: skip
+        distilled,
+        images,
+        labels,
+        test_images=test_images,
+        test_labels=test_labels,
+        ipc=ipc,
+        all_budgets=all_budgets,
+        model=model,
+        listener=listener,
+        **options,
+    )
     return [row for record in records for row in record.rows]
 
 
@@ -250,7 +284,9 @@ def evaluations(
 
     `ranks` are the processes that share the networks; the first alone keeps records.
     """
-    given = {name: options.pop(name) for name in ("data", *EVALUATION_DATA_OPTIONS) if name in options}
+    given = {
+        name: options.pop(name) for name in ("data", *EVALUATION_DATA_OPTIONS) if name in options
+    }
     chosen = EvaluationOptions.of(**options)
     if model is not None and chosen.models:
         others = ", ".join(chosen.models)
@@ -258,7 +294,8 @@ def evaluations(
     distilled, config = opened(subject, ipc, given)
     if images is None and config.data == "arrays" and not isinstance(subject, DistilledSet):
         raise InputError(
-            f"{os.fspath(subject)} does not tell where its data lie; give them with --data (in Python data=, or the arrays)"
+            f"{os.fspath(subject)} does not tell where its data lie; give them with --data (in "
+            "Python data=, or the arrays)"
         )
     target = None if isinstance(subject, DistilledSet) else results_file(Path(subject))
     models: Sequence[ModelSpec | None] = chosen.models or (model,)
@@ -267,14 +304,26 @@ def evaluations(
     names = distilled.class_names if labels is not None else None
     with ranks.in_turn():
         dataset = dataset_of(config, images, labels, test_images, test_labels, names)
-    ranks.require_same({
-        "the hash of the data": dataset.identity[:12],
-        "the hash of the set": checksum({"images": distilled.images, "targets": distilled.targets}, {})[:12],
-        **{item.name: getattr(chosen, item.name) for item in dataclasses.fields(chosen) if item.name != "device"},
-        "ipc": ipc, "all_budgets": all_budgets, "threads": torch.get_num_threads(),
-    })  # fmt: skip
+    ranks.require_same(
+        {
+            "the hash of the data": dataset.identity[:12],
+            "the hash of the set": checksum(
+                {"images": distilled.images, "targets": distilled.targets}, {}
+            )[:12],
+            **{
+                item.name: getattr(chosen, item.name)
+                for item in dataclasses.fields(chosen)
+                if item.name != "device"
+            },
+            "ipc": ipc,
+            "all_budgets": all_budgets,
+            "threads": torch.get_num_threads(),
+        }
+    )
     real = real_of(distilled, dataset, config, chosen.device, listener.say)
-    sets = [distilled.prefix(budget) for budget in distilled.budgets] if all_budgets else [distilled]
+    sets = (
+        [distilled.prefix(budget) for budget in distilled.budgets] if all_budgets else [distilled]
+    )
     lengths = recorded_config(distilled).evaluation.lengths
     for one, spec in itertools.product(sets, models):
         name = None if spec is None else model_name(spec)
@@ -284,7 +333,14 @@ def evaluations(
         baselines = tuple(name for name in chosen.baselines if name != "full" or one is sets[-1])
         own = dataclasses.replace(chosen, models=(), baselines=baselines)
         rows = measuring.evaluate(
-            one, real, own, model=spec, lengths=lengths, progress=listener.work, say=listener.say, ranks=ranks
+            one,
+            real,
+            own,
+            model=spec,
+            lengths=lengths,
+            progress=listener.work,
+            say=listener.say,
+            ranks=ranks,
         )
         record = measuring.record_of(rows, own, name, one.ipc, config.data.partition(":")[0], real)
         if target and ranks.first:
@@ -311,7 +367,9 @@ def opened(
         path = Path(subject)
         run = RunFolder(path if path.is_dir() else path.parent)
         if path.is_dir() and run.is_run and not run.finished:
-            raise InputError(f"the run in {path} is not finished; go on with `potstill distill --resume {path}`")
+            raise InputError(
+                f"the run in {path} is not finished; go on with `potstill distill --resume {path}`"
+            )
         distilled = load(path, ipc)
         # A file that was copied elsewhere may have some other run's configuration beside it.
         beside = run.is_run and (path.is_dir() or path.name == ARTEFACT)
@@ -322,11 +380,20 @@ def opened(
     return distilled, changed(configuration(dataclasses.asdict(recorded)), **known).data
 
 
-def real_of(distilled: DistilledSet, dataset: Dataset, config: DataConfig, device: str, say: Callable[[str], None]) -> RealData:
+def real_of(
+    distilled: DistilledSet,
+    dataset: Dataset,
+    config: DataConfig,
+    device: str,
+    say: Callable[[str], None],
+) -> RealData:
     """Return `dataset` through the set's own preprocessing; `say` hears if it is not the set's."""
     known = distilled.metadata.data
     if known is None or dataset.fingerprint != known.fingerprint:
-        say(f"note: these are not the data that the set was distilled from; its validation and test {distilled.noun}s may differ")
+        say(
+            "note: these are not the data that the set was distilled from; its validation and "
+            f"test {distilled.noun}s may differ"
+        )
     return measuring.fitting(distilled, dataset, config, device)
 
 
@@ -340,5 +407,7 @@ def results_file(path: Path) -> Path:
     in_run = path.is_dir() or path.name == ARTEFACT
     target = folder / (EVALUATION if in_run else f"{path.stem}.{EVALUATION}")
     if not os.access(folder, os.W_OK):
-        raise InputError(f"cannot write {target}: no permission; copy the set to a folder of your own")
+        raise InputError(
+            f"cannot write {target}: no permission; copy the set to a folder of your own"
+        )
     return target

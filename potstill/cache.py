@@ -20,7 +20,8 @@ class Cache:
 
     Args:
         folder: is made when something is kept; None keeps nothing on disk.
-        base: plain data that belong to every key: the identity of the data, the method, its options.
+        base: plain data that belong to every key: the identity of the data, the method, its
+            options.
     """
 
     def __init__(self, folder: Path | None, base: Any = None):
@@ -44,7 +45,9 @@ class Cache:
             self.known[name] = self.on_disk(name, text, build) if self.folder else made(build)
         return self.known[name]
 
-    def on_disk(self, name: str, text: str, build: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
+    def on_disk(
+        self, name: str, text: str, build: Callable[[], Mapping[str, Tensor]]
+    ) -> Mapping[str, Tensor]:
         """Read a file of the folder, or build and write it, with the key's lock held."""
         assert self.folder
         path = self.folder / f"{name}.safetensors"
@@ -53,7 +56,8 @@ class Cache:
             lock = filelock.FileLock(self.folder / f"{name}.lock").acquire()
         except OSError as error:
             raise InputError(
-                f"cannot write the cache folder {self.folder}: {error.strerror}; give another with --cache-dir"
+                f"cannot write the cache folder {self.folder}: {error.strerror}; give another with "
+                "--cache-dir"
             ) from error
         with lock:
             try:

@@ -22,7 +22,11 @@ def pick_device(name: str) -> torch.device:
     Raises:
         InputError: it is not there.
     """
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    available = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
     if name == "auto":
         return torch.device("cuda" if available["cuda"] else "mps" if available["mps"] else "cpu")
     try:
@@ -36,7 +40,9 @@ def pick_device(name: str) -> torch.device:
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """The most memory this process has used, in MB: of the GPU on CUDA, else of the host (0 where it cannot be told)."""
+    """The most memory this process has used, in MB: of the GPU on CUDA, else of the host (0 where
+    it cannot be told).
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
     if sys.platform == "win32":
@@ -67,7 +73,9 @@ def auto_precision(device: torch.device) -> str:
     """
     forced = os.environ.get(AUTO_PRECISION, "")
     if forced not in ("", *PRECISIONS):
-        raise InputError(f"{AUTO_PRECISION} must be float32 or bfloat16, got {forced!r}; change it, or unset it")
+        raise InputError(
+            f"{AUTO_PRECISION} must be float32 or bfloat16, got {forced!r}; change it, or unset it"
+        )
     return forced or ("bfloat16" if fast_bfloat16(device) else "float32")
 
 
@@ -75,14 +83,17 @@ def fast_bfloat16(device: torch.device) -> bool:
     """Whether the hardware multiplies bfloat16 matrices many times faster than float32 ones."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    return device.type == "cpu" and bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
+    return device.type == "cpu" and bool(
+        getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+    )
 
 
 def keep_freed_memory() -> None:
-    """Ask glibc to keep freed memory in the process instead of giving it back to the system at once.
+    """Ask glibc to keep freed memory in the process instead of giving it back to the system at
+    once.
 
-    Every tensor of tens of MB would else be mapped anew, page by page, each time one is made: a third of a training step.
-    It holds for the whole process; without glibc nothing happens.
+    Every tensor of tens of MB would else be mapped anew, page by page, each time one is made: a
+    third of a training step. It holds for the whole process; without glibc nothing happens.
     """
     if not sys.platform.startswith("linux"):
         return

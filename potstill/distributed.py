@@ -7,9 +7,9 @@ dealt out by their index. Results are gathered, not reduced: every rank adds the
 the index, as one process does, and so the number of ranks does not show in a result.
 
 A rank that is slow is waited for, one that is dead is not. Which it is shows in signs of life: each
-rank counts up in a store beside the run, in a thread of its own, whatever the rank is busy with. And
-ranks meet in the store before each message, since a call of gloo or NCCL that waits for a dead rank
-cannot be taken back.
+rank counts up in a store beside the run, in a thread of its own, whatever the rank is busy with.
+And ranks meet in the store before each message, since a call of gloo or NCCL that waits for a dead
+rank cannot be taken back.
 """
 
 import dataclasses
@@ -37,7 +37,8 @@ START = "start by `torchrun --nproc-per-node N -m potstill ...`"
 AGENT = "TORCHELASTIC_USE_AGENT_STORE"
 """Is "True" where torchrun itself keeps the store in which ranks meet."""
 BEAT, PATIENCE, HURRY = 1.0, 40.0, 5.0
-"""Seconds between signs of life; until a rank without one counts as dead; that when told to stop."""
+"""Seconds between signs of life; until a rank without one counts as dead; that when told to stop.
+"""
 JOINING = timedelta(seconds=PATIENCE)
 """How long ranks wait for the store."""
 MESSAGE = timedelta(seconds=PATIENCE)
@@ -104,7 +105,9 @@ class Ranks:
                 f"{missing}; {START}, or unset {' '.join(there)}"
             )
         count = whole(known, "WORLD_SIZE", 1, 1 << 16)
-        return cls(whole(known, "RANK", 0, count - 1), count, whole(known, "LOCAL_RANK", 0, count - 1))
+        return cls(
+            whole(known, "RANK", 0, count - 1), count, whole(known, "LOCAL_RANK", 0, count - 1)
+        )
 
     @property
     def first(self) -> bool:
@@ -130,7 +133,9 @@ class Ranks:
         """List which of `total` parts fall to this rank."""
         return range(self.index, total, self.count)
 
-    def gathered(self, own: Mapping[int, Tensors], total: int, like: Tensors | None = None) -> list[Tensors]:
+    def gathered(
+        self, own: Mapping[int, Tensors], total: int, like: Tensors | None = None
+    ) -> list[Tensors]:
         """Bring the results of all parts to every rank; each calls this at the same place.
 
         Args:
@@ -145,7 +150,10 @@ class Ranks:
         """
         if self.link is None:
             # In the layout that they have after a journey: a sum over another one rounds otherwise.
-            return [{name: tensor.contiguous() for name, tensor in own[index].items()} for index in range(total)]
+            return [
+                {name: tensor.contiguous() for name, tensor in own[index].items()}
+                for index in range(total)
+            ]
         like = own[self.index] if like is None else like
         rows = -(-total // self.count)
         sizes = [tensor.numel() * tensor.element_size() for tensor in like.values()]
@@ -170,7 +178,9 @@ class Ranks:
         """Tell whether some rank says yes; each calls this at the same place."""
         if self.link is None:
             return asked
-        return any(bool(answer) for answer in self.link.gather(torch.tensor([asked], dtype=torch.uint8)))
+        return any(
+            bool(answer) for answer in self.link.gather(torch.tensor([asked], dtype=torch.uint8))
+        )
 
     def wait(self) -> None:
         """Wait until every rank is here."""
@@ -208,7 +218,8 @@ class Ranks:
                 here, there = told[0].get(name), known.get(name)
                 if here != there:
                     raise InputError(
-                        f"{name} must be the same on all ranks, rank 0 has {here} and rank {rank} has "
+                        f"{name} must be the same on all ranks, rank 0 has {here} and rank {rank} "
+                        "has "
                         f"{there}; start every rank with the same command and the same data"
                     )
 
@@ -243,7 +254,11 @@ class Link:
         self.thread = threading.Thread(target=self.live, name="signs of life", daemon=True)
         self.thread.start()
         self.tell({})  # all are here: connecting takes no time
-        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
+        backend = (
+            "cpu:gloo,cuda:nccl"
+            if torch.cuda.is_available() and dist.is_nccl_available()
+            else "gloo"
+        )
         place: dict[str, Any] = {"store": self.store, "rank": self.index, "world_size": self.count}
         dist.init_process_group(backend, **place, timeout=MESSAGE)
 
@@ -261,7 +276,9 @@ class Link:
                 self.looked = time.monotonic()
                 self.cause = self.cause or read(self.life, "ended")
             except RuntimeError:
-                self.cause = self.cause or "torchrun, or the rank that all are connected to, is gone"
+                self.cause = (
+                    self.cause or "torchrun, or the rank that all are connected to, is gone"
+                )
                 return
 
     def until(self, done: Callable[[], bool]) -> None:
@@ -271,7 +288,10 @@ class Link:
             if self.cause:
                 raise Lost(self.cause)
             for rank in self.silent(self.patience):
-                raise Lost(f"rank {rank} of {self.count} is gone: no sign of life for {self.patience:.0f} s")
+                raise Lost(
+                    f"rank {rank} of {self.count} is gone: no sign of life for "
+                    f"{self.patience:.0f} s"
+                )
             time.sleep(min(MOST_POLL, max(POLL, 0.02 * (time.monotonic() - began))))
 
     def silent(self, seconds: float) -> list[int]:
@@ -285,7 +305,9 @@ class Link:
             self.calls += 1
             # Each adds 1 for each meeting, and none goes on to the next before all have.
             arrived = self.store.add("arrived", 1)
-            self.until(lambda: max(arrived, self.store.add("arrived", 0)) >= self.calls * self.count)
+            self.until(
+                lambda: max(arrived, self.store.add("arrived", 0)) >= self.calls * self.count
+            )
             dist.all_gather(parts, tensor)
         except RuntimeError as error:  # a connection is closed
             raise self.lost() from error
@@ -308,7 +330,9 @@ class Link:
         while not self.cause and time.monotonic() < deadline:
             time.sleep(BEAT / 10)
         silent = self.silent(2.5 * BEAT)
-        return Lost(self.cause or f"{f'rank {silent[0]}' if silent else 'a rank'} of {self.count} is gone")
+        return Lost(
+            self.cause or f"{f'rank {silent[0]}' if silent else 'a rank'} of {self.count} is gone"
+        )
 
     def end(self, reason: str) -> None:
         """Tell the others that this rank ends, and why; the first reason counts."""
@@ -321,7 +345,11 @@ class Link:
         with suppress(RuntimeError):
             self.store.add("left", 1)
             deadline = time.monotonic() + HURRY
-            while self.serves and self.store.add("left", 0) < self.count and time.monotonic() < deadline:
+            while (
+                self.serves
+                and self.store.add("left", 0) < self.count
+                and time.monotonic() < deadline
+            ):
                 time.sleep(MOST_POLL)
         self.closed.set()
         self.thread.join()
@@ -379,7 +407,8 @@ def require_alone(command: str) -> None:
     count = Ranks.of_environment(os.environ).count
     if count > 1:
         raise InputError(
-            f"`potstill {command}` is not dealt out to ranks and must run in one process, got {count}; start it without torchrun"
+            f"`potstill {command}` is not dealt out to ranks and must run in one process, got "
+            f"{count}; start it without torchrun"
         )
 
 
@@ -394,14 +423,19 @@ def store_of(known: Mapping[str, str], timeout: timedelta, *, serve: bool = Fals
             "reached; start all ranks by one torchrun command"
         ) from error
     # A restart by torchrun finds the old keys in the same store.
-    shared: Store = torch_part("PrefixStore")(f"potstill/{known.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    shared: Store = torch_part("PrefixStore")(
+        f"potstill/{known.get('TORCHELASTIC_RESTART_COUNT', 0)}", store
+    )
     return shared
 
 
 def torch_part(name: str) -> Any:
     """Find a part of torch.distributed; an InputError where torch is built without it."""
     if not dist.is_available():
-        raise InputError("several ranks need a torch that is built with torch.distributed, this one is not; start one process")
+        raise InputError(
+            "several ranks need a torch that is built with torch.distributed, this one is not; "
+            "start one process"
+        )
     return getattr(dist, name)
 
 
@@ -415,7 +449,8 @@ def whole(known: Mapping[str, str], name: str, low: int, high: int) -> int:
     text = known[name]
     if not text.isdecimal() or not low <= int(text) <= high:
         raise InputError(
-            f"the variable {name} must be a whole number in [{low}, {high}], got {text!r}; {START}, or unset {' '.join(VARIABLES)}"
+            f"the variable {name} must be a whole number in [{low}, {high}], got {text!r}; "
+            f"{START}, or unset {' '.join(VARIABLES)}"
         )
     return int(text)
 
@@ -427,5 +462,7 @@ def as_bytes(tensor: Tensor) -> Tensor:
 
 def gathering_device(like: Tensors) -> torch.device:
     """Choose where results are gathered: on the GPU if NCCL can, else on the CPU."""
-    devices = {tensor.device for tensor in like.values() if tensor.is_cuda and dist.is_nccl_available()}
+    devices = {
+        tensor.device for tensor in like.values() if tensor.is_cuda and dist.is_nccl_available()
+    }
     return devices.pop() if devices else torch.device("cpu")

@@ -50,14 +50,20 @@ def write(path: Path, content: bytes | str) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}; what was there is unchanged") from error
+        raise InputError(
+            f"cannot write {path}: {error.strerror}; what was there is unchanged"
+        ) from error
     finally:
         with suppress(OSError):  # it would hide the sentence above
             temporary.unlink(missing_ok=True)
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], kind: str, meta: Mapping[str, Any]) -> None:
-    """Write tensors and plain metadata, with a checksum over both, as one safetensors file of a `kind`."""
+def save_tensors(
+    path: Path, tensors: Mapping[str, Tensor], kind: str, meta: Mapping[str, Any]
+) -> None:
+    """Write tensors and plain metadata, with a checksum over both, as one safetensors file of a
+    `kind`.
+    """
     kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     body = {"format_version": FORMAT_VERSION, "kind": kind, **meta}
     header = {**body, "sha256": checksum(kept, body)}
@@ -68,7 +74,8 @@ def load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, An
     """Read what `save_tensors` wrote.
 
     Raises:
-        InputError: the file is missing, damaged, foreign, of another kind, or of a newer format version.
+        InputError: the file is missing, damaged, foreign, of another kind, or of a newer format
+            version.
     """
     if not path.is_file():
         raise InputError(f"there is no file {path}; check the path, or distill first")
@@ -76,23 +83,39 @@ def load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, An
         with safe_open(path, framework="pt") as file:
             header = (file.metadata() or {}).get(KEY)
             if header is None:
-                raise InputError(f"{path} is a safetensors file, but potstill did not write it: it has no {KEY!r} metadata")
+                raise InputError(
+                    f"{path} is a safetensors file, but potstill did not write it: it has no "
+                    f"{KEY!r} metadata"
+                )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
         meta = json.loads(header)
     except (SafetensorError, OSError, json.JSONDecodeError) as error:
-        raise InputError(f"{path} is damaged or no safetensors file: {error}; take another copy of it") from error
+        raise InputError(
+            f"{path} is damaged or no safetensors file: {error}; take another copy of it"
+        ) from error
     version = meta.get("format_version") if isinstance(meta, dict) else None
     if not isinstance(version, int):
-        raise InputError(f"{path} is damaged: its metadata tell no format version; take another copy of it")
+        raise InputError(
+            f"{path} is damaged: its metadata tell no format version; take another copy of it"
+        )
     if version > FORMAT_VERSION:
-        raise InputError(f"{path} has format version {version}, this potstill reads up to {FORMAT_VERSION}; upgrade potstill")
+        raise InputError(
+            f"{path} has format version {version}, this potstill reads up to {FORMAT_VERSION}; "
+            "upgrade potstill"
+        )
     if meta.get("kind") != kind:
         raise InputError(f"{path} must hold a {kind}, it holds a {meta.get('kind')}")
     if meta.pop("sha256", None) != checksum(tensors, meta):
-        raise InputError(f"{path} is damaged: its checksum does not fit its content; take another copy of it")
+        raise InputError(
+            f"{path} is damaged: its checksum does not fit its content; take another copy of it"
+        )
     return tensors, meta
 
 
 def with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The tensors whose name starts with `prefix`, without it."""
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }

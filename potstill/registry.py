@@ -1,4 +1,6 @@
-"""Tables of named parts. A part is imported only when it is asked for, so listing names costs nothing."""
+"""Tables of named parts. A part is imported only when it is asked for, so listing names costs
+nothing.
+"""
 
 import difflib
 import importlib
@@ -7,12 +9,16 @@ from typing import Any
 
 
 class InputError(ValueError):
-    """Something a user gave is wrong; the message is one sentence: what, the rule, the value found, the way out."""
+    """Something a user gave is wrong; the message is one sentence: what, the rule, the value found,
+    the way out.
+    """
 
 
 def near_miss(name: str, known: Iterable[str]) -> str:
     """The text " (did you mean 'x'?)" for the closest known name, or nothing."""
-    return "".join(f" (did you mean {near!r}?)" for near in difflib.get_close_matches(name, list(known), n=1))
+    return "".join(
+        f" (did you mean {near!r}?)" for near in difflib.get_close_matches(name, list(known), n=1)
+    )
 
 
 def split_path(path: str) -> tuple[str, str]:
@@ -33,20 +39,25 @@ def import_object(path: str) -> Any:
     try:
         loaded = importlib.import_module(module)
     except (Exception, SystemExit) as error:  # a user's module may fail in any way
-        raise InputError(f"cannot import {module!r} of {path!r}: {type(error).__name__}: {error}") from error
+        raise InputError(
+            f"cannot import {module!r} of {path!r}: {type(error).__name__}: {error}"
+        ) from error
     if not hasattr(loaded, name):
         raise InputError(f"module {module!r} has no {name!r}{near_miss(name, dir(loaded))}")
     return getattr(loaded, name)
 
 
 class Registry:
-    """Name -> part of one kind ("method", "model", ...); a wrong name is told the nearest right one.
+    """Name -> part of one kind ("method", "model", ...); a wrong name is told the nearest right
+    one.
 
-    A name with a colon is a part of someone else's, "package.module:name", and is imported from there.
+    A name with a colon is a part of someone else's, "package.module:name", and is imported from
+    there.
 
     Args:
         kind: what the parts are, for messages.
-        rows: name -> ("module:object", one line of description); an underscore in a name reads as a hyphen.
+        rows: name -> ("module:object", one line of description); an underscore in a name reads as a
+            hyphen.
 
     A part of someone else's is asked for as "package.module:name".
     """
@@ -67,14 +78,18 @@ class Registry:
             split_path(name)
         elif name not in self.rows:
             known = ", ".join(sorted(self.rows))
-            raise InputError(f"unknown {self.kind} {name!r}{near_miss(name, self.rows)}; known: {known}")
+            raise InputError(
+                f"unknown {self.kind} {name!r}{near_miss(name, self.rows)}; known: {known}"
+            )
 
     def __getitem__(self, name: str) -> Any:
         self.check(name)
         return import_object(name if ":" in name else self.rows[name][0])
 
     def name_of(self, part: Any) -> str:
-        """Return the first name under which `self[name]` is `part`, a class or function; its path if it has none."""
+        """Return the first name under which `self[name]` is `part`, a class or function; its path
+        if it has none.
+        """
         path = f"{part.__module__}:{part.__qualname__}"
         return next((name for name, row in self.rows.items() if row[0] == path), path)
 
@@ -85,22 +100,38 @@ class Registry:
 
 SOURCES = Registry(
     "data source",
-    digits=("potstill.data.sources:read_digits", "1,797 grey 8 x 8 digits that scikit-learn carries (default)"),
+    digits=(
+        "potstill.data.sources:read_digits",
+        "1,797 grey 8 x 8 digits that scikit-learn carries (default)",
+    ),
     sklearn=(
         "potstill.data.sources:read_sklearn",
         "sklearn:NAME: a table that scikit-learn carries: breast_cancer, digits, iris, wine",
     ),
     folder=(
         "potstill.data.folders:read_folder",
-        "folder:PATH: class sub-folders of images, with or without train/ and test/; CUB-200-2011 and Tiny-ImageNet as they come",
+        "folder:PATH: class sub-folders of images, with or without train/ and test/; CUB-200-2011 "
+        "and Tiny-ImageNet as they come",
     ),
-    parquet=("potstill.data.tables:read_parquet", "parquet:PATH: Hugging Face layout; a file, or a folder of train and test files"),
-    hf=("potstill.data.tables:read_hub", "hf:NAME: a data set of the Hugging Face hub (pip install 'potstill[hf]')"),
+    parquet=(
+        "potstill.data.tables:read_parquet",
+        "parquet:PATH: Hugging Face layout; a file, or a folder of train and test files",
+    ),
+    hf=(
+        "potstill.data.tables:read_hub",
+        "hf:NAME: a data set of the Hugging Face hub (pip install 'potstill[hf]')",
+    ),
 )
 MODELS = Registry(
     "model",
-    convnet=("potstill.models.convnet:ConvNet", "the paper's ConvNet: 3 x 3 convolution, norm, ReLU, average pool, repeated"),
-    convnet_wide=("potstill.models.convnet:WideConvNet", "the ConvNet with 2 and 4 times the channels in later blocks (table 1)"),
+    convnet=(
+        "potstill.models.convnet:ConvNet",
+        "the paper's ConvNet: 3 x 3 convolution, norm, ReLU, average pool, repeated",
+    ),
+    convnet_wide=(
+        "potstill.models.convnet:WideConvNet",
+        "the ConvNet with 2 and 4 times the channels in later blocks (table 1)",
+    ),
     vgg11=("potstill.models.vgg:VGG11", "VGG-11 for small images (table 3)"),
     alexnet=("potstill.models.alexnet:AlexNet", "AlexNet for small images (table 3)"),
     resnet18=("potstill.models.resnet:ResNet18", "ResNet-18 for small images (table 3)"),
@@ -108,33 +139,78 @@ MODELS = Registry(
 )
 METHODS = Registry(
     "method",
-    rat_bptt=("potstill.methods.unrolled:RatBptt", "N ~ U{M..T} inner steps, the last M differentiated: RaT-BPTT (default)"),
+    rat_bptt=(
+        "potstill.methods.unrolled:RatBptt",
+        "N ~ U{M..T} inner steps, the last M differentiated: RaT-BPTT (default)",
+    ),
     bptt=("potstill.methods.unrolled:Bptt", "T inner steps, every one differentiated (equation 2)"),
-    t_bptt=("potstill.methods.unrolled:TBptt", "T inner steps, the last M differentiated (equation 3)"),
+    t_bptt=(
+        "potstill.methods.unrolled:TBptt",
+        "T inner steps, the last M differentiated (equation 3)",
+    ),
     r_bptt=("potstill.methods.unrolled:RBptt", "N ~ U{1..T} inner steps, every one differentiated"),
-    early=("potstill.methods.unrolled:Early", "as rat-bptt, but early places of the window are likelier (section 4.3)"),
-    forward=("potstill.methods.unrolled:Forward", "M differentiated steps, towards T when the loss stagnates (figure 5)"),
-    backward=("potstill.methods.unrolled:Backward", "M differentiated steps, from T towards the start likewise (figure 5)"),
-    fixed=("potstill.methods.unrolled:Fixed", "always the same steps before the M differentiated ones (released commands)"),
-    growing=("potstill.methods.unrolled:Growing", "every step differentiated, ever more of them up to T (appendix D.4)"),
-    dm=("potstill.methods.matching:DistributionMatching", "means of features of fresh random networks, class by class: DM"),
+    early=(
+        "potstill.methods.unrolled:Early",
+        "as rat-bptt, but early places of the window are likelier (section 4.3)",
+    ),
+    forward=(
+        "potstill.methods.unrolled:Forward",
+        "M differentiated steps, towards T when the loss stagnates (figure 5)",
+    ),
+    backward=(
+        "potstill.methods.unrolled:Backward",
+        "M differentiated steps, from T towards the start likewise (figure 5)",
+    ),
+    fixed=(
+        "potstill.methods.unrolled:Fixed",
+        "always the same steps before the M differentiated ones (released commands)",
+    ),
+    growing=(
+        "potstill.methods.unrolled:Growing",
+        "every step differentiated, ever more of them up to T (appendix D.4)",
+    ),
+    dm=(
+        "potstill.methods.matching:DistributionMatching",
+        "means of features of fresh random networks, class by class: DM",
+    ),
 )
 REAL_SAMPLERS = Registry(
     "real sampler",
-    uniform=("potstill.data.sampling:Plain", "every real image alike, or by weights of your own (default)"),
-    hardness=("potstill.evaluation.hardness:ByHardness", "more of those that networks on the set disagree on (appendix E.2)"),
+    uniform=(
+        "potstill.data.sampling:Plain",
+        "every real image alike, or by weights of your own (default)",
+    ),
+    hardness=(
+        "potstill.evaluation.hardness:ByHardness",
+        "more of those that networks on the set disagree on (appendix E.2)",
+    ),
 )
 PARAMETERISATIONS = Registry(
     "parameterisation",
     pixels=("potstill.parameterisations.pixels:Pixels", "every image by its own pixels (default)"),
-    multi_formation=("potstill.parameterisations.formation:MultiFormation", "each stored image is a sheet of smaller ones (IDC)"),
-    basis=("potstill.parameterisations.basis:Basis", "images are combinations of a few bases that all classes share (LinBa)"),
-    factorised=("potstill.parameterisations.factorised:Factorised", "bases seen through small hallucination networks (HaBa)"),
+    multi_formation=(
+        "potstill.parameterisations.formation:MultiFormation",
+        "each stored image is a sheet of smaller ones (IDC)",
+    ),
+    basis=(
+        "potstill.parameterisations.basis:Basis",
+        "images are combinations of a few bases that all classes share (LinBa)",
+    ),
+    factorised=(
+        "potstill.parameterisations.factorised:Factorised",
+        "bases seen through small hallucination networks (HaBa)",
+    ),
 )
 OPTIMIZERS = Registry(
     "optimizer",
-    adam=("potstill.engine.optimizers:Adam", "Adam; eps after bias correction (torch) or before it (higher 0.2.1)"),
-    sgd=("potstill.engine.optimizers:SGD", "SGD with momentum, weight decay and step decay of the learning rate"),
+    adam=(
+        "potstill.engine.optimizers:Adam",
+        "Adam; eps after bias correction (torch) or before it (higher 0.2.1)",
+    ),
+    sgd=(
+        "potstill.engine.optimizers:SGD",
+        "SGD with momentum, weight decay and step decay of the learning rate",
+    ),
 )
 PROTOCOLS = Registry(
     "protocol",
@@ -146,16 +222,25 @@ PROTOCOLS = Registry(
         "potstill.evaluation.protocols:PAPER",
         "best of 300, 600, 1,000, 3,000 steps on the test set, as in RaT-BPTT's code: optimistic",
     ),
-    dsa_1000=("potstill.evaluation.protocols:DSA_1000", "as DSA and DM are evaluated: 1,001 epochs of SGD, augmented, tested once"),
+    dsa_1000=(
+        "potstill.evaluation.protocols:DSA_1000",
+        "as DSA and DM are evaluated: 1,001 epochs of SGD, augmented, tested once",
+    ),
     dsa_1000_digits=(
         "potstill.evaluation.protocols:DSA_1000_DIGITS",
         "the same without flip, as DSA and DM are evaluated on digits",
     ),
-    dc_300=("potstill.evaluation.protocols:DC_300", "as DC is evaluated: 301 epochs of SGD without augmentation, tested once"),
+    dc_300=(
+        "potstill.evaluation.protocols:DC_300",
+        "as DC is evaluated: 301 epochs of SGD without augmentation, tested once",
+    ),
 )
 LEARNERS = Registry(
     "learner",
-    network=("potstill.evaluation.learners:Network", "a fresh network trained by the recipe (default)"),
+    network=(
+        "potstill.evaluation.learners:Network",
+        "a fresh network trained by the recipe (default)",
+    ),
     nearest=(
         "potstill.evaluation.learners:Nearest",
         "the nearest example in the networks' input space gives the class; nothing is trained",
@@ -163,10 +248,19 @@ LEARNERS = Registry(
 )
 EXPORTS = Registry(
     "export format",
-    png=("potstill.distilled.exports:PNG", "one annotated picture of the images; of more than 50 a class the first 20 (default)"),
+    png=(
+        "potstill.distilled.exports:PNG",
+        "one annotated picture of the images; of more than 50 a class the first 20 (default)",
+    ),
     folder=("potstill.distilled.exports:FOLDER", "one PNG an image, in class folders"),
-    csv=("potstill.distilled.exports:CSV", "of vectors: a line for each, features in the data's own units"),
-    parquet=("potstill.distilled.exports:PARQUET", "Hugging Face parquet: pictures, labels, and the exact arrays"),
+    csv=(
+        "potstill.distilled.exports:CSV",
+        "of vectors: a line for each, features in the data's own units",
+    ),
+    parquet=(
+        "potstill.distilled.exports:PARQUET",
+        "Hugging Face parquet: pictures, labels, and the exact arrays",
+    ),
     npz=("potstill.distilled.exports:NPZ", "NumPy arrays"),
 )
 PREPROCESSING = Registry(
@@ -178,14 +272,18 @@ PREPROCESSING = Registry(
     ),
     zca=(
         "potstill.data.preprocessing:Zca",
-        "each image centred and scaled to norm 1, or each feature of vectors standardised, then ZCA whitening (regularised)",
+        "each image centred and scaled to norm 1, or each feature of vectors standardised, then "
+        "ZCA whitening (regularised)",
     ),
 )
 AUGMENTATIONS = Registry(
     "augmentation",
     flip=("potstill.data.augmentation:flip", "mirror left and right with probability 1/2"),
     rotate=("potstill.data.augmentation:rotate", "turn by up to 15 degrees"),
-    crop=("potstill.data.augmentation:crop", "shift by up to an eighth of each side, zeros from outside"),
+    crop=(
+        "potstill.data.augmentation:crop",
+        "shift by up to an eighth of each side, zeros from outside",
+    ),
     cutout=("potstill.data.augmentation:cutout", "a rectangle of half the sides becomes 0"),
     color=("potstill.data.augmentation:color", "change brightness, saturation and contrast"),
     scale=("potstill.data.augmentation:scale", "stretch or shrink each axis by up to 1.2"),
@@ -200,7 +298,10 @@ STUDIES = Registry(
         "potstill.studies.boosting:Boosting",
         "joint, weak and strong boosting at every budget, beside a set for each (figure 7)",
     ),
-    pictures=("potstill.studies.boosting:Pictures", "picture grids of joint, weak and strong sets (figures 14 to 16)"),
+    pictures=(
+        "potstill.studies.boosting:Pictures",
+        "picture grids of joint, weak and strong sets (figures 14 to 16)",
+    ),
     stability=(
         "potstill.studies.stability:Stability",
         "norm, variance and sources of noise of the meta-gradient (figures 3 and 11)",
@@ -209,13 +310,22 @@ STUDIES = Registry(
         "potstill.studies.windows:Windows",
         "accuracy in the course of distillation, by how the window is placed (figures 4 and 5)",
     ),
-    unroll=("potstill.studies.windows:UnrollLength", "how long the unroll may be for a window (figure 10, left)"),
-    window_size=("potstill.studies.windows:WindowSize", "how large the window should be for an unroll (figure 10, right)"),
+    unroll=(
+        "potstill.studies.windows:UnrollLength",
+        "how long the unroll may be for a window (figure 10, left)",
+    ),
+    window_size=(
+        "potstill.studies.windows:WindowSize",
+        "how large the window should be for an unroll (figure 10, right)",
+    ),
     stabilising=(
         "potstill.studies.windows:Stabilising",
         "whether clipping, unit norm or growing unrolls make up for it (figure 12)",
     ),
-    inner_optimizer=("potstill.studies.windows:InnerOptimizers", "Adam or SGD in the inner loop (appendix D.6)"),
+    inner_optimizer=(
+        "potstill.studies.windows:InnerOptimizers",
+        "Adam or SGD in the inner loop (appendix D.6)",
+    ),
     transfer=(
         "potstill.studies.transfer:Transfer",
         "a set for the ConvNet on other networks, beside sets for them (tables 1 and 3)",

@@ -1,4 +1,6 @@
-"""Randomness that can be replayed: every generator follows from (seed, purpose, step, ...), so a resumed run needs no state."""
+"""Randomness that can be replayed: every generator follows from (seed, purpose, step, ...), so a
+resumed run needs no state.
+"""
 
 import hashlib
 from collections.abc import Iterator
@@ -8,13 +10,17 @@ import torch
 
 
 def derive(seed: int, *parts: str | int) -> int:
-    """A 63-bit seed for one purpose, e.g. derive(seed, "window", outer_step); other parts give independent streams."""
+    """A 63-bit seed for one purpose, e.g. derive(seed, "window", outer_step); other parts give
+    independent streams.
+    """
     text = "/".join(str(part) for part in (seed, *parts))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 def generator(seed: int, *parts: str | int) -> torch.Generator:
-    """A CPU generator seeded by `derive`. Draws are made on the CPU on every device, so that all devices see the same."""
+    """A CPU generator seeded by `derive`. Draws are made on the CPU on every device, so that all
+    devices see the same.
+    """
     return torch.Generator().manual_seed(derive(seed, *parts))
 
 

@@ -3,8 +3,8 @@
     from potstill.testing import check_method
     check_method("mypackage.module:MyMethod")
 
-Each check raises `ContractError` with one sentence: the part, the rule, what was found, and what the rule
-protects. The same checks run over all of potstill's own parts in its tests.
+Each check raises `ContractError` with one sentence: the part, the rule, what was found, and what
+the rule protects. The same checks run over all of potstill's own parts in its tests.
 """
 
 import copy
@@ -55,7 +55,8 @@ def require(name: str, holds: bool, rule: str, found: str, protects: str) -> Non
 
 
 def small_problem(seed: int = 0, shape: Shape = SHAPE, labels: Tensor | None = None) -> Problem:
-    """Make a problem of seconds: three classes of noisy images around centres of their own, and an MLP.
+    """Make a problem of seconds: three classes of noisy images around centres of their own, and an
+    MLP.
 
     Args:
         seed: of all that is drawn.
@@ -82,7 +83,9 @@ def small_examples(problem: Problem, learn_targets: bool = False, frozen: int = 
     return Examples(images, targets, problem.labels, frozen, learn_targets)
 
 
-def check_method(method: str | type, options: Any = None, *, problem: Problem | None = None, steps: int = 30) -> None:
+def check_method(
+    method: str | type, options: Any = None, *, problem: Problem | None = None, steps: int = 30
+) -> None:
     """Check that a method keeps to the contract of `potstill.methods.base`.
 
     Args:
@@ -115,49 +118,79 @@ def check_description(name: str, method: Any) -> None:
         name, isinstance(method, type), "must be a class", f"got {type(method).__name__}",
         "that an instance can be made for each block of a boosted set",
     )  # fmt: skip
-    for member in ("estimate", "start", "prepare", "recipe", "work", "words", "needs", "defaults", "remedy"):
+    for member in (
+        "estimate",
+        "start",
+        "prepare",
+        "recipe",
+        "work",
+        "words",
+        "needs",
+        "defaults",
+        "remedy",
+    ):
         require(
-            name, hasattr(method, member), f"must have {member!r} (derive from potstill.methods.base.Method)",
+            name, hasattr(method, member), f"must have {member!r} (derive from "
+                                           "potstill.methods.base.Method)",
             "it has none", "every call that a run makes",
         )  # fmt: skip
     known = {item.name for item, _ in declared(options_class(method))}
-    reserved = set(configuration().flat()) - set(configuration(method="rat-bptt").tables()["method"])
+    reserved = set(configuration().flat()) - set(
+        configuration(method="rat-bptt").tables()["method"]
+    )
     taken = sorted(known & (reserved | {"method"}))
     require(
-        name, not taken, "must name its options otherwise than the house's", f"got {', '.join(taken)}",
+        name, not taken, "must name its options otherwise than the house's", "got "
+                                                                             f"{', '.join(taken)}",
         "that every option is one flag",
     )  # fmt: skip
-    house = set(configuration().flat()) | {"outer_momentum", "outer_weight_decay", "outer_milestones", "outer_decay"}
+    house = set(configuration().flat()) | {
+        "outer_momentum",
+        "outer_weight_decay",
+        "outer_milestones",
+        "outer_decay",
+    }
     strange = sorted(set(method.defaults) - house)
     require(
-        name, not strange, "must name options of the house in defaults", f"got {', '.join(strange)}",
+        name, not strange, "must name options of the house in defaults", "got "
+                                                                         f"{', '.join(strange)}",
         "that what --help says holds",
     )  # fmt: skip
 
 
 def check_options(name: str, part: Any) -> None:
-    """Check a part's Options: a frozen dataclass whose every field is an option with a help text."""
+    """Check a part's Options: a frozen dataclass of options with help texts."""
     options = options_class(part)
     params = getattr(options, "__dataclass_params__", None)
     require(
-        name, params is not None and params.frozen, "must have a frozen dataclass of options",
-        f"got {options.__name__}", "a run's identity, which options are part of",
-    )  # fmt: skip
+        name,
+        params is not None and params.frozen,
+        "must have a frozen dataclass of options",
+        f"got {options.__name__}",
+        "a run's identity, which options are part of",
+    )
     known = list(declared(options))
     require(
-        name, len(known) == len(dataclasses.fields(options)) or "Options" not in vars(part),
-        "must declare every field of Options with potstill.config.options.option", "some are plain fields",
+        name,
+        len(known) == len(dataclasses.fields(options)) or "Options" not in vars(part),
+        "must declare every field of Options with potstill.config.options.option",
+        "some are plain fields",
         "that each is a flag, a keyword and a key of a file",
-    )  # fmt: skip
+    )
     for item, _ in known:
         require(
-            name, bool(item.metadata["help"].strip()), f"must say what its option {item.name} is",
-            "the help text is empty", "whoever reads --help",
-        )  # fmt: skip
+            name,
+            bool(item.metadata["help"].strip()),
+            f"must say what its option {item.name} is",
+            "the help text is empty",
+            "whoever reads --help",
+        )
 
 
 def default_options(part: Any) -> Any:
-    """Make a part's options as they are by default, with every "auto" resolved for the small problem."""
+    """Make a part's options as they are by default, with every "auto" resolved for the small
+    problem.
+    """
     options = options_class(part)()
     sizes = Sizes(SHAPE, CLASSES, (PER_CLASS,), (CLASSES * PER_CLASS,), 100, 30, 30, 30)
     if hasattr(options, "resolved"):
@@ -172,8 +205,12 @@ def default_options(part: Any) -> Any:
     return options
 
 
-def trial(name: str, method: Any, problem: Problem, options: Any, cache: Cache) -> Callable[..., Any]:
-    """Return a function that makes a prepared instance; `problem` may be given in place of the trial's."""
+def trial(
+    name: str, method: Any, problem: Problem, options: Any, cache: Cache
+) -> Callable[..., Any]:
+    """Return a function that makes a prepared instance; `problem` may be given in place of the
+    trial's.
+    """
 
     def prepared(own: Problem = problem) -> Any:
         made = method(own, options)
@@ -182,7 +219,8 @@ def trial(name: str, method: Any, problem: Problem, options: Any, cache: Cache) 
 
     started = prepared().start()
     require(
-        name, isinstance(started, tuple) and len(started) == 2, "must give (state, learnables) from start()",
+        name, isinstance(started, tuple) and len(started) == 2, "must give (state, learnables) "
+                                                                "from start()",
         f"got {type(started).__name__}", "what a checkpoint holds",
     )  # fmt: skip
     return prepared
@@ -193,18 +231,21 @@ def learned_of(method: Any) -> dict[str, Tensor]:
     return {name: one.value for name, one in method.start()[1].items()}
 
 
-def estimated(name: str, method: Any, examples: Examples, state: Mapping[str, Any], step: int) -> Estimate:
+def estimated(
+    name: str, method: Any, examples: Examples, state: Mapping[str, Any], step: int
+) -> Estimate:
     """Estimate once, with a seed of the global generators that nothing may depend on."""
     result = method.estimate(examples, learned_of(method), state, step)
     require(
-        name, isinstance(result, Estimate), "must give an Estimate from estimate()", f"got {type(result).__name__}",
+        name, isinstance(result, Estimate), "must give an Estimate from estimate()", "got "
+                                                                                     f"{type(result).__name__}",
         "the outer loop",
     )  # fmt: skip
     return cast(Estimate, result)
 
 
 def check_replay(name: str, prepared: Callable[..., Any]) -> None:
-    """Check that a step can be repeated from (seed, step), and changes nothing that it was given."""
+    """Check that a step repeats from (seed, step), and changes nothing it was given."""
     task = prepared().problem
     examples = small_examples(task)
     for step in (0, 3):
@@ -216,15 +257,20 @@ def check_replay(name: str, prepared: Callable[..., Any]) -> None:
             torch.manual_seed(seed)
             results.append(estimated(name, method, examples, state, step))
             require(
-                name, same(before, (examples, dict(state))), "must not change the examples or the state that it is given",
-                f"it does at step {step}", "that a step can be taken again",
-            )  # fmt: skip
+                name,
+                same(before, (examples, dict(state))),
+                "must not change the examples or the state that it is given",
+                f"it does at step {step}",
+                "that a step can be taken again",
+            )
         require(
-            name, same(*(dict(one.grads) for one in results)) and same(*(torch.tensor(one.loss) for one in results)),
+            name,
+            same(*(dict(one.grads) for one in results))
+            and same(*(torch.tensor(one.loss) for one in results)),
             "must draw everything from (seed, step), as problem.rng does",
             f"two estimates at step {step} differ",
             "that a resumed run gives the bytes of an undisturbed one",
-        )  # fmt: skip
+        )
 
 
 def check_gradient(name: str, prepared: Callable[..., Any]) -> None:
@@ -240,23 +286,40 @@ def check_gradient(name: str, prepared: Callable[..., Any]) -> None:
             known = {**examples.leaves, **learned_of(own)}
             strange = sorted(set(result.grads) - set(known))
             require(
-                name, not strange, f"must give gradients of {', '.join(known)} only", f"got {', '.join(strange)}",
+                name,
+                not strange,
+                f"must give gradients of {', '.join(known)} only",
+                f"got {', '.join(strange)}",
                 "that each has a learning rate",
-            )  # fmt: skip
+            )
             require(
-                name, "images" in result.grads, "must give the gradient in the images", "there is none",
+                name, "images" in result.grads, "must give the gradient in the images", "there is "
+                                                                                        "none",
                 "that the set moves",
             )  # fmt: skip
             for of, grad in result.grads.items():
                 shapes = f"got {tuple(grad.shape)} for {of} of {tuple(known[of].shape)}"
-                require(name, grad.shape == known[of].shape, "must give gradients like their tensors", shapes, "the outer step")
+                require(
+                    name,
+                    grad.shape == known[of].shape,
+                    "must give gradients like their tensors",
+                    shapes,
+                    "the outer step",
+                )
                 require(
                     name, bool(grad.isfinite().all()) and math.isfinite(result.loss),
-                    "must give finite numbers on a small problem", f"the gradient of {of} or the loss is not",
+                    "must give finite numbers on a small problem", f"the gradient of {of} or the "
+                                                                   "loss is not",
                     "that a run is not made of skipped steps",
                 )  # fmt: skip
             moving = result.grads["images"][frozen:]
-            require(name, bool(moving.any()), "must give a gradient that is not 0", "all of it is", "that the set moves")
+            require(
+                name,
+                bool(moving.any()),
+                "must give a gradient that is not 0",
+                "all of it is",
+                "that the set moves",
+            )
 
 
 def stage_of(task: Problem) -> tuple[Stage, Rates]:
@@ -268,8 +331,12 @@ def stage_of(task: Problem) -> tuple[Stage, Rates]:
     return Stage((Block(leaves, Pixels(budget)),), rates), rates
 
 
-def begun(method: Any, defaults: Mapping[str, Any]) -> tuple[Any, dict[str, Any], OuterState, Schedule]:
-    """Make what the outer loop takes for a method on a small problem, with the optimiser that it wants."""
+def begun(
+    method: Any, defaults: Mapping[str, Any]
+) -> tuple[Any, dict[str, Any], OuterState, Schedule]:
+    """Make what the outer loop takes for a method on a small problem, with the optimiser that it
+    wants.
+    """
     stage, _ = stage_of(method.problem)
     wanted = {name: value for name, value in defaults.items() if name.startswith("outer_")}
     known = configuration(wanted)
@@ -295,7 +362,8 @@ def check_checkpoint(name: str, prepared: Callable[..., Any], path: Path) -> Non
         save_tensors(path, tensors, "checkpoint", meta)
     except (TypeError, ValueError) as error:
         raise ContractError(
-            f"{name} must have a state of tensors and plain data, by names, {error}; this protects every checkpoint"
+            f"{name} must have a state of tensors and plain data, by names, {error}; this protects "
+            "every checkpoint"
         ) from error
     tensors, meta = load_tensors(path, "checkpoint")
     other = stage.on_blocks(prepared(), CPU)
@@ -318,11 +386,14 @@ def check_progress(name: str, prepared: Callable[..., Any], steps: int) -> None:
         losses = [on_blocks.estimate(leaves, state.method, draw).loss for draw in draws]
         return float(sum(losses) / len(losses))
 
-    after = optimise(on_blocks, dataclasses.replace(schedule, steps=steps), rules, state, CPU, Hooks())
+    after = optimise(
+        on_blocks, dataclasses.replace(schedule, steps=steps), rules, state, CPU, Hooks()
+    )
     before, now = loss(state.leaves), loss(after.leaves)
     require(
         name, now < before, f"must lower its own loss in {steps} steps on a small problem",
-        f"it went from {before:.4g} to {now:.4g}", "that the gradient is the loss's own, and of the right sign",
+        f"it went from {before:.4g} to {now:.4g}", "that the gradient is the loss's own, and of "
+                                                   "the right sign",
     )  # fmt: skip
 
 
@@ -332,25 +403,45 @@ def check_surroundings(name: str, method: Any, options: Any, made: Any) -> None:
     learned = {of: one.value for of, one in learnables.items()}
     recipe = made.recipe(Recipe("mlp"), learned, state)
     require(
-        name, isinstance(recipe, Recipe), "must give a Recipe from recipe()", f"got {type(recipe).__name__}",
+        name, isinstance(recipe, Recipe), "must give a Recipe from recipe()", "got "
+                                                                              f"{type(recipe).__name__}",
         "that a set's file says how to train on it",
     )  # fmt: skip
     sizes = Sizes(SHAPE, CLASSES, (PER_CLASS,), (CLASSES * PER_CLASS,), 100, 30, 30, 30)
     work = method.work(options, sizes)
-    require(name, isinstance(work, Work), "must give a Work from work()", f"got {type(work).__name__}", "--compile auto")
+    require(
+        name,
+        isinstance(work, Work),
+        "must give a Work from work()",
+        f"got {type(work).__name__}",
+        "--compile auto",
+    )
     words = method.words(options)
     fits = isinstance(words, list) and all(
-        isinstance(line, tuple) and len(line) == 2 and all(isinstance(part, str) for part in line) for line in words
+        isinstance(line, tuple) and len(line) == 2 and all(isinstance(part, str) for part in line)
+        for line in words
     )
-    require(name, fits, "must give a list of (term, value) texts from words()", f"got {words!r}", "the report")
+    require(
+        name,
+        fits,
+        "must give a list of (term, value) texts from words()",
+        f"got {words!r}",
+        "the report",
+    )
 
 
 def same(one: Any, other: Any) -> bool:
     """Compare plain data and tensors, to the bit."""
     if isinstance(one, Tensor):
-        return isinstance(other, Tensor) and one.shape == other.shape and bool(torch.isclose(one, other, 0, 0, True).all())
+        return (
+            isinstance(other, Tensor)
+            and one.shape == other.shape
+            and bool(torch.isclose(one, other, 0, 0, True).all())
+        )
     if isinstance(one, Mapping):
-        return set(one) == set(other) and all(same(value, other[name]) for name, value in one.items())
+        return set(one) == set(other) and all(
+            same(value, other[name]) for name, value in one.items()
+        )
     if isinstance(one, tuple | list):
         return len(one) == len(other) and all(map(same, one, other))
     if dataclasses.is_dataclass(one):
@@ -367,14 +458,21 @@ def check_parameterisation(parameterisation: str | type, options: Any = None) ->
     Raises:
         ContractError: it breaks a rule.
     """
-    made: Any = PARAMETERISATIONS[parameterisation] if isinstance(parameterisation, str) else parameterisation
-    name = parameterisation if isinstance(parameterisation, str) else PARAMETERISATIONS.name_of(made)
+    made: Any = (
+        PARAMETERISATIONS[parameterisation]
+        if isinstance(parameterisation, str)
+        else parameterisation
+    )
+    name = (
+        parameterisation if isinstance(parameterisation, str) else PARAMETERISATIONS.name_of(made)
+    )
     check_options(name, made)
     chosen = options if options is not None else options_class(made)()
     budget = Budget((3, 8, 8), CLASSES, 10)
     one: Parameterisation = made.fitting(budget, chosen)
     require(
-        name, one.floats <= budget.floats, f"must store at most the budget's {budget.floats:,} numbers",
+        name, one.floats <= budget.floats, f"must store at most the budget's {budget.floats:,} "
+                                           "numbers",
         f"it stores {one.floats:,}", "that accuracies at the same bytes compare",
     )  # fmt: skip
     starts = {"noise": one.noise(generator(0))}
@@ -384,7 +482,10 @@ def check_parameterisation(parameterisation: str | type, options: Any = None) ->
     for way, leaves in starts.items():
         shapes = {of: tuple(leaf.shape) for of, leaf in leaves.items()}
         require(
-            name, shapes == one.shapes, f"must make leaves of its shapes from {way}", f"got {shapes} for {one.shapes}",
+            name, shapes == one.shapes, f"must make leaves of its shapes from {way}", "got "
+                                                                                      f"{shapes} "
+                                                                                      "for "
+                                                                                      f"{one.shapes}",
             "checkpoints and the outer optimiser",
         )  # fmt: skip
         images = one.decode(leaves)
@@ -395,14 +496,18 @@ def check_parameterisation(parameterisation: str | type, options: Any = None) ->
             "that each example has the class of its place",
         )  # fmt: skip
         asked = with_grad(leaves)
-        grads = torch.autograd.grad(one.decode(asked).square().sum(), list(asked.values()), allow_unused=True)
+        grads = torch.autograd.grad(
+            one.decode(asked).square().sum(), list(asked.values()), allow_unused=True
+        )
         missing = [of for of, grad in zip(asked, grads, strict=True) if grad is None]
         require(
-            name, not missing, "must decode differentiably in every leaf", f"{', '.join(missing)} gets no gradient",
+            name, not missing, "must decode differentiably in every leaf", f"{', '.join(missing)} "
+                                                                           "gets no gradient",
             "that all that is stored is learned",
         )  # fmt: skip
     require(
-        name, same(starts["noise"], one.noise(generator(0))), "must draw its noise from the generator that it is given",
+        name, same(starts["noise"], one.noise(generator(0))), "must draw its noise from the "
+                                                              "generator that it is given",
         "two starts differ", "that a seed gives one set",
     )  # fmt: skip
     speeds = one.speeds
@@ -414,12 +519,22 @@ def check_parameterisation(parameterisation: str | type, options: Any = None) ->
     try:
         canonical(plain)
     except (TypeError, ValueError) as error:
-        raise ContractError(f"{name} must have fields of plain data, {error}; this protects its file") from error
+        raise ContractError(
+            f"{name} must have fields of plain data, {error}; this protects its file"
+        ) from error
     again = made(budget, **{of: value for of, value in plain.items() if of not in ("kind", "ipc")})
-    require(name, again == one, "must come back from plain()", f"got {again}", "that a set's file can be read")
+    require(
+        name,
+        again == one,
+        "must come back from plain()",
+        f"got {again}",
+        "that a set's file can be read",
+    )
 
 
-def check_model(model: str | Callable[..., nn.Module], shape: Shape = (3, 32, 32), classes: int = 10) -> None:
+def check_model(
+    model: str | Callable[..., nn.Module], shape: Shape = (3, 32, 32), classes: int = 10
+) -> None:
     """Check that a network can be distilled for, by a method that differentiates it twice.
 
     Args:
@@ -438,14 +553,20 @@ def check_model(model: str | Callable[..., nn.Module], shape: Shape = (3, 32, 32
         check_second_derivative(name, factory, shape, classes)
     except InputError as error:
         raise ContractError(f"{error}; this protects every derivative") from error
-    one, other = ({of: p.detach().clone() for of, p in fresh(factory, 5, CPU).named_parameters()} for _ in range(2))
+    one, other = (
+        {of: p.detach().clone() for of, p in fresh(factory, 5, CPU).named_parameters()}
+        for _ in range(2)
+    )
     require(
-        name, same(one, other), "must start from torch's global generator alone", "two starts of a seed differ",
+        name, same(one, other), "must start from torch's global generator alone", "two starts of a "
+                                                                                  "seed differ",
         "that a resumed run gives the bytes of an undisturbed one",
     )  # fmt: skip
 
 
-def check_source(source: str | Callable[..., Dataset], rest: str = "", config: DataConfig | None = None) -> None:
+def check_source(
+    source: str | Callable[..., Dataset], rest: str = "", config: DataConfig | None = None
+) -> None:
     """Check that a data source gives what potstill reads.
 
     Args:
@@ -458,7 +579,13 @@ def check_source(source: str | Callable[..., Dataset], rest: str = "", config: D
     read: Any = SOURCES[source] if isinstance(source, str) else source
     name = source if isinstance(source, str) else getattr(read, "__qualname__", "the source")
     one, other = (read(rest, config or DataConfig()) for _ in range(2))
-    require(name, isinstance(one, Dataset), "must give a Dataset", f"got {type(one).__name__}", "every run")
+    require(
+        name,
+        isinstance(one, Dataset),
+        "must give a Dataset",
+        f"got {type(one).__name__}",
+        "every run",
+    )
     require(
         name, one.fingerprint == other.fingerprint and bool(one.fingerprint),
         "must give the same fingerprint for the same content", "two readings differ",
@@ -468,13 +595,21 @@ def check_source(source: str | Callable[..., Dataset], rest: str = "", config: D
         if arrays is None:
             continue
         require(
-            name, len(arrays.images) == len(arrays.labels) > 0, f"must give a label for each image of {split}",
+            name, len(arrays.images) == len(arrays.labels) > 0, "must give a label for each image "
+                                                                f"of {split}",
             f"got {len(arrays.images)} and {len(arrays.labels)}", "accuracy",
         )  # fmt: skip
         low, high = int(arrays.labels.min()), int(arrays.labels.max())
         require(
-            name, low >= 0 and high < len(one.class_names), f"must have labels of {split} in 0 .. K-1",
+            name, low >= 0 and high < len(one.class_names), f"must have labels of {split} in 0 .. "
+                                                            "K-1",
             f"got {low} to {high} for {len(one.class_names)} class names", "accuracy",
         )  # fmt: skip
         fits = str(arrays.images.dtype) in ("uint8", "float32")
-        require(name, fits, "must give uint8 or float32", f"got {arrays.images.dtype}", "the scale of pixels")
+        require(
+            name,
+            fits,
+            "must give uint8 or float32",
+            f"got {arrays.images.dtype}",
+            "the scale of pixels",
+        )

@@ -1,4 +1,6 @@
-"""Noise of the meta-gradient: against brute force in float64, closed forms, and every combination of signs."""
+"""Noise of the meta-gradient: against brute force in float64, closed forms, and every combination
+of signs.
+"""
 
 import dataclasses
 import itertools
@@ -53,7 +55,9 @@ def method_of(norm: str = "instance", method: str = "rat-bptt", **options) -> Un
 
 
 EXAMPLES = Examples(
-    torch.randn(3, *SHAPE, generator=generator(0), dtype=torch.float64), torch.eye(3, dtype=torch.float64), torch.arange(3)
+    torch.randn(3, *SHAPE, generator=generator(0), dtype=torch.float64),
+    torch.eye(3, dtype=torch.float64),
+    torch.arange(3),
 )
 STEP, REPLAY = 5, Replay(5)
 
@@ -75,22 +79,33 @@ def brute_force(method: UnrolledMethod, samples: int, size: int) -> Tensor:
         inner = InnerProblem(cross_entropy(model), made, recipe.optimizer)
         rate = {"lr": torch.tensor(recipe.lr)}
         start = recipe.optimizer.init(model.theta)
-        loss = lambda theta, leaves, model=model, batch=batch: F.cross_entropy(model(theta, batch[0]), batch[1])  # noqa: E731
-        plain = plain_unroll(inner, EXAMPLES.leaves, rate, start, loss, burn_in=burn_in, window=window)
+
+        def loss(theta, leaves, model=model, batch=batch):
+            return F.cross_entropy(model(theta, batch[0]), batch[1])
+
+        plain = plain_unroll(
+            inner, EXAMPLES.leaves, rate, start, loss, burn_in=burn_in, window=window
+        )
         found.append(plain.leaves["images"].flatten())
     return torch.stack(found)
 
 
-@pytest.mark.parametrize(("norm", "samples", "size"), [("instance", 7, 1), ("instance", 5, 3), ("batch", 5, 3)])
+@pytest.mark.parametrize(
+    ("norm", "samples", "size"), [("instance", 7, 1), ("instance", 5, 3), ("batch", 5, 3)]
+)
 @pytest.mark.parametrize("method", ["rat-bptt", "bptt"])
-def test_one_unroll_gives_the_variance_of_as_many_plain_unrolls_as_samples(method, norm, samples, size):
+def test_one_unroll_gives_the_variance_of_as_many_plain_unrolls_as_samples(
+    method, norm, samples, size
+):
     tested = method_of(norm, method=method)
     draws = brute_force(tested, samples, size)
     found = real_variance(tested, EXAMPLES, {}, tested.start()[0], STEP, samples=samples, size=size)
     assert found.per_entry == pytest.approx(float(draws.var(dim=0).mean()), rel=1e-9)
     assert found.norm == pytest.approx(float(draws.mean(0).norm()), rel=1e-9)
     assert (found.entries, found.n) == (192, samples)
-    assert found.normalised == pytest.approx(float(draws.var(dim=0).mean() / draws.mean(0).square().sum()), rel=1e-9)
+    assert found.normalised == pytest.approx(
+        float(draws.var(dim=0).mean() / draws.mean(0).square().sum()), rel=1e-9
+    )
     noise = float(draws.var(dim=0).sum() / draws.square().sum(1).mean())
     assert found.share == pytest.approx(noise, rel=1e-9)
 
@@ -104,9 +119,14 @@ def test_random_signs_have_no_bias():
         return trajectory.of_samples(REPLAY, n, 1, weights.double()).leaves["images"].flatten()
 
     # The expectation over signs is the mean over all of them, which are few here.
-    every = [torch.tensor(signs, dtype=torch.float64) for signs in itertools.product((1.0, -1.0), repeat=n)]
+    every = [
+        torch.tensor(signs, dtype=torch.float64)
+        for signs in itertools.product((1.0, -1.0), repeat=n)
+    ]
     found = variance_by_signs(gradient, n, every)
-    assert found.per_entry == pytest.approx(exact.per_entry, rel=1e-6)  # weights such as 1 / n are rounded
+    assert found.per_entry == pytest.approx(
+        exact.per_entry, rel=1e-6
+    )  # weights such as 1 / n are rounded
     assert found.norm == pytest.approx(exact.norm, rel=1e-6)
     assert found.power == pytest.approx(exact.power, rel=1e-6)
     single = [variance_by_signs(gradient, n, [signs]).per_entry for signs in every]
@@ -115,12 +135,17 @@ def test_random_signs_have_no_bias():
 
 def test_the_estimate_draws_its_signs_from_the_seed():
     tested = method_of()
-    one, two = (real_variance(tested, EXAMPLES, {}, tested.start()[0], STEP, samples=8, signs=4) for _ in range(2))
+    one, two = (
+        real_variance(tested, EXAMPLES, {}, tested.start()[0], STEP, samples=8, signs=4)
+        for _ in range(2)
+    )
     assert one == two
     exact = real_variance(tested, EXAMPLES, {}, tested.start()[0], STEP, samples=8)
     assert one.per_entry == pytest.approx(exact.per_entry, rel=0.8)
     assert drawn_signs(0, 5).tolist() == drawn_signs(0, 5).tolist()
-    assert len({tuple(map(tuple, drawn_signs(*at).tolist())) for at in ((0, 5), (1, 5), (0, 6))}) == 3
+    assert (
+        len({tuple(map(tuple, drawn_signs(*at).tolist())) for at in ((0, 5), (1, 5), (0, 6))}) == 3
+    )
     assert set(drawn_signs(0, 5).flatten().tolist()) == {-1, 1}
     assert one.norm == pytest.approx(exact.norm, rel=1e-6)
 
@@ -132,7 +157,9 @@ def drawn_signs(seed: int, outer_step: int) -> Tensor:
 def test_the_mean_of_the_samples_is_the_meta_gradient_of_the_step():
     tested = method_of()
     estimate = tested.estimate(EXAMPLES, {}, tested.start()[0], STEP)
-    found = real_variance(tested, EXAMPLES, {}, tested.start()[0], STEP, samples=20)  # as many as the real batch has
+    found = real_variance(
+        tested, EXAMPLES, {}, tested.start()[0], STEP, samples=20
+    )  # as many as the real batch has
     assert found.norm == pytest.approx(float(estimate.grads["images"].norm()), rel=1e-9)
     dealt = real_variance(tested, EXAMPLES, {}, tested.start()[0], STEP, samples=5, size=4)
     assert dealt.norm == pytest.approx(found.norm, rel=1e-9)
@@ -140,14 +167,18 @@ def test_the_mean_of_the_samples_is_the_meta_gradient_of_the_step():
 
 def test_the_norms_that_a_step_logs():
     tested = method_of(unroll=1, window=1)
-    recipe = dataclasses.replace(tested.problem.recipe, classes_per_batch=1)  # a single image is in a batch
+    recipe = dataclasses.replace(
+        tested.problem.recipe, classes_per_batch=1
+    )  # a single image is in a batch
     tested.problem = dataclasses.replace(tested.problem, recipe=recipe)
     estimate = tested.estimate(EXAMPLES, {}, tested.start()[0], STEP)
     norms = estimate.grads["images"].flatten(1).norm(dim=1)
     assert (norms > 0).sum() == 1
     assert estimate.info["image_grad_norm"] == pytest.approx(float(norms.max()))
     whole = method_of().estimate(EXAMPLES, {}, tested.start()[0], STEP)
-    assert whole.info["image_grad_norm"] == pytest.approx(float(whole.grads["images"].flatten(1).norm(dim=1).mean()))
+    assert whole.info["image_grad_norm"] == pytest.approx(
+        float(whole.grads["images"].flatten(1).norm(dim=1).mean())
+    )
 
 
 def test_variance_of_vectors_is_the_sample_variance():
@@ -160,11 +191,22 @@ def test_variance_of_vectors_is_the_sample_variance():
 
 
 def test_the_share_of_noise_has_no_bias():
-    # A mean of length 1 and noise of variance 2 in each of 3 entries: of a draw's squared length of 7, 6 are noise.
+    # A mean of length 1 and noise of variance 2 in each of 3 entries: of a draw's squared length of
+    # 7, 6 are noise.
     rng = generator(5)
     mean = torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64)
-    found = [variance_of(mean + 2**0.5 * torch.randn(4, 3, generator=rng, dtype=torch.float64)) for _ in range(4000)]
-    average = Variance(*(statistics.fmean(getattr(one, name) for one in found) for name in ("per_entry", "norm", "power")), 3, 4)
+    found = [
+        variance_of(mean + 2**0.5 * torch.randn(4, 3, generator=rng, dtype=torch.float64))
+        for _ in range(4000)
+    ]
+    average = Variance(
+        *(
+            statistics.fmean(getattr(one, name) for one in found)
+            for name in ("per_entry", "norm", "power")
+        ),
+        3,
+        4,
+    )
     assert average.share == pytest.approx(6 / 7, rel=0.02)
     assert Variance(0.0, 0.0, 0.0, 3, 4).share == 0
 
@@ -175,13 +217,18 @@ def test_sources_that_add_up_are_told_apart_exactly():
                for name, scale in (("start", 3.0), ("window", 0.5), ("real", 1.0))}  # fmt: skip
 
     def draws(start: int, window: int) -> list[Tensor]:
-        return [effects["start"][start] + effects["window"][window] + effects["real"][real] for real in range(n)]
+        return [
+            effects["start"][start] + effects["window"][window] + effects["real"][real]
+            for real in range(n)
+        ]
 
     found = factorial(draws, [(place, 1) for place in range(n)], n)
     for name, values in effects.items():
         assert found[name].per_entry == pytest.approx(float(values.var(dim=0).mean()))
     assert found["all"].per_entry == pytest.approx(sum(found[name].per_entry for name in effects))
-    assert found["all"].norm == pytest.approx(float(sum(values.mean(0) for values in effects.values()).norm()))
+    assert found["all"].norm == pytest.approx(
+        float(sum(values.mean(0) for values in effects.values()).norm())
+    )
 
 
 def test_the_sources_of_a_method_are_those_of_its_draws():
@@ -193,7 +240,9 @@ def test_the_sources_of_a_method_are_those_of_its_draws():
             place = tested.window_of(tested.start()[0], Replay(STEP + window), STEP)
             for real in range(n):
                 trajectory = tested.trajectory(EXAMPLES, {}, Replay(STEP + start), *place)
-                cube[start, window, real] = trajectory.meta_gradient(Replay(STEP + real)).leaves["images"].flatten()
+                cube[start, window, real] = (
+                    trajectory.meta_gradient(Replay(STEP + real)).leaves["images"].flatten()
+                )
     for axis, name in enumerate(("start", "window", "real")):
         assert found[name].per_entry == pytest.approx(float(cube.var(dim=axis).mean()), rel=1e-9)
     # The draws of a step are those of the cube's diagonal.

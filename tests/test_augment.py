@@ -1,4 +1,6 @@
-"""Augmentation against SciPy's affine transform, slices, closed forms and what ramps reveal of the drawn parameters."""
+"""Augmentation against SciPy's affine transform, slices, closed forms and what ramps reveal of the
+drawn parameters.
+"""
 
 import math
 
@@ -22,25 +24,36 @@ def noise(count: int, shape: tuple[int, int, int]) -> Tensor:
 
 
 def warped(images: Tensor, matrices: np.ndarray) -> np.ndarray:
-    """SciPy's twin: the pixel at x from the centre is read at matrix @ x, x = (row, column); zeros lie outside."""
+    """SciPy's twin: the pixel at x from the centre is read at matrix @ x, x = (row, column); zeros
+    lie outside.
+    """
     out = np.empty(images.shape)
     centre = (np.array(images.shape[2:]) - 1) / 2
     for index, matrix in enumerate(matrices):
         for channel, plane in enumerate(images[index].numpy()):
-            out[index, channel] = ndimage.affine_transform(plane, matrix, centre - matrix @ centre, order=1, mode="grid-constant")
+            out[index, channel] = ndimage.affine_transform(
+                plane, matrix, centre - matrix @ centre, order=1, mode="grid-constant"
+            )
     return out
 
 
 def affine_maps(operation: str, count: int) -> np.ndarray:
-    """(count, 2, 2): where each draw reads the pixel at x = (row, column) from the centre, seen on two ramps."""
+    """(count, 2, 2): where each draw reads the pixel at x = (row, column) from the centre, seen on
+    two ramps.
+    """
     side = 33
     ramp = torch.arange(side, dtype=torch.float64) - side // 2
     rows, columns = torch.meshgrid(ramp, ramp, indexing="ij")
     drawn = augmentation.draw((operation,), count, generator(2))
-    seen = augmentation.apply(torch.stack((rows, columns)).expand(count, 2, side, side), drawn).numpy()
+    seen = augmentation.apply(
+        torch.stack((rows, columns)).expand(count, 2, side, side), drawn
+    ).numpy()
     middle = side // 2
-    # Bilinear interpolation is exact on a ramp; 4 pixels from the centre no draw reads from outside.
-    return np.stack([(seen[:, :, middle + 4, middle] / 4), (seen[:, :, middle, middle + 4] / 4)], axis=2)
+    # Bilinear interpolation is exact on a ramp; 4 pixels from the centre no draw reads from
+    # outside.
+    return np.stack(
+        [(seen[:, :, middle + 4, middle] / 4), (seen[:, :, middle, middle + 4] / 4)], axis=2
+    )
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -59,7 +72,9 @@ def test_rotate_equals_the_affine_transform_of_scipy(shape):
     angles = np.radians(-15 + 30 * drawn.values[:, 0].double().numpy())
     matrices = np.array([[[math.cos(a), math.sin(a)], [-math.sin(a), math.cos(a)]] for a in angles])
     # 1e-6: the draws are float32.
-    np.testing.assert_allclose(augmentation.apply(images, drawn).numpy(), warped(images, matrices), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(
+        augmentation.apply(images, drawn).numpy(), warped(images, matrices), rtol=0, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -67,12 +82,16 @@ def test_scale_equals_the_affine_transform_of_scipy(shape):
     images, drawn = noise(6, shape), augmentation.draw(("scale",), 6, generator(0))
     columns, rows = (1 / 1.2 + drawn.values[:, :2].double().numpy() * (1.2 - 1 / 1.2)).T
     matrices = np.array([np.diag(factors) for factors in zip(rows, columns, strict=True)])
-    np.testing.assert_allclose(augmentation.apply(images, drawn).numpy(), warped(images, matrices), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(
+        augmentation.apply(images, drawn).numpy(), warped(images, matrices), rtol=0, atol=1e-6
+    )
 
 
 def test_rotations_are_rotations_and_fill_15_degrees_to_either_side():
     maps = affine_maps("rotate", 600)
-    np.testing.assert_allclose(maps @ maps.transpose(0, 2, 1), np.broadcast_to(np.eye(2), maps.shape), atol=1e-6)
+    np.testing.assert_allclose(
+        maps @ maps.transpose(0, 2, 1), np.broadcast_to(np.eye(2), maps.shape), atol=1e-6
+    )
     np.testing.assert_allclose(np.linalg.det(maps), 1, atol=1e-6)
     angles = np.degrees(np.arctan2(maps[:, 0, 1], maps[:, 0, 0]))
     assert -15 <= angles.min() < -14.7
@@ -103,7 +122,9 @@ def test_crop_shifts_by_every_whole_number_of_pixels_up_to_an_eighth(height, wid
             shifts.append(np.abs(found - window).max((1, 2, 3)) < 1e-12)
     assert (np.sum(shifts, axis=0) == 1).all(), "every image is one of the shifts"
     share = 1 / len(shifts)
-    assert (np.abs(np.sum(shifts, axis=1) - count * share) < 5 * math.sqrt(count * share)).all(), "all shifts are as likely"
+    assert (np.abs(np.sum(shifts, axis=1) - count * share) < 5 * math.sqrt(count * share)).all(), (
+        "all shifts are as likely"
+    )
 
 
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (12, 20), (7, 7)])
@@ -118,7 +139,11 @@ def test_cutout_zeroes_one_rectangle_of_half_the_sides_and_nothing_else(height, 
     assert torch.equal(holes, rows[:, :, None] & columns[:, None, :]), "a hole is a rectangle"
     for taken, side in ((rows, height), (columns, width)):
         starts, sizes = taken.int().argmax(1), taken.sum(1)
-        assert torch.equal(taken, (torch.arange(side) >= starts[:, None]) & (torch.arange(side) < (starts + sizes)[:, None]))
+        assert torch.equal(
+            taken,
+            (torch.arange(side) >= starts[:, None])
+            & (torch.arange(side) < (starts + sizes)[:, None]),
+        )
         inside = ~taken[:, 0] & ~taken[:, -1]
         assert (sizes[inside] == round(side / 2)).all(), "whole where it does not touch the border"
         assert sizes.min() >= side // 4
@@ -136,13 +161,17 @@ def test_color_has_its_closed_form(shape):
         expected = grey + (expected - grey) * values[:, 1] * 2
     mean = expected.mean((1, 2, 3), keepdims=True)
     expected = mean + (expected - mean) * (values[:, 2] + 0.5)
-    np.testing.assert_allclose(augmentation.apply(images, drawn).numpy(), expected, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(
+        augmentation.apply(images, drawn).numpy(), expected, rtol=0, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("operation", ["rotate", "scale", "color", "crop", "cutout"])
 def test_every_image_of_a_batch_has_parameters_of_its_own(operation):
     image = noise(1, (3, 32, 32))
-    found = augmentation.apply(image.expand(8, 3, 32, 32), augmentation.draw((operation,), 8, generator(0)))
+    found = augmentation.apply(
+        image.expand(8, 3, 32, 32), augmentation.draw((operation,), 8, generator(0))
+    )
     assert len({augmented.numpy().tobytes() for augmented in found}) == 8
 
 
@@ -155,11 +184,19 @@ def test_one_operation_acts_on_a_batch_and_each_is_chosen_about_equally_often():
 
 
 def test_the_same_generator_seed_replays_every_draw():
-    first, second = ([augmentation.draw(OPERATIONS, 5, rng) for _ in range(20)] for rng in (generator(3), generator(3)))
+    first, second = (
+        [augmentation.draw(OPERATIONS, 5, rng) for _ in range(20)]
+        for rng in (generator(3), generator(3))
+    )
     assert [draw.operation for draw in first] == [draw.operation for draw in second]
-    assert all(torch.equal(one.values, other.values) for one, other in zip(first, second, strict=True))
+    assert all(
+        torch.equal(one.values, other.values) for one, other in zip(first, second, strict=True)
+    )
     other = [augmentation.draw(OPERATIONS, 5, generator(4)) for _ in range(20)]
-    assert any(not torch.equal(one.values, another.values) for one, another in zip(first, other, strict=True))
+    assert any(
+        not torch.equal(one.values, another.values)
+        for one, another in zip(first, other, strict=True)
+    )
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
@@ -167,13 +204,19 @@ def test_a_draw_cut_into_micro_batches_gives_the_rows_of_the_whole(operation):
     images, drawn = noise(9, (3, 8, 10)), augmentation.draw((operation,), 9, generator(0))
     rows = torch.tensor([7, 0, 3, 3])
     torch.testing.assert_close(
-        augmentation.apply(images[rows], drawn.rows(rows)), augmentation.apply(images, drawn)[rows], rtol=0, atol=1e-14
+        augmentation.apply(images[rows], drawn.rows(rows)),
+        augmentation.apply(images, drawn)[rows],
+        rtol=0,
+        atol=1e-14,
     )
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_every_operation_is_differentiable_in_the_images(operation):
-    images, drawn = noise(2, (2, 5, 6)).requires_grad_(), augmentation.draw((operation,), 2, generator(0))
+    images, drawn = (
+        noise(2, (2, 5, 6)).requires_grad_(),
+        augmentation.draw((operation,), 2, generator(0)),
+    )
     assert torch.autograd.gradcheck(lambda images: augmentation.apply(images, drawn), (images,))
 
 
@@ -186,11 +229,17 @@ def test_shape_and_type_of_the_images_are_kept(operation):
 
 @pytest.mark.parametrize("operation", WARPS)
 def test_what_comes_from_outside_an_image_is_zero(operation):
-    # On an image of ones, zeros outside can only lower values, and those at the border are lowered for most draws.
-    found = augmentation.apply(torch.ones(50, 1, 16, 16, dtype=torch.float64), augmentation.draw((operation,), 50, generator(0)))
+    # On an image of ones, zeros outside can only lower values, and those at the border are lowered
+    # for most draws.
+    found = augmentation.apply(
+        torch.ones(50, 1, 16, 16, dtype=torch.float64),
+        augmentation.draw((operation,), 50, generator(0)),
+    )
     assert found.min() < 0.5
     assert found.min() >= 0
-    torch.testing.assert_close(found[:, :, 6:10, 6:10], torch.ones(50, 1, 4, 4, dtype=torch.float64))
+    torch.testing.assert_close(
+        found[:, :, 6:10, 6:10], torch.ones(50, 1, 4, 4, dtype=torch.float64)
+    )
 
 
 def test_no_operations_are_the_identity_and_use_no_randomness():
@@ -210,28 +259,45 @@ def test_a_shared_draw_changes_the_same_image_alike_in_batches_of_any_size(opera
         drawn = augmentation.shared_draw((operation,), generator(seed))
         whole, few = augmentation.apply(images, drawn), augmentation.apply(images[2:4], drawn)
         torch.testing.assert_close(few, whole[2:4], rtol=0, atol=1e-12)
-        twin = augmentation.apply(images[:1].expand(7, -1, -1, -1), drawn)  # every image of a batch is changed alike
+        twin = augmentation.apply(
+            images[:1].expand(7, -1, -1, -1), drawn
+        )  # every image of a batch is changed alike
         torch.testing.assert_close(twin, twin[:1].expand(7, -1, -1, -1), rtol=0, atol=1e-12)
-        torch.testing.assert_close(augmentation.apply(images[5:], drawn.rows(torch.tensor([5, 6]))), whole[5:], rtol=0, atol=1e-12)
+        torch.testing.assert_close(
+            augmentation.apply(images[5:], drawn.rows(torch.tensor([5, 6]))),
+            whole[5:],
+            rtol=0,
+            atol=1e-12,
+        )
         changed |= not torch.equal(whole, images)
     assert changed
 
 
 def test_a_shared_draw_replays_and_differs_from_draw_to_draw():
-    first, second = ([augmentation.shared_draw(OPERATIONS, rng) for _ in range(20)] for rng in (generator(3), generator(3)))
-    assert [(draw.operation, draw.values.tolist()) for draw in first] == [(draw.operation, draw.values.tolist()) for draw in second]
+    first, second = (
+        [augmentation.shared_draw(OPERATIONS, rng) for _ in range(20)]
+        for rng in (generator(3), generator(3))
+    )
+    assert [(draw.operation, draw.values.tolist()) for draw in first] == [
+        (draw.operation, draw.values.tolist()) for draw in second
+    ]
     assert len({draw.operation for draw in first}) > 1
     assert len({tuple(draw.values.flatten().tolist()) for draw in first}) == 20
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_a_shared_draw_is_differentiable_in_the_images(operation):
-    images, drawn = noise(2, (2, 5, 6)).requires_grad_(), augmentation.shared_draw((operation,), generator(0))
+    images, drawn = (
+        noise(2, (2, 5, 6)).requires_grad_(),
+        augmentation.shared_draw((operation,), generator(0)),
+    )
     assert torch.autograd.gradcheck(lambda images: augmentation.apply(images, drawn), (images,))
 
 
 def test_an_operation_of_a_users_own_is_applied_with_its_values(tmp_path, monkeypatch):
-    (tmp_path / "shades.py").write_text("def dim(images, values):\n    return images * values[:, :1, None, None]\n")
+    (tmp_path / "shades.py").write_text(
+        "def dim(images, values):\n    return images * values[:, :1, None, None]\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     images, drawn = noise(3, (1, 4, 4)), augmentation.draw(("shades:dim",), 3, generator(0))
     expected = images * drawn.values[:, 0].double().view(3, 1, 1, 1)

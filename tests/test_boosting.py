@@ -1,4 +1,6 @@
-"""Boost-DD: what stays, what moves and how fast, resume in mid-block, and that any method can be boosted."""
+"""Boost-DD: what stays, what moves and how fast, resume in mid-block, and that any method can be
+boosted.
+"""
 
 import dataclasses
 import json
@@ -27,7 +29,14 @@ from potstill.methods.base import Examples, Method, Problem
 from potstill.registry import METHODS, InputError
 from potstill.seeds import generator
 
-BOOSTED = {**QUICK, "ipc": 3, "boost_blocks": 3, "steps": 5, "validate_every": 2, "checkpoint_every": 3}
+BOOSTED = {
+    **QUICK,
+    "ipc": 3,
+    "boost_blocks": 3,
+    "steps": 5,
+    "validate_every": 2,
+    "checkpoint_every": 3,
+}
 
 
 def boosted(blocks: int = 3, **options) -> DistilledSet:
@@ -62,9 +71,13 @@ def test_a_larger_beta_moves_earlier_blocks_further(strong):
 
 
 def stage(blocks: int, beta: float = 0.0) -> tuple[Stage, Method]:
-    """The last stage of so many blocks of one image of each of three classes, and the method for it."""
+    """The last stage of so many blocks of one image of each of three classes, and the method for
+    it.
+    """
     task = problem()
-    made = initial_blocks("gaussian", [pixels(1, 3, SHAPE, learn_labels=True)] * blocks, task.real.train, 0, CPU)
+    made = initial_blocks(
+        "gaussian", [pixels(1, 3, SHAPE, learn_labels=True)] * blocks, task.real.train, 0, CPU
+    )
     return with_method(Stage(made, Rates(0.05, 0.02, beta)))
 
 
@@ -76,12 +89,16 @@ def with_method(one: Stage) -> tuple[Stage, Method]:
 
 
 def begun(one: Stage, method: Method) -> OuterState:
-    return OuterState.start(one.learned, method.start()[0], Adam(), Carried(one.number, one.earlier))
+    return OuterState.start(
+        one.learned, method.start()[0], Adam(), Carried(one.number, one.earlier)
+    )
 
 
 def final_leaves(one: Stage, method: Method) -> dict[str, Tensor]:
     schedule = Schedule(4, clip=2.0, validate_every=9)
-    state = optimise(one.on_blocks(method, CPU), schedule, one.rules({}), begun(one, method), CPU, Hooks())
+    state = optimise(
+        one.on_blocks(method, CPU), schedule, one.rules({}), begun(one, method), CPU, Hooks()
+    )
     return dict(state.leaves)
 
 
@@ -104,7 +121,9 @@ def test_beta_multiplies_the_learning_rates_of_old_blocks_and_at_0_they_are_no_v
     )
     strong, method = stage(2)
     assert list(strong.rules({})) == ["1.images", "1.targets"]
-    assert [name for name, rule in strong.rules({}).items() if rule.clipped] == ["1.images"]  # the norm is of what can move
+    assert [name for name, rule in strong.rules({}).items() if rule.clipped] == [
+        "1.images"
+    ]  # the norm is of what can move
     assert list(strong.earlier) == ["0.images", "0.targets"]
     state = begun(strong, method)
     assert (state.updates, state.clip_average, state.step) == (0, None, 0)
@@ -124,11 +143,18 @@ def double(task: Problem) -> Problem:
 @pytest.mark.parametrize("learned", [False, True])
 @pytest.mark.parametrize(("micro_batch", "classes"), [(2, 3), (9, 3), (2, 1)])
 def test_frozen_examples_get_no_gradient_and_change_no_other(way, learned, micro_batch, classes):
-    """Two of three images of each class are frozen: some batches and micro-batches hold nothing else."""
+    """Two of three images of each class are frozen: some batches and micro-batches hold nothing
+    else.
+    """
     rng, labels = generator(3), torch.arange(9) % 3
-    images, targets = torch.randn(9, *SHAPE, generator=rng).double(), torch.rand(9, 3, generator=rng).double()
+    images, targets = (
+        torch.randn(9, *SHAPE, generator=rng).double(),
+        torch.rand(9, 3, generator=rng).double(),
+    )
     recipe = Recipe(batch_per_class=2, classes_per_batch=classes, augment=("rotate",))
-    task = dataclasses.replace(double(problem(micro_batch=micro_batch)), labels=labels, recipe=recipe)
+    task = dataclasses.replace(
+        double(problem(micro_batch=micro_batch)), labels=labels, recipe=recipe
+    )
     if way == "traced":
         compiled = CompiledNetwork(task.networks.model(0), backend="eager")
         task = dataclasses.replace(task, networks=task.networks.with_compiled(compiled))
@@ -169,7 +195,9 @@ def test_a_run_that_died_in_any_block_resumes_to_the_same_bytes(tmp_path, strong
     resumed = potstill.resume(tmp_path / "run")
     undisturbed = strong if beta == 0 else boosted(boost_beta=beta)
     potstill.save(undisturbed, tmp_path / "undisturbed.safetensors")
-    assert (tmp_path / "run/distilled.safetensors").read_bytes() == (tmp_path / "undisturbed.safetensors").read_bytes()
+    assert (tmp_path / "run/distilled.safetensors").read_bytes() == (
+        tmp_path / "undisturbed.safetensors"
+    ).read_bytes()
     assert torch.equal(resumed.images, undisturbed.images)
     records = RunFolder(tmp_path / "run").records()
     assert [record.step for record in records] == list(range(1, 16))
@@ -185,7 +213,9 @@ def test_the_steps_of_a_boosted_run_cannot_be_changed_half_way(tmp_path):
         boosted(out=tmp_path / "run", listener=Listener(step=die))
     config = tmp_path / "run/config.toml"
     config.write_text(config.read_text().replace("steps = 5", "steps = 6"))
-    with pytest.raises(InputError, match=r"steps of the run in .* was 5, its config.toml now says 6; put it back"):
+    with pytest.raises(
+        InputError, match=r"steps of the run in .* was 5, its config.toml now says 6; put it back"
+    ):
         potstill.resume(tmp_path / "run")
 
 
@@ -195,22 +225,32 @@ def test_a_prefix_of_a_file_is_the_blocks_it_was_with_its_own_length_and_accurac
         part = potstill.load(tmp_path / "set.safetensors", ipc=ipc)
         assert part.ipc == ipc
         assert torch.equal(part.images, torch.cat([block.images for block in strong.blocks[:ipc]]))
-        assert torch.equal(part.targets, torch.cat([block.targets for block in strong.blocks[:ipc]]))
+        assert torch.equal(
+            part.targets, torch.cat([block.targets for block in strong.blocks[:ipc]])
+        )
         budget = strong.meta["budgets"][place]
         assert (part.recipe.steps, part.meta["accuracy"]) == (budget["steps"], budget["accuracy"])
         potstill.save(part, tmp_path / "part.safetensors")
         assert potstill.load(tmp_path / "part.safetensors").budgets == tuple(range(1, ipc + 1))
-    with pytest.raises(InputError, match=r"ipc must be a budget that the set holds, 1, 2, 3, got 4"):
+    with pytest.raises(
+        InputError, match=r"ipc must be a budget that the set holds, 1, 2, 3, got 4"
+    ):
         potstill.load(tmp_path / "set.safetensors", ipc=4)
 
 
 @pytest.mark.parametrize("method", list(METHODS))
 def test_any_method_can_be_boosted(method):
     base = for_method(method, {**BOOSTED, "steps": 2, "learn_labels": False})
-    two, one = (potstill.distill(**{**base, "ipc": blocks, "boost_blocks": blocks}) for blocks in (2, 1))
+    two, one = (
+        potstill.distill(**{**base, "ipc": blocks, "boost_blocks": blocks}) for blocks in (2, 1)
+    )
     assert torch.equal(two.blocks[0].images, one.images)
     start = initial_blocks(
-        "gaussian", [pixels(1, 10, SHAPE)] * 2, TensorSplit(torch.zeros(40, *SHAPE), torch.arange(40) % 10), 0, CPU
+        "gaussian",
+        [pixels(1, 10, SHAPE)] * 2,
+        TensorSplit(torch.zeros(40, *SHAPE), torch.arange(40) % 10),
+        0,
+        CPU,
     )
     assert two.blocks[1].images.isfinite().all()
     assert not torch.equal(two.blocks[1].images, start[1].images)
@@ -218,10 +258,22 @@ def test_any_method_can_be_boosted(method):
 
 def test_blocks_from_real_images_share_none():
     images = torch.randn(60, *SHAPE, generator=generator(2))
-    blocks = initial_blocks("real", [pixels(size, 3, SHAPE) for size in (2, 3)], TensorSplit(images, torch.arange(60) % 3), 0, CPU)
-    rows = [int((images == image).flatten(1).all(1).nonzero()) for block in blocks for image in block.images]
+    blocks = initial_blocks(
+        "real",
+        [pixels(size, 3, SHAPE) for size in (2, 3)],
+        TensorSplit(images, torch.arange(60) % 3),
+        0,
+        CPU,
+    )
+    rows = [
+        int((images == image).flatten(1).all(1).nonzero())
+        for block in blocks
+        for image in block.images
+    ]
     assert len(set(rows)) == 15
-    assert [rows[place] % 3 for place in range(15)] == [int(label) for block in blocks for label in block.labels]
+    assert [rows[place] % 3 for place in range(15)] == [
+        int(label) for block in blocks for label in block.labels
+    ]
 
 
 def test_the_wrapper_hands_each_block_its_share():
@@ -230,13 +282,24 @@ def test_the_wrapper_hands_each_block_its_share():
     assert isinstance(on_blocks, OnBlocks)
     found = on_blocks.estimate(one.learned, method.start()[0], 0)
     both = examples(one.blocks)
-    plain = method.estimate(Examples(both["images"], both["targets"], one.labels, 0, True), {}, method.start()[0], 0)
+    plain = method.estimate(
+        Examples(both["images"], both["targets"], one.labels, 0, True), {}, method.start()[0], 0
+    )
     for name in ("images", "targets"):
-        assert torch.equal(torch.cat([found.grads[f"0.{name}"], found.grads[f"1.{name}"]]), plain.grads[name])
+        assert torch.equal(
+            torch.cat([found.grads[f"0.{name}"], found.grads[f"1.{name}"]]), plain.grads[name]
+        )
 
 
 def test_steps_are_dealt_out_to_the_blocks_unless_they_are_given():
-    quick = {**BOOSTED, "width": 4, "unroll": 1, "window": 1, "real_batch": 10, "validate_every": 1000}
+    quick = {
+        **BOOSTED,
+        "width": 4,
+        "unroll": 1,
+        "window": 1,
+        "real_batch": 10,
+        "validate_every": 1000,
+    }
     quick.pop("steps")
     one = potstill.distill(**quick)
     assert one.meta["config"]["outer"]["steps"] == 400 // 3
@@ -245,7 +308,10 @@ def test_steps_are_dealt_out_to_the_blocks_unless_they_are_given():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"ipc": 5, "boost_blocks": 2}, r"boost_blocks must divide ipc=5 into blocks of equal size, got 2; change --ipc"),
+        (
+            {"ipc": 5, "boost_blocks": 2},
+            r"boost_blocks must divide ipc=5 into blocks of equal size, got 2; change --ipc",
+        ),
         ({"boost_beta": 1.5}, "boost_beta must be at least 0 and at most 1, got 1.5"),
         ({"boost_beta": -0.1}, "boost_beta must be at least 0 and at most 1, got -0.1"),
         ({"boost_blocks": 0}, "boost_blocks must be at least 1, got 0"),
@@ -259,7 +325,20 @@ def test_blocks_that_do_not_fit_are_told(options, message):
 def test_evaluate_measures_a_prefix_or_all_budgets(tmp_path, capsys):
     boosted(out=tmp_path / "run")
     assert (
-        main(["evaluate", str(tmp_path / "run"), "--nets", "2", "--all-budgets", "--baseline", "full", "--full-epochs", "1"]) == 0
+        main(
+            [
+                "evaluate",
+                str(tmp_path / "run"),
+                "--nets",
+                "2",
+                "--all-budgets",
+                "--baseline",
+                "full",
+                "--full-epochs",
+                "1",
+            ]
+        )
+        == 0
     )
     found = json.loads((tmp_path / "run/evaluation.json").read_text())["evaluations"]
     assert [one["settings"]["ipc"] for one in found] == [1, 2, 3]
@@ -276,10 +355,16 @@ def test_evaluate_measures_a_prefix_or_all_budgets(tmp_path, capsys):
 
 def test_a_prefix_is_exported(tmp_path, capsys):
     boosted(out=tmp_path / "run")
-    assert main(["export", str(tmp_path / "run"), "--ipc", "2", "--out", str(tmp_path / "set.npz")]) == 0
+    assert (
+        main(["export", str(tmp_path / "run"), "--ipc", "2", "--out", str(tmp_path / "set.npz")])
+        == 0
+    )
     with numpy.load(tmp_path / "set.npz") as arrays:
         assert len(arrays["labels"]) == 20
-    assert main(["export", str(tmp_path / "run"), "--ipc", "9", "--out", str(tmp_path / "set.npz")]) == 2
+    assert (
+        main(["export", str(tmp_path / "run"), "--ipc", "9", "--out", str(tmp_path / "set.npz")])
+        == 2
+    )
     assert "ipc must be a budget that the set holds, 1, 2, 3, got 9" in capsys.readouterr().err
 
 
@@ -288,4 +373,6 @@ def test_a_compiled_boosted_run_has_few_shapes():
     sizes = [stage_micro_batch(batch, 100, 100, compiled=True) for batch in batches]
     assert sizes == [13, 25, 50, 50, 50, 100, 100, 100, 100, 100]
     assert {stage_micro_batch(batch, 100, 34, compiled=True) for batch in batches} == {17, 34}
-    assert [stage_micro_batch(batch, 100, 100, compiled=False) for batch in batches] == list(range(10, 101, 10))
+    assert [stage_micro_batch(batch, 100, 100, compiled=False) for batch in batches] == list(
+        range(10, 101, 10)
+    )

@@ -1,4 +1,6 @@
-"""The report in a browser, where there is one: every picture is drawn, nothing scrolls sideways, print is dark on white."""
+"""The report in a browser, where there is one: every picture is drawn, nothing scrolls sideways,
+print is dark on white.
+"""
 
 import shutil
 from pathlib import Path
@@ -9,7 +11,9 @@ from test_report import ALL, places  # noqa: F401 (a fixture)
 from potstill.reports.report import write_report
 
 api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 
 
@@ -39,14 +43,25 @@ def test_pages_are_drawn_whole_at_any_width(browser, pages, width, scheme):
         said: list[str] = []
         page.on("console", lambda message: said.append(message.text))  # noqa: B023
         page.on("pageerror", lambda error: said.append(str(error)))  # noqa: B023
-        page.on("request", lambda request: said.append(request.url) if request.url[:5] not in ("file:", "data:") else None)  # noqa: B023
+        page.on(
+            "request",
+            lambda request: (
+                said.append(request.url)  # noqa: B023
+                if request.url[:5] not in ("file:", "data:")
+                else None
+            ),
+        )
         page.goto(path.as_uri())
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), path
-        assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)"), path
-        # A figure's text is of one colour with the page's, at its own size or larger, and inside the figure.
+        assert page.evaluate(
+            "[...document.images].every(image => image.complete && image.naturalWidth > 0)"
+        ), path
+        # A figure's text is of one colour with the page's, at its own size or larger, and inside
+        # the figure.
         assert page.evaluate(
             """[...document.querySelectorAll("svg.chart text")].every(text => {
-                const inner = text.getBoundingClientRect(), outer = text.closest("svg").getBoundingClientRect();
+                const inner = text.getBoundingClientRect();
+                const outer = text.closest("svg").getBoundingClientRect();
                 return getComputedStyle(text).fill === getComputedStyle(document.body).color
                     && inner.left >= outer.left - 2 && inner.right <= outer.right + 2;
             })"""
@@ -59,7 +74,9 @@ def test_print_is_dark_on_white(browser, pages):
     page = browser.new_page(color_scheme="dark")
     page.goto(pages["0"].as_uri())
     page.emulate_media(media="print", color_scheme="dark")
-    colours = page.evaluate("[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color]")
+    colours = page.evaluate(
+        "[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color]"
+    )
     assert colours == ["rgb(255, 255, 255)", "rgb(0, 0, 0)"]
     assert page.pdf()[:5] == b"%PDF-"
     page.close()
@@ -69,7 +86,8 @@ def test_tables_are_read_as_they_are_written(browser, pages):
     page = browser.new_page()
     page.goto(pages["all"].as_uri())
     cells = page.evaluate(
-        """[...document.querySelectorAll("table.table")[0].rows].map(row => [...row.cells].map(cell => cell.innerText))"""
+        """[...document.querySelectorAll("table.table")[0].rows]
+            .map(row => [...row.cells].map(cell => cell.innerText))"""
     )
     assert cells[0][1:] == ALL
     assert cells[1] == ["Outer steps", "12 of 12", "12 of 12", "12 of 12", "6 of 12"]

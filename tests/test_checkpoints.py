@@ -19,7 +19,8 @@ def test_a_moving_window_resumes_where_it_was(tmp_path):
     resume(tmp_path / "run")
     assert bytes_of(tmp_path / "run") == bytes_of(tmp_path / "undisturbed")
     places = [
-        [record.info["burn_in"] for record in run_folder.RunFolder(tmp_path / name).records()] for name in ("undisturbed", "run")
+        [record.info["burn_in"] for record in run_folder.RunFolder(tmp_path / name).records()]
+        for name in ("undisturbed", "run")
     ]
     assert places[0] == places[1]
     assert 0 == places[0][0] < places[0][16] < places[0][-1]  # it moved before and after the stop
@@ -28,8 +29,14 @@ def test_a_moving_window_resumes_where_it_was(tmp_path):
 def test_all_checkpoints_are_kept_if_wanted_and_the_set_is_the_same(tmp_path):
     potstill.distill(**QUICK, keep_checkpoints=0, out=tmp_path / "run")
     folder = run_folder.RunFolder(tmp_path / "run")
-    assert [path.stem for path in folder.checkpoints] == ["step-00000004", "step-00000008", "step-00000012"]
-    states = list(folder.states(folder.config(), read(DataConfig()).fingerprint, torch.device("cpu")))
+    assert [path.stem for path in folder.checkpoints] == [
+        "step-00000004",
+        "step-00000008",
+        "step-00000012",
+    ]
+    states = list(
+        folder.states(folder.config(), read(DataConfig()).fingerprint, torch.device("cpu"))
+    )
     assert [state.step for state in states] == [4, 8, 12]
     assert not torch.equal(states[0].leaves["0.images"], states[1].leaves["0.images"])
     potstill.distill(**QUICK, out=tmp_path / "few")
@@ -40,9 +47,16 @@ def test_all_checkpoints_are_kept_if_wanted_and_the_set_is_the_same(tmp_path):
 def test_an_interruption_leaves_no_checkpoint_of_its_own(tmp_path):
     interrupted_run(tmp_path / "run", after=6, keep_checkpoints=0)
     folder = run_folder.RunFolder(tmp_path / "run")
-    assert [path.stem for path in folder.checkpoints] == ["step-00000004", "step-00000006-interrupted"]
+    assert [path.stem for path in folder.checkpoints] == [
+        "step-00000004",
+        "step-00000006-interrupted",
+    ]
     resume(tmp_path / "run")
-    assert [path.stem for path in folder.checkpoints] == ["step-00000004", "step-00000008", "step-00000012"]
+    assert [path.stem for path in folder.checkpoints] == [
+        "step-00000004",
+        "step-00000008",
+        "step-00000012",
+    ]
 
 
 def test_a_damaged_checkpoint_does_not_push_out_a_newer_one(tmp_path):
@@ -51,8 +65,16 @@ def test_a_damaged_checkpoint_does_not_push_out_a_newer_one(tmp_path):
     folder.checkpoints[-1].write_bytes(b"")
     seen: list[int] = []
     with pytest.raises(Interrupted):
-        resume(tmp_path / "run", listener=Listener(step=lambda record, steps: seen.append(1), stop=lambda: len(seen) == 2))
-    assert [path.stem for path in folder.checkpoints] == ["step-00000004", "step-00000006-interrupted"]
+        resume(
+            tmp_path / "run",
+            listener=Listener(
+                step=lambda record, steps: seen.append(1), stop=lambda: len(seen) == 2
+            ),
+        )
+    assert [path.stem for path in folder.checkpoints] == [
+        "step-00000004",
+        "step-00000006-interrupted",
+    ]
 
 
 def test_more_checkpoints_may_be_kept_than_there_are(tmp_path):

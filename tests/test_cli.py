@@ -32,7 +32,11 @@ def run(tmp_path_factory) -> Path:
 def told(capsys, *words: object) -> str:
     """The one sentence of a command that must fail with exit code 2."""
     assert main(list(map(str, words))) == 2
-    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("potstill: error: ")]
+    errors = [
+        line
+        for line in capsys.readouterr().err.splitlines()
+        if line.startswith("potstill: error: ")
+    ]
     assert len(errors) == 1
     return errors[0].removeprefix("potstill: error: ")
 
@@ -60,7 +64,18 @@ def test_distill_says_where_everything_is(tmp_path, capsys):
 
 
 def test_evaluate_prints_a_table_and_writes_the_same(run, capsys):
-    words = ["evaluate", run, "--nets", 3, "--baseline", "random", "--baseline", "full", "--full-epochs", 2]
+    words = [
+        "evaluate",
+        run,
+        "--nets",
+        3,
+        "--baseline",
+        "random",
+        "--baseline",
+        "full",
+        "--full-epochs",
+        2,
+    ]
     assert main(list(map(str, words))) == 0
     output = capsys.readouterr().out
     written = entries(run / EVALUATION, KEY)[-1]
@@ -69,7 +84,10 @@ def test_evaluate_prints_a_table_and_writes_the_same(run, capsys):
         assert set(row["accuracy"]) == {"mean", "std", "n"}
         assert 0 <= row["accuracy"]["mean"] <= 1
         assert row["accuracy"]["n"] == 3
-        assert f"{100 * row['accuracy']['mean']:.1f} ± {100 * row['accuracy']['std']:.1f} % (n = 3)" in output
+        assert (
+            f"{100 * row['accuracy']['mean']:.1f} ± {100 * row['accuracy']['std']:.1f} % (n = 3)"
+            in output
+        )
     assert written["test_images"] == 359
     assert {"hardware", "versions", "settings", "data"} <= set(written)
 
@@ -100,14 +118,33 @@ def test_evaluations_of_a_run_stand_beside_each_other(run):
 
 
 def test_another_model_and_fixed_steps(run):
-    assert main(["evaluate", str(run), "--nets", "1", "--model", "test_models:with_shape", "--steps", "7"]) == 0
+    assert (
+        main(
+            [
+                "evaluate",
+                str(run),
+                "--nets",
+                "1",
+                "--model",
+                "test_models:with_shape",
+                "--steps",
+                "7",
+            ]
+        )
+        == 0
+    )
     (row,) = entries(run / EVALUATION, KEY)[-1]["rows"]
-    assert (row["model"], row["steps"], row["accuracy"]["std"]) == ("test_models:with_shape", 7, None)
+    assert (row["model"], row["steps"], row["accuracy"]["std"]) == (
+        "test_models:with_shape",
+        7,
+        None,
+    )
 
 
 def test_a_users_model_is_found_where_the_user_stands(tmp_path, monkeypatch, capsys):
     (tmp_path / "mynets.py").write_text(
-        "from torch import nn\n\n\ndef net(num_classes):\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))\n"
+        "from torch import nn\n\n\ndef net(num_classes):\n    return nn.Sequential(nn.Flatten(), "
+        "nn.Linear(64, num_classes))\n"
     )
     monkeypatch.chdir(tmp_path)
     options = flags(without=("width", "depth"), model="mynets:net", steps=2)
@@ -136,18 +173,27 @@ def test_a_file_of_other_data_asks_for_them(tmp_path, capsys):
     alone = tmp_path / "alone" / "set.safetensors"
     alone.parent.mkdir()
     alone.write_bytes((tmp_path / "r" / artefact.ARTEFACT).read_bytes())
-    assert "does not tell where its data lie; give them with --data" in told(capsys, "evaluate", alone)
-    assert main(["evaluate", str(alone), "--nets", "1", "--data", data, "--cache-dir", str(tmp_path)]) == 0
+    assert "does not tell where its data lie; give them with --data" in told(
+        capsys, "evaluate", alone
+    )
+    assert (
+        main(["evaluate", str(alone), "--nets", "1", "--data", data, "--cache-dir", str(tmp_path)])
+        == 0
+    )
     capsys.readouterr()
     assert "must have images of shape (3, 16, 16) like the distilled set, got (1, 8, 8)" in told(
         capsys, "evaluate", alone, "--data", "digits"
     )
     more = f"folder:{photos(tmp_path / 'more', [(16, 16)], classes=3)}"
-    assert "the 2 classes of the distilled set, in its order, got 3; the first that differs is 'another number'" in told(
-        capsys, "evaluate", alone, "--data", more
+    assert (
+        "the 2 classes of the distilled set, in its order, got 3; the first that differs is "
+        "'another number'" in told(capsys, "evaluate", alone, "--data", more)
     )
     other = f"folder:{photos(tmp_path / 'other', [(16, 16)], count=9)}"
-    assert main(["evaluate", str(alone), "--nets", "1", "--data", other, "--cache-dir", str(tmp_path)]) == 0
+    assert (
+        main(["evaluate", str(alone), "--nets", "1", "--data", other, "--cache-dir", str(tmp_path)])
+        == 0
+    )
     assert "these are not the data that the set was distilled from" in capsys.readouterr().err
 
 
@@ -164,20 +210,30 @@ def test_list_names_everything_that_is_registered(capsys):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["distill", "--ipcc", "3"], "unknown argument '--ipcc' (did you mean '--ipc'?); see `potstill distill --help`"),
+        (
+            ["distill", "--ipcc", "3"],
+            "unknown argument '--ipcc' (did you mean '--ipc'?); see `potstill distill --help`",
+        ),
         (["distill", "--ipc", "0"], "ipc must be at least 1, got 0"),
         (["distill", "--ipc", "two"], "ipc must be a whole number, got 'two'"),
-        (["distill", "--window", "99"], "window must lie in [1, unroll=60], got 99; lower --window or raise --unroll"),
+        (
+            ["distill", "--window", "99"],
+            "window must lie in [1, unroll=60], got 99; lower --window or raise --unroll",
+        ),
         (["distill", "--method", "ratbptt"], "unknown method 'ratbptt' (did you mean 'rat-bptt'?)"),
         (["distill", "--model", "conv"], "unknown model 'conv' (did you mean 'convnet'?)"),
         (
             ["distill", "--data", "/no/such"],
-            "data must begin with its kind, got '/no/such'; write folder:/no/such or parquet:/no/such",
+            "data must begin with its kind, got '/no/such'; write folder:/no/such or "
+            "parquet:/no/such",
         ),
         (["distill", "--threads", "99999999"], "threads must be at least 1 and at most 4096"),
         (["distill", "--data", "digit"], "unknown data source 'digit' (did you mean 'digits'?)"),
         (["distill", "--data", "folder:/no/such"], "folder /no/such does not exist"),
-        (["distill", "--data", "parquet:/no/such"], "parquet /no/such does not exist; give the path with --data parquet:PATH"),
+        (
+            ["distill", "--data", "parquet:/no/such"],
+            "parquet /no/such does not exist; give the path with --data parquet:PATH",
+        ),
         (["distill", "--preset", "cifar10"], "unknown preset 'cifar10' (did you mean 'cifar10-ipc"),
         (["distill", "--config", "/no/such.toml"], "cannot read the configuration /no/such.toml"),
         (["distill", "--resume", "/no/such"], "/no/such holds no run of potstill"),
@@ -185,21 +241,38 @@ def test_list_names_everything_that_is_registered(capsys):
             ["distill", "--resume", "/no/such", "--steps", "3"],
             "--resume takes every option from the run's config.toml; remove --steps",
         ),
-        (["distill", "--ipc", "200"], "ipc must be at most the smallest class's number of train images"),
+        (
+            ["distill", "--ipc", "200"],
+            "ipc must be at most the smallest class's number of train images",
+        ),
         (["distill", "--depth", "3"], "depth must be at most 2 for images of 8 x 8 pixels"),
-        (["distill", "--classes-per-batch", "11"], "classes_per_batch must be at most the number of classes, 10, got 11"),
-        (["distill", "--device", "cuda:7"], "device cuda:7 is not available here; use --device auto"),
+        (
+            ["distill", "--classes-per-batch", "11"],
+            "classes_per_batch must be at most the number of classes, 10, got 11",
+        ),
+        (
+            ["distill", "--device", "cuda:7"],
+            "device cuda:7 is not available here; use --device auto",
+        ),
         (["distill", "--out", "/proc/nowhere"], "cannot make the run folder /proc/nowhere"),
-        (["evaluate"], "the following arguments are required: RUN_OR_FILE; see `potstill evaluate --help`"),
+        (
+            ["evaluate"],
+            "the following arguments are required: RUN_OR_FILE; see `potstill evaluate --help`",
+        ),
         (["evaluate", "/no/such"], "there is no file /no/such"),
         (["evaluate", "x", "--nets", "0"], "nets must be at least 1, got 0"),
-        (["evaluate", "x", "--protocol", "test"], "unknown protocol 'test'; known: dc-300, dsa-1000"),
+        (
+            ["evaluate", "x", "--protocol", "test"],
+            "unknown protocol 'test'; known: dc-300, dsa-1000",
+        ),
         (["export", "x", "--format", "gif"], "argument --format: invalid choice: 'gif'"),
         (["distil"], "argument COMMAND: invalid choice: 'distil'"),
         ([], "the following arguments are required: COMMAND"),
     ],
 )
-def test_bad_input_gets_one_sentence_and_exit_code_2(words, sentence, capsys, tmp_path, monkeypatch):
+def test_bad_input_gets_one_sentence_and_exit_code_2(
+    words, sentence, capsys, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     assert sentence in told(capsys, *words)
     assert list(tmp_path.iterdir()) == []
@@ -210,7 +283,10 @@ def test_a_run_that_is_not_finished_does_not_evaluate(run, tmp_path, capsys):
     half.mkdir()
     (half / run_folder.CONFIG).write_bytes((run / run_folder.CONFIG).read_bytes())
     sentence = told(capsys, "evaluate", half)
-    assert sentence == f"the run in {half} is not finished; go on with `potstill distill --resume {half}`"
+    assert (
+        sentence
+        == f"the run in {half} is not finished; go on with `potstill distill --resume {half}`"
+    )
 
 
 def test_a_damaged_set_is_told(run, tmp_path, capsys):
@@ -236,7 +312,9 @@ def test_export_of_a_folder_is_a_data_set_again_and_tells_its_cost(run, tmp_path
         assert path.parent.name == distilled.class_names[distilled.labels[index]]
         found = np.asarray(Image.open(path)) / 255
         np.testing.assert_allclose(found, distilled.pixels[index, 0], atol=0.5 / 255 + 1e-6)
-    assert "exists; choose another place" in told(capsys, "export", run, "--format", "folder", "--out", tmp_path / "images")
+    assert "exists; choose another place" in told(
+        capsys, "export", run, "--format", "folder", "--out", tmp_path / "images"
+    )
 
 
 def test_export_never_replaces_a_file_that_the_user_names(run, tmp_path, capsys):
@@ -244,7 +322,9 @@ def test_export_never_replaces_a_file_that_the_user_names(run, tmp_path, capsys)
     mine.write_text("precious")
     for out in (mine, run / artefact.ARTEFACT):
         before = out.read_bytes()
-        assert "exists; choose another place" in told(capsys, "export", run, "--format", "npz", "--out", out)
+        assert "exists; choose another place" in told(
+            capsys, "export", run, "--format", "npz", "--out", out
+        )
         assert out.read_bytes() == before
     for _ in range(2):  # beside the set, the export's own file is its own to replace
         assert main(["export", str(run), "--format", "npz"]) == 0
@@ -257,7 +337,10 @@ def test_classes_whose_folders_would_meet_get_folders_of_their_own():
     names = folder_names(("a/b", "a_b", "A", "a", "..", "", "con", "plain", "x" * 300))
     assert len({name.casefold() for name in names}) == len(names)
     assert names[7] == "plain"
-    assert all(name and len(name) < 256 and not set(name) & set('/\\:*?"<>|') and name not in (".", "..") for name in names)
+    assert all(
+        name and len(name) < 256 and not set(name) & set('/\\:*?"<>|') and name not in (".", "..")
+        for name in names
+    )
     assert names[6].casefold() != "con"
 
 
@@ -265,11 +348,15 @@ def test_export_of_parquet_loads_as_a_hugging_face_data_set_and_is_exact(run, tm
     output = exported(run, "parquet", tmp_path / "set.parquet", capsys)
     assert "exact" in output
     table, distilled = pq.read_table(tmp_path / "set.parquet"), potstill.load(run)
-    assert torch.equal(torch.tensor(table["input"].to_pylist()).view_as(distilled.images), distilled.images)
+    assert torch.equal(
+        torch.tensor(table["input"].to_pylist()).view_as(distilled.images), distilled.images
+    )
     assert torch.equal(torch.tensor(table["target"].to_pylist()), distilled.targets)
     features = json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]
     assert features["label"]["names"] == list(distilled.class_names)
-    assert table.schema.field("image").type == pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    assert table.schema.field("image").type == pa.struct(
+        [("bytes", pa.binary()), ("path", pa.string())]
+    )
     import datasets
 
     loaded = datasets.Dataset.from_parquet(str(tmp_path / "set.parquet"), cache_dir=str(tmp_path))
@@ -292,7 +379,9 @@ def test_export_of_a_png_shows_every_image_enlarged_without_smoothing(run, tmp_p
     sheet, distilled = np.asarray(Image.open(tmp_path / "grid.png")), potstill.load(run)
     assert np.asarray(Image.open(run / run_folder.PICTURE)).shape == sheet.shape
     # A 12-fold enlargement of an image somewhere on the sheet, pixel by pixel.
-    picture = np.kron((distilled.pixels[0, 0] * 255).round().numpy().astype(np.uint8), np.ones((12, 12), np.uint8))
+    picture = np.kron(
+        (distilled.pixels[0, 0] * 255).round().numpy().astype(np.uint8), np.ones((12, 12), np.uint8)
+    )
     windows = np.lib.stride_tricks.sliding_window_view(sheet[:, :, 0], picture.shape)
     assert (windows[:40, :200] == picture).all(axis=(2, 3)).any()
 
@@ -306,7 +395,13 @@ def test_export_is_lossless_where_it_says_so_and_costs_accuracy_where_it_says_so
 
 
 def test_version_and_help_end_with_0(capsys):
-    for words in (["--version"], ["--help"], ["distill", "--help"], ["evaluate", "--help"], ["export", "--help"]):
+    for words in (
+        ["--version"],
+        ["--help"],
+        ["distill", "--help"],
+        ["evaluate", "--help"],
+        ["export", "--help"],
+    ):
         with pytest.raises(SystemExit) as ending:
             main(words)
         assert ending.value.code == 0
@@ -317,13 +412,22 @@ def test_python_takes_arrays_and_a_model_of_its_own():
     images = torch.rand(90, 8, 8)
     quick = {**QUICK, "ipc": 1, "classes_per_batch": "auto", "steps": 2}
     net = lambda: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))  # noqa: E731
-    options = {name: value for name, value in quick.items() if name not in ("model", "ipc", "width", "depth")}
-    distilled = potstill.distill(images, torch.arange(90) % 3, ipc=2, model=net, class_names=["x", "y", "z"], **options)
+    options = {
+        name: value
+        for name, value in quick.items()
+        if name not in ("model", "ipc", "width", "depth")
+    }
+    distilled = potstill.distill(
+        images, torch.arange(90) % 3, ipc=2, model=net, class_names=["x", "y", "z"], **options
+    )
     assert (len(distilled), distilled.class_names) == (6, ("x", "y", "z"))
     assert potstill.train(distilled, net)(distilled.preprocess(images[:4, None])).shape == (4, 3)
     with pytest.raises(potstill.InputError, match="cannot be imported; give it with model="):
         potstill.train(distilled)
-    with pytest.raises(potstill.InputError, match="images and labels must be given together, got images without them"):
+    with pytest.raises(
+        potstill.InputError,
+        match="images and labels must be given together, got images without them",
+    ):
         potstill.distill(images)
 
 
@@ -333,9 +437,14 @@ def test_python_evaluates_on_the_arrays_that_it_distilled(capsys):
     distilled = potstill.distill(images, labels, **quick)
     rows = potstill.evaluate(distilled, images, labels, nets=2, baselines=["random"])
     assert [(row.name, row.accuracy.n) for row in rows] == [("distilled", 2), ("random", 2)]
-    with pytest.raises(potstill.InputError, match="the data were arrays given in Python; give them again there"):
+    with pytest.raises(
+        potstill.InputError, match="the data were arrays given in Python; give them again there"
+    ):
         potstill.evaluate(distilled, nets=2)
-    with pytest.raises(potstill.InputError, match=r"must have images of shape \(1, 8, 8\) like the distilled set, got \(1, 9, 9\)"):
+    with pytest.raises(
+        potstill.InputError,
+        match=r"must have images of shape \(1, 8, 8\) like the distilled set, got \(1, 9, 9\)",
+    ):
         potstill.evaluate(distilled, torch.rand(90, 1, 9, 9), labels)
     for wrong, sentence in (
         ({"nets": 0}, "nets must be at least 1, got 0"),
@@ -344,7 +453,10 @@ def test_python_evaluates_on_the_arrays_that_it_distilled(capsys):
         ({"learner": "neares"}, r"unknown learner 'neares' \(did you mean 'nearest'\?\); known: "),
         ({"protocl": "paper"}, r"unknown option 'protocl' \(did you mean 'protocol'\?\)"),
         ({"protocol": "dsa-1000", "steps": 5}, "steps must be auto with the protocol dsa-1000"),
-        ({"baselines": ["rndom"]}, r"baseline must be one of random, full; got 'rndom' \(did you mean 'random'"),
+        (
+            {"baselines": ["rndom"]},
+            r"baseline must be one of random, full; got 'rndom' \(did you mean 'random'",
+        ),
     ):
         with pytest.raises(potstill.InputError, match=sentence):
             potstill.evaluate(distilled, images, labels, **wrong)
@@ -366,7 +478,9 @@ def test_several_networks_are_measured_one_after_the_other(run, tmp_path, capsys
     assert [one["settings"]["model"] for one in written] == ["mlp", "convnet", "vgg11"]
     assert [one["rows"][0]["model"] for one in written] == ["mlp", "convnet", "vgg11"]
     assert all(name in output for name in ("mlp", "convnet", "vgg11"))
-    assert "fixed steps; learning rate chosen on validation data" in written[2]["rows"][0]["protocol"]
+    assert (
+        "fixed steps; learning rate chosen on validation data" in written[2]["rows"][0]["protocol"]
+    )
     wrong = told(capsys, "evaluate", run, "--models", "mlp,vgg12")
     assert wrong.startswith("unknown model 'vgg12' (did you mean 'vgg11'?)")
     assert "lr must be above 0, got -1.0" in told(capsys, "evaluate", run, "--lr", "-1")

@@ -1,4 +1,6 @@
-"""Compiled derivatives against plain ones, in float64; what is not compiled, and what is said of it."""
+"""Compiled derivatives against plain ones, in float64; what is not compiled, and what is said of
+it.
+"""
 
 import os
 import subprocess
@@ -19,52 +21,88 @@ from potstill.seeds import generator, global_seed
 
 def derivatives(loss: Differentiable, tiny: Tiny) -> list[Tensor]:
     """Loss, gradient, and Hessian product in parameters, inputs and targets."""
-    batch = Batch(*(tiny.leaves[name][:4].clone().requires_grad_() for name in ("images", "targets")))
+    batch = Batch(
+        *(tiny.leaves[name][:4].clone().requires_grad_() for name in ("images", "targets"))
+    )
     along = torch.randn(tiny.model.theta.shape, generator=generator(3), dtype=torch.float64)
     of_theta, *of_batch = loss.product(tiny.model.theta, batch, 0, along)
-    return [*loss.gradient(tiny.model.theta, batch, 0), of_theta, *(of for of in of_batch if of is not None)]
+    return [
+        *loss.gradient(tiny.model.theta, batch, 0),
+        of_theta,
+        *(of for of in of_batch if of is not None),
+    ]
 
 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_traced_derivatives_equal_plain_ones_for_another_network_of_the_make(network):
     traced = CompiledNetwork(Tiny.make(network, learn_labels=True).model, backend="eager")
     tiny = Tiny.make(network, learn_labels=True, seed=1)
-    for found, expected in zip(derivatives(traced.of(tiny.model), tiny), derivatives(cross_entropy(tiny.model), tiny), strict=True):
+    for found, expected in zip(
+        derivatives(traced.of(tiny.model), tiny),
+        derivatives(cross_entropy(tiny.model), tiny),
+        strict=True,
+    ):
         assert_equal(found, expected, network)
 
 
-@pytest.mark.skipif(missing_compiler(CPU) is not None, reason=f"cannot compile: {missing_compiler(CPU)}")
+@pytest.mark.skipif(
+    missing_compiler(CPU) is not None, reason=f"cannot compile: {missing_compiler(CPU)}"
+)
 @pytest.mark.parametrize("network", ["instance", "group"])
 def test_compiled_derivatives_equal_plain_ones(network):
     compiled = CompiledNetwork(Tiny.make(network, learn_labels=True).model)
     tiny = Tiny.make(network, learn_labels=True, seed=1)
     for _ in range(2):
         for found, expected in zip(
-            derivatives(compiled.of(tiny.model), tiny), derivatives(cross_entropy(tiny.model), tiny), strict=True
+            derivatives(compiled.of(tiny.model), tiny),
+            derivatives(cross_entropy(tiny.model), tiny),
+            strict=True,
         ):
             assert_equal(found, expected, network)
-    assert compiled.compilations == 2  # one for each kind, none anew for the second network or the second call
+    assert (
+        compiled.compilations == 2
+    )  # one for each kind, none anew for the second network or the second call
 
 
 def test_only_a_new_shape_of_batch_is_compiled_anew():
     traced = CompiledNetwork(Tiny.make("instance").model, backend="eager")
-    images, targets = torch.randn(6, 1, 8, 8, dtype=torch.float64), torch.eye(3, dtype=torch.float64).repeat(2, 1)
+    images, targets = (
+        torch.randn(6, 1, 8, 8, dtype=torch.float64),
+        torch.eye(3, dtype=torch.float64).repeat(2, 1),
+    )
     for count in (4, 6, 4, 6, 6):
-        traced.of(traced.model).gradient(traced.model.theta, Batch(images[:count], targets[:count]), 0)
+        traced.of(traced.model).gradient(
+            traced.model.theta, Batch(images[:count], targets[:count]), 0
+        )
     assert traced.compilations == 2
 
 
-@pytest.mark.parametrize("geometry", [{}, {"stride": 2, "padding": 1}, {"padding": (2, 1), "dilation": 2}, {"groups": 2}])
+@pytest.mark.parametrize(
+    "geometry", [{}, {"stride": 2, "padding": 1}, {"padding": (2, 1), "dilation": 2}, {"groups": 2}]
+)
 def test_convolution_has_torchs_values_and_derivatives_of_three_orders(geometry):
     rng = generator(0)
     x = torch.randn(2, 4, 7, 6, generator=rng, dtype=torch.float64, requires_grad=True)
-    w = torch.randn(6, 4 // geometry.get("groups", 1), 3, 3, generator=rng, dtype=torch.float64, requires_grad=True)
+    w = torch.randn(
+        6,
+        4 // geometry.get("groups", 1),
+        3,
+        3,
+        generator=rng,
+        dtype=torch.float64,
+        requires_grad=True,
+    )
     bias = torch.randn(6, generator=rng, dtype=torch.float64, requires_grad=True)
     found, expected = conv2d(x, w, bias, **geometry), nn.functional.conv2d(x, w, bias, **geometry)
     torch.testing.assert_close(found, expected)
     for _ in range(3):  # value -> gradients -> gradients of a function of these -> ...
         found, expected = (
-            torch.cat([g.flatten() for g in torch.autograd.grad(value.sin().sum(), (x, w), create_graph=True)])
+            torch.cat(
+                [
+                    g.flatten()
+                    for g in torch.autograd.grad(value.sin().sum(), (x, w), create_graph=True)
+                ]
+            )
             for value in (found, expected)
         )
         torch.testing.assert_close(found, expected)
@@ -72,20 +110,35 @@ def test_convolution_has_torchs_values_and_derivatives_of_three_orders(geometry)
 
 @pytest.mark.parametrize("groups", [1, 2, 6])
 def test_group_norm_is_torchs(groups):
-    x, weight, bias = (torch.randn(shape, generator=generator(0), dtype=torch.float64) for shape in ((3, 6, 4, 5), 6, 6))
-    torch.testing.assert_close(group_norm(x, groups, weight, bias, 1e-3), nn.functional.group_norm(x, groups, weight, bias, 1e-3))
-    torch.testing.assert_close(group_norm(x[..., 0, 0], groups), nn.functional.group_norm(x[..., 0, 0], groups))
+    x, weight, bias = (
+        torch.randn(shape, generator=generator(0), dtype=torch.float64)
+        for shape in ((3, 6, 4, 5), 6, 6)
+    )
+    torch.testing.assert_close(
+        group_norm(x, groups, weight, bias, 1e-3),
+        nn.functional.group_norm(x, groups, weight, bias, 1e-3),
+    )
+    torch.testing.assert_close(
+        group_norm(x[..., 0, 0], groups), nn.functional.group_norm(x[..., 0, 0], groups)
+    )
 
 
 def test_group_norm_keeps_its_statistics_in_float32():
     x = (torch.randn(2, 4, 8, 8, generator=generator(0)) + 200).bfloat16()
-    torch.testing.assert_close(group_norm(x, 4).float(), nn.functional.group_norm(x.float(), 4), atol=0.02, rtol=0)
+    torch.testing.assert_close(
+        group_norm(x, 4).float(), nn.functional.group_norm(x.float(), 4), atol=0.02, rtol=0
+    )
     assert group_norm(x, 4).dtype == torch.bfloat16
 
 
 def test_fusible_replaces_the_layers_and_leaves_the_rest():
     seen = []
-    module = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.GroupNorm(2, 4), nn.Conv2d(4, 2, 3, padding="same"), nn.Flatten())
+    module = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1),
+        nn.GroupNorm(2, 4),
+        nn.Conv2d(4, 2, 3, padding="same"),
+        nn.Flatten(),
+    )
     x = torch.randn(2, 1, 6, 6, generator=generator(0))
     with Fusible():
         found = module(x)
@@ -110,9 +163,13 @@ print(os.environ["TORCHINDUCTOR_CACHE_DIR"])
 
 def test_the_compilers_cache_is_the_users_or_the_one_named(tmp_path):
     def said(**environment: str) -> list[str]:
-        kept = {name: value for name, value in os.environ.items() if name != "TORCHINDUCTOR_CACHE_DIR"}
+        kept = {
+            name: value for name, value in os.environ.items() if name != "TORCHINDUCTOR_CACHE_DIR"
+        }
         command = [sys.executable, "-c", CACHE]
-        return subprocess.run(command, capture_output=True, text=True, check=False, env=kept | environment).stdout.splitlines()
+        return subprocess.run(
+            command, capture_output=True, text=True, check=False, env=kept | environment
+        ).stdout.splitlines()
 
     home = {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
     assert said(**home)[1].startswith(str(tmp_path))
@@ -148,7 +205,11 @@ class Hidden(Noisy):
 
 @pytest.mark.parametrize(
     ("network", "why"),
-    [(Noisy, "random numbers"), (Branching, "cannot be traced"), (Hidden, "neither parameter nor buffer|traced")],
+    [
+        (Noisy, "random numbers"),
+        (Branching, "cannot be traced"),
+        (Hidden, "neither parameter nor buffer|traced"),
+    ],
 )
 def test_what_would_not_be_the_same_function_is_not_compiled(network, why):
     with global_seed(0, CPU):

@@ -1,4 +1,6 @@
-"""The contract of parts: kept by all of ours and by a stranger's, and each rule fails for who breaks it."""
+"""The contract of parts: kept by all of ours and by a stranger's, and each rule fails for who
+breaks it.
+"""
 
 import dataclasses
 import os
@@ -41,7 +43,11 @@ FOREIGN = "foreign.means:Means"
 @pytest.mark.parametrize("name", [*METHODS, FOREIGN])
 def test_every_method_keeps_to_the_contract(name):
     names = {item.name for item, _ in declared(METHODS[name].Options)}
-    small = {key: value for key, value in {"unroll": 6, "window": 3, "grow_over": 10}.items() if key in names}
+    small = {
+        key: value
+        for key, value in {"unroll": 6, "window": 3, "grow_over": 10}.items()
+        if key in names
+    }
     options = METHODS[name].Options(**small) if small else None
     check_method(name, options)
 
@@ -87,7 +93,9 @@ class GivesStrangeGradients(Wrong):
 class GivesNaN(Wrong):
     def estimate(self, examples, learned, state, step):
         found = super().estimate(examples, learned, state, step)
-        return dataclasses.replace(found, grads={**found.grads, "images": found.grads["images"] * float("nan")})
+        return dataclasses.replace(
+            found, grads={**found.grads, "images": found.grads["images"] * float("nan")}
+        )
 
 
 class GoesUphill(Wrong):
@@ -158,13 +166,30 @@ class SpeaksInNumbers(Wrong):
 @pytest.mark.parametrize(
     ("method", "sentence"),
     [
-        (ChangesWhatItGets, "must not change the examples or the state that it is given, it does at step 0"),
-        (DrawsFromTheGlobalGenerator, r"must draw everything from \(seed, step\), as problem.rng does, two estimates at step 0"),
+        (
+            ChangesWhatItGets,
+            "must not change the examples or the state that it is given, it does at step 0",
+        ),
+        (
+            DrawsFromTheGlobalGenerator,
+            r"must draw everything from \(seed, step\), as problem.rng does, two estimates at "
+            r"step 0",
+        ),
         (GivesStrangeGradients, "must give gradients of images, scale only, got pictures"),
-        (GivesNaN, "must give finite numbers on a small problem, the gradient of images or the loss is not"),
+        (
+            GivesNaN,
+            "must give finite numbers on a small problem, the gradient of images or the loss is "
+            "not",
+        ),
         (GoesUphill, "must lower its own loss in 30 steps on a small problem, it went from"),
-        (KeepsAnObject, "must have a state of tensors and plain data, by names, Object of type PosixPath"),
-        (ForgetsItsState, "must go on from a checkpoint as if nothing had happened, another set came out"),
+        (
+            KeepsAnObject,
+            "must have a state of tensors and plain data, by names, Object of type PosixPath",
+        ),
+        (
+            ForgetsItsState,
+            "must go on from a checkpoint as if nothing had happened, another set came out",
+        ),
         (NamesAnOptionOfTheHouse, "must name its options otherwise than the house's, got steps"),
         (HasAnUnfrozenOption, "must have a frozen dataclass of options, got Options"),
         (HasAPlainField, "must declare every field of Options with potstill.config.options.option"),
@@ -174,14 +199,21 @@ class SpeaksInNumbers(Wrong):
     ],
 )
 def test_each_rule_for_methods_fails_for_who_breaks_it(method, sentence):
-    with pytest.raises(ContractError, match=rf"^{__name__}:{method.__name__} {sentence}.*; this protects "):
+    with pytest.raises(
+        ContractError, match=rf"^{__name__}:{method.__name__} {sentence}.*; this protects "
+    ):
         check_method(method)
 
 
 def test_what_is_no_method_is_told():
-    with pytest.raises(ContractError, match=r"must have 'estimate' \(derive from potstill.methods.base.Method\), it has none"):
+    with pytest.raises(
+        ContractError,
+        match=r"must have 'estimate' \(derive from potstill.methods.base.Method\), it has none",
+    ):
         check_method(Reduced)
-    with pytest.raises(InputError, match=r"module 'foreign.means' has no 'Mean' \(did you mean 'Means'"):
+    with pytest.raises(
+        InputError, match=r"module 'foreign.means' has no 'Mean' \(did you mean 'Means'"
+    ):
         check_method("foreign.means:Mean")
 
 
@@ -221,41 +253,69 @@ class Rounded(nn.Module):
 
 
 def test_a_model_that_cannot_be_differentiated_twice_is_told():
-    with pytest.raises(ContractError, match=r"must be differentiable throughout.*this protects every derivative"):
+    with pytest.raises(
+        ContractError, match=r"must be differentiable throughout.*this protects every derivative"
+    ):
         check_model(Rounded, (1, 8, 8), 3)
 
 
 def test_a_source_that_gives_other_content_each_time_is_told():
     def restless(rest, config):
         images = torch.rand(9, 1, 4, 4).numpy()
-        return Dataset(Arrays(images, torch.arange(9).numpy() % 3), None, ("a", "b", "c"), array_hash(images))
+        return Dataset(
+            Arrays(images, torch.arange(9).numpy() % 3), None, ("a", "b", "c"), array_hash(images)
+        )
 
     def unnamed(rest, config):
         return dataclasses.replace(read_digits(rest, config), class_names=("0", "1"))
 
-    with pytest.raises(ContractError, match=r"must give the same fingerprint for the same content, two readings differ"):
+    with pytest.raises(
+        ContractError,
+        match=r"must give the same fingerprint for the same content, two readings differ",
+    ):
         check_source(restless)
-    with pytest.raises(ContractError, match=r"must have labels of train in 0 .. K-1, got 0 to 9 for 2 class names"):
+    with pytest.raises(
+        ContractError, match=r"must have labels of train in 0 .. K-1, got 0 to 9 for 2 class names"
+    ):
         check_source(unnamed)
 
 
 # A stranger's method in whole runs.
 QUICK = {
-    "method": FOREIGN, "model": "mlp", "width": 16, "depth": 1, "steps": 12, "validate_every": 3, "checkpoint_every": 4,
-    "lengths": (5,), "validation_nets": 1, "ipc": 2, "threads": 1, "trust": 0.25, "preprocess": "normalize",
-}  # fmt: skip
+    "method": FOREIGN,
+    "model": "mlp",
+    "width": 16,
+    "depth": 1,
+    "steps": 12,
+    "validate_every": 3,
+    "checkpoint_every": 4,
+    "lengths": (5,),
+    "validation_nets": 1,
+    "ipc": 2,
+    "threads": 1,
+    "trust": 0.25,
+    "preprocess": "normalize",
+}
 
 
 def words_of(**options) -> list[str]:
     found = []
     for name, value in {**QUICK, **options}.items():
-        found += ["--" + name.replace("_", "-"), ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
+        found += [
+            "--" + name.replace("_", "-"),
+            ",".join(map(str, value)) if isinstance(value, tuple) else str(value),
+        ]
     return found
 
 
 def run(*words: object, cache: Path) -> subprocess.CompletedProcess[str]:
-    """The command line in a process of its own, which finds the stranger's package and keeps a cache of its own."""
-    environment = {**os.environ, "PYTHONPATH": f"{Path(__file__).parent}:{os.environ.get('PYTHONPATH', '')}"}
+    """The command line in a process of its own, which finds the stranger's package and keeps a
+    cache of its own.
+    """
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{Path(__file__).parent}:{os.environ.get('PYTHONPATH', '')}",
+    }
     environment |= {"XDG_CACHE_HOME": str(cache)}
     command = [sys.executable, "-m", "potstill.cli.parser", *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
@@ -269,12 +329,19 @@ def test_a_strangers_method_distils_resumes_boosts_evaluates_reports_and_exports
     steps: list[int] = []
     with pytest.raises(KeyboardInterrupt):  # between checkpoints, as a kill would
         potstill.distill(**QUICK, out=cut, listener=potstill_listener(steps, 10))
-    assert [path.stem for path in run_folder.RunFolder(cut).checkpoints] == ["step-00000004", "step-00000008"]
+    assert [path.stem for path in run_folder.RunFolder(cut).checkpoints] == [
+        "step-00000004",
+        "step-00000008",
+    ]
     assert run("distill", "--resume", cut, cache=tmp_path).returncode == 0
     assert bytes_of(cut) == bytes_of(whole)
     assert kept.stat().st_mtime_ns == stamp
     assert "learned" in potstill.load(whole).meta
-    assert potstill.load(whole).meta["config"]["method"] == {"method": FOREIGN, "trust": 0.25, "mean_batch": 40}
+    assert potstill.load(whole).meta["config"]["method"] == {
+        "method": FOREIGN,
+        "trust": 0.25,
+        "mean_batch": 40,
+    }
     flags = words_of(ipc=2, boost_blocks=2, boost_beta=0.1)
     assert run("distill", "--out", boosted, *flags, cache=tmp_path).returncode == 0
     assert potstill.load(boosted).budgets == (1, 2)
@@ -286,7 +353,9 @@ def test_a_strangers_method_distils_resumes_boosts_evaluates_reports_and_exports
     assert FOREIGN in page
     exported = run("export", whole, "--format", "npz", "--out", tmp_path / "x.npz", cache=tmp_path)
     assert exported.returncode == 0, exported.stderr
-    copied = tmp_path / "shared.safetensors"  # as one who has the file and no package of the stranger's
+    copied = (
+        tmp_path / "shared.safetensors"
+    )  # as one who has the file and no package of the stranger's
     shutil.copy(whole / "distilled.safetensors", copied)
     alone = [sys.executable, "-m", "potstill.cli.parser", "evaluate", str(copied), "--nets", "1"]
     assert subprocess.run(alone, capture_output=True, check=False).returncode == 0
@@ -310,15 +379,28 @@ def potstill_listener(steps: list[int], last: int):
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (["--method", "foreign.means:Mean"], "module 'foreign.means' has no 'Mean' (did you mean 'Means'?)"),
-        (["--method", "foreign.mean:Means"], "cannot import 'foreign.mean' of 'foreign.mean:Means': ModuleNotFoundError"),
+        (
+            ["--method", "foreign.means:Mean"],
+            "module 'foreign.means' has no 'Mean' (did you mean 'Means'?)",
+        ),
+        (
+            ["--method", "foreign.mean:Means"],
+            "cannot import 'foreign.mean' of 'foreign.mean:Means': ModuleNotFoundError",
+        ),
         (["--method", FOREIGN, "--trust", "2"], "trust must be at least 0 and at most 1, got 2.0"),
         (
             ["--method", FOREIGN, "--window", "3"],
-            f"--window has no effect with --method {FOREIGN}; it belongs to --method rat-bptt, t-bptt",
+            f"--window has no effect with --method {FOREIGN}; it belongs to --method rat-bptt, "
+            "t-bptt",
         ),
-        (["--method", FOREIGN, "--real-batch", "3"], "--real-batch has no effect with --method foreign.means:Means; leave it out"),
-        (["--method", FOREIGN, "--learn-labels"], "--learn-labels has no effect with --method foreign.means:Means; leave it out"),
+        (
+            ["--method", FOREIGN, "--real-batch", "3"],
+            "--real-batch has no effect with --method foreign.means:Means; leave it out",
+        ),
+        (
+            ["--method", FOREIGN, "--learn-labels"],
+            "--learn-labels has no effect with --method foreign.means:Means; leave it out",
+        ),
         (["--trust", "0.5"], "unknown argument '--trust'"),
     ],
 )
@@ -359,12 +441,16 @@ def test_a_cache_builds_once_over_processes_and_again_after_damage(tmp_path):
     assert len(built) == 3
     for path in tmp_path.glob("*.safetensors"):
         path.write_bytes(path.read_bytes()[:-1])
-    assert torch.equal(Cache(tmp_path, ["data", {"option": 1}]).get("x", build)["x"], torch.arange(3.0))
+    assert torch.equal(
+        Cache(tmp_path, ["data", {"option": 1}]).get("x", build)["x"], torch.arange(3.0)
+    )
     assert len(built) == 4
     assert Cache(None).get("x", build)["x"] is not None
     blocked = tmp_path / "file"
     blocked.write_text("")
-    with pytest.raises(InputError, match=r"cannot write the cache folder .*file.*; give another with --cache-dir"):
+    with pytest.raises(
+        InputError, match=r"cannot write the cache folder .*file.*; give another with --cache-dir"
+    ):
         Cache(blocked / "in it").get("x", build)
 
 
@@ -403,6 +489,8 @@ class Lazy:
 
 def test_a_part_that_leaves_an_auto_is_told():
     chosen = dataclasses.replace(configuration().method, name="lazy", options=Lazy())
-    with pytest.raises(InputError, match=r"Options.resolved of lazy must replace every 'auto', it leaves size"):
+    with pytest.raises(
+        InputError, match=r"Options.resolved of lazy must replace every 'auto', it leaves size"
+    ):
         chosen.resolved(None)
     assert dataclasses.replace(chosen, options=Lazy(3)).resolved(None).options == Lazy(3)

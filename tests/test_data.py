@@ -39,7 +39,9 @@ def noise(count: int, seed: int = 0) -> np.ndarray:
 
 
 def write_folder(root: Path, per_class: int = 12) -> np.ndarray:
-    """Two classes of PNGs under train/ and 3 each under test/; gives the train pixels (N, C, H, W) in their order."""
+    """Two classes of PNGs under train/ and 3 each under test/; gives the train pixels (N, C, H, W)
+    in their order.
+    """
     pixels = noise(2 * per_class + 6)
     places = [("train", name, index) for name in ("cat", "dog") for index in range(per_class)]
     places += [("test", name, index) for name in ("cat", "dog") for index in range(3)]
@@ -66,7 +68,8 @@ def conversions(cache: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize(
-    ("share", "expected"), [(0.1, [0, 1, 1, 1, 10, 25]), (0.5, [0, 1, 2, 5, 51, 124]), (0.001, [0, 1, 1, 1, 1, 1])]
+    ("share", "expected"),
+    [(0.1, [0, 1, 1, 1, 10, 25]), (0.5, [0, 1, 2, 5, 51, 124]), (0.001, [0, 1, 1, 1, 1, 1])],
 )
 def test_hold_out_takes_the_same_share_of_every_class_at_least_one_and_never_all(share, expected):
     labels = np.random.default_rng(0).permutation(np.repeat(np.arange(6), [1, 2, 3, 10, 102, 248]))
@@ -85,7 +88,10 @@ def test_hold_out_splits_all_positions_in_two_ascending_parts():
 
 def test_hold_out_repeats_for_a_seed_and_changes_with_it():
     labels = np.repeat([0, 1], 50)
-    (first, again), other = ((hold_out(labels, 0.2, seed=1)[1] for _ in range(2)), hold_out(labels, 0.2, seed=2)[1])
+    (first, again), other = (
+        (hold_out(labels, 0.2, seed=1)[1] for _ in range(2)),
+        hold_out(labels, 0.2, seed=2)[1],
+    )
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
 
@@ -107,8 +113,13 @@ def test_sample_draws_without_replacement_and_at_most_all():
 
 
 def test_sample_reaches_every_example_about_equally_often():
-    split, rng = TensorSplit(torch.zeros(20, 1, 2, 2), torch.zeros(20, dtype=torch.int64)), generator(0)
-    counts = torch.stack([sample(split, 5, rng) for _ in range(800)]).flatten().bincount(minlength=20)
+    split, rng = (
+        TensorSplit(torch.zeros(20, 1, 2, 2), torch.zeros(20, dtype=torch.int64)),
+        generator(0),
+    )
+    counts = (
+        torch.stack([sample(split, 5, rng) for _ in range(800)]).flatten().bincount(minlength=20)
+    )
     assert ((counts - 200).abs() < 5 * math.sqrt(800 * 0.25 * 0.75)).all()
 
 
@@ -134,7 +145,9 @@ def test_bytes_become_floats_from_0_to_1_and_floats_stay_as_they_are():
 
 def test_a_split_in_memory_is_preprocessed_in_chunks_that_join_in_order():
     count = 2 * CHUNK + 5
-    arrays = Arrays(np.arange(count, dtype=np.float32).reshape(count, 1, 1, 1), np.arange(count) % 3)
+    arrays = Arrays(
+        np.arange(count, dtype=np.float32).reshape(count, 1, 1, 1), np.arange(count) % 3
+    )
     rows = np.arange(count)[::-1].copy()
     split = make_split(arrays, rows, lambda images: images * 2, CPU, mapped=False)
     taken, labels = split.take(torch.arange(count))
@@ -142,11 +155,15 @@ def test_a_split_in_memory_is_preprocessed_in_chunks_that_join_in_order():
     assert labels.tolist() == [row % 3 for row in rows]
 
 
-@pytest.mark.parametrize(("shape", "expected"), [((3, 64, 64), 1024), ((3, 224, 224), 111), ((3, 4096, 4096), 1)])
+@pytest.mark.parametrize(
+    ("shape", "expected"), [((3, 64, 64), 1024), ((3, 224, 224), 111), ((3, 4096, 4096), 1)]
+)
 def test_chunks_of_large_images_are_smaller_in_number_but_not_in_memory(shape, expected):
     assert (CHUNK, CHUNK_VALUES) == (1024, 2**24)
     # One image seen 3,000 times: a view, so that the test itself needs no memory.
-    arrays = Arrays(np.broadcast_to(np.zeros((), np.uint8), (3000, *shape)), np.zeros(3000, np.int64))
+    arrays = Arrays(
+        np.broadcast_to(np.zeros((), np.uint8), (3000, *shape)), np.zeros(3000, np.int64)
+    )
     found = chunks(np.arange(3000), arrays)
     assert np.concatenate(found).tolist() == list(range(3000))
     assert {len(rows) for rows in found[:-1]} == {expected}
@@ -164,7 +181,9 @@ def test_batches_cover_a_split_once_in_order():
 def test_mapped_and_in_memory_splits_give_the_same_batches(kind, tmp_path):
     write_folder(tmp_path / "source")
     loaded = {
-        storage: load(folder_config(tmp_path / "source", tmp_path / "cache", storage=storage, preprocess=kind))
+        storage: load(
+            folder_config(tmp_path / "source", tmp_path / "cache", storage=storage, preprocess=kind)
+        )
         for storage in ("memory", "mapped")
     }
     for name in ("train", "validation", "test"):
@@ -190,7 +209,9 @@ def test_a_split_holds_the_pixels_of_the_files(storage, tmp_path):
     pixels = write_folder(tmp_path / "source")
     dataset = read(folder_config(tmp_path / "source", tmp_path / "cache", storage=storage))
     order = torch.tensor([20, 3, 3, 11])
-    taken, labels = make_split(dataset.train, np.arange(24), lambda images: images, CPU, mapped=dataset.mapped).take(order)
+    taken, labels = make_split(
+        dataset.train, np.arange(24), lambda images: images, CPU, mapped=dataset.mapped
+    ).take(order)
     np.testing.assert_allclose(taken.numpy(), pixels[order] / 255, rtol=1e-6)
     assert labels.tolist() == [1, 0, 0, 0]
 
@@ -214,7 +235,9 @@ def test_a_conversion_is_found_without_reading_a_header(tmp_path, monkeypatch):
 
     monkeypatch.setattr(folders, "scan", never)
     assert np.array_equal(read(config).train.images, first.train.images)
-    monkeypatch.setattr(folders, "MAPPED_ABOVE_BYTES", 10**9)  # small data are read into memory, whatever lies in the cache
+    monkeypatch.setattr(
+        folders, "MAPPED_ABOVE_BYTES", 10**9
+    )  # small data are read into memory, whatever lies in the cache
     with pytest.raises(AssertionError):
         read(config)
 
@@ -234,9 +257,15 @@ def test_a_second_mapped_read_reuses_the_conversion(tmp_path):
     write_folder(tmp_path / "source")
     config = folder_config(tmp_path / "source", tmp_path / "cache", storage="mapped")
     first = load(config)
-    stats = {file: (file.stat().st_ino, file.stat().st_mtime_ns) for file in (tmp_path / "cache").rglob("*")}
+    stats = {
+        file: (file.stat().st_ino, file.stat().st_mtime_ns)
+        for file in (tmp_path / "cache").rglob("*")
+    }
     second = load(config)
-    assert {file: (file.stat().st_ino, file.stat().st_mtime_ns) for file in (tmp_path / "cache").rglob("*")} == stats
+    assert {
+        file: (file.stat().st_ino, file.stat().st_mtime_ns)
+        for file in (tmp_path / "cache").rglob("*")
+    } == stats
     assert torch.equal(first.train.take(torch.arange(4))[0], second.train.take(torch.arange(4))[0])
 
 
@@ -248,7 +277,10 @@ def test_a_mapped_conversion_is_found_by_content_when_the_folder_moves(tmp_path)
     (tmp_path / "source").rename(tmp_path / "elsewhere")
     second = read(folder_config(tmp_path / "elsewhere", tmp_path / "cache", storage="mapped"))
     assert conversions(tmp_path / "cache") == [converted]
-    assert (converted.stat().st_ino, converted.stat().st_mtime_ns) == (stat.st_ino, stat.st_mtime_ns)
+    assert (converted.stat().st_ino, converted.stat().st_mtime_ns) == (
+        stat.st_ino,
+        stat.st_mtime_ns,
+    )
     assert second.fingerprint == first.fingerprint
     assert np.array_equal(second.train.images, first.train.images)
 
@@ -269,7 +301,11 @@ def test_one_changed_pixel_makes_a_new_conversion(tmp_path):
 def test_another_image_size_makes_a_new_conversion(tmp_path):
     write_folder(tmp_path / "source")
     for size, expected in ((0, 8), (6, 6), (0, 8)):
-        dataset = read(folder_config(tmp_path / "source", tmp_path / "cache", storage="mapped", image_size=size))
+        dataset = read(
+            folder_config(
+                tmp_path / "source", tmp_path / "cache", storage="mapped", image_size=size
+            )
+        )
         assert dataset.train.images.shape == (24, 3, expected, expected)
     assert len(conversions(tmp_path / "cache")) == 2
 
@@ -280,7 +316,10 @@ def test_a_failed_conversion_leaves_nothing_and_succeeds_after_the_repair(tmp_pa
     whole = broken.read_bytes()
     broken.write_bytes(whole[:-80])
     config = folder_config(tmp_path / "source", tmp_path / "cache", storage="mapped")
-    with pytest.raises(InputError, match=r"cannot read the image .*test/dog/002\.png: .*truncated.*; repair or remove it"):
+    with pytest.raises(
+        InputError,
+        match=r"cannot read the image .*test/dog/002\.png: .*truncated.*; repair or remove it",
+    ):
         read(config)
     assert conversions(tmp_path / "cache") == []
     broken.write_bytes(whole)
@@ -318,7 +357,10 @@ def test_a_full_disk_is_told_before_the_conversion(tmp_path, monkeypatch):
     write_folder(tmp_path / "source")
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(decoding.shutil, "disk_usage", lambda _: usage._replace(free=5759))
-    message = r"cache folder .*cache must have room for 5,760 bytes of .*, 5,759 are free; give another with --cache-dir"
+    message = (
+        r"cache folder .*cache must have room for 5,760 bytes of .*, 5,759 are free; give "
+        r"another with --cache-dir"
+    )
     with pytest.raises(InputError, match=message):
         read(folder_config(tmp_path / "source", tmp_path / "cache", storage="mapped"))
     assert conversions(tmp_path / "cache") == []
@@ -327,30 +369,45 @@ def test_a_full_disk_is_told_before_the_conversion(tmp_path, monkeypatch):
 def test_a_cache_folder_that_cannot_be_made_is_named(tmp_path):
     write_folder(tmp_path / "source")
     (tmp_path / "cache").write_text("a file in the way")
-    with pytest.raises(InputError, match=r"cannot write the cache folder .*cache: .*; give another with --cache-dir"):
+    with pytest.raises(
+        InputError,
+        match=r"cannot write the cache folder .*cache: .*; give another with --cache-dir",
+    ):
         read(folder_config(tmp_path / "source", tmp_path / "cache", storage="mapped"))
 
 
-def test_a_disk_that_fills_up_during_the_conversion_is_told_and_leaves_nothing(tmp_path, monkeypatch):
+def test_a_disk_that_fills_up_during_the_conversion_is_told_and_leaves_nothing(
+    tmp_path, monkeypatch
+):
     write_folder(tmp_path / "source")
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(decoding.np.lib.format, "write_array_header_1_0", full)
-    with pytest.raises(InputError, match=r"cannot write the cache folder .*: .*No space left on device; give another with --cache"):
+    with pytest.raises(
+        InputError,
+        match=r"cannot write the cache folder .*: .*No space left on device; give another with "
+        r"--cache",
+    ):
         read(folder_config(tmp_path / "source", tmp_path / "cache", storage="mapped"))
     assert conversions(tmp_path / "cache") == []
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="tells the pages of mapped files on Linux only")
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="tells the pages of mapped files on Linux only"
+)
 def test_reading_mapped_images_does_not_fill_the_process(tmp_path):
     rows, size = 64, 2**20
     np.save(tmp_path / "images.npy", np.zeros((rows, 1, 1, size), np.uint8))
     arrays = Arrays(np.load(tmp_path / "images.npy", mmap_mode="r"), np.zeros(rows, np.int64))
 
     def mapped() -> int:
-        (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssFile")]
+        (line,) = [
+            line
+            for line in Path("/proc/self/status").read_text().splitlines()
+            if line.startswith("RssFile")
+        ]
         return int(line.split()[1]) * 1024
 
     before = mapped()

@@ -30,7 +30,11 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be asked")
 def test_freed_memory_is_used_again_without_page_faults():
     faults = {
-        how: int(subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=True).stdout)
+        how: int(
+            subprocess.run(
+                [sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=True
+            ).stdout
+        )
         for how in ("keep", "plain")
     }
     assert faults["keep"] < 0.2 * faults["plain"]
@@ -54,7 +58,9 @@ print(distilled.metadata.option("precision"), distilled.recipe.precision)
 def test_the_automatic_precision_can_be_that_of_another_machine(precision, monkeypatch):
     monkeypatch.setenv(AUTO_PRECISION, precision)
     assert auto_precision(CPU) == precision
-    result = subprocess.run([sys.executable, "-c", RESOLVED], capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", RESOLVED], capture_output=True, text=True, check=True
+    )
     assert result.stdout.split() == [precision, precision]
 
 
@@ -65,5 +71,7 @@ def test_the_automatic_precision_is_the_fast_one(monkeypatch):
     monkeypatch.setenv(AUTO_PRECISION, "")  # as `make test` sets it
     assert auto_precision(CPU) == expected
     monkeypatch.setenv(AUTO_PRECISION, "float16")
-    with pytest.raises(InputError, match="POTSTILL_AUTO_PRECISION must be float32 or bfloat16, got 'float16'"):
+    with pytest.raises(
+        InputError, match="POTSTILL_AUTO_PRECISION must be float32 or bfloat16, got 'float16'"
+    ):
         auto_precision(CPU)

@@ -1,4 +1,6 @@
-"""The noise of a run: measured where the run was, with the draws that it would have made; what the command says."""
+"""The noise of a run: measured where the run was, with the draws that it would have made; what the
+command says.
+"""
 
 import json
 
@@ -45,7 +47,9 @@ def test_every_place_is_measured_at_its_own_state(run):
 
 
 def test_a_nested_run_is_measured_over_all_its_blocks(tmp_path):
-    potstill.distill(**{**QUICK, "steps": 4}, boost_blocks=2, keep_checkpoints=0, out=tmp_path / "run")
+    potstill.distill(
+        **{**QUICK, "steps": 4}, boost_blocks=2, keep_checkpoints=0, out=tmp_path / "run"
+    )
     found = potstill.diagnose(tmp_path / "run", samples=4)
     assert [one.step for one in found] == [0, 4, 8]
     assert [one.real[0].entries for one in found] == [640, 640, 640]  # only the block that moves
@@ -65,7 +69,9 @@ def test_the_command_prints_a_table_and_writes_what_it_measured(run, capsys):
     assert noise["share"] == pytest.approx(noise["entries"] * noise["per_entry"] / noise["power"])
     assert f"{100 * noise['share']:.0f} %" in told
     assert main(["diagnose", str(run), "--samples", "5"]) == 0
-    assert main(["diagnose", str(run), "--samples", "5"]) == 0  # the same again replaces, another does not
+    assert (
+        main(["diagnose", str(run), "--samples", "5"]) == 0
+    )  # the same again replaces, another does not
     records, unreadable = read_records(run / DIAGNOSIS, DiagnosisRecord)
     assert ([record.settings.signs for record in records[-2:]], unreadable) == ([3, 0], 0)
 
@@ -75,10 +81,19 @@ def test_the_command_prints_a_table_and_writes_what_it_measured(run, capsys):
     [
         ({"samples": 1}, "samples must be 0 or at least 2, got 1"),
         ({"sources": 1}, "sources must be 0 or at least 2, got 1"),
-        ({"samples": 0}, "samples and sources are both 0, so that nothing is measured; give one of them"),
+        (
+            {"samples": 0},
+            "samples and sources are both 0, so that nothing is measured; give one of them",
+        ),
         ({"size": 0}, "size must be at least 1, got 0"),
-        ({"samples": 100, "size": 20}, r"samples x size must be at most the 1,295 train images, got 100 x 20"),
-        ({"images": torch.rand(60, 1, 8, 8), "labels": torch.arange(60) % 10}, "was started with other data"),
+        (
+            {"samples": 100, "size": 20},
+            r"samples x size must be at most the 1,295 train images, got 100 x 20",
+        ),
+        (
+            {"images": torch.rand(60, 1, 8, 8), "labels": torch.arange(60) % 10},
+            "was started with other data",
+        ),
     ],
 )
 def test_what_cannot_be_measured_is_told(run, arguments, message):

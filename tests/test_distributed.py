@@ -24,15 +24,32 @@ from potstill.distributed import ALONE, VARIABLES, Ranks
 from potstill.registry import METHODS, InputError
 
 # Three trajectories and networks on two ranks: one has more to do than the other.
-SAME = {"threads": 1, "precision": "float32", "compile": "off", "trajectories": 3, "validation_nets": 3}
+SAME = {
+    "threads": 1,
+    "precision": "float32",
+    "compile": "off",
+    "trajectories": 3,
+    "validation_nets": 3,
+}
 LONG = {**SAME, "steps": 60, "checkpoint_every": 20, "validate_every": 30}
 ENDLESS = {**SAME, "steps": 5000, "checkpoint_every": 5, "validate_every": 5000}
-TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "potstill")
+TORCHRUN = (
+    sys.executable,
+    "-m",
+    "torch.distributed.run",
+    "--standalone",
+    "--nproc-per-node",
+    "2",
+    "-m",
+    "potstill",
+)
 
 
 def torchrun(*words: object) -> subprocess.Popen[str]:
     """Start a command on two ranks."""
-    return subprocess.Popen([*TORCHRUN, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [*TORCHRUN, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def finished(process: subprocess.Popen[str]) -> str:
@@ -52,14 +69,20 @@ def by_hand(*commands: list[object]) -> tuple[list[int], str]:
         values = (rank, len(commands), rank, "localhost", port)
         known = dict(os.environ) | dict(zip(VARIABLES, map(str, values), strict=True))
         line = [sys.executable, "-m", "potstill", *map(str, words)]
-        started.append(subprocess.Popen(line, env=known, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+        started.append(
+            subprocess.Popen(
+                line, env=known, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            )
+        )
     said = [process.communicate(timeout=120)[0] for process in started]
     return [process.returncode for process in started], "".join(said)
 
 
 def children(process: subprocess.Popen[str]) -> list[int]:
     """Find the processes of the ranks that torchrun started, in their order."""
-    listed = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True)
+    listed = subprocess.run(
+        ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True
+    )
     return sorted(map(int, listed.stdout.split()))
 
 
@@ -85,8 +108,15 @@ def test_two_ranks_give_the_bytes_of_one_process(alone, tmp_path):
     assert printed.count("distilled set:") == 1
     assert bytes_of(out) == bytes_of(alone)
     assert {path.name for path in out.iterdir()} == {path.name for path in alone.iterdir()}
-    for here, there in zip(run_folder.RunFolder(out).records(), run_folder.RunFolder(alone).records(), strict=True):
-        assert (here.step, here.loss, here.info, here.validation) == (there.step, there.loss, there.info, there.validation)
+    for here, there in zip(
+        run_folder.RunFolder(out).records(), run_folder.RunFolder(alone).records(), strict=True
+    ):
+        assert (here.step, here.loss, here.info, here.validation) == (
+            there.step,
+            there.loss,
+            there.info,
+            there.validation,
+        )
 
 
 def test_two_ranks_evaluate_as_one_process(alone, tmp_path):
@@ -121,7 +151,9 @@ def test_a_signal_stops_all_ranks_after_one_step_and_the_run_goes_on(alone, tmp_
     assert f"; go on with `potstill distill --resume {out}`" in errors
     steps = [record.step for record in run_folder.RunFolder(out).records()]
     assert f"potstill: interrupted after outer step {steps[-1]};" in errors
-    assert f"step-{steps[-1]:08d}-interrupted" in {path.stem for path in (out / run_folder.CHECKPOINTS).iterdir()}
+    assert f"step-{steps[-1]:08d}-interrupted" in {
+        path.stem for path in (out / run_folder.CHECKPOINTS).iterdir()
+    }
     potstill.resume(out)
     assert bytes_of(out) == bytes_of(alone)
 
@@ -150,18 +182,33 @@ def test_a_dead_rank_ends_the_others_with_one_sentence(tmp_path):
 def test_ranks_with_different_data_are_one_sentence(tmp_path):
     options = {**SAME, "ipc": 1, "classes_per_batch": 2, "cache_dir": tmp_path / "cache"}
     words = ["distill", "--out", tmp_path / "run", *flags(**options)]
-    data = [f"folder:{photos(tmp_path / name, [(8, 8)], count=count)}" for name, count in (("a", 8), ("b", 9))]
+    data = [
+        f"folder:{photos(tmp_path / name, [(8, 8)], count=count)}"
+        for name, count in (("a", 8), ("b", 9))
+    ]
     codes, said = by_hand(*([*words, "--data", one] for one in data))
     assert codes == [2, 2]
-    assert said.count("potstill: error: ") == said.count("the hash of the data must be the same on all ranks") == 1
+    assert (
+        said.count("potstill: error: ")
+        == said.count("the hash of the data must be the same on all ranks")
+        == 1
+    )
     assert "Traceback" not in said
     assert not (tmp_path / "run").exists()
 
 
 def test_an_option_that_differs_is_named():
-    told = [{"seed": "0", "window": "9"}, {"seed": "0", "window": "9"}, {"seed": "0", "window": "8"}]
+    told = [
+        {"seed": "0", "window": "9"},
+        {"seed": "0", "window": "9"},
+        {"seed": "0", "window": "8"},
+    ]
     ranks = Ranks(1, 3, link=SimpleNamespace(tell=lambda values: told))
-    with pytest.raises(InputError, match="window must be the same on all ranks, rank 0 has 9 and rank 2 has 8; start every rank"):
+    with pytest.raises(
+        InputError,
+        match="window must be the same on all ranks, rank 0 has 9 and rank 2 has 8; start every "
+        "rank",
+    ):
         ranks.require_same(told[1])
     told.pop()
     ranks.require_same(told[1])
@@ -172,17 +219,33 @@ def test_what_one_rank_meets_ends_all_and_is_said_once(tmp_path):
     words = ["distill", "--out", tmp_path, *flags(**SAME)]
     codes, said = by_hand(words, words)
     assert codes == [2, 2]
-    assert said.count("potstill: ") == said.count("exists and is no run of potstill; choose another folder with --out") == 1
+    assert (
+        said.count("potstill: ")
+        == said.count("exists and is no run of potstill; choose another folder with --out")
+        == 1
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
 @pytest.mark.parametrize(
     ("known", "message"),
     [
-        ({"RANK": "0", "WORLD_SIZE": "2"}, "got RANK=0, WORLD_SIZE=2 without LOCAL_RANK, MASTER_ADDR, MASTER_PORT"),
-        ({"MASTER_ADDR": "localhost"}, "got MASTER_ADDR=localhost without RANK, WORLD_SIZE, LOCAL_RANK, MASTER_PORT"),
-        (dict(zip(VARIABLES, "22001", strict=True)), "RANK must be a whole number in [0, 1], got '2'"),
-        (dict(zip(VARIABLES, "0x001", strict=True)), "WORLD_SIZE must be a whole number in [1, 65536], got 'x'"),
+        (
+            {"RANK": "0", "WORLD_SIZE": "2"},
+            "got RANK=0, WORLD_SIZE=2 without LOCAL_RANK, MASTER_ADDR, MASTER_PORT",
+        ),
+        (
+            {"MASTER_ADDR": "localhost"},
+            "got MASTER_ADDR=localhost without RANK, WORLD_SIZE, LOCAL_RANK, MASTER_PORT",
+        ),
+        (
+            dict(zip(VARIABLES, "22001", strict=True)),
+            "RANK must be a whole number in [0, 1], got '2'",
+        ),
+        (
+            dict(zip(VARIABLES, "0x001", strict=True)),
+            "WORLD_SIZE must be a whole number in [1, 65536], got 'x'",
+        ),
     ],
 )
 def test_half_set_variables_are_one_sentence(tmp_path, monkeypatch, capsys, known, message):
@@ -203,7 +266,11 @@ def test_a_rank_without_a_trajectory_is_refused():
     method, said = METHODS[config.method.name], list[str]()
     check_dealt(config, method, Ranks(0, 2), said.append)
     check_dealt(configuration({}), method, ALONE, said.append)
-    with pytest.raises(InputError, match=r"trajectories must be at least the number of ranks, 3, .* got 2; give --trajectories 3"):
+    with pytest.raises(
+        InputError,
+        match=r"trajectories must be at least the number of ranks, 3, .* got 2; give "
+        r"--trajectories 3",
+    ):
         check_dealt(config, method, Ranks(0, 3), said.append)
     assert not said
 
@@ -212,7 +279,10 @@ def test_a_command_that_is_not_dealt_out_refuses_several_ranks(monkeypatch, caps
     for name, value in zip(VARIABLES, ("0", "2", "0", "localhost", "1"), strict=True):
         monkeypatch.setenv(name, value)
     assert main(["study", "windows"]) == 2
-    assert "`potstill study` is not dealt out to ranks and must run in one process, got 2;" in capsys.readouterr().err
+    assert (
+        "`potstill study` is not dealt out to ranks and must run in one process, got 2;"
+        in capsys.readouterr().err
+    )
 
 
 def test_parts_are_dealt_out_by_index():

@@ -21,7 +21,14 @@ from potstill.engine.when_to_compile import NetworkFamily
 from potstill.evaluation import bench, measuring
 from potstill.evaluation.protocols import EvaluationOptions
 from potstill.evaluation.scoring import score_set
-from potstill.evaluation.training import accuracy, evaluation_batches, set_batches, split_batches, train_compiled, train_network
+from potstill.evaluation.training import (
+    accuracy,
+    evaluation_batches,
+    set_batches,
+    split_batches,
+    train_compiled,
+    train_network,
+)
 from potstill.models import fresh, resolve
 from potstill.records.metrics import Figure
 from potstill.registry import InputError
@@ -47,7 +54,14 @@ def set_of(real: RealData, **recipe) -> DistilledSet:
     plain = make_set("none")
     rows = [int((real.train.labels == label).nonzero()[0]) for label in range(3)]
     block = type(plain.blocks[0]).of_pixels(real.train.images[rows], 3)
-    options = {"width": 8, "depth": 1, "batch_per_class": 1, "classes_per_batch": 3, "steps": 20, **recipe}
+    options = {
+        "width": 8,
+        "depth": 1,
+        "batch_per_class": 1,
+        "classes_per_batch": 3,
+        "steps": 20,
+        **recipe,
+    }
     return DistilledSet((block,), ("a", "b", "c"), real.preprocess, Recipe("mlp", **options))
 
 
@@ -60,15 +74,21 @@ def scheduled(optimizer: str, lr: float) -> Recipe:
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 def test_training_equals_a_loop_written_by_hand(optimizer):
     recipe = scheduled(optimizer, 0.05)
-    images, targets = torch.randn(3, 1, 4, 4, generator=generator(0)), torch.rand(3, 3, generator=generator(1))
+    images, targets = (
+        torch.randn(3, 1, 4, 4, generator=generator(0)),
+        torch.rand(3, 3, generator=generator(1)),
+    )
     module = fresh(linear, 4, CPU)
     batches = set_batches(images, targets, torch.arange(3), recipe, 0)
     assert len(list(train_network(module, batches, recipe, (4, 12), 0))) == 2
 
-    weight, bias = (p.detach().double().requires_grad_() for p in fresh(linear, 4, CPU)[1].parameters())
+    weight, bias = (
+        p.detach().double().requires_grad_() for p in fresh(linear, 4, CPU)[1].parameters()
+    )
     moments = [[torch.zeros_like(p), torch.zeros_like(p)] for p in (weight, bias)]
     for step in range(12):
-        # Soft cross-entropy by its definition: - sum over classes of weight times log-probability, mean over the batch.
+        # Soft cross-entropy by its definition: - sum over classes of weight times log-probability,
+        # mean over the batch.
         logits = images.double().flatten(1) @ weight.T + bias
         loss = -(targets.double() * (logits - logits.logsumexp(1, keepdim=True))).sum(1).mean()
         grads = torch.autograd.grad(loss, (weight, bias))
@@ -77,12 +97,21 @@ def test_training_equals_a_loop_written_by_hand(optimizer):
                 if optimizer == "adam":
                     moment[0] = 0.9 * moment[0] + 0.1 * grad
                     moment[1] = 0.999 * moment[1] + 0.001 * grad**2
-                    p -= 0.05 * moment[0] / (1 - 0.9 ** (step + 1)) / ((moment[1] / (1 - 0.999 ** (step + 1))).sqrt() + 1e-8)
+                    p -= (
+                        0.05
+                        * moment[0]
+                        / (1 - 0.9 ** (step + 1))
+                        / ((moment[1] / (1 - 0.999 ** (step + 1))).sqrt() + 1e-8)
+                    )
                 else:
                     moment[0] = 0.8 * moment[0] + grad + 0.01 * p
                     p -= 0.05 * 0.3 ** ((step >= 5) + (step >= 9)) * moment[0]
-    torch.testing.assert_close(module[1].weight.detach().double(), weight.detach(), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(module[1].bias.detach().double(), bias.detach(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        module[1].weight.detach().double(), weight.detach(), rtol=1e-4, atol=1e-5
+    )
+    torch.testing.assert_close(
+        module[1].bias.detach().double(), bias.detach(), rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize(("optimizer", "restart"), [("adam", False), ("sgd", False), ("sgd", True)])
@@ -90,15 +119,24 @@ def test_compiled_training_is_the_plain_one(optimizer, restart):
     recipe = scheduled(optimizer, 0.02)
     if restart:
         recipe = replace(recipe, optimizer=replace(recipe.optimizer, restart=True))
-    images, targets = torch.randn(3, 1, 8, 8, generator=generator(0)), torch.rand(3, 3, generator=generator(1))
+    images, targets = (
+        torch.randn(3, 1, 8, 8, generator=generator(0)),
+        torch.rand(3, 3, generator=generator(1)),
+    )
     factory = resolve("convnet", (1, 8, 8), 3, width=8, depth=1)
     tested = torch.randn(7, 1, 8, 8, generator=generator(2))
     compiled = CompiledNetwork(FlatModel(fresh(factory, 5, CPU)), most=2, backend="eager")
     module = fresh(factory, 4, CPU)
     first = train_compiled(
-        compiled, fresh(factory, 4, CPU), set_batches(images, targets, torch.arange(3), recipe, 0), recipe, (4, 12)
+        compiled,
+        fresh(factory, 4, CPU),
+        set_batches(images, targets, torch.arange(3), recipe, 0),
+        recipe,
+        (4, 12),
     )
-    second = train_network(module, set_batches(images, targets, torch.arange(3), recipe, 0), recipe, (4, 12), 0)
+    second = train_network(
+        module, set_batches(images, targets, torch.arange(3), recipe, 0), recipe, (4, 12), 0
+    )
     for one, other in zip(first, second, strict=True):
         with torch.no_grad():
             torch.testing.assert_close(one(tested), other(tested), rtol=1e-3, atol=1e-3)
@@ -114,11 +152,20 @@ def test_a_compiled_evaluation_gives_the_plain_accuracies():
     compiled = CompiledNetwork(networks.model(0), networks.most, backend="eager")
     plain, fast = (
         score_set(
-            distilled.images, distilled.targets, distilled.labels, distilled.recipe, factory,
-            lengths=(5, 25), splits=(real.validation, real.test), nets=2, seed=7, device=CPU, compiled=one,
+            distilled.images,
+            distilled.targets,
+            distilled.labels,
+            distilled.recipe,
+            factory,
+            lengths=(5, 25),
+            splits=(real.validation, real.test),
+            nets=2,
+            seed=7,
+            device=CPU,
+            compiled=one,
         )
         for one in (None, compiled)
-    )  # fmt: skip
+    )
     assert torch.equal(plain, fast)
 
 
@@ -130,7 +177,11 @@ def test_accuracy_counts_right_answers_in_evaluation_mode():
     with torch.no_grad():
         frozen[2].weight.copy_(torch.eye(3))
         frozen[2].bias.zero_()
-    predict = next(train_network(frozen, lambda step: (images, torch.eye(3)[[0, 1, 2, 0]]), Recipe(lr=1e-9), (0,), 0))
+    predict = next(
+        train_network(
+            frozen, lambda step: (images, torch.eye(3)[[0, 1, 2, 0]]), Recipe(lr=1e-9), (0,), 0
+        )
+    )
     assert accuracy(predict, TensorSplit(images, torch.tensor([0, 1, 2, 1]))) == 0.75
     assert not frozen.training
 
@@ -154,19 +205,31 @@ def test_scores_are_of_networks_from_their_own_seeds_at_each_length():
     for net in range(2):
         seed = derive(7, "network", net)
         module = fresh(factory, seed, CPU)
-        batches = set_batches(distilled.images, distilled.targets, distilled.labels, distilled.recipe, seed)
-        for place, predict in enumerate(train_network(module, batches, distilled.recipe, (5, 25), seed)):
-            assert scores[net, place].tolist() == pytest.approx([accuracy(predict, real.validation), accuracy(predict, real.test)])
+        batches = set_batches(
+            distilled.images, distilled.targets, distilled.labels, distilled.recipe, seed
+        )
+        for place, predict in enumerate(
+            train_network(module, batches, distilled.recipe, (5, 25), seed)
+        ):
+            assert scores[net, place].tolist() == pytest.approx(
+                [accuracy(predict, real.validation), accuracy(predict, real.test)]
+            )
     assert scores.shape == (2, 2, 2)
 
 
-def measured(distilled: DistilledSet, real: RealData, *, model=None, lengths=measuring.LENGTHS, **options):
+def measured(
+    distilled: DistilledSet, real: RealData, *, model=None, lengths=measuring.LENGTHS, **options
+):
     """The rows of an evaluation with these options."""
-    return measuring.evaluate(distilled, real, EvaluationOptions(**options), model=model, lengths=lengths)
+    return measuring.evaluate(
+        distilled, real, EvaluationOptions(**options), model=model, lengths=lengths
+    )
 
 
 def spoilt(real: RealData, which: str) -> RealData:
-    """The data with the labels of one split turned round, so that what looks at it chooses otherwise."""
+    """The data with the labels of one split turned round, so that what looks at it chooses
+    otherwise.
+    """
     fields = {name: getattr(real, name) for name in real.__dataclass_fields__}
     split = fields[which]
     fields[which] = TensorSplit(split.images, (split.labels + 1) % 3)
@@ -176,13 +239,32 @@ def spoilt(real: RealData, which: str) -> RealData:
 def test_the_validation_protocol_never_chooses_by_the_test_split():
     real = blobs(600)
     distilled = set_of(real)
-    honest = measured(distilled, real, nets=2, model="mlp", baselines=("random", "full"), full_epochs=2, lengths=(1, 40))
+    honest = measured(
+        distilled,
+        real,
+        nets=2,
+        model="mlp",
+        baselines=("random", "full"),
+        full_epochs=2,
+        lengths=(1, 40),
+    )
     other_test = measured(
-        distilled, spoilt(real, "test"), nets=2, model="mlp", baselines=("random", "full"), full_epochs=2, lengths=(1, 40)
+        distilled,
+        spoilt(real, "test"),
+        nets=2,
+        model="mlp",
+        baselines=("random", "full"),
+        full_epochs=2,
+        lengths=(1, 40),
     )
     assert [row.steps for row in honest] == [row.steps for row in other_test]
-    assert all(one.accuracy.mean != other.accuracy.mean for one, other in zip(honest, other_test, strict=True))
-    other_validation = measured(distilled, spoilt(real, "validation"), nets=2, baselines=("random",), lengths=(1, 40))
+    assert all(
+        one.accuracy.mean != other.accuracy.mean
+        for one, other in zip(honest, other_test, strict=True)
+    )
+    other_validation = measured(
+        distilled, spoilt(real, "validation"), nets=2, baselines=("random",), lengths=(1, 40)
+    )
     assert [row.steps for row in honest[1:2]] != [row.steps for row in other_validation[1:2]]
     assert "validation" in honest[1].protocol
 
@@ -191,7 +273,10 @@ def test_the_paper_protocol_takes_the_best_of_its_lengths_on_test_and_says_so():
     real = blobs()
     distilled = set_of(real)
     (row,) = measured(distilled, real, nets=2, protocol="paper")
-    by_length = {steps: measured(distilled, real, nets=2, steps=steps)[0].accuracy.mean for steps in (300, 600, 1000, 3000)}
+    by_length = {
+        steps: measured(distilled, real, nets=2, steps=steps)[0].accuracy.mean
+        for steps in (300, 600, 1000, 3000)
+    }
     assert row.accuracy.mean == max(by_length.values())
     assert by_length[row.steps] == row.accuracy.mean
     assert "on the test set (optimistic)" in row.protocol
@@ -200,8 +285,14 @@ def test_the_paper_protocol_takes_the_best_of_its_lengths_on_test_and_says_so():
 def test_baselines_stand_beside_the_set_with_their_sizes():
     real = blobs(600)
     distilled = set_of(real, lr=0.02)
-    rows = measured(distilled, real, nets=3, baselines=("random", "full"), full_epochs=20, lengths=(5, 40))
-    assert [(row.name, row.images) for row in rows] == [("distilled", 3), ("random", 3), ("full", len(real.train))]
+    rows = measured(
+        distilled, real, nets=3, baselines=("random", "full"), full_epochs=20, lengths=(5, 40)
+    )
+    assert [(row.name, row.images) for row in rows] == [
+        ("distilled", 3),
+        ("random", 3),
+        ("full", len(real.train)),
+    ]
     assert rows[0].steps == 20
     assert rows[2].steps in [-(-len(real.train) // 256) * epochs for epochs in range(1, 21)]
     assert rows[2].accuracy.mean > 0.8  # the blobs are easy for a network that sees all of them
@@ -212,7 +303,10 @@ def test_random_subsets_differ_from_network_to_network_and_hold_each_class():
     real = blobs(600)
     blocks = tuple(set_of(blobs(600, seed)).blocks[0] for seed in range(4))
     distilled = DistilledSet(blocks, real.class_names, real.preprocess, Recipe())
-    for draw in (lambda seed: bench.real_subset(real, 2, seed), lambda seed: bench.subset(distilled, 2, seed)):
+    for draw in (
+        lambda seed: bench.real_subset(real, 2, seed),
+        lambda seed: bench.subset(distilled, 2, seed),
+    ):
         one, two = draw(1), draw(2)
         assert one[1].sum(0).tolist() == [2, 2, 2]
         assert torch.equal(one[1].argmax(1), one[2])
@@ -244,13 +338,23 @@ def test_train_gives_a_network_ready_for_real_images():
 def test_soft_targets_that_do_not_sum_to_1_train_by_their_weights():
     targets = torch.tensor([[2.0, 0.5, 0.0]])
     logits = torch.randn(1, 3, generator=generator(0))
-    torch.testing.assert_close(F.cross_entropy(logits, targets), -(targets * logits.log_softmax(1)).sum())
+    torch.testing.assert_close(
+        F.cross_entropy(logits, targets), -(targets * logits.log_softmax(1)).sum()
+    )
 
 
 def test_a_set_of_an_unimportable_model_asks_for_it():
     real = blobs()
-    with pytest.raises(InputError, match=r"distilled with the model here:<lambda>, which cannot be imported; give it with model="):
-        potstill.train(DistilledSet(set_of(real).blocks, ("a", "b", "c"), real.preprocess, Recipe("here:<lambda>")))
+    with pytest.raises(
+        InputError,
+        match=r"distilled with the model here:<lambda>, which cannot be imported; give it with "
+        r"model=",
+    ):
+        potstill.train(
+            DistilledSet(
+                set_of(real).blocks, ("a", "b", "c"), real.preprocess, Recipe("here:<lambda>")
+            )
+        )
 
 
 def test_another_network_takes_the_learning_rate_that_is_best_on_validation_data():
@@ -261,22 +365,38 @@ def test_another_network_takes_the_learning_rate_that_is_best_on_validation_data
     means = {}
     for rate in (0.05, 0.3 * 0.05):
         scores = score_set(
-            distilled.images, distilled.targets, distilled.labels, replace(distilled.recipe, lr=rate), linear, lengths=(2, 6),
-            splits=(real.validation,), nets=3, seed=derive(derive(0, "test"), "rate"), device=CPU,
-        )  # fmt: skip
+            distilled.images,
+            distilled.targets,
+            distilled.labels,
+            replace(distilled.recipe, lr=rate),
+            linear,
+            lengths=(2, 6),
+            splits=(real.validation,),
+            nets=3,
+            seed=derive(derive(0, "test"), "rate"),
+            device=CPU,
+        )
         means[rate] = float(scores[:, :, 0].mean(0).max())
     assert means[0.05] != means[0.3 * 0.05]
     assert row.lr == max(means, key=means.get)
-    assert row.protocol == "best of 2, 6 steps on validation data; learning rate chosen on validation data"
+    assert (
+        row.protocol
+        == "best of 2, 6 steps on validation data; learning rate chosen on validation data"
+    )
     own = measured(distilled, real, nets=2, compile="off")[0]
-    fixed = measured(distilled, real, nets=2, model=linear, lr=0.01, lengths=(2, 6), compile="off")[0]
+    fixed = measured(distilled, real, nets=2, model=linear, lr=0.01, lengths=(2, 6), compile="off")[
+        0
+    ]
     assert (own.lr, fixed.lr) == (0.05, 0.01)
     assert "learning rate" not in own.protocol + fixed.protocol
     with pytest.raises(InputError, match="lr must be above 0, got 0"):
         measured(distilled, real, lr=0.0)
 
 
-@pytest.mark.parametrize(("shape", "sizes"), [((1, 8, 8), [512, 88]), ((3, 32, 32), [512, 88]), ((3, 64, 64), [128] * 4 + [88])])
+@pytest.mark.parametrize(
+    ("shape", "sizes"),
+    [((1, 8, 8), [512, 88]), ((3, 32, 32), [512, 88]), ((3, 64, 64), [128] * 4 + [88])],
+)
 def test_larger_images_are_tested_fewer_at_a_time(shape, sizes):
     split = TensorSplit(torch.zeros(1, 1, 1, 1).expand(600, *shape), torch.arange(600))
     parts = list(evaluation_batches(split))

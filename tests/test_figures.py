@@ -15,7 +15,11 @@ ODD = ["_under", "$x$ & <b>", "猫", "#0072b2 0.12345"]
 
 def odd_figure():
     return line_figure(
-        [Series(label, [1, 2, 5], [0.1 * place, 0.2, 0.3], [0.01] * 3) for place, label in enumerate(ODD)], "images per class"
+        [
+            Series(label, [1, 2, 5], [0.1 * place, 0.2, 0.3], [0.01] * 3)
+            for place, label in enumerate(ODD)
+        ],
+        "images per class",
     )
 
 
@@ -23,14 +27,19 @@ def test_files_are_the_same_bytes_each_time(tmp_path):
     for name in ("one", "two"):
         save(odd_figure(), tmp_path / name)
     for suffix in ("png", "svg"):
-        assert (tmp_path / f"one.{suffix}").read_bytes() == (tmp_path / f"two.{suffix}").read_bytes()
+        assert (tmp_path / f"one.{suffix}").read_bytes() == (
+            tmp_path / f"two.{suffix}"
+        ).read_bytes()
     assert b"<dc:date>" not in (tmp_path / "one.svg").read_bytes()
 
 
 def test_labels_are_drawn_as_they_are():
     svg = inline_svg(odd_figure(), "x", "alternative")
     for label in ODD:
-        assert f">{label.replace('&', '&amp;').replace('<', '&lt;').replace('>', '&gt;')}</text>" in svg
+        assert (
+            f">{label.replace('&', '&amp;').replace('<', '&lt;').replace('>', '&gt;')}</text>"
+            in svg
+        )
 
 
 def test_an_inline_figure_takes_the_colours_of_its_page():
@@ -44,7 +53,9 @@ def test_an_inline_figure_takes_the_colours_of_its_page():
 
 
 def test_ids_of_two_figures_do_not_collide():
-    first, second = (set(re.findall(r' id="([^"]*)"', inline_svg(odd_figure(), name, ""))) for name in ("a", "b"))
+    first, second = (
+        set(re.findall(r' id="([^"]*)"', inline_svg(odd_figure(), name, ""))) for name in ("a", "b")
+    )
     assert first
     assert not first & second
     svg = inline_svg(odd_figure(), "a", "")
@@ -57,12 +68,18 @@ def log_of(steps: int, blocks: int = 1) -> Log:
     return Log.of(
         [
             StepRecord(
-                step, float(step), 1.0 if step % 10 else 10.0, clipped=step % 10 == 0, skipped=False, seconds=0.1,
-                memory_mb=5.0, block=1 + (step - 1) // each,
+                step,
+                float(step),
+                1.0 if step % 10 else 10.0,
+                clipped=step % 10 == 0,
+                skipped=False,
+                seconds=0.1,
+                memory_mb=5.0,
+                block=1 + (step - 1) // each,
             )
             for step in range(1, steps + 1)
         ]
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("steps", [7, 100, 101, 1_000, 50_000])
@@ -94,16 +111,25 @@ def test_curves_of_a_long_run_stay_small_and_count_what_was_clipped():
 
 def test_what_is_not_finite_leaves_a_gap():
     records = [
-        StepRecord(step, None if step == 2 else 1.0, None if step == 2 else 0.5, False, step == 2, 0.1, 5.0) for step in (1, 2, 3)
+        StepRecord(
+            step, None if step == 2 else 1.0, None if step == 2 else 0.5, False, step == 2, 0.1, 5.0
+        )
+        for step in (1, 2, 3)
     ]
     charts = {chart.title: chart for chart in log_charts({"run": Log.of(records)}, "r")}
     assert "Validation accuracy" not in charts  # which was not measured
-    assert "1 were skipped, because their meta-gradient was not finite" in charts["Meta-gradient norm"].caption
+    assert (
+        "1 were skipped, because their meta-gradient was not finite"
+        in charts["Meta-gradient norm"].caption
+    )
 
 
 def test_a_run_keeps_its_colour_over_all_compared_curves():
     without = Log.of([StepRecord(1, None, 1.0, False, True, 0.1, 5.0)])
-    charts = {chart.title: chart for chart in log_charts({"a": log_of(3), "b": without, "c": log_of(3)}, "r")}
+    charts = {
+        chart.title: chart
+        for chart in log_charts({"a": log_of(3), "b": without, "c": log_of(3)}, "r")
+    }
     assert all("var(--series-2)" in chart.svg for chart in charts.values())
     assert "var(--series-1)" not in charts["Outer loss"].svg
     assert "var(--series-1)" in charts["Seconds per outer step"].svg

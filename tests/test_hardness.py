@@ -1,4 +1,6 @@
-"""Hardness of real examples: scores against a slow twin, weights against their formulas, draws against their probabilities."""
+"""Hardness of real examples: scores against a slow twin, weights against their formulas, draws
+against their probabilities.
+"""
 
 import itertools
 import json
@@ -58,7 +60,9 @@ def test_forgetting_events_are_those_of_a_plain_loop(tmp_path, monkeypatch):
             optimizer.step()
             if (step + 1) % -(-len(split) // 40) == 0:
                 history.append(net(images).argmax(1) == labels)
-        events += sum((before & ~after).float() for before, after in itertools.pairwise(history)) / 2
+        events += (
+            sum((before & ~after).float() for before, after in itertools.pairwise(history)) / 2
+        )
         learned += torch.stack(history).any(0).float() / 2
     assert torch.equal(found.events.float(), events)
     assert torch.equal(found.learned.float(), learned)
@@ -69,10 +73,16 @@ def test_forgetting_events_are_those_of_a_plain_loop(tmp_path, monkeypatch):
     def never(*args, **how):
         raise AssertionError
 
-    monkeypatch.setattr("potstill.evaluation.hardness.train_network", never)  # what is known is not done again
-    assert torch.equal(forgetting(split, RECIPE, linear, 3, folder=tmp_path, **options).events, found.events)
+    monkeypatch.setattr(
+        "potstill.evaluation.hardness.train_network", never
+    )  # what is known is not done again
+    assert torch.equal(
+        forgetting(split, RECIPE, linear, 3, folder=tmp_path, **options).events, found.events
+    )
     with pytest.raises(AssertionError):
-        forgetting(split, RECIPE, linear, 3, folder=tmp_path, **{**options, "content": "other data"})
+        forgetting(
+            split, RECIPE, linear, 3, folder=tmp_path, **{**options, "content": "other data"}
+        )
 
 
 def test_adaptive_scores_count_the_networks_that_are_wrong():
@@ -104,13 +114,24 @@ def test_adaptive_scores_count_the_networks_that_are_wrong():
     assert 0 < scores.float().mean() < 4
 
 
-HARD = {**QUICK, "real_sampler": "hardness", "hardness_nets": 2, "hardness_every": 3, "hardness_from": 2}
+HARD = {
+    **QUICK,
+    "real_sampler": "hardness",
+    "hardness_nets": 2,
+    "hardness_every": 3,
+    "hardness_from": 2,
+}
 
 
 def test_a_run_scores_on_schedule_says_what_it_costs_and_resumes_to_the_byte(tmp_path):
     whole = potstill.distill(**HARD, out=tmp_path / "whole")
     records = run_folder.RunFolder(tmp_path / "whole").records()
-    assert [record.step for record in records if record.hardness_seconds is not None] == [3, 6, 9, 12]  # before steps 2, 5, 8, 11
+    assert [record.step for record in records if record.hardness_seconds is not None] == [
+        3,
+        6,
+        9,
+        12,
+    ]  # before steps 2, 5, 8, 11
     plain = potstill.distill(**QUICK)
     assert not torch.equal(whole.images, plain.images)
     interrupted_run(tmp_path / "cut", 7, **HARD)
@@ -126,10 +147,15 @@ def test_the_report_says_how_images_are_weighed_and_what_it_cost(tmp_path):
     assert main(["report", str(tmp_path / "run"), "--out", str(tmp_path / "run.html")]) == 0
     page = (tmp_path / "run.html").read_text()
     found = re.search(
-        r"most of middling hardness, least weight 1; scored by 2 networks every 3 steps from step 2 on, which took ([\d.]+) %", page
+        r"most of middling hardness, least weight 1; scored by 2 networks every 3 steps from step "
+        r"2 on, which took ([\d.]+) %",
+        page,
     )
     records = run_folder.RunFolder(tmp_path / "run").records()
-    spent, steps = (sum(record.value(name) or 0 for record in records) for name in ("hardness_seconds", "seconds"))
+    spent, steps = (
+        sum(record.value(name) or 0 for record in records)
+        for name in ("hardness_seconds", "seconds")
+    )
     assert float(found[1]) == pytest.approx(100 * spent / (spent + steps), abs=0.06)
 
 
@@ -139,19 +165,48 @@ def test_before_its_time_it_changes_nothing():
 
 
 def test_the_samplers_options_are_those_of_the_command_line(tmp_path, capsys):
-    words = ["distill", "--out", str(tmp_path / "run"), "--quiet", "--model", "mlp", "--steps", "2", "--unroll", "2"]
-    words += ["--window", "1", "--lengths", "3", "--real-sampler", "hardness", "--hardness-threshold", "4"]
+    words = [
+        "distill",
+        "--out",
+        str(tmp_path / "run"),
+        "--quiet",
+        "--model",
+        "mlp",
+        "--steps",
+        "2",
+        "--unroll",
+        "2",
+    ]
+    words += [
+        "--window",
+        "1",
+        "--lengths",
+        "3",
+        "--real-sampler",
+        "hardness",
+        "--hardness-threshold",
+        "4",
+    ]
     assert main([*words, "--hardness-nets", "3", "--hardness-every", "1"]) == 0
-    assert json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[1])["hardness_seconds"] > 0
+    assert (
+        json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[1])[
+            "hardness_seconds"
+        ]
+        > 0
+    )
     capsys.readouterr()
     hardness = ["--real-sampler", "hardness"]
     for flags, sentence in (
         ([*hardness, "--hardness-threshold", "0"], "hardness_threshold must be above 0, got 0"),
         ([*hardness, "--hardness-nets", "0"], "hardness_nets must be at least 1"),
-        (["--real-sampler", "hardnes"], "unknown real sampler 'hardnes' (did you mean 'hardness'?); known: hardness, uniform"),
+        (
+            ["--real-sampler", "hardnes"],
+            "unknown real sampler 'hardnes' (did you mean 'hardness'?); known: hardness, uniform",
+        ),
         (
             ["--hardness-nets", "4"],
-            "--hardness-nets has no effect with --real-sampler uniform; it belongs to --real-sampler hardness",
+            "--hardness-nets has no effect with --real-sampler uniform; it belongs to "
+            "--real-sampler hardness",
         ),
     ):
         assert main(["distill", *flags]) == 2
@@ -170,4 +225,6 @@ def test_epochs_are_as_many_batches_as_it_takes_to_see_every_image(count):
 def test_a_folder_of_results_needs_to_know_the_data(tmp_path):
     real = blobs(30)
     with pytest.raises(InputError, match="content must tell the data"):
-        forgetting(real.train, RECIPE, linear, 3, epochs=1, starts=1, seed=0, device=CPU, folder=tmp_path)
+        forgetting(
+            real.train, RECIPE, linear, 3, epochs=1, starts=1, seed=0, device=CPU, folder=tmp_path
+        )

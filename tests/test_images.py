@@ -1,4 +1,6 @@
-"""Image folders: which files count, what becomes of every mode, size and orientation, and what is said of bad ones."""
+"""Image folders: which files count, what becomes of every mode, size and orientation, and what is
+said of bad ones.
+"""
 
 import io
 from pathlib import Path
@@ -23,14 +25,18 @@ def write(root: Path, pictures: dict[str, Picture], **options: Any) -> None:
     for place, picture in pictures.items():
         path = root / place
         path.parent.mkdir(parents=True, exist_ok=True)
-        (picture if isinstance(picture, Image.Image) else Image.fromarray(picture)).save(path, **options)
+        (picture if isinstance(picture, Image.Image) else Image.fromarray(picture)).save(
+            path, **options
+        )
 
 
 def load(root: Path, tmp_path: Path, **options: Any) -> Dataset:
     return read(DataConfig(data=f"folder:{root}", cache_dir=str(tmp_path / "cache"), **options))
 
 
-def decoded(tmp_path: Path, picture: Picture, suffix: str = "png", **options: Any) -> np.ndarray[Any, Any]:
+def decoded(
+    tmp_path: Path, picture: Picture, suffix: str = "png", **options: Any
+) -> np.ndarray[Any, Any]:
     """The first picture of a set whose other one is grey, (C, H, W)."""
     size = picture.size if isinstance(picture, Image.Image) else picture.shape[1::-1]
     write(tmp_path, {f"set/a/0.{suffix}": picture}, **options)
@@ -43,7 +49,13 @@ def decoded(tmp_path: Path, picture: Picture, suffix: str = "png", **options: An
 
 def test_class_folders_alone_are_the_train_split_in_the_order_of_their_names(tmp_path):
     write(
-        tmp_path, {"set/dog/0.png": COLOUR, "set/cat/1.png": COLOUR + 1, "set/cat/0.png": COLOUR + 2, "set/ant/0.png": COLOUR + 3}
+        tmp_path,
+        {
+            "set/dog/0.png": COLOUR,
+            "set/cat/1.png": COLOUR + 1,
+            "set/cat/0.png": COLOUR + 2,
+            "set/ant/0.png": COLOUR + 3,
+        },
     )
     dataset = load(tmp_path / "set", tmp_path)
     assert dataset.class_names == ("ant", "cat", "dog")
@@ -56,19 +68,35 @@ def test_class_folders_alone_are_the_train_split_in_the_order_of_their_names(tmp
 
 @pytest.mark.parametrize("test_name", ["test", "validation", "valid", "val"])
 def test_train_and_test_folders_are_the_two_splits(test_name, tmp_path):
-    train = {"train/cat/0.png": COLOUR, "train/dog/0.png": COLOUR + 1, "train/dog/1.png": COLOUR + 2}
-    write(tmp_path / "set", {**train, f"{test_name}/dog/7.png": COLOUR + 9, f"{test_name}/cat/7.png": COLOUR + 8})
+    train = {
+        "train/cat/0.png": COLOUR,
+        "train/dog/0.png": COLOUR + 1,
+        "train/dog/1.png": COLOUR + 2,
+    }
+    write(
+        tmp_path / "set",
+        {**train, f"{test_name}/dog/7.png": COLOUR + 9, f"{test_name}/cat/7.png": COLOUR + 8},
+    )
     dataset = load(tmp_path / "set", tmp_path)
     assert dataset.test is not None
     assert dataset.train.labels.tolist() == [0, 1, 1]
     assert dataset.test.labels.tolist() == [0, 1]
-    assert np.array_equal(dataset.test.images, np.stack([COLOUR + 8, COLOUR + 9]).transpose(0, 3, 1, 2))
+    assert np.array_equal(
+        dataset.test.images, np.stack([COLOUR + 8, COLOUR + 9]).transpose(0, 3, 1, 2)
+    )
 
 
 def test_test_comes_before_validation_and_neither_is_needed(tmp_path):
     write(tmp_path / "set", {"train/a/0.png": COLOUR, "train/b/0.png": COLOUR})
     assert load(tmp_path / "set", tmp_path).test is None
-    write(tmp_path / "set", {f"{split}/{name}/0.png": COLOUR + len(split) for split in ("test", "validation") for name in "ab"})
+    write(
+        tmp_path / "set",
+        {
+            f"{split}/{name}/0.png": COLOUR + len(split)
+            for split in ("test", "validation")
+            for name in "ab"
+        },
+    )
     dataset = load(tmp_path / "set", tmp_path)
     assert dataset.test is not None
     assert np.array_equal(dataset.test.images[0], (COLOUR + len("test")).transpose(2, 0, 1))
@@ -82,7 +110,14 @@ def test_images_in_sub_folders_belong_to_their_class_folder(tmp_path):
 def test_hidden_and_foreign_files_are_ignored(tmp_path):
     root = tmp_path / "set"
     write(root, {"a/0.PNG": COLOUR, "b/0.png": COLOUR})
-    write(root, {"a/.hidden.png": GREY[:2], "a/.ipynb_checkpoints/0.png": GREY[:2], ".cache/c/0.png": GREY[:2]})
+    write(
+        root,
+        {
+            "a/.hidden.png": GREY[:2],
+            "a/.ipynb_checkpoints/0.png": GREY[:2],
+            ".cache/c/0.png": GREY[:2],
+        },
+    )
     for name in ("notes.txt", "boxes.csv", "Thumbs.db", "manual.pdf", "no_suffix"):
         (root / "a" / name).write_text("no image")
     (root / "a" / "folder.png").mkdir()
@@ -96,14 +131,32 @@ def test_hidden_and_foreign_files_are_ignored(tmp_path):
 
 
 def test_grey_images_have_one_channel_and_mixed_ones_three(tmp_path):
-    write(tmp_path, {"grey/a/0.png": GREY, "grey/b/0.png": GREY + 1, "mixed/a/0.png": GREY, "mixed/b/0.png": COLOUR})
-    assert np.array_equal(load(tmp_path / "grey", tmp_path).train.images, np.stack([GREY, GREY + 1])[:, None])
+    write(
+        tmp_path,
+        {
+            "grey/a/0.png": GREY,
+            "grey/b/0.png": GREY + 1,
+            "mixed/a/0.png": GREY,
+            "mixed/b/0.png": COLOUR,
+        },
+    )
+    assert np.array_equal(
+        load(tmp_path / "grey", tmp_path).train.images, np.stack([GREY, GREY + 1])[:, None]
+    )
     mixed = load(tmp_path / "mixed", tmp_path).train.images
     assert np.array_equal(mixed, np.stack([np.stack([GREY] * 3), COLOUR.transpose(2, 0, 1)]))
 
 
 def test_the_test_split_counts_for_grey_or_colour(tmp_path):
-    write(tmp_path / "set", {"train/a/0.png": GREY, "train/b/0.png": GREY, "test/a/0.png": GREY, "test/b/0.png": COLOUR})
+    write(
+        tmp_path / "set",
+        {
+            "train/a/0.png": GREY,
+            "train/b/0.png": GREY,
+            "test/a/0.png": GREY,
+            "test/b/0.png": COLOUR,
+        },
+    )
     assert load(tmp_path / "set", tmp_path).train.images.shape == (2, 3, 5, 5)
 
 
@@ -120,7 +173,10 @@ def test_a_transparent_palette_entry_becomes_white(tmp_path):
     picture = Image.new("P", (2, 1))
     picture.putpalette([10, 20, 30, 40, 50, 60])
     picture.putpixel((1, 0), 1)
-    assert decoded(tmp_path, picture, transparency=1)[:, 0].T.tolist() == [[10, 20, 30], [255, 255, 255]]
+    assert decoded(tmp_path, picture, transparency=1)[:, 0].T.tolist() == [
+        [10, 20, 30],
+        [255, 255, 255],
+    ]
 
 
 def test_transparent_pixels_are_laid_over_white(tmp_path):
@@ -154,14 +210,22 @@ def test_cmyk_becomes_rgb(tmp_path):
 
 
 def test_converted_modes_are_counted_in_a_note(tmp_path):
-    write(tmp_path / "set", {"a/0.png": np.zeros((2, 2, 4), np.uint8), "a/1.png": np.zeros((2, 2, 4), np.uint8)})
+    write(
+        tmp_path / "set",
+        {"a/0.png": np.zeros((2, 2, 4), np.uint8), "a/1.png": np.zeros((2, 2, 4), np.uint8)},
+    )
     write(tmp_path / "set", {"b/0.png": np.zeros((2, 2), np.uint16), "b/1.png": GREY[:2, :2]})
-    assert load(tmp_path / "set", tmp_path).notes == ("images of mode I;16 (1), RGBA (2) were converted to RGB",)
+    assert load(tmp_path / "set", tmp_path).notes == (
+        "images of mode I;16 (1), RGBA (2) were converted to RGB",
+    )
 
 
 def test_floating_point_pixels_are_refused(tmp_path):
     write(tmp_path / "set", {"a/0.tiff": np.ones((2, 2), np.float32), "b/0.png": GREY[:2, :2]})
-    with pytest.raises(InputError, match=r"cannot read the image .*a/0\.tiff: .*floating-point.*; repair or remove it"):
+    with pytest.raises(
+        InputError,
+        match=r"cannot read the image .*a/0\.tiff: .*floating-point.*; repair or remove it",
+    ):
         load(tmp_path / "set", tmp_path)
 
 
@@ -178,21 +242,30 @@ def test_every_exif_orientation_is_turned_upright(tmp_path):
     for orientation, pixels in stored.items():
         exif = Image.Exif()
         exif[0x0112] = orientation
-        write(tmp_path / "set", {f"{'ab'[orientation % 2]}/{orientation}.png": np.ascontiguousarray(pixels)}, exif=exif)
+        write(
+            tmp_path / "set",
+            {f"{'ab'[orientation % 2]}/{orientation}.png": np.ascontiguousarray(pixels)},
+            exif=exif,
+        )
     found = load(tmp_path / "set", tmp_path).train.images
     assert np.array_equal(found, np.broadcast_to(upright.transpose(2, 0, 1), (8, 3, 3, 5)))
 
 
 def test_several_sizes_without_an_image_size_are_refused(tmp_path):
     write(tmp_path / "set", {"a/0.png": COLOUR, "a/1.png": COLOUR[:3], "b/0.png": COLOUR[:3]})
-    message = r"images have 2 sizes, such as 5 x 5 \(.*a/0\.png\) and 5 x 3 \(.*a/1\.png\); give --image-size to resize and crop"
+    message = (
+        r"images have 2 sizes, such as 5 x 5 \(.*a/0\.png\) and 5 x 3 \(.*a/1\.png\); give "
+        r"--image-size to resize and crop"
+    )
     with pytest.raises(InputError, match=message):
         load(tmp_path / "set", tmp_path)
 
 
 def test_image_size_resizes_the_shorter_side_and_crops_the_centre(tmp_path):
     rng = np.random.default_rng(0)
-    wide, high, fitting = (rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in ((20, 44), (36, 24), (12, 12)))
+    wide, high, fitting = (
+        rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in ((20, 44), (36, 24), (12, 12))
+    )
     write(tmp_path / "set", {"a/0.png": wide, "a/1.png": high, "b/0.png": fitting})
     dataset = load(tmp_path / "set", tmp_path, image_size=12)
     boxes = {0: (wide, (12, 0, 32, 20)), 1: (high, (0, 6, 24, 30))}
@@ -206,7 +279,9 @@ def test_image_size_resizes_the_shorter_side_and_crops_the_centre(tmp_path):
 def test_image_size_that_all_images_have_already_changes_nothing(tmp_path):
     write(tmp_path / "set", {"a/0.png": COLOUR, "b/0.png": COLOUR + 1})
     dataset = load(tmp_path / "set", tmp_path, image_size=5)
-    assert np.array_equal(dataset.train.images, np.stack([COLOUR, COLOUR + 1]).transpose(0, 3, 1, 2))
+    assert np.array_equal(
+        dataset.train.images, np.stack([COLOUR, COLOUR + 1]).transpose(0, 3, 1, 2)
+    )
     assert dataset.notes == ()
 
 
@@ -232,13 +307,17 @@ def test_only_squares_of_28_pixels_are_padded(tmp_path):
 
 
 def test_a_missing_folder_is_named(tmp_path):
-    with pytest.raises(InputError, match=r"folder .*/nowhere does not exist; give the path with --data folder:PATH"):
+    with pytest.raises(
+        InputError, match=r"folder .*/nowhere does not exist; give the path with --data folder:PATH"
+    ):
         load(tmp_path / "nowhere", tmp_path)
 
 
 def test_a_file_in_place_of_a_folder_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"folder .*/file is a file; give the folder that holds the class folders"):
+    with pytest.raises(
+        InputError, match=r"folder .*/file is a file; give the folder that holds the class folders"
+    ):
         load(tmp_path / "file", tmp_path)
 
 
@@ -246,7 +325,11 @@ def test_a_file_in_place_of_a_folder_is_refused(tmp_path):
 def test_a_folder_without_class_folders_is_refused(inside, tmp_path):
     (tmp_path / "set" / inside).mkdir(parents=True)
     write(tmp_path / "set", {f"{inside}/0.png": COLOUR})
-    with pytest.raises(InputError, match=rf"folder .*set/?{inside} must hold one sub-folder of images for each class, found none"):
+    with pytest.raises(
+        InputError,
+        match=rf"folder .*set/?{inside} must hold one sub-folder of images for each class, found "
+        "none",
+    ):
         load(tmp_path / "set", tmp_path)
 
 
@@ -254,47 +337,67 @@ def test_a_class_without_images_is_named(tmp_path):
     write(tmp_path / "set", {"a/0.png": COLOUR})
     (tmp_path / "set" / "b").mkdir()
     (tmp_path / "set" / "b" / "notes.txt").write_text("no image")
-    with pytest.raises(InputError, match=r"class folder .*set/b holds no images; add some or remove the class"):
+    with pytest.raises(
+        InputError, match=r"class folder .*set/b holds no images; add some or remove the class"
+    ):
         load(tmp_path / "set", tmp_path)
 
 
 def test_a_test_class_that_train_lacks_is_named_with_the_nearest_one(tmp_path):
     write(tmp_path / "set", {f"train/{name}/0.png": COLOUR for name in ("cat", "dog")})
     # A hidden folder, which sorts first, once kept the stranger from being seen.
-    write(tmp_path / "set", {f"test/{name}/0.png": COLOUR for name in (".hidden", "cat", "dog", "dogs")})
-    message = r"class folder .*test/dogs has no counterpart in train/ \(did you mean 'dog'\?\); both splits need the same class"
+    write(
+        tmp_path / "set",
+        {f"test/{name}/0.png": COLOUR for name in (".hidden", "cat", "dog", "dogs")},
+    )
+    message = (
+        r"class folder .*test/dogs has no counterpart in train/ \(did you mean 'dog'\?\); "
+        r"both splits need the same class"
+    )
     with pytest.raises(InputError, match=message):
         load(tmp_path / "set", tmp_path)
 
 
 def test_a_train_class_that_test_lacks_is_named(tmp_path):
-    write(tmp_path / "set", {"train/a/0.png": COLOUR, "train/b/0.png": COLOUR, "test/a/0.png": COLOUR})
-    with pytest.raises(InputError, match=r"class folder .*test/b holds no images; add some or remove the class"):
+    write(
+        tmp_path / "set", {"train/a/0.png": COLOUR, "train/b/0.png": COLOUR, "test/a/0.png": COLOUR}
+    )
+    with pytest.raises(
+        InputError, match=r"class folder .*test/b holds no images; add some or remove the class"
+    ):
         load(tmp_path / "set", tmp_path)
 
 
 def test_one_class_alone_is_refused(tmp_path):
     write(tmp_path / "set", {"cat/0.png": COLOUR, "cat/1.png": COLOUR})
-    with pytest.raises(InputError, match="the data must have at least 2 classes, found 1: cat; add another"):
+    with pytest.raises(
+        InputError, match="the data must have at least 2 classes, found 1: cat; add another"
+    ):
         load(tmp_path / "set", tmp_path)
 
 
 def test_a_text_file_named_png_is_named(tmp_path):
     write(tmp_path / "set", {"a/0.png": COLOUR, "b/0.png": COLOUR})
     (tmp_path / "set" / "b" / "1.png").write_text("no image")
-    message = r"cannot read the image .*b/1\.png: no image format that Pillow knows; repair or remove it"
+    message = (
+        r"cannot read the image .*b/1\.png: no image format that Pillow knows; repair or remove it"
+    )
     with pytest.raises(InputError, match=message):
         load(tmp_path / "set", tmp_path)
 
 
-@pytest.mark.parametrize("size", [(40, 40), (40, 30)])  # of a PNG that is no square, the EXIF data are read before the pixels
+@pytest.mark.parametrize(
+    "size", [(40, 40), (40, 30)]
+)  # of a PNG that is no square, the EXIF data are read before the pixels
 @pytest.mark.parametrize("suffix", ["jpeg", "png", "bmp", "gif", "tiff"])
 def test_a_truncated_image_is_named(suffix, size, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
     write(tmp_path / "set", {f"a/0.{suffix}": pixels, f"b/0.{suffix}": pixels})
     broken = tmp_path / "set" / "b" / f"0.{suffix}"
     broken.write_bytes(broken.read_bytes()[: broken.stat().st_size // 2])
-    with pytest.raises(InputError, match=rf"cannot read the image .*b/0\.{suffix}: .*; repair or remove it"):
+    with pytest.raises(
+        InputError, match=rf"cannot read the image .*b/0\.{suffix}: .*; repair or remove it"
+    ):
         load(tmp_path / "set", tmp_path)
 
 
@@ -322,24 +425,36 @@ def test_any_broken_image_ends_in_a_sentence_that_names_it(form, tmp_path):
 def test_an_image_that_would_fill_the_memory_is_named(tmp_path, monkeypatch):
     write(tmp_path / "set", {"a/0.png": COLOUR, "b/0.png": COLOUR})
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 24)
-    with pytest.raises(InputError, match=r"cannot read the image .*a/0\.png: .*exceeds limit of 24 pixels"):
+    with pytest.raises(
+        InputError, match=r"cannot read the image .*a/0\.png: .*exceeds limit of 24 pixels"
+    ):
         load(tmp_path / "set", tmp_path)
 
 
 def test_a_test_folder_without_class_folders_is_left_out_and_said(tmp_path):
     # Tiny ImageNet's layout: test/images and val/images hold pictures without class folders.
-    write(tmp_path, {f"set/train/{name}/{index}.png": COLOUR for name in "ab" for index in range(3)})
+    write(
+        tmp_path, {f"set/train/{name}/{index}.png": COLOUR for name in "ab" for index in range(3)}
+    )
     write(tmp_path, {"set/test/images/0.png": COLOUR, "set/val/images/0.png": COLOUR})
     dataset = load(tmp_path / "set", tmp_path)
     assert dataset.test is None
-    assert sum("holds none of the class folders of train/ and is not used" in note for note in dataset.notes) == 2
+    assert (
+        sum(
+            "holds none of the class folders of train/ and is not used" in note
+            for note in dataset.notes
+        )
+        == 2
+    )
     write(tmp_path, {"set/valid/a/0.png": COLOUR, "set/valid/b/0.png": COLOUR})
     assert load(tmp_path / "set", tmp_path).test is not None
 
 
 @pytest.mark.parametrize("damage", ["train.npy", "notes.json", "cut", "empty notes"])
 def test_a_damaged_conversion_is_made_again(damage, tmp_path):
-    write(tmp_path, {f"set/{name}/{index}.png": COLOUR + index for name in "ab" for index in range(3)})
+    write(
+        tmp_path, {f"set/{name}/{index}.png": COLOUR + index for name in "ab" for index in range(3)}
+    )
     first = np.array(load(tmp_path / "set", tmp_path, storage="mapped").train.images)
     (folder,) = [path.parent for path in tmp_path.rglob("notes.json")]
     if damage == "cut":

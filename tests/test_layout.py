@@ -12,10 +12,30 @@ import potstill
 
 ROOT = Path(potstill.__file__).parent
 ORDER = [
-    "records", "registry", "seeds", "devices", "files", "cache", "config", "data", "distributed", "models",
-    "parameterisations", "engine", "distilled", "evaluation", "methods", "distillation", "diagnosis", "reports",
-    "testing", "api", "studies", "cli", "__main__",
-]  # fmt: skip
+    "records",
+    "registry",
+    "seeds",
+    "devices",
+    "files",
+    "cache",
+    "config",
+    "data",
+    "distributed",
+    "models",
+    "parameterisations",
+    "engine",
+    "distilled",
+    "evaluation",
+    "methods",
+    "distillation",
+    "diagnosis",
+    "reports",
+    "testing",
+    "api",
+    "studies",
+    "cli",
+    "__main__",
+]
 """The rooms: modules and folders of the first level. Each may import those before it."""
 
 
@@ -38,7 +58,11 @@ def imported(source: str) -> set[str]:
             inner = {".".join(filter(None, (module, alias.name))) for alias in node.names}
             found |= {name if name in MODULES else module for name in inner}
         elif isinstance(node, ast.Import):
-            found |= {alias.name.removeprefix("potstill.") for alias in node.names if alias.name.startswith("potstill.")}
+            found |= {
+                alias.name.removeprefix("potstill.")
+                for alias in node.names
+                if alias.name.startswith("potstill.")
+            }
     return found & MODULES
 
 
@@ -59,7 +83,10 @@ def test_modules_import_in_no_circle():
 
 
 def test_the_check_sees_an_upward_import():
-    text = "def f():\n    from potstill.cli.parser import main\n    from potstill.distillation import outer"
+    text = (
+        "def f():\n    from potstill.cli.parser import main\n    from potstill.distillation "
+        "import outer"
+    )
     assert imported(text) == {"cli.parser", "distillation.outer"}
 
 
@@ -70,9 +97,12 @@ def test_every_room_has_its_place_one_level_deep():
 
 def test_help_and_list_do_not_import_torch():
     script = (
-        "import sys; from potstill.cli.parser import main; main(['list']); print('torch' in sys.modules or 'numpy' in sys.modules)"
+        "import sys; from potstill.cli.parser import main; main(['list']); print('torch' in "
+        "sys.modules or 'numpy' in sys.modules)"
     )
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
     assert result.stdout.splitlines()[-1] == "False"
 
 

@@ -35,7 +35,10 @@ def test_the_same_examples_and_seed_give_the_same_answers(name):
 
 def test_the_nearest_example_is_that_of_a_loop():
     rng = generator(0)
-    images, inputs = torch.randn(40, 2, 3, 3, generator=rng) + 2000, torch.randn(30, 2, 3, 3, generator=rng) + 2000
+    images, inputs = (
+        torch.randn(40, 2, 3, 3, generator=rng) + 2000,
+        torch.randn(30, 2, 3, 3, generator=rng) + 2000,
+    )
     targets = torch.rand(40, 5, generator=rng)
     answers = Nearest(CPU).fit(Examples(images, targets, targets.argmax(1)), 0)(inputs)
     for answer, one in zip(answers, inputs, strict=True):
@@ -55,8 +58,10 @@ def test_an_evaluation_by_the_nearest_example_trains_nothing():
     real = blobs(600)
     rows = measured(set_of(real), real, nets=3, learner="nearest", baselines=("random", "full"))
     assert [(row.name, row.model, row.steps, row.lr, row.accuracy.n) for row in rows] == [
-        ("distilled", "nearest", None, None, 1), ("random", "nearest", None, None, 3), ("full", "nearest", None, None, 1),
-    ]  # fmt: skip
+        ("distilled", "nearest", None, None, 1),
+        ("random", "nearest", None, None, 3),
+        ("full", "nearest", None, None, 1),
+    ]
     right = accuracy(Nearest(CPU).fit(examples_of(set_of(real)), 0), real.test)
     assert rows[0].accuracy.mean == pytest.approx(right)
     assert rows[2].images == len(real.train)
@@ -64,20 +69,49 @@ def test_an_evaluation_by_the_nearest_example_trains_nothing():
 
 
 @pytest.mark.parametrize(
-    "option", [{"steps": 3}, {"lr": 0.1}, {"protocol": "paper"}, {"models": ("mlp",)}, {"model": linear}, {"compile": "on"}]
+    "option",
+    [
+        {"steps": 3},
+        {"lr": 0.1},
+        {"protocol": "paper"},
+        {"models": ("mlp",)},
+        {"model": linear},
+        {"compile": "on"},
+    ],
 )
 def test_an_option_without_effect_on_the_learner_is_refused(option):
     real = blobs()
     name = "models" if "model" in option else next(iter(option))
-    with pytest.raises(InputError, match=f"{name} has no effect on the learner nearest, which trains no networks, got "):
+    with pytest.raises(
+        InputError,
+        match=f"{name} has no effect on the learner nearest, which trains no networks, got ",
+    ):
         measured(set_of(real), real, learner="nearest", **option)
 
 
 def test_the_command_and_the_report_show_a_learner(tmp_path, capsys):
     potstill.distill(**{**QUICK, "steps": 1}, out=tmp_path / "run")
-    assert main(["evaluate", str(tmp_path / "run"), "--learner", "nearest", "--baseline", "random", "--nets", "2"]) == 0
+    assert (
+        main(
+            [
+                "evaluate",
+                str(tmp_path / "run"),
+                "--learner",
+                "nearest",
+                "--baseline",
+                "random",
+                "--nets",
+                "2",
+            ]
+        )
+        == 0
+    )
     assert "the nearest example gives the class" in " ".join(capsys.readouterr().out.split())
     (entry,) = json.loads((tmp_path / "run" / EVALUATION).read_text())["evaluations"]
-    assert (entry["standard"], entry["settings"]["learner"], entry["rows"][0]["steps"]) == (False, "nearest", None)
+    assert (entry["standard"], entry["settings"]["learner"], entry["rows"][0]["steps"]) == (
+        False,
+        "nearest",
+        None,
+    )
     assert main(["report", str(tmp_path / "run")]) == 0
     assert "the nearest example gives the class" in (tmp_path / "run" / "report.html").read_text()

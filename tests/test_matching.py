@@ -1,4 +1,6 @@
-"""Distribution matching: closed forms, what both sides share, and that it works from one end to the other."""
+"""Distribution matching: closed forms, what both sides share, and that it works from one end to the
+other.
+"""
 
 import dataclasses
 import json
@@ -82,7 +84,9 @@ def test_linear_features_have_their_closed_form():
     found, weight = estimate(task, images), Linear().weight.detach()
     loss = 0.0
     for label in range(3):
-        real = task.real.train.take(torch.nonzero(task.real.train.labels == label)[:, 0])[0].flatten(1)
+        real = task.real.train.take(torch.nonzero(task.real.train.labels == label)[:, 0])[
+            0
+        ].flatten(1)
         own = images[label == LABELS].flatten(1)
         apart = real.mean(0) - own.mean(0)
         loss += float((weight @ apart).square().sum())
@@ -103,13 +107,18 @@ def test_there_is_nothing_to_do_at_the_real_images(step):
 
 
 def test_classes_are_augmented_apart():
-    drawn = [augmentation.shared_draw(DSA, problem().rng("augmentation", 0, label)) for label in range(3)]
+    drawn = [
+        augmentation.shared_draw(DSA, problem().rng("augmentation", 0, label)) for label in range(3)
+    ]
     assert len({(one.operation, *one.values.flatten().tolist()) for one in drawn}) == 3
 
 
 @pytest.mark.parametrize("micro_batch", [1, 2, 5])
 def test_class_by_class_is_the_joint_step(micro_batch):
-    whole, apart = (estimate(problem(convnet(), DSA, micro_batch=size), distilled_images()) for size in (100, micro_batch))
+    whole, apart = (
+        estimate(problem(convnet(), DSA, micro_batch=size), distilled_images())
+        for size in (100, micro_batch)
+    )
     torch.testing.assert_close(apart.grads["images"], whole.grads["images"], rtol=1e-12, atol=1e-14)
     assert apart.loss == pytest.approx(whole.loss, rel=1e-12)
 
@@ -130,7 +139,9 @@ def test_the_noise_floor_is_the_variance_of_a_mean_of_the_real_batch():
         estimate(task, images).loss,
         [estimate(task, images, step, size).loss for step in range(600)],
     )
-    features = Linear().features(task.real.train.take(torch.arange(3 * EACH))[0]).detach().view(3, EACH, 5)
+    features = (
+        Linear().features(task.real.train.take(torch.arange(3 * EACH))[0]).detach().view(3, EACH, 5)
+    )
     variance = float((features - features.mean(1, keepdim=True)).square().mean(1).sum())
     expected = variance / size * (EACH - size) / (EACH - 1)
     assert sum(noisy) / len(noisy) - full == pytest.approx(expected, rel=0.15)
@@ -149,16 +160,26 @@ def test_weights_that_leave_a_class_nothing_are_refused():
     weights = torch.ones(3 * EACH)
     weights[:EACH] = 0
     task = dataclasses.replace(task, real=dataclasses.replace(task.real, sampler=Weighted(weights)))
-    with pytest.raises(InputError, match="weights must leave every class a real example, class 0 has none"):
+    with pytest.raises(
+        InputError, match="weights must leave every class a real example, class 0 has none"
+    ):
         estimate(task, distilled_images())
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_it_gains_more_than_ten_points_over_its_own_start(seed):
     shared = {
-        "method": "dm", "ipc": 1, "width": 16, "lengths": (100,), "validation_nets": 3, "validate_every": 100,
-        "augment": ("crop", "scale", "rotate"), "real_per_class": 32, "precision": "float32", "seed": seed,
-    }  # fmt: skip
+        "method": "dm",
+        "ipc": 1,
+        "width": 16,
+        "lengths": (100,),
+        "validation_nets": 3,
+        "validate_every": 100,
+        "augment": ("crop", "scale", "rotate"),
+        "real_per_class": 32,
+        "precision": "float32",
+        "seed": seed,
+    }
     start = potstill.distill(**shared, steps=1, outer_lr=1e-12).metadata.accuracy.mean
     end = potstill.distill(**shared, steps=150).metadata.accuracy.mean
 
@@ -169,14 +190,18 @@ def test_a_run_is_resumed_evaluated_and_reported(tmp_path, capsys):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     potstill.distill(**SMALL, out=whole)
     seen: list[int] = []
-    listener = Listener(step=lambda record, steps: seen.append(record.step), stop=lambda: len(seen) == 7)
+    listener = Listener(
+        step=lambda record, steps: seen.append(record.step), stop=lambda: len(seen) == 7
+    )
     with pytest.raises(Interrupted):
         potstill.distill(**SMALL, out=cut, listener=listener)
     potstill.resume(cut)
     assert bytes_of(cut) == bytes_of(whole)
     recorded = potstill.load(whole).metadata
     assert recorded.method == "dm"
-    assert [recorded.option(name) for name in ("outer_optimizer", "outer_momentum", "outer_lr", "clip")] == ["sgd", 0.5, 1, 0]
+    assert [
+        recorded.option(name) for name in ("outer_optimizer", "outer_momentum", "outer_lr", "clip")
+    ] == ["sgd", 0.5, 1, 0]
     assert recorded.option("init") == "real"
     assert (
         main(
@@ -193,7 +218,9 @@ def test_a_run_is_resumed_evaluated_and_reported(tmp_path, capsys):
         )
         == 0
     )
-    ((row,),) = (one["rows"] for one in json.loads((whole / "evaluation.json").read_text())["evaluations"])
+    ((row,),) = (
+        one["rows"] for one in json.loads((whole / "evaluation.json").read_text())["evaluations"]
+    )
     assert (row["steps"], row["lr"]) == (1001, 0.01)
     assert main(["report", str(whole)]) == 0
     assert "Real examples in a step" in (whole / "report.html").read_text()
@@ -202,7 +229,9 @@ def test_a_run_is_resumed_evaluated_and_reported(tmp_path, capsys):
 
 
 def test_rows_of_numbers_are_matched_too():
-    rows = torch.randn(60, 7, generator=generator(5)) + 3 * torch.nn.functional.one_hot(torch.arange(60) % 3, 7)
+    rows = torch.randn(60, 7, generator=generator(5)) + 3 * torch.nn.functional.one_hot(
+        torch.arange(60) % 3, 7
+    )
     options = {**SMALL, "model": "mlp", "classes_per_batch": "auto", "augment": "auto"}
     assert potstill.distill(rows, torch.arange(60) % 3, **options).shape == (7,)
 
@@ -229,7 +258,11 @@ class Featureless(nn.Module):
     ],
 )
 def test_what_it_cannot_take_is_told_in_one_sentence(options, message):
-    base = {name: value for name, value in SMALL.items() if "model" not in options or name not in ("width", "depth", "model")}
+    base = {
+        name: value
+        for name, value in SMALL.items()
+        if "model" not in options or name not in ("width", "depth", "model")
+    }
     with pytest.raises(InputError) as error:
         potstill.distill(**{**base, **options})
     assert message in str(error.value)

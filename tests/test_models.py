@@ -17,21 +17,26 @@ from potstill.registry import MODELS, InputError
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize(("side", "depth"), [(4, 1), (8, 2), (12, 2), (16, 3), (28, 3), (32, 3), (64, 4), (128, 5)])
+@pytest.mark.parametrize(
+    ("side", "depth"), [(4, 1), (8, 2), (12, 2), (16, 3), (28, 3), (32, 3), (64, 4), (128, 5)]
+)
 def test_depth_fits_itself_and_no_norm_sees_less_than_4_x_4_pixels(side, depth):
     assert auto_depth((3, side, side)) == depth
     net = ConvNet((3, side, side), 10, width=4)
     seen = []
     for part in net.modules():
         if isinstance(part, nn.GroupNorm):
-            part.register_forward_hook(lambda module, inputs, output: seen.append(min(inputs[0].shape[2:])))
+            part.register_forward_hook(
+                lambda module, inputs, output: seen.append(min(inputs[0].shape[2:]))
+            )
     assert net(torch.zeros(2, 3, side, side)).shape == (2, 10)
     assert len(seen) == depth
     assert min(seen) >= 4
 
 
 def test_the_papers_network_has_its_published_size():
-    # Three 3 x 3 convolutions without bias, three affine norms, a linear layer on 128 * 4 * 4 features.
+    # Three 3 x 3 convolutions without bias, three affine norms, a linear layer on 128 * 4 * 4
+    # features.
     expected = 9 * 128 * (3 + 128 + 128) + 3 * 2 * 128 + 2048 * 10 + 10
     assert sum(p.numel() for p in ConvNet((3, 32, 32), 10).parameters()) == expected
 
@@ -95,12 +100,17 @@ class Attending(nn.Module):
 
     def forward(self, inputs):
         tokens = self.embed(inputs.view(-1, 1, 8, 8))
-        return self.linear(nn.functional.scaled_dot_product_attention(tokens, tokens, tokens).flatten(1))
+        return self.linear(
+            nn.functional.scaled_dot_product_attention(tokens, tokens, tokens).flatten(1)
+        )
 
 
 @pytest.mark.parametrize(
     ("factory", "sentence"),
-    [(Detaching, r"model mine must be differentiable throughout"), (Attending, r"mine cannot be differentiated twice")],
+    [
+        (Detaching, r"model mine must be differentiable throughout"),
+        (Attending, r"mine cannot be differentiated twice"),
+    ],
 )
 def test_a_network_unfit_for_second_derivatives_is_refused_by_name(factory, sentence):
     made = resolve(factory, (1, 8, 8), 3)
@@ -141,7 +151,9 @@ def test_registered_networks_are_fit_for_second_derivatives(name, shape):
 @pytest.mark.parametrize("norm", ["instance", "batch"])
 @pytest.mark.parametrize("name", list(MODELS))
 def test_the_engine_differentiates_every_registered_network_as_a_plain_unroll(name, norm):
-    """float64; with batch norm, which normalises by the batch and leaves running statistics alone, too."""
+    """float64; with batch norm, which normalises by the batch and leaves running statistics alone,
+    too.
+    """
     tiny = Tiny.of(fresh(resolve(name, (1, 8, 8), 3, width=4, norm=norm), 0, CPU))
     problem, rate = tiny.problem(Adam()), lr(0.01)
 
@@ -149,9 +161,13 @@ def test_the_engine_differentiates_every_registered_network_as_a_plain_unroll(na
         return nn.functional.cross_entropy(tiny.model(theta, tiny.real[0]), tiny.real[1])
 
     start = Adam().init(tiny.model.theta)
-    found = meta_gradient(problem, tiny.leaves, rate, start, EagerObjective(outer), [(None, 1.0)], burn_in=1, window=2)
+    found = meta_gradient(
+        problem, tiny.leaves, rate, start, EagerObjective(outer), [(None, 1.0)], burn_in=1, window=2
+    )
     plain = plain_unroll(problem, tiny.leaves, rate, start, outer, burn_in=1, window=2)
-    torch.testing.assert_close(found.leaves["images"], plain.leaves["images"], rtol=1e-9, atol=1e-15)
+    torch.testing.assert_close(
+        found.leaves["images"], plain.leaves["images"], rtol=1e-9, atol=1e-15
+    )
     assert found.leaves["images"].any()
 
 
@@ -160,11 +176,22 @@ def size(name: str, shape=(3, 32, 32), **options) -> int:
 
 
 def test_parameters_are_as_many_as_published():
-    assert size("resnet18", norm="batch") == 11_173_962  # with the stem for CIFAR, as its well-known implementation has it
+    assert (
+        size("resnet18", norm="batch") == 11_173_962
+    )  # with the stem for CIFAR, as its well-known implementation has it
     # torchvision's vgg11 has 9,220,480 in its convolutions; then a linear layer on 512 features.
     assert size("vgg11", norm="none") == 9_220_480 + 5_130
     # Convolutions of 5, 5, 3, 3 and 3 pixels with biases, 192 maps of 4 x 4 to the linear layer.
-    alexnet = 75 * 128 + 25 * 128 * 192 + 9 * (192 * 256 + 256 * 192 + 192 * 192) + 128 + 3 * 192 + 256 + 3072 * 10 + 10
+    alexnet = (
+        75 * 128
+        + 25 * 128 * 192
+        + 9 * (192 * 256 + 256 * 192 + 192 * 192)
+        + 128
+        + 3 * 192
+        + 256
+        + 3072 * 10
+        + 10
+    )
     assert size("alexnet", norm="none") == alexnet
     wide = 9 * (3 * 128 + 128 * 256 + 256 * 512) + 2 * (128 + 256 + 512) + 512 * 16 * 10 + 10
     assert size("convnet-wide") == wide
@@ -176,12 +203,17 @@ def test_networks_fit_themselves_to_the_images_and_no_norm_sees_too_few_pixels(n
     net, seen = resolve(name, (2, side, side + 1), 5, width=8)(), []
     for part in net.modules():
         if isinstance(part, nn.GroupNorm):
-            part.register_forward_hook(lambda module, inputs, output: seen.append(min(inputs[0].shape[2:])))
+            part.register_forward_hook(
+                lambda module, inputs, output: seen.append(min(inputs[0].shape[2:]))
+            )
     outputs = net(torch.randn(3, 2, side, side + 1))
     assert outputs.shape == (3, 5)
     assert outputs.std(0).min() > 0  # inputs tell in every output
     assert min(seen) >= (2 if side >= 32 else 4)
-    torch.testing.assert_close(net.head(net.features(torch.ones(1, 2, side, side + 1))), net(torch.ones(1, 2, side, side + 1)))
+    torch.testing.assert_close(
+        net.head(net.features(torch.ones(1, 2, side, side + 1))),
+        net(torch.ones(1, 2, side, side + 1)),
+    )
 
 
 def test_the_width_is_each_networks_own_unless_it_is_given():
@@ -192,20 +224,47 @@ def test_the_width_is_each_networks_own_unless_it_is_given():
 @pytest.mark.parametrize(
     ("spec", "options", "sentence"),
     [
-        ("convnett", {}, r"unknown model 'convnett' \(did you mean 'convnet'\?\); known: alexnet, convnet, convnet-wide, mlp"),
+        (
+            "convnett",
+            {},
+            r"unknown model 'convnett' \(did you mean 'convnet'\?\); known: alexnet, convnet, "
+            r"convnet-wide, mlp",
+        ),
         ("no.such.module:net", {}, r"cannot import 'no.such.module' of 'no.such.module:net'"),
         ("torch.nn:Linea", {}, r"module 'torch.nn' has no 'Linea' \(did you mean 'Linear'\?\)"),
         (":", {}, r"expected 'package.module:name', got ':'"),
-        ("math:pi", {}, r"model math:pi must be a function or class that returns a network, got 3.14"),
-        (nn.Linear(2, 2), {}, r"must make a fresh network at every call, got a Linear that exists; give `lambda: Linear"),
+        (
+            "math:pi",
+            {},
+            r"model math:pi must be a function or class that returns a network, got 3.14",
+        ),
+        (
+            nn.Linear(2, 2),
+            {},
+            r"must make a fresh network at every call, got a Linear that exists; give `lambda: "
+            r"Linear",
+        ),
         (
             "convnet",
             {"depth": 3},
-            r"depth must be at most 2 for images of 8 x 8 pixels with instance norm .*, got 3; leave it at auto",
+            r"depth must be at most 2 for images of 8 x 8 pixels with instance norm .*, got 3; "
+            r"leave it at auto",
         ),
-        ("convnet", {"norm": "group", "width": 12}, r"width must be a multiple of 8 for group norm, got 12"),
-        ("alexnet", {"norm": "group", "width": 8}, r"width must be a multiple of 16 for group norm, got 8"),
-        ("resnet18", {"norm": "group", "width": 12}, r"width must be a multiple of 8 for group norm, got 12"),
+        (
+            "convnet",
+            {"norm": "group", "width": 12},
+            r"width must be a multiple of 8 for group norm, got 12",
+        ),
+        (
+            "alexnet",
+            {"norm": "group", "width": 8},
+            r"width must be a multiple of 16 for group norm, got 8",
+        ),
+        (
+            "resnet18",
+            {"norm": "group", "width": 12},
+            r"width must be a multiple of 8 for group norm, got 12",
+        ),
     ],
 )
 def test_a_wrong_model_is_told_how_to_get_right(spec, options, sentence):
@@ -224,8 +283,15 @@ SHARED = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
             lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 4)),
             r"model mine must return logits of shape \(B, 3\), got \(2, 4\) for B = 2",
         ),
-        (lambda: nn.Linear(9, 3), r"model mine fails on inputs of shape \(2, 1, 8, 8\): RuntimeError: mat1 and mat2"),
-        (lambda: SHARED, r"model mine must make a fresh network at every call, two calls share trainable parameters"),
+        (
+            lambda: nn.Linear(9, 3),
+            r"model mine fails on inputs of shape \(2, 1, 8, 8\): RuntimeError: mat1 and mat2",
+        ),
+        (
+            lambda: SHARED,
+            r"model mine must make a fresh network at every call, two calls share trainable "
+            r"parameters",
+        ),
         (lambda: 3, r"model mine fails on .*: it returned int, which is no torch.nn.Module"),
     ],
 )

@@ -6,7 +6,17 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
-from potstill.distillation.outer import Carried, Hooks, Interrupted, OuterState, Rule, Schedule, optimise, outer_step, rescale
+from potstill.distillation.outer import (
+    Carried,
+    Hooks,
+    Interrupted,
+    OuterState,
+    Rule,
+    Schedule,
+    optimise,
+    outer_step,
+    rescale,
+)
 from potstill.engine.optimizers import SGD, Adam
 from potstill.methods.base import Estimate
 from potstill.records.metrics import Figure
@@ -16,7 +26,8 @@ CPU = torch.device("cpu")
 
 
 def test_clipping_follows_the_moving_average_of_the_raw_norm():
-    # The released code's arithmetic: s <- 0.9 s + 0.1 g first, then clip to 2 s; so it acts only above 2.25 times the old s.
+    # The released code's arithmetic: s <- 0.9 s + 0.1 g first, then clip to 2 s; so it acts only
+    # above 2.25 times the old s.
     average, factor = rescale(1.0, None, 2.0)
     assert (average, factor) == (1.0, 1.0)
     assert rescale(2.24, 1.0, 2.0)[1] == 1.0
@@ -36,7 +47,9 @@ def test_a_unit_gradient_has_norm_1_at_every_step():
     for expected in (0.5, 0.5):  # four equal entries
         before = state.moments["images"][0]
         state, record = outer_step(method, config(clip="unit"), RULES, state)
-        assert torch.allclose(state.moments["images"][0], 0.9 * before + 0.1 * torch.full((4,), expected))
+        assert torch.allclose(
+            state.moments["images"][0], 0.9 * before + 0.1 * torch.full((4,), expected)
+        )
         assert not record.clipped
 
 
@@ -52,7 +65,9 @@ class Scripted:
     def estimate(self, leaves, state, outer_step):
         self.seen.append(outer_step)
         grads = {
-            name: torch.full_like(leaf, self.images[outer_step] if name == "images" else self.targets)
+            name: torch.full_like(
+                leaf, self.images[outer_step] if name == "images" else self.targets
+            )
             for name, leaf in leaves.items()
         }
         return Estimate(1.0, grads, {"calls": state["calls"] + 1}, {"window": 3})
@@ -63,7 +78,9 @@ def config(**options):
 
 
 def begun(leaves=None, optimizer=None):
-    return OuterState.start(LEAVES if leaves is None else leaves, {"calls": 0}, optimizer or Adam(), Carried())
+    return OuterState.start(
+        LEAVES if leaves is None else leaves, {"calls": 0}, optimizer or Adam(), Carried()
+    )
 
 
 RULES = {"images": Rule(0.1, clipped=True), "targets": Rule(0.2, least=0.0)}
@@ -130,7 +147,9 @@ def test_a_meta_gradient_that_is_not_finite_is_skipped_and_counted_and_poisons_n
 
 def test_twenty_in_a_row_end_the_run_with_a_way_out():
     method = Scripted([float("nan")] * 25)
-    with pytest.raises(InputError, match=r"not finite in 20 outer steps in a row, up to step 20; lower --inner-lr"):
+    with pytest.raises(
+        InputError, match=r"not finite in 20 outer steps in a row, up to step 20; lower --inner-lr"
+    ):
         optimise(method, config(steps=25), RULES, begun(), CPU, Hooks())
     assert len(method.seen) == 20
     nineteen = Scripted([float("nan")] * 19 + [1.0])
@@ -145,7 +164,9 @@ def test_the_best_set_by_validation_is_kept_and_the_first_wins_a_tie():
         seen.append(float(state.leaves["images"][0]))
         return Figure(next(marks), None, 1)
 
-    state = optimise(method, config(steps=8, validate_every=2), RULES, begun(), CPU, Hooks(validate))
+    state = optimise(
+        method, config(steps=8, validate_every=2), RULES, begun(), CPU, Hooks(validate)
+    )
     assert state.best.step == 4
     assert state.best.accuracy == 0.7
     assert float(state.best.leaves["images"][0]) == seen[1] != float(state.leaves["images"][0])
@@ -153,15 +174,22 @@ def test_the_best_set_by_validation_is_kept_and_the_first_wins_a_tie():
 
 def test_the_last_step_is_validated_and_saved_whatever_the_intervals():
     method, validated, saved = Scripted([1.0] * 5), [], []
-    hooks = Hooks(lambda state: validated.append(1) or Figure(0.5, None, 1), lambda state: saved.append(state.step))
-    optimise(method, config(steps=5, validate_every=3, checkpoint_every=2), RULES, begun(), CPU, hooks)
+    hooks = Hooks(
+        lambda state: validated.append(1) or Figure(0.5, None, 1),
+        lambda state: saved.append(state.step),
+    )
+    optimise(
+        method, config(steps=5, validate_every=3, checkpoint_every=2), RULES, begun(), CPU, hooks
+    )
     assert len(validated) == 2
     assert saved == [2, 4, 5]
 
 
 def test_a_stop_ends_after_its_step_and_saves():
     method, saved, logged = Scripted([1.0] * 5), [], []
-    hooks = Hooks(None, lambda state: saved.append(state.step), logged.append, lambda: len(logged) == 3)
+    hooks = Hooks(
+        None, lambda state: saved.append(state.step), logged.append, lambda: len(logged) == 3
+    )
     with pytest.raises(Interrupted, match="interrupted after outer step 3"):
         optimise(method, config(steps=5), RULES, begun(), CPU, hooks)
     assert saved == [3]

@@ -1,4 +1,6 @@
-"""A study's page: that it tells all claims, figures and numbers, needs nothing beside it, and fits a phone."""
+"""A study's page: that it tells all claims, figures and numbers, needs nothing beside it, and fits
+a phone.
+"""
 
 import base64
 import itertools
@@ -97,13 +99,18 @@ class StudyPage(Page):
 
 TABLES = [
     table(BY_SIZE, {("strong", 1): [0.5, 0.7], ("strong", 2): [0.8, 0.8], (ODD, 2): [0.25]}),
-    table(VARIANCE, {("a way with a rather long name", step): [1.0, 3.0] for step in range(50, 1001, 50)}),
+    table(
+        VARIANCE,
+        {("a way with a rather long name", step): [1.0, 3.0] for step in range(50, 1001, 50)},
+    ),
 ]
 
 
 def plot(label: str = "one"):
     series = [Series(label, [1, 2], [0.1, 0.2], [0.1, 0.1]), Series("two", [1, 2], [0.2, 0.4])]
-    return line_figure(series, "images per class", "test accuracy", error_bars=True, size=(560, 330))
+    return line_figure(
+        series, "images per class", "test accuracy", error_bars=True, size=(560, 330)
+    )
 
 
 @pytest.fixture
@@ -124,10 +131,18 @@ def drawn(folder: Path) -> list[Drawing]:
 
 
 def page(
-    folder: Path, title="A study", about="What was run.", claims=(), drawings=(), tables=(), footnote="Over 3 seeds."
+    folder: Path,
+    title="A study",
+    about="What was run.",
+    claims=(),
+    drawings=(),
+    tables=(),
+    footnote="Over 3 seeds.",
 ) -> StudyPage:
     out = folder / "page.html"
-    out.write_text(study_page(Told(title, about, claims, drawings, tables, footnote), folder), encoding="utf-8")
+    out.write_text(
+        study_page(Told(title, about, claims, drawings, tables, footnote), folder), encoding="utf-8"
+    )
     return StudyPage(out)
 
 
@@ -136,7 +151,12 @@ def test_a_page_is_whole_and_needs_nothing_beside_it(tmp_path, drawings):
     Nesting(found.source)
     assert not found.all("script")
     assert not re.search(r"https?://|@import|url\((?!#)", found.source)
-    links = [value for _, values in found.elements for name, value in values.items() if name.endswith("href") or name == "src"]
+    links = [
+        value
+        for _, values in found.elements
+        for name, value in values.items()
+        if name.endswith("href") or name == "src"
+    ]
     assert all(link.startswith(("#", "data:")) for link in links)
     assert f'<meta name="generator" content="{MARK} ' in found.source[:1000]
     headings = [int(tag[1]) for tag, _ in found.elements if re.fullmatch("h[1-6]", tag)]
@@ -203,15 +223,21 @@ def test_tables_hold_every_number(tmp_path):
     found = page(tmp_path, tables=TABLES)
     # The sample deviation of 0.5 and 0.7 is 0.2 / sqrt(2), that of 1 and 3 is sqrt(2).
     assert found.rows[:4] == [
-        ["", "images per class"], ["1", "2"], ["strong", "60.0 ± 14.1 %", "80.0 ± 0.0 %"], [ODD, "", "25.0 %"],
-    ]  # fmt: skip
+        ["", "images per class"],
+        ["1", "2"],
+        ["strong", "60.0 ± 14.1 %", "80.0 ± 0.0 %"],
+        [ODD, "", "25.0 %"],
+    ]
     assert found.rows[4:6] == [[], ["", "outer step"]]
     assert [found.rows[6][0], found.rows[6][-1]] == ["50", "1000"]
     assert found.rows[7:] == [["a way with a rather long name", *["2 ± 1.4"] * 6], []]
     assert "6 of the 20 places that were measured." in found.text
     assert found.text.count(" places that were measured") == 1
     assert all(len(row) == len(found.rows[1]) + 1 for row in found.rows[2:4])
-    assert [region["aria-label"] for region in found.all("div")] == ["test accuracy by images per class", "variance by outer step"]
+    assert [region["aria-label"] for region in found.all("div")] == [
+        "test accuracy by images per class",
+        "variance by outer step",
+    ]
 
 
 def test_figures_are_inline_and_their_ids_do_not_collide(tmp_path, drawings):
@@ -225,7 +251,9 @@ def test_figures_are_inline_and_their_ids_do_not_collide(tmp_path, drawings):
         assert set(re.findall(r'(?:href="|url\()#([^")]+)', chart)) == set(names)
     assert len(found.all("figcaption")) == 4
     alternatives = [svg["aria-label"] for svg in found.all("svg")]
-    assert alternatives == [f"{words}. The tables have its numbers." for words in ("The first", "The second", ODD)]
+    assert alternatives == [
+        f"{words}. The tables have its numbers." for words in ("The first", "The second", ODD)
+    ]
     assert "test accuracy" in found.texts
     assert found.texts.count("two") == 3
 
@@ -241,14 +269,20 @@ def test_a_picture_is_embedded(tmp_path, drawings):
 def test_any_text_is_shown_as_it_is(tmp_path):
     Image.new("RGB", (1, 1)).save(tmp_path / "set.png")
     quantity = Quantity(ODD, ODD)
-    odd_finding = Finding((Reading(ODD, ODD),), ODD, ODD, conclusion=ODD, further=(Reading(ODD, ODD),))
+    odd_finding = Finding(
+        (Reading(ODD, ODD),), ODD, ODD, conclusion=ODD, further=(Reading(ODD, ODD),)
+    )
     claim = Claim(ODD, ODD, [odd_finding])
     odd = table(quantity, {(ODD, 1): [1.0]})
-    found = page(tmp_path, ODD, ODD, [claim], [Drawing("a", ODD, plot(ODD)), Drawing("set", ODD)], [odd], ODD)
+    found = page(
+        tmp_path, ODD, ODD, [claim], [Drawing("a", ODD, plot(ODD)), Drawing("set", ODD)], [odd], ODD
+    )
     Nesting(found.source)
     assert not found.all("b")
     assert found.all("img")[0]["alt"] == ODD
-    assert [region["aria-label"] for region in found.all("div") if "role" in region] == [f"{ODD} by {ODD}"]
+    assert [region["aria-label"] for region in found.all("div") if "role" in region] == [
+        f"{ODD} by {ODD}"
+    ]
     assert found.rows == [["", ODD], ["1"], [ODD, "1"], []]
     as_code = ODD.replace("`", "")  # about, footnote, and seven in the finding
     assert found.text.count(as_code) == 9
@@ -267,16 +301,28 @@ def test_what_a_study_lacks_has_no_heading(tmp_path, drawings):
 
 
 def test_equal_studies_give_equal_pages(tmp_path):
-    first, second = (page(tmp_path, claims=CLAIMS, drawings=drawn(tmp_path), tables=TABLES).source for _ in range(2))
+    first, second = (
+        page(tmp_path, claims=CLAIMS, drawings=drawn(tmp_path), tables=TABLES).source
+        for _ in range(2)
+    )
     assert first == second
 
 
 def test_a_page_fits_any_width(tmp_path, drawings):
     api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    chromium = next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
     if chromium is None:
         pytest.skip("needs Chromium")
-    page(tmp_path, "A study of supercalifragilisticexpialidocious distillation", "", CLAIMS, drawings, TABLES)
+    page(
+        tmp_path,
+        "A study of supercalifragilisticexpialidocious distillation",
+        "",
+        CLAIMS,
+        drawings,
+        TABLES,
+    )
     with api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         for width, scheme in itertools.product((390, 800, 1280), ("light", "dark")):
@@ -286,18 +332,23 @@ def test_a_page_fits_any_width(tmp_path, drawings):
             shown.on("pageerror", lambda error, said=said: said.append(str(error)))
             shown.goto((tmp_path / "page.html").as_uri())
             assert shown.evaluate("document.documentElement.scrollWidth <= innerWidth"), width
-            # Every figure lies in the page, at most two plots side by side, and its text has the page's colour.
+            # Every figure lies in the page, at most two plots side by side, and its text has the
+            # page's colour.
             boxes = [figure.bounding_box() for figure in shown.query_selector_all("figure")]
             assert all(box["x"] >= 0 and box["x"] + box["width"] <= width for box in boxes)
             assert (boxes[0]["y"] == boxes[1]["y"]) == (width == 1280)
             assert boxes[1]["y"] < boxes[2]["y"]
             assert shown.evaluate(
                 """[...document.querySelectorAll("svg.chart text")].every(
-                    text => getComputedStyle(text).fill === getComputedStyle(document.body).color)"""
+                    text => getComputedStyle(text).fill
+                        === getComputedStyle(document.body).color)"""
             )
             assert shown.evaluate("[...document.images].every(image => image.naturalWidth === 498)")
             # What is too wide for a phone can be reached by scrolling its own box.
-            boxed = "[...document.querySelectorAll('.scroll')].map(box => box.scrollWidth > box.clientWidth)"
+            boxed = (
+                "[...document.querySelectorAll('.scroll')].map(box => box.scrollWidth > "
+                "box.clientWidth)"
+            )
             assert shown.evaluate(boxed)[1] == (width == 390)
             assert not said
             shown.close()

@@ -1,4 +1,4 @@
-"""Preprocessing against NumPy twins, its way back, its file form, and the splits it is fitted to."""
+"""Preprocessing against NumPy twins, its way back, its file form, and its splits."""
 
 from dataclasses import replace
 from typing import Any
@@ -41,7 +41,9 @@ def unit_rows(images: Tensor) -> Array:
 
 
 def zca_matrix(images: Tensor, regularization: float = 0.1) -> Array:
-    """NumPy's twin of the whitening matrix: C = X'X / n, W = V diag(1 / sqrt(E + regularization mean(E))) V'."""
+    """NumPy's twin of the whitening matrix: C = X'X / n, W = V diag(1 / sqrt(E + regularization
+    mean(E))) V'.
+    """
     rows = unit_rows(images)
     values, vectors = np.linalg.eigh(rows.T @ rows / len(rows))
     return vectors @ np.diag(1 / np.sqrt(values + regularization * values.mean())) @ vectors.T
@@ -62,7 +64,9 @@ def test_normalize_gives_every_channel_of_train_mean_0_and_deviation_1():
     preprocess = fitted("normalize", images)
     # 1e-5 throughout: float32 against float64.
     np.testing.assert_allclose(preprocess(images).numpy(), (given - mean) / std, atol=1e-5)
-    np.testing.assert_allclose(preprocess(other).numpy(), (other.double().numpy() - mean) / std, atol=1e-5)
+    np.testing.assert_allclose(
+        preprocess(other).numpy(), (other.double().numpy() - mean) / std, atol=1e-5
+    )
     np.testing.assert_allclose(preprocess(images).double().mean((0, 2, 3)), 0, atol=1e-5)
     np.testing.assert_allclose(preprocess(images).double().square().mean((0, 2, 3)), 1, atol=1e-5)
 
@@ -71,15 +75,18 @@ def test_normalize_gives_every_channel_of_train_mean_0_and_deviation_1():
 @pytest.mark.parametrize("shape", [(3, 5, 4), (1, 6, 6)])
 def test_zca_equals_its_formula_on_train_and_other_images(shape, regularization):
     images, other = photos(200, 0, shape), photos(9, 1, shape)
-    preprocess, matrix = fitted("zca", images, zca_regularization=regularization), zca_matrix(images, regularization)
+    preprocess, matrix = (
+        fitted("zca", images, zca_regularization=regularization),
+        zca_matrix(images, regularization),
+    )
     for part in (images, other):
         expected = (unit_rows(part) @ matrix).reshape(part.shape)
         np.testing.assert_allclose(preprocess(part).numpy(), expected, rtol=0, atol=1e-5)
 
 
 def test_zca_with_hardly_any_regularization_whitens():
-    # The second moments of train become the identity, but for the direction of constant images, which each image's own
-    # mean removes.
+    # The second moments of train become the identity, but for the direction of constant images,
+    # which each image's own mean removes.
     images = torch.rand(500, 1, 3, 3, generator=generator(0))
     rows = fitted("zca", images, zca_regularization=1e-6)(images).double().flatten(1)
     expected = torch.eye(9, dtype=torch.float64) - 1 / 9
@@ -88,7 +95,13 @@ def test_zca_with_hardly_any_regularization_whitens():
 
 @pytest.mark.parametrize(
     ("shape", "expected"),
-    [((3, 32, 32), "zca"), ((1, 1, 3072), "zca"), ((1, 1, 3073), "normalize"), ((3, 64, 64), "normalize"), ((1, 8, 8), "zca")],
+    [
+        ((3, 32, 32), "zca"),
+        ((1, 1, 3072), "zca"),
+        ((1, 1, 3073), "normalize"),
+        ((3, 64, 64), "normalize"),
+        ((1, 8, 8), "zca"),
+    ],
 )
 def test_auto_is_zca_up_to_3072_values_an_image(shape, expected):
     assert resolved_kind("auto", shape) == expected
@@ -112,7 +125,8 @@ def test_a_fit_in_pieces_equals_the_fit_to_the_whole(kind):
 
 
 def test_zca_maps_constant_images_of_every_level_to_zero():
-    # Once, the rounding of the mean was divided by its own norm: most levels became an image of norm 1.
+    # Once, the rounding of the mean was divided by its own norm: most levels became an image of
+    # norm 1.
     preprocess = fitted("zca", torch.cat([photos(100), torch.full((3, 3, 5, 4), 0.3)]))
     levels = (torch.arange(256) / 255).view(-1, 1, 1, 1).expand(256, 3, 5, 4)
     torch.testing.assert_close(preprocess(levels), torch.zeros(256, 3, 5, 4))
@@ -128,7 +142,11 @@ def test_normalize_keeps_the_scale_of_a_constant_channel():
 
 def test_zca_of_constant_images_alone_is_refused():
     images = torch.linspace(0, 1, 10).view(-1, 1, 1, 1).expand(10, 3, 5, 4)
-    with pytest.raises(InputError, match="preprocess zca needs train images that are not constant, found none; give --preprocess"):
+    with pytest.raises(
+        InputError,
+        match="preprocess zca needs train images that are not constant, found none; give "
+        "--preprocess",
+    ):
         fitted("zca", images)
 
 
@@ -147,7 +165,9 @@ def test_the_inverse_of_none_and_normalize_is_exact():
     images = photos(50)
     for kind in ("none", "normalize"):
         preprocess = fitted(kind, images)
-        torch.testing.assert_close(preprocess.inverse(preprocess(images)), images, rtol=0, atol=1e-6)
+        torch.testing.assert_close(
+            preprocess.inverse(preprocess(images)), images, rtol=0, atol=1e-6
+        )
 
 
 def test_the_inverse_of_zca_ends_at_centred_images_of_norm_1():
@@ -162,7 +182,12 @@ def test_pictures_have_the_mean_and_contrast_of_a_typical_train_image(kind):
     images = 0.5 + 0.1 * (photos(100) - 0.3)  # of so low a contrast that nothing is cut off
     given = images.double().numpy().reshape(100, -1)
     preprocess = fitted(kind, images)
-    pictures = preprocess.pictures(torch.randn(20, 3, 5, 4, generator=generator(2)) * 7).double().flatten(1).numpy()
+    pictures = (
+        preprocess.pictures(torch.randn(20, 3, 5, 4, generator=generator(2)) * 7)
+        .double()
+        .flatten(1)
+        .numpy()
+    )
     np.testing.assert_allclose(pictures.mean(1), given.mean(), atol=1e-5)
     np.testing.assert_allclose(pictures.std(1), given.std(1).mean(), atol=1e-5)
 
@@ -171,8 +196,11 @@ def test_pictures_have_the_mean_and_contrast_of_a_typical_train_image(kind):
 def test_pictures_of_train_images_keep_their_pattern(kind):
     images = 0.5 + 0.1 * (photos(100) - 0.3)
     preprocess = fitted(kind, images)
-    # Up to brightness and contrast, a picture is the image: both agree once centred and scaled to norm 1.
-    np.testing.assert_allclose(unit_rows(preprocess.pictures(preprocess(images))), unit_rows(images), rtol=0, atol=1e-4)
+    # Up to brightness and contrast, a picture is the image: both agree once centred and scaled to
+    # norm 1.
+    np.testing.assert_allclose(
+        unit_rows(preprocess.pictures(preprocess(images))), unit_rows(images), rtol=0, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -190,11 +218,15 @@ def test_the_stored_state_gives_the_preprocessing_back_to_the_bit(kind):
     state = preprocess.state()
     again = restored(kind, state)
     assert again.tensors.keys() == preprocess.tensors.keys()
-    assert all(torch.equal(again.tensors[name], tensor) for name, tensor in preprocess.tensors.items())
+    assert all(
+        torch.equal(again.tensors[name], tensor) for name, tensor in preprocess.tensors.items()
+    )
     assert torch.equal(again(images), preprocess(images))
     assert torch.equal(again.pictures(images), preprocess.pictures(images))
     if kind == "zca":
-        assert state["matrix"].shape == (60 * 61 // 2,), "of the symmetric matrix, one triangle is kept"
+        assert state["matrix"].shape == (60 * 61 // 2,), (
+            "of the symmetric matrix, one triangle is kept"
+        )
 
 
 # Splits and what is fitted to them
@@ -227,18 +259,32 @@ def changed(arrays: Arrays, rows: list[int]) -> Arrays:
 def test_train_validation_and_test_share_no_image_and_leave_none_out(test):
     loaded = prepare(numbered(test=test), DataConfig(preprocess="none"), CPU)
     held = {name: numbers(loaded, name, 240) for name in ("train", "validation", "test")}
-    assert sorted(number for part in held.values() for number in part) == list(range(240 if test else 120))
-    # Of 40 a class: 8 are held out as test (20 %) if there is none, then 10 % of the rest for validation.
-    for name, expected in {"train": 36 if test else 29, "validation": 4 if test else 3, "test": 40 if test else 8}.items():
+    assert sorted(number for part in held.values() for number in part) == list(
+        range(240 if test else 120)
+    )
+    # Of 40 a class: 8 are held out as test (20 %) if there is none, then 10 % of the rest for
+    # validation.
+    for name, expected in {
+        "train": 36 if test else 29,
+        "validation": 4 if test else 3,
+        "test": 40 if test else 8,
+    }.items():
         assert getattr(loaded, name).labels.bincount().tolist() == [expected] * 3
         assert [number % 3 for number in held[name]] == getattr(loaded, name).labels.tolist()
     assert loaded.shape == (3, 5, 4)
 
 
-@pytest.mark.parametrize(("test", "name"), [(False, "validation"), (False, "test"), (True, "validation")])
+@pytest.mark.parametrize(
+    ("test", "name"), [(False, "validation"), (False, "test"), (True, "validation")]
+)
 def test_the_split_seed_decides_what_is_held_out(test, name):
     first, again, other = (
-        numbers(prepare(numbered(test=test), DataConfig(preprocess="none", split_seed=seed), CPU), name, 240) for seed in (0, 0, 1)
+        numbers(
+            prepare(numbered(test=test), DataConfig(preprocess="none", split_seed=seed), CPU),
+            name,
+            240,
+        )
+        for seed in (0, 0, 1)
     )
     assert first == again
     assert first != other
@@ -246,7 +292,10 @@ def test_the_split_seed_decides_what_is_held_out(test, name):
 
 def test_a_note_tells_that_test_data_were_held_out():
     (note,) = prepare(numbered(), DataConfig(split_seed=5), CPU).notes
-    assert "no test split: 24 of 120 images (20 % of each class, split seed 5) are held out as test" in note
+    assert (
+        "no test split: 24 of 120 images (20 % of each class, split seed 5) are held out as test"
+        in note
+    )
     assert prepare(numbered(test=True), DataConfig(), CPU).notes == ()
 
 
@@ -292,8 +341,14 @@ def test_a_preprocessing_that_is_given_is_used_and_not_fitted_again():
 
 
 def test_a_class_without_training_images_is_named():
-    dataset = from_arrays(photos(40).numpy(), np.arange(40) % 2 * 2, class_names=["ant", "bee", "cat"])
-    with pytest.raises(InputError, match="every class must have training images, class 'bee' has none; add some or drop the class"):
+    dataset = from_arrays(
+        photos(40).numpy(), np.arange(40) % 2 * 2, class_names=["ant", "bee", "cat"]
+    )
+    with pytest.raises(
+        InputError,
+        match="every class must have training images, class 'bee' has none; add some or drop the "
+        "class",
+    ):
         prepare(dataset, DataConfig(), CPU)
 
 
@@ -301,12 +356,19 @@ def test_a_class_with_one_image_trains_on_it():
     labels = np.array([0] * 20 + [1])
     loaded = prepare(from_arrays(photos(21).numpy(), labels), DataConfig(), CPU)
     assert loaded.train.labels.bincount(minlength=2)[1] == 1
-    assert loaded.validation.labels.bincount(minlength=2)[1] == loaded.test.labels.bincount(minlength=2)[1] == 0
+    assert (
+        loaded.validation.labels.bincount(minlength=2)[1]
+        == loaded.test.labels.bincount(minlength=2)[1]
+        == 0
+    )
 
 
 @pytest.mark.parametrize(("per_class", "test"), [(2, False), (1, False), (1, True)])
 def test_data_too_few_to_hold_any_out_are_refused(per_class, test):
     least, parts = (2, "validation data") if test else (3, "validation and test data")
-    message = rf"at least {least} training images, so that {parts} can be held out, found at most {per_class} in a class"
+    message = (
+        rf"at least {least} training images, so that {parts} can be held out, found at most "
+        rf"{per_class} in a class"
+    )
     with pytest.raises(InputError, match=message):
         prepare(numbered(per_class, test=test), DataConfig(), CPU)

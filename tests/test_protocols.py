@@ -20,11 +20,17 @@ from potstill.seeds import derive, generator
 
 CPU = torch.device("cpu")
 DSA = ("color", "crop", "cutout", "flip", "scale", "rotate")
-EPOCHS = {"dc-300": (300, ()), "dsa-1000": (1000, DSA), "dsa-1000-digits": (1000, tuple(n for n in DSA if n != "flip"))}
+EPOCHS = {
+    "dc-300": (300, ()),
+    "dsa-1000": (1000, DSA),
+    "dsa-1000-digits": (1000, tuple(n for n in DSA if n != "flip")),
+}
 
 
 def published_training(net, images, labels, epochs, operations, seed):
-    """`evaluate_synset` and `epoch` of the published code (VICO-UoE/DatasetCondensation, utils.py), with our draws."""
+    """`evaluate_synset` and `epoch` of the published code (VICO-UoE/DatasetCondensation, utils.py),
+    with our draws.
+    """
     rng, rate = generator(seed, "batches"), 0.01
     optimizer = torch.optim.SGD(net.parameters(), lr=rate, momentum=0.9, weight_decay=0.0005)
     for epoch in range(epochs + 1):
@@ -36,7 +42,9 @@ def published_training(net, images, labels, epochs, operations, seed):
             optimizer.step()
         if epoch == epochs // 2 + 1:
             rate *= 0.1
-            optimizer = torch.optim.SGD(net.parameters(), lr=rate, momentum=0.9, weight_decay=0.0005)
+            optimizer = torch.optim.SGD(
+                net.parameters(), lr=rate, momentum=0.9, weight_decay=0.0005
+            )
     return net.eval()
 
 
@@ -46,11 +54,23 @@ def test_training_is_the_published_one(count, epochs):
     labels = torch.arange(count) % 3
     images = torch.randn(count, 1, 4, 4, generator=generator(0)) + labels.view(-1, 1, 1, 1)
     factory = resolve("mlp", (1, 4, 4), 3, width=8, depth=1)
-    recipe = recipe_under(published("p", epochs, ("flip", "color")), Recipe(precision="bfloat16", lr=9.0), count)
+    recipe = recipe_under(
+        published("p", epochs, ("flip", "color")), Recipe(precision="bfloat16", lr=9.0), count
+    )
     assert recipe.steps == (epochs + 1) * (1 if count == 9 else 2)
     ours = fresh(factory, 5, CPU)
-    list(train_network(ours, set_batches(images, F.one_hot(labels, 3).float(), labels, recipe, 2), recipe, (recipe.steps,), 2))
-    theirs = published_training(fresh(factory, 5, CPU), images, labels, epochs, ("flip", "color"), 2)
+    list(
+        train_network(
+            ours,
+            set_batches(images, F.one_hot(labels, 3).float(), labels, recipe, 2),
+            recipe,
+            (recipe.steps,),
+            2,
+        )
+    )
+    theirs = published_training(
+        fresh(factory, 5, CPU), images, labels, epochs, ("flip", "color"), 2
+    )
     for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
@@ -65,7 +85,9 @@ def test_a_published_evaluation_tests_once_at_the_end_and_chooses_nothing(name):
     for net in range(2):
         seed = derive(derive(4, "test"), "network", net)
         module = fresh(resolve("mlp", real.shape, 3, width=8, depth=1), seed, CPU)
-        trained = published_training(module, distilled.images, distilled.labels, epochs, operations, seed)
+        trained = published_training(
+            module, distilled.images, distilled.labels, epochs, operations, seed
+        )
         found.append(accuracy(trained, real.test))
     assert row.accuracy.mean == pytest.approx(sum(found) / 2)
     assert (row.steps, row.lr) == (epochs + 1, 0.01)
@@ -76,8 +98,20 @@ def test_a_published_evaluation_tests_once_at_the_end_and_chooses_nothing(name):
 def test_random_images_train_by_the_protocol_and_all_images_by_the_set_s_recipe():
     real = blobs(600)
     distilled = set_of(real, lr=0.02)
-    rows = measured(distilled, real, nets=1, protocol="dc-300", baselines=("random", "full"), full_epochs=2, compile="off")
-    assert [(row.name, row.lr) for row in rows] == [("distilled", 0.01), ("random", 0.01), ("full", 0.02)]
+    rows = measured(
+        distilled,
+        real,
+        nets=1,
+        protocol="dc-300",
+        baselines=("random", "full"),
+        full_epochs=2,
+        compile="off",
+    )
+    assert [(row.name, row.lr) for row in rows] == [
+        ("distilled", 0.01),
+        ("random", 0.01),
+        ("full", 0.02),
+    ]
     assert rows[1].protocol == rows[0].protocol
     assert rows[2].protocol.endswith("on validation data")
     own = measured(distilled, real, nets=1, baselines=("full",), full_epochs=2, compile="off")
@@ -86,7 +120,9 @@ def test_random_images_train_by_the_protocol_and_all_images_by_the_set_s_recipe(
 
 def test_a_set_of_several_blocks_trains_in_epochs_over_all_of_it():
     real = blobs(900)
-    blocks = tuple(set_of(real).blocks[0] for _ in range(90))  # 270 examples: an epoch is 256 and 14
+    blocks = tuple(
+        set_of(real).blocks[0] for _ in range(90)
+    )  # 270 examples: an epoch is 256 and 14
     distilled = DistilledSet(blocks, real.class_names, real.preprocess, set_of(real).recipe)
     (row,) = measured(distilled, real, nets=1, protocol="dc-300", compile="off")
     assert row.steps == 301 * 2
@@ -98,7 +134,11 @@ def test_a_protocol_changes_nothing_else_of_the_recipe():
     assert (under.model, under.width, under.depth, under.norm) == ("mlp", 8, 1, "none")
     assert under.steps == 1001
     assert under.optimizer == SGD(0.9, 5e-4, (502,), 0.1, restart=True)
-    assert recipe_under(PROTOCOLS["validation"], recipe, 10) == recipe_under(PROTOCOLS["paper"], recipe, 10) == recipe
+    assert (
+        recipe_under(PROTOCOLS["validation"], recipe, 10)
+        == recipe_under(PROTOCOLS["paper"], recipe, 10)
+        == recipe
+    )
 
 
 @pytest.mark.parametrize("name", list(PROTOCOLS))
@@ -112,8 +152,12 @@ def test_every_protocol_is_listed_and_selectable(name, capsys):
 
 
 def test_options_are_read_from_text_and_told_when_they_are_wrong():
-    read = EvaluationOptions.of(nets="3", lr="0.5", steps="auto", model="mlp,vgg11", baseline=["random"], compile="off")
-    assert read == EvaluationOptions(nets=3, lr=0.5, models=("mlp", "vgg11"), baselines=("random",), compile="off")
+    read = EvaluationOptions.of(
+        nets="3", lr="0.5", steps="auto", model="mlp,vgg11", baseline=["random"], compile="off"
+    )
+    assert read == EvaluationOptions(
+        nets=3, lr=0.5, models=("mlp", "vgg11"), baselines=("random",), compile="off"
+    )
     for wrong, message in (
         ({"nets": "x"}, "nets must be a whole number, got 'x'"),
         ({"lr": 0}, "lr must be above 0, got 0"),

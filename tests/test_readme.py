@@ -1,4 +1,6 @@
-"""The README and the docs: their code runs, their tables are those of the results, what they name is there."""
+"""The README and the docs: their code runs, their tables are those of the results, what they name
+is there.
+"""
 
 import ast
 import re
@@ -15,7 +17,8 @@ from potstill.registry import LEARNERS, METHODS, PARAMETERISATIONS, PROTOCOLS, S
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 LABORATORY, STORED, DATA, EVALUATED, OWN = (
-    (ROOT / "docs" / f"{name}.md").read_text() for name in ("laboratory", "parameterisations", "data", "evaluation", "methods")
+    (ROOT / "docs" / f"{name}.md").read_text()
+    for name in ("laboratory", "parameterisations", "data", "evaluation", "methods")
 )
 
 
@@ -36,18 +39,33 @@ def test_the_python_example_runs(tmp_path):
 
 def test_the_tables_are_made_from_the_results():
     result = subprocess.run(
-        [sys.executable, ROOT / "benchmarks" / "tables.py", "--check"], capture_output=True, text=True, check=False
+        [sys.executable, ROOT / "benchmarks" / "tables.py", "--check"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))], ids=lambda path: path.parent.name)
+@pytest.mark.parametrize(
+    "page",
+    [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))],
+    ids=lambda path: path.parent.name,
+)
 def test_every_picture_and_every_page_that_is_linked_is_there(page):
-    linked = [link for link in re.findall(r"\[.*?\]\((.+?)\)", page.read_text()) if not link.startswith("http")]
+    linked = [
+        link
+        for link in re.findall(r"\[.*?\]\((.+?)\)", page.read_text())
+        if not link.startswith("http")
+    ]
     for link in linked:
         file, _, anchor = link.partition("#")
         assert (page.parent / file).stat().st_size > 0
-        headings = re.findall(r"^#+ (.+)$", (page.parent / file).read_text(), re.MULTILINE) if anchor else []
+        headings = (
+            re.findall(r"^#+ (.+)$", (page.parent / file).read_text(), re.MULTILINE)
+            if anchor
+            else []
+        )
         assert not anchor or anchor in {heading.lower().replace(" ", "-") for heading in headings}
 
 
@@ -61,14 +79,21 @@ def test_the_data_page_names_every_preset_and_every_source():
     named = {
         name
         for first, others in families
-        for name in (first, *(first.rpartition("-ipc")[0] + one for one in re.findall(r"-ipc\d+", others)))
+        for name in (
+            first,
+            *(first.rpartition("-ipc")[0] + one for one in re.findall(r"-ipc\d+", others)),
+        )
     }
     assert named >= {name for name, _ in preset_names()} - {"digits-ipc1"}
     assert all(f"| `{source}" in DATA for source in SOURCES)
 
 
-def test_the_evaluation_page_names_every_protocol_and_learner_and_its_example_runs(tmp_path, monkeypatch):
-    cells = {line.split("|")[1].strip(" `") for line in EVALUATED.splitlines() if line.startswith("| `")}
+def test_the_evaluation_page_names_every_protocol_and_learner_and_its_example_runs(
+    tmp_path, monkeypatch
+):
+    cells = {
+        line.split("|")[1].strip(" `") for line in EVALUATED.splitlines() if line.startswith("| `")
+    }
     assert cells == set(PROTOCOLS) | set(LEARNERS)
     monkeypatch.chdir(tmp_path)
     names = example(EVALUATED)
@@ -87,7 +112,11 @@ def test_the_method_of_your_own_keeps_to_the_contract_and_distills(tmp_path, mon
 
 def test_the_page_on_methods_has_every_rule_of_the_contract():
     # The last argument of `require` is what a rule protects; each has a row.
-    told = {line.split("|")[2].strip(" `") for line in OWN.split("## The contract")[1].splitlines() if line.startswith("| ")}
+    told = {
+        line.split("|")[2].strip(" `")
+        for line in OWN.split("## The contract")[1].splitlines()
+        if line.startswith("| ")
+    }
     code = ast.parse((ROOT / "potstill" / "testing.py").read_text())
     others = ("check_model", "check_source")
     rules = [
@@ -98,7 +127,9 @@ def test_the_page_on_methods_has_every_rule_of_the_contract():
         if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "require"
     ]
     assert len(rules) > 25
-    assert {ast.literal_eval(rule.args[-1]).replace("--help", "`--help`").strip("`") for rule in rules} <= told
+    assert {
+        ast.literal_eval(rule.args[-1]).replace("--help", "`--help`").strip("`") for rule in rules
+    } <= told
 
 
 def test_every_parameterisation_is_told_with_what_a_budget_buys():

@@ -5,7 +5,9 @@ import pytest
 from potstill.data.preprocessing import Zca
 from potstill.registry import MODELS, PREPROCESSING, InputError, Registry
 
-PARTS = Registry("part", first_one=("test_registry:PARTS", "the first"), other=("test_registry:Own", "another"))
+PARTS = Registry(
+    "part", first_one=("test_registry:PARTS", "the first"), other=("test_registry:Own", "another")
+)
 
 
 class Own:
@@ -26,7 +28,10 @@ def test_a_name_with_a_colon_is_imported_from_where_it_says():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("first-ome", r"unknown part 'first-ome' \(did you mean 'first-one'\?\); known: first-one, other"),
+        (
+            "first-ome",
+            r"unknown part 'first-ome' \(did you mean 'first-one'\?\); known: first-one, other",
+        ),
         ("test_registry:", r"expected 'package.module:name', got 'test_registry:'"),
         (":Own", r"expected 'package.module:name', got ':Own'"),
     ],
@@ -40,9 +45,14 @@ def test_a_wrong_name_is_told_before_anything_is_imported(name, message):
 
 def test_what_cannot_be_imported_is_told_with_its_reason():
     PARTS.check("no_such_module:Part")
-    with pytest.raises(InputError, match="cannot import 'no_such_module' of 'no_such_module:Part': ModuleNotFoundError"):
+    with pytest.raises(
+        InputError,
+        match="cannot import 'no_such_module' of 'no_such_module:Part': ModuleNotFoundError",
+    ):
         PARTS["no_such_module:Part"]
-    with pytest.raises(InputError, match=r"module 'test_registry' has no 'Owm' \(did you mean 'Own'\?\)"):
+    with pytest.raises(
+        InputError, match=r"module 'test_registry' has no 'Owm' \(did you mean 'Own'\?\)"
+    ):
         PARTS["test_registry:Owm"]
 
 

@@ -1,4 +1,6 @@
-"""The report: what the page says, that it needs nothing beside it, and what it says of damaged runs."""
+"""The report: what the page says, that it needs nothing beside it, and what it says of damaged
+runs.
+"""
 
 import itertools
 import json
@@ -76,20 +78,41 @@ def report(out: Path, *paths: Path) -> Page:
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory) -> Path:
-    """A folder with the runs "evaluated", "boosted", "odd" (odd names, not evaluated) and "going" (interrupted)."""
+    """A folder with the runs "evaluated", "boosted", "odd" (odd names, not evaluated) and "going"
+    (interrupted).
+    """
     folder = tmp_path_factory.mktemp("runs")
     potstill.distill(**QUICK, out=folder / "evaluated")
-    potstill.distill(**{**QUICK, "learn_labels": False, "steps": 6}, boost_blocks=2, out=folder / "boosted")
+    potstill.distill(
+        **{**QUICK, "learn_labels": False, "steps": 6}, boost_blocks=2, out=folder / "boosted"
+    )
     for name in ("evaluated", "boosted"):
         words = ["--all-budgets"] if name == "boosted" else []
-        assert main(["evaluate", str(folder / name), "--nets", "2", "--baseline", "random", "--threads", "1", *words]) == 0
+        assert (
+            main(
+                [
+                    "evaluate",
+                    str(folder / name),
+                    "--nets",
+                    "2",
+                    "--baseline",
+                    "random",
+                    "--threads",
+                    "1",
+                    *words,
+                ]
+            )
+            == 0
+        )
     rng = np.random.default_rng(0)
     for index in range(24):
         path = folder / "pictures" / ["<script>alert(1)", "b & 'c'"][index % 2] / f"{index}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(path)
     data = {"data": f"folder:{folder / 'pictures'}", "cache_dir": str(folder)}
-    potstill.distill(**{**QUICK, **data, "ipc": 1, "classes_per_batch": "auto"}, out=folder / "odd <b>run")
+    potstill.distill(
+        **{**QUICK, **data, "ipc": 1, "classes_per_batch": "auto"}, out=folder / "odd <b>run"
+    )
     interrupted_run(folder / "going", after=6)
     return folder
 
@@ -100,14 +123,26 @@ ALL = ["evaluated", "boosted", "odd <b>run", "going"]
 def test_every_page_is_whole_and_needs_nothing_beside_it(places, tmp_path):
     for number, names in enumerate([*([name] for name in ALL), ALL]):
         page = report(tmp_path / f"{number}.html", *(places / name for name in names))
-        assert all(image["alt"] and image["src"].startswith("data:image/png;base64,") for image in page.all("img"))
+        assert all(
+            image["alt"] and image["src"].startswith("data:image/png;base64,")
+            for image in page.all("img")
+        )
         titled = [svg for svg in page.all("svg") if svg["class"] == "bars"]
-        assert all(svg["role"] == "img" and (svg in titled or svg["aria-label"]) for svg in page.all("svg"))
+        assert all(
+            svg["role"] == "img" and (svg in titled or svg["aria-label"]) for svg in page.all("svg")
+        )
         assert len(page.all("title")) == len(titled) + 1
         ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
         assert len(ids) == len(set(ids))
-        links = [value for _, attributes in page.elements for name, value in attributes.items() if name.endswith("href")]
-        assert all((value.startswith("#") and value[1:] in ids) or value == "data:," for value in links)
+        links = [
+            value
+            for _, attributes in page.elements
+            for name, value in attributes.items()
+            if name.endswith("href")
+        ]
+        assert all(
+            (value.startswith("#") and value[1:] in ids) or value == "data:," for value in links
+        )
         assert not re.search(r"https?://|@import|url\((?!#)", page.source)
         assert not page.all("script")
         headings = [int(tag[1]) for tag, _ in page.elements if re.fullmatch("h[1-6]", tag)]
@@ -121,12 +156,24 @@ def test_a_page_tells_what_was_distilled_and_what_it_is_worth(places, tmp_path):
     assert "images of digits became 20" in page.text
     assert len(page.all("img")) == 20
     for row in entry["rows"]:
-        figure = f"{100 * row['accuracy']['mean']:.1f} ± {100 * row['accuracy']['std']:.1f} %".replace(" ", "\N{NO-BREAK SPACE}")
-        stored = {"distilled": "5,920", "random": "5,120"}[row["name"]]  # 20 images of 64 numbers; with 20 labels of 10
+        figure = (
+            f"{100 * row['accuracy']['mean']:.1f} ± {100 * row['accuracy']['std']:.1f} %".replace(
+                " ", "\N{NO-BREAK SPACE}"
+            )
+        )
+        stored = {"distilled": "5,920", "random": "5,120"}[
+            row["name"]
+        ]  # 20 images of 64 numbers; with 20 labels of 10
         assert page.row(row["name"])[:6] == [row["name"], "20", "2", stored, figure, "2"]
     assert "On 359 test images; " + entry["hardware"] in page.text
     assert "which neither they nor the distillation ever saw" in page.text
-    for title in ("Outer loss", "Validation accuracy", "Meta-gradient norm", "Seconds per outer step", "Memory in MB"):
+    for title in (
+        "Outer loss",
+        "Validation accuracy",
+        "Meta-gradient norm",
+        "Seconds per outer step",
+        "Memory in MB",
+    ):
         assert title in page.text
     assert "3 to 5 at random, the last 3 differentiated" in page.text
     config = places / "evaluated" / run_folder.CONFIG
@@ -171,12 +218,16 @@ def test_names_from_outside_are_text(places, tmp_path):
     assert "&lt;script&gt;alert(1)" in page.source
     assert "<script" not in page.source
     assert "<b>run" not in page.source
-    assert any(image["alt"].startswith("class <script>alert(1), image 1") for image in page.all("img"))
+    assert any(
+        image["alt"].startswith("class <script>alert(1), image 1") for image in page.all("img")
+    )
     assert f"potstill evaluate '{places}/odd <b>run'" in page.text
 
 
 def test_runs_are_compared_by_what_differs(places, tmp_path):
-    page = report(tmp_path / "report.html", places / "evaluated", places / "boosted", places / "going")
+    page = report(
+        tmp_path / "report.html", places / "evaluated", places / "boosted", places / "going"
+    )
     assert page.row("Outer steps") == ["Outer steps", "12 of 12", "12 of 12", "6 of 12"]
     assert page.row("boost_blocks") == ["boost_blocks", "1", "2", "1"]
     assert page.row("learn_labels") == ["learn_labels", "true", "false", "true"]
@@ -191,7 +242,9 @@ def test_runs_are_compared_by_what_differs(places, tmp_path):
 def test_runs_of_one_name_are_told_apart(places, tmp_path):
     shutil.copytree(places / "going", tmp_path / "going")
     page = report(tmp_path / "report.html", places / "going", tmp_path / "going")
-    assert [f"{places.name}/going", f"{tmp_path.name}/going"] == [link for link in page.rows[0] if link]
+    assert [f"{places.name}/going", f"{tmp_path.name}/going"] == [
+        link for link in page.rows[0] if link
+    ]
 
 
 def test_equal_runs_give_equal_pages(places, tmp_path):
@@ -223,7 +276,9 @@ def test_a_damaged_log_ends_the_curves_and_says_so(copy, tmp_path, damage):
     assert note == f"The curves end early: line 5 of 12 in {copy / run_folder.METRICS} is damaged."
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"evaluations": [{"rows": [{"name": "distilled"}]}]}'])
+@pytest.mark.parametrize(
+    "content", ["{", "[]", '{"evaluations": [{"rows": [{"name": "distilled"}]}]}']
+)
 def test_damaged_evaluations_are_named(copy, tmp_path, content):
     (copy / EVALUATION).write_text(content)
     (note,) = write_report([copy], tmp_path / "report.html")
@@ -246,18 +301,31 @@ def test_bad_arguments_get_one_clear_sentence(places, copy, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="a report needs at least one run's folder, got none"):
         write_report([], out)
-    with pytest.raises(InputError, match=r"each run must be given once, got .* twice; leave one out"):
+    with pytest.raises(
+        InputError, match=r"each run must be given once, got .* twice; leave one out"
+    ):
         write_report([run, run.parent / "x" / ".." / "going"], out)
-    with pytest.raises(InputError, match=r"empty holds no run of potstill \(it has no config.toml\); check the path"):
+    with pytest.raises(
+        InputError,
+        match=r"empty holds no run of potstill \(it has no config.toml\); check the path",
+    ):
         write_report([tmp_path / "empty"], out)
     with pytest.raises(InputError, match=r"holds no run of potstill"):
         write_report([tmp_path / "missing"], out)
-    with pytest.raises(InputError, match=r"out must name a file, got the folder .*; give .*empty/report.html"):
+    with pytest.raises(
+        InputError, match=r"out must name a file, got the folder .*; give .*empty/report.html"
+    ):
         write_report([run], tmp_path / "empty")
-    with pytest.raises(InputError, match=r"the folder of out does not exist, got .*no/report.html; make .*no first"):
+    with pytest.raises(
+        InputError, match=r"the folder of out does not exist, got .*no/report.html; make .*no first"
+    ):
         write_report([run], tmp_path / "no" / "report.html")
     assert not out.exists()
-    for text, message in (("[data", "is not valid TOML"), ("[data]\nx = 1", "unknown key 'x'"), ("[data]", 'still holds "auto"')):
+    for text, message in (
+        ("[data", "is not valid TOML"),
+        ("[data]\nx = 1", "unknown key 'x'"),
+        ("[data]", 'still holds "auto"'),
+    ):
         (copy / run_folder.CONFIG).write_text(text)
         with pytest.raises(InputError, match=message):
             write_report([copy], out)
@@ -266,7 +334,10 @@ def test_bad_arguments_get_one_clear_sentence(places, copy, tmp_path):
 def test_only_an_earlier_report_is_overwritten(places, tmp_path):
     mine, ours = tmp_path / "mine.html", tmp_path / "ours.html"
     mine.write_text("<p>keep")
-    with pytest.raises(InputError, match=r"mine.html exists and is no report of potstill; choose another file with --out"):
+    with pytest.raises(
+        InputError,
+        match=r"mine.html exists and is no report of potstill; choose another file with --out",
+    ):
         write_report([places / "going"], mine)
     assert mine.read_text() == "<p>keep"
     report(ours, places / "going")
@@ -285,14 +356,20 @@ def test_a_page_of_many_images_stays_of_a_bearable_size(places):
     assert found.rows[99][0] == "99"
     assert (
         gallery(many, 3, 2).left_out
-        == "Shown: the first 3 of 100 classes and the first 2 of 100 images of each class in each block."
+        == "Shown: the first 3 of 100 classes and the first 2 of 100 images of each class in each "
+        "block."
     )
 
 
 def test_a_line_that_was_measured_twice_is_shown_once():
     def measured(*names: str) -> Measured:
-        rows = tuple(Row(name, "convnet", 10, 1, 300, Figure(0.5, 0.1, 3), "fixed steps", 40, 0.1) for name in names)
-        record = EvaluationRecord(rows, "test", 100, "image", 10, DataSource("x"), {}, True, "a machine", {"torch": "2"})
+        rows = tuple(
+            Row(name, "convnet", 10, 1, 300, Figure(0.5, 0.1, 3), "fixed steps", 40, 0.1)
+            for name in names
+        )
+        record = EvaluationRecord(
+            rows, "test", 100, "image", 10, DataSource("x"), {}, True, "a machine", {"torch": "2"}
+        )
         return Measured(record, same_data=True)
 
     ((rows, _),) = tables([measured("distilled"), measured("distilled", "random", "full")])

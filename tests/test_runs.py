@@ -24,12 +24,28 @@ from potstill.distilled import artefact
 from potstill.registry import METHODS, InputError
 from potstill.seeds import generator
 
-# A run of a second that exercises all state: learned labels, augmentation, class subsets, clipping, validation, the best.
+# A run of a second that exercises all state: learned labels, augmentation, class subsets, clipping,
+# validation, the best.
 QUICK = {
-    "model": "mlp", "width": 16, "depth": 1, "steps": 12, "unroll": 5, "window": 3, "real_batch": 60, "micro_batch": 25,
-    "validate_every": 3, "checkpoint_every": 4, "lengths": (5, 10), "validation_nets": 2, "learn_labels": True, "ipc": 2,
-    "augment": ("flip", "rotate"), "classes_per_batch": 7, "outer_lr": 0.02, "threads": 1,
-}  # fmt: skip
+    "model": "mlp",
+    "width": 16,
+    "depth": 1,
+    "steps": 12,
+    "unroll": 5,
+    "window": 3,
+    "real_batch": 60,
+    "micro_batch": 25,
+    "validate_every": 3,
+    "checkpoint_every": 4,
+    "lengths": (5, 10),
+    "validation_nets": 2,
+    "learn_labels": True,
+    "ipc": 2,
+    "augment": ("flip", "rotate"),
+    "classes_per_batch": 7,
+    "outer_lr": 0.02,
+    "threads": 1,
+}
 
 
 def flags(without: tuple[str, ...] = (), **options) -> list[str]:
@@ -38,7 +54,11 @@ def flags(without: tuple[str, ...] = (), **options) -> list[str]:
     given = {name: value for name, value in {**QUICK, **options}.items() if name not in without}
     for name, value in given.items():
         flag = "--" + name.replace("_", "-")
-        words += [flag] if value is True else [flag, ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
+        words += (
+            [flag]
+            if value is True
+            else [flag, ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
+        )
     return words
 
 
@@ -95,7 +115,9 @@ def long_run(tmp_path_factory) -> Path:
 def test_a_killed_run_resumes_to_the_undisturbed_bytes(long_run, tmp_path, after):
     out = tmp_path / "run"
     process = subprocess.Popen(
-        command("distill", "--out", out, *flags(**LONG)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command("distill", "--out", out, *flags(**LONG)),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     metrics = out / run_folder.METRICS
     while not (metrics.exists() and len(metrics.read_text().splitlines()) >= after):
@@ -104,7 +126,9 @@ def test_a_killed_run_resumes_to_the_undisturbed_bytes(long_run, tmp_path, after
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (out / artefact.ARTEFACT).exists()
-    result = subprocess.run(command("distill", "--resume", out), check=True, capture_output=True, text=True)
+    result = subprocess.run(
+        command("distill", "--resume", out), check=True, capture_output=True, text=True
+    )
     assert "going on after outer step" in result.stderr
     assert bytes_of(out) == bytes_of(long_run)
     steps = [record.step for record in run_folder.RunFolder(out).records()]
@@ -114,7 +138,10 @@ def test_a_killed_run_resumes_to_the_undisturbed_bytes(long_run, tmp_path, after
 def test_ctrl_c_finishes_the_step_saves_and_says_how_to_resume(long_run, tmp_path):
     out = tmp_path / "run"
     process = subprocess.Popen(
-        command("distill", "--out", out, *flags(**LONG)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command("distill", "--out", out, *flags(**LONG)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     while not (out / run_folder.METRICS).exists():
         time.sleep(0.002)
@@ -133,7 +160,9 @@ def test_ctrl_c_finishes_the_step_saves_and_says_how_to_resume(long_run, tmp_pat
 def interrupted_run(out: Path, after: int, **options) -> None:
     """A run that was stopped after a step."""
     seen: list[int] = []
-    listener = Listener(step=lambda record, steps: seen.append(record.step), stop=lambda: len(seen) == after)
+    listener = Listener(
+        step=lambda record, steps: seen.append(record.step), stop=lambda: len(seen) == after
+    )
     with pytest.raises(Interrupted):
         potstill.distill(**{**QUICK, **options}, out=out, listener=listener)
 
@@ -148,7 +177,9 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(undisturbed, tmp_path
     newest.write_bytes(newest.read_bytes()[:-3])
     said: list[str] = []
     resume(tmp_path / "run", listener=Listener(say=said.append))
-    assert any("damaged" in sentence and "trying the checkpoint before" in sentence for sentence in said)
+    assert any(
+        "damaged" in sentence and "trying the checkpoint before" in sentence for sentence in said
+    )
     assert "going on after outer step 8 of 12" in said
     assert bytes_of(tmp_path / "run") == bytes_of(undisturbed)
 
@@ -166,7 +197,9 @@ def test_a_log_line_cut_short_by_a_kill_does_not_hinder(undisturbed, tmp_path):
     with (tmp_path / "run" / run_folder.METRICS).open("a") as file:
         file.write('{"step": 7, "lo')
     resume(tmp_path / "run")
-    assert [record.step for record in run_folder.RunFolder(tmp_path / "run").records()] == list(range(1, 13))
+    assert [record.step for record in run_folder.RunFolder(tmp_path / "run").records()] == list(
+        range(1, 13)
+    )
 
 
 def test_a_run_of_arrays_resumes_with_the_same_arrays_and_refuses_others(tmp_path):
@@ -178,10 +211,16 @@ def test_a_run_of_arrays_resumes_with_the_same_arrays_and_refuses_others(tmp_pat
     listener = Listener(step=lambda record, steps: seen.append(1), stop=lambda: len(seen) == 5)
     with pytest.raises(Interrupted):
         potstill.distill(images, labels, **quick, out=tmp_path / "run", listener=listener)
-    message = r"was started with other data or weights; give it those again \(weights and arrays in Python, to potstill.resume\)"
+    message = (
+        r"was started with other data or weights; give it those again \(weights and arrays "
+        r"in Python, to potstill.resume\)"
+    )
     with pytest.raises(InputError, match=message):
         potstill.resume(tmp_path / "run", images + 1, labels)
-    with pytest.raises(InputError, match=r"the data were arrays given in Python; give them again there, as in potstill.resume"):
+    with pytest.raises(
+        InputError,
+        match=r"the data were arrays given in Python; give them again there, as in potstill.resume",
+    ):
         resume(tmp_path / "run")
     assert torch.equal(potstill.resume(tmp_path / "run", images, labels).images, whole.images)
 
@@ -190,16 +229,22 @@ def test_a_resumed_run_takes_the_preprocessing_that_was_fitted(tmp_path, monkeyp
     whole = potstill.distill(**QUICK)
     interrupted_run(tmp_path / "run", after=5)
     interrupted_run(tmp_path / "changed", after=2)
-    shutil.rmtree(tmp_path / "changed" / run_folder.CHECKPOINTS)  # as if it was killed before the first
+    shutil.rmtree(
+        tmp_path / "changed" / run_folder.CHECKPOINTS
+    )  # as if it was killed before the first
     config = tmp_path / "changed" / run_folder.CONFIG
-    config.write_text(config.read_text().replace("zca_regularization = 0.1", "zca_regularization = 0.2"))
+    config.write_text(
+        config.read_text().replace("zca_regularization = 0.1", "zca_regularization = 0.2")
+    )
 
     def never(*args, **how):
         raise AssertionError("fitted again")
 
     monkeypatch.setattr("potstill.data.preparation.fitted", never)
     assert torch.equal(resume(tmp_path / "run").images, whole.images)
-    with pytest.raises(AssertionError, match="fitted again"):  # what was fitted by other options is of no use
+    with pytest.raises(
+        AssertionError, match="fitted again"
+    ):  # what was fitted by other options is of no use
         resume(tmp_path / "changed")
 
 
@@ -210,17 +255,38 @@ def test_a_finished_run_does_not_resume(undisturbed):
 
 def test_a_run_folder_tells_all(undisturbed):
     assert {path.name for path in undisturbed.iterdir()} == {
-        "config.toml", "metrics.jsonl", "checkpoints", "distilled.safetensors", "distilled.png", ".lock",
-    }  # fmt: skip
+        "config.toml",
+        "metrics.jsonl",
+        "checkpoints",
+        "distilled.safetensors",
+        "distilled.png",
+        ".lock",
+    }
     config = configuration(options_from_file(undisturbed / run_folder.CONFIG))
     assert run_folder.RunFolder(undisturbed).resolved_config() == config  # which refuses an "auto"
     records = run_folder.RunFolder(undisturbed).records()
-    lines = [json.loads(line) for line in (undisturbed / run_folder.METRICS).read_text().splitlines()]
-    wanted = {"step", "loss", "grad_norm", "clipped", "skipped", "burn_in", "window", "seconds", "memory_mb"}
+    lines = [
+        json.loads(line) for line in (undisturbed / run_folder.METRICS).read_text().splitlines()
+    ]
+    wanted = {
+        "step",
+        "loss",
+        "grad_norm",
+        "clipped",
+        "skipped",
+        "burn_in",
+        "window",
+        "seconds",
+        "memory_mb",
+    }
     assert all(wanted <= set(line) for line in lines)
     assert [record.step for record in records if record.validation] == [3, 6, 9, 12]
     assert set(lines[2]["validation"]) == {"mean", "std", "n"}
-    assert len(list((undisturbed / run_folder.CHECKPOINTS).iterdir())) == config.outer.keep_checkpoints == 2
+    assert (
+        len(list((undisturbed / run_folder.CHECKPOINTS).iterdir()))
+        == config.outer.keep_checkpoints
+        == 2
+    )
     assert {record.info["window"] for record in records} == {3}
     assert {record.info["burn_in"] for record in records} <= {0, 1, 2}
 
@@ -236,17 +302,26 @@ def test_the_best_validated_set_is_the_one_kept(undisturbed):
 
 def test_the_complete_configuration_repeats_the_run(undisturbed, tmp_path):
     out = tmp_path / "run"
-    subprocess.run(command("distill", "--config", undisturbed / run_folder.CONFIG, "--out", out), check=True, capture_output=True)
+    subprocess.run(
+        command("distill", "--config", undisturbed / run_folder.CONFIG, "--out", out),
+        check=True,
+        capture_output=True,
+    )
     assert bytes_of(out) == bytes_of(undisturbed)
 
 
 def test_an_occupied_folder_is_left_alone_unless_told(undisturbed, tmp_path):
     before = bytes_of(undisturbed)
-    with pytest.raises(InputError, match=r"already holds a run; go on with --resume .*, or replace it with --overwrite"):
+    with pytest.raises(
+        InputError,
+        match=r"already holds a run; go on with --resume .*, or replace it with --overwrite",
+    ):
         potstill.distill(**QUICK, out=undisturbed)
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "mine.txt").write_text("keep")
-    with pytest.raises(InputError, match=r"exists and is no run of potstill; choose another folder with --out"):
+    with pytest.raises(
+        InputError, match=r"exists and is no run of potstill; choose another folder with --out"
+    ):
         potstill.distill(**QUICK, out=tmp_path / "notes", overwrite=True)
     # Overwriting starts only after data and options have proved good.
     with pytest.raises(InputError, match="ipc must be at most"):
@@ -259,7 +334,9 @@ def test_overwriting_replaces_the_run_and_keeps_foreign_files(tmp_path):
     interrupted_run(tmp_path / "run", after=6)
     (tmp_path / "run" / "mine.txt").write_text("keep")
     potstill.distill(**{**QUICK, "steps": 3}, out=tmp_path / "run", overwrite=True)
-    assert [path.name for path in (tmp_path / "run" / run_folder.CHECKPOINTS).iterdir()] == ["step-00000003.safetensors"]
+    assert [path.name for path in (tmp_path / "run" / run_folder.CHECKPOINTS).iterdir()] == [
+        "step-00000003.safetensors"
+    ]
     assert len(run_folder.RunFolder(tmp_path / "run").records()) == 3
     assert (tmp_path / "run" / "mine.txt").read_text() == "keep"
 
@@ -267,8 +344,10 @@ def test_overwriting_replaces_the_run_and_keeps_foreign_files(tmp_path):
 def test_a_full_disk_ends_the_run_with_a_sentence_and_the_checkpoints_stay(tmp_path):
     out = tmp_path / "run"
     script = (
-        "import resource, signal, sys; from potstill.cli.parser import main; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY)); sys.exit(main(sys.argv[2:]))"
+        "import resource, signal, sys; from potstill.cli.parser import main; "
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY)); "
+        "sys.exit(main(sys.argv[2:]))"
     )
     interrupted_run(out, after=6)
     size = max(path.stat().st_size for path in (out / run_folder.CHECKPOINTS).iterdir())
@@ -280,7 +359,9 @@ def test_a_full_disk_ends_the_run_with_a_sentence_and_the_checkpoints_stay(tmp_p
     assert result.returncode == 2
     assert "potstill: error: cannot write" in result.stderr
     assert "Traceback" not in result.stderr
-    assert {path.name: path.read_bytes() for path in (out / run_folder.CHECKPOINTS).iterdir()} == before
+    assert {
+        path.name: path.read_bytes() for path in (out / run_folder.CHECKPOINTS).iterdir()
+    } == before
     resume(out)
 
 
@@ -294,7 +375,11 @@ def test_batch_norm_takes_the_real_batch_whole_and_says_so():
 def test_the_run_says_that_it_holds_out_a_test_split():
     said: list[str] = []
     potstill.distill(**{**QUICK, "steps": 1}, listener=Listener(say=said.append))
-    assert any("no test split: 359 of 1797 images (20 % of each class, split seed 0) are held out as test" in line for line in said)
+    assert any(
+        "no test split: 359 of 1797 images (20 % of each class, split seed 0) are held out as test"
+        in line
+        for line in said
+    )
 
 
 def for_method(method: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -312,10 +397,23 @@ def test_every_method_learns_a_small_problem(method, optimizer, tmp_path):
     labels = torch.arange(240) % 3
     images = centres[labels] + 0.5 * torch.randn(240, 1, 4, 4, generator=generator(2))
     options = {
-        "unroll": 20, "window": 8, "inner_optimizer": optimizer, "inner_lr": 0.01, "model": "mlp", "width": 16, "depth": 1,
-        "steps": 60, "real_batch": 100, "outer_lr": 0.03, "outer_optimizer": "adam", "init": "gaussian", "lengths": (20,),
-        "validate_every": 60, "preprocess": "none", "out": tmp_path / "run",
-    }  # fmt: skip
+        "unroll": 20,
+        "window": 8,
+        "inner_optimizer": optimizer,
+        "inner_lr": 0.01,
+        "model": "mlp",
+        "width": 16,
+        "depth": 1,
+        "steps": 60,
+        "real_batch": 100,
+        "outer_lr": 0.03,
+        "outer_optimizer": "adam",
+        "init": "gaussian",
+        "lengths": (20,),
+        "validate_every": 60,
+        "preprocess": "none",
+        "out": tmp_path / "run",
+    }
     distilled = potstill.distill(images, labels, **for_method(method, options))
     losses = [record.loss for record in run_folder.RunFolder(tmp_path / "run").records()]
     assert statistics.mean(losses[-10:]) < 0.95 * statistics.mean(losses[:10])
@@ -350,7 +448,10 @@ def test_a_folder_of_another_program_is_never_overwritten(tmp_path):
 
 def test_two_processes_do_not_work_on_one_run(tmp_path):
     interrupted_run(tmp_path / "run", after=5)
-    with run_folder.RunFolder(tmp_path / "run").locked(), pytest.raises(InputError, match="another process works on the run"):
+    with (
+        run_folder.RunFolder(tmp_path / "run").locked(),
+        pytest.raises(InputError, match="another process works on the run"),
+    ):
         resume(tmp_path / "run")
     resume(tmp_path / "run")
 
@@ -364,11 +465,16 @@ def edit(run: Path, old: str, new: str) -> None:
 def test_a_resumed_run_keeps_its_options_but_may_go_on_for_longer(tmp_path):
     interrupted_run(tmp_path / "run", after=5)
     edit(tmp_path / "run", "inner_lr = 0.001", "inner_lr = 0.01")
-    with pytest.raises(InputError, match=r"inner_lr of the run in .* was 0.001, its config.toml now says 0.01; put it back"):
+    with pytest.raises(
+        InputError,
+        match=r"inner_lr of the run in .* was 0.001, its config.toml now says 0.01; put it back",
+    ):
         resume(tmp_path / "run")
     edit(tmp_path / "run", "inner_lr = 0.01", "inner_lr = 0.001")
     edit(tmp_path / "run", "\nsteps = 12", "\nsteps = 3")
-    with pytest.raises(InputError, match=r"steps must be at least the 5 done by the run in .*, got 3"):
+    with pytest.raises(
+        InputError, match=r"steps must be at least the 5 done by the run in .*, got 3"
+    ):
         resume(tmp_path / "run")
     edit(tmp_path / "run", "\nsteps = 3", "\nsteps = 15")
     resume(tmp_path / "run")
@@ -380,7 +486,10 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_not_started_over_unasked(tmp
     for path in (tmp_path / "run" / run_folder.CHECKPOINTS).iterdir():
         path.write_bytes(path.read_bytes()[:-1])
     before = (tmp_path / "run" / run_folder.METRICS).read_text()
-    with pytest.raises(InputError, match=r"every checkpoint of the run in .* is damaged; start it anew with --overwrite"):
+    with pytest.raises(
+        InputError,
+        match=r"every checkpoint of the run in .* is damaged; start it anew with --overwrite",
+    ):
         resume(tmp_path / "run")
     assert (tmp_path / "run" / run_folder.METRICS).read_text() == before
 
@@ -392,11 +501,21 @@ def test_a_run_is_found_again_from_another_folder(tmp_path, monkeypatch):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(path)
     monkeypatch.chdir(tmp_path / "home")
-    quick = {**QUICK, "ipc": 1, "classes_per_batch": "auto", "data": "folder:pictures", "cache_dir": str(tmp_path)}
+    quick = {
+        **QUICK,
+        "ipc": 1,
+        "classes_per_batch": "auto",
+        "data": "folder:pictures",
+        "cache_dir": str(tmp_path),
+    }
     whole = potstill.distill(**quick)
     seen: list[int] = []
     with pytest.raises(Interrupted):
-        potstill.distill(**quick, out="run", listener=Listener(step=lambda *_: seen.append(1), stop=lambda: len(seen) == 4))
+        potstill.distill(
+            **quick,
+            out="run",
+            listener=Listener(step=lambda *_: seen.append(1), stop=lambda: len(seen) == 4),
+        )
     monkeypatch.chdir(tmp_path)
     assert torch.equal(potstill.resume("home/run").images, whole.images)
     # Moved data are given anew, and are the same data.

@@ -16,7 +16,9 @@ SPLIT = TensorSplit(torch.zeros(len(LABELS), 1), LABELS)
 def test_a_weighted_draw_takes_one_after_the_other_in_proportion_to_what_is_left():
     weights = torch.tensor([1.0, 2.0, 4.0, 0.0, 8.0], dtype=torch.float64)
     expected = torch.zeros(5, dtype=torch.float64)
-    for first, second in itertools.permutations(range(5), 2):  # exact inclusion probabilities of a draw of two
+    for first, second in itertools.permutations(
+        range(5), 2
+    ):  # exact inclusion probabilities of a draw of two
         chance = weights[first] / weights.sum() * weights[second] / (weights.sum() - weights[first])
         expected[[first, second]] += chance
     split, rng, draws = TensorSplit(torch.zeros(5, 1), torch.zeros(5)), generator(0), 20_000
@@ -28,7 +30,9 @@ def test_a_weighted_draw_takes_one_after_the_other_in_proportion_to_what_is_left
     assert found[3] == 0
     assert (found - expected).abs().max() < 4 * 0.5 / draws**0.5
     assert sorted(Weighted(weights).draw(split, 9, rng).tolist()) == [0, 1, 2, 4]
-    assert torch.equal(UNIFORM.draw(split, 3, generator(1)), torch.randperm(5, generator=generator(1))[:3])
+    assert torch.equal(
+        UNIFORM.draw(split, 3, generator(1)), torch.randperm(5, generator=generator(1))[:3]
+    )
 
 
 @pytest.mark.parametrize("sampler", [UNIFORM, Weighted(torch.ones(len(LABELS)))])
@@ -48,11 +52,20 @@ def test_a_class_that_has_fewer_examples_gives_all_of_them():
 def test_every_example_of_a_class_is_as_likely_unless_it_has_a_weight():
     weights = torch.tensor([0.0, 1.0, 5.0, 2.0, 1.0, 4.0, 1.0, 2.0, 0.0], dtype=torch.float64)
     draws = 4000
-    for sampler, shares in ((UNIFORM, torch.ones(9, dtype=torch.float64)), (Weighted(weights), weights)):
+    for sampler, shares in (
+        (UNIFORM, torch.ones(9, dtype=torch.float64)),
+        (Weighted(weights), weights),
+    ):
         expected = shares.clone()
-        for label in range(3):  # of one example a class, the chances are the weights over their sum in it
+        for label in range(
+            3
+        ):  # of one example a class, the chances are the weights over their sum in it
             expected[label == LABELS] /= shares[label == LABELS].sum()
-        each, rng, drawn = ClassWise(SPLIT, sampler), generator(1), torch.zeros(9, dtype=torch.float64)
+        each, rng, drawn = (
+            ClassWise(SPLIT, sampler),
+            generator(1),
+            torch.zeros(9, dtype=torch.float64),
+        )
         for _ in range(draws):
             drawn[torch.cat(each.draw(range(3), 1, rng))] += 1 / draws
         assert (drawn - expected).abs().max() < 4 * 0.5 / draws**0.5
@@ -60,6 +73,8 @@ def test_every_example_of_a_class_is_as_likely_unless_it_has_a_weight():
 
 
 def test_a_class_wise_draw_follows_from_its_generator_alone():
-    first, again, other = (torch.cat(ClassWise(SPLIT).draw(range(3), 2, generator(seed))) for seed in (5, 5, 6))
+    first, again, other = (
+        torch.cat(ClassWise(SPLIT).draw(range(3), 2, generator(seed))) for seed in (5, 5, 6)
+    )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)

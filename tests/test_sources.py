@@ -1,4 +1,6 @@
-"""Digits, arrays, parquet and Hugging Face data: what is read, and what is said of data that cannot be."""
+"""Digits, arrays, parquet and Hugging Face data: what is read, and what is said of data that cannot
+be.
+"""
 
 import io
 import json
@@ -45,20 +47,29 @@ def write(
     plain: bool = False,
     **options: Any,
 ) -> None:
-    """A parquet file of {bytes, path} structures as the hub has them, or of plain bytes; with `names`, the hub's metadata."""
+    """A parquet file of {bytes, path} structures as the hub has them, or of plain bytes; with
+    `names`, the hub's metadata.
+    """
     column: pa.Array = pa.array(images, pa.binary())
     if not plain:
         rows = [None if image is None else {"bytes": image, "path": None} for image in images]
         column = pa.array(rows, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
     table = pa.table(dict(zip(columns, (column, pa.array(labels)), strict=True)))
     if names is not None:
-        features = {columns[0]: {"_type": "Image"}, columns[1]: {"names": names, "_type": "ClassLabel"}}
-        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+        features = {
+            columns[0]: {"_type": "Image"},
+            columns[1]: {"names": names, "_type": "ClassLabel"},
+        }
+        table = table.replace_schema_metadata(
+            {"huggingface": json.dumps({"info": {"features": features}})}
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, path, **options)
 
 
-def write_set(root: Path, places: tuple[str, str] = ("train.parquet", "test.parquet"), **options: Any) -> None:
+def write_set(
+    root: Path, places: tuple[str, str] = ("train.parquet", "test.parquet"), **options: Any
+) -> None:
     """Six train and three test images of three classes."""
     write(root / places[0], [png(image) for image in pixels(6)], [0, 1, 2, 2, 1, 0], **options)
     write(root / places[1], [png(image) for image in pixels(3, seed=1)], [2, 1, 0], **options)
@@ -82,17 +93,26 @@ def assert_is_the_set(dataset: Dataset, names: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("data", ["mnist", "folder:", "parquet", "digits:8", ""])
 def test_a_source_without_its_path_is_told_the_forms(data):
-    with pytest.raises(InputError, match=rf"data must be digits, sklearn:NAME, folder:PATH, parquet:PATH or hf:NAME, got '{data}'"):
+    with pytest.raises(
+        InputError,
+        match="data must be digits, sklearn:NAME, folder:PATH, parquet:PATH or hf:NAME, got "
+        rf"'{data}'",
+    ):
         read(DataConfig(data=data))
 
 
 def test_an_unknown_source_is_told_the_nearest_one():
-    with pytest.raises(InputError, match=r"unknown data source 'foldr' \(did you mean 'folder'\?\); known: digits, folder, hf"):
+    with pytest.raises(
+        InputError,
+        match=r"unknown data source 'foldr' \(did you mean 'folder'\?\); known: digits, folder, hf",
+    ):
         read(DataConfig(data="foldr:x"))
 
 
 def test_arrays_cannot_be_read_again_by_name():
-    with pytest.raises(InputError, match="the data were arrays given in Python; give them again there"):
+    with pytest.raises(
+        InputError, match="the data were arrays given in Python; give them again there"
+    ):
         read(DataConfig(data="arrays"))
 
 
@@ -102,8 +122,20 @@ def test_digits_are_scikit_learns_in_sixteenths():
     assert (images.shape, images.dtype) == ((1797, 1, 8, 8), np.float32)
     assert dataset.class_names == tuple("0123456789")
     assert np.array_equal(np.unique(images), np.arange(17) / 16)
-    # The counts that UCI gives for the test part of its "optical recognition of handwritten digits".
-    assert np.bincount(dataset.train.labels).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
+    # The counts that UCI gives for the test part of its "optical recognition of handwritten
+    # digits".
+    assert np.bincount(dataset.train.labels).tolist() == [
+        178,
+        182,
+        177,
+        183,
+        181,
+        182,
+        181,
+        179,
+        174,
+        180,
+    ]
     assert dataset.test is None
 
 
@@ -131,7 +163,9 @@ def test_tensors_are_read_as_arrays_are(dtype):
     images = torch.from_numpy(pixels(4) // 2).to(dtype)  # below 128, where bfloat16 is exact
     labels = torch.tensor([0, 1, 1, 0])
     found = from_arrays(images, labels)
-    twin = from_arrays(images.float().numpy() if dtype != torch.uint8 else images.numpy(), labels.numpy())
+    twin = from_arrays(
+        images.float().numpy() if dtype != torch.uint8 else images.numpy(), labels.numpy()
+    )
     assert np.array_equal(found.train.images, twin.train.images)
     assert found.fingerprint == twin.fingerprint
 
@@ -170,10 +204,13 @@ def test_the_fingerprint_of_arrays_follows_every_pixel_and_label():
     prints = [
         from_arrays(*given).fingerprint
         for given in [
-            (images, labels), (changed, labels), (images, 1 - labels),
-            (images[:2], labels[:2], images[2:], labels[2:]), (images[:2], labels[:2], changed[2:], labels[2:]),
+            (images, labels),
+            (changed, labels),
+            (images, 1 - labels),
+            (images[:2], labels[:2], images[2:], labels[2:]),
+            (images[:2], labels[:2], changed[2:], labels[2:]),
         ]
-    ]  # fmt: skip
+    ]
     assert len(set(prints)) == 5
     assert from_arrays(images.copy(), labels.copy()).fingerprint == prints[0]
 
@@ -183,49 +220,109 @@ def test_the_fingerprint_of_arrays_follows_every_pixel_and_label():
     [
         (
             {"images": np.zeros(4)},
-            r"images must have shape \(N, d\) of vectors, \(N, H, W\) or \(N, C, H, W\) with C 1 or 3, got \(4,\)",
+            r"images must have shape \(N, d\) of vectors, \(N, H, W\) or \(N, C, H, W\) with C 1 "
+            r"or 3, got \(4,\)",
         ),
-        ({"images": np.zeros((4, 6, 6, 3))}, r"C 1 or 3, got \(4, 6, 6, 3\); move the channels to the front"),
+        (
+            {"images": np.zeros((4, 6, 6, 3))},
+            r"C 1 or 3, got \(4, 6, 6, 3\); move the channels to the front",
+        ),
         ({"images": np.zeros((4, 2, 6, 6))}, r"C 1 or 3, got \(4, 2, 6, 6\)$"),
         ({"images": np.zeros((0, 3, 6, 6))}, r"images must have shape .* got \(0, 3, 6, 6\)"),
-        ({"images": [[[1, 2], [3]], [[1, 2], [3, 4]]]}, r"images must be an array, got a list that is none: "),
+        (
+            {"images": [[[1, 2], [3]], [[1, 2], [3, 4]]]},
+            r"images must be an array, got a list that is none: ",
+        ),
         ({"images": np.zeros((4, 6, 6), bool)}, r"images must be numbers, got values of type bool"),
-        ({"images": np.zeros((4, 6, 6), complex)}, r"images must be numbers, got values of type complex128"),
-        ({"images": pixels(4).astype(int) - 1}, r"whole-number images must lie in 0\.\.255, got -1 to 25\d; scale them"),
-        ({"images": pixels(4).astype(int) * 2}, r"whole-number images must lie in 0\.\.255, got 0 to 5\d\d; scale them"),
-        ({"images": np.full((4, 6, 6), np.nan)}, r"pixels must be finite numbers, train image 0 holds NaN or infinity"),
+        (
+            {"images": np.zeros((4, 6, 6), complex)},
+            r"images must be numbers, got values of type complex128",
+        ),
+        (
+            {"images": pixels(4).astype(int) - 1},
+            r"whole-number images must lie in 0\.\.255, got -1 to 25\d; scale them",
+        ),
+        (
+            {"images": pixels(4).astype(int) * 2},
+            r"whole-number images must lie in 0\.\.255, got 0 to 5\d\d; scale them",
+        ),
+        (
+            {"images": np.full((4, 6, 6), np.nan)},
+            r"pixels must be finite numbers, train image 0 holds NaN or infinity",
+        ),
         ({"labels": [0, 1, 0]}, r"labels must have shape \(4,\) like images, got \(3,\)"),
-        ({"labels": np.eye(4, dtype=int)}, r"labels must have shape \(4,\) like images, got \(4, 4\)"),
-        ({"labels": [0.0, 1.0, 0.0, 1.0]}, r"labels must be whole numbers 0 \.\. K-1, got values of type float64"),
-        ({"labels": list("abab")}, r"labels must be whole numbers 0 \.\. K-1, got values of type <U1"),
+        (
+            {"labels": np.eye(4, dtype=int)},
+            r"labels must have shape \(4,\) like images, got \(4, 4\)",
+        ),
+        (
+            {"labels": [0.0, 1.0, 0.0, 1.0]},
+            r"labels must be whole numbers 0 \.\. K-1, got values of type float64",
+        ),
+        (
+            {"labels": list("abab")},
+            r"labels must be whole numbers 0 \.\. K-1, got values of type <U1",
+        ),
         ({"labels": [0, 1, -1, 1]}, r"labels must be at least 0, got -1"),
-        ({"labels": [0, 0, 0, 0]}, r"the data must have at least 2 classes, found 1: 0; add another"),
-        ({"class_names": ["a"], "labels": [0, 0, 0, 0]}, r"the data must have at least 2 classes, found 1: a; add another"),
+        (
+            {"labels": [0, 0, 0, 0]},
+            r"the data must have at least 2 classes, found 1: 0; add another",
+        ),
+        (
+            {"class_names": ["a"], "labels": [0, 0, 0, 0]},
+            r"the data must have at least 2 classes, found 1: a; add another",
+        ),
         (
             {"labels": [0, 1, 3, 1], "class_names": NAMES},
-            r"labels must lie in 0\.\.2 \(the 3 classes of class_names\), got 3; correct the labels or name every class",
+            r"labels must lie in 0\.\.2 \(the 3 classes of class_names\), got 3; correct the "
+            r"labels or name every class",
         ),
-        ({"test_images": pixels(2)}, "test_images and test_labels must be given together, got only one of them"),
-        ({"test_labels": [0, 1]}, "test_images and test_labels must be given together, got only one of them"),
+        (
+            {"test_images": pixels(2)},
+            "test_images and test_labels must be given together, got only one of them",
+        ),
+        (
+            {"test_labels": [0, 1]},
+            "test_images and test_labels must be given together, got only one of them",
+        ),
         (
             {"test_images": np.zeros((2, 3, 6, 7)), "test_labels": [0, 1]},
             r"test_images must have the shape of images, \(3, 6, 6\), got \(3, 6, 7\)",
         ),
-        ({"test_images": pixels(2), "test_labels": [0]}, r"test_labels must have shape \(2,\) like test_images, got \(1,\)"),
+        (
+            {"test_images": pixels(2), "test_labels": [0]},
+            r"test_labels must have shape \(2,\) like test_images, got \(1,\)",
+        ),
         (
             {"test_images": np.ones((2, 3, 6, 6)), "test_labels": [0, 1]},
-            r"images and test_images must both be whole numbers or both floats, got one of each; scale them alike",
+            r"images and test_images must both be whole numbers or both floats, got one of each; "
+            r"scale them alike",
         ),
-        ({"labels": [0, 1, 0, 10**9]}, r"labels must be 0 \.\. K-1 with images of every class, got 1000000000 among 4 images"),
-        ({"class_names": ["a", "a"]}, r"class_names must be a list of different names, one for each class, got \['a', 'a'\]"),
-        ({"class_names": "ab"}, r"class_names must be a list of different names, one for each class, got 'ab'"),
+        (
+            {"labels": [0, 1, 0, 10**9]},
+            r"labels must be 0 \.\. K-1 with images of every class, got 1000000000 among 4 images",
+        ),
+        (
+            {"class_names": ["a", "a"]},
+            r"class_names must be a list of different names, one for each class, got \['a', 'a'\]",
+        ),
+        (
+            {"class_names": "ab"},
+            r"class_names must be a list of different names, one for each class, got 'ab'",
+        ),
         (
             {"test_images": pixels(2), "test_labels": [0, 2]},
-            r"test_labels must lie in 0\.\.1 \(the 2 classes of labels\), got 2; correct the labels",
+            r"test_labels must lie in 0\.\.1 \(the 2 classes of labels\), got 2; correct the "
+            r"labels",
         ),
         (
-            {"images": np.ones((4, 3, 6, 6)), "test_images": np.full((2, 3, 6, 6), np.inf), "test_labels": [0, 1]},
-            r"pixels must be finite numbers, test image 0 holds NaN or infinity; repair or remove it",
+            {
+                "images": np.ones((4, 3, 6, 6)),
+                "test_images": np.full((2, 3, 6, 6), np.inf),
+                "test_labels": [0, 1],
+            },
+            r"pixels must be finite numbers, test image 0 holds NaN or infinity; repair or remove "
+            r"it",
         ),
     ],
 )
@@ -269,8 +366,9 @@ def test_plain_binary_columns_are_read(tmp_path):
 
 def test_labels_that_are_texts_or_have_gaps_are_numbered_in_their_order(tmp_path):
     for name, labels, expected in (
-        ("texts", ["owl", "ant", "owl", "bee"], ("ant", "bee", "owl")), ("gaps", [30, 4, 30, 5], ("4", "5", "30")),
-    ):  # fmt: skip
+        ("texts", ["owl", "ant", "owl", "bee"], ("ant", "bee", "owl")),
+        ("gaps", [30, 4, 30, 5], ("4", "5", "30")),
+    ):
         write(tmp_path / f"{name}.parquet", [png(image) for image in pixels(4)], labels)
         dataset = load(tmp_path / f"{name}.parquet", tmp_path)
         assert dataset.class_names == expected
@@ -278,7 +376,12 @@ def test_labels_that_are_texts_or_have_gaps_are_numbered_in_their_order(tmp_path
 
 
 def test_one_file_is_the_train_split(tmp_path):
-    write(tmp_path / "any.parquet", [png(image) for image in pixels(6)], [0, 1, 2, 2, 1, 0], names=NAMES)
+    write(
+        tmp_path / "any.parquet",
+        [png(image) for image in pixels(6)],
+        [0, 1, 2, 2, 1, 0],
+        names=NAMES,
+    )
     dataset = load(tmp_path / "any.parquet", tmp_path)
     assert dataset.test is None
     assert np.array_equal(dataset.train.images, pixels(6))
@@ -289,8 +392,18 @@ def test_shards_join_in_the_order_of_their_names(tmp_path):
     labels = [0, 1, 2, 2, 1, 0]
     for shard in (2, 0, 1):
         rows = slice(2 * shard, 2 * shard + 2)
-        write(tmp_path / "set" / "data" / f"train-{shard:05}-of-00003.parquet", images[rows], labels[rows], names=NAMES)
-    write(tmp_path / "set" / "data" / "test-00000-of-00001.parquet", [png(i) for i in pixels(3, seed=1)], [2, 1, 0], names=NAMES)
+        write(
+            tmp_path / "set" / "data" / f"train-{shard:05}-of-00003.parquet",
+            images[rows],
+            labels[rows],
+            names=NAMES,
+        )
+    write(
+        tmp_path / "set" / "data" / "test-00000-of-00001.parquet",
+        [png(i) for i in pixels(3, seed=1)],
+        [2, 1, 0],
+        names=NAMES,
+    )
     assert_is_the_set(load(tmp_path / "set", tmp_path), ("cat", "dog", "eel"))
 
 
@@ -299,7 +412,10 @@ def test_shards_join_in_the_order_of_their_names(tmp_path):
     [
         ("train.parquet", "test.parquet"),
         ("data/train-00000-of-00001.parquet", "data/test-00000-of-00001.parquet"),
-        ("default/train/0000.parquet", "default/test/0000.parquet"),  # as the hub converts other formats
+        (
+            "default/train/0000.parquet",
+            "default/test/0000.parquet",
+        ),  # as the hub converts other formats
         ("train.parquet", "validation.parquet"),
         ("Train.parquet", "val-0.parquet"),
     ],
@@ -326,14 +442,26 @@ def test_columns_are_found_by_their_types_or_as_they_are_named(tmp_path):
 
 
 def test_other_columns_of_one_file_are_other_data_with_another_fingerprint(tmp_path):
-    # The mapped cache once knew the file only, and gave the images of the column that was read first.
+    # The mapped cache once knew the file only, and gave the images of the column that was read
+    # first.
     one, two = ([png(image) for image in pixels(4, seed)] for seed in (0, 1))
-    table = {"one": pa.array(one), "two": pa.array(two), "coarse": pa.array([0, 1, 0, 1]), "fine": pa.array([0, 1, 2, 3])}
+    table = {
+        "one": pa.array(one),
+        "two": pa.array(two),
+        "coarse": pa.array([0, 1, 0, 1]),
+        "fine": pa.array([0, 1, 2, 3]),
+    }
     pq.write_table(pa.table(table), tmp_path / "set.parquet")
     prints = set()
     for image, seed in (("one", 0), ("two", 1)):
         for label, classes in (("coarse", 2), ("fine", 4)):
-            dataset = load(tmp_path / "set.parquet", tmp_path, image_column=image, label_column=label, storage="mapped")
+            dataset = load(
+                tmp_path / "set.parquet",
+                tmp_path,
+                image_column=image,
+                label_column=label,
+                storage="mapped",
+            )
             assert np.array_equal(dataset.train.images, pixels(4, seed))
             assert len(dataset.class_names) == classes
             prints.add(dataset.fingerprint)
@@ -356,11 +484,20 @@ def test_a_large_parquet_file_is_read_piece_by_piece(tmp_path):
     before = pa.total_allocated_bytes()
     with pq.ParquetWriter(tmp_path / "set.parquet", schema, compression="none") as writer:
         for _ in range(groups):
-            images = [png(image) for image in rng.integers(0, 256, (rows, 3, 64, 64), dtype=np.uint8)]
+            images = [
+                png(image) for image in rng.integers(0, 256, (rows, 3, 64, 64), dtype=np.uint8)
+            ]
             writer.write_table(
-                pa.table({"image": pa.array([{"bytes": image, "path": None} for image in images], column),
-                          "label": [row % 2 for row in range(rows)]}, schema)
-            )  # fmt: skip
+                pa.table(
+                    {
+                        "image": pa.array(
+                            [{"bytes": image, "path": None} for image in images], column
+                        ),
+                        "label": [row % 2 for row in range(rows)],
+                    },
+                    schema,
+                )
+            )
     size = (tmp_path / "set.parquet").stat().st_size
     load(tmp_path / "set.parquet", tmp_path, storage="mapped")
     assert pa.default_memory_pool().max_memory() - before < 0.6 * size
@@ -372,11 +509,31 @@ def test_a_large_parquet_file_is_read_piece_by_piece(tmp_path):
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        (("pictur", "auto"), r"no column 'pictur' \(did you mean 'picture'\?\); give --image-column, one of: picture, animal"),
-        (("picture", "anmal"), r"no column 'anmal' \(did you mean 'animal'\?\); give --label-column, one of: picture, animal"),
-        (("auto", "auto"), r"no image column with a usual name \(image, .*\); give --image-column, one of: picture, animal"),
-        (("picture", "auto"), r"no label column with a usual name \(label, .*\); give --label-column, one of: picture, animal"),
-        (("animal", "animal"), r"column 'animal' must hold encoded images \(.*\), train row 0 holds a int; .* --image-column"),
+        (
+            ("pictur", "auto"),
+            r"no column 'pictur' \(did you mean 'picture'\?\); give --image-column, one of: "
+            r"picture, animal",
+        ),
+        (
+            ("picture", "anmal"),
+            r"no column 'anmal' \(did you mean 'animal'\?\); give --label-column, one of: picture, "
+            r"animal",
+        ),
+        (
+            ("auto", "auto"),
+            r"no image column with a usual name \(image, .*\); give --image-column, one of: "
+            r"picture, animal",
+        ),
+        (
+            ("picture", "auto"),
+            r"no label column with a usual name \(label, .*\); give --label-column, one of: "
+            r"picture, animal",
+        ),
+        (
+            ("animal", "animal"),
+            r"column 'animal' must hold encoded images \(.*\), train row 0 holds a int; .* "
+            r"--image-column",
+        ),
     ],
 )
 def test_columns_that_are_not_there_are_told_with_those_that_are(columns, message, tmp_path):
@@ -388,19 +545,50 @@ def test_columns_that_are_not_there_are_told_with_those_that_are(columns, messag
 def test_a_file_without_the_columns_of_the_others_is_named(tmp_path):
     write_set(tmp_path / "set")
     write(tmp_path / "set" / "test.parquet", [png(pixels(1)[0])], [0], columns=("image", "kind"))
-    with pytest.raises(InputError, match=r"test\.parquet has no column 'label'; every file needs the same columns"):
+    with pytest.raises(
+        InputError, match=r"test\.parquet has no column 'label'; every file needs the same columns"
+    ):
         load(tmp_path / "set", tmp_path)
 
 
 @pytest.mark.parametrize(
     ("labels", "names", "message"),
     [
-        ([0, 1, -1, 1], None, r"column 'label' must hold a class.* for each image, train row 2 holds -1; drop such rows"),
-        ([0, 1, -1, 1], NAMES[:2], r"column 'label' must hold a class.* for each image, train row 2 holds -1; drop such rows"),
-        ([0, None, 1, 1], None, r"column 'label' must hold a class.* for each image, train row 1 holds None; drop such rows"),
-        (["a", None, "b", "b"], None, r"column 'label' must hold a class.* for each image, train row 1 holds None"),
-        ([0.0, 0.5, 1.0, 1.0], None, r"column 'label' must hold a class, a whole number or a text, .* train row 0 holds 0\.0"),
-        ([0, 1, 2, 1], NAMES[:2], r"labels in column 'label' must lie in 0\.\.1 \(2 classes\), train row 2 holds 2; correct"),
+        (
+            [0, 1, -1, 1],
+            None,
+            r"column 'label' must hold a class.* for each image, train row 2 holds -1; drop such "
+            r"rows",
+        ),
+        (
+            [0, 1, -1, 1],
+            NAMES[:2],
+            r"column 'label' must hold a class.* for each image, train row 2 holds -1; drop such "
+            r"rows",
+        ),
+        (
+            [0, None, 1, 1],
+            None,
+            r"column 'label' must hold a class.* for each image, train row 1 holds None; drop such "
+            r"rows",
+        ),
+        (
+            ["a", None, "b", "b"],
+            None,
+            r"column 'label' must hold a class.* for each image, train row 1 holds None",
+        ),
+        (
+            [0.0, 0.5, 1.0, 1.0],
+            None,
+            r"column 'label' must hold a class, a whole number or a text, .* train row 0 holds "
+            r"0\.0",
+        ),
+        (
+            [0, 1, 2, 1],
+            NAMES[:2],
+            r"labels in column 'label' must lie in 0\.\.1 \(2 classes\), train row 2 holds 2; "
+            r"correct",
+        ),
         ([0, 0, 0, 0], None, r"the data must have at least 2 classes, found 1: 0"),
     ],
 )
@@ -414,22 +602,37 @@ def test_a_test_label_that_train_lacks_is_refused(tmp_path):
     images = [png(image) for image in pixels(2)]
     write(tmp_path / "set" / "train.parquet", images, ["ant", "bee"])
     write(tmp_path / "set" / "test.parquet", images, ["ant", "owl"])
-    with pytest.raises(InputError, match=r"'label' must occur in train \(2 classes\), test row 1 holds 'owl'; correct or drop"):
+    with pytest.raises(
+        InputError,
+        match=r"'label' must occur in train \(2 classes\), test row 1 holds 'owl'; correct or drop",
+    ):
         load(tmp_path / "set", tmp_path)
 
 
 def test_a_table_without_rows_is_refused(tmp_path):
     write_set(tmp_path / "set")
     write(tmp_path / "set" / "test.parquet", [], pa.array([], pa.int64()))
-    with pytest.raises(InputError, match="the test split must hold labelled images, it has no rows; add some or remove its files"):
+    with pytest.raises(
+        InputError,
+        match="the test split must hold labelled images, it has no rows; add some or remove its "
+        "files",
+    ):
         load(tmp_path / "set", tmp_path)
 
 
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        (None, r"column 'image' must hold encoded images .*, test row 1 holds nothing; repair or drop the row"),
-        (b"no image", r"cannot read the image test row 1: no image format that Pillow knows; repair or remove it"),
+        (
+            None,
+            r"column 'image' must hold encoded images .*, test row 1 holds nothing; repair or drop "
+            r"the row",
+        ),
+        (
+            b"no image",
+            r"cannot read the image test row 1: no image format that Pillow knows; repair or "
+            r"remove it",
+        ),
         (png(pixels(1)[0])[:-60], r"cannot read the image test row 1: .*; repair or remove it"),
     ],
 )
@@ -442,7 +645,11 @@ def test_an_image_that_cannot_be_read_is_named_by_its_row(plain, image, message,
 
 
 def test_the_stored_name_of_an_image_goes_with_its_row(tmp_path):
-    rows = [{"bytes": png(pixels(1)[0]), "path": "a.png"}, {"bytes": b"no image", "path": "b.png"}, {"bytes": None, "path": None}]
+    rows = [
+        {"bytes": png(pixels(1)[0]), "path": "a.png"},
+        {"bytes": b"no image", "path": "b.png"},
+        {"bytes": None, "path": None},
+    ]
     table = pa.table({"image": pa.array(rows), "label": [0, 1, 1]})
     pq.write_table(table.slice(0, 2), tmp_path / "set.parquet")
     with pytest.raises(InputError, match=r"cannot read the image train row 1 \(b\.png\)"):
@@ -454,7 +661,9 @@ def test_the_stored_name_of_an_image_goes_with_its_row(tmp_path):
 
 def test_a_file_that_is_no_parquet_is_named(tmp_path):
     (tmp_path / "set.parquet").write_text("image,label\n")
-    with pytest.raises(InputError, match=r"cannot read .*set\.parquet as parquet: .*; repair or replace it"):
+    with pytest.raises(
+        InputError, match=r"cannot read .*set\.parquet as parquet: .*; repair or replace it"
+    ):
         load(tmp_path / "set.parquet", tmp_path)
 
 
@@ -462,7 +671,9 @@ def test_a_truncated_parquet_file_is_named(tmp_path):
     write_set(tmp_path)
     content = (tmp_path / "train.parquet").read_bytes()
     (tmp_path / "train.parquet").write_bytes(content[: len(content) // 2])
-    with pytest.raises(InputError, match=r"cannot read .*train\.parquet as parquet: .*; repair or replace it"):
+    with pytest.raises(
+        InputError, match=r"cannot read .*train\.parquet as parquet: .*; repair or replace it"
+    ):
         load(tmp_path, tmp_path)
 
 
@@ -474,24 +685,34 @@ def test_a_parquet_file_with_damaged_pages_is_named(column, tmp_path):
     middle = pages.data_page_offset + pages.total_compressed_size // 2
     content[middle - 4 : middle + 4] = bytes(8)
     (tmp_path / "train.parquet").write_bytes(content)
-    with pytest.raises(InputError, match=r"cannot read .*train\.parquet as parquet: .*; repair or replace it"):
+    with pytest.raises(
+        InputError, match=r"cannot read .*train\.parquet as parquet: .*; repair or replace it"
+    ):
         load(tmp_path, tmp_path)
 
 
 def test_a_missing_path_is_named(tmp_path):
-    with pytest.raises(InputError, match=r"parquet .*nowhere does not exist; give the path with --data parquet:PATH"):
+    with pytest.raises(
+        InputError,
+        match=r"parquet .*nowhere does not exist; give the path with --data parquet:PATH",
+    ):
         load(tmp_path / "nowhere", tmp_path)
 
 
 def test_a_folder_without_parquet_files_is_refused(tmp_path):
     (tmp_path / "train.csv").write_text("image,label\n")
-    with pytest.raises(InputError, match=r"parquet folder .* must hold \*\.parquet files, found none"):
+    with pytest.raises(
+        InputError, match=r"parquet folder .* must hold \*\.parquet files, found none"
+    ):
         load(tmp_path, tmp_path)
 
 
 def test_a_folder_with_test_files_alone_is_refused(tmp_path):
     write_set(tmp_path, ("validation.parquet", "test.parquet"))
-    with pytest.raises(InputError, match=r"must have a file or folder named train\.\.\., found test\.parquet .*; rename"):
+    with pytest.raises(
+        InputError,
+        match=r"must have a file or folder named train\.\.\., found test\.parquet .*; rename",
+    ):
         load(tmp_path, tmp_path)
 
 
@@ -511,7 +732,11 @@ def test_a_local_folder_through_datasets_equals_the_parquet_source(tmp_path):
     write_set(tmp_path / "set", names=NAMES)
     dataset = read(DataConfig(data=f"hf:{tmp_path / 'set'}", cache_dir=str(tmp_path / "cache")))
     assert_is_the_set(dataset, ("cat", "dog", "eel"))
-    mapped = read(DataConfig(data=f"hf:{tmp_path / 'set'}", cache_dir=str(tmp_path / "cache"), storage="mapped"))
+    mapped = read(
+        DataConfig(
+            data=f"hf:{tmp_path / 'set'}", cache_dir=str(tmp_path / "cache"), storage="mapped"
+        )
+    )
     assert mapped.mapped
     assert_is_the_set(mapped, ("cat", "dog", "eel"))
     assert mapped.fingerprint == dataset.fingerprint
@@ -521,21 +746,42 @@ def test_a_local_folder_through_datasets_equals_the_parquet_source(tmp_path):
 @pytest.mark.parametrize(
     ("train", "columns", "message"),
     [
-        ("val.parquet", ("auto", "auto"), "must have a train split, found: validation; give other data"),
-        ("train.parquet", ("auto", "kind"), "no column 'kind'; give --label-column, one of: image, label"),
-        ("train.parquet", ("label", "label"), "column 'label' of hf:.* must hold encoded images, found ClassLabel"),
+        (
+            "val.parquet",
+            ("auto", "auto"),
+            "must have a train split, found: validation; give other data",
+        ),
+        (
+            "train.parquet",
+            ("auto", "kind"),
+            "no column 'kind'; give --label-column, one of: image, label",
+        ),
+        (
+            "train.parquet",
+            ("label", "label"),
+            "column 'label' of hf:.* must hold encoded images, found ClassLabel",
+        ),
     ],
 )
 def test_hub_data_that_cannot_be_used_say_why(train, columns, message, tmp_path):
     write(tmp_path / "set" / train, [png(image) for image in pixels(3)], [0, 1, 2], names=NAMES)
     with pytest.raises(InputError, match=message):
-        read(DataConfig(data=f"hf:{tmp_path / 'set'}", image_column=columns[0], label_column=columns[1]))
+        read(
+            DataConfig(
+                data=f"hf:{tmp_path / 'set'}", image_column=columns[0], label_column=columns[1]
+            )
+        )
 
 
 @pytest.mark.usefixtures("hub_offline")
 def test_a_secret_test_split_gives_way_to_the_validation_split(tmp_path):
     for split, labels in (("train", [0, 1, 2]), ("test", [-1, -1, -1]), ("validation", [2, 0])):
-        write(tmp_path / "set" / f"{split}.parquet", [png(image) for image in pixels(len(labels))], labels, names=NAMES)
+        write(
+            tmp_path / "set" / f"{split}.parquet",
+            [png(image) for image in pixels(len(labels))],
+            labels,
+            names=NAMES,
+        )
     dataset = read(DataConfig(data=f"hf:{tmp_path / 'set'}", cache_dir=str(tmp_path / "cache")))
     assert dataset.test is not None
     assert dataset.test.labels.tolist() == [2, 0]
@@ -543,11 +789,15 @@ def test_a_secret_test_split_gives_way_to_the_validation_split(tmp_path):
 
 @pytest.mark.usefixtures("hub_offline")
 def test_hub_data_that_do_not_exist_are_named(tmp_path):
-    with pytest.raises(InputError, match=r"cannot load hf:.*/nowhere: .*; check its name and the network"):
+    with pytest.raises(
+        InputError, match=r"cannot load hf:.*/nowhere: .*; check its name and the network"
+    ):
         read(DataConfig(data=f"hf:{tmp_path / 'nowhere'}"))
 
 
 def test_hub_data_without_the_package_datasets_say_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(InputError, match=r"hf:NAME needs the package datasets; run: pip install 'potstill\[hf\]'"):
+    with pytest.raises(
+        InputError, match=r"hf:NAME needs the package datasets; run: pip install 'potstill\[hf\]'"
+    ):
         read(DataConfig(data="hf:mnist"))

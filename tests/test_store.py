@@ -33,11 +33,21 @@ def make_set(kind: str = "zca", *, blocks: int = 1, learned: bool = False) -> Di
     for _ in range(blocks):
         targets = torch.rand(3, 3, generator=rng) if learned else None
         made.append(Block.of_pixels(torch.randn(3, 1, 4, 4, generator=rng), 3, targets))
-    recipe = Recipe("mlp", width=8, depth=1, batch_per_class=1, classes_per_batch=3, augment=("flip", "rotate"), steps=40)
+    recipe = Recipe(
+        "mlp",
+        width=8,
+        depth=1,
+        batch_per_class=1,
+        classes_per_batch=3,
+        augment=("flip", "rotate"),
+        steps=40,
+    )
     accuracy = ChosenAccuracy(0.5, None, 1, "validation", "fresh networks", 96)
     metadata = SetMetadata("rat-bptt", {"run": {"seed": 3}}, accuracy=accuracy)
     fitted = PREPROCESSING[kind].fit(lambda: [real])
-    return DistilledSet(tuple(made), ("a", "b", "ü"), fitted, recipe, learned_labels=learned, metadata=metadata)
+    return DistilledSet(
+        tuple(made), ("a", "b", "ü"), fitted, recipe, learned_labels=learned, metadata=metadata
+    )
 
 
 @pytest.mark.parametrize("kind", ["none", "normalize", "zca"])
@@ -48,7 +58,11 @@ def test_a_set_survives_its_file(kind, learned, tmp_path):
     again = load(path)
     for name in ("images", "targets", "labels", "pixels"):
         assert torch.equal(getattr(again, name), getattr(first, name)), name
-    assert (again.recipe, again.class_names, again.meta) == (first.recipe, first.class_names, first.meta)
+    assert (again.recipe, again.class_names, again.meta) == (
+        first.recipe,
+        first.class_names,
+        first.meta,
+    )
     assert (again.learned_labels, again.ipc, again.shape, len(again)) == (learned, 2, (1, 4, 4), 6)
     real = torch.randint(0, 256, (5, 1, 4, 4), dtype=torch.uint8, generator=generator(1))
     assert torch.equal(again.preprocess(real), first.preprocess(real))
@@ -89,7 +103,9 @@ def test_a_prefix_is_the_blocks_it_was(tmp_path):
     part = load(tmp_path / "set.safetensors", ipc=2)
     assert part.ipc == 2
     assert torch.equal(part.images, whole.images[:6])
-    with pytest.raises(InputError, match=r"ipc must be a budget that the set holds, 1, 2, 3, got 5"):
+    with pytest.raises(
+        InputError, match=r"ipc must be a budget that the set holds, 1, 2, 3, got 5"
+    ):
         load(tmp_path / "set.safetensors", ipc=5)
 
 
@@ -101,14 +117,26 @@ def test_preprocess_takes_bytes_floats_one_image_and_pads_mnist():
     assert torch.equal(distilled.preprocess(real / 255), expected)
     assert torch.equal(distilled.preprocess(real[0]), expected[:1])
     assert torch.equal(distilled.preprocess(real.to(torch.int64)), expected)
-    assert torch.equal(distilled.preprocess(real[:, 0]), expected)  # grey images without a channel axis
-    with pytest.raises(InputError, match=r"real images must be whole numbers 0\.\.255 or floats, got true and false"):
+    assert torch.equal(
+        distilled.preprocess(real[:, 0]), expected
+    )  # grey images without a channel axis
+    with pytest.raises(
+        InputError,
+        match=r"real images must be whole numbers 0\.\.255 or floats, got true and false",
+    ):
         distilled.preprocess(real > 3)
     assert torch.equal(distilled.preprocess(real.numpy()), expected)
-    with pytest.raises(InputError, match=r"real images must have shape \(N, 1, 4, 4\), got \(5, 3, 4, 4\)"):
+    with pytest.raises(
+        InputError, match=r"real images must have shape \(N, 1, 4, 4\), got \(5, 3, 4, 4\)"
+    ):
         distilled.preprocess(torch.zeros(5, 3, 4, 4))
     block = Block.of_pixels(torch.zeros(3, 1, 32, 32), 3)
-    wide = DistilledSet((block,), ("a", "b", "c"), PREPROCESSING["none"].fit(lambda: [torch.rand(4, 1, 32, 32)]), Recipe())
+    wide = DistilledSet(
+        (block,),
+        ("a", "b", "c"),
+        PREPROCESSING["none"].fit(lambda: [torch.rand(4, 1, 32, 32)]),
+        Recipe(),
+    )
     padded = wide.preprocess(torch.ones(1, 1, 28, 28))
     assert padded.shape == (1, 1, 32, 32)
     assert padded.sum() == padded[:, :, 2:30, 2:30].sum() == 28 * 28
@@ -172,9 +200,12 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path):
     script = (
         "import resource, signal, sys; from pathlib import Path; from potstill.files import write; "
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
-        f"resource.setrlimit(resource.RLIMIT_FSIZE, (1000, {limit})); write(Path(sys.argv[1]), b'x' * 5000)"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, (1000, {limit})); write(Path(sys.argv[1]), "
+        "b'x' * 5000)"
     )
-    result = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=False
+    )
     assert "InputError: cannot write" in result.stderr
     assert "what was there is unchanged" in result.stderr
     assert path.read_text() == "old"
@@ -195,15 +226,27 @@ def test_the_gaussian_start_has_norm_1_and_follows_from_the_seed():
     torch.testing.assert_close(block.images.flatten(1).norm(dim=1), torch.ones(6))
     assert block.labels.tolist() == [0, 0, 1, 1, 2, 2]
     assert torch.equal(block.targets, torch.eye(3)[block.labels])
-    assert torch.equal(block.images, initial_blocks("gaussian", two, train, 5, torch.device("cpu"))[0].images)
-    assert not torch.equal(block.images, initial_blocks("gaussian", two, train, 6, torch.device("cpu"))[0].images)
+    assert torch.equal(
+        block.images, initial_blocks("gaussian", two, train, 5, torch.device("cpu"))[0].images
+    )
+    assert not torch.equal(
+        block.images, initial_blocks("gaussian", two, train, 6, torch.device("cpu"))[0].images
+    )
 
 
 def test_the_real_start_holds_distinct_preprocessed_train_images_of_the_right_class():
     images = torch.rand(60, 1, 4, 4, generator=generator(0))
-    real = prepare(from_arrays(images, torch.arange(3).repeat(20)), DataConfig(preprocess="normalize"), torch.device("cpu"))
-    block = initial_blocks("real", [pixels(4, 3, real.shape)], real.train, 0, torch.device("cpu"))[0]
-    rows = [int((real.train.images == image).all(3).all(2).all(1).nonzero()) for image in block.images]
+    real = prepare(
+        from_arrays(images, torch.arange(3).repeat(20)),
+        DataConfig(preprocess="normalize"),
+        torch.device("cpu"),
+    )
+    block = initial_blocks("real", [pixels(4, 3, real.shape)], real.train, 0, torch.device("cpu"))[
+        0
+    ]
+    rows = [
+        int((real.train.images == image).all(3).all(2).all(1).nonzero()) for image in block.images
+    ]
     assert len(set(rows)) == 12
     assert torch.equal(real.train.labels[rows], block.labels)
 
@@ -220,7 +263,9 @@ def test_a_batch_holds_as_many_of_each_class_as_planned_without_repeats():
         rows = BatchPlan(labels, 5, 3, 5).draw(rng)
         assert labels[rows].bincount().tolist() == [3] * 5
         assert len(set(rows.tolist())) == 15
-    some = torch.stack([labels[BatchPlan(labels, 5, 2, 3).draw(rng)].bincount(minlength=5) for _ in range(200)])
+    some = torch.stack(
+        [labels[BatchPlan(labels, 5, 2, 3).draw(rng)].bincount(minlength=5) for _ in range(200)]
+    )
     assert set(some.flatten().tolist()) == {0, 2}
     assert ((some > 0).sum(1) == 3).all()
     assert ((some > 0).sum(0) > 80).all()  # each class in about 120 of 200

@@ -9,7 +9,18 @@ from potstill.data.sources import read
 from potstill.data.splits import Part, TensorSplit
 from potstill.evaluation.hardness import MORE, NEVER, Forgetting
 from potstill.studies import hardness as strata
-from potstill.studies.hardness import BY_EVENTS, COST, FULL, HOW_MANY, SHARES, STANDARD, Hardness, Scale, strata_claims, weighted
+from potstill.studies.hardness import (
+    BY_EVENTS,
+    COST,
+    FULL,
+    HOW_MANY,
+    SHARES,
+    STANDARD,
+    Hardness,
+    Scale,
+    strata_claims,
+    weighted,
+)
 from potstill.studies.page import sentence
 from potstill.studies.results import ACCURACY_BY_SIZE, Measurement, Results, Table
 from potstill.studies.runner import Workplace, read_point, run_study
@@ -18,7 +29,10 @@ from potstill.studies.runner import Workplace, read_point, run_study
 def test_strata_hold_every_example_once_and_leave_out_empty_ones():
     events = torch.tensor([0, 0.1, 0.2, 0.3, 1.0, 1.1, 4.0, 0.0], dtype=torch.float64)
     learned = torch.tensor([1, 1, 1, 0.5, 1, 1, 0.4, 0.0], dtype=torch.float64)
-    found = {at: rows.tolist() for at, rows in Forgetting(events, learned).strata((0, 0.2, 0.5, 0.9, 1)).items()}
+    found = {
+        at: rows.tolist()
+        for at, rows in Forgetting(events, learned).strata((0, 0.2, 0.5, 0.9, 1)).items()
+    }
     assert found == {0: [0], 0.2: [1, 2], 0.5: [3], 1: [4], MORE: [5], NEVER: [6, 7]}
 
 
@@ -35,12 +49,25 @@ def study(tmp_path_factory):
     """(the study, its place, its points) on digits, run from end to end in small."""
     left = ("threads", "classes_per_batch", "learn_labels", "batch_per_class")
     small = {name: value for name, value in QUICK.items() if name not in left}
-    small |= {"data": "digits", "preprocess": "none", "width": 8, "steps": 4, "unroll": 3, "window": 1, "lengths": (5, 10)}
+    small |= {
+        "data": "digits",
+        "preprocess": "none",
+        "width": 8,
+        "steps": 4,
+        "unroll": 3,
+        "window": 1,
+        "lengths": (5, 10),
+    }
     small |= {"validate_every": 2}
     root = tmp_path_factory.mktemp("strata")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(strata, "scale_of", lambda preset, data: Scale(small, (1, 2), (1.0,), (0, 1), 2, 2, 2))
-        hardness, workplace = Hardness(), Workplace(root / "study", root / "runs", read(DataConfig()), nets=2, threads=1)
+        patch.setattr(
+            strata, "scale_of", lambda preset, data: Scale(small, (1, 2), (1.0,), (0, 1), 2, 2, 2)
+        )
+        hardness, workplace = (
+            Hardness(),
+            Workplace(root / "study", root / "runs", read(DataConfig()), nets=2, threads=1),
+        )
         points = hardness.points("small", None, (0, 1))
         run_study(hardness, points, workplace, hardness.about("small", None))
     return hardness, workplace, points
@@ -48,7 +75,10 @@ def study(tmp_path_factory):
 
 def test_the_study_runs_from_end_to_end(study):
     hardness, workplace, points = study
-    results = Results(tuple(row for point in points for row in read_point(workplace.file(point))), hardness.quantities)
+    results = Results(
+        tuple(row for point in points for row in read_point(workplace.file(point))),
+        hardness.quantities,
+    )
     way = weighted(1)
     accuracy, by_events, shares = results[ACCURACY_BY_SIZE], results[BY_EVENTS], results[HOW_MANY]
     assert (accuracy.places(STANDARD), accuracy.places(way)) == ([1, 2], [2])
@@ -57,14 +87,22 @@ def test_the_study_runs_from_end_to_end(study):
     assert sum(shares.spread(SHARES, at)[0] for at in shares.places(SHARES)) == pytest.approx(1)
     assert all(0 < share < 1 for share in results[COST].cell(way, 2).values())
     assert set(results[COST].cell(STANDARD, 2).values()) == {0}
-    # The strata's accuracies, weighted by their shares, are that of the same networks on all train images.
+    # The strata's accuracies, weighted by their shares, are that of the same networks on all train
+    # images.
     subject = workplace.subject(next(point for point in points if point.name == "1-seed0"))
     bench, steps = subject.bench, subject.distilled.recipe.steps
     make, whole = bench.batches_of(subject.distilled), (bench.real.train,)
-    scores = bench.scores(bench.recipe.lr, 2, bench.seed, make, lengths=(steps,), splits=whole, label="")
-    parts = [shares.cell(SHARES, at)[0] * by_events.cell("1 a class", at)[0] for at in shares.places(SHARES)]
+    scores = bench.scores(
+        bench.recipe.lr, 2, bench.seed, make, lengths=(steps,), splits=whole, label=""
+    )
+    parts = [
+        shares.cell(SHARES, at)[0] * by_events.cell("1 a class", at)[0]
+        for at in shares.places(SHARES)
+    ]
     assert sum(parts) == pytest.approx(float(scores.mean()))
-    assert len(list((workplace.folder / "forgetting").glob("*.safetensors"))) == 2  # once for all runs
+    assert (
+        len(list((workplace.folder / "forgetting").glob("*.safetensors"))) == 2
+    )  # once for all runs
     for name in ("strata", "strata-sampler", "sampler"):
         assert (workplace.folder / f"{name}.png").stat().st_size > 1000
     summary = (workplace.folder / "summary.md").read_text()
@@ -75,8 +113,15 @@ def test_the_study_runs_from_end_to_end(study):
 
 def test_the_sampler_starts_half_way(study):
     _, workplace, points = study
-    runs = [workplace.runs / workplace.run_name(point) for point in points if point.name in ("2-seed0", "sampler1-seed0")]
-    logs = [[line for line in (run / "metrics.jsonl").read_text().splitlines() if '"step":' in line] for run in runs]
+    runs = [
+        workplace.runs / workplace.run_name(point)
+        for point in points
+        if point.name in ("2-seed0", "sampler1-seed0")
+    ]
+    logs = [
+        [line for line in (run / "metrics.jsonl").read_text().splitlines() if '"step":' in line]
+        for run in runs
+    ]
     assert ['"hardness_seconds"' in line for line in logs[0]] == [False] * 4
     assert ['"hardness_seconds"' in line for line in logs[1]] == [False, False, True, False]
 
@@ -117,7 +162,14 @@ def test_a_stratum_is_not_compared_with_itself():
 def test_the_paper_preset_is_the_papers():
     points = Hardness().points("paper", "parquet:cifar10", (0,))
     configs = [point.config for point in points]
-    assert [(one.distilled.ipc, getattr(one.real_sampler.options, "hardness_threshold", "off")) for one in configs] == [
-        (50, "off"), (10, "off"), (1, "off"), (50, 1.0), (50, 4.0),
-    ]  # fmt: skip
+    assert [
+        (one.distilled.ipc, getattr(one.real_sampler.options, "hardness_threshold", "off"))
+        for one in configs
+    ] == [
+        (50, "off"),
+        (10, "off"),
+        (1, "off"),
+        (50, 1.0),
+        (50, 4.0),
+    ]
     assert {one.real_sampler.options.hardness_from for one in configs[3:]} == {25_000}

@@ -1,4 +1,6 @@
-"""Studies: points are done once by however many processes, a study goes on where it was cut off, and what is told is true."""
+"""Studies: points are done once by however many processes, a study goes on where it was cut off,
+and what is told is true.
+"""
 
 import csv
 import dataclasses
@@ -20,7 +22,15 @@ from potstill.distilled.examples import DistilledSet
 from potstill.registry import STUDIES, InputError
 from potstill.reports.plots import Drawing, Series, line_figure
 from potstill.studies import boosting
-from potstill.studies.boosting import Boosting, Pictures, Subsets, first_images, nearest, only, within
+from potstill.studies.boosting import (
+    Boosting,
+    Pictures,
+    Subsets,
+    first_images,
+    nearest,
+    only,
+    within,
+)
 from potstill.studies.claims import Claim, Finding, Reading, compared, reading, verdict
 from potstill.studies.results import ACCURACY_BY_SIZE, Measurement, Quantity, Table
 from potstill.studies.runner import Point, Subject, Workplace, locked, run_name, run_study, work
@@ -39,7 +49,11 @@ class Question:
 
     def points(self, preset, data, seeds):
         def measure(subject: Subject) -> list[Measurement]:
-            return [Measurement.of("set", subject.bench.of_set("set", subject.distilled, (5,)), subject.seed)]
+            return [
+                Measurement.of(
+                    "set", subject.bench.of_set("set", subject.distilled, (5,)), subject.seed
+                )
+            ]
 
         return [Point(f"seed{seed}", {**TINY, "seed": seed}, measure) for seed in seeds]
 
@@ -54,7 +68,9 @@ class Question:
 
 
 def workplace_in(folder, **more) -> Workplace:
-    return Workplace(folder / "question", folder / "runs", read(DataConfig()), nets=2, threads=1, **more)
+    return Workplace(
+        folder / "question", folder / "runs", read(DataConfig()), nets=2, threads=1, **more
+    )
 
 
 def test_a_study_writes_its_table_figures_and_summary_and_does_nothing_twice(tmp_path):
@@ -63,7 +79,10 @@ def test_a_study_writes_its_table_figures_and_summary_and_does_nothing_twice(tmp
     run_study(study, points, workplace, study.about("small", None))
     with (workplace.folder / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [(row["way"], row["at"], row["seed"], row["n"]) for row in rows] == [("set", "2", "0", "2"), ("set", "2", "1", "2")]
+    assert [(row["way"], row["at"], row["seed"], row["n"]) for row in rows] == [
+        ("set", "2", "0", "2"),
+        ("set", "2", "1", "2"),
+    ]
     told = (workplace.folder / "summary.md").read_text()
     mean = sum(float(row["mean"]) for row in rows) / 2
     measured = f"At 2 a class, the sets reach: {100 * mean:.1f} ± "
@@ -74,9 +93,14 @@ def test_a_study_writes_its_table_figures_and_summary_and_does_nothing_twice(tmp
     assert finding["readings"][0]["values"] == [float(row["mean"]) for row in rows]
     assert (finding["difference"], finding["verdict"]) == (None, None)
     assert "![One line](drawn.svg)\n\n*One line*" in told
-    assert all((workplace.folder / f"drawn.{suffix}").stat().st_size > 1000 for suffix in ("svg", "png"))
+    assert all(
+        (workplace.folder / f"drawn.{suffix}").stat().st_size > 1000 for suffix in ("svg", "png")
+    )
     assert "over 2 distilling seeds; accuracies are means over 2 networks for each seed" in told
-    assert f"| test accuracy, by images per class | 2 |\n|---|---|\n| set | {100 * mean:.1f} ± " in told
+    assert (
+        f"| test accuracy, by images per class | 2 |\n|---|---|\n| set | {100 * mean:.1f} ± "
+        in told
+    )
     results = [*workplace.folder.glob("points/*.json"), *workplace.runs.rglob("*.safetensors")]
     before = {path: path.stat().st_mtime_ns for path in results}
     assert len(before) >= 4
@@ -99,14 +123,20 @@ def test_a_study_that_was_cut_off_goes_on_to_the_same_result(tmp_path):
     assert not run_folder.RunFolder(run).finished
     for folder in ("one", "two"):
         assert work(points, workplace_in(tmp_path / folder)) == 0
-    one, two = (json.loads(workplace_in(tmp_path / folder).file(points[0]).read_text()) for folder in ("one", "two"))
+    one, two = (
+        json.loads(workplace_in(tmp_path / folder).file(points[0]).read_text())
+        for folder in ("one", "two")
+    )
     assert one == two
 
 
 def test_a_point_or_run_that_another_has_is_left_to_it(tmp_path):
     workplace, points = workplace_in(tmp_path), Question().points("small", None, (0,))
     target = workplace.file(points[0])
-    for folder, name in ((target.parent, target.stem), (workplace.runs, workplace.run_name(points[0]))):
+    for folder, name in (
+        (target.parent, target.stem),
+        (workplace.runs, workplace.run_name(points[0])),
+    ):
         with locked(folder, name):
             assert work(points, workplace) == 1
         assert not target.exists()
@@ -134,7 +164,9 @@ while work(map(noted, points), workplace_in(folder)):
 
 def test_two_processes_share_a_study_and_do_no_point_twice(tmp_path):
     command = [sys.executable, "-c", SHARED, str(tmp_path)]
-    both = [subprocess.Popen(command, cwd="tests", stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    both = [
+        subprocess.Popen(command, cwd="tests", stderr=subprocess.PIPE, text=True) for _ in range(2)
+    ]
     for process in both:
         _, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors
@@ -157,7 +189,10 @@ def test_a_damaged_point_says_which_file_to_remove(tmp_path):
     points = study.points("small", None, (0,))
     work(points, workplace)
     workplace.file(points[0]).write_text('{"measurements": [{"way": 3}]}')
-    with pytest.raises(InputError, match=r"seed0-.*json is damaged .*; remove it, and the study measures that point again"):
+    with pytest.raises(
+        InputError,
+        match=r"seed0-.*json is damaged .*; remove it, and the study measures that point again",
+    ):
         run_study(study, points, workplace, "")
 
 
@@ -198,18 +233,26 @@ def test_differences_are_paired_by_seed_and_judged_only_where_all_agree():
 
 def two_blocks(real) -> DistilledSet:
     first, second = set_of(real), set_of(blobs(600, 3))
-    return DistilledSet((*first.blocks, *second.blocks), first.class_names, first.fitted, first.recipe)
+    return DistilledSet(
+        (*first.blocks, *second.blocks), first.class_names, first.fitted, first.recipe
+    )
 
 
 def test_likeness_has_its_closed_form():
     real = blobs(600)
     distilled = two_blocks(real)
     cosines = [
-        float(torch.cosine_similarity(distilled.images[place].flatten(), distilled.images[place + 3].flatten(), dim=0))
+        float(
+            torch.cosine_similarity(
+                distilled.images[place].flatten(), distilled.images[place + 3].flatten(), dim=0
+            )
+        )
         for place in range(3)
     ]
     assert within(distilled) == pytest.approx(sum(cosines) / 3, abs=1e-6)
-    assert nearest(set_of(real), real.train) == pytest.approx(1, abs=1e-6)  # its images are real ones
+    assert nearest(set_of(real), real.train) == pytest.approx(
+        1, abs=1e-6
+    )  # its images are real ones
     assert nearest(distilled, real.train) < 0.999
 
 
@@ -222,7 +265,18 @@ def test_parts_of_a_set():
 
 
 SMALLEST = boosting.Scale(  # in place of the small one: two blocks
-    2, 1, (1, 2), 2, {**TINY, "data": "digits", "preprocess": "none", "unroll": 2, "window": 1, "learn_labels": False}
+    2,
+    1,
+    (1, 2),
+    2,
+    {
+        **TINY,
+        "data": "digits",
+        "preprocess": "none",
+        "unroll": 2,
+        "window": 1,
+        "learn_labels": False,
+    },
 )
 
 
@@ -241,9 +295,22 @@ def test_the_studies_of_section_5_run_from_end_to_end(monkeypatch, tmp_path, kin
     assert "nan" not in told
 
 
-def test_the_command_shares_the_work_with_its_helpers_and_prints_the_summary(monkeypatch, tmp_path, capsys):
+def test_the_command_shares_the_work_with_its_helpers_and_prints_the_summary(
+    monkeypatch, tmp_path, capsys
+):
     monkeypatch.setattr(boosting, "scale_of", lambda preset, data: SMALLEST)
-    command = ["study", "pictures", "--seeds", "1", "--nets", "1", "--out", str(tmp_path), "--jobs", "1"]
+    command = [
+        "study",
+        "pictures",
+        "--seeds",
+        "1",
+        "--nets",
+        "1",
+        "--out",
+        str(tmp_path),
+        "--jobs",
+        "1",
+    ]
     assert main(command) == 0
     told = capsys.readouterr().out
     folder = tmp_path / "pictures-small-digits"

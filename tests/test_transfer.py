@@ -24,14 +24,26 @@ def test_the_study_runs_from_end_to_end(monkeypatch, tmp_path):
         "window": 1,
         "lengths": (2, 4),
     }
-    monkeypatch.setattr(transfer, "scale_of", lambda preset, data: Scale(small, dict.fromkeys(MODELS, 8)))
-    study, workplace = Transfer(), Workplace(tmp_path / "study", tmp_path / "runs", read(DataConfig()), nets=1, threads=1)
+    monkeypatch.setattr(
+        transfer, "scale_of", lambda preset, data: Scale(small, dict.fromkeys(MODELS, 8))
+    )
+    study, workplace = (
+        Transfer(),
+        Workplace(tmp_path / "study", tmp_path / "runs", read(DataConfig()), nets=1, threads=1),
+    )
     points = study.points("small", None, (0, 1))
     run_study(study, points, workplace, study.about("small", None))
-    table = Results(tuple(row for point in points for row in read_point(workplace.file(point))), study.quantities)[ACCURACY_BY_SIZE]
-    assert set(table.ways()) == {carried(model) for model in MODELS} | {direct(model) for model in DIRECT}
+    table = Results(
+        tuple(row for point in points for row in read_point(workplace.file(point))),
+        study.quantities,
+    )[ACCURACY_BY_SIZE]
+    assert set(table.ways()) == {carried(model) for model in MODELS} | {
+        direct(model) for model in DIRECT
+    }
     assert all(set(table.cell(way, 1)) == {0, 1} for way in table.ways())
-    chosen = {row.way for row in table.rows if "learning rate chosen on validation data" in row.detail}
+    chosen = {
+        row.way for row in table.rows if "learning rate chosen on validation data" in row.detail
+    }
     assert chosen == {carried(model) for model in MODELS[1:]}  # a set's own network keeps its own
     summary = (workplace.folder / "summary.md").read_text()
     assert summary.count("Paper (") == 6

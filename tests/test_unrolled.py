@@ -1,4 +1,6 @@
-"""The method: several trajectories are the mean of single ones, and how a run keeps, compiles and rounds."""
+"""The method: several trajectories are the mean of single ones, and how a run keeps, compiles and
+rounds.
+"""
 
 import dataclasses
 
@@ -16,7 +18,12 @@ from potstill.distilled.examples import Recipe
 from potstill.engine.compiled_losses import CannotCompile, CompiledNetwork
 from potstill.engine.rows import taken
 from potstill.engine.unroll import Keep
-from potstill.engine.when_to_compile import NetworkFamily, compiled_if_worth, compiled_networks, missing_compiler
+from potstill.engine.when_to_compile import (
+    NetworkFamily,
+    compiled_if_worth,
+    compiled_networks,
+    missing_compiler,
+)
 from potstill.methods.base import Estimate, Examples, Method, Problem, Real, Sizes
 from potstill.methods.unrolled import Bptt, RatBptt, Replay
 from potstill.models import resolve
@@ -25,9 +32,18 @@ from potstill.seeds import generator
 
 QUICK = {"model": "mlp", "depth": 1, "storage": "memory", "preprocess": "none"}
 RESOLVED = {
-    "compile": "off", "precision": "float32", "outer_lr": 0.1, "label_lr": 0.1, "batch_per_class": 2, "classes_per_batch": 3,
-    "steps": 5, "micro_batch": 9, "threads": 1, "device": "cpu", "augment": (),
-}  # fmt: skip
+    "compile": "off",
+    "precision": "float32",
+    "outer_lr": 0.1,
+    "label_lr": 0.1,
+    "batch_per_class": 2,
+    "classes_per_batch": 3,
+    "steps": 5,
+    "micro_batch": 9,
+    "threads": 1,
+    "device": "cpu",
+    "augment": (),
+}
 SHAPE = (1, 8, 8)
 EXAMPLES = Examples(torch.randn(3, *SHAPE, generator=generator(0)), torch.eye(3), torch.arange(3))
 OPTIONS = {"unroll": 6, "window": 3}
@@ -61,7 +77,9 @@ def test_trajectories_are_the_mean_of_as_many_single_unrolls():
     for trajectory in range(3):  # as a process of that rank would compute it
         replay = Replay(4, trajectory)
         burn_in, window = method.options.draw({}, method.rng("window", replay), 4)
-        singles.append(method.trajectory(EXAMPLES, {}, replay, burn_in, window).meta_gradient(replay))
+        singles.append(
+            method.trajectory(EXAMPLES, {}, replay, burn_in, window).meta_gradient(replay)
+        )
         assert (info["burn_in"][trajectory], info["window"][trajectory]) == (burn_in, window)
     torch.testing.assert_close(images, sum(single.leaves["images"] for single in singles) / 3)
     assert loss == pytest.approx(sum(float(single.loss) for single in singles) / 3)
@@ -72,7 +90,9 @@ def test_the_first_trajectory_is_that_of_a_run_with_one():
     one, three = rat(problem()), rat(problem(), trajectories=3)
     single = one.estimate(EXAMPLES, {}, one.start()[0], 4)
     info = single.info
-    first = three.trajectory(EXAMPLES, {}, Replay(4), info["burn_in"], info["window"]).meta_gradient(Replay(4))
+    first = three.trajectory(
+        EXAMPLES, {}, Replay(4), info["burn_in"], info["window"]
+    ).meta_gradient(Replay(4))
     assert torch.equal(first.leaves["images"], single.grads["images"])
 
 
@@ -105,7 +125,9 @@ def test_the_learned_rate_has_the_derivative_of_its_logarithm():
     value, h = learnables["log_lr"].value, 0.01
     assert method.recipe(Recipe(), {"log_lr": value}, state).lr == pytest.approx(0.001)
     found = method.estimate(EXAMPLES, {"log_lr": value}, state, 4)
-    up, down = (method.estimate(EXAMPLES, {"log_lr": value + sign * h}, state, 4).loss for sign in (1, -1))
+    up, down = (
+        method.estimate(EXAMPLES, {"log_lr": value + sign * h}, state, 4).loss for sign in (1, -1)
+    )
     assert float(found.grads["log_lr"]) == pytest.approx((up - down) / (2 * h), rel=0.03)
     assert "log_lr" not in rat(problem()).estimate(EXAMPLES, {}, state, 4).grads
 
@@ -116,13 +138,19 @@ def test_compiled_and_rounded_unrolls_follow_the_plain_one():
     traced = dataclasses.replace(plain, networks=plain.networks.with_compiled(compiled))
     torch.testing.assert_close(estimate(traced)[1], estimate(plain)[1], rtol=0.02, atol=1e-6)
     rounded = estimate(problem(precision="bfloat16"))[1]
-    assert 0.9 < float(torch.cosine_similarity(rounded.flatten(), estimate(plain)[1].flatten(), dim=0)) < 1
+    assert (
+        0.9
+        < float(torch.cosine_similarity(rounded.flatten(), estimate(plain)[1].flatten(), dim=0))
+        < 1
+    )
 
 
 def test_rounding_does_not_spoil_a_window_that_begins_at_the_first_step():
     # With the first step rounded Adam's derivative there is another: cosines from -0.2 to 0.2.
     plain = problem()
-    wide = dataclasses.replace(plain.networks, factory=resolve("convnet", SHAPE, 3, width=32, depth=2))
+    wide = dataclasses.replace(
+        plain.networks, factory=resolve("convnet", SHAPE, 3, width=32, depth=2)
+    )
     rounded = dataclasses.replace(wide, precision="bfloat16")
     for outer_step in range(4):
         one, other = (
@@ -148,7 +176,9 @@ def test_why_a_run_is_not_compiled_is_said_or_an_error():
     if missing_compiler(CPU) is None:
         assert compiled_if_worth("auto", CPU, lambda: 1e99, never, said.append) is None
         assert said[-1] == "not compiled: of the moon"
-        with pytest.raises(InputError, match=r"compile=on is not possible: of the moon; use --compile auto"):
+        with pytest.raises(
+            InputError, match=r"compile=on is not possible: of the moon; use --compile auto"
+        ):
             compiled_if_worth("on", CPU, lambda: 1, never, said.append)
     assert compiled_if_worth("auto", torch.device("mps"), lambda: 1e99, never, said.append) is None
     assert "not used on mps" in said[-1]
@@ -157,7 +187,8 @@ def test_why_a_run_is_not_compiled_is_said_or_an_error():
 def test_without_a_compiler_a_run_says_so_and_goes_on(monkeypatch):
     monkeypatch.setenv("CXX", "/nonexistent/compiler")
     monkeypatch.setattr(
-        "potstill.engine.when_to_compile.missing_compiler", lambda device: "there is no C++ compiler; install g++ or clang++"
+        "potstill.engine.when_to_compile.missing_compiler",
+        lambda device: "there is no C++ compiler; install g++ or clang++",
     )
     said: list[str] = []
     config = resolved(configuration(QUICK, steps=10**9, window=5, device="cpu"), **RESOLVED)
@@ -178,7 +209,9 @@ def test_compiling_has_no_effect_on_a_method_that_compiles_nothing():
     sizes = Sizes(SHAPE, 3, (2,), (6,), 6, 20, 20, 1)
     known = (Still, sizes, problem().networks, lambda sentence: None)
     assert resolve_compile(config, "auto", *known)[1] is None
-    with pytest.raises(InputError, match="compile=on has no effect with method rat-bptt, which compiles nothing"):
+    with pytest.raises(
+        InputError, match="compile=on has no effect with method rat-bptt, which compiles nothing"
+    ):
         resolve_compile(config, "on", *known)
 
 
@@ -197,10 +230,14 @@ class Moody(torch.nn.Module):
         return self.head(inputs.flatten(1)).roll(self.shift, 1)
 
 
-@pytest.mark.skipif(missing_compiler(CPU) is not None, reason=f"cannot compile: {missing_compiler(CPU)}")
+@pytest.mark.skipif(
+    missing_compiler(CPU) is not None, reason=f"cannot compile: {missing_compiler(CPU)}"
+)
 def test_networks_that_differ_in_more_than_tensors_are_not_compiled():
     with pytest.raises(CannotCompile, match="differ in more than parameters and buffers"):
-        compiled_networks(NetworkFamily(Moody, SHAPE, 3, CPU, "float32"), [4], [], [], lambda sentence: None)
+        compiled_networks(
+            NetworkFamily(Moody, SHAPE, 3, CPU, "float32"), [4], [], [], lambda sentence: None
+        )
 
 
 @pytest.mark.parametrize(
@@ -219,9 +256,15 @@ def test_the_tape_is_kept_as_the_option_says(tape, keep):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"tape": "sqr"}, r"tape must be one of states, sqrt, host, bfloat16; got 'sqr' \(did you mean 'sqrt'"),
+        (
+            {"tape": "sqr"},
+            r"tape must be one of states, sqrt, host, bfloat16; got 'sqr' \(did you mean 'sqrt'",
+        ),
         ({"trajectories": 0}, "trajectories must be at least 1, got 0"),
-        ({"precision": "float16"}, "precision must be one of auto, float32, bfloat16; got 'float16'"),
+        (
+            {"precision": "float16"},
+            "precision must be one of auto, float32, bfloat16; got 'float16'",
+        ),
         ({"compile": "yes"}, "compile must be one of auto, on, off; got 'yes'"),
     ],
 )
@@ -230,18 +273,35 @@ def test_options_of_speed_and_memory_are_checked(options, message):
         configuration(options)
 
 
-@pytest.mark.skipif(missing_compiler(CPU) is not None, reason=f"cannot compile: {missing_compiler(CPU)}")
+@pytest.mark.skipif(
+    missing_compiler(CPU) is not None, reason=f"cannot compile: {missing_compiler(CPU)}"
+)
 def test_a_compiled_run_tells_what_it_compiled_and_repeats_to_the_byte(tmp_path):
     said: list[str] = []
     options = {
-        "width": 16, "depth": 1, "steps": 2, "unroll": 4, "window": 2, "real_batch": 40, "lengths": (5,), "threads": 1,
-        "compile": "on", "trajectories": 2, "validation_nets": 1,
-    }  # fmt: skip
+        "width": 16,
+        "depth": 1,
+        "steps": 2,
+        "unroll": 4,
+        "window": 2,
+        "real_batch": 40,
+        "lengths": (5,),
+        "threads": 1,
+        "compile": "on",
+        "trajectories": 2,
+        "validation_nets": 1,
+    }
     for name in ("one", "two"):
         potstill.distill(**options, out=tmp_path / name, listener=Listener(say=said.append))
-    assert (tmp_path / "one/distilled.safetensors").read_bytes() == (tmp_path / "two/distilled.safetensors").read_bytes()
+    assert (tmp_path / "one/distilled.safetensors").read_bytes() == (
+        tmp_path / "two/distilled.safetensors"
+    ).read_bytes()
     assert any(sentence.startswith("compiled 3 functions in") for sentence in said)
-    records = [line for line in (tmp_path / "one/metrics.jsonl").read_text().splitlines() if '"compilations"' in line]
+    records = [
+        line
+        for line in (tmp_path / "one/metrics.jsonl").read_text().splitlines()
+        if '"compilations"' in line
+    ]
     assert len(records) == 2
 
 
@@ -257,6 +317,9 @@ def test_sparse_gradients_of_rows_change_no_bit(window, monkeypatch):
 
     dense = found()
     monkeypatch.setattr("potstill.engine.rows.SPARSE_FROM", 0)
-    assert taken(whole.images.clone().requires_grad_(), torch.arange(2)).grad_fn.name() == "RowsBackward"
+    assert (
+        taken(whole.images.clone().requires_grad_(), torch.arange(2)).grad_fn.name()
+        == "RowsBackward"
+    )
     assert torch.equal(found(), dense)
     assert (dense.flatten(1).norm(dim=1) > 0).sum() <= 2 * window  # two rows a step

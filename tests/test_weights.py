@@ -32,7 +32,16 @@ def arrays():
 
 
 def setup(**options) -> Setup:
-    config = configuration({**QUICK, "ipc": 1, "classes_per_batch": 2, "data": "arrays", "preprocess": "none", **options})
+    config = configuration(
+        {
+            **QUICK,
+            "ipc": 1,
+            "classes_per_batch": 2,
+            "data": "arrays",
+            "preprocess": "none",
+            **options,
+        }
+    )
     return Setup.of(config, with_weights(from_arrays(*arrays()), WEIGHTS), None, SILENT)
 
 
@@ -69,10 +78,14 @@ def test_a_run_with_weights_is_another_run_and_resumes_with_the_same_ones_only(t
     assert "--resume" not in page  # no command has the weights
     shutil.copytree(tmp_path / "cut", tmp_path / "early")
     shutil.rmtree(tmp_path / "early" / "checkpoints")  # as if it was killed before the first
-    with pytest.raises(InputError, match="was started with other data or weights; give it those again"):
+    with pytest.raises(
+        InputError, match="was started with other data or weights; give it those again"
+    ):
         potstill.resume(tmp_path / "early")
     for others in (None, weights.flip(0)):
-        with pytest.raises(InputError, match="was started with other data or weights; give it those again"):
+        with pytest.raises(
+            InputError, match="was started with other data or weights; give it those again"
+        ):
             potstill.resume(tmp_path / "cut", weights=others)
     assert torch.equal(potstill.resume(tmp_path / "cut", weights=weights).images, whole.images)
     assert main(["report", str(tmp_path / "cut"), "--out", str(tmp_path / "cut.html")]) == 0
@@ -84,10 +97,21 @@ def test_a_run_with_weights_is_another_run_and_resumes_with_the_same_ones_only(t
 @pytest.mark.parametrize(
     ("weights", "sentence"),
     [
-        (np.ones(4), r"weights must be a number for each of the 90 training images .*, got shape \(4,\) of type float64"),
-        (["1"] * COUNT, r"weights must be a number for each of the 90 training images .*, got shape \(90,\) of type <U1"),
+        (
+            np.ones(4),
+            r"weights must be a number for each of the 90 training images .*, got shape \(4,\) of "
+            r"type float64",
+        ),
+        (
+            ["1"] * COUNT,
+            r"weights must be a number for each of the 90 training images .*, got shape \(90,\) of "
+            r"type <U1",
+        ),
         (-WEIGHTS, "weights must be finite and at least 0, and not all 0, got -3 to 0"),
-        (np.full(COUNT, np.nan), "weights must be finite and at least 0, and not all 0, got nan to nan"),
+        (
+            np.full(COUNT, np.nan),
+            "weights must be finite and at least 0, and not all 0, got nan to nan",
+        ),
         (np.zeros(COUNT), "weights must be finite and at least 0, and not all 0, got 0 to 0"),
     ],
 )
@@ -101,7 +125,10 @@ def test_weights_that_only_held_out_images_have_are_refused():
     dataset, config = from_arrays(numbered, arrays()[1]), DataConfig(preprocess="none")
     held = prepare(dataset, config, torch.device("cpu")).validation.images[0, 0, 0, 0]
     only = np.eye(COUNT)[int(held)]
-    with pytest.raises(InputError, match="weights must be above 0 for some image that is not held out, all of those have 0"):
+    with pytest.raises(
+        InputError,
+        match="weights must be above 0 for some image that is not held out, all of those have 0",
+    ):
         prepare(with_weights(dataset, only), config, torch.device("cpu"))
 
 
@@ -109,7 +136,9 @@ def test_diagnosing_takes_no_more_samples_than_have_a_weight(tmp_path):
     weights = np.zeros(1797)
     weights[:40] = 1
     potstill.distill(**QUICK, weights=weights, out=tmp_path / "run")
-    with pytest.raises(InputError, match=r"samples x size must be at most the \d\d train images, got 100 x 1"):
+    with pytest.raises(
+        InputError, match=r"samples x size must be at most the \d\d train images, got 100 x 1"
+    ):
         potstill.diagnose(tmp_path / "run", weights=weights)
     (start, *_) = potstill.diagnose(tmp_path / "run", weights=weights, samples=10)
     assert start.real[0].n == 10

@@ -67,7 +67,11 @@ def test_a_growing_unroll_grows_linearly_and_stays():
     ]  # fmt: skip
     assert Growing(20, grow_from=10, grow_over=1).draw({}, generator(0), 0) == (0, 10)
     grown = configuration(method="growing").method.options.with_steps(70)
-    assert (grown.grow_over, grown.unroll, grown.grow_from) == (70, 60, 3)  # over all steps, without being told
+    assert (grown.grow_over, grown.unroll, grown.grow_from) == (
+        70,
+        60,
+        3,
+    )  # over all steps, without being told
 
 
 def course(sampler, losses: list[float]) -> list[int]:
@@ -80,10 +84,13 @@ def course(sampler, losses: list[float]) -> list[int]:
 
 
 @pytest.mark.parametrize(("kind", "places"), [(Forward, [0, 2, 4, 5]), (Backward, [5, 3, 1, 0])])
-def test_a_window_moves_when_the_loss_has_stagnated_for_so_many_steps_and_stops_at_the_end(kind, places):
+def test_a_window_moves_when_the_loss_has_stagnated_for_so_many_steps_and_stops_at_the_end(
+    kind, places
+):
     sampler = kind(UNROLL, WINDOW, patience=3, shift=2)
     stagnant = course(sampler, [1.0] * 80)
-    # The average settles in the first steps at a place; after three more that do not lower it, the window moves.
+    # The average settles in the first steps at a place; after three more that do not lower it, the
+    # window moves.
     moving = [place for place in places[:-1] for _ in range(WARM_UP + 3)]
     assert stagnant == moving + places[-1:] * (80 - len(moving))
 
@@ -108,19 +115,40 @@ def test_the_smoothed_loss_is_the_mean_of_the_first_losses_and_then_an_exponenti
     state = sampler.init()
     for loss in (1.0, 2.0, 0.0):
         state = sampler.update(state, loss, 1.0)
-    assert state == {"burn_in": 0, "steps": 3, "average": pytest.approx(1), "lowest": pytest.approx(1), "waited": 0}
+    assert state == {
+        "burn_in": 0,
+        "steps": 3,
+        "average": pytest.approx(1),
+        "lowest": pytest.approx(1),
+        "waited": 0,
+    }
     for _ in range(WARM_UP - 3):
         state = sampler.update(state, 1.0, 1.0)
     state = sampler.update(state, 2.0, 1.0)  # from here on with its decay
-    assert state == {"burn_in": 0, "steps": WARM_UP + 1, "average": pytest.approx(1.1), "lowest": pytest.approx(1), "waited": 1}
+    assert state == {
+        "burn_in": 0,
+        "steps": WARM_UP + 1,
+        "average": pytest.approx(1.1),
+        "lowest": pytest.approx(1),
+        "waited": 1,
+    }
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"window": 9}, r"window must lie in \[1, unroll=8\], got 9; lower --window or raise --unroll"),
-        ({"method": "growing", "grow_from": 9}, r"grow_from must lie in \[1, unroll=8\], got 9; lower --grow-from or"),
-        ({"method": "fixed", "burn_in": 6}, r"burn_in must lie in \[0, unroll - window = 5\], got 6; lower --burn-in or"),
+        (
+            {"window": 9},
+            r"window must lie in \[1, unroll=8\], got 9; lower --window or raise --unroll",
+        ),
+        (
+            {"method": "growing", "grow_from": 9},
+            r"grow_from must lie in \[1, unroll=8\], got 9; lower --grow-from or",
+        ),
+        (
+            {"method": "fixed", "burn_in": 6},
+            r"burn_in must lie in \[0, unroll - window = 5\], got 6; lower --burn-in or",
+        ),
         ({"method": "early", "early_weight": 0.5}, "early_weight must be at least 1"),
     ],
 )
@@ -132,7 +160,10 @@ def test_samplers_refuse_what_cannot_be(options, message):
 def test_methods_that_differentiate_every_step_have_no_window():
     for method in ("bptt", "r-bptt", "growing"):
         assert not hasattr(configuration(method=method, unroll=5).method.options, "window")
-        with pytest.raises(InputError, match=rf"window has no effect with --method {method}; it belongs to rat-bptt, t-bptt"):
+        with pytest.raises(
+            InputError,
+            match=rf"window has no effect with --method {method}; it belongs to rat-bptt, t-bptt",
+        ):
             configuration(method=method, window=5)
 
 

@@ -1,4 +1,6 @@
-"""Slow, plain twins of what the library does fast, and the tiny problems on which both are run in float64."""
+"""Slow, plain twins of what the library does fast, and the tiny problems on which both are run in
+float64.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,13 +22,19 @@ from potstill.seeds import generator, global_seed
 CPU = torch.device("cpu")
 
 
-def pixels(ipc: int, classes: int, shape: tuple[int, int, int], *, learn_labels: bool = False) -> Pixels:
+def pixels(
+    ipc: int, classes: int, shape: tuple[int, int, int], *, learn_labels: bool = False
+) -> Pixels:
     """So many images of each class by their own pixels."""
     return Pixels(Budget(shape, classes, ipc, learn_labels))
 
 
-def plain_adam(theta: Tensor, grad: Tensor, memory: list[Tensor], lr: Tensor, count: int, placement: str) -> Tensor:
-    """Adam as its paper writes it, or with eps where higher 0.2.1 has it; out-of-place, with its graph."""
+def plain_adam(
+    theta: Tensor, grad: Tensor, memory: list[Tensor], lr: Tensor, count: int, placement: str
+) -> Tensor:
+    """Adam as its paper writes it, or with eps where higher 0.2.1 has it; out-of-place, with its
+    graph.
+    """
     memory[0] = 0.9 * memory[0] + (1 - 0.9) * grad
     memory[1] = 0.999 * memory[1] + (1 - 0.999) * grad**2
     seen = memory[1] > 0  # a unit that is dead from the start never moves
@@ -35,11 +43,17 @@ def plain_adam(theta: Tensor, grad: Tensor, memory: list[Tensor], lr: Tensor, co
         denominator[seen] = (memory[1][seen] / (1 - 0.999 ** (count + 1))) ** 0.5
         return theta - lr * memory[0] / (1 - 0.9 ** (count + 1)) / (denominator + 1e-8)
     denominator[seen] = memory[1][seen] ** 0.5
-    return theta - lr * (1 - 0.999 ** (count + 1)) ** 0.5 / (1 - 0.9 ** (count + 1)) * memory[0] / (denominator + 1e-8)
+    return theta - lr * (1 - 0.999 ** (count + 1)) ** 0.5 / (1 - 0.9 ** (count + 1)) * memory[0] / (
+        denominator + 1e-8
+    )
 
 
-def plain_sgd(theta: Tensor, grad: Tensor, memory: list[Tensor], lr: Tensor, count: int, rule: SGD) -> Tensor:
-    """SGD as torch.optim documents it, learning rate after `count` steps of MultiStepLR; with its graph."""
+def plain_sgd(
+    theta: Tensor, grad: Tensor, memory: list[Tensor], lr: Tensor, count: int, rule: SGD
+) -> Tensor:
+    """SGD as torch.optim documents it, learning rate after `count` steps of MultiStepLR; with its
+    graph.
+    """
     grad = grad + rule.weight_decay * theta
     memory[0] = rule.momentum * memory[0] + grad
     for milestone in rule.milestones:
@@ -48,7 +62,9 @@ def plain_sgd(theta: Tensor, grad: Tensor, memory: list[Tensor], lr: Tensor, cou
     return theta - lr * memory[0]
 
 
-def plain_step(rule: Optimizer, theta: Tensor, grad: Tensor, memory: list[Tensor], lr: Tensor, count: int) -> Tensor:
+def plain_step(
+    rule: Optimizer, theta: Tensor, grad: Tensor, memory: list[Tensor], lr: Tensor, count: int
+) -> Tensor:
     """One step of the rule; `memory` takes the new moments."""
     if isinstance(rule, Adam):
         return plain_adam(theta, grad, memory, lr, count, rule.eps_placement)
@@ -57,14 +73,22 @@ def plain_step(rule: Optimizer, theta: Tensor, grad: Tensor, memory: list[Tensor
 
 
 def plain_unroll(
-    problem: InnerProblem, leaves: Leaves, hyper: Leaves, start: Sequence[Tensor], outer: Callable[[Tensor, Leaves], Tensor],
-    *, burn_in: int, window: int,
-) -> MetaGradient:  # fmt: skip
+    problem: InnerProblem,
+    leaves: Leaves,
+    hyper: Leaves,
+    start: Sequence[Tensor],
+    outer: Callable[[Tensor, Leaves], Tensor],
+    *,
+    burn_in: int,
+    window: int,
+) -> MetaGradient:
     """The meta-gradient by one graph over the whole window, kept by create_graph=True."""
     theta, memory = start[0].detach(), [moment.detach() for moment in start[1:]]
     for step in range(burn_in):
         theta = theta.detach().requires_grad_()
-        (grad,) = torch.autograd.grad(problem.loss.loss(theta, problem.batch(leaves, step), step), theta)
+        (grad,) = torch.autograd.grad(
+            problem.loss.loss(theta, problem.batch(leaves, step), step), theta
+        )
         theta = plain_step(problem.optimizer, theta, grad, memory, hyper["lr"], step).detach()
         memory = [moment.detach() for moment in memory]
     theta = first = theta.clone().requires_grad_()
@@ -73,14 +97,25 @@ def plain_unroll(
     wanted = {name: leaf.clone().requires_grad_() for name, leaf in leaves.items()}
     lr = hyper["lr"].clone().requires_grad_()
     for step in range(burn_in, burn_in + window):
-        (grad,) = torch.autograd.grad(problem.loss.loss(theta, problem.batch(wanted, step), step), theta, create_graph=True)
+        (grad,) = torch.autograd.grad(
+            problem.loss.loss(theta, problem.batch(wanted, step), step), theta, create_graph=True
+        )
         theta = plain_step(problem.optimizer, theta, grad, memory, lr, step)
     loss = outer(theta, wanted)
-    grads = torch.autograd.grad(loss, [*wanted.values(), lr, first, *first_memory], allow_unused=True, materialize_grads=True)
+    grads = torch.autograd.grad(
+        loss,
+        [*wanted.values(), lr, first, *first_memory],
+        allow_unused=True,
+        materialize_grads=True,
+    )
     count = len(wanted)
     found = dict(zip(wanted, grads[:count], strict=True))
     return MetaGradient(
-        loss.detach(), found, {"lr": grads[count]}, tuple(grads[count + 1 :]), tuple(t.detach() for t in (theta, *memory))
+        loss.detach(),
+        found,
+        {"lr": grads[count]},
+        tuple(grads[count + 1 :]),
+        tuple(t.detach() for t in (theta, *memory)),
     )
 
 
@@ -105,7 +140,9 @@ class Tiny:
     def make(cls, network: str, *, learn_labels: bool = False, seed: int = 0) -> "Tiny":
         with global_seed(seed, CPU):
             module: nn.Module = (
-                MLP((1, 8, 8), 3, width=5, depth=2) if network == "mlp" else ConvNet((1, 8, 8), 3, width=16, depth=2, norm=network)
+                MLP((1, 8, 8), 3, width=5, depth=2)
+                if network == "mlp"
+                else ConvNet((1, 8, 8), 3, width=16, depth=2, norm=network)
             )
         return cls.of(module, learn_labels=learn_labels, seed=seed)
 
@@ -117,7 +154,9 @@ class Tiny:
         targets = targets + 0.3 * torch.rand(6, 3, generator=rng, dtype=torch.float64)
         real = torch.randn(10, 1, 8, 8, generator=rng, dtype=torch.float64), torch.arange(10) % 3
         learned = {"images": images, "targets": targets} if learn_labels else {"images": images}
-        return cls(FlatModel(module.double()), learned, {} if learn_labels else {"targets": targets}, real)
+        return cls(
+            FlatModel(module.double()), learned, {} if learn_labels else {"targets": targets}, real
+        )
 
     def problem(self, optimizer: Optimizer, operations: tuple[str, ...] = ()) -> InnerProblem:
         def batch(leaves: Leaves, step: int) -> Batch:
@@ -138,4 +177,13 @@ def lr(value: float) -> dict[str, Tensor]:
     return {"lr": torch.tensor(value, dtype=torch.float64)}
 
 
-__all__ = ["CPU", "OPTIMIZERS", "EagerObjective", "Tiny", "lr", "meta_gradient", "pixels", "plain_unroll"]
+__all__ = [
+    "CPU",
+    "OPTIMIZERS",
+    "EagerObjective",
+    "Tiny",
+    "lr",
+    "meta_gradient",
+    "pixels",
+    "plain_unroll",
+]

@@ -19,7 +19,13 @@ from rich.table import Table
 
 from potstill import api, distributed
 from potstill.cli.display import Display
-from potstill.config.config import Given, changed, configuration, options_from_file, options_from_preset
+from potstill.config.config import (
+    Given,
+    changed,
+    configuration,
+    options_from_file,
+    options_from_preset,
+)
 from potstill.config.sections import EVALUATION_DATA_OPTIONS
 from potstill.data import sources
 from potstill.devices import hardware, pick_device
@@ -48,7 +54,9 @@ def distill(parsed: argparse.Namespace) -> int:
     return 0
 
 
-def distilled_by(ranks: Ranks, config: Given, out: Path, parsed: argparse.Namespace) -> DistilledSet:
+def distilled_by(
+    ranks: Ranks, config: Given, out: Path, parsed: argparse.Namespace
+) -> DistilledSet:
     """Distill as one of some ranks, with a display of the progress."""
     if ranks.first and not (parsed.resume or parsed.overwrite):
         run_folder.RunFolder.check_free(out)  # before the data are read, which may take long
@@ -60,10 +68,16 @@ def distilled_by(ranks: Ranks, config: Given, out: Path, parsed: argparse.Namesp
                 dataset = sources.read(config.data)
             if parsed.resume:
                 return runs.resumed_run(out, config, dataset, listener=listener, ranks=ranks)
-            return runs.new_run(config, dataset, out, overwrite=parsed.overwrite, listener=listener, ranks=ranks)
+            return runs.new_run(
+                config, dataset, out, overwrite=parsed.overwrite, listener=listener, ranks=ranks
+            )
     except (Interrupted, KeyboardInterrupt, Lost) as error:
         begun = display.begun or parsed.resume
-        way_on = f"go on with `potstill distill --resume {shlex.quote(str(out))}`" if begun else "no step was done"
+        way_on = (
+            f"go on with `potstill distill --resume {shlex.quote(str(out))}`"
+            if begun
+            else "no step was done"
+        )
         kind = Lost if isinstance(error, Lost) else KeyboardInterrupt
         raise kind(f"{str(error) or 'interrupted'}; {way_on}") from error
 
@@ -74,11 +88,21 @@ def tell(distilled: DistilledSet, out: Path) -> None:
     print(f"stored:        {distilled.stored}")
     nested = len(distilled.budgets) > 1
     for part in map(distilled.prefix, distilled.budgets):
-        size = f"{'budget of ' * part.decoded}{part.ipc} of each class, {part.stored_bytes:,} bytes: " if nested else ""
-        print(f"validation:    {size}{part.metadata.accuracy}, {part.recipe.steps} training steps; this split chose them")
+        size = (
+            f"{'budget of ' * part.decoded}{part.ipc} of each class, {part.stored_bytes:,} bytes: "
+            if nested
+            else ""
+        )
+        print(
+            f"validation:    {size}{part.metadata.accuracy}, {part.recipe.steps} training steps; "
+            "this split chose them"
+        )
     print(f"next:          potstill evaluate {shlex.quote(str(out))}{' --all-budgets' * nested}")
     shown = exports.DEFAULTS[distilled.kind]
-    print(f"{'table' if shown == 'csv' else 'picture'}:".ljust(15) + f"{out / EXPORTS[shown].default_name}")
+    print(
+        f"{'table' if shown == 'csv' else 'picture'}:".ljust(15)
+        + f"{out / EXPORTS[shown].default_name}"
+    )
 
 
 def given_options(parsed: argparse.Namespace) -> dict[str, Any]:
@@ -108,7 +132,10 @@ def resumed_config(parsed: argparse.Namespace) -> Given:
     others = [name for name in ("out", "preset", "config", "overwrite") if getattr(parsed, name)]
     for name in (*given, *others):
         if name not in ("data", "cache_dir", "device"):
-            raise InputError(f"--resume takes every option from the run's config.toml; remove --{name.replace('_', '-')}")
+            raise InputError(
+                "--resume takes every option from the run's config.toml; remove "
+                f"--{name.replace('_', '-')}"
+            )
     return changed(run_folder.RunFolder.open(parsed.resume).config(), **given)
 
 
@@ -123,9 +150,10 @@ def default_out(config: Given) -> Path:
 def listening(display: Display, ranks: Ranks = ALONE) -> Iterator[Listener]:
     """A listener that shows what it hears.
 
-    The first Ctrl-C (or SIGTERM) in the outer loop asks it to stop after its step; anywhere else, or again, it stops at once.
-    Ranks do not heed a second one: torchrun sends each what the terminal sent already, and ends what
-    goes on for 30 seconds.
+    The first Ctrl-C (or SIGTERM) in the outer loop asks it to stop after its step; anywhere else,
+    or again, it stops at once.
+    Ranks do not heed a second one: torchrun sends each what the terminal sent already, and ends
+        what goes on for 30 seconds.
     """
     asked: list[int] = []
     shared = ranks.count > 1
@@ -160,7 +188,11 @@ def machine(parsed: argparse.Namespace) -> torch.device:
 
 def evaluate(parsed: argparse.Namespace) -> int:
     """`potstill evaluate`."""
-    given = {item.name: getattr(parsed, item.name) for item in dataclasses.fields(EvaluationOptions) if hasattr(parsed, item.name)}
+    given = {
+        item.name: getattr(parsed, item.name)
+        for item in dataclasses.fields(EvaluationOptions)
+        if hasattr(parsed, item.name)
+    }
     records = list[EvaluationRecord]()
     with distributed.joined() as ranks:
         given["device"] = parsed.device = ranks.device(given.get("device", "auto"))
@@ -169,9 +201,14 @@ def evaluate(parsed: argparse.Namespace) -> int:
             with Display(not ranks.first) as display:
                 listener = Listener(display.say, work=display.work)
                 measured = api.evaluations(
-                    parsed.path, ipc=parsed.ipc, all_budgets=parsed.all_budgets, listener=listener, ranks=ranks,
-                    **data_options(parsed), **given,
-                )  # fmt: skip
+                    parsed.path,
+                    ipc=parsed.ipc,
+                    all_budgets=parsed.all_budgets,
+                    listener=listener,
+                    ranks=ranks,
+                    **data_options(parsed),
+                    **given,
+                )
                 records.extend(measured)
         finally:  # a full disk or Ctrl-C must not cost what was measured
             if records and ranks.first:
@@ -182,8 +219,10 @@ def evaluate(parsed: argparse.Namespace) -> int:
 
 
 def data_options(parsed: argparse.Namespace) -> dict[str, Any]:
-    """The options on the command line that tell where real data are and how they are read, by name."""
-    given = {name: getattr(parsed, name) for name in EVALUATION_DATA_OPTIONS if hasattr(parsed, name)}
+    """Collect the options that tell where real data are and how they are read, by name."""
+    given = {
+        name: getattr(parsed, name) for name in EVALUATION_DATA_OPTIONS if hasattr(parsed, name)
+    }
     return given | ({"data": parsed.data} if parsed.data else {})
 
 
@@ -192,13 +231,26 @@ def show(records: list[EvaluationRecord], machine: str) -> None:
     noun = f"{records[0].noun}s"
     title = f"Test accuracy on {records[0].test_images} {noun}, fresh networks ({machine})"
     table = Table(title=title, title_justify="left")
-    for column in ("trained on", noun, "per class", "bytes", "network", "steps", "lr", "accuracy", "protocol"):
+    for column in (
+        "trained on",
+        noun,
+        "per class",
+        "bytes",
+        "network",
+        "steps",
+        "lr",
+        "accuracy",
+        "protocol",
+    ):
         right = column in (noun, "per class", "bytes", "steps", "lr")
         table.add_column(column, justify="right" if right else "left", overflow="fold")
     classes = records[0].classes
     for row in (row for record in records for row in record.rows):
         numbers = f"{row.images:,}", row.per_class(classes), f"{row.stored_bytes:,}"
-        training = "" if row.steps is None else f"{row.steps:,}", "" if row.lr is None else f"{row.lr:g}"
+        training = (
+            "" if row.steps is None else f"{row.steps:,}",
+            "" if row.lr is None else f"{row.lr:g}",
+        )
         table.add_row(row.name, *numbers, row.model, *training, str(row.accuracy), row.protocol)
     # No terminal means a log or a pipe: there the table takes the room that it needs.
     console = Console() if sys.stdout.isatty() else Console(width=140)
@@ -210,7 +262,11 @@ def export(parsed: argparse.Namespace) -> int:
     distilled, data = api.opened(parsed.path, parsed.ipc, data_options(parsed))
     folder = parsed.path if parsed.path.is_dir() else parsed.path.parent
     suffixes = {".png": "png", ".csv": "csv", ".parquet": "parquet", ".npz": "npz"}
-    format = parsed.format or (suffixes.get(parsed.out.suffix, "folder") if parsed.out else exports.DEFAULTS[distilled.kind])
+    format = parsed.format or (
+        suffixes.get(parsed.out.suffix, "folder")
+        if parsed.out
+        else exports.DEFAULTS[distilled.kind]
+    )
     out = parsed.out or folder / EXPORTS[format].default_name
     told = exports.export(distilled, format, out, overwrite=parsed.out is None)
     print(f"written: {out}\n{told}")
@@ -223,9 +279,16 @@ def export(parsed: argparse.Namespace) -> int:
     with Display() as display:
         real = api.real_of(distilled, sources.read(data), data, str(device), display.say)
         exact, pictures = measuring.accuracy_of_export(
-            distilled, exports.exported_images(distilled), real, device=str(device), progress=display.work
+            distilled,
+            exports.exported_images(distilled),
+            real,
+            device=str(device),
+            progress=display.work,
         )
-    print(f"validation accuracy of networks trained on the set: {exact}; on these pictures: {pictures}")
+    print(
+        f"validation accuracy of networks trained on the set: {exact}; on these pictures: "
+        f"{pictures}"
+    )
     return 0
 
 
@@ -247,7 +310,9 @@ def diagnose(parsed: argparse.Namespace) -> int:
     config = changed(folder.config(), **given_options(parsed))
     with Display() as display, listening(display) as listener:
         quiet = dataclasses.replace(listener, say=runs.SILENT.say)
-        found = list(recorded_diagnoses(folder, config, sources.read(config.data), noise, listener=quiet))
+        found = list(
+            recorded_diagnoses(folder, config, sources.read(config.data), noise, listener=quiet)
+        )
     show_diagnosis(found, config)
     print(f"written: {folder.path / DIAGNOSIS}")
     return 0
@@ -256,7 +321,9 @@ def diagnose(parsed: argparse.Namespace) -> int:
 def show_diagnosis(found: list[Diagnosis], config: Given) -> None:
     """Print the noise at each place as a table."""
     first, method = found[0], config.method
-    words = "; ".join(f"{term.lower()}: {value}" for term, value in METHODS[method.name].words(method.options))
+    words = "; ".join(
+        f"{term.lower()}: {value}" for term, value in METHODS[method.name].words(method.options)
+    )
     print(f"Meta-gradient of {method.name}; {words}.")
     print("Noise is the share of its squared length that varies when something is drawn anew.")
     table = Table()
@@ -269,7 +336,10 @@ def show_diagnosis(found: list[Diagnosis], config: Given) -> None:
         cells = []
         if one.real:
             names = ("norm", "normalised", "share")
-            norm, normalised, share = (statistics.median(getattr(variance, name) for variance in one.real) for name in names)
+            norm, normalised, share = (
+                statistics.median(getattr(variance, name) for variance in one.real)
+                for name in names
+            )
             cells = [f"{norm:.3g}", f"{normalised:.3g}", in_percent(share)]
         cells += [in_percent(variance.share) for variance in (one.sources or {}).values()]
         table.add_row(f"{one.step:,}", *cells)
@@ -299,13 +369,21 @@ def study(parsed: argparse.Namespace) -> int:
     try:
         with display, listening(display) as listener:
             workplace = runner.Workplace(
-                folder, parsed.out / runner.RUNS, sources.read(config.data), parsed.nets, str(device), threads, listener
+                folder,
+                parsed.out / runner.RUNS,
+                sources.read(config.data),
+                parsed.nets,
+                str(device),
+                threads,
+                listener,
             )
             if parsed.helper:
                 runner.work(points, workplace)
                 return 0
             command = helper_command(parsed, threads)
-            helpers += [subprocess.Popen(command, stderr=subprocess.DEVNULL) for _ in range(jobs - 1)]
+            helpers += [
+                subprocess.Popen(command, stderr=subprocess.DEVNULL) for _ in range(jobs - 1)
+            ]
             runner.run_study(chosen, points, workplace, chosen.about(parsed.preset, parsed.data))
     except (Interrupted, KeyboardInterrupt) as error:
         raise KeyboardInterrupt("interrupted; the same command goes on where it was") from error
@@ -325,8 +403,26 @@ def cores() -> int:
 
 def helper_command(parsed: argparse.Namespace, threads: Any) -> list[str]:
     """A command that works on the same study and leaves the summary to this process."""
-    words = [sys.executable, "-m", "potstill.cli.parser", "study", parsed.name, "--preset", parsed.preset, "--helper"]
-    words += ["--seeds", parsed.seeds, "--nets", parsed.nets, "--out", parsed.out, "--threads", threads]
+    words = [
+        sys.executable,
+        "-m",
+        "potstill.cli.parser",
+        "study",
+        parsed.name,
+        "--preset",
+        parsed.preset,
+        "--helper",
+    ]
+    words += [
+        "--seeds",
+        parsed.seeds,
+        "--nets",
+        parsed.nets,
+        "--out",
+        parsed.out,
+        "--threads",
+        threads,
+    ]
     words += ["--data", parsed.data] if parsed.data else []
     words += ["--device", parsed.device] if hasattr(parsed, "device") else []
     return list(map(str, words))

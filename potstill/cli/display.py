@@ -5,7 +5,15 @@ import time
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from potstill.records.metrics import StepRecord
 
@@ -18,7 +26,13 @@ class Display:
     def __init__(self, quiet: bool = False):
         self.quiet = quiet
         self.console = Console(stderr=True, highlight=False, soft_wrap=True)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
         hidden = quiet or not sys.stderr.isatty()
         self.bar = Progress(*columns, console=self.console, disable=hidden, transient=True)
         self.lines = not quiet and hidden
@@ -31,7 +45,12 @@ class Display:
         self.bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.bar.stop()
 
     def say(self, sentence: str) -> None:
@@ -44,7 +63,9 @@ class Display:
         if what not in self.tasks:
             self.tasks[what] = self.bar.add_task(what, total=total)
         self.bar.update(self.tasks[what], completed=done, total=total, description=f"{what}{note}")
-        if self.lines and (done == total or time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES):
+        if self.lines and (
+            done == total or time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES
+        ):
             self.last_line = time.monotonic()
             self.say(f"{what} {done}/{total}{note}")
 

@@ -1,6 +1,7 @@
 """The command line: a thin layer over the library. Its options are those of config.py.
 
-The commands themselves are in commands.py, which needs torch and is imported when one runs: `--help` and `list` answer at once.
+The commands themselves are in commands.py, which needs torch and is imported when one runs:
+`--help` and `list` answer at once.
 """
 
 import argparse
@@ -36,12 +37,15 @@ from potstill.registry import (
 )
 
 PAPER = (
-    "paper: Feng, Vedantam & Kempe, Embarrassingly Simple Dataset Distillation, ICLR 2024, arXiv:2311.07025;\n"
+    "paper: Feng, Vedantam & Kempe, Embarrassingly Simple Dataset Distillation, ICLR 2024, "
+    "arXiv:2311.07025;\n"
     "help texts name its sections"
 )
 PARTS = (
-    "What holds unless it is given stands in [brackets]. Parts have options of their own: `potstill list` names them,\n"
-    "`potstill distill --method NAME --help` shows those of another method; likewise --param, --model, --real-sampler and the\n"
+    "What holds unless it is given stands in [brackets]. Parts have options of their own: "
+    "`potstill list` names them,\n"
+    "`potstill distill --method NAME --help` shows those of another method; likewise --param, "
+    "--model, --real-sampler and the\n"
     f"optimizers. {PAPER}"
 )
 EXIT_INPUT, EXIT_INTERRUPTED = 2, 130
@@ -69,15 +73,20 @@ class Help(argparse.RawDescriptionHelpFormatter):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit code. 2: the input was wrong, told in one sentence. 130: interrupted."""
+    """Run the command line; the exit code. 2: the input was wrong, told in one sentence. 130:
+    interrupted.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without "±" gets "?" and no traceback
     if "OMP_WAIT_POLICY" not in os.environ:
-        # Idle threads of torch's OpenMP spin long before they sleep, and steal the cores of whatever else runs: two runs beside
-        # each other on two cores took 60 times longer than one, with this 8 times; alone it costs nothing. Read when torch loads.
+        # Idle threads of torch's OpenMP spin long before they sleep, and steal the cores of
+        # whatever else runs: two runs beside each other on two cores took 60 times longer than one,
+        # with this 8 times; alone it costs nothing. Read when torch loads.
         os.environ.setdefault("GOMP_SPINCOUNT", "5000")
-    sys.path.insert(0, str(Path.cwd()))  # --model package.module:factory is looked for where the user stands
+    sys.path.insert(
+        0, str(Path.cwd())
+    )  # --model package.module:factory is looked for where the user stands
     try:
         return dispatch(list(sys.argv[1:] if arguments is None else arguments))
     except InputError as error:
@@ -92,8 +101,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         return fail(f"cannot access {error.filename or 'a file'}: {error.strerror or error}")
     except (RuntimeError, MemoryError) as error:
-        if isinstance(error, MemoryError) or "out of memory" in str(error) or "not enough memory" in str(error):
-            return fail("out of memory; lower --micro-batch, --width, --real-batch or --ipc, or use --storage mapped")
+        if (
+            isinstance(error, MemoryError)
+            or "out of memory" in str(error)
+            or "not enough memory" in str(error)
+        ):
+            return fail(
+                "out of memory; lower --micro-batch, --width, --real-batch or --ipc, or use "
+                "--storage mapped"
+            )
         raise
     finally:
         sys.path.pop(0)
@@ -108,7 +124,9 @@ def fail(message: str) -> int:
 
 def tells() -> bool:
     """Tell whether this process says how a command ended: of several ranks the first to know."""
-    return "RANK" not in os.environ or importlib.import_module("potstill.distributed").first_to_tell()
+    return (
+        "RANK" not in os.environ or importlib.import_module("potstill.distributed").first_to_tell()
+    )
 
 
 def dispatch(arguments: list[str]) -> int:
@@ -118,13 +136,17 @@ def dispatch(arguments: list[str]) -> int:
     parsed, unknown = parser.parse_known_args(arguments)
     if unknown:
         name = unknown[0].partition("=")[0]
-        flags = [flag for action in commands[parsed.command]._actions for flag in action.option_strings]
+        flags = [
+            flag for action in commands[parsed.command]._actions for flag in action.option_strings
+        ]
         raise InputError(unknown_argument(parsed.command, name, flags, known or ()))
     if parsed.command == "list":
         return list_parts()
     if parsed.command not in SHARED and "RANK" in os.environ:
         importlib.import_module("potstill.distributed").require_alone(parsed.command)
-    run: Callable[[argparse.Namespace], int] = getattr(importlib.import_module("potstill.cli.commands"), parsed.command)
+    run: Callable[[argparse.Namespace], int] = getattr(
+        importlib.import_module("potstill.cli.commands"), parsed.command
+    )
     return run(parsed)
 
 
@@ -163,7 +185,8 @@ def unknown_argument(command: str, name: str, flags: Sequence[str], known: Seque
         slot, parts = home
         flag = flag_of(slot.choice)
         return (
-            f"{name} has no effect with {flag} {names[slot.choice]}; it belongs to {flag} {', '.join(parts)}: "
+            f"{name} has no effect with {flag} {names[slot.choice]}; it belongs to {flag} "
+            f"{', '.join(parts)}: "
             "choose one of them, or leave it out"
         )
     return f"unknown argument {name!r}{near_miss(name, flags)}; see `potstill {command} --help`"
@@ -172,14 +195,19 @@ def unknown_argument(command: str, name: str, flags: Sequence[str], known: Seque
 def make_parser(known: Sequence[Option] | None = None) -> tuple[Parser, dict[str, Parser]]:
     """Make the parser of everything, and those of the commands by name.
 
-    `known` are the options that `distill` has; they depend on the parts that are chosen, and finding
-    them needs torch.
+    `known` are the options that `distill` has; they depend on the parts that are chosen, and
+    finding them needs torch.
     """
     parser = Parser(
-        "potstill", description="Distill a labelled data set into a few synthetic examples.", epilog=PAPER, formatter_class=Help
+        "potstill",
+        description="Distill a labelled data set into a few synthetic examples.",
+        epilog=PAPER,
+        formatter_class=Help,
     )
     parser.add_argument("--version", action="version", version=f"potstill {__version__}")
-    added = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
+    added = parser.add_subparsers(
+        dest="command", metavar="COMMAND", required=True, parser_class=Parser
+    )
     commands: dict[str, Parser] = {}
     positive, natural = at_least(1), at_least(0)
 
@@ -197,18 +225,34 @@ def make_parser(known: Sequence[Option] | None = None) -> tuple[Parser, dict[str
         return made
 
     distill = command(
-        "distill", "Distill a data set.", "potstill distill --data digits --ipc 1 --out runs/digits", "[options]", PARTS
+        "distill",
+        "Distill a data set.",
+        "potstill distill --data digits --ipc 1 --out runs/digits",
+        "[options]",
+        PARTS,
     )
-    distill.add_argument("--out", type=Path, help="the run's folder (default: runs/DATA-ipcN[-PARAM]-METHOD)")
-    distill.add_argument("--preset", help="start from a named setting of the paper (see `potstill list`)")
-    distill.add_argument("--config", type=Path, help="start from a config.toml; it wins over --preset, and flags win over both")
+    distill.add_argument(
+        "--out", type=Path, help="the run's folder (default: runs/DATA-ipcN[-PARAM]-METHOD)"
+    )
+    distill.add_argument(
+        "--preset", help="start from a named setting of the paper (see `potstill list`)"
+    )
+    distill.add_argument(
+        "--config",
+        type=Path,
+        help="start from a config.toml; it wins over --preset, and flags win over both",
+    )
     distill.add_argument(
         "--resume",
         type=Path,
         metavar="RUN",
         help="go on with the run in this folder, to the bytes it would have given",
     )
-    distill.add_argument("--overwrite", action="store_true", help="replace the run that --out holds, once the new set is written")
+    distill.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace the run that --out holds, once the new set is written",
+    )
     distill.add_argument("--quiet", action="store_true", help="print the result only")
     add_options(distill, known or [])
 
@@ -218,60 +262,150 @@ def make_parser(known: Sequence[Option] | None = None) -> tuple[Parser, dict[str
         "potstill evaluate runs/digits --nets 10",
         "RUN_OR_FILE [options]",
     )
-    evaluate.add_argument("path", type=Path, metavar="RUN_OR_FILE", help="a run's folder, or a distilled.safetensors")
+    evaluate.add_argument(
+        "path", type=Path, metavar="RUN_OR_FILE", help="a run's folder, or a distilled.safetensors"
+    )
     which = evaluate.add_mutually_exclusive_group()
-    which.add_argument("--ipc", type=positive, help="measure the first blocks of a boosted set that hold so many images per class")
-    which.add_argument("--all-budgets", action="store_true", help="measure every set that a boosted set holds")
+    which.add_argument(
+        "--ipc",
+        type=positive,
+        help="measure the first blocks of a boosted set that hold so many images per class",
+    )
+    which.add_argument(
+        "--all-budgets", action="store_true", help="measure every set that a boosted set holds"
+    )
     add_evaluation_options(evaluate)
     add_data(evaluate)
     add_options(evaluate, house_options("threads"))
 
     export = command(
-        "export", "Write a set in another format.", "potstill export runs/digits --format folder", "RUN_OR_FILE [options]"
+        "export",
+        "Write a set in another format.",
+        "potstill export runs/digits --format folder",
+        "RUN_OR_FILE [options]",
     )
-    export.add_argument("path", type=Path, metavar="RUN_OR_FILE", help="a run's folder, or a distilled.safetensors")
+    export.add_argument(
+        "path", type=Path, metavar="RUN_OR_FILE", help="a run's folder, or a distilled.safetensors"
+    )
     export.add_argument(
         "--format", choices=list(EXPORTS),
-        help="an annotated grid, one PNG an image in class folders, CSV of vectors, Hugging Face parquet, NumPy arrays (default: "
+        help="an annotated grid, one PNG an image in class folders, CSV of vectors, Hugging Face "
+             "parquet, NumPy arrays (default: "
         "by the suffix of --out, else png, or csv of vectors)",
     )  # fmt: skip
-    export.add_argument("--out", type=Path, help="file or folder to write (default: beside the set)")
-    export.add_argument("--ipc", type=positive, help="write the first blocks of a boosted set that hold so many images per class")
-    export.add_argument("--no-check", action="store_true", help="do not measure what accuracy a lossy format costs")
+    export.add_argument(
+        "--out", type=Path, help="file or folder to write (default: beside the set)"
+    )
+    export.add_argument(
+        "--ipc",
+        type=positive,
+        help="write the first blocks of a boosted set that hold so many images per class",
+    )
+    export.add_argument(
+        "--no-check", action="store_true", help="do not measure what accuracy a lossy format costs"
+    )
     add_data(export)
     add_options(export, house_options("device", "threads"))
 
     report = command(
-        "report", "Write a page about one or more runs.", "potstill report runs/digits --out report.html", "RUN [RUN ...] [options]"
+        "report",
+        "Write a page about one or more runs.",
+        "potstill report runs/digits --out report.html",
+        "RUN [RUN ...] [options]",
     )
-    report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders of runs, finished or not; several are compared")
-    report.add_argument("--out", type=Path, help="the HTML file to write (default: report.html in the first run's folder)")
+    report.add_argument(
+        "runs",
+        type=Path,
+        nargs="+",
+        metavar="RUN",
+        help="folders of runs, finished or not; several are compared",
+    )
+    report.add_argument(
+        "--out",
+        type=Path,
+        help="the HTML file to write (default: report.html in the first run's folder)",
+    )
 
     diagnose = command(
-        "diagnose", "Measure how noisy a run's meta-gradient is.", "potstill diagnose runs/digits --signs 10", "RUN [options]"
+        "diagnose",
+        "Measure how noisy a run's meta-gradient is.",
+        "potstill diagnose runs/digits --signs 10",
+        "RUN [options]",
     )
-    diagnose.add_argument("run", type=Path, metavar="RUN", help="a run's folder, finished or not: at its start and its checkpoints")
+    diagnose.add_argument(
+        "run",
+        type=Path,
+        metavar="RUN",
+        help="a run's folder, finished or not: at its start and its checkpoints",
+    )
     for name, default, text in (
-        ("samples", 100, "real samples over which the variance is taken (paper D.3); 0: leave it out"),
+        (
+            "samples",
+            100,
+            "real samples over which the variance is taken (paper D.3); 0: leave it out",
+        ),
         ("size", 1, "real images in a sample"),
-        ("signs", 0, "estimate it by so many random-sign combinations, which costs less; 0: from each sample's own gradient"),
-        ("unrolls", 1, "of how many outer steps, from the next one on, each with its own start and window"),
-        ("sources", 0, "tell apart the noise of N real batches, N starts and N windows, in N^2 unrolls; 0: leave it out"),
+        (
+            "signs",
+            0,
+            "estimate it by so many random-sign combinations, which costs less; 0: from each "
+            "sample's own gradient",
+        ),
+        (
+            "unrolls",
+            1,
+            "of how many outer steps, from the next one on, each with its own start and window",
+        ),
+        (
+            "sources",
+            0,
+            "tell apart the noise of N real batches, N starts and N windows, in N^2 unrolls; 0: "
+            "leave it out",
+        ),
     ):
-        diagnose.add_argument(f"--{name}", type=natural, default=default, metavar="N", help=f"{text} (default: {default})")
+        diagnose.add_argument(
+            f"--{name}",
+            type=natural,
+            default=default,
+            metavar="N",
+            help=f"{text} (default: {default})",
+        )
     add_options(diagnose, house_options("data", "cache_dir", "device", "threads"), "the run's")
 
-    study = command("study", "Repeat a study of the paper.", "potstill study boosting --seeds 3", "NAME [options]")
-    study.add_argument("name", metavar="NAME", help=f"one of {', '.join(STUDIES)} (see `potstill list`)")
+    study = command(
+        "study",
+        "Repeat a study of the paper.",
+        "potstill study boosting --seeds 3",
+        "NAME [options]",
+    )
+    study.add_argument(
+        "name", metavar="NAME", help=f"one of {', '.join(STUDIES)} (see `potstill list`)"
+    )
     study.add_argument(
         "--preset", choices=("small", "paper"), default="small",
         help="small: minutes on two CPU cores; paper: the paper's own setting (default: small)",
     )  # fmt: skip
     study.add_argument("--data", help="the real data (default: digits for small; paper needs it)")
-    study.add_argument("--seeds", type=positive, default=3, help="distilling seeds, paired over all that is compared (default: 3)")
-    study.add_argument("--nets", type=positive, default=5, help="fresh networks for each figure (default: 5)")
-    study.add_argument("--jobs", type=positive, help="processes (default: one for each of up to 4 CPU cores; 1 on a GPU)")
-    study.add_argument("--out", type=Path, default=Path("studies"), help="folder for runs and results (default: studies)")
+    study.add_argument(
+        "--seeds",
+        type=positive,
+        default=3,
+        help="distilling seeds, paired over all that is compared (default: 3)",
+    )
+    study.add_argument(
+        "--nets", type=positive, default=5, help="fresh networks for each figure (default: 5)"
+    )
+    study.add_argument(
+        "--jobs",
+        type=positive,
+        help="processes (default: one for each of up to 4 CPU cores; 1 on a GPU)",
+    )
+    study.add_argument(
+        "--out",
+        type=Path,
+        default=Path("studies"),
+        help="folder for runs and results (default: studies)",
+    )
     study.add_argument("--helper", action="store_true", help=argparse.SUPPRESS)
     add_options(study, house_options("device", "threads"))
 
@@ -290,7 +424,9 @@ def house_options(*names: str) -> list[Option]:
     return found
 
 
-def add_options(parser: argparse.ArgumentParser, options: Sequence[Option], default: str | None = None) -> None:
+def add_options(
+    parser: argparse.ArgumentParser, options: Sequence[Option], default: str | None = None
+) -> None:
     """Add a flag for each option, in groups by table. A flag that is not given sets nothing.
 
     `default` says what holds then, if it is not the option's own default.
@@ -323,7 +459,13 @@ def add_options(parser: argparse.ArgumentParser, options: Sequence[Option], defa
 
 def metavar(hint: Any) -> str:
     """Write what stands for a value in the help: the choices if they are short, or the type."""
-    names = {str: "TEXT", int: "N", float: "X", tuple[int, ...]: "N,N", tuple[str, ...]: "NAME,NAME"}
+    names = {
+        str: "TEXT",
+        int: "N",
+        float: "X",
+        tuple[int, ...]: "N,N",
+        tuple[str, ...]: "NAME,NAME",
+    }
     if hint in names:
         return names[hint]
     parts = (names.get(part) or "|".join(words_of(part)) or str(part) for part in get_args(hint))
@@ -336,7 +478,9 @@ def at_least(least: int) -> Callable[[str], int]:
 
     def whole(text: str) -> int:
         if not text.isdigit() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"must be a whole number of at least {least}, got {text!r}")
+            raise argparse.ArgumentTypeError(
+                f"must be a whole number of at least {least}, got {text!r}"
+            )
         return int(text)
 
     return whole
@@ -344,22 +488,35 @@ def at_least(least: int) -> Callable[[str], int]:
 
 def add_data(parser: argparse.ArgumentParser) -> None:
     """The flags of commands that measure a finished set on real data."""
-    parser.add_argument("--data", help="real data to measure on (default: what it was distilled from)")
+    parser.add_argument(
+        "--data", help="real data to measure on (default: what it was distilled from)"
+    )
     add_options(parser, house_options(*EVALUATION_DATA_OPTIONS), default="as when it was distilled")
 
 
 def add_evaluation_options(parser: argparse.ArgumentParser) -> None:
-    """The flags of `EvaluationOptions`, which reads their texts. A flag of several names may be given again for more."""
-    names = {"protocol": "|".join(PROTOCOLS), "learner": "|".join(("auto", *LEARNERS)), "baselines": ",".join(BASELINES)}
+    """The flags of `EvaluationOptions`, which reads their texts. A flag of several names may be
+    given again for more.
+    """
+    names = {
+        "protocol": "|".join(PROTOCOLS),
+        "learner": "|".join(("auto", *LEARNERS)),
+        "baselines": ",".join(BASELINES),
+    }
     for item, hint in declared(EvaluationOptions):
-        flags = [f"--{name.replace('_', '-')}" for name in (item.name, item.metadata["also"]) if name]
+        flags = [
+            f"--{name.replace('_', '-')}" for name in (item.name, item.metadata["also"]) if name
+        ]
         default = "none" if item.default == () else item.default
         common: dict[str, Any] = {
-            "dest": item.name, "default": argparse.SUPPRESS, "help": f"{item.metadata['help']} (default: {default})",
+            "dest": item.name, "default": argparse.SUPPRESS, "help": f"{item.metadata['help']} "
+                                                                     f"(default: {default})",
             "metavar": names.get(item.name) or metavar(hint),
         }  # fmt: skip
         if isinstance(item.default, tuple):
-            parser.add_argument(*flags, action="extend", type=lambda text: text.split(","), **common)
+            parser.add_argument(
+                *flags, action="extend", type=lambda text: text.split(","), **common
+            )
         else:
             parser.add_argument(*flags, **common)
 
@@ -372,7 +529,10 @@ def list_parts() -> int:
         ("parameterisations (--param)", PARAMETERISATIONS.described()),
         (
             "models (--model)",
-            [*MODELS.described(), ("package.module:factory", "your own: a function or class that makes a network")],
+            [
+                *MODELS.described(),
+                ("package.module:factory", "your own: a function or class that makes a network"),
+            ],
         ),
         ("optimizers (--inner-optimizer, --outer-optimizer)", OPTIMIZERS.described()),
         ("real batches (--real-sampler)", REAL_SAMPLERS.described()),

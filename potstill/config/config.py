@@ -1,4 +1,4 @@
-"""A run's configuration: the house's options and those of its parts as one value, read and written."""
+"""A run's configuration: the house's options and those of its parts as one value."""
 
 import dataclasses
 import tomllib
@@ -19,7 +19,16 @@ from potstill.config.sections import (
     OuterConfig,
     RunConfig,
 )
-from potstill.config.slots import SLOTS, Chosen, Slot, chosen_names, method_defaults, own_class, owners_of, unused
+from potstill.config.slots import (
+    SLOTS,
+    Chosen,
+    Slot,
+    chosen_names,
+    method_defaults,
+    own_class,
+    owners_of,
+    unused,
+)
 from potstill.registry import AUGMENTATIONS, PREPROCESSING, SOURCES, InputError, near_miss
 
 SECTIONS: dict[str, type] = {
@@ -98,13 +107,19 @@ class Config(Generic[A]):
             value = getattr(self, table)
             if table in slots:
                 slot = slots[table]
-                own = {name: getattr(value.options, item.name) for name, item, _ in own_options(slot, value.name)}
+                own = {
+                    name: getattr(value.options, item.name)
+                    for name, item, _ in own_options(slot, value.name)
+                }
                 found[table] = {slot.choice: value.name, **own}
             else:
-                fields = [item.name for item, _ in declared(type(value)) if item.name not in without]
+                fields = [
+                    item.name for item, _ in declared(type(value)) if item.name not in without
+                ]
                 found[table] = {name: getattr(value, name) for name in fields}
         return {
-            table: {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()} for table, values in found.items()
+            table: {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
+            for table, values in found.items()
         }
 
     def flat(self) -> dict[str, Any]:
@@ -123,7 +138,8 @@ Resolved = Config[Never]
 
 
 def configuration(*layers: Layer, **options: Any) -> Given:
-    """Build a configuration from layers of options, the later of which win, and then from `options`.
+    """Build a configuration from layers of options, the later of which win, and then from
+    `options`.
 
     Where a later layer names another part, the earlier layers' options of the part that it replaces
     go with it. Within one layer every option must have an effect.
@@ -183,7 +199,9 @@ def options_of_run(given: Layer) -> Iterator[Option]:
         if table in slots:
             slot = slots[table]
             yield Option(slot.choice, table, None, str, names[slot.choice], slot.help)
-            fields = [(name, item, hint) for name, item, hint in own_options(slot, names[slot.choice])]
+            fields = [
+                (name, item, hint) for name, item, hint in own_options(slot, names[slot.choice])
+            ]
         else:
             fields = [(item.name, item, hint) for item, hint in declared(SECTIONS[table])]
         for name, item, hint in fields:
@@ -224,7 +242,8 @@ def validated(config: Given) -> Given:
     ipc, blocks = config.distilled.ipc, config.distilled.boost_blocks
     if ipc % blocks:
         raise InputError(
-            f"boost_blocks must divide ipc={ipc} into blocks of equal size, got {blocks}; change --ipc or --boost-blocks"
+            f"boost_blocks must divide ipc={ipc} into blocks of equal size, got {blocks}; change "
+            "--ipc or --boost-blocks"
         )
     if config.data.preprocess != "auto":
         PREPROCESSING.check(config.data.preprocess)
@@ -234,7 +253,9 @@ def validated(config: Given) -> Given:
     if not config.evaluation.lengths:
         raise InputError("lengths must hold at least one number of steps, got none")
     if config.run.device.partition(":")[0] not in ("auto", "cpu", "cuda", "mps"):
-        raise InputError(f"device must be auto, cpu, cuda, cuda:N or mps, got {config.run.device!r}")
+        raise InputError(
+            f"device must be auto, cpu, cuda, cuda:N or mps, got {config.run.device!r}"
+        )
     return config
 
 
@@ -247,20 +268,34 @@ READ_BY = {
 
 
 def check_data(data: DataConfig) -> None:
-    """Raise an InputError if an option of the data has no effect on their source or preprocessing."""
+    """Raise an InputError if an option of the data has no effect on source or preprocessing."""
     kind, default = data.data.partition(":")[0], DataConfig()
     for name, kinds in READ_BY.items():
-        if kind not in (*kinds, "arrays") and ":" not in kind and getattr(data, name) != getattr(default, name):
+        if (
+            kind not in (*kinds, "arrays")
+            and ":" not in kind
+            and getattr(data, name) != getattr(default, name)
+        ):
             flag = "--" + name.replace("_", "-")
-            raise InputError(f"{name} has no effect with data {data.data}, {flag} is for {' and '.join(kinds)}; leave it out")
-    if data.preprocess in ("none", "normalize") and data.zca_regularization != default.zca_regularization:
-        raise InputError(f"zca_regularization has no effect with --preprocess {data.preprocess}; leave it out")
+            raise InputError(
+                f"{name} has no effect with data {data.data}, {flag} is for {' and '.join(kinds)}; "
+                "leave it out"
+            )
+    if (
+        data.preprocess in ("none", "normalize")
+        and data.zca_regularization != default.zca_regularization
+    ):
+        raise InputError(
+            f"zca_regularization has no effect with --preprocess {data.preprocess}; leave it out"
+        )
 
 
 def resolved(config: "Given | Resolved", **options: Any) -> Resolved:
     """Build the configuration of a run: `config` with these options, in which no "auto" is left."""
     made = changed(config, **options)
-    left = [name for name, value in made.flat().items() if value == "auto" and name not in FOUND_BY_NAME]
+    left = [
+        name for name, value in made.flat().items() if value == "auto" and name not in FOUND_BY_NAME
+    ]
     assert not left, f"every auto must be resolved, left: {left}"
     return cast(Resolved, made)
 
@@ -273,7 +308,9 @@ def check_source(data: str) -> None:
     """Raise an InputError unless `data` has a known kind; "arrays" stands for what Python gave."""
     kind = data.partition(":")[0]
     if kind not in SOURCES and ("/" in kind or Path(data).exists()):
-        raise InputError(f"data must begin with its kind, got {data!r}; write folder:{data} or parquet:{data}")
+        raise InputError(
+            f"data must begin with its kind, got {data!r}; write folder:{data} or parquet:{data}"
+        )
     if kind != "arrays":
         SOURCES.check(kind)
 
@@ -298,7 +335,10 @@ def options_from_toml(text: str, source: str) -> dict[str, Any]:
     for table, values in tables.items():
         if table not in ORDER or not isinstance(values, Mapping):
             known = ", ".join(ORDER)
-            raise InputError(f"{source} has an unknown section [{table}]{near_miss(table, ORDER)}; known: {known}")
+            raise InputError(
+                f"{source} has an unknown section [{table}]{near_miss(table, ORDER)}; known: "
+                f"{known}"
+            )
         found |= values
     homes: dict[str, list[str]] = {}
     for option in options_of_run(found):
@@ -325,7 +365,10 @@ def preset_names() -> list[tuple[str, str]]:
     folder = resources.files("potstill.config") / "presets"
     files = [entry for entry in folder.iterdir() if entry.name.endswith(".toml")]
     files.sort(key=lambda entry: natural(entry.name))
-    return [(entry.name.removesuffix(".toml"), entry.read_text().splitlines()[0].lstrip("# ")) for entry in files]
+    return [
+        (entry.name.removesuffix(".toml"), entry.read_text().splitlines()[0].lstrip("# "))
+        for entry in files
+    ]
 
 
 def natural(name: str) -> tuple[str | int, ...]:
@@ -335,10 +378,14 @@ def natural(name: str) -> tuple[str | int, ...]:
 
 
 def options_from_preset(name: str) -> dict[str, Any]:
-    """Read the options of a preset; raise an InputError that names the nearest one if there is none."""
+    """Read the options of a preset; raise an InputError that names the nearest one if there is
+    none.
+    """
     names = [known for known, _ in preset_names()]
     if name not in names:
         known = ", ".join(names)
         raise InputError(f"unknown preset {name!r}{near_miss(name, names)}; known: {known}")
-    text = (resources.files("potstill.config") / "presets" / f"{name}.toml").read_text(encoding="utf-8")
+    text = (resources.files("potstill.config") / "presets" / f"{name}.toml").read_text(
+        encoding="utf-8"
+    )
     return options_from_toml(text, f"preset {name}")

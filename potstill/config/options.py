@@ -1,8 +1,8 @@
 """Options: how a part of a run declares what a user may set, and how values are read and checked.
 
 A part (a method, a parameterisation, an optimizer, ...) has a frozen dataclass of `option` fields
-beside its code. An option's name is one flag (`--inner-lr`), one keyword in Python (`inner_lr=`) and
-one key of a TOML file.
+beside its code. An option's name is one flag (`--inner-lr`), one keyword in Python (`inner_lr=`)
+and one key of a TOML file.
 """
 
 import dataclasses
@@ -41,18 +41,22 @@ class Nothing:
 
 
 def options_class(part: Any) -> type:
-    """Find the dataclass of a part's options: its `Options`, itself if it is a dataclass, or `Nothing`."""
+    """Find the dataclass of a part's options: its `Options`, itself if it is a dataclass, or
+    `Nothing`.
+    """
     own = getattr(part, "Options", None)
     if own is not None:
         if not (isinstance(own, type) and dataclasses.is_dataclass(own)):
             name = getattr(part, "__name__", str(part))
-            raise InputError(f"Options of {name} must be a dataclass of option(...) fields, got {own!r}")
+            raise InputError(
+                f"Options of {name} must be a dataclass of option(...) fields, got {own!r}"
+            )
         return own
     return part if isinstance(part, type) and dataclasses.is_dataclass(part) else Nothing
 
 
 def declared(options: type) -> Iterator[tuple["Field[Any]", Any]]:
-    """Yield (field, type) of every option of a dataclass; fields that are no options are left out."""
+    """Yield (field, type) of every option of a dataclass; other fields are left out."""
     if dataclasses.is_dataclass(options):
         hints = get_type_hints(options)
         for item in dataclasses.fields(options):
@@ -96,7 +100,9 @@ def convert(name: str, value: Any, hint: Any, words: Sequence[str] = ()) -> Any:
         parts = value.split(",") if isinstance(value, str) else value
         if not isinstance(parts, list | tuple):
             raise InputError(f"{name} must be a list, got {value!r}")
-        return tuple(convert(name, part, arguments[0]) for part in parts if part not in ("", "none"))
+        return tuple(
+            convert(name, part, arguments[0]) for part in parts if part not in ("", "none")
+        )
     if hint is bool and isinstance(value, bool):
         return value
     if hint is str and isinstance(value, str):

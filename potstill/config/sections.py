@@ -1,7 +1,7 @@
 """The options of the house itself, section by section; parts have their own beside their code.
 
-Every option's name is unique over all sections and parts, so that it is one flag (`--inner-lr`), one
-keyword of `potstill.distill` (`inner_lr=`) and one key of the TOML file (`[inner] inner_lr`).
+Every option's name is unique over all sections and parts, so that it is one flag (`--inner-lr`),
+one keyword of `potstill.distill` (`inner_lr=`) and one key of the TOML file (`[inner] inner_lr`).
 """
 
 from dataclasses import dataclass
@@ -28,10 +28,16 @@ class DataConfig:
         "auto", "memory, or memory-mapped on disk; auto: mapped above 4 GB of pixels"
     )
     cache_dir: str = option("", "folder for what is kept of data; empty: the user's cache folder")
-    validation: float = option(0.1, "share of train held out for every choice", low=0, high=0.5, open_low=True)
+    validation: float = option(
+        0.1, "share of train held out for every choice", low=0, high=0.5, open_low=True
+    )
     split_seed: int = option(0, "seed of the held-out splits", low=0)
-    preprocess: str = option("auto", "none, normalize, zca or your own; auto: zca for images up to 3,072 values")
-    zca_regularization: float = option(0.1, "zca: this times the mean eigenvalue is added to all (paper D.1)", low=0, open_low=True)
+    preprocess: str = option(
+        "auto", "none, normalize, zca or your own; auto: zca for images up to 3,072 values"
+    )
+    zca_regularization: float = option(
+        0.1, "zca: this times the mean eigenvalue is added to all (paper D.1)", low=0, open_low=True
+    )
 
     @property
     def embedded(self) -> bool:
@@ -49,10 +55,16 @@ class DataConfig:
 class DistilledConfig:
     """The synthetic set."""
 
-    ipc: int = option(1, "images per class; of another --param than pixels the budget: their bytes", low=1)
-    init: Literal["gaussian", "real"] = option("gaussian", "start: Gaussian images of norm 1 (paper D.1), or real images")
+    ipc: int = option(
+        1, "images per class; of another --param than pixels the budget: their bytes", low=1
+    )
+    init: Literal["gaussian", "real"] = option(
+        "gaussian", "start: Gaussian images of norm 1 (paper D.1), or real images"
+    )
     learn_labels: bool = option(False, "learn soft labels with the images (paper D.1)")
-    boost_blocks: int = option(1, "Boost-DD: so many blocks, the first of which are good sets of their size", low=1)
+    boost_blocks: int = option(
+        1, "Boost-DD: so many blocks, the first of which are good sets of their size", low=1
+    )
     boost_beta: float = option(
         0.0, "Boost-DD: factor on the rate of earlier blocks; 0: they are frozen",
         low=0, high=1,
@@ -68,10 +80,16 @@ class DistilledConfig:
 class InnerConfig(Generic[A]):
     """How a network trains on the synthetic set."""
 
-    inner_lr: float = option(0.001, "learning rate on the synthetic set (paper D.1)", low=0, open_low=True)
-    batch_per_class: int | A = option("auto", "synthetic images of a class in a step; auto: all, up to 100 in total", low=1)
+    inner_lr: float = option(
+        0.001, "learning rate on the synthetic set (paper D.1)", low=0, open_low=True
+    )
+    batch_per_class: int | A = option(
+        "auto", "synthetic images of a class in a step; auto: all, up to 100 in total", low=1
+    )
     classes_per_batch: int | A = option("auto", "random classes in a step; auto: all", low=1)
-    augment: tuple[str, ...] | A = option("auto", f"one of these a batch: {', '.join(AUGMENTATIONS)}; auto: by the method")
+    augment: tuple[str, ...] | A = option(
+        "auto", f"one of these a batch: {', '.join(AUGMENTATIONS)}; auto: by the method"
+    )
     precision: Literal["float32", "bfloat16"] | A = option(
         "auto", "float32 or bfloat16 in the network; auto: what suits the hardware"
     )
@@ -81,7 +99,9 @@ class InnerConfig(Generic[A]):
 class OuterConfig(Generic[A]):
     """How the synthetic set follows the gradient that the method gives."""
 
-    steps: int | A = option("auto", "outer steps for each block; auto: 400, dealt out to the blocks", low=1)
+    steps: int | A = option(
+        "auto", "outer steps for each block; auto: 400, dealt out to the blocks", low=1
+    )
     outer_lr: float | A = option(
         "auto", "learning rate on the images; auto: 0.001 at norm 1 (paper D.1), else to scale",
         low=0, open_low=True,
@@ -90,10 +110,18 @@ class OuterConfig(Generic[A]):
         "auto", "learning rate on learned labels; auto: outer_lr, or what auto is at norm 1",
         low=0, open_low=True,
     )  # fmt: skip
-    clip: float | Unit = option(2.0, "clip at this times the mean norm; 0: never; unit: norm 1 (paper D.4)", low=0)
-    real_batch: int = option(500, "real images in the outer loss (paper D.1: 1,000 to 5,000)", low=1)
-    micro_batch: int | A = option("auto", "images at once on the device: bounds the memory, not the result", low=1)
-    validate_every: int = option(100, "outer steps between validations; the best set by them is kept", low=1)
+    clip: float | Unit = option(
+        2.0, "clip at this times the mean norm; 0: never; unit: norm 1 (paper D.4)", low=0
+    )
+    real_batch: int = option(
+        500, "real images in the outer loss (paper D.1: 1,000 to 5,000)", low=1
+    )
+    micro_batch: int | A = option(
+        "auto", "images at once on the device: bounds the memory, not the result", low=1
+    )
+    validate_every: int = option(
+        100, "outer steps between validations; the best set by them is kept", low=1
+    )
     checkpoint_every: int = option(100, "outer steps between checkpoints", low=1)
     keep_checkpoints: int = option(2, "how many of the newest are kept; 0: all", low=0)
 
@@ -102,7 +130,9 @@ class OuterConfig(Generic[A]):
 class EvaluationConfig:
     """How long a network trains on the result: chosen on validation data."""
 
-    lengths: tuple[int, ...] = option((300, 600, 1000), "training lengths tried, in steps; the best is kept", low=1)
+    lengths: tuple[int, ...] = option(
+        (300, 600, 1000), "training lengths tried, in steps; the best is kept", low=1
+    )
     validation_nets: int = option(3, "fresh networks in each validation", low=1)
 
 
@@ -112,5 +142,9 @@ class RunConfig(Generic[A]):
 
     seed: int = option(0, "seed of every random draw but the data splits", low=0)
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps")
-    compile: Literal["on", "off"] | A = option("auto", "compile derivatives (half a minute once); auto: in long runs")
-    threads: int | A = option("auto", "CPU threads; results repeat at the same number", low=1, high=4096)
+    compile: Literal["on", "off"] | A = option(
+        "auto", "compile derivatives (half a minute once); auto: in long runs"
+    )
+    threads: int | A = option(
+        "auto", "CPU threads; results repeat at the same number", low=1, high=4096
+    )

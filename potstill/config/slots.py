@@ -1,4 +1,6 @@
-"""The parts that a run is put together from: which option names each, and which options are its own."""
+"""The parts that a run is put together from: which option names each, and which options are its
+own.
+"""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -51,7 +53,9 @@ class Slot:
 
     def owners(self, option: str) -> list[str]:
         """Name the registered parts that have an option."""
-        return [part for part in self.registry if option in {name for name, *_ in self.options(part)}]
+        return [
+            part for part in self.registry if option in {name for name, *_ in self.options(part)}
+        ]
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,9 @@ class Chosen:
         Raises:
             InputError: the part leaves one; its Options need a method `resolved(sizes)`.
         """
-        options = self.options.resolved(sizes) if hasattr(self.options, "resolved") else self.options
+        options = (
+            self.options.resolved(sizes) if hasattr(self.options, "resolved") else self.options
+        )
         for item, hint in declared(type(options)):
             if may_be_auto(hint) and getattr(options, item.name) == "auto":
                 raise InputError(
@@ -96,10 +102,14 @@ SLOTS = (
         "the network, or your own as package.module:factory; auto: by the data",
         automatic="convnet",
     ),
-    Slot("inner_optimizer", "inner_optimizer", "adam", OPTIMIZERS, "what trains on the set", "inner_"),
+    Slot(
+        "inner_optimizer", "inner_optimizer", "adam", OPTIMIZERS, "what trains on the set", "inner_"
+    ),
     Slot("method", "method", "rat-bptt", METHODS, "distillation method"),
     Slot("outer_optimizer", "outer_optimizer", "adam", OPTIMIZERS, "what moves the set", "outer_"),
-    Slot("real_sampler", "real_sampler", "uniform", REAL_SAMPLERS, "which real images make a batch"),
+    Slot(
+        "real_sampler", "real_sampler", "uniform", REAL_SAMPLERS, "which real images make a batch"
+    ),
 )
 (method_slot,) = (slot for slot in SLOTS if slot.choice == "method")
 
@@ -112,7 +122,9 @@ def chosen_names(given: Mapping[str, Any]) -> dict[str, str]:
     """
     for slot in SLOTS:
         if not isinstance(given.get(slot.choice, ""), str):
-            raise InputError(f"{slot.choice} must be the name of a part, got {given[slot.choice]!r}")
+            raise InputError(
+                f"{slot.choice} must be the name of a part, got {given[slot.choice]!r}"
+            )
     defaults = method_defaults(given)
     names = {}
     for slot in SLOTS:

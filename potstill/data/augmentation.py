@@ -1,8 +1,10 @@
-"""Differentiable augmentation. Draws are apart from application: a draw can be kept, cut into micro-batches and replayed.
+"""Differentiable augmentation. Draws are apart from application: a draw can be kept, cut into
+micro-batches and replayed.
 
-One operation of the chosen ones acts on a whole batch, with parameters of its own for every image, as in the released code
-of RaT-BPTT and in DSA (Zhao & Bilen 2021b). The warps use torch's own affine grid: kornia's rotation of ten images of
-3 x 32 x 32 took 4 times as long on two CPU cores, and an inner step is as short as that.
+One operation of the chosen ones acts on a whole batch, with parameters of its own for every image,
+as in the released code of RaT-BPTT and in DSA (Zhao & Bilen 2021b). The warps use torch's own
+affine grid: kornia's rotation of ten images of 3 x 32 x 32 took 4 times as long on two CPU cores,
+and an inner step is as short as that.
 """
 
 import math
@@ -25,8 +27,9 @@ BRIGHTNESS, SATURATION, CONTRAST = 1.0, 2.0, 0.5
 
 
 Operation = Callable[[Tensor, Tensor], Tensor]
-"""(examples (B, ...), values (B, 4) in [0, 1)) -> examples of the same shape, differentiable in them. An attribute `kinds` says
-which data it takes, ("image",) or ("vector",); without that, both."""
+"""(examples (B, ...), values (B, 4) in [0, 1)) -> examples of the same shape, differentiable in
+them. An attribute `kinds` says which data it takes, ("image",) or ("vector",); without that, both.
+"""
 
 
 def of_images(operation: Operation) -> Operation:
@@ -55,7 +58,9 @@ class Draw:
 
 
 def draw(operations: tuple[str, ...], count: int, rng: torch.Generator) -> Draw:
-    """Draw one operation for the batch and parameters for each of its `count` images; no operations: the identity."""
+    """Draw one operation for the batch and parameters for each of its `count` images; no
+    operations: the identity.
+    """
     if not operations:
         return Draw("none", torch.empty(count, 0))
     chosen = operations[int(torch.randint(len(operations), (), generator=rng))]
@@ -63,10 +68,11 @@ def draw(operations: tuple[str, ...], count: int, rng: torch.Generator) -> Draw:
 
 
 def shared_draw(operations: tuple[str, ...], rng: torch.Generator) -> Draw:
-    """Draw one operation and one set of parameters for all images of every batch that it is applied to.
+    """Draw one operation and one set of parameters for all images of every batch that it is applied
+    to.
 
-    With it real and synthetic batches of any two sizes are changed alike, so that a difference between them is not one of
-    augmentation.
+    With it real and synthetic batches of any two sizes are changed alike, so that a difference
+    between them is not one of augmentation.
 
     Source: Differentiable Siamese Augmentation, Zhao & Bilen 2021, arXiv:2102.08259.
     """
@@ -92,11 +98,15 @@ def check_operations(operations: tuple[str, ...], shape: Shape, way_out: str) ->
             changed = operation(torch.zeros(2, *shape), torch.full((2, 4), 0.5))
         except Exception as error:  # a user's own may fail in any way
             raise InputError(
-                f"augmentation {name} fails on a batch of shape {(2, *shape)}: {type(error).__name__}: {error}"
+                f"augmentation {name} fails on a batch of shape {(2, *shape)}: "
+                f"{type(error).__name__}: {error}"
             ) from error
         if not isinstance(changed, Tensor) or changed.shape != (2, *shape):
             got = tuple(changed.shape) if isinstance(changed, Tensor) else type(changed).__name__
-            raise InputError(f"augmentation {name} must return a tensor of the batch's shape {(2, *shape)}, got {got}")
+            raise InputError(
+                f"augmentation {name} must return a tensor of the batch's shape {(2, *shape)}, got "
+                f"{got}"
+            )
 
 
 @of_images
@@ -113,13 +123,18 @@ def rotate(images: Tensor, values: Tensor) -> Tensor:
     cosine, sine = angle.cos(), angle.sin()
     zero = torch.zeros_like(angle)
     # affine_grid counts in halves of the image: off the diagonal, the aspect ratio comes in.
-    rows = (torch.stack((cosine, -sine * height / width, zero), 1), torch.stack((sine * width / height, cosine, zero), 1))
+    rows = (
+        torch.stack((cosine, -sine * height / width, zero), 1),
+        torch.stack((sine * width / height, cosine, zero), 1),
+    )
     return warp(images, torch.stack(rows, 1))
 
 
 @of_images
 def scale(images: Tensor, values: Tensor) -> Tensor:
-    """Shrink each axis about the centre by U(1/1.2, 1.2) of its own (below 1: stretch it), bilinear."""
+    """Shrink each axis about the centre by U(1/1.2, 1.2) of its own (below 1: stretch it),
+    bilinear.
+    """
     factor = 1 / SCALE + values[:, :2] * (SCALE - 1 / SCALE)
     zero = torch.zeros_like(factor[:, 0])
     rows = (torch.stack((factor[:, 0], zero, zero), 1), torch.stack((zero, factor[:, 1], zero), 1))
@@ -138,19 +153,28 @@ def crop(images: Tensor, values: Tensor) -> Tensor:
 
 @of_images
 def cutout(images: Tensor, values: Tensor) -> Tensor:
-    """Set a rectangle of half the height and half the width to 0, its centre anywhere in the image."""
+    """Set a rectangle of half the height and half the width to 0, centred anywhere."""
     height, width = images.shape[2:]
     inside = [
-        (torch.arange(side, device=images.device) - (place * side).floor()[:, None] + HOLE * side / 2).floor()
+        (
+            torch.arange(side, device=images.device)
+            - (place * side).floor()[:, None]
+            + HOLE * side / 2
+        ).floor()
         for side, place in ((height, values[:, 0]), (width, values[:, 1]))
     ]
-    hole = [(axis >= 0) & (axis < round(HOLE * side)) for axis, side in zip(inside, (height, width), strict=True)]
+    hole = [
+        (axis >= 0) & (axis < round(HOLE * side))
+        for axis, side in zip(inside, (height, width), strict=True)
+    ]
     return images * ~(hole[0][:, None, :, None] & hole[1][:, None, None, :])
 
 
 @of_images
 def color(images: Tensor, values: Tensor) -> Tensor:
-    """Brightness + U(-1/2, 1/2), saturation times U(0, 2), contrast times U(1/2, 3/2), in this order."""
+    """Brightness + U(-1/2, 1/2), saturation times U(0, 2), contrast times U(1/2, 3/2), in this
+    order.
+    """
     one, two, three = (values[:, place].view(-1, 1, 1, 1) for place in range(3))
     images = images + (one - 0.5) * BRIGHTNESS
     if images.shape[1] > 1:

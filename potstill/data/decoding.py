@@ -1,4 +1,6 @@
-"""Image files to arrays: one layout for a whole data set, decoded in a second pass, into memory or a memory-mapped cache."""
+"""Image files to arrays: one layout for a whole data set, decoded in a second pass, into memory or
+a memory-mapped cache.
+"""
 
 import hashlib
 import io
@@ -36,7 +38,8 @@ class Listing:
 
     Args:
         labels: (N,) int64.
-        files: gives, each time it is called, (name for messages, path or encoded bytes) of every image, in order.
+        files: gives, each time it is called, (name for messages, path or encoded bytes) of every
+            image, in order.
     """
 
     labels: npt.NDArray[np.int64]
@@ -55,7 +58,8 @@ class Layout:
         self.grey = self.grey and image.mode in GREY_MODES
         if image.mode not in ("L", "RGB"):
             self.converted[image.mode] = self.converted.get(image.mode, 0) + 1
-        # EXIF orientations 5 to 8 turn the picture by a quarter. A square one is not asked: a PNG would be decoded for it.
+        # EXIF orientations 5 to 8 turn the picture by a quarter. A square one is not asked: a PNG
+        # would be decoded for it.
         turned = image.width != image.height and image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
         self.sizes.setdefault(image.size[::-1] if turned else image.size, name)
 
@@ -70,14 +74,21 @@ def refusing_bombs() -> Iterator[None]:
 
 @contextmanager
 def reading(name: str, source: Path | bytes) -> Iterator[Image.Image]:
-    """An image whose header is read; whatever goes wrong with it inside the block becomes an InputError with its name."""
+    """An image whose header is read; whatever goes wrong with it inside the block becomes an
+    InputError with its name.
+    """
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
             yield image
     except (InputError, MemoryError):
         raise
-    except Exception as error:  # a broken file makes Pillow raise ValueError, SyntaxError, RuntimeError, ...: no closed list
-        reason = "no image format that Pillow knows" if isinstance(error, UnidentifiedImageError) else error
+    # A broken file makes Pillow raise ValueError, SyntaxError, RuntimeError, ...: no closed list.
+    except Exception as error:
+        reason = (
+            "no image format that Pillow knows"
+            if isinstance(error, UnidentifiedImageError)
+            else error
+        )
         raise InputError(f"cannot read the image {name}: {reason}; repair or remove it") from error
 
 
@@ -98,7 +109,8 @@ def scan(listings: list[Listing], image_size: int) -> tuple[tuple[int, int, int]
     elif len(layout.sizes) > 1:
         (first, first_name), (second, second_name), *_ = layout.sizes.items()
         raise InputError(
-            f"images have {len(layout.sizes)} sizes, such as {first[0]} x {first[1]} ({first_name}) and {second[0]} x {second[1]} "
+            f"images have {len(layout.sizes)} sizes, such as {first[0]} x {first[1]} "
+            f"({first_name}) and {second[0]} x {second[1]} "
             f"({second_name}); give --image-size to resize and crop them all to one"
         )
     else:
@@ -106,7 +118,10 @@ def scan(listings: list[Listing], image_size: int) -> tuple[tuple[int, int, int]
     notes = []
     if image_size and set(layout.sizes) != {(width, height)}:
         count = len(layout.sizes)
-        notes.append(f"images of {count} size{'s'[: count > 1]} were resized and centre-cropped to {image_size} x {image_size}")
+        notes.append(
+            f"images of {count} size{'s'[: count > 1]} were resized and centre-cropped to "
+            f"{image_size} x {image_size}"
+        )
     if layout.converted:
         found = ", ".join(f"{mode} ({count})" for mode, count in sorted(layout.converted.items()))
         notes.append(f"images of mode {found} were converted to {'grey' if layout.grey else 'RGB'}")
@@ -117,7 +132,8 @@ def scan(listings: list[Listing], image_size: int) -> tuple[tuple[int, int, int]
 
 
 def decode(image: Image.Image, *, grey: bool, image_size: int) -> npt.NDArray[np.uint8]:
-    """One image as uint8 (C, H, W): upright, grey or RGB, resized and cropped if `image_size` is given.
+    """One image as uint8 (C, H, W): upright, grey or RGB, resized and cropped if `image_size` is
+    given.
 
     Transparent pixels become white. 16-bit grey keeps its upper 8 bits.
 
@@ -126,7 +142,9 @@ def decode(image: Image.Image, *, grey: bool, image_size: int) -> npt.NDArray[np
     """
     upright = ImageOps.exif_transpose(image)
     if upright.mode == "F":
-        raise ValueError("its pixels are floating-point numbers of no known range, they must be whole numbers")
+        raise ValueError(
+            "its pixels are floating-point numbers of no known range, they must be whole numbers"
+        )
     if upright.mode.startswith("I"):
         upright = Image.fromarray((np.asarray(upright).clip(0, 65535) >> 8).astype(np.uint8))
     if upright.has_transparency_data:
@@ -139,8 +157,11 @@ def decode(image: Image.Image, *, grey: bool, image_size: int) -> npt.NDArray[np
     return pixels[None] if grey else pixels.transpose(2, 0, 1)
 
 
-def decoded(listing: Listing, *, image_size: int, shape: tuple[int, int, int]) -> Iterator[npt.NDArray[np.uint8]]:
-    """The images of the listing, (n, C, H, W) at a time, decoded on all cores: Pillow works outside Python's lock.
+def decoded(
+    listing: Listing, *, image_size: int, shape: tuple[int, int, int]
+) -> Iterator[npt.NDArray[np.uint8]]:
+    """The images of the listing, (n, C, H, W) at a time, decoded on all cores: Pillow works outside
+    Python's lock.
 
     Those of another size than `shape` (C, H, W) says are padded; one channel is grey.
     """
@@ -152,12 +173,16 @@ def decoded(listing: Listing, *, image_size: int, shape: tuple[int, int, int]) -
 
     files = listing.files()
     with refusing_bombs(), ThreadPoolExecutor(os.cpu_count()) as pool:
-        while some := list(itertools.islice(files, chunk_size(shape))):  # not all, whose encoded bytes would lie in memory
+        while some := list(
+            itertools.islice(files, chunk_size(shape))
+        ):  # not all, whose encoded bytes would lie in memory
             yield np.stack(list(pool.map(pixels_of, some)))
 
 
 def pad(pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """28 x 28 images, (..., 28, 28), with two rows and columns of zeros on every side; others as they are."""
+    """28 x 28 images, (..., 28, 28), with two rows and columns of zeros on every side; others as
+    they are.
+    """
     if pixels.shape[-2:] != (UNPADDED_SIDE, UNPADDED_SIDE):
         return pixels
     margin = (PADDED_SIDE - UNPADDED_SIDE) // 2
@@ -175,11 +200,17 @@ def decode_in_memory(listing: Listing, shape: tuple[int, int, int], image_size: 
 
 def conversion_folder(cache_dir: Path, fingerprint: str, image_size: int) -> Path:
     """Where memory-mapped images lie, by their content and size."""
-    return cache_dir / hashlib.sha256(f"{FORMAT}/{fingerprint}/{image_size}".encode()).hexdigest()[:32]
+    return (
+        cache_dir / hashlib.sha256(f"{FORMAT}/{fingerprint}/{image_size}".encode()).hexdigest()[:32]
+    )
 
 
-def open_cached(folder: Path, listings: dict[str, Listing]) -> tuple[dict[str, Arrays], list[str]] | None:
-    """Memory-mapped images of every split as an earlier conversion left them, and its notes; None if there is no whole one."""
+def open_cached(
+    folder: Path, listings: dict[str, Listing]
+) -> tuple[dict[str, Arrays], list[str]] | None:
+    """Memory-mapped images of every split as an earlier conversion left them, and its notes; None
+    if there is no whole one.
+    """
     try:
         notes = json.loads((folder / "notes.json").read_text())
         images = {split: np.load(folder / f"{split}.npy", mmap_mode="r") for split in listings}
@@ -187,14 +218,24 @@ def open_cached(folder: Path, listings: dict[str, Listing]) -> tuple[dict[str, A
         return None
     if any(len(images[split]) != len(listing.labels) for split, listing in listings.items()):
         return None
-    return {split: Arrays(images[split], listing.labels) for split, listing in listings.items()}, notes
+    return {
+        split: Arrays(images[split], listing.labels) for split, listing in listings.items()
+    }, notes
 
 
 def convert(
-    folder: Path, listings: dict[str, Listing], image_size: int, shape: tuple[int, int, int], notes: list[str]
+    folder: Path,
+    listings: dict[str, Listing],
+    image_size: int,
+    shape: tuple[int, int, int],
+    notes: list[str],
 ) -> dict[str, Arrays]:
-    """Decode every listing into arrays in `folder`, which is there whole or not at all, and map them."""
-    require_room(folder.parent, sum(len(listing.labels) for listing in listings.values()) * math.prod(shape))
+    """Decode every listing into arrays in `folder`, which is there whole or not at all, and map
+    them.
+    """
+    require_room(
+        folder.parent, sum(len(listing.labels) for listing in listings.values()) * math.prod(shape)
+    )
     building = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(building, ignore_errors=True)
     try:
@@ -210,12 +251,18 @@ def convert(
         shutil.rmtree(building, ignore_errors=True)
     opened = open_cached(folder, listings)
     if opened is None:
-        raise InputError(f"cache folder {folder} cannot be read back; give another with --cache-dir")
+        raise InputError(
+            f"cache folder {folder} cannot be read back; give another with --cache-dir"
+        )
     return opened[0]
 
 
-def write_decoded(path: Path, listing: Listing, image_size: int, shape: tuple[int, int, int]) -> None:
-    """Write the images of the listing as a NumPy file, from front to back: what is written into a memory map counts as memory."""
+def write_decoded(
+    path: Path, listing: Listing, image_size: int, shape: tuple[int, int, int]
+) -> None:
+    """Write the images of the listing as a NumPy file, from front to back: what is written into a
+    memory map counts as memory.
+    """
     header = {"descr": "|u1", "fortran_order": False, "shape": (len(listing.labels), *shape)}
     with ExitStack() as closing:
         with cache_errors(path.parent.parent):
@@ -226,7 +273,9 @@ def write_decoded(path: Path, listing: Listing, image_size: int, shape: tuple[in
                 file.write(some.tobytes())
         with cache_errors(path.parent.parent):
             file.flush()
-            os.fsync(file.fileno())  # or a loss of power could leave zeros behind a whole folder's name
+            os.fsync(
+                file.fileno()
+            )  # or a loss of power could leave zeros behind a whole folder's name
 
 
 @contextmanager
@@ -235,7 +284,9 @@ def cache_errors(cache_dir: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise InputError(f"cannot write the cache folder {cache_dir}: {error}; give another with --cache-dir") from error
+        raise InputError(
+            f"cannot write the cache folder {cache_dir}: {error}; give another with --cache-dir"
+        ) from error
 
 
 def require_room(cache_dir: Path, size: int) -> None:
@@ -245,7 +296,8 @@ def require_room(cache_dir: Path, size: int) -> None:
         free = shutil.disk_usage(cache_dir).free
     if free < size:
         raise InputError(
-            f"cache folder {cache_dir} must have room for {size:,} bytes of memory-mapped images, {free:,} are free; "
+            f"cache folder {cache_dir} must have room for {size:,} bytes of memory-mapped images, "
+            f"{free:,} are free; "
             "give another with --cache-dir"
         )
 
@@ -256,7 +308,9 @@ def cache_folder(given: str) -> Path:
 
 
 def stamp(path: Path) -> tuple[int, ...]:
-    """What changes when a file's content does; the time of the last status change cannot be set back by hand."""
+    """What changes when a file's content does; the time of the last status change cannot be set
+    back by hand.
+    """
     stat = path.stat()
     return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_dev
 
@@ -267,11 +321,14 @@ def file_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}; put it back or make it readable") from error
+        raise InputError(
+            f"cannot read {path}: {error.strerror}; put it back or make it readable"
+        ) from error
 
 
 def content_hash(files: Callable[[], Iterator[tuple[str, Path]]], cache_dir: Path) -> str:
-    """A hash over the names and bytes of files, wherever they lie; `files` gives (name, path) of each whenever it is called.
+    """A hash over the names and bytes of files, wherever they lie; `files` gives (name, path) of
+    each whenever it is called.
 
     It is remembered by size and times of change, so that a large data set is read for it once.
     """

@@ -31,8 +31,8 @@ TEST_NAMES = ("test", "validation", "valid", "val")
 def read_folder(path: str, config: DataConfig) -> Dataset:
     """Class sub-folders of images, under train/ and test/ (or validation/) where those exist.
 
-    Two well-known sets are read as they come: Tiny-ImageNet, whose val/ lists its classes in a file, and CUB-200-2011, which
-    lists its splits in one.
+    Two well-known sets are read as they come: Tiny-ImageNet, whose val/ lists its classes in a
+    file, and CUB-200-2011, which lists its splits in one.
     """
     root = existing(path, "folder")
     notes: list[str] = []
@@ -40,12 +40,21 @@ def read_folder(path: str, config: DataConfig) -> Dataset:
         (names, splits), lists = cub(root), [root / CUB_SPLIT]
     else:
         train = root / "train" if (root / "train").is_dir() else root
-        names = sorted(entry.name for entry in train.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+        names = sorted(
+            entry.name
+            for entry in train.iterdir()
+            if entry.is_dir() and not entry.name.startswith(".")
+        )
         if not names:
-            raise InputError(f"folder {train} must hold one sub-folder of images for each class, found none")
+            raise InputError(
+                f"folder {train} must hold one sub-folder of images for each class, found none"
+            )
         roots, notes = split_folders(root, names) if train != root else ({"train": root}, [])
         splits = {
-            split: [(label, file.relative_to(root).as_posix()) for label, file in files_of(folder, names)]
+            split: [
+                (label, file.relative_to(root).as_posix())
+                for label, file in files_of(folder, names)
+            ]
             for split, folder in roots.items()
         }
         lists = [folder / TINY_LIST for folder in roots.values() if not has_classes(folder, names)]
@@ -59,11 +68,19 @@ def read_folder(path: str, config: DataConfig) -> Dataset:
             yield from ((file, root / file) for _, file in files)
         yield from ((path.relative_to(root).as_posix(), path) for path in lists)
 
-    return assemble(listings, tuple(names), lambda: content_hash(tracked, cache_folder(config.cache_dir)), config, notes)
+    return assemble(
+        listings,
+        tuple(names),
+        lambda: content_hash(tracked, cache_folder(config.cache_dir)),
+        config,
+        notes,
+    )
 
 
 def named(root: Path, files: list[tuple[int, str]]) -> Iterator[tuple[str, Path]]:
-    """(name for messages, path) of each file; a million of them are held as texts, which take a fifth of what paths take."""
+    """(name for messages, path) of each file; a million of them are held as texts, which take a
+    fifth of what paths take.
+    """
     yield from ((str(root / file), root / file) for _, file in files)
 
 
@@ -78,7 +95,9 @@ def existing(path: str, kind: str) -> Path:
 
 
 def split_folders(root: Path, names: list[str]) -> tuple[dict[str, Path], list[str]]:
-    """The folders of train/ and of the first of test/, validation/, ... that holds its images; notes on those that do not."""
+    """The folders of train/ and of the first of test/, validation/, ... that holds its images;
+    notes on those that do not.
+    """
     notes: list[str] = []
     for name in TEST_NAMES:
         folder = root / name
@@ -95,18 +114,27 @@ def has_classes(folder: Path, names: list[str]) -> bool:
 
 
 def files_of(folder: Path, names: list[str]) -> Iterator[tuple[int, Path]]:
-    """(class, file) of every image of a split; a list in it counts only where the images were not sorted into class folders."""
-    return class_files(folder, names) if has_classes(folder, names) else tiny_validation(folder, names)
+    """(class, file) of every image of a split; a list in it counts only where the images were not
+    sorted into class folders.
+    """
+    return (
+        class_files(folder, names) if has_classes(folder, names) else tiny_validation(folder, names)
+    )
 
 
 def tiny_validation(folder: Path, names: list[str]) -> Iterator[tuple[int, Path]]:
-    """The validation images of Tiny-ImageNet, whose classes its list gives: name, class and box, between tabs."""
+    """The validation images of Tiny-ImageNet, whose classes its list gives: name, class and box,
+    between tabs.
+    """
     places, found = {name: place for place, name in enumerate(names)}, []
     for place, line in lines(folder / TINY_LIST):
         file, _, rest = line.partition("\t")
         label = rest.partition("\t")[0]
         if label not in places or "/" in file or not inside(file):
-            raise InputError(f"{place} must hold a file and a class of train/ between tabs, found {line!r}; correct it")
+            raise InputError(
+                f"{place} must hold a file and a class of train/ between tabs, found {line!r}; "
+                "correct it"
+            )
         found.append((places[label], folder / "images" / file))
     yield from sorted(found)
 
@@ -114,13 +142,19 @@ def tiny_validation(folder: Path, names: list[str]) -> Iterator[tuple[int, Path]
 def cub(root: Path) -> tuple[list[str], dict[str, list[tuple[int, str]]]]:
     """Class names, and (class, file) of train and test as CUB-200-2011 lists them.
 
-    Each line of its lists has the number of an image, then its file, as in class/image.jpg, or whether it is a training image.
+    Each line of its lists has the number of an image, then its file, as in class/image.jpg, or
+    whether it is a training image.
     """
-    files = numbered(root / CUB_FILES, lambda word: word.count("/") == 1 and inside(word), "a file, as in class/image.jpg")
+    files = numbered(
+        root / CUB_FILES,
+        lambda word: word.count("/") == 1 and inside(word),
+        "a file, as in class/image.jpg",
+    )
     training = numbered(root / CUB_SPLIT, lambda word: word in ("0", "1"), "0 or 1")
     if files.keys() != training.keys():
         raise InputError(
-            f"{root / CUB_FILES} and {root / CUB_SPLIT} must list the same images, found {len(files)} and {len(training)}"
+            f"{root / CUB_FILES} and {root / CUB_SPLIT} must list the same images, found "
+            f"{len(files)} and {len(training)}"
         )
     names = sorted({file.partition("/")[0] for file in files.values()})
     places = {name: place for place, name in enumerate(names)}
@@ -129,7 +163,10 @@ def cub(root: Path) -> tuple[list[str], dict[str, list[tuple[int, str]]]]:
         entry = places[file.partition("/")[0]], f"images/{file}"
         splits["train" if training[number] == "1" else "test"].append(entry)
     if not all(splits.values()):
-        raise InputError(f"{root / CUB_SPLIT} must hold training images (1) and test images (0), found one kind only")
+        raise InputError(
+            f"{root / CUB_SPLIT} must hold training images (1) and test images (0), found one kind "
+            "only"
+        )
     return names, splits
 
 
@@ -139,7 +176,10 @@ def numbered(path: Path, fits: Callable[[str], bool], what: str) -> dict[str, st
     for place, line in lines(path):
         number, *rest = line.split(maxsplit=1)
         if not rest or number in found or not fits(rest[0]):
-            raise InputError(f"{place} must hold another number than before and {what}, found {line!r}; correct it")
+            raise InputError(
+                f"{place} must hold another number than before and {what}, found {line!r}; correct "
+                "it"
+            )
         found[number] = rest[0]
     return found
 
@@ -164,19 +204,32 @@ def lines(path: Path) -> Iterator[tuple[str, str]]:
 
 def class_files(folder: Path, names: list[str]) -> Iterator[tuple[int, Path]]:
     """(class, file) of every image, classes and files in the order of their names."""
-    inside = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    inside = sorted(
+        entry.name
+        for entry in folder.iterdir()
+        if entry.is_dir() and not entry.name.startswith(".")
+    )
     strangers = [name for name in inside if name not in names]
     if strangers:
         raise InputError(
-            f"class folder {folder / strangers[0]} has no counterpart in train/{near_miss(strangers[0], names)}; "
+            f"class folder {folder / strangers[0]} has no counterpart in "
+            f"train/{near_miss(strangers[0], names)}; "
             "both splits need the same class folders"
         )
-    known = {extension for extension, form in Image.registered_extensions().items() if form in Image.OPEN}
+    known = {
+        extension for extension, form in Image.registered_extensions().items() if form in Image.OPEN
+    }
     for label, name in enumerate(names):
         found = sorted((folder / name).rglob("*")) if (folder / name).is_dir() else []
-        files = [file for file in found if file.suffix.lower() in known and file.is_file() and not hidden(file, folder)]
+        files = [
+            file
+            for file in found
+            if file.suffix.lower() in known and file.is_file() and not hidden(file, folder)
+        ]
         if not files:
-            raise InputError(f"class folder {folder / name} holds no images; add some or remove the class")
+            raise InputError(
+                f"class folder {folder / name} holds no images; add some or remove the class"
+            )
         yield from ((label, file) for file in files)
 
 
@@ -192,7 +245,9 @@ def assemble(
     config: DataConfig,
     notes: Sequence[str] = (),
 ) -> Dataset:
-    """Decode listings into memory or the mapped cache, as `config.storage` says or their size asks for."""
+    """Decode listings into memory or the mapped cache, as `config.storage` says or their size asks
+    for.
+    """
     content = fingerprint()
     count = sum(len(listing.labels) for listing in listings.values())
     folder = conversion_folder(cache_folder(config.cache_dir), content, config.image_size)
@@ -202,12 +257,20 @@ def assemble(
         return config.storage == "mapped" or (config.storage == "auto" and large)
 
     def dataset(arrays: dict[str, Arrays], seen: list[str], *, mapped: bool) -> Dataset:
-        return Dataset(arrays["train"], arrays.get("test"), names, content, (*notes, *seen), mapped=mapped)
+        return Dataset(
+            arrays["train"], arrays.get("test"), names, content, (*notes, *seen), mapped=mapped
+        )
 
     known = open_cached(folder, listings)
-    if known and is_mapped(known[0]["train"].images.shape[1:]):  # the headers of a million files need not be read again
+    if known and is_mapped(
+        known[0]["train"].images.shape[1:]
+    ):  # the headers of a million files need not be read again
         return dataset(*known, mapped=True)
     shape, seen = scan(list(listings.values()), config.image_size)
     if is_mapped(shape):
         return dataset(convert(folder, listings, config.image_size, shape, seen), seen, mapped=True)
-    return dataset({name: decode_in_memory(one, shape, config.image_size) for name, one in listings.items()}, seen, mapped=False)
+    return dataset(
+        {name: decode_in_memory(one, shape, config.image_size) for name, one in listings.items()},
+        seen,
+        mapped=False,
+    )

@@ -10,7 +10,17 @@ from torch import Tensor
 
 from potstill.config.sections import DataConfig
 from potstill.data.preprocessing import Preprocess, fitted
-from potstill.data.splits import NOUNS, Arrays, Dataset, Shape, Split, chunks, hold_out, kind_of, make_split
+from potstill.data.splits import (
+    NOUNS,
+    Arrays,
+    Dataset,
+    Shape,
+    Split,
+    chunks,
+    hold_out,
+    kind_of,
+    make_split,
+)
 from potstill.records.metadata import DataRecord
 from potstill.registry import InputError
 
@@ -30,7 +40,8 @@ class RealData:
         preprocess: the fitted preprocessing that all three went through.
         fingerprint: a hash of the source's content.
         notes: sentences that a user should see.
-        weights: (N,) float64 of the train split, on the CPU: how its images come into real batches; None: all alike.
+        weights: (N,) float64 of the train split, on the CPU: how its images come into real batches;
+            None: all alike.
         identity: a hash of the source's content and of weights.
         feature_names: of vectors, name of each feature; empty: they have none.
     """
@@ -56,17 +67,27 @@ class RealData:
     def record(self) -> DataRecord:
         """What a file tells of them."""
         identity = None if self.weights is None else self.identity
-        return DataRecord(self.fingerprint, len(self.train), len(self.validation), len(self.test), identity, self.feature_names)
+        return DataRecord(
+            self.fingerprint,
+            len(self.train),
+            len(self.validation),
+            len(self.test),
+            identity,
+            self.feature_names,
+        )
 
 
-def prepare(dataset: Dataset, config: DataConfig, device: torch.device, preprocess: Preprocess | None = None) -> RealData:
+def prepare(
+    dataset: Dataset, config: DataConfig, device: torch.device, preprocess: Preprocess | None = None
+) -> RealData:
     """Cut `dataset` into splits and preprocess them.
 
     Args:
         dataset: the raw images.
         config: shares, seeds and kind of preprocessing.
         device: where in-memory splits and batches live.
-        preprocess: one that is fitted already (that of a distilled set); None fits one to the train split.
+        preprocess: one that is fitted already (that of a distilled set); None fits one to the train
+            split.
     Raises:
         InputError: a class without training images; too few images to hold any out.
     """
@@ -76,24 +97,30 @@ def prepare(dataset: Dataset, config: DataConfig, device: torch.device, preproce
     if test is None:
         rest, test_rows = hold_out(dataset.train.labels, TEST_SHARE, config.split_seed)
         notes.append(
-            f"the data has no test split: {len(test_rows)} of {len(dataset.train.labels)} {noun}s (20 % of each class, "
+            f"the data has no test split: {len(test_rows)} of {len(dataset.train.labels)} {noun}s "
+            "(20 % of each class, "
             f"split seed {config.split_seed}) are held out as test"
         )
     kept, held = hold_out(dataset.train.labels[rest], config.validation, config.split_seed + 1)
     train_rows, validation_rows = rest[kept], rest[held]
     if not (len(validation_rows) and len(test_rows)):
         raise InputError(
-            f"some class must have at least {2 if dataset.test else 3} training {noun}s, so that validation "
+            f"some class must have at least {2 if dataset.test else 3} training {noun}s, so that "
+            "validation "
             f"{'data' if dataset.test else 'and test data'} can be held out, found at most "
             f"{np.bincount(dataset.train.labels).max()} in a class; add {noun}s"
         )
     require_every_class(dataset.train, train_rows, dataset.class_names)
     weights = None if dataset.weights is None else torch.from_numpy(dataset.weights[train_rows])
     if weights is not None and not weights.any():
-        raise InputError("weights must be above 0 for some image that is not held out, all of those have 0")
+        raise InputError(
+            "weights must be above 0 for some image that is not held out, all of those have 0"
+        )
     if preprocess is None:
         train = dataset.train
-        preprocess = fitted(config, lambda: map(train.floats, chunks(train_rows, train)), dataset.shape)
+        preprocess = fitted(
+            config, lambda: map(train.floats, chunks(train_rows, train)), dataset.shape
+        )
     preprocess = preprocess.to(device)
 
     def split(arrays: Arrays, rows: "np.ndarray[tuple[int], np.dtype[np.int64]]") -> Split:
@@ -115,15 +142,26 @@ def prepare(dataset: Dataset, config: DataConfig, device: torch.device, preproce
 
 
 def cut_of(config: DataConfig, identity: str) -> str:
-    """All that decides what `prepare` makes of data, as a text: their identity and every option but where and how they lie."""
+    """All that decides what `prepare` makes of data, as a text: their identity and every option but
+    where and how they lie.
+    """
     return json.dumps(
-        [identity, dataclasses.asdict(dataclasses.replace(config, data="", cache_dir="", storage="auto"))], sort_keys=True
+        [
+            identity,
+            dataclasses.asdict(dataclasses.replace(config, data="", cache_dir="", storage="auto")),
+        ],
+        sort_keys=True,
     )
 
 
-def require_every_class(arrays: Arrays, rows: "np.ndarray[tuple[int], np.dtype[np.int64]]", names: tuple[str, ...]) -> None:
+def require_every_class(
+    arrays: Arrays, rows: "np.ndarray[tuple[int], np.dtype[np.int64]]", names: tuple[str, ...]
+) -> None:
     """Raise an InputError if some class has no training image."""
     counts = np.bincount(arrays.labels[rows], minlength=len(names))
     if not counts.all():
         empty = names[int(counts.argmin())]
-        raise InputError(f"every class must have training images, class {empty!r} has none; add some or drop the class")
+        raise InputError(
+            f"every class must have training images, class {empty!r} has none; add some or drop "
+            "the class"
+        )

@@ -1,4 +1,6 @@
-"""Preprocessing fitted on the train split and stored with the distilled set, with a way back to pixels or to a table's units."""
+"""Preprocessing fitted on the train split and stored with the distilled set, with a way back to
+pixels or to a table's units.
+"""
 
 import dataclasses
 import math
@@ -21,7 +23,9 @@ ZCA_UP_TO = 3072
 SMALLEST_NORM = 1e-8
 SMALLEST_STD = 1e-6
 Chunks = Callable[[], Iterable[Tensor]]
-"""Gives, each time it is called, the training images (n, C, H, W) in [0, 1], or vectors (n, d), piece by piece."""
+"""Gives, each time it is called, the training images (n, C, H, W) in [0, 1], or vectors (n, d),
+piece by piece.
+"""
 Means = Mapping[str, Tensor]
 """Name -> mean over all training examples of something of each."""
 
@@ -32,14 +36,17 @@ class NoOptions:
 
 
 class Preprocess(ABC):
-    """A fitted preprocessing; calling it turns images in [0, 1], or vectors, into what the network reads.
+    """A fitted preprocessing; calling it turns images in [0, 1], or vectors, into what the network
+    reads.
 
-    Each of `registry.PREPROCESSING` is a subclass, and so is one of a user's own ("package.module:Name").
+    Each of `registry.PREPROCESSING` is a subclass, and so is one of a user's own
+    ("package.module:Name").
 
     Args:
-        tensors: what was fitted. Always, of images, "typical" (2,), the mean over train images of their pixels' mean and of
-            their pixels' standard deviation; of vectors, "ranges" (3, d): each feature's least value, mean and greatest
-            value over the train split. What else, its class says.
+        tensors: what was fitted. Always, of images, "typical" (2,), the mean over train images of
+            their pixels' mean and of their pixels' standard deviation; of vectors, "ranges" (3, d):
+            each feature's least value, mean and greatest value over the train split. What else, its
+            class says.
     """
 
     kinds: ClassVar[tuple[str, ...]] = KINDS
@@ -59,12 +66,16 @@ class Preprocess(ABC):
 
     @classmethod
     def statistics(cls, images: Tensor) -> dict[str, Tensor]:
-        """Return what `solve` needs of some images (n, C, H, W) or vectors (n, d), float64, as means over them."""
+        """Return what `solve` needs of some images (n, C, H, W) or vectors (n, d), float64, as
+        means over them.
+        """
         return {}
 
     @classmethod
     def solve(cls, means: Means, options: Any) -> dict[str, Tensor]:
-        """Return the tensors, float64, from the means of `statistics` over all images; an InputError if there are none."""
+        """Return the tensors, float64, from the means of `statistics` over all images; an
+        InputError if there are none.
+        """
         return {}
 
     @classmethod
@@ -79,8 +90,13 @@ class Preprocess(ABC):
         Raises:
             InputError: these examples cannot be preprocessed so.
         """
-        means = average(({**typical(part), **cls.statistics(part)}, len(part)) for part in map(Tensor.double, chunks()))
-        common = {"typical": means["typical"]} if "typical" in means else {"ranges": ranges(chunks())}
+        means = average(
+            ({**typical(part), **cls.statistics(part)}, len(part))
+            for part in map(Tensor.double, chunks())
+        )
+        common = (
+            {"typical": means["typical"]} if "typical" in means else {"ranges": ranges(chunks())}
+        )
         tensors = {**common, **cls.solve(means, cls.Options() if options is None else options)}
         return cls({name: tensor.float().contiguous() for name, tensor in tensors.items()})
 
@@ -106,21 +122,26 @@ class Preprocess(ABC):
         return cls(kept)
 
     def pictures(self, images: Tensor) -> Tensor:
-        """Turn images as the network reads them into pixels in [0, 1], (N, C, H, W), **for the eye only**.
+        """Turn images as the network reads them into pixels in [0, 1], (N, C, H, W), **for the eye
+        only**.
 
-        The way back, then each image gets the mean and the standard deviation of a typical train image, and what lies
-        outside [0, 1] is cut off. (A network with instance norm hardly sees an image's brightness and contrast, so
-        distilled images come in arbitrary ones.)
+        The way back, then each image gets the mean and the standard deviation of a typical train
+        image, and what lies outside [0, 1] is cut off. (A network with instance norm hardly sees an
+        image's brightness and contrast, so distilled images come in arbitrary ones.)
 
         Raises:
             InputError: they are vectors.
         """
         if images.ndim != 4:
-            raise InputError("a picture shows an image, this set holds vectors; read the numbers in its rows")
+            raise InputError(
+                "a picture shows an image, this set holds vectors; read the numbers in its rows"
+            )
         back = self.inverse(images)
         flat = back.flatten(1)
         mean, std = self.tensors["typical"].to(images).unbind()
-        if not 0 <= float(mean) <= 1:  # the data were floats on another scale, which has no black and white: mid-grey
+        if (
+            not 0 <= float(mean) <= 1
+        ):  # the data were floats on another scale, which has no black and white: mid-grey
             mean, std = torch.full_like(mean, 0.5), torch.full_like(std, 0.2)
         deviation = flat.std(1, correction=0, keepdim=True).clamp_min(SMALLEST_NORM)
         standard = (flat - flat.mean(1, keepdim=True)) / deviation
@@ -130,7 +151,9 @@ class Preprocess(ABC):
 class Unchanged(Preprocess):
     """Examples as they are."""
 
-    words = MappingProxyType({"image": "none, pixels in [0, 1]", "vector": "none, features as they are"})
+    words = MappingProxyType(
+        {"image": "none, pixels in [0, 1]", "vector": "none, features as they are"}
+    )
 
     def __call__(self, images: Tensor) -> Tensor:
         return images
@@ -140,13 +163,17 @@ class Unchanged(Preprocess):
 
 
 class Normalize(Preprocess):
-    """Each channel of images, or feature of vectors, to mean 0 and standard deviation 1 over the train split.
+    """Each channel of images, or feature of vectors, to mean 0 and standard deviation 1 over the
+    train split.
 
     Its tensors are "mean" and "std", (C, 1, 1) or (d,).
     """
 
     words = MappingProxyType(
-        {kind: f"each {part} to mean 0 and standard deviation 1" for kind, part in (("image", "channel"), ("vector", "feature"))}
+        {
+            kind: f"each {part} to mean 0 and standard deviation 1"
+            for kind, part in (("image", "channel"), ("vector", "feature"))
+        }
     )
 
     @classmethod
@@ -160,8 +187,12 @@ class Normalize(Preprocess):
             return standardisation(means)
         mean = means["mean"].view(-1, 1, 1)
         std = (means["square"].view(-1, 1, 1) - mean.square()).clamp_min(0).sqrt()
-        # A constant channel keeps its scale: divided by next to nothing, other images would be blown up in it.
-        return {"mean": mean, "std": torch.where(std > SMALLEST_STD * mean.abs().clamp_min(1), std, 1)}
+        # A constant channel keeps its scale: divided by next to nothing, other images would be
+        # blown up in it.
+        return {
+            "mean": mean,
+            "std": torch.where(std > SMALLEST_STD * mean.abs().clamp_min(1), std, 1),
+        }
 
     def __call__(self, images: Tensor) -> Tensor:
         return (images - self.tensors["mean"]) / self.tensors["std"]
@@ -173,14 +204,17 @@ class Normalize(Preprocess):
 class Zca(Preprocess):
     """ZCA whitening: the tensor "matrix" (D, D), symmetric.
 
-    Images are each centred and scaled to norm 1 before. Of vectors, whose features have units of their own so that an
-    example's mean says nothing, each feature is standardised before, by the tensors "mean" and "std" (d,).
+    Images are each centred and scaled to norm 1 before. Of vectors, whose features have units of
+    their own so that an example's mean says nothing, each feature is standardised before, by the
+    tensors "mean" and "std" (d,).
 
-    Source: for images, paper D.1, as its released code does it: each image less its own mean and divided by its own norm,
-    C = X'X / n, W = V diag(1 / sqrt(E + regularization * mean(E))) V'. No mean over images is removed.
-    For vectors, ZCA-cor of Kessy, Lewin & Strimmer 2018, arXiv:1512.00809: z = W diag(1 / std) (x - mean) with
-    W = P^(-1/2) and P the features' correlations; with the same regularisation, P = V diag(E) V' and W as above. It is the
-    whitening whose features stay nearest to the standardised ones, and it does not depend on units.
+    Source: for images, paper D.1, as its released code does it: each image less its own mean and
+        divided by its own norm, C = X'X / n, W = V diag(1 / sqrt(E + regularization * mean(E))) V'.
+        No mean over images is removed. For vectors, ZCA-cor of Kessy, Lewin & Strimmer 2018,
+        arXiv:1512.00809: z = W diag(1 / std) (x - mean) with W = P^(-1/2) and P the features'
+        correlations; with the same regularisation, P = V diag(E) V' and W as above. It is the
+        whitening whose features stay nearest to the standardised ones, and it does not depend on
+        units.
     """
 
     @dataclass(frozen=True)
@@ -188,7 +222,10 @@ class Zca(Preprocess):
         """What can be set."""
 
         zca_regularization: float = option(
-            0.1, "ZCA: this times the mean eigenvalue is added to all (paper D.1)", low=0, open_low=True
+            0.1,
+            "ZCA: this times the mean eigenvalue is added to all (paper D.1)",
+            low=0,
+            open_low=True,
         )
 
     words = MappingProxyType(
@@ -203,19 +240,29 @@ class Zca(Preprocess):
         if images.ndim == 4:
             rows = centred(images)
             return {"gram": rows.T @ rows / len(rows)}
-        return {"mean": images.mean(0), "square": images.square().mean(0), "gram": images.T @ images / len(images)}
+        return {
+            "mean": images.mean(0),
+            "square": images.square().mean(0),
+            "gram": images.T @ images / len(images),
+        }
 
     @classmethod
     def solve(cls, means: Means, options: Any) -> dict[str, Tensor]:
         if "typical" in means:
             if means["typical"][1] < SMALLEST_NORM:
-                raise InputError("preprocess zca needs train images that are not constant, found none; give --preprocess none")
+                raise InputError(
+                    "preprocess zca needs train images that are not constant, found none; give "
+                    "--preprocess none"
+                )
             return {"matrix": whitening(means["gram"], options.zca_regularization)}
         scales = standardisation(means)
         mean, std = scales["mean"], scales["std"]
         correlation = (means["gram"] - torch.outer(mean, mean)) / torch.outer(std, std)
         if correlation.trace() < SMALLEST_NORM:
-            raise InputError("preprocess zca needs a feature that is not constant, found none; give --preprocess none")
+            raise InputError(
+                "preprocess zca needs a feature that is not constant, found none; give "
+                "--preprocess none"
+            )
         return {**scales, "matrix": whitening(correlation, options.zca_regularization)}
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -224,7 +271,9 @@ class Zca(Preprocess):
         return ((images - self.tensors["mean"]) / self.tensors["std"]) @ self.tensors["matrix"]
 
     def inverse(self, images: Tensor) -> Tensor:
-        """Undo it; each image's own mean and norm are lost, so it ends at centred images of norm 1. Of vectors it is exact."""
+        """Undo it; each image's own mean and norm are lost, so it ends at centred images of norm 1.
+        Of vectors it is exact.
+        """
         plain = (images.flatten(1) @ self.unwhiten.to(images)).view_as(images)
         return plain if images.ndim == 4 else plain * self.tensors["std"] + self.tensors["mean"]
 
@@ -253,15 +302,20 @@ class Zca(Preprocess):
 
 
 def standardisation(means: Means) -> dict[str, Tensor]:
-    """Return "mean" and "std" (d,) of features, from the means of them and of their squares; constant ones keep their scale."""
+    """Return "mean" and "std" (d,) of features, from the means of them and of their squares;
+    constant ones keep their scale.
+    """
     mean = means["mean"]
     std = (means["square"] - mean.square()).clamp_min(0).sqrt()
-    # In proportion to the mean alone: a table may hold wavelengths in metres, and they are no constants.
+    # In proportion to the mean alone: a table may hold wavelengths in metres, and they are no
+    # constants.
     return {"mean": mean, "std": torch.where(std > SMALLEST_STD * mean.abs(), std, 1)}
 
 
 def whitening(gram: Tensor, regularization: float) -> Tensor:
-    """Return V diag(1 / sqrt(E + regularization * mean(E))) V' of the symmetric `gram` = V diag(E) V'."""
+    """Return V diag(1 / sqrt(E + regularization * mean(E))) V' of the symmetric `gram` = V diag(E)
+    V'.
+    """
     values, vectors = torch.linalg.eigh(gram)
     scale = (values.clamp_min(0) + regularization * values.mean()).rsqrt()
     matrix: Tensor = (vectors * scale) @ vectors.T
@@ -272,14 +326,17 @@ def centred(images: Tensor) -> Tensor:
     """Return (N, D): each image less its own mean, divided by its own norm."""
     flat = images.flatten(1)
     flat = flat - flat.mean(1, keepdim=True)
-    # Again: the mean of a constant image is rounded, and the division would blow the remainder up to norm 1.
+    # Again: the mean of a constant image is rounded, and the division would blow the remainder up
+    # to norm 1.
     flat = flat - flat.mean(1, keepdim=True)
     norm: Tensor = torch.linalg.vector_norm(flat, dim=1, keepdim=True)
     return flat / norm.clamp_min(SMALLEST_NORM)
 
 
 def typical(images: Tensor) -> dict[str, Tensor]:
-    """Return "typical" (2,) of some images: of an image's pixels, the mean and the standard deviation. Vectors have none."""
+    """Return "typical" (2,) of some images: of an image's pixels, the mean and the standard
+    deviation. Vectors have none.
+    """
     if images.ndim != 4:
         return {}
     flat = images.flatten(1)
@@ -287,7 +344,9 @@ def typical(images: Tensor) -> dict[str, Tensor]:
 
 
 def ranges(chunks: Iterable[Tensor]) -> Tensor:
-    """Return (3, d): least value, mean and greatest value of each feature of vectors (n, d), given in pieces."""
+    """Return (3, d): least value, mean and greatest value of each feature of vectors (n, d), given
+    in pieces.
+    """
     parts = [(part.amin(0), part.double().mean(0), part.amax(0), len(part)) for part in chunks]
     mean = average(({"mean": mean}, size) for _, mean, _, size in parts)["mean"]
     low = torch.stack([low for low, _, _, _ in parts]).amin(0)
@@ -305,7 +364,8 @@ def average(parts: Iterable[tuple[dict[str, Tensor], int]]) -> dict[str, Tensor]
 
 
 def resolved_kind(kind: str, shape: tuple[int, ...]) -> str:
-    """Return `kind`, or what "auto" is: zca for images of up to 3,072 values, normalize for others and for vectors.
+    """Return `kind`, or what "auto" is: zca for images of up to 3,072 values, normalize for others
+    and for vectors.
 
     (The matrix of zca grows out of hand beyond.)
     """
@@ -320,7 +380,10 @@ def preprocessing(name: str) -> type[Preprocess]:
     """Return the class of that name; an InputError if there is none, or it is no preprocessing."""
     chosen: Any = PREPROCESSING[name]
     if not (isinstance(chosen, type) and issubclass(chosen, Preprocess)):
-        raise InputError(f"preprocessing {name} must be a subclass of potstill.data.preprocessing.Preprocess, got {chosen!r}")
+        raise InputError(
+            f"preprocessing {name} must be a subclass of potstill.data.preprocessing.Preprocess, "
+            f"got {chosen!r}"
+        )
     return chosen
 
 

@@ -14,11 +14,15 @@ class RealSampler(Protocol):
     """Which real examples make up a batch."""
 
     def draw(self, split: Split, count: int, rng: torch.Generator) -> Tensor:
-        """Draw positions of `count` examples without replacement, on the CPU; of all, if there are fewer."""
+        """Draw positions of `count` examples without replacement, on the CPU; of all, if there are
+        fewer.
+        """
         ...
 
     def among(self, rows: Tensor) -> "RealSampler":
-        """Return the same sampler for a split of only these examples of the whole, positions (n,) on the CPU."""
+        """Return the same sampler for a split of only these examples of the whole, positions (n,)
+        on the CPU.
+        """
         ...
 
 
@@ -40,8 +44,9 @@ UNIFORM = Uniform()
 class Weighted:
     """One after the other with a probability in proportion to its weight among those that are left.
 
-    The `count` smallest of independent exponential times with the weights as their rates are just that
-    (Efraimidis & Spirakis 2006), so that a draw takes one pass over the weights, whatever the count.
+    The `count` smallest of independent exponential times with the weights as their rates are just
+    that (Efraimidis & Spirakis 2006), so that a draw takes one pass over the weights, whatever the
+    count.
 
     Args:
         weights: (N,) at least 0, finite, on the CPU; examples of weight 0 are never drawn.
@@ -75,7 +80,9 @@ class ClassWise:
 
     def __post_init__(self) -> None:
         labels = self.split.labels
-        members = {label: torch.nonzero(labels == label)[:, 0] for label in labels.unique().tolist()}
+        members = {
+            label: torch.nonzero(labels == label)[:, 0] for label in labels.unique().tolist()
+        }
         object.__setattr__(self, "members", members)
 
     def draw(self, classes: Sequence[int], count: int, rng: torch.Generator) -> list[Tensor]:
@@ -86,7 +93,8 @@ class ClassWise:
             count: examples of each class; of a class that has fewer (of weight above 0), all.
             rng: every draw follows from it, one class after the other.
         Returns:
-            For each class the positions of its examples in the split, (n,) with n <= count, on the CPU.
+            For each class the positions of its examples in the split, (n,) with n <= count, on the
+            CPU.
         """
         drawn = []
         for label in classes:
@@ -120,7 +128,8 @@ class Sampling(Protocol):
         """Make the state.
 
         Args:
-            trained: seed -> (inputs -> logits) of a fresh network that trained on the set as it is now.
+            trained: seed -> (inputs -> logits) of a fresh network that trained on the set as it is
+                now.
             split: the real training data.
             seed: of all draws.
             progress: takes (what, done, of how many).

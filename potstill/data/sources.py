@@ -1,4 +1,6 @@
-"""Where labelled examples come from: `read` finds the source by name; arrays and what scikit-learn carries are here."""
+"""Where labelled examples come from: `read` finds the source by name; arrays and what scikit-learn
+carries are here.
+"""
 
 import dataclasses
 import hashlib
@@ -23,13 +25,20 @@ def read(config: DataConfig) -> Dataset:
     """Read what `config.data` names.
 
     Raises:
-        InputError: it does not exist, is empty, or cannot be read; the sentence says which file and what to do.
+        InputError: it does not exist, is empty, or cannot be read; the sentence says which file and
+            what to do.
     """
     kind, _, rest = config.data.partition(":")
     if kind == "arrays":
-        raise InputError("the data were arrays given in Python; give them again there, as in potstill.resume(out, images, labels)")
+        raise InputError(
+            "the data were arrays given in Python; give them again there, as in "
+            "potstill.resume(out, images, labels)"
+        )
     if (kind == "digits") == bool(rest):
-        raise InputError(f"data must be digits, sklearn:NAME, folder:PATH, parquet:PATH or hf:NAME, got {config.data!r}")
+        raise InputError(
+            "data must be digits, sklearn:NAME, folder:PATH, parquet:PATH or hf:NAME, got "
+            f"{config.data!r}"
+        )
     dataset: Dataset = SOURCES[kind](rest, config)
     return checked(dataset)
 
@@ -38,25 +47,41 @@ def checked(dataset: Dataset) -> Dataset:
     """`dataset` again, if it can be distilled: at least two classes, finite numbers."""
     if len(dataset.class_names) < 2:
         found = "".join(f": {name}" for name in dataset.class_names)
-        raise InputError(f"the data must have at least 2 classes, found {len(dataset.class_names)}{found}; add another")
+        raise InputError(
+            f"the data must have at least 2 classes, found {len(dataset.class_names)}{found}; add "
+            "another"
+        )
     for split, arrays in (("train", dataset.train), ("test", dataset.test)):
-        if arrays is not None and arrays.images.dtype != np.uint8 and not np.isfinite(arrays.images).all():
-            bad = int(np.flatnonzero(~np.isfinite(arrays.images).reshape(len(arrays.images), -1).all(axis=1))[0])
+        if (
+            arrays is not None
+            and arrays.images.dtype != np.uint8
+            and not np.isfinite(arrays.images).all()
+        ):
+            bad = int(
+                np.flatnonzero(
+                    ~np.isfinite(arrays.images).reshape(len(arrays.images), -1).all(axis=1)
+                )[0]
+            )
             values = "pixels" if dataset.kind == "image" else "features"
             raise InputError(
-                f"{values} must be finite numbers, {split} {NOUNS[dataset.kind]} {bad} holds NaN or infinity; repair or remove it"
+                f"{values} must be finite numbers, {split} {NOUNS[dataset.kind]} {bad} holds NaN "
+                "or infinity; repair or remove it"
             )
     return dataset
 
 
 def read_digits(_: str, config: DataConfig) -> Dataset:
     """scikit-learn's 1,797 grey digits of 8 x 8 pixels with values 0 to 16."""
-    from sklearn.datasets import load_digits  # here: it takes a second to import and only this source needs it
+    from sklearn.datasets import (
+        load_digits,
+    )  # here: it takes a second to import and only this source needs it
 
     bunch = load_digits()
     images = (bunch.images[:, None] / 16).astype(np.float32)
     names = tuple(str(name) for name in bunch.target_names)
-    return Dataset(Arrays(images, bunch.target.astype(np.int64)), None, names, array_hash(images, bunch.target))
+    return Dataset(
+        Arrays(images, bunch.target.astype(np.int64)), None, names, array_hash(images, bunch.target)
+    )
 
 
 def read_sklearn(name: str, config: DataConfig) -> Dataset:
@@ -67,7 +92,12 @@ def read_sklearn(name: str, config: DataConfig) -> Dataset:
         raise InputError(f"data must be one of {known}; got 'sklearn:{name}'{hint}")
     bunch = getattr(importlib.import_module("sklearn.datasets"), f"load_{name}")()
     names = [str(label) for label in bunch.target_names]
-    return from_arrays(bunch.data, bunch.target, class_names=names, feature_names=list(map(str, bunch.feature_names)))
+    return from_arrays(
+        bunch.data,
+        bunch.target,
+        class_names=names,
+        feature_names=list(map(str, bunch.feature_names)),
+    )
 
 
 def array_hash(*arrays: npt.NDArray[Any]) -> str:
@@ -90,65 +120,103 @@ def from_arrays(
     """Arrays or tensors as a data set.
 
     Args:
-        images: (N, H, W) or (N, C, H, W) with C 1 or 3; integers 0..255, or floats, which are taken as they are. Or vectors
-            (N, d): a table with a row an example, as numbers of any kind; they are taken as they are.
+        images: (N, H, W) or (N, C, H, W) with C 1 or 3; integers 0..255, or floats, which are taken
+            as they are. Or vectors (N, d): a table with a row an example, as numbers of any kind;
+            they are taken as they are.
         labels: (N,) whole numbers 0 .. K-1.
         test_images: the same for test data; None holds 20 % of `images` out.
         test_labels: classes of `test_images`.
         class_names: name of each class; None takes the numbers.
-        feature_names: of vectors, name of each feature; None takes those of the columns, if `images` is a data frame.
+        feature_names: of vectors, name of each feature; None takes those of the columns, if
+            `images` is a data frame.
     Raises:
         InputError: shapes that do not fit, labels out of range, pixels that are no numbers.
     """
     if (test_images is None) != (test_labels is None):
         raise InputError("test_images and test_labels must be given together, got only one of them")
     train = as_arrays("images", images, "labels", labels)
-    test = None if test_images is None else as_arrays("test_images", test_images, "test_labels", test_labels)
+    test = (
+        None
+        if test_images is None
+        else as_arrays("test_images", test_images, "test_labels", test_labels)
+    )
     if test is not None and test.images.shape[1:] != train.images.shape[1:]:
-        raise InputError(f"test_images must have the shape of images, {train.images.shape[1:]}, got {test.images.shape[1:]}")
+        raise InputError(
+            f"test_images must have the shape of images, {train.images.shape[1:]}, got "
+            f"{test.images.shape[1:]}"
+        )
     if test is not None and test.images.dtype != train.images.dtype:
-        raise InputError("images and test_images must both be whole numbers or both floats, got one of each; scale them alike")
-    if class_names is not None and (isinstance(class_names, str) or len(set(class_names)) < len(class_names)):
-        raise InputError(f"class_names must be a list of different names, one for each class, got {class_names!r}")
+        raise InputError(
+            "images and test_images must both be whole numbers or both floats, got one of each; "
+            "scale them alike"
+        )
+    if class_names is not None and (
+        isinstance(class_names, str) or len(set(class_names)) < len(class_names)
+    ):
+        raise InputError(
+            "class_names must be a list of different names, one for each class, got "
+            f"{class_names!r}"
+        )
     count = len(class_names) if class_names is not None else int(train.labels.max()) + 1
     if class_names is None and count > len(train.labels):
-        raise InputError(f"labels must be 0 .. K-1 with images of every class, got {count - 1} among {len(train.labels)} images")
+        raise InputError(
+            f"labels must be 0 .. K-1 with images of every class, got {count - 1} among "
+            f"{len(train.labels)} images"
+        )
     for name, arrays in (("labels", train), ("test_labels", test)):
         if arrays is not None and arrays.labels.max() >= count:
             source = "labels" if class_names is None else "class_names"
             raise InputError(
-                f"{name} must lie in 0..{count - 1} (the {count} classes of {source}), got {arrays.labels.max()}; "
+                f"{name} must lie in 0..{count - 1} (the {count} classes of {source}), got "
+                f"{arrays.labels.max()}; "
                 "correct the labels or name every class"
             )
     notes = (PADDED_NOTE,) if train.images.shape[2:] == (UNPADDED_SIDE, UNPADDED_SIDE) else ()
     if train.images.ndim == 4:
-        train, test = Arrays(pad(train.images), train.labels), test and Arrays(pad(test.images), test.labels)
+        train, test = (
+            Arrays(pad(train.images), train.labels),
+            test and Arrays(pad(test.images), test.labels),
+        )
     names = tuple(map(str, class_names if class_names is not None else range(count)))
     parts = [part for arrays in (train, test) if arrays for part in (arrays.images, arrays.labels)]
     features = features_of(images, test_images, feature_names, train.images.shape[1:])
     return checked(Dataset(train, test, names, array_hash(*parts), notes, feature_names=features))
 
 
-def features_of(train: Any, test: Any, given: Sequence[str] | None, shape: tuple[int, ...]) -> tuple[str, ...]:
-    """Return the names of features that were given, or that the columns of data frames have; none if there are none.
+def features_of(
+    train: Any, test: Any, given: Sequence[str] | None, shape: tuple[int, ...]
+) -> tuple[str, ...]:
+    """Return the names of features that were given, or that the columns of data frames have; none
+    if there are none.
 
     Raises:
-        InputError: they are not one for each feature, not all different, or other ones in the test data.
+        InputError: they are not one for each feature, not all different, or other ones in the test
+            data.
     """
-    columns = [tuple(map(str, frame.columns)) for frame in (train, test) if hasattr(frame, "columns")]
+    columns = [
+        tuple(map(str, frame.columns)) for frame in (train, test) if hasattr(frame, "columns")
+    ]
     if len(set(columns)) > 1:
-        raise InputError(f"test_images must have the columns of images, in their order, got {columns[1]} and {columns[0]}")
+        raise InputError(
+            f"test_images must have the columns of images, in their order, got {columns[1]} and "
+            f"{columns[0]}"
+        )
     if given is None:
         return columns[0] if columns else ()
     names = () if isinstance(given, str) else tuple(map(str, given))
     if len(shape) != 1 or len(names) != shape[0] or len(set(names)) < len(names):
-        wanted = f"the {shape[0]} features" if len(shape) == 1 else "features of images, which have none"
-        raise InputError(f"feature_names must be different names, one for each of {wanted}, got {given!r}")
+        wanted = (
+            f"the {shape[0]} features" if len(shape) == 1 else "features of images, which have none"
+        )
+        raise InputError(
+            f"feature_names must be different names, one for each of {wanted}, got {given!r}"
+        )
     return names
 
 
 def with_weights(dataset: Dataset, weights: Any) -> Dataset:
-    """`dataset` with a weight for each of its training images in real batches, as it is without any.
+    """`dataset` with a weight for each of its training images in real batches, as it is without
+    any.
 
     Raises:
         InputError: they are not one for each, negative, not finite, or all 0.
@@ -158,12 +226,16 @@ def with_weights(dataset: Dataset, weights: Any) -> Dataset:
     given, count = as_array("weights", weights), len(dataset.train.labels)
     if given.shape != (count,) or given.dtype.kind not in "iufb":
         raise InputError(
-            f"weights must be a number for each of the {count:,} training images that were given, in their order, got shape "
+            f"weights must be a number for each of the {count:,} training images that were given, "
+            "in their order, got shape "
             f"{given.shape} of type {given.dtype}"
         )
     given = given.astype(np.float64)
     if not (np.isfinite(given).all() and (given >= 0).all() and given.any()):
-        raise InputError(f"weights must be finite and at least 0, and not all 0, got {given.min():g} to {given.max():g}")
+        raise InputError(
+            f"weights must be finite and at least 0, and not all 0, got {given.min():g} to "
+            f"{given.max():g}"
+        )
     return dataclasses.replace(dataset, weights=given)
 
 
@@ -171,29 +243,44 @@ def as_array(name: str, given: Any) -> npt.NDArray[Any]:
     """An array, tensor or list as an array."""
     if isinstance(given, torch.Tensor):
         given = given.detach().cpu()
-        return np.asarray(given.float() if given.is_floating_point() else given)  # NumPy knows no bfloat16
+        return np.asarray(
+            given.float() if given.is_floating_point() else given
+        )  # NumPy knows no bfloat16
     try:
         return np.asarray(given)
     except (ValueError, TypeError) as error:  # rows of several lengths
-        raise InputError(f"{name} must be an array, got a {type(given).__name__} that is none: {error}") from error
+        raise InputError(
+            f"{name} must be an array, got a {type(given).__name__} that is none: {error}"
+        ) from error
 
 
 def as_arrays(images_name: str, images: Any, labels_name: str, labels: Any) -> Arrays:
     """Check and normalise one split that a user gave in Python."""
     pixels, classes = as_array(images_name, images), as_array(labels_name, labels)
     if pixels.ndim == 2 and pixels.size:
-        return Arrays(as_vectors(images_name, pixels), as_classes(labels_name, classes, images_name, len(pixels)))
+        return Arrays(
+            as_vectors(images_name, pixels),
+            as_classes(labels_name, classes, images_name, len(pixels)),
+        )
     if pixels.ndim == 3:
         pixels = pixels[:, None]
     if pixels.ndim != 4 or pixels.shape[1] not in (1, 3) or not pixels.size:
-        hint = "; move the channels to the front" if pixels.ndim == 4 and pixels.shape[-1] in (1, 3) else ""
+        hint = (
+            "; move the channels to the front"
+            if pixels.ndim == 4 and pixels.shape[-1] in (1, 3)
+            else ""
+        )
         raise InputError(
-            f"{images_name} must have shape (N, d) of vectors, (N, H, W) or (N, C, H, W) with C 1 or 3, got {pixels.shape}{hint}"
+            f"{images_name} must have shape (N, d) of vectors, (N, H, W) or (N, C, H, W) with C 1 "
+            f"or 3, got {pixels.shape}{hint}"
         )
     classes = as_classes(labels_name, classes, images_name, len(pixels))
     if pixels.dtype.kind in "iu":
         if pixels.min() < 0 or pixels.max() > 255:
-            raise InputError(f"whole-number {images_name} must lie in 0..255, got {pixels.min()} to {pixels.max()}; scale them")
+            raise InputError(
+                f"whole-number {images_name} must lie in 0..255, got {pixels.min()} to "
+                f"{pixels.max()}; scale them"
+            )
         pixels = pixels.astype(np.uint8)
     elif pixels.dtype.kind == "f":
         pixels = pixels.astype(np.float32)
@@ -202,22 +289,33 @@ def as_arrays(images_name: str, images: Any, labels_name: str, labels: Any) -> A
     return Arrays(pixels, classes)
 
 
-def as_classes(name: str, classes: npt.NDArray[Any], images_name: str, count: int) -> npt.NDArray[np.int64]:
+def as_classes(
+    name: str, classes: npt.NDArray[Any], images_name: str, count: int
+) -> npt.NDArray[np.int64]:
     """Check the classes of `count` examples."""
     if classes.shape != (count,):
-        raise InputError(f"{name} must have shape ({count},) like {images_name}, got {classes.shape}")
+        raise InputError(
+            f"{name} must have shape ({count},) like {images_name}, got {classes.shape}"
+        )
     if classes.dtype.kind not in "iu":
-        raise InputError(f"{name} must be whole numbers 0 .. K-1, got values of type {classes.dtype}")
+        raise InputError(
+            f"{name} must be whole numbers 0 .. K-1, got values of type {classes.dtype}"
+        )
     if classes.min() < 0:
         raise InputError(f"{name} must be at least 0, got {classes.min()}")
     return classes.astype(np.int64)
 
 
 def as_vectors(name: str, rows: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    """Check vectors (N, d) and take them as float32; whole numbers too are numbers here, not pixels."""
+    """Check vectors (N, d) and take them as float32; whole numbers too are numbers here, not
+    pixels.
+    """
     if rows.dtype.kind not in "biuf":
         raise InputError(
-            f"{name} of shape {rows.shape} must be numbers, got values of type {rows.dtype}; encode what is text as numbers first"
+            f"{name} of shape {rows.shape} must be numbers, got values of type {rows.dtype}; "
+            "encode what is text as numbers first"
         )
-    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is told as that
+    with np.errstate(
+        over="ignore"
+    ):  # what float32 cannot hold becomes infinite, and is told as that
         return rows.astype(np.float32)

@@ -1,6 +1,7 @@
 """Real data behind one interface, in memory or memory-mapped.
 
-A source (sources.py) gives raw `Arrays`; loading.py cuts them into train, validation and test splits and preprocesses them.
+A source (sources.py) gives raw `Arrays`; loading.py cuts them into train, validation and test
+splits and preprocesses them.
 """
 
 import hashlib
@@ -37,7 +38,8 @@ def require_kind(kind: str, name: str, part: Any, way_out: str) -> None:
     Args:
         kind: of the data.
         name: of the part, for the message, as in "model convnet".
-        part: states what it takes in `kinds`; without that, all: a stranger's network may take anything.
+        part: states what it takes in `kinds`; without that, all: a stranger's network may take
+            anything.
         way_out: what to do.
     """
     taken = getattr(part, "kinds", KINDS)
@@ -51,7 +53,8 @@ class Arrays:
     """Labelled examples as a source gives them.
 
     Args:
-        images: (N, C, H, W), uint8 in 0..255 or float32; may be a memory map. Of vectors (N, d), float32.
+        images: (N, C, H, W), uint8 in 0..255 or float32; may be a memory map. Of vectors (N, d),
+            float32.
         labels: (N,) int64 classes.
     """
 
@@ -59,7 +62,9 @@ class Arrays:
     labels: npt.NDArray[np.int64]
 
     def floats(self, indices: npt.NDArray[np.int64]) -> Tensor:
-        """Images as float32 on the CPU; bytes are scaled to [0, 1]. Reads only these rows of a memory map."""
+        """Images as float32 on the CPU; bytes are scaled to [0, 1]. Reads only these rows of a
+        memory map.
+        """
         order = np.argsort(indices, kind="stable")
         rows = np.empty((len(indices), *self.images.shape[1:]), self.images.dtype)
         rows[order] = self.images[indices[order]]  # sorted: a memory map is read from front to back
@@ -69,7 +74,8 @@ class Arrays:
 
 
 def release(images: npt.NDArray[Any]) -> None:
-    """Give back the pages of a memory map that were read: they would count as this process's memory until the system needs it.
+    """Give back the pages of a memory map that were read: they would count as this process's memory
+    until the system needs it.
 
     The system's cache of files keeps them.
     """
@@ -89,7 +95,8 @@ class Dataset:
         fingerprint: a hash of the content, the same wherever the data lie.
         notes: sentences that a user should see: what was converted, padded, resized.
         mapped: whether the arrays are memory maps, to be preprocessed batch by batch.
-        weights: (N,) float64 of the training images: how they come into real batches; None: all alike.
+        weights: (N,) float64 of the training images: how they come into real batches; None: all
+            alike.
         feature_names: of vectors, name of each feature; empty: they have none.
     """
 
@@ -131,7 +138,7 @@ class Split(Protocol):
     def __len__(self) -> int: ...
 
     def take(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """(images (n, C, H, W) or vectors (n, d), labels (n,)) at these positions, on the device."""
+        """Take (images (n, C, H, W) or vectors (n, d), labels (n,)) at these positions."""
         ...
 
 
@@ -203,18 +210,29 @@ class MappedSplit:
 
 
 def make_split(
-    arrays: Arrays, indices: npt.NDArray[np.int64], transform: Transform, device: torch.device, *, mapped: bool
+    arrays: Arrays,
+    indices: npt.NDArray[np.int64],
+    transform: Transform,
+    device: torch.device,
+    *,
+    mapped: bool,
 ) -> Split:
-    """The rows `indices` of `arrays` as a split: mapped, or preprocessed once and kept on the device."""
+    """The rows `indices` of `arrays` as a split: mapped, or preprocessed once and kept on the
+    device.
+    """
     if mapped:
         return MappedSplit(arrays, indices, transform, device)
     images = [transform(arrays.floats(rows).to(device)) for rows in chunks(indices, arrays)]
     empty = torch.empty(0, *arrays.images.shape[1:], device=device)
-    return TensorSplit(torch.cat(images) if images else empty, torch.from_numpy(arrays.labels[indices]))
+    return TensorSplit(
+        torch.cat(images) if images else empty, torch.from_numpy(arrays.labels[indices])
+    )
 
 
 def chunk_size(shape: Sequence[int]) -> int:
-    """How many images (C, H, W) are held at a time: at most CHUNK, and CHUNK_VALUES pixel values (64 MiB as float32)."""
+    """How many images (C, H, W) are held at a time: at most CHUNK, and CHUNK_VALUES pixel values
+    (64 MiB as float32).
+    """
     return max(1, min(CHUNK, CHUNK_VALUES // math.prod(shape)))
 
 
@@ -231,7 +249,9 @@ def batches(split: Split, size: int) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def sample(split: Split, count: int, rng: torch.Generator) -> Tensor:
-    """Positions of `count` examples without replacement; of all, in random order, if there are fewer."""
+    """Positions of `count` examples without replacement; of all, in random order, if there are
+    fewer.
+    """
     return torch.randperm(len(split), generator=rng)[:count]
 
 
@@ -247,11 +267,14 @@ def sample_per_class(labels: Tensor, classes: int, count: int, rng: torch.Genera
     return torch.cat(picks)
 
 
-def hold_out(labels: npt.NDArray[np.int64], share: float, seed: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Positions kept and held out, both ascending: the same share of every class, at least one of it and one kept.
+def hold_out(
+    labels: npt.NDArray[np.int64], share: float, seed: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Positions kept and held out, both ascending: the same share of every class, at least one of
+    it and one kept.
 
-    A class with a single example stays whole. (scikit-learn's stratified split refuses such a class and may leave a small
-    one out of the held-out part.)
+    A class with a single example stays whole. (scikit-learn's stratified split refuses such a class
+    and may leave a small one out of the held-out part.)
     """
     rng = np.random.default_rng(seed)
     held = []

@@ -31,19 +31,29 @@ def read_parquet(path: str, config: DataConfig) -> Dataset:
         for table, file in zip(tables[split], files[split], strict=True):
             missing = set(wanted) - set(table.schema_arrow.names)
             if missing:
-                raise InputError(f"{file} has no column {missing.pop()!r}; every file needs the same columns")
+                raise InputError(
+                    f"{file} has no column {missing.pop()!r}; every file needs the same columns"
+                )
             with parquet_errors(file):
                 for batch in table.iter_batches(batch_size=256, columns=wanted):
                     yield from batch.to_pylist()
 
     def listing(split: str) -> tuple[list[Any], Callable[[], Iterator[tuple[str, Path | bytes]]]]:
         labels = [row[label] for row in columns(split, [label])]
-        return labels, lambda: encoded(columns(split, [image]), image, f"{split} row", embedded=True)
+        return labels, lambda: encoded(
+            columns(split, [image]), image, f"{split} row", embedded=True
+        )
 
     names = features.get(label, {}).get("names")
     root = Path(path).expanduser()
-    places = {file: file.relative_to(root).as_posix() if root.is_dir() else "" for paths in files.values() for file in paths}
-    tracked = [(f"{split}/{places[file]}", file) for split, paths in files.items() for file in paths]
+    places = {
+        file: file.relative_to(root).as_posix() if root.is_dir() else ""
+        for paths in files.values()
+        for file in paths
+    }
+    tracked = [
+        (f"{split}/{places[file]}", file) for split, paths in files.items() for file in paths
+    ]
 
     def fingerprint() -> str:
         # The columns are part of it: other columns of the same files are other data.
@@ -54,7 +64,9 @@ def read_parquet(path: str, config: DataConfig) -> Dataset:
 
 
 def described_features(metadata: Mapping[bytes, bytes]) -> dict[str, Any]:
-    """Column -> feature as Hugging Face's metadata describe it; nothing where there are none, or none that can be read."""
+    """Column -> feature as Hugging Face's metadata describe it; nothing where there are none, or
+    none that can be read.
+    """
     try:
         described = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
         return {name: feature for name, feature in described.items() if isinstance(feature, dict)}
@@ -63,12 +75,19 @@ def described_features(metadata: Mapping[bytes, bytes]) -> dict[str, Any]:
 
 
 def parquet_files(path: Path) -> dict[str, list[Path]]:
-    """Split name -> files. In a folder, a file is of the split that its name starts with, or else that its folder is named."""
+    """Split name -> files. In a folder, a file is of the split that its name starts with, or else
+    that its folder is named.
+    """
     if path.is_file():
         return {"train": [path]}
-    found = sorted(file for file in path.rglob("*.parquet") if file.is_file() and not hidden(file, path))
+    found = sorted(
+        file for file in path.rglob("*.parquet") if file.is_file() and not hidden(file, path)
+    )
     if not found:
-        raise InputError(f"parquet folder {path} must hold *.parquet files, found none; check the path after 'parquet:'")
+        raise InputError(
+            f"parquet folder {path} must hold *.parquet files, found none; check the path after "
+            "'parquet:'"
+        )
     splits: dict[str, list[Path]] = {name: [] for name in ("train", *TEST_NAMES)}
     for file in found:
         *folders, own = (part.lower() for part in file.relative_to(path).parts)
@@ -79,7 +98,8 @@ def parquet_files(path: Path) -> dict[str, list[Path]]:
     if not splits["train"]:
         if any(splits.values()):
             raise InputError(
-                f"parquet folder {path} must have a file or folder named train..., found {found[0].relative_to(path)} and "
+                f"parquet folder {path} must have a file or folder named train..., found "
+                f"{found[0].relative_to(path)} and "
                 "the like; rename the training files"
             )
         return {"train": found}
@@ -90,7 +110,8 @@ def parquet_files(path: Path) -> dict[str, list[Path]]:
 def open_parquet(pq: Any, file: Path) -> Any:
     """An open parquet file; an InputError if it is none."""
     with parquet_errors(file):
-        # memory_map: without it, pyarrow 26 reads all row groups ahead, so that the whole set comes into memory.
+        # memory_map: without it, pyarrow 26 reads all row groups ahead, so that the whole set comes
+        # into memory.
         return pq.ParquetFile(file, memory_map=True)
 
 
@@ -102,7 +123,9 @@ def parquet_errors(file: Path) -> Iterator[None]:
     except InputError:
         raise
     except (OSError, ValueError) as error:  # pyarrow's errors derive from these
-        raise InputError(f"cannot read {file} as parquet: {first_line(error)}; repair or replace it") from error
+        raise InputError(
+            f"cannot read {file} as parquet: {first_line(error)}; repair or replace it"
+        ) from error
 
 
 def first_line(error: Exception) -> str:
@@ -110,13 +133,22 @@ def first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def choose_columns(names: list[str], features: dict[str, Any], config: DataConfig) -> tuple[str, str]:
-    """The image and the label column: those given, else by Hugging Face type, else by usual names."""
-    usual = {"image": ("image", "img", "images"), "label": ("label", "labels", "fine_label", "class", "target")}
+def choose_columns(
+    names: list[str], features: dict[str, Any], config: DataConfig
+) -> tuple[str, str]:
+    """Find the image and label columns: as given, by Hugging Face type, or by usual names."""
+    usual = {
+        "image": ("image", "img", "images"),
+        "label": ("label", "labels", "fine_label", "class", "target"),
+    }
     types = {"image": "Image", "label": "ClassLabel"}
     chosen = []
     for kind, given in (("image", config.image_column), ("label", config.label_column)):
-        typed = [name for name in names if isinstance(features.get(name), dict) and features[name].get("_type") == types[kind]]
+        typed = [
+            name
+            for name in names
+            if isinstance(features.get(name), dict) and features[name].get("_type") == types[kind]
+        ]
         candidates = [given] if given != "auto" else [*typed[:1], *usual[kind]]
         found = next((name for name in candidates if name in names), None)
         if found is None:
@@ -133,7 +165,9 @@ def choose_columns(names: list[str], features: dict[str, Any], config: DataConfi
 def encoded(
     rows: Iterator[dict[str, Any]], column: str, place: str, *, embedded: bool = False
 ) -> Iterator[tuple[str, Path | bytes]]:
-    """(name, encoded bytes or path) of an image column: {bytes, path} structures or plain bytes; `embedded` refuses paths."""
+    """(name, encoded bytes or path) of an image column: {bytes, path} structures or plain bytes;
+    `embedded` refuses paths.
+    """
     for index, row in enumerate(rows):
         value = row[column]
         name = f"{place} {index}"
@@ -142,9 +176,16 @@ def encoded(
             name = f"{name} ({path})" if path else name
             value = value["bytes"] if value.get("bytes") is not None else path and Path(path)
         if not isinstance(value, bytes if embedded else bytes | Path):
-            found = "nothing" if value is None else "a path" if isinstance(value, Path) else f"a {type(value).__name__}"
+            found = (
+                "nothing"
+                if value is None
+                else "a path"
+                if isinstance(value, Path)
+                else f"a {type(value).__name__}"
+            )
             raise InputError(
-                f"column {column!r} must hold encoded images (PNG, JPEG, ...), {place} {index} holds {found}; "
+                f"column {column!r} must hold encoded images (PNG, JPEG, ...), {place} {index} "
+                f"holds {found}; "
                 "repair or drop the row, or give another --image-column"
             )
         yield name, value
@@ -160,11 +201,22 @@ def from_table(
     """A data set from label values and image readers by split; label values become 0 .. K-1."""
     for split, (values, _) in splits.items():
         if not values:
-            raise InputError(f"the {split} split must hold labelled images, it has no rows; add some or remove its files")
-        bad = next((row for row, value in enumerate(values) if not isinstance(value, int | str) or value == -1), None)
+            raise InputError(
+                f"the {split} split must hold labelled images, it has no rows; add some or remove "
+                "its files"
+            )
+        bad = next(
+            (
+                row
+                for row, value in enumerate(values)
+                if not isinstance(value, int | str) or value == -1
+            ),
+            None,
+        )
         if bad is not None:
             raise InputError(
-                f"column {column!r} must hold a class, a whole number or a text, for each image, {split} row {bad} holds "
+                f"column {column!r} must hold a class, a whole number or a text, for each image, "
+                f"{split} row {bad} holds "
                 f"{values[bad]!r}; drop such rows or give another --label-column"
             )
     if names is None:
@@ -178,9 +230,14 @@ def from_table(
     for split, (values, files) in splits.items():
         strange = next((value for value in values if value not in places), None)
         if strange is not None:
-            reach = f"lie in 0..{len(names) - 1}" if places.keys() == set(range(len(names))) else "occur in train"
+            reach = (
+                f"lie in 0..{len(names) - 1}"
+                if places.keys() == set(range(len(names)))
+                else "occur in train"
+            )
             raise InputError(
-                f"labels in column {column!r} must {reach} ({len(names)} classes), {split} row {values.index(strange)} holds "
+                f"labels in column {column!r} must {reach} ({len(names)} classes), {split} row "
+                f"{values.index(strange)} holds "
                 f"{strange!r}; correct or drop such rows"
             )
         listings[split] = Listing(np.array([places[value] for value in values], np.int64), files)
@@ -192,24 +249,38 @@ def read_hub(name: str, config: DataConfig) -> Dataset:
     try:
         import datasets  # here: an optional extra
     except ImportError as error:
-        raise InputError("data hf:NAME needs the package datasets; run: pip install 'potstill[hf]'") from error
+        raise InputError(
+            "data hf:NAME needs the package datasets; run: pip install 'potstill[hf]'"
+        ) from error
     try:
         loaded = datasets.load_dataset(name)
     except Exception as error:
-        raise InputError(f"cannot load hf:{name}: {first_line(error)}; check its name and the network") from error
+        raise InputError(
+            f"cannot load hf:{name}: {first_line(error)}; check its name and the network"
+        ) from error
     if "train" not in loaded:
-        raise InputError(f"hf:{name} must have a train split, found: {', '.join(loaded)}; give other data")
+        raise InputError(
+            f"hf:{name} must have a train split, found: {', '.join(loaded)}; give other data"
+        )
     features = loaded["train"].features
     described = {column: {"_type": type(feature).__name__} for column, feature in features.items()}
     image, label = choose_columns(list(features), described, config)
-    # The hub marks the labels of a secret test split with -1 (ImageNet's): the next split stands in for it.
-    test = next((split for split in TEST_NAMES if split in loaded and -1 not in set(loaded[split][label])), None)
+    # The hub marks the labels of a secret test split with -1 (ImageNet's): the next split stands in
+    # for it.
+    test = next(
+        (split for split in TEST_NAMES if split in loaded and -1 not in set(loaded[split][label])),
+        None,
+    )
     chosen = {"train": loaded["train"], **({"test": loaded[test]} if test else {})}
     try:
-        raw = {split: part.cast_column(image, datasets.Image(decode=False)) for split, part in chosen.items()}
+        raw = {
+            split: part.cast_column(image, datasets.Image(decode=False))
+            for split, part in chosen.items()
+        }
     except Exception as error:
         raise InputError(
-            f"column {image!r} of hf:{name} must hold encoded images, found {features[image]}; give another --image-column"
+            f"column {image!r} of hf:{name} must hold encoded images, found {features[image]}; "
+            "give another --image-column"
         ) from error
     labels = {split: list(part[label]) for split, part in raw.items()}
     names = getattr(features[label], "names", None)
@@ -221,7 +292,11 @@ def read_hub(name: str, config: DataConfig) -> Dataset:
         total = hashlib.sha256(json.dumps([image, names, labels]).encode())
         for split in raw:
             for _, source in files(split):
-                total.update(hashlib.sha256(source if isinstance(source, bytes) else source.read_bytes()).digest())
+                total.update(
+                    hashlib.sha256(
+                        source if isinstance(source, bytes) else source.read_bytes()
+                    ).digest()
+                )
         return total.hexdigest()
 
     splits = {split: (labels[split], partial(files, split)) for split in raw}

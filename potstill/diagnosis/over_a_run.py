@@ -42,12 +42,22 @@ class Noise:
         return dataclasses.asdict(self)
 
     def __post_init__(self) -> None:
-        for name, least in (("samples", 2), ("size", 1), ("signs", 1), ("unrolls", 1), ("sources", 2)):
+        for name, least in (
+            ("samples", 2),
+            ("size", 1),
+            ("signs", 1),
+            ("unrolls", 1),
+            ("sources", 2),
+        ):
             value, may_be_0 = getattr(self, name), name in ("samples", "signs", "sources")
             if value < least and not (may_be_0 and value == 0):
-                raise InputError(f"{name} must be {'0 or ' * may_be_0}at least {least}, got {value}")
+                raise InputError(
+                    f"{name} must be {'0 or ' * may_be_0}at least {least}, got {value}"
+                )
         if self.samples == self.sources == 0:
-            raise InputError("samples and sources are both 0, so that nothing is measured; give one of them")
+            raise InputError(
+                "samples and sources are both 0, so that nothing is measured; give one of them"
+            )
 
 
 @dataclass(frozen=True)
@@ -111,14 +121,20 @@ def diagnose_run(
     """
     folder.require_data(dataset.identity)
     setup = Setup.of(config, dataset, model, listener, folder.fitted(config.data, dataset.identity))
-    next(folder.states(setup.config, dataset.identity, setup.device), None)  # other data are told first
+    next(
+        folder.states(setup.config, dataset.identity, setup.device), None
+    )  # other data are told first
     weights = setup.real.weights
     most = len(setup.real.train) if weights is None else int((weights > 0).sum())
     if noise.samples * noise.size > most:
-        raise InputError(f"samples x size must be at most the {most:,} train images, got {noise.samples} x {noise.size}")
+        raise InputError(
+            f"samples x size must be at most the {most:,} train images, got {noise.samples} x "
+            f"{noise.size}"
+        )
     if not issubclass(setup.method, UnrolledMethod):
         raise InputError(
-            f"the noise of {config.method.name} cannot be taken apart, it does not unroll; choose a run of a method that does"
+            f"the noise of {config.method.name} cannot be taken apart, it does not unroll; choose "
+            "a run of a method that does"
         )
     stage = setup.stage(None)
     first = setup.begin(stage, setup.make_method(stage, Carried()))
@@ -133,18 +149,28 @@ def diagnose_run(
         at = (method, on_blocks.examples(of_blocks)[0], learned, state.method)
         steps = range(state.step, state.step + noise.unrolls) if noise.samples else ()
         real = tuple(
-            real_variance(*at, step, samples=noise.samples, size=noise.size, signs=noise.signs) for step in steps
-        )  # fmt: skip
-        sources = noise_sources(*at, state.step, noise.sources) if noise.sources and done % sources_every == 0 else None
+            real_variance(*at, step, samples=noise.samples, size=noise.size, signs=noise.signs)
+            for step in steps
+        )
+        sources = (
+            noise_sources(*at, state.step, noise.sources)
+            if noise.sources and done % sources_every == 0
+            else None
+        )
         listener.work("places", done + 1, places)
         yield Diagnosis(steps_done(state, setup.config), real, sources)
 
 
-def recorded_diagnoses(folder: RunFolder, config: Given, dataset: Dataset, noise: Noise, **how: Any) -> Iterator[Diagnosis]:
+def recorded_diagnoses(
+    folder: RunFolder, config: Given, dataset: Dataset, noise: Noise, **how: Any
+) -> Iterator[Diagnosis]:
     """Measure as `diagnose_run` does, and keep each place in the run's diagnosis.json at once."""
     measured: list[Diagnosis] = []
     for diagnosis in diagnose_run(folder, config, dataset, noise, **how):
         measured.append(diagnosis)
         machine = hardware(pick_device(config.run.device)), versions()
-        add_record(folder.path / DIAGNOSIS, DiagnosisRecord(noise, DataSource(dataset.fingerprint), tuple(measured), *machine))
+        add_record(
+            folder.path / DIAGNOSIS,
+            DiagnosisRecord(noise, DataSource(dataset.fingerprint), tuple(measured), *machine),
+        )
         yield diagnosis

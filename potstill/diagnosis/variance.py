@@ -1,10 +1,11 @@
 """How noisy a meta-gradient is, and what the noise comes from.
 
-All of it rests on the way back being linear in the cotangent at the end of an unroll: one forward pass serves any number of
-real samples (`inner.Unrolled`). The memory does not grow with the number of samples.
+All of it rests on the way back being linear in the cotangent at the end of an unroll: one forward
+pass serves any number of real samples (`inner.Unrolled`). The memory does not grow with the number
+of samples.
 
-Source: appendix D.3 of Feng, Vedantam & Kempe 2024, arXiv:2311.07025, after Faghri, Duvenaud, Fleet & Ba 2020,
-arXiv:2007.04532. The estimate by random signs is Hutchinson's of a trace.
+Source: appendix D.3 of Feng, Vedantam & Kempe 2024, arXiv:2311.07025, after Faghri, Duvenaud, Fleet
+    & Ba 2020, arXiv:2007.04532. The estimate by random signs is Hutchinson's of a trace.
 """
 
 import dataclasses
@@ -56,7 +57,9 @@ class Variance:
     def to_plain(self) -> dict[str, float]:
         """Return plain data with the figures that follow; infinite ones are left out."""
         derived = {"normalised": self.normalised, "share": self.share}
-        return dataclasses.asdict(self) | {name: value for name, value in derived.items() if math.isfinite(value)}
+        return dataclasses.asdict(self) | {
+            name: value for name, value in derived.items() if math.isfinite(value)
+        }
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> "Variance":
@@ -67,18 +70,23 @@ class Variance:
 
     @property
     def normalised(self) -> float:
-        """The normalised gradient variance of D.3: the variance of an entry over the squared norm of the mean."""
+        """The normalised gradient variance of D.3: the variance of an entry over the squared norm
+        of the mean.
+        """
         return self.per_entry / self.norm**2 if self.norm else float("inf")
 
     @property
     def share(self) -> float:
-        """The share of a draw's squared length that varies: 0 for no noise, 1 for nothing else. Two draws have a cosine of about
-        1 - share."""
+        """The share of a draw's squared length that varies: 0 for no noise, 1 for nothing else. Two
+        draws have a cosine of about 1 - share.
+        """
         return self.entries * self.per_entry / self.power if self.power else 0.0
 
 
 class Running:
-    """Mean and sample variance of vectors that come one by one (Welford 1962), in the memory of one."""
+    """Mean and sample variance of vectors that come one by one (Welford 1962), in the memory of
+    one.
+    """
 
     def __init__(self) -> None:
         self.count, self.mean = 0, torch.zeros(())
@@ -108,7 +116,13 @@ def variance_of(draws: Iterable[Tensor]) -> Variance:
     running = Running()
     for draw in draws:
         running.add(draw)
-    return Variance(running.per_entry, float(running.mean.norm()), running.power, len(running.mean), running.count)
+    return Variance(
+        running.per_entry,
+        float(running.mean.norm()),
+        running.power,
+        len(running.mean),
+        running.count,
+    )
 
 
 def exact_variance(gradient: Gradient, n: int) -> Variance:
@@ -117,10 +131,11 @@ def exact_variance(gradient: Gradient, n: int) -> Variance:
 
 
 def variance_by_signs(gradient: Gradient, n: int, signs: Iterable[Tensor]) -> Variance:
-    """The same without bias from fewer ways back: one for the mean, and one for each vector of signs.
+    """The same without bias from fewer ways back: one for the mean, and one for each vector of
+    signs.
 
-    With a_i the gradients and s_i independent and +1 or -1 alike, sum_i s_i (a_i - mean) has the expected squared norm
-    sum_i |a_i - mean|^2. Its weights on the a_i themselves are s_i - mean(s).
+    With a_i the gradients and s_i independent and +1 or -1 alike, sum_i s_i (a_i - mean) has the
+    expected squared norm sum_i |a_i - mean|^2. Its weights on the a_i themselves are s_i - mean(s).
 
     Args:
         gradient: of the losses.
@@ -145,9 +160,11 @@ def real_variance(
     size: int = 1,
     signs: int = 0,
 ) -> Variance:
-    """The variance of one outer step's meta-gradient over the real data, for the images as one vector.
+    """The variance of one outer step's meta-gradient over the real data, for the images as one
+    vector.
 
-    The unroll is the one that the outer step would take; its real batch is drawn as there, and dealt out to the samples.
+    The unroll is the one that the outer step would take; its real batch is drawn as there, and
+    dealt out to the samples.
 
     Args:
         method: one that unrolls.
@@ -159,31 +176,46 @@ def real_variance(
         size: real images in a sample; the mean of `size` has 1 / `size` of an image's variance.
         signs: estimate by so many random-sign combinations; 0: take each sample's own gradient.
     Returns:
-        The variance. Beside the unroll's N + M steps it takes n ways back of M steps each, or signs + 1.
+        The variance. Beside the unroll's N + M steps it takes n ways back of M steps each, or signs
+        + 1.
     """
     replay = Replay(outer_step)
     trajectory = method.trajectory(examples, learned, replay, *method.window(state, replay))
 
     def gradient(weights: Tensor) -> Tensor:
-        return trajectory.of_samples(replay, samples, size, weights).leaves["images"][examples.frozen :].flatten()
+        return (
+            trajectory.of_samples(replay, samples, size, weights)
+            .leaves["images"][examples.frozen :]
+            .flatten()
+        )
 
     if not signs:
         return exact_variance(gradient, samples)
-    return variance_by_signs(gradient, samples, random_signs(signs, samples, method.problem.seed, outer_step))
+    return variance_by_signs(
+        gradient, samples, random_signs(signs, samples, method.problem.seed, outer_step)
+    )
 
 
 def random_signs(count: int, n: int, seed: int, outer_step: int) -> Tensor:
     """(count, n) of +1 and -1, each alike."""
-    return (2 * torch.randint(2, (count, n), generator=generator(seed, "signs", outer_step)) - 1).float()
+    return (
+        2 * torch.randint(2, (count, n), generator=generator(seed, "signs", outer_step)) - 1
+    ).float()
 
 
 def noise_sources(
-    method: UnrolledMethod, examples: Examples, learned: Leaves, state: State, outer_step: int, n: int
+    method: UnrolledMethod,
+    examples: Examples,
+    learned: Leaves,
+    state: State,
+    outer_step: int,
+    n: int,
 ) -> dict[str, Variance]:
-    """What the noise of a trajectory's meta-gradient comes from: its real batch, its start, its window.
+    """What the noise of a trajectory's meta-gradient comes from: its real batch, its start, its
+    window.
 
-    n of each are drawn as in the next n outer steps, and combined in all n^3 ways. A start is a fresh network and its
-    synthetic batches; windows are drawn at the sampler's present state.
+    n of each are drawn as in the next n outer steps, and combined in all n^3 ways. A start is a
+    fresh network and its synthetic batches; windows are drawn at the sampler's present state.
 
     Args:
         method: one that unrolls.
@@ -193,30 +225,40 @@ def noise_sources(
         outer_step: the first of those outer steps.
         n: at least 2.
     Returns:
-        "real", "start", "window": the variance when only that is drawn anew, the other two held, averaged over them; "all":
-        when all three are, as from outer step to outer step. All have the norm of the mean over everything and the power.
-        Where sources act together, the first three add up to more than the last. It takes n^2 unrolls and n^3 ways back.
+        "real", "start", "window": the variance when only that is drawn anew, the other two held,
+        averaged over them; "all": when all three are, as from outer step to outer step. All have
+        the norm of the mean over everything and the power. Where sources act together, the first
+        three add up to more than the last. It takes n^2 unrolls and n^3 ways back.
     """
-    windows = [method.window_of(state, Replay(outer_step + drawn), outer_step) for drawn in range(n)]
+    windows = [
+        method.window_of(state, Replay(outer_step + drawn), outer_step) for drawn in range(n)
+    ]
 
     def draws(start: int, drawn: int) -> list[Tensor]:
-        trajectory = method.trajectory(examples, learned, Replay(outer_step + start), *windows[drawn])
+        trajectory = method.trajectory(
+            examples, learned, Replay(outer_step + start), *windows[drawn]
+        )
         found = (trajectory.meta_gradient(Replay(outer_step + real)) for real in range(n))
         return [one.leaves["images"][examples.frozen :].flatten() for one in found]
 
     return factorial(draws, windows, n)
 
 
-def factorial(draws: Callable[[int, int], list[Tensor]], windows: list[tuple[int, int]], n: int) -> dict[str, Variance]:
+def factorial(
+    draws: Callable[[int, int], list[Tensor]], windows: list[tuple[int, int]], n: int
+) -> dict[str, Variance]:
     """The variances of `noise_sources` from vectors of n starts x n windows x n real batches.
 
     Args:
         draws: (start, window) -> the n vectors of the real batches.
-        windows: where the windows lie; the same again gives the same vectors and is not computed again.
+        windows: where the windows lie; the same again gives the same vectors and is not computed
+            again.
         n: how many of each.
     """
     everything = Running()
-    found: dict[str, dict[tuple[int, int], Running]] = {name: defaultdict(Running) for name in SOURCES}
+    found: dict[str, dict[tuple[int, int], Running]] = {
+        name: defaultdict(Running) for name in SOURCES
+    }
     for start in range(n):
         known: dict[tuple[int, int], list[Tensor]] = {}
         for window in range(n):
@@ -231,6 +273,8 @@ def factorial(draws: Callable[[int, int], list[Tensor]], windows: list[tuple[int
                 found["all"][(window - start) % n, (real - start) % n].add(vector)
     norm, power, entries = float(everything.mean.norm()), everything.power, len(everything.mean)
     return {
-        name: Variance(statistics.fmean(line.per_entry for line in lines.values()), norm, power, entries, n)
+        name: Variance(
+            statistics.fmean(line.per_entry for line in lines.values()), norm, power, entries, n
+        )
         for name, lines in found.items()
     }

@@ -1,4 +1,6 @@
-"""What "auto" means for a run: resolved once, from data, network and device, and stored with the run."""
+"""What "auto" means for a run: resolved once, from data, network and device, and stored with the
+run.
+"""
 
 import copy
 import math
@@ -66,15 +68,18 @@ def resolve_auto(
     Returns:
         The configuration, which a resumed run reads back, and how large the run is.
     Raises:
-        InputError: more classes or images in a synthetic batch than there are; a part leaves an "auto".
+        InputError: more classes or images in a synthetic batch than there are; a part leaves an
+            "auto".
     """
     classes, blocks = len(real.class_names), config.distilled.boost_blocks
     check_batch(config, one, classes)
-    # An image of norm 1 has pixels of scale 1 / sqrt(D), and Adam moves each by about its rate (D.1).
+    # An image of norm 1 has pixels of scale 1 / sqrt(D), and Adam moves each by about its rate
+    # (D.1).
     of_norm_1 = PAPER_LR * (PAPER_VALUES / math.prod(real.shape)) ** 0.5
     outer_lr = config.outer.outer_lr
     given = None if outer_lr == "auto" else float(outer_lr)
-    # Real first images have another norm; of the numbers that others are made of only some follow it.
+    # Real first images have another norm; of the numbers that others are made of only some follow
+    # it.
     pixels_only = set(one.speeds.values()) == {1.0}
     start = typical_norm(real) if config.distilled.init == "real" and pixels_only else 1.0
     most = largest_micro_batch(fresh(factory, 0, device), real.shape, device)
@@ -137,12 +142,15 @@ def check_kinds(config: Given, shape: Shape, model: ModelSpec) -> None:
     kinds = METHODS[method].needs.kinds
     if kind not in kinds:
         raise InputError(
-            f"method {method} takes {' and '.join(NOUNS[one] for one in kinds)}s, the data are {NOUNS[kind]}s; use another --method"
+            f"method {method} takes {' and '.join(NOUNS[one] for one in kinds)}s, the data are "
+            f"{NOUNS[kind]}s; use another --method"
         )
     if own != "auto":
         require_kind(kind, f"preprocessing {own}", preprocessing(own), "use --preprocess none")
     operations = config.inner.augment
-    check_operations(operations if isinstance(operations, tuple) else (), shape, "use --augment none")
+    check_operations(
+        operations if isinstance(operations, tuple) else (), shape, "use --augment none"
+    )
     resolve(model, shape, 2)
 
 
@@ -151,9 +159,14 @@ def check_batch(config: Given, one: Parameterisation, classes: int) -> None:
     per_class, per_batch = config.inner.batch_per_class, config.inner.classes_per_batch
     held = one.per_class * config.distilled.boost_blocks
     if per_class != "auto" and int(per_class) > held:
-        raise InputError(f"batch_per_class must be at most the {held} images of each class, got {per_class}; leave it at auto")
+        raise InputError(
+            f"batch_per_class must be at most the {held} images of each class, got {per_class}; "
+            "leave it at auto"
+        )
     if per_batch != "auto" and int(per_batch) > classes:
-        raise InputError(f"classes_per_batch must be at most the number of classes, {classes}, got {per_batch}")
+        raise InputError(
+            f"classes_per_batch must be at most the number of classes, {classes}, got {per_batch}"
+        )
 
 
 def resolve_compile(
@@ -181,7 +194,10 @@ def resolve_compile(
     work = method.work(config.method.options, sizes)
     if not work.functions:
         if wanted == "on":
-            raise InputError(f"compile=on has no effect with method {config.method.name}, which compiles nothing; leave it at auto")
+            raise InputError(
+                f"compile=on has no effect with method {config.method.name}, which compiles "
+                "nothing; leave it at auto"
+            )
         return config, None
 
     def operations() -> float:
@@ -190,12 +206,16 @@ def resolve_compile(
     def build() -> CompiledNetwork:
         return compiled_networks(networks, work.gradient_batches, work.product_batches, [], say)
 
-    compiled = compiled_if_worth(wanted, networks.device, operations, build, say, functions=work.functions)
+    compiled = compiled_if_worth(
+        wanted, networks.device, operations, build, say, functions=work.functions
+    )
     return resolved(config, compile="on" if compiled else "off"), compiled
 
 
 def typical_norm(real: RealData) -> float:
-    """Average the norms of some train images (root mean square) as a network reads them; 1 if all are 0."""
+    """Average the norms of some train images (root mean square) as a network reads them; 1 if all
+    are 0.
+    """
     count = len(real.train)
     # Of all classes, where they are sorted.
     indices = torch.linspace(0, count - 1, min(NORM_IMAGES, count)).long()
@@ -203,7 +223,9 @@ def typical_norm(real: RealData) -> float:
     return float(images.flatten(1).square().sum(1).mean().sqrt()) or 1.0
 
 
-def check_features(name: str, factory: Callable[[], nn.Module], shape: tuple[int, ...], method: str) -> None:
+def check_features(
+    name: str, factory: Callable[[], nn.Module], shape: tuple[int, ...], method: str
+) -> None:
     """Raise an InputError unless a network has `features(inputs)`, which the method needs."""
     module = fresh(factory, 0, torch.device("cpu"))
     features = getattr(module, "features", None)
@@ -218,13 +240,17 @@ def check_features(name: str, factory: Callable[[], nn.Module], shape: tuple[int
                 return
             reason = f"it gives {tuple(getattr(result, 'shape', ()))} for two inputs"
     raise InputError(
-        f"method {method} needs a network whose features(inputs) gives a row for each input; of model "
+        f"method {method} needs a network whose features(inputs) gives a row for each input; of "
+        "model "
         f"{name} {reason}; add it, or choose another --model"
     )
 
 
-def check_second_derivative(name: str, factory: Callable[[], nn.Module], shape: tuple[int, ...], classes: int) -> None:
-    """Try a Hessian product and, in float64, whether it is right: an unfit network fails at the start.
+def check_second_derivative(
+    name: str, factory: Callable[[], nn.Module], shape: tuple[int, ...], classes: int
+) -> None:
+    """Try a Hessian product and, in float64, whether it is right: an unfit network fails at the
+    start.
 
     Raises:
         InputError: it has no second derivative, or a wrong one (a detach or a straight-through
@@ -240,7 +266,8 @@ def check_second_derivative(name: str, factory: Callable[[], nn.Module], shape: 
         cross_entropy(single).product(single.theta, Batch(inputs, targets), 0, single.theta)
     except RuntimeError as reason:  # NotImplementedError is one
         raise InputError(
-            f"model {name} cannot be differentiated twice: {reason}; distillation needs a second derivative"
+            f"model {name} cannot be differentiated twice: {reason}; distillation needs a second "
+            "derivative"
         ) from reason
     try:
         error = derivative_error(FlatModel(module.double()), inputs.double(), targets.double(), rng)
@@ -248,7 +275,8 @@ def check_second_derivative(name: str, factory: Callable[[], nn.Module], shape: 
         return  # it insists on single precision, in which a difference of gradients shows nothing
     if not error < DERIVATIVE_TOLERANCE:
         raise InputError(
-            f"model {name} must be differentiable throughout, its gradient changes otherwise than its "
+            f"model {name} must be differentiable throughout, its gradient changes otherwise than "
+            "its "
             f"second derivative says (relative error {error:.1e}); remove what it detaches, its "
             "straight-through estimator, or an operation whose second derivative torch has wrong"
         )

@@ -1,13 +1,13 @@
 """Boost-DD: a set made block by block, so that its first blocks are a good set of their size.
 
-The distiller is called anew for each block, on the union of the earlier blocks and a fresh one, with the
-learning rate of the earlier ones multiplied by beta. It wraps any method from outside: a method sees
-examples, and how many of them are frozen, and knows nothing of blocks.
+The distiller is called anew for each block, on the union of the earlier blocks and a fresh one,
+with the learning rate of the earlier ones multiplied by beta. It wraps any method from outside: a
+method sees examples, and how many of them are frozen, and knows nothing of blocks.
 
-Source: Algorithm 2 and section 5 of Feng, Vedantam & Kempe 2024, arXiv:2311.07025. Its line 3 gives the
-reduced rate to the first "(j-1) b" examples; there are j b old ones. beta multiplies the learning rate
-after Adam, the labels' too: a factor on the gradient would cancel in Adam. When beta is 0, earlier blocks
-are no variables at all.
+Source: Algorithm 2 and section 5 of Feng, Vedantam & Kempe 2024, arXiv:2311.07025. Its line 3 gives
+    the reduced rate to the first "(j-1) b" examples; there are j b old ones. beta multiplies the
+    learning rate after Adam, the labels' too: a factor on the gradient would cancel in Adam. When
+    beta is 0, earlier blocks are no variables at all.
 """
 
 import dataclasses
@@ -80,8 +80,8 @@ class Stage:
     def rules(self, learnables: Mapping[str, Learnable]) -> dict[str, Rule]:
         """Say how the outer optimiser treats each leaf, and what the method learns beside the set.
 
-        Only what images are made of is clipped: the labels' gradient has another scale (released code;
-        paper D.4 does not say). Weights of classes stay non-negative (paper D.1).
+        Only what images are made of is clipped: the labels' gradient has another scale (released
+            code; paper D.4 does not say). Weights of classes stay non-negative (paper D.1).
         """
         rules = {}
         for name in self.learned:
@@ -121,7 +121,13 @@ class OnBlocks:
         device: of all.
     """
 
-    def __init__(self, method: Method, frozen: tuple[Block, ...], moving: tuple[Block, ...], device: torch.device):
+    def __init__(
+        self,
+        method: Method,
+        frozen: tuple[Block, ...],
+        moving: tuple[Block, ...],
+        device: torch.device,
+    ):
         self.method, self.frozen, self.moving, self.device = method, frozen, moving, device
         self.remedy = method.remedy
         self.still = examples(frozen) if frozen else {}
@@ -129,19 +135,24 @@ class OnBlocks:
     def split(self, leaves: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Tell the leaves of blocks from what the method learns beside the set."""
         learned = with_prefix(leaves, LEARNED)
-        return {name: leaf for name, leaf in leaves.items() if not name.startswith(LEARNED)}, learned
+        return {
+            name: leaf for name, leaf in leaves.items() if not name.startswith(LEARNED)
+        }, learned
 
     def examples(self, leaves: Mapping[str, Tensor]) -> tuple[Examples, dict[str, Tensor]]:
         """Make the method's examples at these leaves of blocks.
 
         Returns:
-            All examples, without a graph, and those of the moving blocks with theirs: "images" and, if
-            they are learned, "targets".
+            All examples, without a graph, and those of the moving blocks with theirs: "images" and,
+            if they are learned, "targets".
         """
         blocks = with_leaves(self.moving, leaves, len(self.frozen))
         made = examples(blocks)
         labels = torch.cat([block.labels for block in (*self.frozen, *blocks)])
-        whole = {name: joined([*([self.still[name]] if self.still else []), tensor.detach()]) for name, tensor in made.items()}
+        whole = {
+            name: joined([*([self.still[name]] if self.still else []), tensor.detach()])
+            for name, tensor in made.items()
+        }
         learn = any(name.endswith(".targets") for name in leaves)
         count = len(self.still["images"]) if self.still else 0
         moving = {name: tensor for name, tensor in made.items() if name == "images" or learn}
@@ -167,7 +178,9 @@ class OnBlocks:
                 materialize_grads=True,
             )
             grads |= dict(zip(wanted, found, strict=True))
-        grads |= {LEARNED + name: estimate.grads[name] for name in learned if name in estimate.grads}
+        grads |= {
+            LEARNED + name: estimate.grads[name] for name in learned if name in estimate.grads
+        }
         seconds = decoded - began + self.now() - estimated
         info = {**estimate.info, "decode_seconds": round(seconds, 6)}
         return dataclasses.replace(estimate, grads=grads, info=info)
@@ -186,17 +199,26 @@ def stage_sizes(parameterisation: Parameterisation, blocks: int) -> tuple[int, .
 def named(blocks: tuple[Block, ...], first: int = 0) -> dict[str, Tensor]:
     """Name the leaves of the blocks from `first` on by the block's number and the leaf's name."""
     return {
-        f"{number}.{name}": leaf for number, block in enumerate(blocks) if number >= first for name, leaf in block.leaves.items()
+        f"{number}.{name}": leaf
+        for number, block in enumerate(blocks)
+        if number >= first
+        for name, leaf in block.leaves.items()
     }
 
 
-def made_blocks(leaves: Mapping[str, Tensor], parameterisation: Parameterisation) -> tuple[Block, ...]:
+def made_blocks(
+    leaves: Mapping[str, Tensor], parameterisation: Parameterisation
+) -> tuple[Block, ...]:
     """Make blocks of leaves that are named as `named` does, all of one parameterisation."""
     numbers = {name.partition(".")[0] for name in leaves if not name.startswith(LEARNED)}
-    return tuple(Block(with_prefix(leaves, f"{number}."), parameterisation) for number in range(len(numbers)))
+    return tuple(
+        Block(with_prefix(leaves, f"{number}."), parameterisation) for number in range(len(numbers))
+    )
 
 
-def with_leaves(blocks: tuple[Block, ...], leaves: Mapping[str, Tensor], first: int = 0) -> tuple[Block, ...]:
+def with_leaves(
+    blocks: tuple[Block, ...], leaves: Mapping[str, Tensor], first: int = 0
+) -> tuple[Block, ...]:
     """Return the blocks, numbered from `first`, with other values of leaves that `named` named."""
     return tuple(
         dataclasses.replace(block, leaves={**block.leaves, **with_prefix(leaves, f"{number}.")})

@@ -74,7 +74,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Best:
-    """The best set so far, by validation accuracy; `leaves` hold what the method learned beside it."""
+    """The best set so far by validation accuracy; `leaves` hold the method's learnables too."""
 
     step: int
     accuracy: float
@@ -108,7 +108,9 @@ class OuterState:
     carried: "Carried" = field(default_factory=lambda: Carried())
 
     @classmethod
-    def start(cls, leaves: Mapping[str, Tensor], method: State, optimizer: Optimizer, carried: "Carried") -> "OuterState":
+    def start(
+        cls, leaves: Mapping[str, Tensor], method: State, optimizer: Optimizer, carried: "Carried"
+    ) -> "OuterState":
         """Make the state before the first step."""
         kept = {name: leaf.detach().clone() for name, leaf in leaves.items()}
         moments = {name: optimizer.init(leaf)[1:] for name, leaf in kept.items()}
@@ -149,7 +151,9 @@ class Hooks:
     save: Callable[[OuterState], None] = field(default=lambda state: None)
     log: Callable[[StepRecord], None] = field(default=lambda record: None)
     stop: Callable[[], bool] = field(default=lambda: False)
-    refresh: Callable[[OuterState], tuple[OuterState, Estimator] | None] = field(default=lambda state: None)
+    refresh: Callable[[OuterState], tuple[OuterState, Estimator] | None] = field(
+        default=lambda state: None
+    )
 
 
 def optimise(
@@ -227,7 +231,8 @@ def outer_step(
         skipped = state.skipped_in_a_row + 1
         if skipped >= MOST_SKIPPED:
             raise InputError(
-                f"the meta-gradient was not finite in {MOST_SKIPPED} outer steps in a row, up to step "
+                f"the meta-gradient was not finite in {MOST_SKIPPED} outer steps in a row, up to "
+                "step "
                 f"{state.step + 1}; {method.remedy}"
             )
         return replace(state, step=state.step + 1, skipped_in_a_row=skipped), record
@@ -263,8 +268,8 @@ def rescale(norm: float, average: float | None, limit: float | str) -> tuple[flo
         limit: the norm may be this times the new average; 0: no limit; "unit": it becomes 1.
     Returns:
         (the new average, the factor to multiply the gradient with).
-    Source: paper D.4 (decay 0.9, twice or 1.05 times the average, or norm 1); as in the released code,
-    the raw norm enters the average first.
+    Source: paper D.4 (decay 0.9, twice or 1.05 times the average, or norm 1); as in the released
+        code, the raw norm enters the average first.
     """
     average = norm if average is None else CLIP_DECAY * average + (1 - CLIP_DECAY) * norm
     if isinstance(limit, str):

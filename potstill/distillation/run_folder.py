@@ -1,4 +1,6 @@
-"""A run's folder: config.toml, metrics.jsonl, checkpoints/, distilled.safetensors, distilled.png or .csv, evaluation.json."""
+"""A run's folder: config.toml, metrics.jsonl, checkpoints/, distilled.safetensors, distilled.png or
+.csv, evaluation.json.
+"""
 
 import json
 import shutil
@@ -12,7 +14,14 @@ import torch
 from torch import Tensor
 
 from potstill import files
-from potstill.config.config import Given, Resolved, configuration, options_from_file, resolved, to_toml
+from potstill.config.config import (
+    Given,
+    Resolved,
+    configuration,
+    options_from_file,
+    resolved,
+    to_toml,
+)
 from potstill.config.sections import DataConfig
 from potstill.data.preparation import RealData, cut_of
 from potstill.data.preprocessing import Preprocess, restored
@@ -35,7 +44,16 @@ TABLE = "distilled.csv"
 LOCK, REPLACED, PREPARATION = ".lock", ".replaced", "preparation.safetensors"
 INTERRUPTED = "-interrupted"
 """At the end of a checkpoint's name: it was not due."""
-MAY_CHANGE = ("data", "cache_dir", "storage", "device", "threads", "steps", "checkpoint_every", "keep_checkpoints")
+MAY_CHANGE = (
+    "data",
+    "cache_dir",
+    "storage",
+    "device",
+    "threads",
+    "steps",
+    "checkpoint_every",
+    "keep_checkpoints",
+)
 """Options that a resumed run may have changed: where things are, and for how long it goes on."""
 
 
@@ -44,7 +62,9 @@ class Damaged(InputError):
 
 
 class RunFolder:
-    """One run on disk. Whatever it replaces, it replaces whole: a full disk or a kill leaves what was there."""
+    """One run on disk. Whatever it replaces, it replaces whole: a full disk or a kill leaves what
+    was there.
+    """
 
     def __init__(self, path: Path):
         self.path = path
@@ -65,23 +85,34 @@ class RunFolder:
                 files.write(path / CONFIG, to_toml(config, f"potstill distill --config {CONFIG}"))
                 (path / CHECKPOINTS).mkdir(exist_ok=True)
         except OSError as error:
-            raise InputError(f"cannot make the run folder {path}: {error.strerror}; choose another with --out") from error
+            raise InputError(
+                f"cannot make the run folder {path}: {error.strerror}; choose another with --out"
+            ) from error
         return run
 
     @classmethod
     def check_free(cls, path: Path, *, overwrite: bool = False) -> None:
         """Raise an InputError if `path` holds anything, except a run that is to be overwritten."""
-        occupied = path.exists() and (not path.is_dir() or any(entry.name != LOCK for entry in path.iterdir()))
+        occupied = path.exists() and (
+            not path.is_dir() or any(entry.name != LOCK for entry in path.iterdir())
+        )
         if occupied and not cls(path).is_run:
-            raise InputError(f"{path} exists and is no run of potstill; choose another folder with --out")
+            raise InputError(
+                f"{path} exists and is no run of potstill; choose another folder with --out"
+            )
         if occupied and not overwrite:
-            raise InputError(f"{path} already holds a run; go on with --resume {path}, or replace it with --overwrite")
+            raise InputError(
+                f"{path} already holds a run; go on with --resume {path}, or replace it with "
+                "--overwrite"
+            )
 
     @classmethod
     def open(cls, path: Path) -> "RunFolder":
         """A run that is there; an InputError if it is not."""
         if not (path / CONFIG).is_file():
-            raise InputError(f"{path} holds no run of potstill (it has no {CONFIG}); check the path")
+            raise InputError(
+                f"{path} holds no run of potstill (it has no {CONFIG}); check the path"
+            )
         return cls(path)
 
     @property
@@ -99,22 +130,38 @@ class RunFolder:
         try:
             lock.acquire(timeout=0)
         except filelock.Timeout as error:
-            raise InputError(f"another process works on the run in {self.path}; wait for it or choose another --out") from error
+            raise InputError(
+                f"another process works on the run in {self.path}; wait for it or choose another "
+                "--out"
+            ) from error
         try:
             yield
         finally:
             lock.release()
 
     def set_aside(self) -> None:
-        """Move the files of a run that is overwritten to .replaced/, until the new set is written."""
+        """Move an overwritten run's files to .replaced/, until the new set is written."""
         if not self.is_run:
             return
         aside = self.path / REPLACED
-        keep = aside.exists() and not self.finished  # a finished set from before is worth more than an unfinished run
+        keep = (
+            aside.exists() and not self.finished
+        )  # a finished set from before is worth more than an unfinished run
         if not keep:
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir()
-        for name in (METRICS, CHECKPOINTS, PREPARATION, artefact.ARTEFACT, EVALUATION, PICTURE, TABLE, REPORT, DIAGNOSIS, CONFIG):
+        for name in (
+            METRICS,
+            CHECKPOINTS,
+            PREPARATION,
+            artefact.ARTEFACT,
+            EVALUATION,
+            PICTURE,
+            TABLE,
+            REPORT,
+            DIAGNOSIS,
+            CONFIG,
+        ):
             here = self.path / name
             if here.exists() and not keep:
                 here.rename(aside / name)
@@ -129,11 +176,17 @@ class RunFolder:
         (self.path / PREPARATION).unlink(missing_ok=True)
 
     def keep_preparation(self, real: RealData, config: DataConfig, one: Parameterisation) -> None:
-        """Keep what the data gave, which a finished set holds itself: for `snapshot`, `fitted` and `require_data`."""
+        """Keep what the data gave, which a finished set holds itself: for `snapshot`, `fitted` and
+        `require_data`.
+        """
         meta = {
-            "preprocess": real.preprocess.name, "class_names": list(real.class_names), "input_shape": list(real.shape),
-            "cut": cut_of(config, real.identity), "data": dump(real.record), "parameterisation": one.plain(),
-        }  # fmt: skip
+            "preprocess": real.preprocess.name,
+            "class_names": list(real.class_names),
+            "input_shape": list(real.shape),
+            "cut": cut_of(config, real.identity),
+            "data": dump(real.record),
+            "parameterisation": one.plain(),
+        }
         files.save_tensors(self.path / PREPARATION, real.preprocess.state(), "preparation", meta)
 
     def preparation(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -145,16 +198,24 @@ class RunFolder:
             return {}, {}
 
     def fitted(self, config: DataConfig, identity: str) -> Preprocess | None:
-        """The preprocessing that was fitted when the run began; None if it is not known, or was for other data or options."""
+        """The preprocessing that was fitted when the run began; None if it is not known, or was for
+        other data or options.
+        """
         if self.finished:
             distilled = artefact.load(self.path)
             data = distilled.metadata.data
             return distilled.fitted if data and data.whole_identity == identity else None
         tensors, known = self.preparation()
-        return restored(known["preprocess"], tensors) if known.get("cut") == cut_of(config, identity) else None
+        return (
+            restored(known["preprocess"], tensors)
+            if known.get("cut") == cut_of(config, identity)
+            else None
+        )
 
     def require_data(self, identity: str) -> None:
-        """Raise an InputError if the run was begun with other data or weights, as far as that is known."""
+        """Raise an InputError if the run was begun with other data or weights, as far as that is
+        known.
+        """
         known = self.preparation()[1]
         if known and known["data"].whole_identity != identity:
             self.refuse_data()
@@ -162,7 +223,8 @@ class RunFolder:
     def refuse_data(self) -> NoReturn:
         """Raise the InputError for other data."""
         raise InputError(
-            f"the run in {self.path} was started with other data or weights; give it those again (weights and arrays in Python, to "
+            f"the run in {self.path} was started with other data or weights; give it those again "
+            "(weights and arrays in Python, to "
             "potstill.resume)"
         )
 
@@ -178,7 +240,12 @@ class RunFolder:
             except InputError:
                 continue
             leaves = {**state.carried.earlier, **state.leaves}
-            one = from_plain(known["parameterisation"], tuple(known["input_shape"]), len(names), config.distilled.learn_labels)
+            one = from_plain(
+                known["parameterisation"],
+                tuple(known["input_shape"]),
+                len(names),
+                config.distilled.learn_labels,
+            )
             recipe = Recipe.of(self.resolved_config(), config.evaluation.lengths[0])
             metadata = SetMetadata(config.method.name, seed=config.run.seed, data=known["data"])
             return DistilledSet(
@@ -207,12 +274,19 @@ class RunFolder:
             with (self.path / METRICS).open("a", encoding="utf-8") as file:
                 file.write(line)
         except OSError as error:
-            raise InputError(f"cannot write {self.path / METRICS}: {error.strerror}; go on with --resume {self.path}") from error
+            raise InputError(
+                f"cannot write {self.path / METRICS}: {error.strerror}; go on with --resume "
+                f"{self.path}"
+            ) from error
 
     def records(self) -> list[StepRecord]:
-        """What was logged, up to the first line that is no record: a kill may cut the last one short."""
+        """What was logged, up to the first line that is no record: a kill may cut the last one
+        short.
+        """
         path, records = self.path / METRICS, []
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
+        for line in (
+            path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+        ):
             try:
                 records.append(StepRecord.of_line(line))
             except Unreadable:
@@ -220,7 +294,9 @@ class RunFolder:
         return records
 
     def forget_after(self, step: int) -> None:
-        """Cut the log to the records up to `step`, the one that a resumed run starts from, and drop later, damaged checkpoints."""
+        """Cut the log to the records up to `step`, the one that a resumed run starts from, and drop
+        later, damaged checkpoints.
+        """
         kept = [record.line for record in self.records() if record.step <= step]
         files.write(self.path / METRICS, "".join(kept))
         for path in self.checkpoints:
@@ -230,13 +306,16 @@ class RunFolder:
     def save(self, state: OuterState, config: Resolved, fingerprint: str) -> None:
         """Write a checkpoint and drop those that are not to be kept.
 
-        Where all are, an interruption's goes when the run has gone on: whether it was interrupted must not show in its course.
+        Where all are, an interruption's goes when the run has gone on: whether it was interrupted
+        must not show in its course.
         """
         tensors, meta = pack(state)
         outer, folder = config.outer, self.path / CHECKPOINTS
         meta |= {"config": identity(config), "data": fingerprint}
         due = state.step % outer.checkpoint_every == 0 or state.step == outer.steps
-        written = folder / f"step-{steps_done(state, config):08d}{'' if due else INTERRUPTED}.safetensors"
+        written = (
+            folder / f"step-{steps_done(state, config):08d}{'' if due else INTERRUPTED}.safetensors"
+        )
         try:
             files.save_tensors(written, tensors, "checkpoint", meta)
         except InputError as error:
@@ -244,12 +323,17 @@ class RunFolder:
         others = [path for path in self.checkpoints if path != written]
         kept = outer.keep_checkpoints
         for old in (
-            others[: max(0, len(others) + 1 - kept)] if kept else [path for path in others if path.stem.endswith(INTERRUPTED)]
+            others[: max(0, len(others) + 1 - kept)]
+            if kept
+            else [path for path in others if path.stem.endswith(INTERRUPTED)]
         ):
             old.unlink(missing_ok=True)
 
-    def newest(self, config: Resolved, fingerprint: str, device: torch.device, say: Callable[[str], None]) -> OuterState | None:
-        """The newest checkpoint that is whole; None if there is none yet. `say` hears of damaged ones.
+    def newest(
+        self, config: Resolved, fingerprint: str, device: torch.device, say: Callable[[str], None]
+    ) -> OuterState | None:
+        """The newest checkpoint that is whole; None if there is none yet. `say` hears of damaged
+        ones.
 
         Raises:
             InputError: all are damaged, or they were made with other data or other options.
@@ -260,11 +344,18 @@ class RunFolder:
             except Damaged as error:
                 say(f"{error}; trying the checkpoint before")
         if self.checkpoints:
-            raise InputError(f"every checkpoint of the run in {self.path} is damaged; start it anew with --overwrite")
+            raise InputError(
+                f"every checkpoint of the run in {self.path} is damaged; start it anew with "
+                "--overwrite"
+            )
         return None
 
-    def states(self, config: Resolved, fingerprint: str, device: torch.device) -> Iterator[OuterState]:
-        """Every checkpoint that is kept, in order; an InputError as for `newest`, and if one is damaged."""
+    def states(
+        self, config: Resolved, fingerprint: str, device: torch.device
+    ) -> Iterator[OuterState]:
+        """Every checkpoint that is kept, in order; an InputError as for `newest`, and if one is
+        damaged.
+        """
         for path in self.checkpoints:
             yield self.state(path, config, fingerprint, device)
 
@@ -273,7 +364,9 @@ class RunFolder:
         """The files of those that are kept, in order."""
         return sorted((self.path / CHECKPOINTS).glob("step-*.safetensors"))
 
-    def state(self, path: Path, config: Resolved, fingerprint: str, device: torch.device) -> OuterState:
+    def state(
+        self, path: Path, config: Resolved, fingerprint: str, device: torch.device
+    ) -> OuterState:
         """What a checkpoint holds.
 
         Raises:
@@ -291,10 +384,14 @@ class RunFolder:
             before, now = recorded.get(name), known.get(name)
             if before != now:
                 raise InputError(
-                    f"{name} of the run in {self.path} was {before}, its {CONFIG} now says {now}; put it back, or start a new run"
+                    f"{name} of the run in {self.path} was {before}, its {CONFIG} now says {now}; "
+                    "put it back, or start a new run"
                 )
         if meta["step"] > config.outer.steps:
-            raise InputError(f"steps must be at least the {meta['step']} done by the run in {self.path}, got {config.outer.steps}")
+            raise InputError(
+                f"steps must be at least the {meta['step']} done by the run in {self.path}, got "
+                f"{config.outer.steps}"
+            )
         return unpack({name: tensor.to(device) for name, tensor in tensors.items()}, meta)
 
 
@@ -302,7 +399,11 @@ def identity(config: Resolved) -> dict[str, Any]:
     """The options that a checkpoint stands for, as plain data."""
     plain: dict[str, Any] = json.loads(files.canonical(config.flat()))
     nested = config.distilled.boost_blocks > 1  # there the first blocks' last steps are behind us
-    return {name: value for name, value in plain.items() if name not in MAY_CHANGE or (nested and name == "steps")}
+    return {
+        name: value
+        for name, value in plain.items()
+        if name not in MAY_CHANGE or (nested and name == "steps")
+    }
 
 
 def steps_done(state: OuterState, config: Resolved) -> int:
@@ -329,7 +430,9 @@ def pack(state: OuterState) -> tuple[dict[str, Tensor], dict[str, Any]]:
     }
     for part, known in (("method", state.method), ("sampler", carried.sampler)):
         meta[part] = {name: value for name, value in known.items() if not isinstance(value, Tensor)}
-        tensors |= {f"{part}.{name}": value for name, value in known.items() if isinstance(value, Tensor)}
+        tensors |= {
+            f"{part}.{name}": value for name, value in known.items() if isinstance(value, Tensor)
+        }
     tensors |= {f"earlier.{name}": leaf for name, leaf in carried.earlier.items()}
     if state.best:
         tensors |= {f"best.{name}": leaf for name, leaf in state.best.leaves.items()}

@@ -115,7 +115,9 @@ def resumed_run(
     """Go on with the run in a folder; see `new_run`."""
     folder = RunFolder.open(path)
     if folder.finished:
-        raise InputError(f"the run in {path} is finished; evaluate it with `potstill evaluate {path}`")
+        raise InputError(
+            f"the run in {path} is finished; evaluate it with `potstill evaluate {path}`"
+        )
     ranks.require_same(settings(config, dataset.identity))
     with folder.locked() if ranks.first else nullcontext():
         folder.require_data(dataset.identity)
@@ -137,13 +139,18 @@ def settings(config: Given | Resolved, identity: str) -> dict[str, Any]:
     return {"the hash of the data": identity[:12], **options}
 
 
-def check_dealt(config: Given, method: type[Method], ranks: Ranks, say: Callable[[str], None]) -> None:
-    """Raise an InputError if a rank would have nothing to do; `say` hears where they gain little."""
+def check_dealt(
+    config: Given, method: type[Method], ranks: Ranks, say: Callable[[str], None]
+) -> None:
+    """Raise an InputError if a rank would have nothing to do; `say` hears of little gain."""
     if ranks.count == 1:
         return
     parts = method.dealt(config.method.options)
     if parts is None:
-        say(f"method {config.method.name} computes its outer steps on every rank; only evaluation is dealt out")
+        say(
+            f"method {config.method.name} computes its outer steps on every rank; only evaluation "
+            "is dealt out"
+        )
     elif parts < ranks.count:
         raise InputError(
             f"trajectories must be at least the number of ranks, {ranks.count}, since a step deals "
@@ -213,12 +220,19 @@ class Setup:
             listener.say(note)
         factory = checked_factory(given, model, real.shape, classes, method)
         if couples_batch(fresh(factory, 0, torch.device("cpu"))):
-            listener.say("the network has batch norm: batches are taken whole, and memory grows with the real batch")
-        config, sizes = resolve_auto(given, real, one, factory, mapped=dataset.mapped, device=device)
+            listener.say(
+                "the network has batch norm: batches are taken whole, and memory grows with the "
+                "real batch"
+            )
+        config, sizes = resolve_auto(
+            given, real, one, factory, mapped=dataset.mapped, device=device
+        )
         parts = [one] * config.distilled.boost_blocks
         blocks = initial_blocks(config.distilled.init, parts, real.train, config.run.seed, device)
         networks = NetworkFamily(factory, real.shape, classes, device, config.inner.precision)
-        config, compiled = resolve_compile(config, given.run.compile, method, sizes, networks, listener.say)
+        config, compiled = resolve_compile(
+            config, given.run.compile, method, sizes, networks, listener.say
+        )
         networks = networks.with_compiled(compiled)
         cache = method_cache(config, real)
         if ranks.count > 1:  # "auto", or what is fitted, may come out otherwise on another machine
@@ -238,11 +252,13 @@ class Setup:
         """How long the outer loop goes on for each stage, and by what."""
         outer = self.config.outer
         optimizer = self.config.outer_optimizer.options
-        return Schedule(outer.steps, optimizer, outer.clip, outer.validate_every, outer.checkpoint_every)
+        return Schedule(
+            outer.steps, optimizer, outer.clip, outer.validate_every, outer.checkpoint_every
+        )
 
     @property
     def recipe(self) -> Recipe:
-        """How networks train on the set, before a method changes it; for the first of the lengths."""
+        """How networks train on the set before a method changes it, for the first length."""
         return Recipe.of(self.config, self.lengths[0])
 
     @property
@@ -304,17 +320,22 @@ class Setup:
         return OuterState.start({**stage.learned, **leaves}, state, optimizer, carried)
 
     def recipe_at(self, method: Method, leaves: Any, state: OuterState) -> Recipe:
-        """Tell how networks train on the set at these leaves, with what the method learned beside it."""
+        """Tell how networks train on the set at these leaves, with what the method learned beside
+        it.
+        """
         return method.recipe(self.recipe, with_prefix(leaves, LEARNED), state.method)
 
     @property
     def compiled_evaluation(self) -> CompiledNetwork | None:
-        """The compiled derivatives, if networks are the same function in evaluation as in training."""
+        """The compiled derivatives, if networks are one function in training and evaluation."""
         compiled = self.networks.compiled
         return None if compiled is None or couples_batch(compiled.model.module) else compiled
 
-    def validation_scores(self, blocks: tuple[Block, ...], recipe: Recipe, lengths: Sequence[int], **how: Any) -> Tensor:
-        """Measure networks trained on blocks on the validation split; the networks' seeds are fixed.
+    def validation_scores(
+        self, blocks: tuple[Block, ...], recipe: Recipe, lengths: Sequence[int], **how: Any
+    ) -> Tensor:
+        """Measure networks trained on blocks on the validation split; the networks' seeds are
+        fixed.
 
         Returns:
             (networks, lengths) accuracies, fractions.
@@ -336,7 +357,9 @@ class Setup:
             **how,
         )[:, :, 0]
 
-    def sampler_state(self, blocks: tuple[Block, ...], recipe: Recipe, stage: int, step: int) -> Any:
+    def sampler_state(
+        self, blocks: tuple[Block, ...], recipe: Recipe, stage: int, step: int
+    ) -> Any:
         """Make the state of the sampler of real images anew, by networks trained on the blocks."""
         both, labels = examples(blocks), torch.cat([block.labels for block in blocks])
 
@@ -354,12 +377,17 @@ class Setup:
 def counted(real: RealData) -> str:
     """Say how many images there are."""
     size = " x ".join(map(str, real.shape)) + " features" * (real.kind == "vector")
-    counts = f"{len(real.train):,} train, {len(real.validation):,} validation and {len(real.test):,} test"
+    counts = (
+        f"{len(real.train):,} train, {len(real.validation):,} validation and "
+        f"{len(real.test):,} test"
+    )
     return f"{counts} {NOUNS[real.kind]}s of {size} in {len(real.class_names)} classes"
 
 
 def block_parameterisation(config: Given | Resolved, shape: Any, classes: int) -> Parameterisation:
-    """Make that of each block; raise an InputError if the budget or an option does not fit the images."""
+    """Make that of each block; raise an InputError if the budget or an option does not fit the
+    images.
+    """
     name = config.parameterisation.name
     chosen: type[Parameterisation] = PARAMETERISATIONS[name]
     require_kind(kind_of(tuple(shape)), f"parameterisation {name}", chosen, "use --param pixels")
@@ -368,7 +396,9 @@ def block_parameterisation(config: Given | Resolved, shape: Any, classes: int) -
     return chosen.fitting(budget, config.parameterisation.options)
 
 
-def checked_factory(config: Given, model: ModelSpec | None, shape: Any, classes: int, method: type[Method]) -> Any:
+def checked_factory(
+    config: Given, model: ModelSpec | None, shape: Any, classes: int, method: type[Method]
+) -> Any:
     """Make the factory of networks, checked for what the method needs of them."""
     name = config.model.name
     options = dataclasses.asdict(config.model.options)
@@ -384,11 +414,15 @@ def checked_factory(config: Given, model: ModelSpec | None, shape: Any, classes:
 def method_cache(config: Resolved, real: RealData) -> Cache:
     """Make the cache of what the method prepares for these data and its options."""
     folder = config.data.cache_dir or platformdirs.user_cache_path("potstill")
-    return Cache(Path(folder) / "prepared", [cut_of(config.data, real.identity), config.tables()["method"]])
+    return Cache(
+        Path(folder) / "prepared", [cut_of(config.data, real.identity), config.tables()["method"]]
+    )
 
 
 def finish(setup: Setup, folder: RunFolder | None, state: OuterState | None) -> DistilledSet:
-    """Distill block after block, from the beginning or from `state`; choose lengths; write the result."""
+    """Distill block after block, from the beginning or from `state`; choose lengths; write the
+    result.
+    """
     stage = setup.stage(state)
     while True:
         method, state = run_stage(setup, stage, folder, state)
@@ -408,7 +442,9 @@ def finish(setup: Setup, folder: RunFolder | None, state: OuterState | None) -> 
     return distilled
 
 
-def run_stage(setup: Setup, stage: Stage, folder: RunFolder | None, state: OuterState | None) -> tuple[Method, OuterState]:
+def run_stage(
+    setup: Setup, stage: Stage, folder: RunFolder | None, state: OuterState | None
+) -> tuple[Method, OuterState]:
     """Run the outer loop of a stage from its beginning, or from `state`, to its end.
 
     Returns:
@@ -453,7 +489,9 @@ def run_stage(setup: Setup, stage: Stage, folder: RunFolder | None, state: Outer
     return current, state
 
 
-def make_set(setup: Setup, blocks: tuple[Block, ...], recipes: tuple[Recipe, ...], best: Best) -> DistilledSet:
+def make_set(
+    setup: Setup, blocks: tuple[Block, ...], recipes: tuple[Recipe, ...], best: Best
+) -> DistilledSet:
     """Make the finished set: the length of each budget chosen, and all that a file records.
 
     Args:
@@ -468,7 +506,11 @@ def make_set(setup: Setup, blocks: tuple[Block, ...], recipes: tuple[Recipe, ...
     # No path: equal runs, equal bytes.
     source = config.data.data if config.data.embedded else config.data.data.partition(":")[0]
     tables["data"] |= {"data": source, "cache_dir": ""}
-    learned = {name: leaf.tolist() for name, leaf in with_prefix(best.leaves, LEARNED).items() if leaf.dim() == 0}
+    learned = {
+        name: leaf.tolist()
+        for name, leaf in with_prefix(best.leaves, LEARNED).items()
+        if leaf.dim() == 0
+    }
     metadata = SetMetadata(
         config.method.name,
         tables,
@@ -496,7 +538,9 @@ def measured(setup: Setup, blocks: tuple[Block, ...], recipe: Recipe) -> BudgetR
     ipc, noun = sum(block.ipc for block in blocks), NOUNS[setup.real.kind]
     nested = len(setup.blocks) > 1
     label = "choosing the training length" + (f" at {ipc} {noun}s per class" if nested else "")
-    scores = setup.validation_scores(blocks, recipe, setup.lengths, progress=setup.listener.work, label=label)
+    scores = setup.validation_scores(
+        blocks, recipe, setup.lengths, progress=setup.listener.work, label=label
+    )
     index = int(scores.mean(0).argmax())
     steps = setup.lengths[index]
     accuracy = ChosenAccuracy(

@@ -16,7 +16,9 @@ ARTEFACT = "distilled.safetensors"
 
 
 def save(distilled: DistilledSet, path: str | os.PathLike[str]) -> None:
-    """Write a distilled set as one self-contained file. Equal sets give equal bytes: no time, host or path is in it."""
+    """Write a distilled set as one self-contained file. Equal sets give equal bytes: no time, host
+    or path is in it.
+    """
     tensors = {f"preprocess.{name}": tensor for name, tensor in distilled.fitted.state().items()}
     for number, block in enumerate(distilled.blocks):
         tensors |= {f"blocks.{number}.{name}": leaf for name, leaf in block.leaves.items()}
@@ -47,16 +49,28 @@ def load(path: str | os.PathLike[str], ipc: int | None = None) -> DistilledSet:
     tensors, meta = load_tensors(file / ARTEFACT if file.is_dir() else file, "distilled set")
     size = tuple(meta.pop("input_shape")), len(meta["class_names"]), meta["learned_labels"]
     stored = [with_prefix(tensors, f"blocks.{number}.") for number in range(len(meta["blocks"]))]
-    blocks = tuple(Block(leaves, from_plain(plain, *size)) for leaves, plain in zip(stored, meta.pop("blocks"), strict=True))
+    blocks = tuple(
+        Block(leaves, from_plain(plain, *size))
+        for leaves, plain in zip(stored, meta.pop("blocks"), strict=True)
+    )
     fitted = restored(meta.pop("preprocess"), with_prefix(tensors, "preprocess."))
-    names, learned_labels, recipe = (meta.pop(name) for name in ("class_names", "learned_labels", "recipe"))
+    names, learned_labels, recipe = (
+        meta.pop(name) for name in ("class_names", "learned_labels", "recipe")
+    )
     told = {name: value for name, value in meta.items() if name not in ("format_version", "kind")}
     try:
         metadata = parse(SetMetadata, told, "metadata")
     except Unreadable as error:
-        raise InputError(f"{path} was written by another version of potstill: {error}; use that one") from error
+        raise InputError(
+            f"{path} was written by another version of potstill: {error}; use that one"
+        ) from error
     distilled = DistilledSet(
-        blocks, tuple(names), fitted, Recipe.from_plain(recipe), learned_labels=learned_labels, metadata=metadata
+        blocks,
+        tuple(names),
+        fitted,
+        Recipe.from_plain(recipe),
+        learned_labels=learned_labels,
+        metadata=metadata,
     )
     return distilled if ipc is None else distilled.prefix(ipc)
 
@@ -64,11 +78,14 @@ def load(path: str | os.PathLike[str], ipc: int | None = None) -> DistilledSet:
 def recorded_config(distilled: DistilledSet) -> Given:
     """Return the options of the data and of the evaluation that a set's file records.
 
-    Where the data lie is not in it, but for data that come with potstill or another package. The parts
+    Where the data lie is not in it, but for data that come with potstill or another package. The
+    parts
     that made the set are left out: a file is of use where a stranger's method is not.
     """
     tables = distilled.metadata.config
     options = {**tables.get("data", {}), **tables.get("evaluation", {})}
-    known = {option.name for option in options_of_run({})}  # a file of another version may hold others
+    known = {
+        option.name for option in options_of_run({})
+    }  # a file of another version may hold others
     config = configuration({name: value for name, value in options.items() if name in known})
     return config if config.data.embedded else changed(config, data="arrays")

@@ -27,12 +27,15 @@ from potstill.seeds import generator
 
 def tuples(plain: Mapping[str, Any]) -> dict[str, Any]:
     """Turn the lists of plain data, as JSON gives them back, into tuples."""
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()}
+    return {
+        name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()
+    }
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is to be trained on the set; the same inner loop as in distillation, for `steps` steps.
+    """How a network is to be trained on the set; the same inner loop as in distillation, for
+    `steps` steps.
 
     Args:
         model: registered name or "package.module:factory".
@@ -46,7 +49,8 @@ class Recipe:
         augment: augmentation operations, one a batch.
         steps: how many steps.
         precision: "float32", or "bfloat16" for the arithmetic in the network.
-        batch_size: shuffled batches of so many examples, epoch after epoch; None: by class, as above.
+        batch_size: shuffled batches of so many examples, epoch after epoch; None: by class, as
+            above.
         learner: what learns from the set, a name in the registry.
     """
 
@@ -86,7 +90,10 @@ class Recipe:
         """Write it as plain data."""
         known = {item.name: getattr(self, item.name) for item in fields(self)}
         name = OPTIMIZERS.name_of(type(self.optimizer))
-        own = {item.name: getattr(self.optimizer, item.name) for item, _ in declared(type(self.optimizer))}
+        own = {
+            item.name: getattr(self.optimizer, item.name)
+            for item, _ in declared(type(self.optimizer))
+        }
         return {**known, "optimizer": {"name": name, **own}}
 
     @classmethod
@@ -107,8 +114,8 @@ class Block:
     """Examples that were distilled together, as many of every class, class by class.
 
     Args:
-        leaves: what is stored and learned, by name: what the parameterisation makes images of and, if labels are learned,
-            "targets" (m, K).
+        leaves: what is stored and learned, by name: what the parameterisation makes images of and,
+            if labels are learned, "targets" (m, K).
         parameterisation: how leaves decode to examples.
     """
 
@@ -117,9 +124,18 @@ class Block:
 
     @classmethod
     def of_pixels(cls, images: Tensor, classes: int, targets: Tensor | None = None) -> "Block":
-        """A block of images (n, C, H, W), as many of each class, class by class; without targets (n, K) they are one-hot."""
-        budget = Budget(tuple(images.shape[1:]), classes, len(images) // classes, learn_labels=targets is not None)
-        return cls({"images": images} | ({} if targets is None else {"targets": targets}), Pixels(budget))
+        """A block of images (n, C, H, W), as many of each class, class by class; without targets
+        (n, K) they are one-hot.
+        """
+        budget = Budget(
+            tuple(images.shape[1:]),
+            classes,
+            len(images) // classes,
+            learn_labels=targets is not None,
+        )
+        return cls(
+            {"images": images} | ({} if targets is None else {"targets": targets}), Pixels(budget)
+        )
 
     @cached_property
     def images(self) -> Tensor:
@@ -142,7 +158,9 @@ class Block:
 
     @property
     def ipc(self) -> int:
-        """Images per class; of another parameterisation than pixels, for the numbers of how many the budget was."""
+        """Images per class; of another parameterisation than pixels, for the numbers of how many
+        the budget was.
+        """
         return self.parameterisation.budget.ipc
 
     @property
@@ -152,7 +170,9 @@ class Block:
 
     def to(self, device: torch.device) -> "Block":
         """The same on a device."""
-        return Block({name: leaf.to(device) for name, leaf in self.leaves.items()}, self.parameterisation)
+        return Block(
+            {name: leaf.to(device) for name, leaf in self.leaves.items()}, self.parameterisation
+        )
 
 
 class DistilledSet(Dataset[tuple[Tensor, Tensor]]):
@@ -192,7 +212,9 @@ class DistilledSet(Dataset[tuple[Tensor, Tensor]]):
 
     def with_blocks(self, blocks: tuple[Block, ...]) -> "DistilledSet":
         """Other examples of the same make, without what the file says of these."""
-        return DistilledSet(blocks, self.class_names, self.fitted, self.recipe, learned_labels=self.learned_labels)
+        return DistilledSet(
+            blocks, self.class_names, self.fitted, self.recipe, learned_labels=self.learned_labels
+        )
 
     @cached_property
     def images(self) -> Tensor:
@@ -201,7 +223,9 @@ class DistilledSet(Dataset[tuple[Tensor, Tensor]]):
 
     @cached_property
     def targets(self) -> Tensor:
-        """(n, K): what it is trained to answer, as non-negative weights; one-hot unless the labels were learned."""
+        """(n, K): what it is trained to answer, as non-negative weights; one-hot unless the labels
+        were learned.
+        """
         return joined([block.targets for block in self.blocks])
 
     @cached_property
@@ -211,17 +235,23 @@ class DistilledSet(Dataset[tuple[Tensor, Tensor]]):
 
     @property
     def pixels(self) -> Tensor:
-        """(n, C, H, W) in [0, 1]: pictures for the eye, see `Preprocess.pictures`. Train on `images`, not on these."""
+        """(n, C, H, W) in [0, 1]: pictures for the eye, see `Preprocess.pictures`. Train on
+        `images`, not on these.
+        """
         return self.fitted.pictures(self.images)
 
     @property
     def ipc(self) -> int:
-        """Images per class; of another parameterisation than pixels, for the numbers of how many the budget was."""
+        """Images per class; of another parameterisation than pixels, for the numbers of how many
+        the budget was.
+        """
         return sum(block.ipc for block in self.blocks)
 
     @property
     def per_class(self) -> int:
-        """Images of each class that a network trains on: `ipc` of pixels, more of other parameterisations."""
+        """Images of each class that a network trains on: `ipc` of pixels, more of other
+        parameterisations.
+        """
         return sum(block.parameterisation.per_class for block in self.blocks)
 
     @property
@@ -232,8 +262,15 @@ class DistilledSet(Dataset[tuple[Tensor, Tensor]]):
     @property
     def stored(self) -> str:
         """What is stored, in words."""
-        one, each = self.blocks[0].parameterisation, " in each block" if len(self.blocks) > 1 else ""
-        labels = f", {one.labels_stored:,} labels of {len(self.class_names)}" if self.learned_labels else ""
+        one, each = (
+            self.blocks[0].parameterisation,
+            " in each block" if len(self.blocks) > 1 else "",
+        )
+        labels = (
+            f", {one.labels_stored:,} labels of {len(self.class_names)}"
+            if self.learned_labels
+            else ""
+        )
         return f"{one.words}{labels}{each}; {self.stored_bytes:,} bytes{' in all' if each else ''}"
 
     @property
@@ -258,13 +295,16 @@ class DistilledSet(Dataset[tuple[Tensor, Tensor]]):
 
     @property
     def rows(self) -> Tensor:
-        """(n, d) vectors in the units of the real data; what a network trains on, `images`, is these, preprocessed.
+        """(n, d) vectors in the units of the real data; what a network trains on, `images`, is
+        these, preprocessed.
 
         Raises:
             InputError: the set holds images.
         """
         if self.kind != "vector":
-            raise InputError("rows are of a set of vectors, this one holds images; take .images or .pixels")
+            raise InputError(
+                "rows are of a set of vectors, this one holds images; take .images or .pixels"
+            )
         return self.fitted.inverse(self.images)
 
     @property
@@ -277,19 +317,25 @@ class DistilledSet(Dataset[tuple[Tensor, Tensor]]):
         return self.per_class * len(self.class_names)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """(image, class), or (image, weights (K,)) if the labels were learned; torch's cross-entropy takes either."""
+        """(image, class), or (image, weights (K,)) if the labels were learned; torch's
+        cross-entropy takes either.
+        """
         return self.images[index], (self.targets if self.learned_labels else self.labels)[index]
 
     def __repr__(self) -> str:
-        return f"DistilledSet({self.per_class} of each of {len(self.class_names)} classes, {self.shape}, {self.fitted.name})"
+        return (
+            f"DistilledSet({self.per_class} of each of {len(self.class_names)} classes, "
+            f"{self.shape}, {self.fitted.name})"
+        )
 
     def preprocess(self, real: Any) -> Tensor:
         """Make real images fit for a network that was trained on this set.
 
         Args:
-            real: tensor or array, (N, C, H, W), grey (N, H, W), or one (C, H, W); whole numbers 0..255, or floats on the scale of
-                the data it was distilled from ([0, 1] for image files). 28 x 28 images are padded where the set's were.
-                For a set of vectors, (N, d), or one (d,), or a data frame with its columns in the set's order.
+            real: tensor or array, (N, C, H, W), grey (N, H, W), or one (C, H, W); whole numbers
+                0..255, or floats on the scale of the data it was distilled from ([0, 1] for image
+                files). 28 x 28 images are padded where the set's were. For a set of vectors, (N,
+                d), or one (d,), or a data frame with its columns in the set's order.
         Returns:
             (N, C, H, W) or (N, d) float32.
         Raises:
@@ -299,35 +345,56 @@ class DistilledSet(Dataset[tuple[Tensor, Tensor]]):
             return self.fitted(self.real_vectors(real))
         images = torch.as_tensor(real)
         if images.dtype == torch.bool:
-            raise InputError("real images must be whole numbers 0..255 or floats, got true and false")
+            raise InputError(
+                "real images must be whole numbers 0..255 or floats, got true and false"
+            )
         images = images.float() if images.is_floating_point() else images.float() / 255
         if images.ndim == 3:
             images = images[:, None] if self.shape[0] == 1 and len(images) != 1 else images[None]
-        if images.shape[-2:] == (UNPADDED_SIDE, UNPADDED_SIDE) and self.shape[1:] == (PADDED_SIDE, PADDED_SIDE):
+        if images.shape[-2:] == (UNPADDED_SIDE, UNPADDED_SIDE) and self.shape[1:] == (
+            PADDED_SIDE,
+            PADDED_SIDE,
+        ):
             images = torch.nn.functional.pad(images, [(PADDED_SIDE - UNPADDED_SIDE) // 2] * 4)
         if images.ndim != 4 or tuple(images.shape[1:]) != self.shape:
             wanted = ", ".join(map(str, self.shape))
-            raise InputError(f"real images must have shape (N, {wanted}), got {tuple(images.shape)}")
+            raise InputError(
+                f"real images must have shape (N, {wanted}), got {tuple(images.shape)}"
+            )
         return self.fitted(images)
 
     def real_vectors(self, real: Any) -> Tensor:
-        """Return vectors (N, d) as float32; an InputError if they have another number or other names of features."""
+        """Return vectors (N, d) as float32; an InputError if they have another number or other
+        names of features.
+        """
         columns = tuple(map(str, getattr(real, "columns", ())))
         if columns and "features" in self.meta.get("data", {}) and columns != self.feature_names:
-            raise InputError(f"real rows must have the columns {', '.join(self.feature_names)}, got {', '.join(columns)}")
-        rows = real if isinstance(real, Tensor) else torch.from_numpy(as_vectors("real rows", as_array("real rows", real)))
+            raise InputError(
+                f"real rows must have the columns {', '.join(self.feature_names)}, got "
+                f"{', '.join(columns)}"
+            )
+        rows = (
+            real
+            if isinstance(real, Tensor)
+            else torch.from_numpy(as_vectors("real rows", as_array("real rows", real)))
+        )
         rows = rows.float()[None] if rows.ndim == 1 else rows.float()
         if rows.ndim != 2 or tuple(rows.shape[1:]) != self.shape:
-            raise InputError(f"real rows must have shape (N, {self.shape[0]}), got {tuple(rows.shape)}")
+            raise InputError(
+                f"real rows must have shape (N, {self.shape[0]}), got {tuple(rows.shape)}"
+            )
         return rows
 
     @property
     def budgets(self) -> tuple[int, ...]:
-        """Images per class of every set that this one holds: of its first block, its first two, and so on up to itself."""
+        """Images per class of every set that this one holds: of its first block, its first two, and
+        so on up to itself.
+        """
         return tuple(accumulate(block.ipc for block in self.blocks))
 
     def prefix(self, ipc: int) -> "DistilledSet":
-        """The set of the first blocks that hold `ipc` images per class, with the training length and accuracy measured for it.
+        """The set of the first blocks that hold `ipc` images per class, with the training length
+        and accuracy measured for it.
 
         Raises:
             InputError: no blocks add up to it.
@@ -335,7 +402,8 @@ class DistilledSet(Dataset[tuple[Tensor, Tensor]]):
         if ipc not in self.budgets:
             held = ", ".join(map(str, self.budgets))
             raise InputError(
-                f"ipc must be a budget that the set holds, {held}, got {ipc}; --boost-blocks makes sets that hold several"
+                f"ipc must be a budget that the set holds, {held}, got {ipc}; --boost-blocks makes "
+                "sets that hold several"
             )
         own = tuple(budget for budget in self.metadata.budgets if budget.ipc <= ipc)
         recipe, metadata = self.recipe, self.metadata
@@ -350,7 +418,8 @@ class DistilledSet(Dataset[tuple[Tensor, Tensor]]):
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """Which synthetic examples make up a batch: of each class (or of some random classes) a few, without replacement.
+    """Which synthetic examples make up a batch: of each class (or of some random classes) a few,
+    without replacement.
 
     Args:
         labels: (n,) class of each example.
@@ -367,7 +436,9 @@ class BatchPlan:
 
     def __post_init__(self) -> None:
         labels = self.labels.cpu()
-        object.__setattr__(self, "members", [torch.nonzero(labels == label)[:, 0] for label in range(self.classes)])
+        object.__setattr__(
+            self, "members", [torch.nonzero(labels == label)[:, 0] for label in range(self.classes)]
+        )
 
     def draw(self, rng: torch.Generator) -> Tensor:
         """Positions of one batch, on the CPU."""
@@ -384,12 +455,17 @@ class BatchPlan:
 
 
 def initial_blocks(
-    kind: str, parameterisations: Sequence[Parameterisation], train: Split, seed: int, device: torch.device
+    kind: str,
+    parameterisations: Sequence[Parameterisation],
+    train: Split,
+    seed: int,
+    device: torch.device,
 ) -> tuple[Block, ...]:
     """Blocks before distillation, all different; their labels are one-hot.
 
     Args:
-        kind: "gaussian": noise whose images have norm about 1 (paper D.1); "real": the nearest to random train images.
+        kind: "gaussian": noise whose images have norm about 1 (paper D.1); "real": the nearest to
+            random train images.
         parameterisations: one for each block.
         train: where real images come from, preprocessed.
         seed: of the draw.
@@ -403,27 +479,39 @@ def initial_blocks(
     if least < ipc:
         noun = NOUNS[kind_of(budget.shape)]
         raise InputError(
-            f"ipc must be at most the smallest class's number of train {noun}s (after the held-out shares), {least} in class "
+            f"ipc must be at most the smallest class's number of train {noun}s (after the held-out "
+            f"shares), {least} in class "
             f"{int(counts.argmin())}, got {ipc}"
         )
-    rng, wanted = generator(seed, "initial images"), sum(one.real_per_class for one in parameterisations)
-    places = torch.arange(wanted) % min(wanted, least)  # what decodes to more images than a class has takes some again
+    rng, wanted = (
+        generator(seed, "initial images"),
+        sum(one.real_per_class for one in parameterisations),
+    )
+    places = torch.arange(wanted) % min(
+        wanted, least
+    )  # what decodes to more images than a class has takes some again
     if kind == "real":
-        chosen = sample_per_class(train.labels, budget.classes, min(wanted, least), rng).view(budget.classes, -1)[:, places]
+        chosen = sample_per_class(train.labels, budget.classes, min(wanted, least), rng).view(
+            budget.classes, -1
+        )[:, places]
     made, first = [], 0
     for one in parameterisations:
         if kind == "real":
-            leaves = one.from_real(train.take(chosen[:, first : first + one.real_per_class].flatten())[0], rng)
+            leaves = one.from_real(
+                train.take(chosen[:, first : first + one.real_per_class].flatten())[0], rng
+            )
             first += one.real_per_class
         else:
             leaves = one.noise(rng)
         if budget.learn_labels:
-            labels = torch.arange(budget.classes).repeat_interleave(one.labels_stored // budget.classes)
+            labels = torch.arange(budget.classes).repeat_interleave(
+                one.labels_stored // budget.classes
+            )
             leaves["targets"] = torch.nn.functional.one_hot(labels, budget.classes).float()
         made.append(Block(leaves, one).to(device))
     return tuple(made)
 
 
 def joined(parts: Sequence[Tensor]) -> Tensor:
-    """The parts one after the other; a single one as it is, since a copy of many images takes room."""
+    """Join parts one after the other; a single one is not copied, since that takes room."""
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))

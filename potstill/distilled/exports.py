@@ -24,8 +24,14 @@ from potstill.registry import EXPORTS, InputError
 
 WINDOWS_DEVICES = r"con|prn|aux|nul|com\d|lpt\d"
 EXACT = "exact, the arrays that a network trains on"
-OWN_UNITS = "each feature in the data's own units, to the last bit of float32; give them to distilled.preprocess to train on them"
-LOSSY = "for the eye: 8-bit pixels of a typical brightness and contrast; a network trained on them is not the same"
+OWN_UNITS = (
+    "each feature in the data's own units, to the last bit of float32; give them to "
+    "distilled.preprocess to train on them"
+)
+LOSSY = (
+    "for the eye: 8-bit pixels of a typical brightness and contrast; a network trained on them "
+    "is not the same"
+)
 
 
 def export_png(distilled: DistilledSet, path: Path) -> None:
@@ -41,28 +47,42 @@ def export_folder(distilled: DistilledSet, path: Path) -> None:
     building = Path(tempfile.mkdtemp(dir=path.parent, prefix=".potstill-"))
     try:
         building.chmod(0o755)
-        for index, (pixels, label) in enumerate(zip(distilled.pixels, distilled.labels.tolist(), strict=True)):
+        for index, (pixels, label) in enumerate(
+            zip(distilled.pixels, distilled.labels.tolist(), strict=True)
+        ):
             folder = building / names[label]
             folder.mkdir(parents=True, exist_ok=True)
             to_image(pixels).save(folder / f"{index:05d}.png")
         building.rename(path)
     except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}; choose another place with --out") from error
+        raise InputError(
+            f"cannot write {path}: {error.strerror or error}; choose another place with --out"
+        ) from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
 
 
 def folder_names(class_names: tuple[str, ...]) -> list[str]:
-    """Class names as folder names, one for each: without what file systems keep for themselves, numbered where they would meet."""
+    """Class names as folder names, one for each: without what file systems keep for themselves,
+    numbered where they would meet.
+    """
     plain = [re.sub(r'[/\\:*?"<>|\x00-\x1f]', "_", name).strip(". ")[:200] for name in class_names]
     taken = Counter(name.casefold() for name in plain)
-    usable = [name and taken[name.casefold()] == 1 and not re.fullmatch(WINDOWS_DEVICES, name, re.IGNORECASE) for name in plain]
-    return [name if good else f"{name or 'class'}-{label}" for label, (name, good) in enumerate(zip(plain, usable, strict=True))]
+    usable = [
+        name
+        and taken[name.casefold()] == 1
+        and not re.fullmatch(WINDOWS_DEVICES, name, re.IGNORECASE)
+        for name in plain
+    ]
+    return [
+        name if good else f"{name or 'class'}-{label}"
+        for label, (name, good) in enumerate(zip(plain, usable, strict=True))
+    ]
 
 
 def export_parquet(distilled: DistilledSet, path: Path) -> None:
-    """Hugging Face's layout: label (ClassLabel), and exactly: input and target as lists of float32; images as PNG bytes, or
-    vectors as lists in the data's own units.
+    """Hugging Face's layout: label (ClassLabel), and exactly: input and target as lists of float32;
+    images as PNG bytes, or vectors as lists in the data's own units.
     """
     import pyarrow as pa  # here: only this format needs it
     import pyarrow.parquet as pq
@@ -72,7 +92,10 @@ def export_parquet(distilled: DistilledSet, path: Path) -> None:
     numbers = {"feature": {"dtype": "float32", "_type": "Value"}, "_type": "List"}
     if distilled.kind == "image":
         first, first_type = "image", {"_type": "Image"}
-        pictures = [{"bytes": png(pixels), "path": f"{index:05d}.png"} for index, pixels in enumerate(distilled.pixels)]
+        pictures = [
+            {"bytes": png(pixels), "path": f"{index:05d}.png"}
+            for index, pixels in enumerate(distilled.pixels)
+        ]
         shown = pa.array(pictures, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
     else:
         first, first_type = "row", numbers
@@ -115,7 +138,9 @@ def png(pixels: Tensor) -> bytes:
 
 
 def export_npz(distilled: DistilledSet, path: Path) -> None:
-    """Plain arrays: images, targets, labels (all exact), class_names; pixels (bytes), or of vectors rows and feature_names."""
+    """Plain arrays: images, targets, labels (all exact), class_names; pixels (bytes), or of vectors
+    rows and feature_names.
+    """
     buffer = io.BytesIO()
     own: dict[str, Any]
     if distilled.kind == "vector":
@@ -134,17 +159,23 @@ def export_npz(distilled: DistilledSet, path: Path) -> None:
 
 
 def export_csv(distilled: DistilledSet, path: Path) -> None:
-    """A line for each vector: its class, its features in the data's own units and, if it is learned, its label's weights."""
+    """A line for each vector: its class, its features in the data's own units and, if it is
+    learned, its label's weights.
+    """
     text, label = io.StringIO(), "label"
     while label in distilled.feature_names:
         label += "_"
-    weights = [f"weight of {name}" for name in distilled.class_names] if distilled.learned_labels else []
+    weights = (
+        [f"weight of {name}" for name in distilled.class_names] if distilled.learned_labels else []
+    )
     table = csv.writer(text, lineterminator="\n")
     table.writerow([label, *distilled.feature_names, *weights])
     rows, targets = distilled.rows.numpy(), distilled.targets.numpy()
     for row, target, index in zip(rows, targets, distilled.labels.tolist(), strict=True):
         # str of a float32 is its shortest text that reads back as the same number
-        table.writerow([distilled.class_names[index], *map(str, row), *(map(str, target) if weights else ())])
+        table.writerow(
+            [distilled.class_names[index], *map(str, row), *(map(str, target) if weights else ())]
+        )
     write(path, text.getvalue())
 
 
@@ -155,7 +186,8 @@ class Format:
     Args:
         write: writes a set to a path.
         default_name: of the file or folder, beside the set.
-        told: kind of data -> what a user must know of it; kinds that are not in it cannot be written so.
+        told: kind of data -> what a user must know of it; kinds that are not in it cannot be
+            written so.
         exact: whether it holds the arrays that a network trains on.
     """
 
@@ -194,22 +226,32 @@ NPZ = Format(
 )
 
 
-def export(distilled: DistilledSet, format: str, path: str | os.PathLike[str], *, overwrite: bool = False) -> str:
+def export(
+    distilled: DistilledSet, format: str, path: str | os.PathLike[str], *, overwrite: bool = False
+) -> str:
     """Write a set in a format of `potstill list`; a sentence on what the file loses.
 
     Raises:
-        InputError: an unknown format, one that cannot hold such data, a place that cannot be written, or one that is taken
-            and not to be overwritten.
+        InputError: an unknown format, one that cannot hold such data, a place that cannot be
+            written, or one that is taken and not to be overwritten.
     """
     chosen: Format = EXPORTS[format]
-    require_kind(distilled.kind, f"format {format}", chosen, f"use --format {DEFAULTS[distilled.kind]}, parquet or npz")
+    require_kind(
+        distilled.kind,
+        f"format {format}",
+        chosen,
+        f"use --format {DEFAULTS[distilled.kind]}, parquet or npz",
+    )
     target = Path(path)
     if target.exists() and not overwrite:
         raise InputError(f"{target} exists; choose another place with --out, or remove it")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"cannot make the folder {target.parent}: {error.strerror}; choose another place with --out") from error
+        raise InputError(
+            f"cannot make the folder {target.parent}: {error.strerror}; choose another place with "
+            "--out"
+        ) from error
     chosen.write(distilled, target)
     return chosen.told[distilled.kind]
 
@@ -221,5 +263,7 @@ def write_default(distilled: DistilledSet, folder: Path) -> None:
 
 
 def exported_images(distilled: DistilledSet) -> Tensor:
-    """What a network would read if it were trained on the exported 8-bit pictures, preprocessed as real images are."""
+    """What a network would read if it were trained on the exported 8-bit pictures, preprocessed as
+    real images are.
+    """
     return distilled.preprocess(to_bytes(distilled.pixels))

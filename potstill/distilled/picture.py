@@ -30,10 +30,11 @@ def to_image(pixels: Tensor) -> Image.Image:
 
 
 def grid(distilled: DistilledSet, caption: str = "") -> Image.Image:
-    """The images of a set, a row a class, enlarged without smoothing, with class names and a caption.
+    """The images of a set, a row a class, enlarged without smoothing, with class names and a
+    caption.
 
-    Of more than 50 a class the first 20 are shown. At one image per class the classes stand side by side instead, up to ten in
-    a row.
+    Of more than 50 a class the first 20 are shown. At one image per class the classes stand side by
+    side instead, up to ten in a row.
     """
     classes, each = len(distilled.class_names), shown_of_class(distilled)
     order = torch.argsort(distilled.labels, stable=True).view(classes, -1)[:, :each].flatten()
@@ -51,20 +52,35 @@ def grid(distilled: DistilledSet, caption: str = "") -> Image.Image:
     lines = wrap(caption, font, 2 * MARGIN_PX, across) if caption else []
     size = (
         2 * MARGIN_PX + across - GAP_PX,
-        2 * MARGIN_PX + rows * (cell_h + GAP_PX + name_h) - GAP_PX + len(lines) * (TEXT_PX + 5) + (GAP_PX if lines else 0),
+        2 * MARGIN_PX
+        + rows * (cell_h + GAP_PX + name_h)
+        - GAP_PX
+        + len(lines) * (TEXT_PX + 5)
+        + (GAP_PX if lines else 0),
     )
     sheet = Image.new("RGB", size, PAPER)
     pen = ImageDraw.Draw(sheet)
     for place, picture in enumerate(pictures):
         row, column = divmod(place, columns)
-        x, y = MARGIN_PX + left + column * (cell_w + GAP_PX), MARGIN_PX + row * (cell_h + GAP_PX + name_h)
-        sheet.paste(picture.convert("RGB").resize((cell_w, cell_h), Image.Resampling.NEAREST), (x, y + name_h))
+        x, y = (
+            MARGIN_PX + left + column * (cell_w + GAP_PX),
+            MARGIN_PX + row * (cell_h + GAP_PX + name_h),
+        )
+        sheet.paste(
+            picture.convert("RGB").resize((cell_w, cell_h), Image.Resampling.NEAREST),
+            (x, y + name_h),
+        )
         if each == 1:
             pen.text((x, y), shorten(names[place], font, cell_w), INK, font)
         elif column == 0:
             pen.text((MARGIN_PX, y + (cell_h - TEXT_PX) // 2), names[row], INK, font)
     for number, line in enumerate(lines):
-        pen.text((MARGIN_PX, size[1] - MARGIN_PX - (len(lines) - number) * (TEXT_PX + 5)), line, FAINT, font)
+        pen.text(
+            (MARGIN_PX, size[1] - MARGIN_PX - (len(lines) - number) * (TEXT_PX + 5)),
+            line,
+            FAINT,
+            font,
+        )
     return sheet
 
 
@@ -74,7 +90,9 @@ def shown_of_class(distilled: DistilledSet) -> int:
 
 
 def find_font() -> Font:
-    """A font of the system with many scripts, or else Pillow's own, which has little more than ASCII."""
+    """A font of the system with many scripts, or else Pillow's own, which has little more than
+    ASCII.
+    """
     for name in ("DejaVuSans.ttf", "Arial.ttf", "NotoSans-Regular.ttf"):
         try:
             return ImageFont.truetype(name, TEXT_PX)
@@ -84,13 +102,18 @@ def find_font() -> Font:
 
 
 def drawable(text: str, font: Font) -> str:
-    """`text` with characters that the font lacks, which it would draw as boxes, in their plain form or as question marks."""
+    """`text` with characters that the font lacks, which it would draw as boxes, in their plain form
+    or as question marks.
+    """
     box = bytes(font.getmask("\ufffe"))
 
     def plain(character: str) -> str:
         return unicodedata.normalize("NFKD", character).encode("ascii", "ignore").decode() or "?"
 
-    return "".join(plain(character) if bytes(font.getmask(character)) == box else character for character in text)
+    return "".join(
+        plain(character) if bytes(font.getmask(character)) == box else character
+        for character in text
+    )
 
 
 def shorten(text: str, font: Font, width: int) -> str:
@@ -124,7 +147,10 @@ def caption(distilled: DistilledSet) -> str:
         text += f"; the first {COLUMNS_OF_MANY} of each are shown"
     text += f"; stored: {distilled.stored}"
     if accuracy := metadata.accuracy:
-        text += f"; validation accuracy {100 * accuracy.mean:.1f} % ({accuracy.n} network{'s'[: accuracy.n > 1]})"
+        text += (
+            f"; validation accuracy {100 * accuracy.mean:.1f} % ({accuracy.n} "
+            f"network{'s'[: accuracy.n > 1]})"
+        )
     return text + ". Brightness and contrast are those of a typical image."
 
 

@@ -1,13 +1,17 @@
-"""The gradient and the Hessian product of a network's cross-entropy, compiled: the fast twin of derivatives.Eager.
+"""The gradient and the Hessian product of a network's cross-entropy, compiled: the fast twin of
+derivatives.Eager.
 
-Each is traced once for each shape of batch into a graph of torch's basic operations, through both derivatives, and compiled
-by torch's Inductor, which fuses normalisation, ReLU and pooling into a few passes over memory. Before that
+Each is traced once for each shape of batch into a graph of torch's basic operations, through both
+derivatives, and compiled by torch's Inductor, which fuses normalisation, ReLU and pooling into a
+few passes over memory. Before that
 
-- `Fusible` (fusible.py) writes convolution and group norm so that all their derivatives consist of fast operations;
-- `simplify` takes out work whose result nobody reads, and keeps Inductor from computing what is the same for a whole
-  channel anew at every pixel.
+- `Fusible` (fusible.py) writes convolution and group norm so that all their derivatives consist of
+  fast operations;
+- `simplify` takes out work whose result nobody reads, and keeps Inductor from computing what is the
+  same for a whole channel anew at every pixel.
 
-The graph is that of one network; another of the same make is its parameters and constants, which are arguments.
+The graph is that of one network; another of the same make is its parameters and constants, which
+are arguments.
 """
 
 import os
@@ -30,9 +34,23 @@ from potstill.engine.losses import Batch, Eager, FlatModel, Products
 aten = torch.ops.aten
 CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 BROADCAST = 8
-"""A tensor that is read by one this many times larger is worth keeping instead of computing it anew there."""
-ELEMENTWISE = {aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.expand.default}
-VIEWS = {aten.view.default, aten.expand.default, aten.unsqueeze.default, aten.squeeze.dims, aten.split_with_sizes.default}
+"""A tensor that is read by one this many times larger is worth keeping instead of computing it anew
+there.
+"""
+ELEMENTWISE = {
+    aten.add.Tensor,
+    aten.sub.Tensor,
+    aten.mul.Tensor,
+    aten.div.Tensor,
+    aten.expand.default,
+}
+VIEWS = {
+    aten.view.default,
+    aten.expand.default,
+    aten.unsqueeze.default,
+    aten.squeeze.dims,
+    aten.split_with_sizes.default,
+}
 
 
 class CannotCompile(Exception):
@@ -40,35 +58,45 @@ class CannotCompile(Exception):
 
 
 def prepare_cache() -> None:
-    """Make the folder in which the compiler finds what it compiled before: the user's, unless the environment names one.
+    """Make the folder in which the compiler finds what it compiled before: the user's, unless the
+    environment names one.
 
-    Torch's own default is emptied when the machine restarts. Its compiler settles the folder when it is first imported, so
-    this comes before.
+    Torch's own default is emptied when the machine restarts. Its compiler settles the folder when
+    it is first imported, so this comes before.
 
     Raises:
         CannotCompile: it cannot be made.
     """
-    folder = os.environ.setdefault(CACHE_VARIABLE, str(Path(platformdirs.user_cache_dir("potstill")) / "compiled"))
+    folder = os.environ.setdefault(
+        CACHE_VARIABLE, str(Path(platformdirs.user_cache_dir("potstill")) / "compiled")
+    )
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise CannotCompile(f"its cache folder {folder} cannot be made ({error.strerror}); set {CACHE_VARIABLE}") from error
+        raise CannotCompile(
+            f"its cache folder {folder} cannot be made ({error.strerror}); set {CACHE_VARIABLE}"
+        ) from error
 
 
 def trace(function: Callable[..., Any], examples: Sequence[Tensor]) -> fx.GraphModule:
     """`function` as a graph of basic operations, simplified.
 
     Raises:
-        CannotCompile: it draws random numbers, looks at values, or holds tensors that are no parameter or buffer.
+        CannotCompile: it draws random numbers, looks at values, or holds tensors that are no
+            parameter or buffer.
     """
     try:
         with Fusible():
             module = make_fx(function, tracing_mode="fake")(*examples)
     except Exception as error:  # whatever a user's network does that a trace cannot follow
-        raise CannotCompile(f"the network cannot be traced ({str(error).splitlines()[0]})") from error
+        raise CannotCompile(
+            f"the network cannot be traced ({str(error).splitlines()[0]})"
+        ) from error
     for node in module.graph.nodes:
         if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
-            raise CannotCompile("the network draws random numbers, which a compiled one would draw differently")
+            raise CannotCompile(
+                "the network draws random numbers, which a compiled one would draw differently"
+            )
         if node.op == "get_attr":
             raise CannotCompile("the network holds a tensor that is neither parameter nor buffer")
     return simplify(module)
@@ -77,22 +105,32 @@ def trace(function: Callable[..., Any], examples: Sequence[Tensor]) -> fx.GraphM
 def simplify(module: fx.GraphModule) -> fx.GraphModule:
     """Drop what is not read, and keep small tensors that large ones read.
 
-    Inductor computes cheap tensors again wherever they are read. For a channel's scale, read at every pixel, that costs a
-    root and a division a pixel; as_strided makes it keep the tensor (measured: 4 to 8 % of a Hessian product).
+    Inductor computes cheap tensors again wherever they are read. For a channel's scale, read at
+    every pixel, that costs a root and a division a pixel; as_strided makes it keep the tensor
+    (measured: 4 to 8 % of a Hessian product).
     """
     graph = module.graph
     graph.eliminate_dead_code()
     for node in list(graph.nodes):
         value = node.meta.get("val")
-        if node.op != "call_function" or node.target in VIEWS or not isinstance(value, Tensor) or value.numel() < 2:
+        if (
+            node.op != "call_function"
+            or node.target in VIEWS
+            or not isinstance(value, Tensor)
+            or value.numel() < 2
+        ):
             continue
         large = [
-            user for user in node.users if user.target in ELEMENTWISE and user.meta["val"].numel() >= BROADCAST * value.numel()
+            user
+            for user in node.users
+            if user.target in ELEMENTWISE and user.meta["val"].numel() >= BROADCAST * value.numel()
         ]
         if large:
             whole = value.contiguous()
             with graph.inserting_after(node):
-                kept = graph.call_function(aten.as_strided.default, (node, list(whole.shape), list(whole.stride())))
+                kept = graph.call_function(
+                    aten.as_strided.default, (node, list(whole.shape), list(whole.stride()))
+                )
             for user in large:
                 user.replace_input_with(node, kept)
     graph.lint()
@@ -125,35 +163,51 @@ class CompiledNetwork:
 
     def logits(self, theta: Tensor, inputs: Tensor, *constants: Tensor) -> Tensor:
         """The network's output."""
-        inputs = inputs.contiguous(memory_format=torch.channels_last) if inputs.dim() == 4 else inputs
+        inputs = (
+            inputs.contiguous(memory_format=torch.channels_last) if inputs.dim() == 4 else inputs
+        )
         return self.model(theta, inputs, dict(zip(self.model.constants, constants, strict=True)))
 
     def loss(self, constants: tuple[Tensor, ...]) -> Eager:
         """The mean cross-entropy, plain."""
-        return Eager(lambda theta, batch, _: F.cross_entropy(self.logits(theta, batch.inputs, *constants), batch.targets))
+        return Eager(
+            lambda theta, batch, _: F.cross_entropy(
+                self.logits(theta, batch.inputs, *constants), batch.targets
+            )
+        )
 
-    def gradient(self, theta: Tensor, inputs: Tensor, targets: Tensor, *constants: Tensor) -> tuple[Tensor, Tensor]:
+    def gradient(
+        self, theta: Tensor, inputs: Tensor, targets: Tensor, *constants: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """The loss and its gradient in theta."""
         return self.loss(constants).gradient(theta, Batch(inputs, targets), 0)
 
-    def product(self, theta: Tensor, inputs: Tensor, targets: Tensor, cotangent: Tensor, *constants: Tensor) -> Products:
+    def product(
+        self, theta: Tensor, inputs: Tensor, targets: Tensor, cotangent: Tensor, *constants: Tensor
+    ) -> Products:
         """d/d(theta, inputs, targets) <grad_theta loss, cotangent>."""
         batch = Batch(inputs.detach().requires_grad_(), targets.detach().requires_grad_())
         return self.loss(constants).product(theta, batch, 0, cotangent)
 
-    def product_in_theta(self, theta: Tensor, inputs: Tensor, targets: Tensor, cotangent: Tensor, *constants: Tensor) -> Tensor:
+    def product_in_theta(
+        self, theta: Tensor, inputs: Tensor, targets: Tensor, cotangent: Tensor, *constants: Tensor
+    ) -> Tensor:
         """`product` without what the batch gets: for frozen examples."""
         return self.loss(constants).product(theta, Batch(inputs, targets), 0, cotangent)[0]
 
     def call(self, kind: Callable[..., Any], *arguments: Tensor) -> Any:
-        """`kind` (one of the functions above) at `arguments`, compiled at the first call with their shapes."""
+        """`kind` (one of the functions above) at `arguments`, compiled at the first call with their
+        shapes.
+        """
         key = (kind.__name__, *((tensor.shape, tensor.dtype) for tensor in arguments))
         with torch.no_grad():
             if key not in self.functions:
                 return self.first_call(key, kind, arguments)
             return self.functions[key](*arguments)
 
-    def first_call(self, key: tuple[Any, ...], kind: Callable[..., Any], arguments: Sequence[Tensor]) -> Any:
+    def first_call(
+        self, key: tuple[Any, ...], kind: Callable[..., Any], arguments: Sequence[Tensor]
+    ) -> Any:
         """Compile a function and call it."""
         began = time.perf_counter()
         with warnings.catch_warnings():
@@ -164,9 +218,14 @@ class CompiledNetwork:
             try:
                 result = function(*arguments)
             except Exception as error:  # the compiler or the C++ compiler behind it, in many forms
-                raise CannotCompile(f"the compiler fails ({type(error).__name__}: {str(error).splitlines()[0]})") from error
+                raise CannotCompile(
+                    f"the compiler fails ({type(error).__name__}: {str(error).splitlines()[0]})"
+                ) from error
         self.functions[key] = function
-        self.compilations, self.seconds = self.compilations + 1, self.seconds + time.perf_counter() - began
+        self.compilations, self.seconds = (
+            self.compilations + 1,
+            self.seconds + time.perf_counter() - began,
+        )
         return result
 
 

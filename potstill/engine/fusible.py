@@ -1,8 +1,11 @@
-"""Convolution and group norm in a form whose first and second derivatives compile to fast operations.
+"""Convolution and group norm in a form whose first and second derivatives compile to fast
+operations.
 
-<x * w, y> is linear in the input x, in the weight w and in the output's cotangent y. Its derivatives in the three are convolution
-and its two transposes, and each of these has the other two as its own derivatives: three fast kernels serve every order.
-Autograd's own second derivative in the weight is instead a slow convolution with a kernel as large as the image.
+<x * w, y> is linear in the input x, in the weight w and in the output's cotangent y. Its
+derivatives in the three are convolution
+and its two transposes, and each of these has the other two as its own derivatives: three fast
+kernels serve every order. Autograd's own second derivative in the weight is instead a slow
+convolution with a kernel as large as the image.
 """
 
 from typing import Any
@@ -14,26 +17,37 @@ from torch.overrides import TorchFunctionMode
 
 aten = torch.ops.aten
 Geometry = tuple[list[int], list[int], list[int], bool, list[int], int]
-"""Stride, padding, dilation, transposed, output padding, groups: what torch's convolution takes after its tensors."""
+"""Stride, padding, dilation, transposed, output padding, groups: what torch's convolution takes
+after its tensors.
+"""
 
 
 class Contraction(torch.autograd.Function):
-    """The derivative of <x * w, y> in one of the three, `wanted`, given the other two; it only lends its shape."""
+    """The derivative of <x * w, y> in one of the three, `wanted`, given the other two; it only
+    lends its shape.
+    """
 
     @staticmethod
-    def forward(ctx: Any, wanted: str, x: Tensor, w: Tensor, y: Tensor | None, how: Geometry) -> Any:
+    def forward(
+        ctx: Any, wanted: str, x: Tensor, w: Tensor, y: Tensor | None, how: Geometry
+    ) -> Any:
         ctx.wanted, ctx.how = wanted, how
         ctx.save_for_backward(x, w, y)
         if wanted == "y":
             return aten.convolution(x, w, None, *how)
-        of_x, of_w, _ = aten.convolution_backward(y, x, w, None, *how, [wanted == "x", wanted == "w", False])
+        of_x, of_w, _ = aten.convolution_backward(
+            y, x, w, None, *how, [wanted == "x", wanted == "w", False]
+        )
         return of_x if wanted == "x" else of_w
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> Any:
         given = dict(zip("xwy", ctx.saved_tensors, strict=True)) | {ctx.wanted: cotangent}
         asked = zip("xwy", ctx.needs_input_grad[1:4], strict=True)
-        found = (contraction(name, **given, how=ctx.how) if needed and name != ctx.wanted else None for name, needed in asked)
+        found = (
+            contraction(name, **given, how=ctx.how) if needed and name != ctx.wanted else None
+            for name, needed in asked
+        )
         return None, *found, None
 
 
@@ -43,11 +57,18 @@ def contraction(wanted: str, *, x: Tensor, w: Tensor, y: Tensor | None, how: Geo
 
 
 def conv2d(
-    input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
 ) -> Tensor:
     """F.conv2d for numeric padding."""
     stride, padding, dilation = (
-        [number] * 2 if isinstance(number, int) else list(number) for number in (stride, padding, dilation)
+        [number] * 2 if isinstance(number, int) else list(number)
+        for number in (stride, padding, dilation)
     )
     kind = autocast_type(input)
     how = (stride, padding, dilation, False, [0, 0], groups)
@@ -62,13 +83,19 @@ def autocast_type(tensor: Tensor) -> torch.dtype:
 
 
 def group_norm(
-    input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
 ) -> Tensor:
-    """F.group_norm as one scale and one shift per example and channel, its statistics in at least float32.
+    """F.group_norm as one scale and one shift per example and channel, its statistics in at least
+    float32.
 
-    So each derivative costs one pass over the images for its sums and one to write the result. The variance is taken around
-    a pivot that counts as a constant: var x = mean (x - p)^2 - (mean x - p)^2 holds for every p, and so do all its derivatives;
-    at p = mean x nothing is lost to rounding.
+    So each derivative costs one pass over the images for its sums and one to write the result. The
+    variance is taken around
+    a pivot that counts as a constant: var x = mean (x - p)^2 - (mean x - p)^2 holds for every p,
+        and so do all its derivatives; at p = mean x nothing is lost to rounding.
     """
     x: Tensor = input.float() if input.dtype in (torch.bfloat16, torch.float16) else input
     x = x.unflatten(1, (num_groups, -1))
@@ -87,10 +114,17 @@ def group_norm(
 class Fusible(TorchFunctionMode):
     """Inside it, a network's 2-d convolutions and group norms are the ones above."""
 
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         kwargs = kwargs or {}
-        if function is torch.conv2d and not isinstance(kwargs.get("padding", args[4] if len(args) > 4 else 0), str):
+        if function is torch.conv2d and not isinstance(
+            kwargs.get("padding", args[4] if len(args) > 4 else 0), str
+        ):
             return conv2d(*args, **kwargs)
         if function in (F.group_norm, torch.group_norm):
-            return group_norm(*args[:5], **{name: value for name, value in kwargs.items() if name != "cudnn_enabled"})
+            return group_norm(
+                *args[:5],
+                **{name: value for name, value in kwargs.items() if name != "cudnn_enabled"},
+            )
         return function(*args, **kwargs)

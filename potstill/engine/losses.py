@@ -1,7 +1,9 @@
-"""What the engine asks of a loss: its gradient and its Hessian product. Here by plain autograd; compiled.py has them fast.
+"""What the engine asks of a loss: its gradient and its Hessian product. Here by plain autograd;
+compiled.py has them fast.
 
-A network is a function of one flat parameter vector (`FlatModel`). A loss that is a mean over examples may be taken in
-micro-batches (`InMicroBatches`), which bounds the memory and not the result.
+A network is a function of one flat parameter vector (`FlatModel`). A loss that is a mean over
+examples may be taken in micro-batches (`InMicroBatches`), which bounds the memory and not the
+result.
 """
 
 import math
@@ -47,21 +49,22 @@ class Batch:
 
 
 Products = tuple[Tensor, Tensor | None, Tensor | None]
-"""d/d(theta, inputs, targets) of a scalar, each like its tensor; None for a member of the batch that asks
-for no gradient. What stands in frozen rows has no meaning."""
+"""d/d(theta, inputs, targets) of a scalar, each like its tensor; None for a member of the batch
+that asks for no gradient. What stands in frozen rows has no meaning.
+"""
 
 
 class FlatModel:
     """A module as a function of one flat parameter vector.
 
-    The module stays in training mode, but batch norm neither reads nor writes running statistics: inside an unroll it
-    normalises by the batch, so that a replayed step repeats exactly. Parameters that do not require a gradient, and
-    buffers, are `constants`: they keep the module's own values.
+    The module stays in training mode, but batch norm neither reads nor writes running statistics:
+    inside an unroll it normalises by the batch, so that a replayed step repeats exactly. Parameters
+    that do not require a gradient, and buffers, are `constants`: they keep the module's own values.
 
     Args:
         module: the network; it is changed as said above.
-        precision: "float32" computes in the module's own type, "bfloat16" under autocast. Parameters, norms' statistics
-            and outputs keep their type either way.
+        precision: "float32" computes in the module's own type, "bfloat16" under autocast.
+            Parameters, norms' statistics and outputs keep their type either way.
     """
 
     def __init__(self, module: nn.Module, precision: str = "float32"):
@@ -73,13 +76,21 @@ class FlatModel:
         self.names, self.shapes = list(named), [p.shape for p in named.values()]
         self.sizes = [p.numel() for p in named.values()]
         self.theta = torch.cat([p.detach().reshape(-1) for p in named.values()])
-        self.constants = {name: p.detach() for name, p in module.named_parameters() if not p.requires_grad}
+        self.constants = {
+            name: p.detach() for name, p in module.named_parameters() if not p.requires_grad
+        }
         self.constants |= {name: buffer.detach() for name, buffer in module.named_buffers()}
 
-    def __call__(self, theta: Tensor, inputs: Tensor, constants: dict[str, Tensor] | None = None) -> Tensor:
-        """The module's output on `inputs` with the parameters `theta` and, if given, the constants of another network."""
+    def __call__(
+        self, theta: Tensor, inputs: Tensor, constants: dict[str, Tensor] | None = None
+    ) -> Tensor:
+        """The module's output on `inputs` with the parameters `theta` and, if given, the constants
+        of another network.
+        """
         parts = zip(self.names, theta.split(self.sizes), self.shapes, strict=True)
-        parameters = {name: part.view(shape) for name, part, shape in parts} | (self.constants if constants is None else constants)
+        parameters = {name: part.view(shape) for name, part, shape in parts} | (
+            self.constants if constants is None else constants
+        )
         with autocast(self.precision, inputs.device):
             outputs: Tensor = torch.func.functional_call(self.module, parameters, (inputs,))
         return outputs.to(theta.dtype)
@@ -88,12 +99,17 @@ class FlatModel:
 def autocast(precision: str, device: torch.device) -> torch.autocast:
     """The context in which a network computes in this precision."""
     # Without the cache: it would keep one network's bfloat16 parameters for the next.
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16", cache_enabled=False)
+    return torch.autocast(
+        device.type, torch.bfloat16, enabled=precision == "bfloat16", cache_enabled=False
+    )
 
 
 def couples_batch(module: nn.Module) -> bool:
     """Whether an example's output depends on the rest of its batch: batch norm in training mode."""
-    return any(isinstance(part, _NormBase) and not isinstance(part, _InstanceNorm) for part in module.modules())
+    return any(
+        isinstance(part, _NormBase) and not isinstance(part, _InstanceNorm)
+        for part in module.modules()
+    )
 
 
 def largest_micro_batch(module: nn.Module, shape: Shape, device: torch.device) -> int:
@@ -113,7 +129,9 @@ def largest_micro_batch(module: nn.Module, shape: Shape, device: torch.device) -
 
 
 def even(count: int, most: int) -> int:
-    """Size of micro-batches, at most `most`, that cut `count` examples as evenly as can be: few shapes, few compilations."""
+    """Size of micro-batches, at most `most`, that cut `count` examples as evenly as can be: few
+    shapes, few compilations.
+    """
     return math.ceil(count / math.ceil(count / most))
 
 
@@ -150,9 +168,13 @@ class Eager:
         wanted = [theta, *(part for part in cut if part.requires_grad)]
         loss = self.loss(theta, Batch(cut[0], cut[1], batch.frozen), step)
         (grad,) = torch.autograd.grad(loss, theta, create_graph=True)
-        if not grad.requires_grad:  # a loss that is linear in theta and does not mix it with the batch
+        if (
+            not grad.requires_grad
+        ):  # a loss that is linear in theta and does not mix it with the batch
             return torch.zeros_like(theta), None, None
-        of_theta, *rest = torch.autograd.grad(grad, wanted, cotangent, allow_unused=True, materialize_grads=True)
+        of_theta, *rest = torch.autograd.grad(
+            grad, wanted, cotangent, allow_unused=True, materialize_grads=True
+        )
         found = iter(rest)
         of_inputs, of_targets = (next(found) if part.requires_grad else None for part in cut)
         return of_theta, of_inputs, of_targets
@@ -192,7 +214,8 @@ class ExactStart:
 
 @dataclass(frozen=True)
 class InMicroBatches:
-    """A loss that is a mean over examples, taken `size` examples at a time: less memory, same result.
+    """A loss that is a mean over examples, taken `size` examples at a time: less memory, same
+    result.
 
     Args:
         whole: the loss, linear in the targets.
@@ -233,7 +256,9 @@ class InMicroBatches:
         for part, share in self.parts(batch):
             of_theta, *of_part = self.whole.product(theta, part, step, share * cotangent)
             total += of_theta
-            for column, of, tensor in zip(columns, of_part, (part.inputs, part.targets), strict=True):
+            for column, of, tensor in zip(
+                columns, of_part, (part.inputs, part.targets), strict=True
+            ):
                 # Micro-batches of frozen rows ask for nothing; beside others they stand as 0.
                 column.append(torch.zeros_like(tensor) if of is None else of)
         of_inputs, of_targets = (
@@ -260,18 +285,24 @@ def cross_entropy(model: FlatModel, seed: Callable[[int], int] | None = None) ->
     return Eager(loss)
 
 
-def derivative_error(model: FlatModel, inputs: Tensor, targets: Tensor, rng: torch.Generator) -> float:
-    """How far the model's second derivative is from how its gradient really changes, relative, in float64.
+def derivative_error(
+    model: FlatModel, inputs: Tensor, targets: Tensor, rng: torch.Generator
+) -> float:
+    """How far the model's second derivative is from how its gradient really changes, relative, in
+    float64.
 
-    It is rounding for every differentiable function. Behind a detach or a straight-through estimator the gradient changes
-    in ways that autograd does not see, so that a meta-gradient through it would have no meaning. (The second derivative
-    that autograd gives stays symmetric there, since what is detached counts as constant: symmetry would not show it.)
+    It is rounding for every differentiable function. Behind a detach or a straight-through
+    estimator the gradient changes in ways that autograd does not see, so that a meta-gradient
+    through it would have no meaning. (The second derivative
+    that autograd gives stays symmetric there, since what is detached counts as constant: symmetry
+    would not show it.)
     """
     loss = cross_entropy(model, seed=lambda _: 0)  # the same dropout every time
     batch = Batch(inputs, targets)
 
     errors = []
-    for _ in range(3):  # the best of three: a step across a ReLU's kink spoils a difference, and is rare at this length
+    # The best of three: a step across a ReLU's kink spoils a difference, which is rare.
+    for _ in range(3):
         along = torch.randn(model.theta.shape, generator=rng, dtype=model.theta.dtype)
         along *= 1e-7 / along.norm()
         up, down = (loss.gradient(model.theta + sign * along, batch, 0)[1] for sign in (1, -1))

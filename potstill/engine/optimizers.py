@@ -1,5 +1,6 @@
-"""Optimisers as pure functions of flat vectors: for the inner loop, which is differentiated, for the
-outer one, and in torch's own form for plain training."""
+"""Optimisers as pure functions of flat vectors: for the inner loop, which is differentiated, for
+the outer one, and in torch's own form for plain training.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,9 @@ class Optimizer(Protocol):
         """Take step number `count` (the first is 0); `hyper` holds 0-d tensors such as "lr"."""
         ...
 
-    def in_torch(self, parameters: Sequence[nn.Parameter], lr: float) -> tuple[torch.optim.Optimizer, Callable[[], None]]:
+    def in_torch(
+        self, parameters: Sequence[nn.Parameter], lr: float
+    ) -> tuple[torch.optim.Optimizer, Callable[[], None]]:
         """Make the torch optimiser of the same steps, and what is to be called after each step."""
         ...
 
@@ -39,14 +42,16 @@ class Adam:
         beta2: decay of the second moment.
         eps: added to the denominator.
         eps_placement: "torch" adds eps after bias correction, as the paper and torch.optim do;
-            "higher-0.2.1" adds it before, as the PyPI release of `higher` does with which RaT-BPTT's
-            results were made.
+            "higher-0.2.1" adds it before, as the PyPI release of `higher` does with which
+            RaT-BPTT's results were made.
     """
 
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8
-    eps_placement: Literal["torch", "higher-0.2.1"] = option("torch", "eps after bias correction, or before it: higher-0.2.1")
+    eps_placement: Literal["torch", "higher-0.2.1"] = option(
+        "torch", "eps after bias correction, or before it: higher-0.2.1"
+    )
 
     def init(self, theta: Tensor) -> State:
         return theta, torch.zeros_like(theta), torch.zeros_like(theta)
@@ -66,7 +71,9 @@ class Adam:
         """Compute the bias corrections of both moments at step number `count`."""
         return 1 - self.beta1 ** (count + 1), 1 - self.beta2 ** (count + 1)
 
-    def in_torch(self, parameters: Sequence[nn.Parameter], lr: float) -> tuple[torch.optim.Optimizer, Callable[[], None]]:
+    def in_torch(
+        self, parameters: Sequence[nn.Parameter], lr: float
+    ) -> tuple[torch.optim.Optimizer, Callable[[], None]]:
         eps_before = self.eps_placement != "torch"
         first = self.eps / self.corrections(0)[1] ** 0.5 if eps_before else self.eps
         made = torch.optim.Adam(parameters, lr, (self.beta1, self.beta2), first)
@@ -83,8 +90,9 @@ class Adam:
 
 
 def root(x: Tensor) -> Tensor:
-    """Take the square root, with derivative 0 at 0: a parameter that never had a gradient would else
-    turn all to NaN."""
+    """Take the square root, with derivative 0 at 0: a parameter that never had a gradient would
+    else turn all to NaN.
+    """
     positive = x > 0
     return torch.where(positive, torch.where(positive, x, 1).sqrt(), 0)
 
@@ -119,7 +127,9 @@ class SGD:
         factor = self.decay ** sum(count >= milestone for milestone in self.milestones)
         return theta - hyper["lr"] * factor * velocity, velocity
 
-    def in_torch(self, parameters: Sequence[nn.Parameter], lr: float) -> tuple[torch.optim.Optimizer, Callable[[], None]]:
+    def in_torch(
+        self, parameters: Sequence[nn.Parameter], lr: float
+    ) -> tuple[torch.optim.Optimizer, Callable[[], None]]:
         made = torch.optim.SGD(parameters, lr, self.momentum, weight_decay=self.weight_decay)
         schedule = torch.optim.lr_scheduler.MultiStepLR(made, list(self.milestones), self.decay)
         steps = 0

@@ -1,18 +1,22 @@
-"""The core: optimiser steps as pure functions, and the exact meta-gradient of an unroll in memory that is flat in the window.
+"""The core: optimiser steps as pure functions, and the exact meta-gradient of an unroll in memory
+that is flat in the window.
 
-An unroll takes `burn_in` steps without a derivative and then `window` differentiated ones, on a state of flat vectors
-(parameters, moments). Nothing keeps the graph of more than one step: the forward pass keeps the
-state and the gradient before each differentiated step, and the way back rebuilds one step at a time. With lambda the
-cotangent of the state,
+An unroll takes `burn_in` steps without a derivative and then `window` differentiated ones, on a
+state of flat vectors (parameters, moments). Nothing keeps the graph of more than one step: the
+forward pass keeps the state and the gradient before each differentiated step, and the way back
+rebuilds one step at a time. With lambda the cotangent of the state,
 
-1. the transpose of the optimiser's step turns lambda into the cotangent `a` of that step's gradient, the cotangent of the
+1. the transpose of the optimiser's step turns lambda into the cotangent `a` of that step's
+gradient, the cotangent of the
    older state, and cotangents of the hyper-parameters;
-2. one Hessian product, d/d(theta, batch) <grad_theta loss, a>, gives what reaches the older parameters and the batch;
-3. the batch's cotangents go back through augmentation, selection and parameterisation to the leaves;
-4. what is left of lambda at the window's start is the cotangent of the state there.
+2. one Hessian product, d/d(theta, batch) <grad_theta loss, a>, gives what reaches the older
+parameters and the batch; 3. the batch's cotangents go back through augmentation, selection and
+parameterisation to the leaves; 4. what is left of lambda at the window's start is the cotangent of
+the state there.
 
-Source: equations (2) to (4) and Algorithm 1 of Feng, Vedantam & Kempe 2024, arXiv:2311.07025. Replaying instead of
-storing the graph is reverse-mode differentiation with a checkpoint at every step.
+Source: equations (2) to (4) and Algorithm 1 of Feng, Vedantam & Kempe 2024, arXiv:2311.07025.
+    Replaying instead of storing the graph is reverse-mode differentiation with a checkpoint at
+    every step.
 """
 
 import math
@@ -32,7 +36,8 @@ Leaves = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class InnerProblem:
-    """What the inner loop does at each step; every part gives the same for the same arguments, or replay is not exact.
+    """What the inner loop does at each step; every part gives the same for the same arguments, or
+    replay is not exact.
 
     Args:
         loss: (theta, batch, step) -> scalar, by its derivatives.
@@ -46,9 +51,13 @@ class InnerProblem:
 
 
 class Objective(Protocol):
-    """The outer loss: (theta after the last step, leaves, part of the real data) -> scalar, by its gradient."""
+    """The outer loss: (theta after the last step, leaves, part of the real data) -> scalar, by its
+    gradient.
+    """
 
-    def gradient(self, theta: Tensor, leaves: Leaves, part: Any) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def gradient(
+        self, theta: Tensor, leaves: Leaves, part: Any
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """The loss, 0-d, its gradient in theta, and those in the leaves that it reads directly."""
         ...
 
@@ -59,10 +68,14 @@ class EagerObjective:
 
     loss: Callable[[Tensor, Leaves, Any], Tensor]
 
-    def gradient(self, theta: Tensor, leaves: Leaves, part: Any) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def gradient(
+        self, theta: Tensor, leaves: Leaves, part: Any
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         theta, wanted = theta.detach().requires_grad_(), with_grad(leaves)
         loss = self.loss(theta, wanted, part)
-        of_theta, *rest = torch.autograd.grad(loss, (theta, *wanted.values()), allow_unused=True, materialize_grads=True)
+        of_theta, *rest = torch.autograd.grad(
+            loss, (theta, *wanted.values()), allow_unused=True, materialize_grads=True
+        )
         return loss.detach(), of_theta, dict(zip(wanted, rest, strict=True))
 
 
@@ -74,7 +87,8 @@ class MetaGradient:
         loss: the outer loss, 0-d.
         leaves: d loss / d leaf, for every leaf.
         hyper: d loss / d hyper-parameter, for every one.
-        start: d loss / d (state before the first differentiated step); of the start itself when there is no burn-in.
+        start: d loss / d (state before the first differentiated step); of the start itself when
+            there is no burn-in.
         final: the optimiser's state after the last step.
     """
 
@@ -90,11 +104,12 @@ class Keep:
     """What the forward pass keeps of the window.
 
     Args:
-        dtype: type in which states are kept; None keeps their own. A narrower one moves the point where a step is
-            differentiated by its rounding.
+        dtype: type in which states are kept; None keeps their own. A narrower one moves the point
+            where a step is differentiated by its rounding.
         device: where they are kept; None keeps them where they are.
-        checkpoints: keep the state before every ceil(sqrt(M))-th step only, and take the steps between again on the way
-            back: some 2 sqrt(M) states in place of M, one more forward pass.
+        checkpoints: keep the state before every ceil(sqrt(M))-th step only, and take the steps
+            between again on the way back: some 2 sqrt(M) states in place of M, one more forward
+            pass.
     """
 
     dtype: torch.dtype | None = None
@@ -110,16 +125,19 @@ STATES = Keep()
 
 
 class Unrolled:
-    """A trajectory of burn_in + window steps that can be differentiated through its last `window`, as often as wanted.
+    """A trajectory of burn_in + window steps that can be differentiated through its last `window`,
+    as often as wanted.
 
-    The forward pass is taken once, when it is made. The way back is linear in the cotangent at its end, so that the
-    meta-gradients of several outer losses cost one forward pass and a way back for each.
+    The forward pass is taken once, when it is made. The way back is linear in the cotangent at its
+    end, so that the meta-gradients of several outer losses cost one forward pass and a way back for
+    each.
 
     Args:
         problem: the inner loop.
         leaves: what is learned; never changed.
         hyper: the optimiser's hyper-parameters, 0-d tensors; at least "lr".
-        start: the optimiser's state to start from, fresh (`optimizer.init`) or of a partly trained network.
+        start: the optimiser's state to start from, fresh (`optimizer.init`) or of a partly trained
+            network.
         burn_in: steps without a derivative.
         window: differentiated steps after them.
         first: number of the first step, for a start that has already taken some.
@@ -145,14 +163,16 @@ class Unrolled:
         self.final = forward(problem, leaves, hyper, state, self.segments[-1], self.tape)
         """The optimiser's state after the last step."""
 
-    def meta_gradient(self, objective: Objective, parts: Iterable[tuple[Any, float]]) -> MetaGradient:
+    def meta_gradient(
+        self, objective: Objective, parts: Iterable[tuple[Any, float]]
+    ) -> MetaGradient:
         """The outer loss and its cotangents.
 
         Args:
             objective: the outer loss at the trained parameters; it may read the leaves directly.
-            parts: (part, weight) pairs; the outer loss is the weighted sum of the objective over the parts. Micro-batches of a
-                mean over examples have weights n_i / n and cost the memory of one; an objective that couples its batch takes
-                one part.
+            parts: (part, weight) pairs; the outer loss is the weighted sum of the objective over
+                the parts. Micro-batches of a mean over examples have weights n_i / n and cost the
+                memory of one; an objective that couples its batch takes one part.
         """
         loss, of_theta, of_leaves = outer_gradient(objective, self.final[0], self.leaves, parts)
         adjoint = (of_theta, *(torch.zeros_like(moment) for moment in self.final[1:]))
@@ -162,8 +182,12 @@ class Unrolled:
                 forward(self.problem, self.leaves, self.hyper, start, segment, self.tape)
             for step in reversed(segment):
                 before, grad = self.tape.take(step)
-                older, of_grad, more_hyper = optimizer_transpose(self.problem.optimizer, before, grad, self.hyper, step, adjoint)
-                of_theta, more_leaves = step_product(self.problem, before[0], self.leaves, step, of_grad)
+                older, of_grad, more_hyper = optimizer_transpose(
+                    self.problem.optimizer, before, grad, self.hyper, step, adjoint
+                )
+                of_theta, more_leaves = step_product(
+                    self.problem, before[0], self.leaves, step, of_grad
+                )
                 adjoint = (older[0] + of_theta, *older[1:])
                 for name, more in more_leaves.items():
                     of_leaves[name] += more
@@ -185,11 +209,14 @@ def meta_gradient(
     first: int = 0,
     keep: Keep = STATES,
 ) -> MetaGradient:
-    """Train for burn_in + window steps and differentiate the outer loss through the last `window` of them.
+    """Train for burn_in + window steps and differentiate the outer loss through the last `window`
+    of them.
 
     Args and returns are those of `Unrolled` and its `meta_gradient`.
     """
-    unrolled = Unrolled(problem, leaves, hyper, start, burn_in=burn_in, window=window, first=first, keep=keep)
+    unrolled = Unrolled(
+        problem, leaves, hyper, start, burn_in=burn_in, window=window, first=first, keep=keep
+    )
     return unrolled.meta_gradient(objective, parts)
 
 
@@ -199,7 +226,10 @@ class Tape:
     def __init__(self, state: State, length: int, keep: Keep):
         self.like = state[0]
         dtype, device = keep.dtype or self.like.dtype, keep.device or self.like.device
-        self.buffers = tuple(tensor.new_empty((length, *tensor.shape), dtype=dtype, device=device) for tensor in (*state, state[0]))
+        self.buffers = tuple(
+            tensor.new_empty((length, *tensor.shape), dtype=dtype, device=device)
+            for tensor in (*state, state[0])
+        )
         self.steps = range(0)
 
     def begin(self, steps: range) -> None:
@@ -217,8 +247,15 @@ class Tape:
         return tuple(state), grad
 
 
-def forward(problem: InnerProblem, leaves: Leaves, hyper: Leaves, state: State, steps: range, tape: Tape | None = None) -> State:
-    """Take `steps`; the state after them. The tape, if there is one, takes what the way back needs."""
+def forward(
+    problem: InnerProblem,
+    leaves: Leaves,
+    hyper: Leaves,
+    state: State,
+    steps: range,
+    tape: Tape | None = None,
+) -> State:
+    """Take `steps`; return the state after them. The tape takes what the way back needs."""
     if tape:
         tape.begin(steps)
     for step in steps:
@@ -235,7 +272,9 @@ def forward(problem: InnerProblem, leaves: Leaves, hyper: Leaves, state: State, 
 def outer_gradient(
     objective: Objective, theta: Tensor, leaves: Leaves, parts: Iterable[tuple[Any, float]]
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """The weighted sum of the objective over the parts, and its gradients in theta and the leaves, part by part."""
+    """The weighted sum of the objective over the parts, and its gradients in theta and the leaves,
+    part by part.
+    """
     total, of_theta = theta.new_zeros(()), torch.zeros_like(theta)
     of_leaves = {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
     for part, weight in parts:
@@ -250,11 +289,15 @@ def outer_gradient(
 def optimizer_transpose(
     optimizer: Optimizer, before: State, grad: Tensor, hyper: Leaves, count: int, adjoint: State
 ) -> tuple[State, Tensor, dict[str, Tensor]]:
-    """The cotangents of the older state, of the gradient and of the hyper-parameters, given that of the newer state."""
+    """The cotangents of the older state, of the gradient and of the hyper-parameters, given that of
+    the newer state.
+    """
     state = tuple(tensor.detach().requires_grad_() for tensor in before)
     grad, rates = grad.detach().requires_grad_(), with_grad(hyper)
     after = optimizer.step(state, grad, rates, count)
-    found = torch.autograd.grad(after, [*state, grad, *rates.values()], adjoint, allow_unused=True, materialize_grads=True)
+    found = torch.autograd.grad(
+        after, [*state, grad, *rates.values()], adjoint, allow_unused=True, materialize_grads=True
+    )
     moments = len(state)
     return found[:moments], found[moments], dict(zip(rates, found[moments + 1 :], strict=True))
 
@@ -272,7 +315,9 @@ def step_product(
     if not reached:
         return of_theta, {}
     tensors, cotangents = zip(*reached, strict=True)
-    of_leaves = torch.autograd.grad(tensors, list(wanted.values()), cotangents, allow_unused=True, materialize_grads=True)
+    of_leaves = torch.autograd.grad(
+        tensors, list(wanted.values()), cotangents, allow_unused=True, materialize_grads=True
+    )
     return of_theta, dict(zip(wanted, of_leaves, strict=True))
 
 

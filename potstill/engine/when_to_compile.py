@@ -11,17 +11,28 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from potstill.data.splits import Shape
 from potstill.engine.compiled_losses import CannotCompile, CompiledNetwork, prepare_cache
-from potstill.engine.losses import Batch, Differentiable, FlatModel, cross_entropy, even, largest_micro_batch
+from potstill.engine.losses import (
+    Batch,
+    Differentiable,
+    FlatModel,
+    cross_entropy,
+    even,
+    largest_micro_batch,
+)
 from potstill.models import fresh
 from potstill.registry import InputError
 from potstill.seeds import generator
 
 PAYS = {"cpu": 3e12, "cuda": 3e14}
-"""Floating-point operations, for each function to compile, from which on that saves more time than it takes."""
+"""Floating-point operations, for each function to compile, from which on that saves more time than
+it takes.
+"""
 PRODUCT_COST = 8 / 3
 """A Hessian product has eight convolutions a layer where a gradient has three."""
 AGREEMENT = 0.9
-"""Least cosine of a compiled derivative to the plain one; rounding moves it by a few thousandths in bfloat16."""
+"""Least cosine of a compiled derivative to the plain one; rounding moves it by a few thousandths in
+bfloat16.
+"""
 
 
 @dataclass(frozen=True)
@@ -86,10 +97,12 @@ def compiled_networks(
     logits: Sequence[int],
     say: Callable[[str], None],
 ) -> CompiledNetwork:
-    """Compile derivatives for batches of these sizes; compare them with plain ones at another network.
+    """Compile derivatives for batches of these sizes; compare them with plain ones at another
+    network.
 
     Raises:
-        CannotCompile: they cannot be, or the networks differ in more than their parameters and buffers.
+        CannotCompile: they cannot be, or the networks differ in more than their parameters and
+            buffers.
     """
     network, second = CompiledNetwork(family.model(0), family.most), family.model(1)
     fast, plain = network.of(second), cross_entropy(second, lambda _: 0)
@@ -102,14 +115,21 @@ def compiled_networks(
         still = family.batch(count)
         along = plain.gradient(theta, still, 0)[1]
         batch = replace(still, inputs=still.inputs.requires_grad_())
-        pairs.append((fast.product(theta, batch, 0, along)[0], plain.product(theta, batch, 0, along)[0]))
+        pairs.append(
+            (fast.product(theta, batch, 0, along)[0], plain.product(theta, batch, 0, along)[0])
+        )
     for count in logits:
         inputs = family.batch(count).inputs
         pairs.append((fast.logits(theta, inputs), second(theta, inputs).detach()))
     for found, expected in pairs:
-        cosine = torch.cosine_similarity(found.flatten().double(), expected.flatten().double(), dim=0)
+        cosine = torch.cosine_similarity(
+            found.flatten().double(), expected.flatten().double(), dim=0
+        )
         if bool(expected.any()) and not cosine > AGREEMENT:
-            raise CannotCompile(f"two networks of the factory differ in more than parameters and buffers (cosine {cosine:.2f})")
+            raise CannotCompile(
+                "two networks of the factory differ in more than parameters and buffers (cosine "
+                f"{cosine:.2f})"
+            )
     say(f"compiled {network.compilations} functions in {network.seconds:.0f} s")
     return network
 
@@ -117,9 +137,9 @@ def compiled_networks(
 def stage_micro_batch(batch: int, last: int, most: int, *, compiled: bool) -> int:
     """Choose how many synthetic examples to take at once of a batch, at most `most`.
 
-    A compiled run takes what suits its last stage's batch, `last`, or the half, quarter, ... of that: the
-    last micro-batch is filled up to it, and a shape for each stage would be a compilation for each.
-    Otherwise it is what a run of this stage alone would take, to the same bytes.
+    A compiled run takes what suits its last stage's batch, `last`, or the half, quarter, ... of
+    that: the last micro-batch is filled up to it, and a shape for each stage would be a compilation
+    for each. Otherwise it is what a run of this stage alone would take, to the same bytes.
     """
     if not compiled:
         return even(batch, most)
@@ -153,7 +173,11 @@ def compiled_if_worth(
     """
     if wanted == "off":
         return None
-    reason = obstacle or missing_compiler(device) or (too_short(work(), functions, device) if wanted == "auto" else None)
+    reason = (
+        obstacle
+        or missing_compiler(device)
+        or (too_short(work(), functions, device) if wanted == "auto" else None)
+    )
     if reason is None:
         say("compiling the network's derivatives; the next run finds them in a cache")
         try:
@@ -167,9 +191,15 @@ def compiled_if_worth(
 
 
 def too_short(work: float, functions: int, device: torch.device) -> str | None:
-    """Why compiling so many functions does not pay for so many floating-point operations; None if it does."""
+    """Why compiling so many functions does not pay for so many floating-point operations; None if
+    it does.
+    """
     least = functions * PAYS.get(device.type, math.inf)
-    return f"the run is short ({work / 1e12:.1f} TFLOP; it pays from {least / 1e12:.0f})" if work < least else None
+    return (
+        f"the run is short ({work / 1e12:.1f} TFLOP; it pays from {least / 1e12:.0f})"
+        if work < least
+        else None
+    )
 
 
 def missing_compiler(device: torch.device) -> str | None:
@@ -182,7 +212,9 @@ def missing_compiler(device: torch.device) -> str | None:
         prepare_cache()
     except CannotCompile as error:
         return str(error)
-    from torch._inductor.cpp_builder import get_cpp_compiler  # here: importing it takes most of a second
+    from torch._inductor.cpp_builder import (
+        get_cpp_compiler,
+    )  # here: importing it takes most of a second
 
     try:
         get_cpp_compiler()

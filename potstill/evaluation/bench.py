@@ -20,7 +20,13 @@ from potstill.evaluation.learners import Examples, Learner
 from potstill.evaluation.protocols import VALIDATION, Protocol
 from potstill.evaluation.records import Row, pixel_bytes
 from potstill.evaluation.scoring import Progress, factory_for, score, score_fits
-from potstill.evaluation.training import Batches, batches_an_epoch, set_batches, split_batches, steps_of
+from potstill.evaluation.training import (
+    Batches,
+    batches_an_epoch,
+    set_batches,
+    split_batches,
+    steps_of,
+)
 from potstill.parameterisations.base import FLOAT_BYTES
 from potstill.records.metrics import Figure
 from potstill.seeds import derive, generator
@@ -63,15 +69,38 @@ class Bench:
     ranks: Ranks = ALONE
 
     @classmethod
-    def of(cls, distilled: DistilledSet, real: RealData, nets: int, seed: int, device: torch.device, **more: Any) -> "Bench":
+    def of(
+        cls,
+        distilled: DistilledSet,
+        real: RealData,
+        nets: int,
+        seed: int,
+        device: torch.device,
+        **more: Any,
+    ) -> "Bench":
         """For the networks that a set was distilled for."""
         recipe = distilled.recipe
-        return cls(real, factory_for(distilled, None), recipe, recipe.model, nets, derive(seed, "test"), device, **more)
+        return cls(
+            real,
+            factory_for(distilled, None),
+            recipe,
+            recipe.model,
+            nets,
+            derive(seed, "test"),
+            device,
+            **more,
+        )
 
     def row(
-        self, name: str, make: Callable[[int], Batches], lengths: Sequence[int], images: int, ipc: int,
-        *, stored_bytes: int | None = None,
-    ) -> Row:  # fmt: skip
+        self,
+        name: str,
+        make: Callable[[int], Batches],
+        lengths: Sequence[int],
+        images: int,
+        ipc: int,
+        *,
+        stored_bytes: int | None = None,
+    ) -> Row:
         """Return the accuracy of networks that train on the batches that `make` gives for each.
 
         Args:
@@ -87,28 +116,50 @@ class Bench:
         chosen = len(lengths) > 1 and self.protocol.chosen_on == "validation"
         splits = (self.real.validation, self.real.test) if chosen else (self.real.test,)
         rate = self.best_rate(name, make, lengths) if self.rates else self.recipe.lr
-        scores = self.scores(rate, self.nets, self.seed, make, lengths=lengths, splits=splits, label=name)
-        best = int(scores[:, :, 0].mean(0).argmax())  # of several; the first split is the one that chooses
+        scores = self.scores(
+            rate, self.nets, self.seed, make, lengths=lengths, splits=splits, label=name
+        )
+        best = int(
+            scores[:, :, 0].mean(0).argmax()
+        )  # of several; the first split is the one that chooses
         figure = Figure.of(scores[:, best, -1])
         stored = pixel_bytes(images, self.real.shape) if stored_bytes is None else stored_bytes
-        protocol = self.protocol.choice(lengths) + "; learning rate chosen on validation data" * bool(self.rates)
+        protocol = self.protocol.choice(
+            lengths
+        ) + "; learning rate chosen on validation data" * bool(self.rates)
         return Row(name, self.model, images, ipc, lengths[best], figure, protocol, stored, rate)
 
-    def scores(self, rate: float, nets: int, seed: int, make: Callable[[int], Batches], **how: Any) -> Tensor:
+    def scores(
+        self, rate: float, nets: int, seed: int, make: Callable[[int], Batches], **how: Any
+    ) -> Tensor:
         """`score` with this learning rate; `how` holds lengths, splits and label."""
         keep_freed_memory()
         return score(
-            make, self.factory, dataclasses.replace(self.recipe, lr=rate), nets=nets, seed=seed, device=self.device,
-            compiled=self.compiled, progress=self.progress, ranks=self.ranks, **how,
-        )  # fmt: skip
+            make,
+            self.factory,
+            dataclasses.replace(self.recipe, lr=rate),
+            nets=nets,
+            seed=seed,
+            device=self.device,
+            compiled=self.compiled,
+            progress=self.progress,
+            ranks=self.ranks,
+            **how,
+        )
 
     def best_rate(self, name: str, make: Callable[[int], Batches], lengths: Sequence[int]) -> float:
         """Return the rate that is best on validation data, by a few networks of their own."""
-        nets, seed, splits = min(self.nets, CHOOSING_NETS), derive(self.seed, "rate"), (self.real.validation,)
+        nets, seed, splits = (
+            min(self.nets, CHOOSING_NETS),
+            derive(self.seed, "rate"),
+            (self.real.validation,),
+        )
         found = {}
         for rate in self.rates:
             label = f"{name}, learning rate {rate:g}"
-            scores = self.scores(rate, nets, seed, make, lengths=lengths, splits=splits, label=label)
+            scores = self.scores(
+                rate, nets, seed, make, lengths=lengths, splits=splits, label=label
+            )
             found[rate] = float(scores[:, :, 0].mean(0).max())
         return max(found, key=lambda rate: found[rate])
 
@@ -123,21 +174,29 @@ class Bench:
 
     def batches_of_all(self) -> Callable[[int], Batches]:
         """Seed of a network -> its batches of all real train images."""
-        return lambda own: split_batches(self.real.train, self.recipe, len(self.real.class_names), own)
+        return lambda own: split_batches(
+            self.real.train, self.recipe, len(self.real.class_names), own
+        )
 
     def of_set(self, name: str, distilled: DistilledSet, lengths: Sequence[int]) -> Row:
         """`row` for a distilled set."""
         make = self.batches_of(distilled)
-        return self.row(name, make, lengths, len(distilled), distilled.ipc, stored_bytes=distilled.stored_bytes)
+        return self.row(
+            name, make, lengths, len(distilled), distilled.ipc, stored_bytes=distilled.stored_bytes
+        )
 
-    def of_subsets(self, name: str, distilled: DistilledSet, ipc: int, lengths: Sequence[int]) -> Row:
-        """Return a `row` for random examples of a set, others for each network (paper, figure 6)."""
+    def of_subsets(
+        self, name: str, distilled: DistilledSet, ipc: int, lengths: Sequence[int]
+    ) -> Row:
+        """Return a `row` for random examples of a set, others for each network (figure 6)."""
 
         def make(own: int) -> Batches:
             return self.batches(subset(distilled, ipc, own), own)
 
         count = ipc * len(distilled.class_names)
-        values = torch.Size(distilled.shape).numel() + distilled.learned_labels * len(distilled.class_names)
+        values = torch.Size(distilled.shape).numel() + distilled.learned_labels * len(
+            distilled.class_names
+        )
         return self.row(name, make, lengths, count, ipc, stored_bytes=count * values * FLOAT_BYTES)
 
     def of_random(self, name: str, ipc: int, lengths: Sequence[int]) -> Row:
@@ -149,7 +208,7 @@ class Bench:
         return self.row(name, make, lengths, ipc * len(self.real.class_names), ipc)
 
     def of_all(self, name: str, epochs: int, ipc: int) -> Row:
-        """Return a `row` for all real train images, for the best number of epochs up to `epochs`."""
+        """Return a `row` for all real train images, for the best number of epochs."""
         count = len(self.real.train)
         stops = tuple(steps_of(self.real.train, done + 1) for done in range(epochs))
         return self.row(name, self.batches_of_all(), stops, count, ipc)
@@ -175,28 +234,56 @@ class FitBench:
     seed: int
     progress: Progress | None = None
 
-    def row(self, name: str, make: Callable[[int], Examples], images: int, ipc: int, fits: int, stored_bytes: int) -> Row:
-        """Return the accuracy of what is learned from the examples that `make` gives for each seed."""
+    def row(
+        self,
+        name: str,
+        make: Callable[[int], Examples],
+        images: int,
+        ipc: int,
+        fits: int,
+        stored_bytes: int,
+    ) -> Row:
+        """Return the accuracy of what is learned from the examples of each seed."""
         fits = self.fits if self.learner.random else fits
-        scores = score_fits(self.learner, make, self.real.test, fits, self.seed, self.progress, name)
-        return Row(name, self.model, images, ipc, None, Figure.of(scores), self.learner.words, stored_bytes, None)
+        scores = score_fits(
+            self.learner, make, self.real.test, fits, self.seed, self.progress, name
+        )
+        return Row(
+            name,
+            self.model,
+            images,
+            ipc,
+            None,
+            Figure.of(scores),
+            self.learner.words,
+            stored_bytes,
+            None,
+        )
 
     def of_set(self, name: str, distilled: DistilledSet) -> Row:
         """`row` for a distilled set."""
         examples = examples_of(distilled)
-        return self.row(name, lambda own: examples, len(distilled), distilled.ipc, 1, distilled.stored_bytes)
+        return self.row(
+            name, lambda own: examples, len(distilled), distilled.ipc, 1, distilled.stored_bytes
+        )
 
     def of_random(self, name: str, ipc: int) -> Row:
         """`row` for real train images, `ipc` of each class, others for each seed."""
         images = ipc * len(self.real.class_names)
         stored = pixel_bytes(images, self.real.shape)
-        return self.row(name, lambda own: real_subset(self.real, ipc, own), images, ipc, self.fits, stored)
+        return self.row(
+            name, lambda own: real_subset(self.real, ipc, own), images, ipc, self.fits, stored
+        )
 
     def of_all(self, name: str, ipc: int) -> Row:
         """`row` for all real train images."""
         count = len(self.real.train)
-        examples = with_classes(*self.real.train.take(torch.arange(count)), len(self.real.class_names))
-        return self.row(name, lambda own: examples, count, ipc, 1, pixel_bytes(count, self.real.shape))
+        examples = with_classes(
+            *self.real.train.take(torch.arange(count)), len(self.real.class_names)
+        )
+        return self.row(
+            name, lambda own: examples, count, ipc, 1, pixel_bytes(count, self.real.shape)
+        )
 
 
 def recipe_under(protocol: Protocol, recipe: Recipe, examples: int) -> Recipe:
@@ -221,7 +308,9 @@ def with_classes(images: Tensor, labels: Tensor, classes: int) -> Examples:
 
 def subset(distilled: DistilledSet, ipc: int, seed: int) -> Examples:
     """Return examples of a distilled set, `ipc` of each class, drawn by `seed`."""
-    rows = sample_per_class(distilled.labels, len(distilled.class_names), ipc, generator(seed, "subset"))
+    rows = sample_per_class(
+        distilled.labels, len(distilled.class_names), ipc, generator(seed, "subset")
+    )
     return Examples(distilled.images[rows], distilled.targets[rows], distilled.labels[rows])
 
 

@@ -1,8 +1,8 @@
 """How hard real examples are, and real batches that are drawn by it.
 
-Two scores: **forgetting events** of networks that train on all real data (Toneva et al. 2019, arXiv:1812.05159; appendix E.1 of
-Feng et al. 2024), and the cheap **adaptive score**: how many networks trained on the distilled set are wrong about an example
-(appendix E.2).
+Two scores: **forgetting events** of networks that train on all real data (Toneva et al. 2019,
+    arXiv:1812.05159; appendix E.1 of Feng et al. 2024), and the cheap **adaptive score**: how many
+    networks trained on the distilled set are wrong about an example (appendix E.2).
 """
 
 import hashlib
@@ -20,7 +20,13 @@ from potstill.data.sampling import RealSampler, Weighted, plain_sampler
 from potstill.data.splits import Split
 from potstill.distilled.examples import Recipe
 from potstill.evaluation.scoring import Progress
-from potstill.evaluation.training import Predict, evaluation_batches, split_batches, steps_of, train_network
+from potstill.evaluation.training import (
+    Predict,
+    evaluation_batches,
+    split_batches,
+    steps_of,
+    train_network,
+)
 from potstill.models import fresh
 from potstill.registry import InputError
 from potstill.seeds import derive
@@ -35,11 +41,13 @@ class ByHardness:
     """Real batches with more of the images that networks trained on the synthetic set disagree on.
 
     Source: appendix E.2 and figure 17 of Feng et al. 2024: the score of an image is how many of the
-    networks are wrong about it; as the prose wants it, middling ones weigh most (its printed formula,
-    threshold + |score - m|, favours both extremes).
+    networks are wrong about it; as the prose wants it, middling ones weigh most (its printed
+    formula, threshold + |score - m|, favours both extremes).
     """
 
-    hardness_threshold: float = option(1.0, "least weight of a real image, as in 1 or 4 (paper E.2)", low=0, open_low=True)
+    hardness_threshold: float = option(
+        1.0, "least weight of a real image, as in 1 or 4 (paper E.2)", low=0, open_low=True
+    )
     hardness_nets: int = option(8, "networks that score the real images", low=1, high=255)
     hardness_every: int = option(50, "outer steps between scorings (paper E.2: 50 epochs)", low=1)
     hardness_from: int = option(0, "outer step of the first scoring (figure 17: 25,000)", low=0)
@@ -49,14 +57,16 @@ class ByHardness:
         since = step - self.hardness_from
         return since >= 0 and since % self.hardness_every == 0
 
-    def refresh(self, trained: Callable[[int], Predict], split: Split, seed: int, progress: Progress | None) -> dict[str, Tensor]:
+    def refresh(
+        self, trained: Callable[[int], Predict], split: Split, seed: int, progress: Progress | None
+    ) -> dict[str, Tensor]:
         """Score the real images by fresh networks; see `adaptive_scores`."""
         nets = self.hardness_nets
         scores = adaptive_scores(trained, split, networks=nets, seed=seed, progress=progress)
         return {"scores": scores}
 
     def sampler(self, state: Mapping[str, Any], weights: Tensor | None) -> RealSampler:
-        """Draw by hardness; before the first scoring by the user's own weights, if there are any."""
+        """Draw by hardness; before the first scoring by the user's weights, if any."""
         if "scores" not in state:
             return plain_sampler(weights)
         own = hardness_weights(state["scores"].cpu(), self.hardness_threshold, self.hardness_nets)
@@ -99,7 +109,8 @@ def adaptive_scores(
     seed: int,
     progress: Progress | None = None,
 ) -> Tensor:
-    """Count how many fresh networks, trained on the distilled set, are wrong about each real example.
+    """Count how many fresh networks, trained on the distilled set, are wrong about each real
+    example.
 
     Args:
         trained: seed -> what a fresh network answers that trained on the set as it is now.
@@ -124,8 +135,10 @@ class Forgetting:
     """Forgetting events of every train example.
 
     Args:
-        events: (N,) how often an example that was right at the end of an epoch was wrong at the end of the next; mean over starts.
-        learned: (N,) the share of starts in which it ever was right. Of 0, it has no events and is not easy: never learned.
+        events: (N,) how often an example that was right at the end of an epoch was wrong at the end
+            of the next; mean over starts.
+        learned: (N,) the share of starts in which it ever was right. Of 0, it has no events and is
+            not easy: never learned.
     """
 
     events: Tensor
@@ -137,13 +150,16 @@ class Forgetting:
         Args:
             edges: ascending numbers of events, from 0.
         Returns:
-            For each edge the examples with more events than at the edge before and at most so many; `MORE`: those with more
-            than at the last; `NEVER`: those that more than half of the starts never learned, which are in no other.
+            For each edge the examples with more events than at the edge before and at most so many;
+            `MORE`: those with more than at the last; `NEVER`: those that more than half of the
+            starts never learned, which are in no other.
         """
         names = torch.tensor([*edges, MORE], dtype=torch.float64)
         number = names[torch.bucketize(self.events, names[:-1])]
         number[self.learned < 0.5] = NEVER
-        return {stratum: torch.nonzero(number == stratum)[:, 0] for stratum in number.unique().tolist()}
+        return {
+            stratum: torch.nonzero(number == stratum)[:, 0] for stratum in number.unique().tolist()
+        }
 
 
 def forgetting(
@@ -171,17 +187,28 @@ def forgetting(
         starts: how many networks (the paper takes 10).
         seed: of starts and batches.
         device: where to train.
-        folder: keeps each start's result, so that what was cut off goes on, and what is known is not done again.
-        content: what the split holds, for the folder: a hash of the data, and how it was cut and preprocessed.
+        folder: keeps each start's result, so that what was cut off goes on, and what is known is
+            not done again.
+        content: what the split holds, for the folder: a hash of the data, and how it was cut and
+            preprocessed.
         progress: called after each epoch.
     Raises:
         InputError: a folder without content, where results of other data might be found.
     """
     if folder and not content:
-        raise InputError("content must tell the data, as a hash does, where a folder keeps results; got nothing")
-    counted = [(torch.zeros(len(split), dtype=torch.int32), torch.zeros(len(split), dtype=torch.bool)) for _ in range(starts)]
-    taught = replace(recipe, steps=0, batch_per_class=0, classes_per_batch=0)  # how a small set is trained on does not matter
-    digest = hashlib.sha256(files.canonical([content, repr(taught), epochs, seed]).encode()).hexdigest()[:16]
+        raise InputError(
+            "content must tell the data, as a hash does, where a folder keeps results; got nothing"
+        )
+    counted = [
+        (torch.zeros(len(split), dtype=torch.int32), torch.zeros(len(split), dtype=torch.bool))
+        for _ in range(starts)
+    ]
+    taught = replace(
+        recipe, steps=0, batch_per_class=0, classes_per_batch=0
+    )  # how a small set is trained on does not matter
+    digest = hashlib.sha256(
+        files.canonical([content, repr(taught), epochs, seed]).encode()
+    ).hexdigest()[:16]
     for start, (events, learned) in enumerate(counted):
         path = folder / f"forgetting-{digest}-{start}.safetensors" if folder else None
         if path and path.is_file():
@@ -189,10 +216,15 @@ def forgetting(
             events += kept["events"]
             learned |= kept["learned"]
         else:
-            own, before = derive(seed, "forgetting", start), torch.zeros(len(split), dtype=torch.bool)
+            own, before = (
+                derive(seed, "forgetting", start),
+                torch.zeros(len(split), dtype=torch.bool),
+            )
             batch = split_batches(split, recipe, classes, own)
             stops = [steps_of(split, done + 1) for done in range(epochs)]
-            for done, predict in enumerate(train_network(fresh(factory, own, device), batch, recipe, stops, own)):
+            for done, predict in enumerate(
+                train_network(fresh(factory, own, device), batch, recipe, stops, own)
+            ):
                 right = predictions(predict, split) == split.labels
                 events += before & ~right
                 learned |= right
@@ -201,7 +233,9 @@ def forgetting(
                     progress("epochs on the real data", start * epochs + done + 1, starts * epochs)
             if path:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                files.save_tensors(path, {"events": events, "learned": learned}, KIND, {"epochs": epochs})
+                files.save_tensors(
+                    path, {"events": events, "learned": learned}, KIND, {"epochs": epochs}
+                )
     return Forgetting(
         torch.stack([events for events, _ in counted]).double().mean(0),
         torch.stack([learned for _, learned in counted]).double().mean(0),

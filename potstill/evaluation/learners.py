@@ -9,7 +9,13 @@ from torch import Tensor, nn
 
 from potstill.distilled.examples import Recipe
 from potstill.engine.compiled_losses import CompiledNetwork
-from potstill.evaluation.training import Batches, Predict, set_batches, train_compiled, train_network
+from potstill.evaluation.training import (
+    Batches,
+    Predict,
+    set_batches,
+    train_compiled,
+    train_network,
+)
 from potstill.models import fresh
 
 AT_ONCE = 2**24
@@ -88,7 +94,7 @@ class Network:
 
 @dataclass(frozen=True)
 class Nearest:
-    """The nearest example's targets, by Euclidean distance of what networks read; a tie: the first."""
+    """The nearest example's targets, by Euclidean distance of inputs; a tie: the first."""
 
     trains: ClassVar[bool] = False
     random: ClassVar[bool] = False
@@ -97,7 +103,9 @@ class Nearest:
 
     @classmethod
     def of(cls, recipe: Recipe, factory: Callable[[], nn.Module], device: torch.device) -> Self:
-        return cls(torch.device("cpu") if device.type == "mps" else device)  # that one has no float64
+        return cls(
+            torch.device("cpu") if device.type == "mps" else device
+        )  # that one has no float64
 
     def fit(self, examples: Examples, seed: int) -> Predict:
         known = examples.images.to(self.device).flatten(1).double()
@@ -110,7 +118,9 @@ class Nearest:
 
         def indices(rows: Tensor) -> Tensor:
             own = rows.square().sum(1, keepdim=True)
-            distances = squares - 2 * rows @ known.T  # less the row's own square, which is the same for all
+            distances = (
+                squares - 2 * rows @ known.T
+            )  # less the row's own square, which is the same for all
             bound = distances.amin(1, keepdim=True) + ROUNDING * (own + squares.max())
             return (distances <= bound).to(torch.uint8).argmax(1)
 

@@ -69,9 +69,13 @@ def evaluate(
 
 
 def by_fits(
-    distilled: DistilledSet, real: RealData, options: EvaluationOptions, model: ModelSpec | None, name: str,
+    distilled: DistilledSet,
+    real: RealData,
+    options: EvaluationOptions,
+    model: ModelSpec | None,
+    name: str,
     progress: Progress | None,
-) -> list[Row]:  # fmt: skip
+) -> list[Row]:
     """Evaluate by the learner of this name, which trains no networks.
 
     Raises:
@@ -81,8 +85,13 @@ def by_fits(
     for option in ("models", "protocol", "steps", "lr", "compile"):
         value = getattr(options, option) if option != "models" else options.models or model
         if value not in (getattr(unused, option), None):
-            raise InputError(f"{option} has no effect on the learner {name}, which trains no networks, got {value}; leave it out")
-    made = LEARNERS[name].of(distilled.recipe, factory_for(distilled, None), pick_device(options.device))
+            raise InputError(
+                f"{option} has no effect on the learner {name}, which trains no networks, got "
+                f"{value}; leave it out"
+            )
+    made = LEARNERS[name].of(
+        distilled.recipe, factory_for(distilled, None), pick_device(options.device)
+    )
     bench = FitBench(real, made, name, options.nets, derive(options.seed, "test"), progress)
     rows = [bench.of_set("distilled", distilled)]
     if "random" in options.baselines:
@@ -93,11 +102,21 @@ def by_fits(
 
 
 def by_networks(
-    distilled: DistilledSet, real: RealData, options: EvaluationOptions, model: ModelSpec | None, lengths: Sequence[int],
-    progress: Progress | None, say: Say, ranks: Ranks,
-) -> list[Row]:  # fmt: skip
+    distilled: DistilledSet,
+    real: RealData,
+    options: EvaluationOptions,
+    model: ModelSpec | None,
+    lengths: Sequence[int],
+    progress: Progress | None,
+    say: Say,
+    ranks: Ranks,
+) -> list[Row]:
     """Evaluate by networks that train for a number of steps."""
-    device, protocol, given = pick_device(options.device), PROTOCOLS[options.protocol], distilled.recipe
+    device, protocol, given = (
+        pick_device(options.device),
+        PROTOCOLS[options.protocol],
+        distilled.recipe,
+    )
     own, factory = model is None or model == given.model, factory_for(distilled, model)
 
     def at_rate(recipe: Recipe) -> Recipe:
@@ -106,26 +125,52 @@ def by_networks(
     def recipe_for(examples: int) -> Recipe:
         return at_rate(recipe_under(protocol, given, examples))
 
-    searched = protocol.candidates or tuple(sorted(lengths)) if options.steps == "auto" else (int(options.steps),)
+    searched = (
+        protocol.candidates or tuple(sorted(lengths))
+        if options.steps == "auto"
+        else (int(options.steps),)
+    )
     recorded = own and protocol == VALIDATION and options.steps == "auto"
     recipe, taught = recipe_for(len(distilled)), at_rate(given)
     first = (recipe.steps,) if protocol.epochs or recorded else searched
-    networks = NetworkFamily(factory, distilled.shape, len(distilled.class_names), device, recipe.precision)
+    networks = NetworkFamily(
+        factory, distilled.shape, len(distilled.class_names), device, recipe.precision
+    )
     tested = options.nets * len(first) * len(real.test)
-    count = min(recipe.batch_size, len(distilled)) if recipe.batch_size else recipe.batch_per_class * recipe.classes_per_batch
+    count = (
+        min(recipe.batch_size, len(distilled))
+        if recipe.batch_size
+        else recipe.batch_per_class * recipe.classes_per_batch
+    )
     compiled = compiled_for(networks, count, options.compile, options.nets * first[-1], tested, say)
     chosen_rate = not own and options.lr == "auto" and protocol.chosen_on == "validation"
     bench = Bench(
-        real, factory, recipe, model_name(given.model if model is None else model), options.nets, derive(options.seed, "test"),
-        device, compiled, progress, tuple(factor * given.lr for factor in RATES) if chosen_rate else (), protocol, ranks,
-    )  # fmt: skip
+        real,
+        factory,
+        recipe,
+        model_name(given.model if model is None else model),
+        options.nets,
+        derive(options.seed, "test"),
+        device,
+        compiled,
+        progress,
+        tuple(factor * given.lr for factor in RATES) if chosen_rate else (),
+        protocol,
+        ranks,
+    )
     rows = [bench.of_set("distilled", distilled, first)]
     if recorded:
-        rows[0] = dataclasses.replace(rows[0], protocol="steps chosen on validation data when distilling")
+        rows[0] = dataclasses.replace(
+            rows[0], protocol="steps chosen on validation data when distilling"
+        )
     if "random" in options.baselines:
         under = recipe_for(distilled.ipc * len(distilled.class_names))
         beside = dataclasses.replace(bench, recipe=under)
-        rows.append(beside.of_random("random", distilled.ipc, (under.steps,) if protocol.epochs else searched))
+        rows.append(
+            beside.of_random(
+                "random", distilled.ipc, (under.steps,) if protocol.epochs else searched
+            )
+        )
     if "full" in options.baselines:
         same = compiled if taught.precision == recipe.precision else None
         whole = dataclasses.replace(bench, recipe=taught, protocol=VALIDATION, compiled=same)
@@ -134,7 +179,12 @@ def by_networks(
 
 
 def record_of(
-    rows: Sequence[Row], options: EvaluationOptions, model: str | None, ipc: int, source: str, real: RealData
+    rows: Sequence[Row],
+    options: EvaluationOptions,
+    model: str | None,
+    ipc: int,
+    source: str,
+    real: RealData,
 ) -> EvaluationRecord:
     """Return the entry of evaluation.json for what `evaluate` measured, here and now.
 
@@ -147,12 +197,22 @@ def record_of(
         real: the data.
     """
     return EvaluationRecord(
-        tuple(rows), "test", len(real.test), NOUNS[real.kind], len(real.class_names), DataSource(real.fingerprint, source),
-        options.settings(model, ipc), options.as_meant and model is None, hardware(pick_device(options.device)), versions(),
-    )  # fmt: skip
+        tuple(rows),
+        "test",
+        len(real.test),
+        NOUNS[real.kind],
+        len(real.class_names),
+        DataSource(real.fingerprint, source),
+        options.settings(model, ipc),
+        options.as_meant and model is None,
+        hardware(pick_device(options.device)),
+        versions(),
+    )
 
 
-def compiled_for(networks: NetworkFamily, count: int, wanted: str, steps: int, tested: int, say: Say) -> CompiledNetwork | None:
+def compiled_for(
+    networks: NetworkFamily, count: int, wanted: str, steps: int, tested: int, say: Say
+) -> CompiledNetwork | None:
     """Return compiled derivatives, if they pay or are wanted.
 
     Args:
@@ -171,32 +231,48 @@ def compiled_for(networks: NetworkFamily, count: int, wanted: str, steps: int, t
         return (count * steps + tested / 3) * networks.operations()
 
     batch_norm = couples_batch(networks.model(0).module)
-    obstacle = "batch norm is another function in evaluation than in training" if batch_norm else None
+    obstacle = (
+        "batch norm is another function in evaluation than in training" if batch_norm else None
+    )
     return compiled_if_worth(wanted, networks.device, work, build, say, obstacle)
 
 
 def fitting(distilled: DistilledSet, dataset: Dataset, config: DataConfig, device: str) -> RealData:
-    """`dataset` through the set's own preprocessing; an InputError if its shape, classes or features are not the set's."""
+    """`dataset` through the set's own preprocessing; an InputError if its shape, classes or
+    features are not the set's.
+    """
     shape = dataset.shape
     if "vector" in (dataset.kind, distilled.kind) and shape != distilled.shape:
-        wanted, got = (f"{one[0]} features" if len(one) == 1 else f"images of shape {one}" for one in (distilled.shape, shape))
-        raise InputError(f"the data must have {wanted} like the distilled set, got {got}; give the data that it was distilled from")
+        wanted, got = (
+            f"{one[0]} features" if len(one) == 1 else f"images of shape {one}"
+            for one in (distilled.shape, shape)
+        )
+        raise InputError(
+            f"the data must have {wanted} like the distilled set, got {got}; give the data that it "
+            "was distilled from"
+        )
     if shape != distilled.shape:
         raise InputError(
-            f"the data must have images of shape {distilled.shape} like the distilled set, got {shape}; try --image-size"
+            f"the data must have images of shape {distilled.shape} like the distilled set, got "
+            f"{shape}; try --image-size"
         )
     if dataset.class_names != distilled.class_names:
         pairs = zip(dataset.class_names, distilled.class_names, strict=False)
-        found, wanted = next((pair for pair in pairs if pair[0] != pair[1]), ("another number", "all"))
+        found, wanted = next(
+            (pair for pair in pairs if pair[0] != pair[1]), ("another number", "all")
+        )
         raise InputError(
-            f"the data must have the {len(distilled.class_names)} classes of the distilled set, in its order, got "
-            f"{len(dataset.class_names)}; the first that differs is {found!r} in place of {wanted!r}"
+            f"the data must have the {len(distilled.class_names)} classes of the distilled set, in "
+            "its order, got "
+            f"{len(dataset.class_names)}; the first that differs is {found!r} in place of "
+            f"{wanted!r}"
         )
     named, own = dataset.feature_names, distilled.feature_names
     if named and own and named != own:
         got, first = next(pair for pair in zip(named, own, strict=True) if pair[0] != pair[1])
         raise InputError(
-            f"the data must have the features of the distilled set, in its order; the first that differs is {got!r} in place of "
+            "the data must have the features of the distilled set, in its order; the first that "
+            f"differs is {got!r} in place of "
             f"{first!r}"
         )
     return prepare(dataset, config, pick_device(device), distilled.fitted)
@@ -212,15 +288,26 @@ def accuracy_of_export(
     device: str = "auto",
     progress: Progress | None = None,
 ) -> tuple[Figure, Figure]:
-    """Validation accuracy of networks trained by the recipe on the set, and on `pictures` of it (n, C, H, W), preprocessed."""
+    """Validation accuracy of networks trained by the recipe on the set, and on `pictures` of it (n,
+    C, H, W), preprocessed.
+    """
     place = pick_device(device)
     factory, recipe = factory_for(distilled, None), distilled.recipe
     figures = []
     for label, images in (("the set", distilled.images), ("the pictures", pictures)):
         scores = score_set(
-            images.to(place), distilled.targets.to(place), distilled.labels.to(place), recipe, factory,
-            lengths=(recipe.steps,), splits=(real.validation,), nets=nets, seed=derive(seed, "export"), device=place,
-            progress=progress, label=f"networks on {label}",
-        )  # fmt: skip
+            images.to(place),
+            distilled.targets.to(place),
+            distilled.labels.to(place),
+            recipe,
+            factory,
+            lengths=(recipe.steps,),
+            splits=(real.validation,),
+            nets=nets,
+            seed=derive(seed, "export"),
+            device=place,
+            progress=progress,
+            label=f"networks on {label}",
+        )
         figures.append(Figure.of(scores[:, 0, 0]))
     return figures[0], figures[1]

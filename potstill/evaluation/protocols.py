@@ -46,13 +46,21 @@ class Protocol:
             return "fixed steps"
         if self.chosen_on == "test":
             return self.words
-        few = ", ".join(map(str, lengths)) if len(lengths) < 6 else f"{lengths[0]}, {lengths[1]}, .. {lengths[-1]}"
+        few = (
+            ", ".join(map(str, lengths))
+            if len(lengths) < 6
+            else f"{lengths[0]}, {lengths[1]}, .. {lengths[-1]}"
+        )
         return f"best of {few} steps on validation data"
 
 
 VALIDATION = Protocol()
 PAPER_LENGTHS = (300, 600, 1000, 3000)
-PAPER = Protocol(f"paper: best of {', '.join(map(str, PAPER_LENGTHS))} steps on the test set (optimistic)", "test", PAPER_LENGTHS)
+PAPER = Protocol(
+    f"paper: best of {', '.join(map(str, PAPER_LENGTHS))} steps on the test set (optimistic)",
+    "test",
+    PAPER_LENGTHS,
+)
 
 
 def published(name: str, epochs: int, augment: tuple[str, ...]) -> Protocol:
@@ -90,14 +98,23 @@ class EvaluationOptions:
 
     nets: int = option(10, "fresh networks for each row", low=1)
     models: tuple[str, ...] = option(
-        (), "other networks than the recipe's, one after the other: names, or package.module:factory", also="model"
+        (),
+        "other networks than the recipe's, one after the other: names, or package.module:factory",
+        also="model",
     )
-    learner: str = option("auto", "what learns from the set (see `potstill list`); auto: the recipe's")
-    protocol: str = option("validation", "how networks train and what chooses for how long (see `potstill list`)")
-    steps: int | Auto = option("auto", "training steps; auto: as the protocol has it, else the recipe's", low=1)
+    learner: str = option(
+        "auto", "what learns from the set (see `potstill list`); auto: the recipe's"
+    )
+    protocol: str = option(
+        "validation", "how networks train and what chooses for how long (see `potstill list`)"
+    )
+    steps: int | Auto = option(
+        "auto", "training steps; auto: as the protocol has it, else the recipe's", low=1
+    )
     lr: float | Auto = option(
         "auto",
-        "learning rate; auto: as the protocol has it, else the recipe's or, for another network, that "
+        "learning rate; auto: as the protocol has it, else the recipe's or, for another network, "
+        "that "
         "or 0.3 times it, whichever is better on validation data (paper D.1: 0.001, and 0.0003 for "
         "wide ConvNets)",
         low=0,
@@ -105,14 +122,17 @@ class EvaluationOptions:
     )
     baselines: tuple[str, ...] = option(
         (),
-        "measure beside it: random: as many real images, others for each network; full: all of them, "
+        "measure beside it: random: as many real images, others for each network; full: all of "
+        "them, "
         "by the set's recipe, for the best number of epochs on validation data",
         also="baseline",
     )
     full_epochs: int = option(20, "most epochs of the baseline full", low=1)
     seed: int = option(0, "seed of the networks", low=0)
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps")
-    compile: Literal["auto", "on", "off"] = option("auto", "compile the networks; auto: when it pays")
+    compile: Literal["auto", "on", "off"] = option(
+        "auto", "compile the networks; auto: when it pays"
+    )
 
     def __post_init__(self) -> None:
         for item in dataclasses.fields(self):
@@ -123,10 +143,13 @@ class EvaluationOptions:
         for name in self.baselines:
             if name not in BASELINES:
                 known = ", ".join(BASELINES)
-                raise InputError(f"baseline must be one of {known}; got {name!r}{near_miss(name, BASELINES)}")
+                raise InputError(
+                    f"baseline must be one of {known}; got {name!r}{near_miss(name, BASELINES)}"
+                )
         if PROTOCOLS[self.protocol].epochs and self.steps != "auto":
             raise InputError(
-                f"steps must be auto with the protocol {self.protocol}, which trains for a number of epochs, got {self.steps}"
+                f"steps must be auto with the protocol {self.protocol}, which trains for a number "
+                f"of epochs, got {self.steps}"
             )
 
     @classmethod
@@ -137,21 +160,31 @@ class EvaluationOptions:
             InputError: an unknown name (the nearest right one is told), a value of the wrong type
                 or out of its range.
         """
-        hints, second = get_type_hints(cls), {item.metadata["also"]: item.name for item in dataclasses.fields(cls)}
+        hints, second = (
+            get_type_hints(cls),
+            {item.metadata["also"]: item.name for item in dataclasses.fields(cls)},
+        )
         values = {}
         for name, value in given.items():
             first = second.get(name, name)
             if first not in hints:
                 known = [*hints, *filter(None, second)]
                 hint = near_miss(name, known)
-                raise InputError(f"unknown option {name!r}{hint}; `potstill evaluate --help` lists all")
+                raise InputError(
+                    f"unknown option {name!r}{hint}; `potstill evaluate --help` lists all"
+                )
             values[first] = convert(first, value, hints[first])
         return cls(**values)
 
     @property
     def as_meant(self) -> bool:
         """Whether a set is used as its recipe says, and nothing is chosen on test data."""
-        return (self.learner, self.protocol, self.steps, self.lr) == ("auto", "validation", "auto", "auto")
+        return (self.learner, self.protocol, self.steps, self.lr) == (
+            "auto",
+            "validation",
+            "auto",
+            "auto",
+        )
 
     def settings(self, model: str | None, ipc: int) -> dict[str, Any]:
         """Return what decides the result of one set with one network, as plain data."""

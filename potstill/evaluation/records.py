@@ -54,7 +54,7 @@ def pixel_bytes(images: int, shape: tuple[int, ...]) -> int:
 
 @dataclass(frozen=True)
 class DataSource:
-    """The data that something was measured on: a hash of their content, and their kind ("folder")."""
+    """The data that something was measured on: a hash of their content, and their kind."""
 
     fingerprint: str
     source: str | None = None
@@ -128,7 +128,11 @@ def add_record(path: Path, record: Kept) -> None:
         InputError: no space, no permission.
     """
     new: dict[str, Any] = dump(record)
-    kept = [one for one in entries(path, record.KEY) if isinstance(one, dict) and not same_question(one, new)]
+    kept = [
+        one
+        for one in entries(path, record.KEY)
+        if isinstance(one, dict) and not same_question(one, new)
+    ]
     write(path, json.dumps({record.KEY: [*kept, new]}, indent=2) + "\n")
 
 

@@ -1,4 +1,6 @@
-"""Fresh networks trained on something and measured on real data: accuracies as mean, standard deviation and n."""
+"""Fresh networks trained on something and measured on real data: accuracies as mean, standard
+deviation and n.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -44,16 +46,21 @@ def score(
         lengths: ascending numbers of steps at which to measure.
         splits: what to measure on.
         nets: how many networks.
-        seed: networks start from seeds that follow from this one, the same for whatever set they train on.
+        seed: networks start from seeds that follow from this one, the same for whatever set they
+            train on.
         device: where to train.
-        compiled: the networks' derivatives, if they are compiled and the networks are the same in training and evaluation.
+        compiled: the networks' derivatives, if they are compiled and the networks are the same in
+            training and evaluation.
         progress: called after each network.
         label: what `progress` is told.
         ranks: the networks are dealt out to them, and each gets all scores.
     Returns:
         (nets, lengths, splits) accuracies, fractions.
     """
-    network, scores = Network(recipe, factory, device, compiled), torch.zeros(nets, len(lengths), len(splits))
+    network, scores = (
+        Network(recipe, factory, device, compiled),
+        torch.zeros(nets, len(lengths), len(splits)),
+    )
     for net in ranks.share(nets):
         own = derive(seed, "network", net)
         for index, predict in enumerate(network.course(make_batches(own), lengths, own)):
@@ -68,10 +75,17 @@ def score(
 
 
 def score_set(
-    images: Tensor, targets: Tensor, labels: Tensor, recipe: Recipe, factory: Callable[[], nn.Module], **how: Any
+    images: Tensor,
+    targets: Tensor,
+    labels: Tensor,
+    recipe: Recipe,
+    factory: Callable[[], nn.Module],
+    **how: Any,
 ) -> Tensor:
     """`score` for networks that train on a small set; `how` holds its other arguments."""
-    return score(lambda seed: set_batches(images, targets, labels, recipe, seed), factory, recipe, **how)
+    return score(
+        lambda seed: set_batches(images, targets, labels, recipe, seed), factory, recipe, **how
+    )
 
 
 def score_fits(
@@ -83,7 +97,9 @@ def score_fits(
     progress: Progress | None = None,
     label: str = "fits",
 ) -> Tensor:
-    """Return (fits,) accuracies on a split of what a learner learned from the examples of each seed; seeds as in `score`."""
+    """Return (fits,) accuracies on a split of what a learner learned from the examples of each
+    seed; seeds as in `score`.
+    """
     found = torch.zeros(fits)
     for index in range(fits):
         own = derive(seed, "network", index)
@@ -94,18 +110,25 @@ def score_fits(
 
 
 def train(
-    distilled: DistilledSet, model: ModelSpec | None = None, *, steps: int | None = None, seed: int = 0, device: str = "auto"
+    distilled: DistilledSet,
+    model: ModelSpec | None = None,
+    *,
+    steps: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
 ) -> nn.Module:
     """Train a network on a distilled set by its recipe.
 
     Args:
         distilled: the set.
-        model: a registered name, "package.module:factory" or a callable that makes a network; None: the recipe's.
+        model: a registered name, "package.module:factory" or a callable that makes a network; None:
+            the recipe's.
         steps: training steps; None: the recipe's.
         seed: of the start and of the batches.
         device: where to train.
     Returns:
-        The network on the CPU and in evaluation mode, ready to use on `distilled.preprocess(real_images)`.
+        The network on the CPU and in evaluation mode, ready to use on
+        `distilled.preprocess(real_images)`.
     Raises:
         InputError: a model that does not exist or does not fit the images.
     """
@@ -113,8 +136,16 @@ def train(
     require_positive(steps=recipe.steps if steps is None else steps)
     own = derive(seed, "network", 0)
     module = fresh(factory_for(distilled, model), own, place)
-    images, targets, labels = (part.to(place) for part in (distilled.images, distilled.targets, distilled.labels))
-    for _ in train_network(module, set_batches(images, targets, labels, recipe, own), recipe, (steps or recipe.steps,), own):
+    images, targets, labels = (
+        part.to(place) for part in (distilled.images, distilled.targets, distilled.labels)
+    )
+    for _ in train_network(
+        module,
+        set_batches(images, targets, labels, recipe, own),
+        recipe,
+        (steps or recipe.steps,),
+        own,
+    ):
         pass
     return module.eval().cpu()
 
@@ -131,9 +162,14 @@ def factory_for(distilled: DistilledSet, model: ModelSpec | None) -> Callable[[]
     recipe = distilled.recipe
     spec = recipe.model if model is None else model
     if isinstance(spec, str) and ("<" in spec or spec.startswith("__main__:")):
-        raise InputError(f"this set was distilled with the model {spec}, which cannot be imported; give it with model=")
+        raise InputError(
+            f"this set was distilled with the model {spec}, which cannot be imported; give it with "
+            "model="
+        )
     # Depth and width are the recipe's own model's; another registered model takes its defaults.
-    options = recipe.model_options if model is None or model == recipe.model else {"norm": recipe.norm}
+    options = (
+        recipe.model_options if model is None or model == recipe.model else {"norm": recipe.norm}
+    )
     factory = resolve(spec, distilled.shape, len(distilled.class_names), **options)
     check_model(model_name(spec), factory, distilled.shape, len(distilled.class_names))
     return factory

@@ -21,8 +21,12 @@ Predict = Callable[[Tensor], Tensor]
 """inputs -> logits."""
 
 
-def set_batches(images: Tensor, targets: Tensor, labels: Tensor, recipe: Recipe, seed: int) -> Batches:
-    """Batches of a small set as the recipe draws and augments them; the same set, recipe and seed give the same."""
+def set_batches(
+    images: Tensor, targets: Tensor, labels: Tensor, recipe: Recipe, seed: int
+) -> Batches:
+    """Batches of a small set as the recipe draws and augments them; the same set, recipe and seed
+    give the same.
+    """
     rng = generator(seed, "batches")
     if recipe.batch_size is None:
         plan = BatchPlan(labels, targets.shape[1], recipe.batch_per_class, recipe.classes_per_batch)
@@ -46,7 +50,9 @@ def split_batches(split: Split, recipe: Recipe, classes: int, seed: int) -> Batc
 
     def batch(_: int) -> tuple[Tensor, Tensor]:
         images, labels = split.take(next(indices))
-        return augmentation.apply(images, augmentation.draw(recipe.augment, len(labels), rng)), F.one_hot(labels, classes).float()
+        return augmentation.apply(
+            images, augmentation.draw(recipe.augment, len(labels), rng)
+        ), F.one_hot(labels, classes).float()
 
     return batch
 
@@ -58,10 +64,14 @@ def by_class(plan: BatchPlan, rng: torch.Generator) -> Iterator[Tensor]:
 
 
 def shuffled(count: int, size: int, rng: torch.Generator) -> Iterator[Tensor]:
-    """Yield batches of `size` indices below `count`, epoch after epoch without end, each in an order of its own."""
+    """Yield batches of `size` indices below `count`, epoch after epoch without end, each in an
+    order of its own.
+    """
     while True:
         batches = list(torch.randperm(count, generator=rng).split(size))
-        if len(batches) > 1 and len(batches[-1]) == 1:  # batch norm cannot normalise a single example
+        if (
+            len(batches) > 1 and len(batches[-1]) == 1
+        ):  # batch norm cannot normalise a single example
             batches[-2:] = [torch.cat(batches[-2:])]
         yield from batches
 
@@ -76,8 +86,11 @@ def steps_of(split: Split, epochs: int) -> int:
     return epochs * batches_an_epoch(len(split), FULL_BATCH)
 
 
-def train_network(module: nn.Module, batch: Batches, recipe: Recipe, stops: Sequence[int], seed: int) -> Iterator[Predict]:
-    """Train a network by a recipe and pause at each of the ascending `stops`, yielding what the network answers there.
+def train_network(
+    module: nn.Module, batch: Batches, recipe: Recipe, stops: Sequence[int], seed: int
+) -> Iterator[Predict]:
+    """Train a network by a recipe and pause at each of the ascending `stops`, yielding what the
+    network answers there.
 
     The loss is cross-entropy; the optimizer is torch's, with the recipe's settings.
     """
@@ -107,18 +120,29 @@ def train_network(module: nn.Module, batch: Batches, recipe: Recipe, stops: Sequ
 
 
 def train_compiled(
-    compiled: CompiledNetwork, module: nn.Module, batch: Batches, recipe: Recipe, stops: Sequence[int]
+    compiled: CompiledNetwork,
+    module: nn.Module,
+    batch: Batches,
+    recipe: Recipe,
+    stops: Sequence[int],
 ) -> Iterator[Predict]:
-    """`train_network` by compiled derivatives and the engine's own optimizer, for a network that is the same in evaluation."""
+    """`train_network` by compiled derivatives and the engine's own optimizer, for a network that is
+    the same in evaluation.
+    """
     model = FlatModel(module, recipe.precision)
     network, most = compiled.of(model), compiled.most
     optimizer = recipe.optimizer
-    state, hyper = optimizer.init(model.theta), {"lr": torch.tensor(recipe.lr, device=model.theta.device)}
+    state, hyper = (
+        optimizer.init(model.theta),
+        {"lr": torch.tensor(recipe.lr, device=model.theta.device)},
+    )
 
     def predict(inputs: Tensor) -> Tensor:
         missing = -len(inputs) % most  # always as many at once, so that it is compiled once
         filled = torch.cat([inputs, inputs[:1].expand(missing, *inputs.shape[1:])])
-        return torch.cat([network.logits(state[0], part) for part in filled.split(most)])[: len(inputs)]
+        return torch.cat([network.logits(state[0], part) for part in filled.split(most)])[
+            : len(inputs)
+        ]
 
     done = 0
     for stop in stops:
@@ -132,7 +156,9 @@ def train_compiled(
 
 
 def evaluation_batches(split: Split) -> Iterator[tuple[Tensor, Tensor]]:
-    """A split in order, so many images at a time that a network's activations stay as small as for 512 images of 3 x 32 x 32."""
+    """A split in order, so many images at a time that a network's activations stay as small as for
+    512 images of 3 x 32 x 32.
+    """
     values = split.take(torch.zeros(1, dtype=torch.int64))[0].numel() if len(split) else 1
     yield from batches(split, max(1, min(TEST_BATCH, TEST_VALUES // values)))
 
@@ -140,5 +166,8 @@ def evaluation_batches(split: Split) -> Iterator[tuple[Tensor, Tensor]]:
 @torch.no_grad()
 def accuracy(predict: Predict, split: Split) -> float:
     """The fraction of a split that a network classifies rightly."""
-    right = sum(int((predict(images).argmax(1) == labels).sum()) for images, labels in evaluation_batches(split))
+    right = sum(
+        int((predict(images).argmax(1) == labels).sum())
+        for images, labels in evaluation_batches(split)
+    )
     return right / len(split)

@@ -1,9 +1,10 @@
 """What a method is, and what it works on.
 
 A method estimates the gradient of a distilled set, once for each outer step. It never reads the
-configuration, never saves, never logs, never loops over outer steps; what runs it knows only this file.
-A new one is a class in a file of its own and a row in the registry, or, in another package, its name:
-`--method package.module:Name`. `potstill.testing.check_method` tries whether it keeps to what follows.
+configuration, never saves, never logs, never loops over outer steps; what runs it knows only this
+file. A new one is a class in a file of its own and a row in the registry, or, in another package,
+its name: `--method package.module:Name`. `potstill.testing.check_method` tries whether it keeps to
+what follows.
 """
 
 from abc import ABC, abstractmethod
@@ -30,7 +31,8 @@ from potstill.models import fresh
 from potstill.seeds import derive, generator
 
 State = Mapping[str, Any]
-"""What a method carries from step to step: names -> tensors or plain data; a checkpoint holds it."""
+"""What a method carries from step to step: names -> tensors or plain data; a checkpoint holds it.
+"""
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,9 @@ class Examples:
         chosen = rows[order].to(self.images.device)
         tensors = {"images": self.images, "targets": self.targets, **leaves}
         images, targets = (
-            torch.cat([tensor.detach()[chosen[:first]], taken(tensor, chosen[first:])]) if first else taken(tensor, chosen)
+            torch.cat([tensor.detach()[chosen[:first]], taken(tensor, chosen[first:])])
+            if first
+            else taken(tensor, chosen)
             for tensor in (tensors["images"], tensors["targets"])
         )
         return Batch(augmentation.apply(images, drawn.rows(order)), targets, first)
@@ -133,10 +137,14 @@ class Problem:
     def plan(self) -> BatchPlan:
         """How a batch of distilled examples is drawn."""
         recipe = self.recipe
-        return BatchPlan(self.labels, self.real.classes, recipe.batch_per_class, recipe.classes_per_batch)
+        return BatchPlan(
+            self.labels, self.real.classes, recipe.batch_per_class, recipe.classes_per_batch
+        )
 
     def rng(self, purpose: str, *replay: int) -> torch.Generator:
-        """Make a generator that follows from the seed, a purpose, and numbers such as the outer step."""
+        """Make a generator that follows from the seed, a purpose, and numbers such as the outer
+        step.
+        """
         return generator(self.seed, purpose, *replay)
 
     def network(self, purpose: str, *replay: int) -> nn.Module:
@@ -258,7 +266,8 @@ class Method(ABC):
     """
 
     Options: ClassVar[type] = Nothing
-    """A frozen dataclass of `option(...)` fields: the method's flags, its [method] table, its help."""
+    """A frozen dataclass of `option(...)` fields: the method's flags, its [method] table, its help.
+    """
     needs: ClassVar[Needs] = Needs()
     defaults: ClassVar[Mapping[str, Any]] = {}
     """Options of the house -> what holds for this method unless it is given."""

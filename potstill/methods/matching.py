@@ -1,8 +1,8 @@
 """Methods that match statistics of distilled and real examples on networks that are not trained.
 
-**DM**, distribution matching: Zhao & Bilen, "Dataset Condensation with Distribution Matching", WACV 2023,
-arXiv:2110.04181. In each outer step, phi being what the last layer of a fresh random network reads, the
-distilled examples x_s of each class c follow the gradient of
+**DM**, distribution matching: Zhao & Bilen, "Dataset Condensation with Distribution Matching", WACV
+2023, arXiv:2110.04181. In each outer step, phi being what the last layer of a fresh random network
+reads, the distilled examples x_s of each class c follow the gradient of
 
     sum over c of | mean phi(A x_r) - mean phi(A x_s) |^2,
 
@@ -40,12 +40,14 @@ class DistributionOptions:
 class DistributionMatching(Method):
     """DM: means of features of a fresh random network, class by class.
 
-    The loss separates by class, so that classes are taken a few at a time, as many as the micro-batch
-    allows; a network that couples its batch sees all classes of a side at once.
+    The loss separates by class, so that classes are taken a few at a time, as many as the
+    micro-batch allows; a network that couples its batch sees all classes of a side at once.
     """
 
     Options: ClassVar[type] = DistributionOptions
-    needs: ClassVar[Needs] = Needs(features=True, targets="classes", unused=("real_batch",), augment=DSA)
+    needs: ClassVar[Needs] = Needs(
+        features=True, targets="classes", unused=("real_batch",), augment=DSA
+    )
     defaults: ClassVar[dict[str, Any]] = {
         "init": "real",
         "preprocess": "normalize",
@@ -59,7 +61,9 @@ class DistributionMatching(Method):
     def __init__(self, problem: Problem, options: DistributionOptions):
         super().__init__(problem, options)
         labels = problem.labels.cpu()
-        self.members = [torch.nonzero(labels == label)[:, 0] for label in range(problem.real.classes)]
+        self.members = [
+            torch.nonzero(labels == label)[:, 0] for label in range(problem.real.classes)
+        ]
         self.real = ClassWise(problem.real.train, problem.real.sampler)
 
     def estimate(self, examples: Examples, learned: Leaves, state: State, step: int) -> Estimate:
@@ -69,7 +73,10 @@ class DistributionMatching(Method):
         classes = [label for label, rows in enumerate(self.members) if len(rows)]
         real = self.real_rows(classes, step)
         operations = problem.real.augment
-        shared = {label: augmentation.shared_draw(operations, problem.rng("augmentation", step, label)) for label in classes}
+        shared = {
+            label: augmentation.shared_draw(operations, problem.rng("augmentation", step, label))
+            for label in classes
+        }
         images, total = examples.images.detach().requires_grad_(), 0.0
         grad = torch.zeros_like(images)
         for some in self.groups(classes, couples_batch(network)):
@@ -89,7 +96,8 @@ class DistributionMatching(Method):
         for label, own in zip(classes, drawn, strict=True):
             if not len(own):
                 raise InputError(
-                    f"weights must leave every class a real example, class {label} has none; raise some of its weights"
+                    f"weights must leave every class a real example, class {label} has none; raise "
+                    "some of its weights"
                 )
         return dict(zip(classes, drawn, strict=True))
 
@@ -113,35 +121,48 @@ class DistributionMatching(Method):
         shared: dict[int, Draw],
         step: int,
     ) -> Tensor:
-        """Average the features of the images of each class, (K', F), differentiable in the images."""
-        parts = [augmentation.apply(images[own.to(images.device)], shared[label]) for label, own in rows.items()]
+        """Average the features of each class, (K', F), differentiable in the images."""
+        parts = [
+            augmentation.apply(images[own.to(images.device)], shared[label])
+            for label, own in rows.items()
+        ]
         features = self.features(network, torch.cat(parts), step)
         return torch.stack([part.mean(0) for part in features.split([len(part) for part in parts])])
 
     @torch.no_grad()
-    def real_means(self, network: nn.Module, rows: dict[int, Tensor], shared: dict[int, Draw], step: int) -> Tensor:
+    def real_means(
+        self, network: nn.Module, rows: dict[int, Tensor], shared: dict[int, Draw], step: int
+    ) -> Tensor:
         """Average the features of real images of each class, (K', F), in micro-batches."""
         train, most = self.problem.real.train, self.problem.real.micro_batch
         if couples_batch(network):
-            taken = [augmentation.apply(train.take(own)[0], shared[label]) for label, own in rows.items()]
-            features = self.features(network, torch.cat(taken), step).split([len(own) for own in taken])
+            taken = [
+                augmentation.apply(train.take(own)[0], shared[label]) for label, own in rows.items()
+            ]
+            features = self.features(network, torch.cat(taken), step).split(
+                [len(own) for own in taken]
+            )
             return torch.stack([part.mean(0) for part in features])
         means = []
         for label, own in rows.items():
-            parts = [augmentation.apply(train.take(part)[0], shared[label]) for part in own.split(most)]
+            parts = [
+                augmentation.apply(train.take(part)[0], shared[label]) for part in own.split(most)
+            ]
             sums = [self.features(network, part, step).sum(0) for part in parts]
             means.append(torch.stack(sums).sum(0) / len(own))
         return torch.stack(means)
 
     def features(self, network: nn.Module, images: Tensor, step: int) -> Tensor:
-        """Compute what the network's last layer reads, (B, F), at least float32; dropout is the step's."""
+        """Compute what the network's last layer reads, (B, F), at least float32; dropout is the
+        step's.
+        """
         device = images.device
         with self.seeded(network, step), autocast(self.problem.networks.precision, device):
             found: Tensor = network.features(images)  # type: ignore[operator]
         return found.flatten(1).to(images.dtype)
 
     def seeded(self, network: nn.Module, step: int) -> AbstractContextManager[None]:
-        """Seed dropout by the step, if the network has any: forking the generators takes a while."""
+        """Seed dropout by the step, if there is any: forking generators takes a while."""
         if not any(isinstance(part, nn.modules.dropout._DropoutNd) for part in network.modules()):
             return nullcontext()
         return global_seed(derive(self.problem.seed, "dropout", step), self.problem.device)

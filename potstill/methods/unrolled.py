@@ -1,8 +1,8 @@
 """RaT-BPTT and its relatives: unroll the inner loop, differentiate a window of it.
 
-Source: Algorithm 1 and equations (2) to (4) of Feng, Vedantam & Kempe, "Embarrassingly Simple Dataset
-Distillation", ICLR 2024, arXiv:2311.07025. The methods of this family differ in the window sampler only
-(windows.py), which is a part of theirs: `family` makes a method of one.
+Source: Algorithm 1 and equations (2) to (4) of Feng, Vedantam & Kempe, "Embarrassingly Simple
+    Dataset Distillation", ICLR 2024, arXiv:2311.07025. The methods of this family differ in the
+    window sampler only (windows.py), which is a part of theirs: `family` makes a method of one.
 """
 
 import dataclasses
@@ -118,7 +118,9 @@ class RealLoss:
     loss: Differentiable
     real: Real
 
-    def gradient(self, theta: Tensor, leaves: Leaves, part: RealPart) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def gradient(
+        self, theta: Tensor, leaves: Leaves, part: RealPart
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         images, labels = self.real.train.take(part.positions)
         targets = self.real.one_hot(labels).to(theta.dtype)
         if part.weights is not None:  # the cross-entropy is linear in its targets
@@ -145,8 +147,8 @@ class Trajectory:
     def of_samples(self, replay: Replay, samples: int, size: int, weights: Tensor) -> MetaGradient:
         """Differentiate a weighted sum of losses, each the mean over one sample of real images.
 
-        A batch of all of them is drawn and augmented as in an outer step and dealt out to the samples in
-        order. Samples of weight 0 cost nothing.
+        A batch of all of them is drawn and augmented as in an outer step and dealt out to the
+        samples in order. Samples of weight 0 cost nothing.
 
         Args:
             replay: what the batch follows from.
@@ -235,8 +237,10 @@ class UnrolledMethod(Method):
         """Make a generator that follows from the seed, the purpose, and the trajectory."""
         return self.problem.rng(purpose, *replay.numbers, *more)
 
-    def trajectory(self, examples: Examples, learned: Leaves, replay: Replay, burn_in: int, window: int) -> Trajectory:
-        """Train a fresh network on the examples; its start and batches follow from seed and replay."""
+    def trajectory(
+        self, examples: Examples, learned: Leaves, replay: Replay, burn_in: int, window: int
+    ) -> Trajectory:
+        """Train a fresh network on the examples; its draws follow from seed and replay."""
         problem = self.problem
         model = problem.networks.flat(problem.network("start", *replay.numbers))
         whole = couples_batch(model.module)
@@ -255,7 +259,14 @@ class UnrolledMethod(Method):
         return Trajectory(self, unrolled, RealLoss(real, problem.real), whole)
 
     def loss(
-        self, model: FlatModel, purpose: str, replay: Replay, micro_batch: int, *, whole: bool, inner: bool = False
+        self,
+        model: FlatModel,
+        purpose: str,
+        replay: Replay,
+        micro_batch: int,
+        *,
+        whole: bool,
+        inner: bool = False,
     ) -> Differentiable:
         """Make the mean cross-entropy of a network, in micro-batches unless it couples its batch.
 
@@ -280,7 +291,9 @@ class UnrolledMethod(Method):
             return loss
         return InMicroBatches(loss, micro_batch, filled=networks.compiled is not None)
 
-    def inner_problem(self, examples: Examples, model: FlatModel, replay: Replay, *, whole: bool) -> InnerProblem:
+    def inner_problem(
+        self, examples: Examples, model: FlatModel, replay: Replay, *, whole: bool
+    ) -> InnerProblem:
         """Make the problem of training `model` on synthetic batches."""
         recipe, plan = self.problem.recipe, self.problem.plan
 
@@ -289,11 +302,13 @@ class UnrolledMethod(Method):
             rows = plan.draw(rng)
             return examples.batch(leaves, rows, augmentation.draw(recipe.augment, len(rows), rng))
 
-        loss = self.loss(model, "dropout", replay, self.problem.micro_batch, whole=whole, inner=True)
+        loss = self.loss(
+            model, "dropout", replay, self.problem.micro_batch, whole=whole, inner=True
+        )
         return InnerProblem(loss, batch, recipe.optimizer)
 
     def real_parts(self, replay: Replay, *, whole: bool) -> Iterator[tuple[RealPart, float]]:
-        """Yield a trajectory's real batch in micro-batches with their weights; whole, if coupled."""
+        """Yield a trajectory's real batch in micro-batches with weights; whole, if coupled."""
         real, rng = self.problem.real, self.rng("real batch", replay)
         chosen = real.sampler.draw(real.train, real.batch, rng)
         drawn = augmentation.draw(real.augment, len(chosen), rng)
@@ -309,7 +324,9 @@ class UnrolledMethod(Method):
         real = len(sizes.stages) * sizes.real_batch * options.trajectories * sizes.steps
         micro = sizes.batch if sizes.coupled else even(sizes.batch, sizes.micro_batch)
         outer = sizes.real_batch if sizes.coupled else sizes.real_micro_batch
-        shapes = {stage_micro_batch(size, sizes.batch, micro, compiled=True) for size in sizes.batches}
+        shapes = {
+            stage_micro_batch(size, sizes.batch, micro, compiled=True) for size in sizes.batches
+        }
         return Work(
             gradients=examples * (burn_in + window) + real,
             products=examples * window,
@@ -349,7 +366,9 @@ def mean_window(sampler: UnrollOptions, steps: int) -> tuple[float, float]:
 
 
 def family(sampler: type[Sampler]) -> type[UnrolledMethod]:
-    """Make the method whose windows a sampler places; its options are the sampler's and all unrolls'."""
+    """Make the method whose windows a sampler places; its options are the sampler's and all
+    unrolls'.
+    """
     known: dict[str, Any] = {"__module__": __name__, "__doc__": sampler.__doc__}
     made: type[UnrollOptions] = type(sampler.__name__, (sampler, UnrollOptions), dict(known))
     options = dataclass(frozen=True)(made)

@@ -1,10 +1,12 @@
 """Window samplers: which of the inner steps an outer step takes and differentiates.
 
-A sampler is `draw(state, rng, outer_step) -> (burn_in, window)` and `update(state, loss, grad_norm) -> state`; its state is
-plain data that a checkpoint holds. Each can be used alone: `RandomTruncated(unroll=60, window=20)`. Its fields are the options
-that set them; a new sampler is a class here, a line in unrolled.py and a row in the registry.
+A sampler is `draw(state, rng, outer_step) -> (burn_in, window)` and `update(state, loss, grad_norm)
+-> state`; its state is plain data that a checkpoint holds. Each can be used alone:
+`RandomTruncated(unroll=60, window=20)`. Its fields are the options that set them; a new sampler is
+a class here, a line in unrolled.py and a row in the registry.
 
-Source: section 3, section 4.3 and appendix D.4 of Feng, Vedantam & Kempe 2024, arXiv:2311.07025. T is `unroll`, M is `window`.
+Source: section 3, section 4.3 and appendix D.4 of Feng, Vedantam & Kempe 2024, arXiv:2311.07025. T
+    is `unroll`, M is `window`.
 """
 
 import dataclasses
@@ -18,8 +20,10 @@ from potstill.registry import InputError
 
 SamplerState = dict[str, Any]
 LOSS_DECAY, WARM_UP = 0.9, 10
-"""Decay of the moving average of the outer loss that Forward and Backward watch, as of the clipped norm, and for how many outer
-steps it settles at a new place: its first value is a single loss, and a low one would pass for a best that is never reached."""
+"""Decay of the moving average of the outer loss that Forward and Backward watch, as of the clipped
+norm, and for how many outer steps it settles at a new place: its first value is a single loss, and
+a low one would pass for a best that is never reached.
+"""
 
 
 class WindowSampler(Protocol):
@@ -30,7 +34,9 @@ class WindowSampler(Protocol):
         ...
 
     def draw(self, state: SamplerState, rng: torch.Generator, outer_step: int) -> tuple[int, int]:
-        """(burn_in, window) of one outer step: steps without a derivative, then differentiated steps."""
+        """(burn_in, window) of one outer step: steps without a derivative, then differentiated
+        steps.
+        """
         ...
 
     def update(self, state: SamplerState, loss: float, grad_norm: float) -> SamplerState:
@@ -57,7 +63,9 @@ class Sampler:
 
 @dataclass(frozen=True)
 class Full(Sampler):
-    """BPTT: N = T, every step differentiated. Source: equation (2); unlike its sum, step 0 is differentiated too."""
+    """BPTT: N = T, every step differentiated. Source: equation (2); unlike its sum, step 0 is
+    differentiated too.
+    """
 
     def draw(self, state: SamplerState, rng: torch.Generator, outer_step: int) -> tuple[int, int]:
         return 0, self.unroll
@@ -68,7 +76,9 @@ class Full(Sampler):
 
 @dataclass(frozen=True)
 class RandomFull(Sampler):
-    """R-BPTT: N ~ U{1, ..., T}, every step differentiated. The paper names no range; U{1..T} is our reading."""
+    """R-BPTT: N ~ U{1, ..., T}, every step differentiated. The paper names no range; U{1..T} is our
+    reading.
+    """
 
     def draw(self, state: SamplerState, rng: torch.Generator, outer_step: int) -> tuple[int, int]:
         return 0, uniform(1, self.unroll, rng)
@@ -87,19 +97,24 @@ class Growing(Sampler):
     Source: "BPTT-Increasing Windows", appendix D.4, which goes from 10 to 180.
     """
 
-    grow_from: int | Auto = option("auto", "inner steps at first; auto: unroll / 18 (paper D.4)", low=1)
+    grow_from: int | Auto = option(
+        "auto", "inner steps at first; auto: unroll / 18 (paper D.4)", low=1
+    )
     grow_over: int | Auto = option("auto", "outer steps until they are unroll; auto: all", low=1)
 
     def __post_init__(self) -> None:
         if not 1 <= self.first <= self.unroll:
             raise InputError(
-                f"grow_from must lie in [1, unroll={self.unroll}], got {self.first}; lower --grow-from or raise --unroll"
+                f"grow_from must lie in [1, unroll={self.unroll}], got {self.first}; lower "
+                "--grow-from or raise --unroll"
             )
 
     @property
     def first(self) -> int:
         """Inner steps of the first outer step; the paper's go from 10 to 180."""
-        return self.grow_from if isinstance(self.grow_from, int) else max(1, round(self.unroll / 18))
+        return (
+            self.grow_from if isinstance(self.grow_from, int) else max(1, round(self.unroll / 18))
+        )
 
     def with_steps(self, steps: int) -> Self:
         """Replace every "auto" for a run of so many outer steps."""
@@ -123,7 +138,10 @@ class Windowed(Sampler):
 
     def __post_init__(self) -> None:
         if not 1 <= self.window <= self.unroll:
-            raise InputError(f"window must lie in [1, unroll={self.unroll}], got {self.window}; lower --window or raise --unroll")
+            raise InputError(
+                f"window must lie in [1, unroll={self.unroll}], got {self.window}; lower --window "
+                "or raise --unroll"
+            )
 
     @property
     def last(self) -> int:
@@ -132,13 +150,17 @@ class Windowed(Sampler):
 
 
 class RandomTruncated(Windowed):
-    """RaT-BPTT: N ~ U{M, ..., T}, the last M differentiated. Source: Algorithm 1, line 3, and equation (4)."""
+    """RaT-BPTT: N ~ U{M, ..., T}, the last M differentiated. Source: Algorithm 1, line 3, and
+    equation (4).
+    """
 
     def draw(self, state: SamplerState, rng: torch.Generator, outer_step: int) -> tuple[int, int]:
         return uniform(0, self.last, rng), self.window
 
     def __str__(self) -> str:
-        return f"{self.window:,} to {self.unroll:,} at random, the last {self.window:,} differentiated"
+        return (
+            f"{self.window:,} to {self.unroll:,} at random, the last {self.window:,} differentiated"
+        )
 
 
 class Truncated(Windowed):
@@ -153,14 +175,19 @@ class Truncated(Windowed):
 
 @dataclass(frozen=True)
 class Early(Windowed):
-    """RaT-BPTT whose window is likelier to be early: the place R of {0, ..., T - M} has a chance in proportion to w^(-R / (T - M)).
+    """RaT-BPTT whose window is likelier to be early: the place R of {0, ..., T - M} has a chance in
+    proportion to w^(-R / (T - M)).
 
     Args:
-        early_weight: w, how many times as likely as the last place the first one is; 1 is RaT-BPTT's own distribution.
-    Source: section 4.3 says that more of the initial phase gains 0.4 points and not how it was drawn; the form is ours.
+        early_weight: w, how many times as likely as the last place the first one is; 1 is
+            RaT-BPTT's own distribution.
+    Source: section 4.3 says that more of the initial phase gains 0.4 points and not how it was
+        drawn; the form is ours.
     """
 
-    early_weight: float = option(4.0, "how many times as likely as the last place of the window the first is", low=1)
+    early_weight: float = option(
+        4.0, "how many times as likely as the last place of the window the first is", low=1
+    )
 
     def draw(self, state: SamplerState, rng: torch.Generator, outer_step: int) -> tuple[int, int]:
         places = torch.arange(self.last + 1, dtype=torch.float64)
@@ -168,7 +195,10 @@ class Early(Windowed):
         return int(torch.multinomial(weights, 1, generator=rng)), self.window
 
     def __str__(self) -> str:
-        return f"{self.window:,} to {self.unroll:,} at random, rather few, the last {self.window:,} differentiated"
+        return (
+            f"{self.window:,} to {self.unroll:,} at random, rather few, the last "
+            f"{self.window:,} differentiated"
+        )
 
 
 @dataclass(frozen=True)
@@ -177,16 +207,20 @@ class Fixed(Windowed):
 
     Args:
         burn_in: that number; T - M would be T-BPTT.
-    Source: the commands that the released code recommends where training is unstable, such as 40 steps before 90.
+    Source: the commands that the released code recommends where training is unstable, such as 40
+        steps before 90.
     """
 
-    burn_in: int | Auto = option("auto", "inner steps before the window; auto: unroll - window", low=0)
+    burn_in: int | Auto = option(
+        "auto", "inner steps before the window; auto: unroll - window", low=0
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.before <= self.last:
             raise InputError(
-                f"burn_in must lie in [0, unroll - window = {self.last}], got {self.before}; lower --burn-in or raise --unroll"
+                f"burn_in must lie in [0, unroll - window = {self.last}], got {self.before}; lower "
+                "--burn-in or raise --unroll"
             )
 
     @property
@@ -208,9 +242,10 @@ class Fixed(Windowed):
 class Moving(Windowed):
     """A window that moves when the outer loss stagnates.
 
-    Its state is the place ("burn_in"), for how many outer steps the window has been there ("steps"), the moving average of the
-    loss since then, its lowest value, and how many outer steps ago that was ("waited"). Whether the loss improves is asked
-    anew at each place, for a longer unroll has another loss.
+    Its state is the place ("burn_in"), for how many outer steps the window has been there
+    ("steps"), the moving average of the loss since then, its lowest value, and how many outer steps
+    ago that was ("waited"). Whether the loss improves is asked anew at each place, for a longer
+    unroll has another loss.
 
     Args:
         patience: outer steps without a new lowest value after which it moves.
@@ -218,7 +253,11 @@ class Moving(Windowed):
     Source: section 4.3 and figure 5, which give neither number; the released code moves by M.
     """
 
-    patience: int = option(50, "the window moves when the smoothed loss has not improved for so many outer steps", low=1)
+    patience: int = option(
+        50,
+        "the window moves when the smoothed loss has not improved for so many outer steps",
+        low=1,
+    )
     shift: int | Auto = option("auto", "inner steps by which the window moves; auto: window", low=1)
 
     @property
@@ -242,11 +281,16 @@ class Moving(Windowed):
 
     def update(self, state: SamplerState, loss: float, grad_norm: float) -> SamplerState:
         steps, before = state["steps"] + 1, state["average"] or 0.0
-        average = before + (loss - before) * max(1 / steps, 1 - LOSS_DECAY)  # the plain mean of the first ones
+        average = before + (loss - before) * max(
+            1 / steps, 1 - LOSS_DECAY
+        )  # the plain mean of the first ones
         state = {**state, "steps": steps, "average": average}
         if steps <= WARM_UP or average < state["lowest"]:
             return {**state, "lowest": average, "waited": 0}
-        if state["waited"] + 1 >= self.patience and self.moved(state["burn_in"]) != state["burn_in"]:
+        if (
+            state["waited"] + 1 >= self.patience
+            and self.moved(state["burn_in"]) != state["burn_in"]
+        ):
             return self.at(self.moved(state["burn_in"]))
         return {**state, "waited": state["waited"] + 1}
 
@@ -261,7 +305,10 @@ class Forward(Moving):
         return min(burn_in + self.by, self.last)
 
     def __str__(self) -> str:
-        return f"from {self.window:,} up to {self.unroll:,} as the loss stagnates, the last {self.window:,} differentiated"
+        return (
+            f"from {self.window:,} up to {self.unroll:,} as the loss stagnates, the last "
+            f"{self.window:,} differentiated"
+        )
 
 
 class Backward(Moving):
@@ -274,7 +321,10 @@ class Backward(Moving):
         return max(burn_in - self.by, 0)
 
     def __str__(self) -> str:
-        return f"from {self.unroll:,} down to {self.window:,} as the loss stagnates, the last {self.window:,} differentiated"
+        return (
+            f"from {self.unroll:,} down to {self.window:,} as the loss stagnates, the last "
+            f"{self.window:,} differentiated"
+        )
 
 
 def uniform(low: int, high: int, rng: torch.Generator) -> int:

@@ -1,4 +1,6 @@
-"""Networks. A factory makes a fresh one; `resolve` finds it by registered name or "package.module:factory"."""
+"""Networks. A factory makes a fresh one; `resolve` finds it by registered name or
+"package.module:factory".
+"""
 
 import inspect
 import math
@@ -18,10 +20,14 @@ DEFAULTS = {"image": "convnet", "vector": "mlp"}
 
 
 def model_name(spec: ModelSpec) -> str:
-    """The name under which a model is stored: the registered name or "module:qualified.name" of a callable."""
+    """The name under which a model is stored: the registered name or "module:qualified.name" of a
+    callable.
+    """
     if isinstance(spec, str):
         return spec
-    return f"{getattr(spec, '__module__', '?')}:{getattr(spec, '__qualname__', type(spec).__name__)}"
+    return (
+        f"{getattr(spec, '__module__', '?')}:{getattr(spec, '__qualname__', type(spec).__name__)}"
+    )
 
 
 def resolve(spec: ModelSpec, shape: Shape, classes: int, **options: Any) -> Callable[[], nn.Module]:
@@ -33,26 +39,40 @@ def resolve(spec: ModelSpec, shape: Shape, classes: int, **options: Any) -> Call
         classes: number of outputs.
         options: width, depth and norm, for registered models, which take those that they know.
     Returns:
-        The factory. A user's callable gets those of input_shape, in_channels, in_features (the numbers of an input) and
-        num_classes that it names (num_classes too if it takes **kwargs).
+        The factory. A user's callable gets those of input_shape, in_channels, in_features (the
+        numbers of an input) and num_classes that it names (num_classes too if it takes **kwargs).
     Raises:
-        InputError: no such model, a module instead of a factory, or an option that the model refuses.
+        InputError: no such model, a module instead of a factory, or an option that the model
+            refuses.
     """
     if isinstance(spec, nn.Module):
         name = type(spec).__name__
-        raise InputError(f"model must make a fresh network at every call, got a {name} that exists; give `lambda: {name}(...)`")
+        raise InputError(
+            f"model must make a fresh network at every call, got a {name} that exists; give "
+            f"`lambda: {name}(...)`"
+        )
     if isinstance(spec, str) and ":" not in spec:
         registered = MODELS[spec]
         require_kind(kind_of(shape), f"model {spec}", registered, "use --model mlp")
         taken = inspect.signature(registered).parameters
-        known = {name: value for name, value in options.items() if name in taken and value != "auto"}
+        known = {
+            name: value for name, value in options.items() if name in taken and value != "auto"
+        }
         registered.check(shape, **known)
         return lambda: registered(shape, classes, **known)
     factory = MODELS[spec] if isinstance(spec, str) else spec
     if not callable(factory):
-        raise InputError(f"model {model_name(spec)} must be a function or class that returns a network, got {factory!r}")
+        raise InputError(
+            f"model {model_name(spec)} must be a function or class that returns a network, got "
+            f"{factory!r}"
+        )
     require_kind(kind_of(shape), f"model {model_name(spec)}", factory, "use --model mlp")
-    offered = {"input_shape": shape, "in_channels": shape[0], "in_features": math.prod(shape), "num_classes": classes}
+    offered = {
+        "input_shape": shape,
+        "in_channels": shape[0],
+        "in_features": math.prod(shape),
+        "num_classes": classes,
+    }
     return bind(factory, offered)
 
 
@@ -61,7 +81,9 @@ def bind(factory: Callable[..., nn.Module], offered: dict[str, Any]) -> Callable
     try:
         parameters = inspect.signature(factory).parameters
     except ValueError as error:
-        raise InputError(f"model {model_name(factory)} must be a function or class with a signature, it has none") from error
+        raise InputError(
+            f"model {model_name(factory)} must be a function or class with a signature, it has none"
+        ) from error
     taken = {name: value for name, value in offered.items() if name in parameters}
     if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
         taken.setdefault("num_classes", offered["num_classes"])
@@ -69,16 +91,20 @@ def bind(factory: Callable[..., nn.Module], offered: dict[str, Any]) -> Callable
 
 
 def fresh(factory: Callable[[], nn.Module], seed: int, device: torch.device) -> nn.Module:
-    """A network initialised from `seed`. It is made on the CPU and then moved, so that every device starts from the same."""
+    """A network initialised from `seed`. It is made on the CPU and then moved, so that every device
+    starts from the same.
+    """
     with global_seed(seed, torch.device("cpu")):
         return factory().to(device)
 
 
 def check_model(name: str, factory: Callable[[], nn.Module], shape: Shape, classes: int) -> None:
-    """Call a network once, so that a user's own fails here with a sentence and not deep inside a run.
+    """Call a network once, so that a user's own fails here with a sentence and not deep inside a
+    run.
 
     Raises:
-        InputError: it cannot be made or called, or its output is not (B, classes) of floating point.
+        InputError: it cannot be made or called, or its output is not (B, classes) of floating
+            point.
     """
     try:
         with global_seed(0, torch.device("cpu")):
@@ -88,12 +114,19 @@ def check_model(name: str, factory: Callable[[], nn.Module], shape: Shape, class
         output = module(torch.zeros(2, *shape))
     except Exception as error:
         text = f"{type(error).__name__}: {error}"
-        raise InputError(f"model {name} fails on inputs of shape (2, {', '.join(map(str, shape))}): {text}") from error
+        raise InputError(
+            f"model {name} fails on inputs of shape (2, {', '.join(map(str, shape))}): {text}"
+        ) from error
     if not any(p.requires_grad for p in module.parameters()):
         raise InputError(f"model {name} must have parameters to train, it has none")
     own = {p.data_ptr() for p in module.parameters() if p.requires_grad}
     if own & {p.data_ptr() for p in other.parameters() if p.requires_grad}:
-        raise InputError(f"model {name} must make a fresh network at every call, two calls share trainable parameters")
+        raise InputError(
+            f"model {name} must make a fresh network at every call, two calls share trainable "
+            "parameters"
+        )
     found = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
     if found != (2, classes):
-        raise InputError(f"model {name} must return logits of shape (B, {classes}), got {found} for B = 2")
+        raise InputError(
+            f"model {name} must return logits of shape (B, {classes}), got {found} for B = 2"
+        )

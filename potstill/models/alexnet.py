@@ -11,7 +11,9 @@ from potstill.models.convnet import Norm, convolution, least_side
 from potstill.models.vgg import check_small
 
 PLAN = ((5, 2, True), (5, 3, True), (3, 4, False), (3, 3, False), (3, 3, True))
-"""Kernel, channels in halves of the width, and whether a 2 x 2 maximum pool follows, of each convolution."""
+"""Kernel, channels in halves of the width, and whether a 2 x 2 maximum pool follows, of each
+convolution.
+"""
 
 
 @dataclass(frozen=True)
@@ -25,15 +27,17 @@ class AlexNetOptions:
 class AlexNet(nn.Module):
     """Five convolutions, each with norm and ReLU, three of them with a pool, then one linear layer.
 
-    Pools that would leave a norm too few pixels are left out, so that any image of at least 4 x 4 fits.
+    Pools that would leave a norm too few pixels are left out, so that any image of at least 4 x 4
+    fits.
 
     Args:
         shape: (C, H, W) of an input.
         classes: number of outputs.
         width: channels of the first convolution; the others have 3/2, 2, 3/2 and 3/2 times as many.
         norm: "instance" (affine, as in the paper), "batch", "group" (8 groups), "layer" or "none".
-    Source: Krizhevsky et al. 2012, in the form for small images that the dataset-distillation literature uses (Zhao & Bilen
-    2021): stride 1, one linear layer; table 3 of Feng et al. 2024, with a norm after each convolution.
+    Source: Krizhevsky et al. 2012, in the form for small images that the dataset-distillation
+        literature uses (Zhao & Bilen 2021): stride 1, one linear layer; table 3 of Feng et al.
+        2024, with a norm after each convolution.
     """
 
     Options = AlexNetOptions

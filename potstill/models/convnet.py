@@ -29,7 +29,8 @@ class ConvNetOptions:
 
 
 class ConvNet(nn.Module):
-    """`depth` blocks of 3 x 3 convolution, norm, ReLU and 2 x 2 average pool, then one linear layer.
+    """`depth` blocks of 3 x 3 convolution, norm, ReLU and 2 x 2 average pool, then one linear
+    layer.
 
     Args:
         shape: (C, H, W) of an input.
@@ -37,15 +38,25 @@ class ConvNet(nn.Module):
         width: channels of every convolution.
         depth: number of blocks; "auto" is `auto_depth`.
         norm: "instance" (affine, as in the paper), "batch", "group" (8 groups), "layer" or "none".
-    Source: Gidaris & Komodakis 2018; as used in Feng et al. 2024, section 4: width 128, depth 3 for 32 and 4 for 64 pixels.
+    Source: Gidaris & Komodakis 2018; as used in Feng et al. 2024, section 4: width 128, depth 3 for
+        32 and 4 for 64 pixels.
     """
 
     Options = ConvNetOptions
     kinds = ("image",)
     widest = 1
-    """Most channels of a convolution, in multiples of the width; they double from block to block up to it."""
+    """Most channels of a convolution, in multiples of the width; they double from block to block up
+    to it.
+    """
 
-    def __init__(self, shape: Shape, classes: int, width: int = 128, depth: int | str = "auto", norm: str = "instance"):
+    def __init__(
+        self,
+        shape: Shape,
+        classes: int,
+        width: int = 128,
+        depth: int | str = "auto",
+        norm: str = "instance",
+    ):
         super().__init__()
         channels, height, width_px = shape
         layers: list[nn.Module] = []
@@ -57,17 +68,24 @@ class ConvNet(nn.Module):
         self.head = nn.Linear(channels * height * width_px, classes)
 
     @staticmethod
-    def check(shape: Shape, depth: int | str = "auto", norm: str = "instance", width: int = 128) -> None:
+    def check(
+        shape: Shape, depth: int | str = "auto", norm: str = "instance", width: int = 128
+    ) -> None:
         """Raise an InputError if the images are too small for the depth."""
         side = min(shape[1:])
         if side < SMALLEST_NORM_SIDE:
-            raise InputError(f"model convnet needs images of at least 4 x 4 pixels, got {shape[1]} x {shape[2]}; use --model mlp")
+            raise InputError(
+                f"model convnet needs images of at least 4 x 4 pixels, got {shape[1]} x "
+                f"{shape[2]}; use --model mlp"
+            )
         limit = deepest(side) if norm == "instance" else side.bit_length() - 1
         if depth != "auto" and int(depth) > limit:
+            why = ""
+            if norm == "instance":
+                why = " (an instance norm over fewer than 4 x 4 pixels loses the signal)"
             raise InputError(
-                f"depth must be at most {limit} for images of {shape[1]} x {shape[2]} pixels with {norm} norm"
-                f"{' (an instance norm over fewer than 4 x 4 pixels loses the signal)' if norm == 'instance' else ''}"
-                f", got {depth}; leave it at auto"
+                f"depth must be at most {limit} for images of {shape[1]} x {shape[2]} pixels with "
+                f"{norm} norm{why}, got {depth}; leave it at auto"
             )
         if norm == "group" and width % 8:
             raise InputError(f"width must be a multiple of 8 for group norm, got {width}")
@@ -81,7 +99,8 @@ class ConvNet(nn.Module):
 
 
 class WideConvNet(ConvNet):
-    """A ConvNet whose second block has twice the channels of the first, and later ones four times: 128, 256, 512.
+    """A ConvNet whose second block has twice the channels of the first, and later ones four times:
+    128, 256, 512.
 
     Source: "transfer to wide" in table 1 of Feng et al. 2024.
     """
@@ -89,17 +108,24 @@ class WideConvNet(ConvNet):
     widest = 4
 
 
-def convolution(channels: int, width: int, norm: str, kernel: int = 3, stride: int = 1) -> list[nn.Module]:
+def convolution(
+    channels: int, width: int, norm: str, kernel: int = 3, stride: int = 1
+) -> list[nn.Module]:
     """A convolution that keeps the size but for its stride, and its norm.
 
-    A bias before a norm that subtracts the channel's mean has no effect on the function, and is left out.
+    A bias before a norm that subtracts the channel's mean has no effect on the function, and is
+    left out.
     """
     bias = norm not in ("instance", "batch")
-    return [nn.Conv2d(channels, width, kernel, stride, kernel // 2, bias=bias), make_norm(norm, width)]
+    return [
+        nn.Conv2d(channels, width, kernel, stride, kernel // 2, bias=bias),
+        make_norm(norm, width),
+    ]
 
 
 def least_side(shape: Shape) -> int:
-    """The fewest pixels on a side that a norm may see in a network that was made for 32 pixels and more: VGG-11 goes down to 2.
+    """The fewest pixels on a side that a norm may see in a network that was made for 32 pixels and
+    more: VGG-11 goes down to 2.
 
     On smaller images it is 4, as in the ConvNet.
     """
@@ -107,18 +133,24 @@ def least_side(shape: Shape) -> int:
 
 
 def auto_depth(shape: Shape) -> int:
-    """3 up to 32 pixels, 4 for 64 (paper, section 4), 5 for 128; fewer where a norm would see less than 4 x 4 pixels."""
+    """3 up to 32 pixels, 4 for 64 (paper, section 4), 5 for 128; fewer where a norm would see less
+    than 4 x 4 pixels.
+    """
     side = min(shape[1:])
     return max(1, min(max(3, side.bit_length() - 3), deepest(side)))
 
 
 def deepest(side: int) -> int:
-    """Blocks until the norm sees fewer than 4 x 4 pixels: an instance norm over so few loses the signal."""
+    """Blocks until the norm sees fewer than 4 x 4 pixels: an instance norm over so few loses the
+    signal.
+    """
     return max(1, side.bit_length() - SMALLEST_NORM_SIDE.bit_length() + 1)
 
 
 def make_norm(name: str, width: int) -> nn.Module:
-    """A normalisation over `width` channels. Group norm with one channel a group is an affine instance norm."""
+    """A normalisation over `width` channels. Group norm with one channel a group is an affine
+    instance norm.
+    """
     if name == "batch":
         return nn.BatchNorm2d(width)
     groups = {"instance": width, "group": 8, "layer": 1}

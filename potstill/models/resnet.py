@@ -11,7 +11,9 @@ from potstill.models.convnet import Norm, convolution, least_side
 from potstill.models.vgg import check_small
 
 STAGES = ((1, 1), (2, 2), (4, 2), (8, 2))
-"""Channels in multiples of the width, and the stride of the first block, of each stage of two blocks."""
+"""Channels in multiples of the width, and the stride of the first block, of each stage of two
+blocks.
+"""
 
 
 class Block(nn.Module):
@@ -19,9 +21,15 @@ class Block(nn.Module):
 
     def __init__(self, channels: int, width: int, stride: int, norm: str):
         super().__init__()
-        self.path = nn.Sequential(*convolution(channels, width, norm, stride=stride), nn.ReLU(), *convolution(width, width, norm))
+        self.path = nn.Sequential(
+            *convolution(channels, width, norm, stride=stride),
+            nn.ReLU(),
+            *convolution(width, width, norm),
+        )
         same = stride == 1 and channels == width
-        self.shortcut = nn.Sequential(*([] if same else convolution(channels, width, norm, kernel=1, stride=stride)))
+        self.shortcut = nn.Sequential(
+            *([] if same else convolution(channels, width, norm, kernel=1, stride=stride))
+        )
 
     def forward(self, inputs: Tensor) -> Tensor:
         return F.relu(self.path(inputs) + self.shortcut(inputs))
@@ -36,7 +44,8 @@ class ResNet18Options:
 
 
 class ResNet18(nn.Module):
-    """A 3 x 3 convolution, four stages of two residual blocks, the mean over places, one linear layer.
+    """A 3 x 3 convolution, four stages of two residual blocks, the mean over places, one linear
+    layer.
 
     Strides that would leave a norm too few pixels are left out.
 
@@ -45,7 +54,8 @@ class ResNet18(nn.Module):
         classes: number of outputs.
         width: channels of the first stage; the others have 2, 4 and 8 times as many.
         norm: "instance" (affine, as in the paper), "batch", "group" (8 groups), "layer" or "none".
-    Source: He et al. 2016, table 1, with the stem for images of 32 pixels; table 3 of Feng et al. 2024.
+    Source: He et al. 2016, table 1, with the stem for images of 32 pixels; table 3 of Feng et al.
+        2024.
     """
 
     Options = ResNet18Options
@@ -57,7 +67,10 @@ class ResNet18(nn.Module):
         channels, side = width, min(shape[1:])
         for multiple, stride in STAGES:
             stride = stride if side // stride >= least_side(shape) else 1
-            layers += [Block(channels, multiple * width, stride, norm), Block(multiple * width, multiple * width, 1, norm)]
+            layers += [
+                Block(channels, multiple * width, stride, norm),
+                Block(multiple * width, multiple * width, 1, norm),
+            ]
             channels, side = multiple * width, side // stride
         self.blocks = nn.Sequential(*layers)
         self.head = nn.Linear(channels, classes)

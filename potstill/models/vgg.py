@@ -11,7 +11,8 @@ from potstill.models.convnet import SMALLEST_NORM_SIDE, Norm, convolution, least
 from potstill.registry import InputError
 
 PLAN = ((1,), (2,), (4, 4), (8, 8), (8, 8))
-"""Stages of convolutions, their channels in multiples of the width; a 2 x 2 maximum pool ends each."""
+"""Stages of convolutions, their channels in multiples of the width; a 2 x 2 maximum pool ends each.
+"""
 
 
 @dataclass(frozen=True)
@@ -25,15 +26,17 @@ class VGG11Options:
 class VGG11(nn.Module):
     """Eight 3 x 3 convolutions with norm and ReLU in five stages, then one linear layer.
 
-    Pools that would leave a norm too few pixels are left out, so that any image of at least 4 x 4 fits.
+    Pools that would leave a norm too few pixels are left out, so that any image of at least 4 x 4
+    fits.
 
     Args:
         shape: (C, H, W) of an input.
         classes: number of outputs.
         width: channels of the first convolution; later ones have 2, 4 and 8 times as many.
         norm: "instance" (affine, as in the paper), "batch", "group" (8 groups), "layer" or "none".
-    Source: configuration A of Simonyan & Zisserman 2015, with a norm after each convolution and without its two hidden linear
-    layers, as networks for small images have it; table 3 of Feng et al. 2024.
+    Source: configuration A of Simonyan & Zisserman 2015, with a norm after each convolution and
+        without its two hidden linear layers, as networks for small images have it; table 3 of Feng
+        et al. 2024.
     """
 
     Options = VGG11Options
@@ -68,8 +71,13 @@ class VGG11(nn.Module):
 
 
 def check_small(name: str, shape: Shape, norm: str, width: int, multiple: int = 8) -> None:
-    """Raise an InputError if the images are smaller than 4 x 4 pixels, or the width no multiple that a group norm needs."""
+    """Raise an InputError if the images are smaller than 4 x 4 pixels, or the width no multiple
+    that a group norm needs.
+    """
     if min(shape[1:]) < SMALLEST_NORM_SIDE:
-        raise InputError(f"model {name} needs images of at least 4 x 4 pixels, got {shape[1]} x {shape[2]}; use --model mlp")
+        raise InputError(
+            f"model {name} needs images of at least 4 x 4 pixels, got {shape[1]} x {shape[2]}; use "
+            "--model mlp"
+        )
     if norm == "group" and width % multiple:
         raise InputError(f"width must be a multiple of {multiple} for group norm, got {width}")

@@ -1,6 +1,8 @@
-"""What a parameterisation is: stored numbers, the images that they decode to, and how many of them a budget buys.
+"""What a parameterisation is: stored numbers, the images that they decode to, and how many of them
+a budget buys.
 
-Methods never see one. The outer loop asks a block for its images, and sends their gradient back through `decode` by autograd.
+Methods never see one. The outer loop asks a block for its images, and sends their gradient back
+through `decode` by autograd.
 """
 
 import dataclasses
@@ -26,7 +28,8 @@ FLOAT_BYTES, SMALLEST_NORM = 4, 1e-12
 
 @dataclass(frozen=True)
 class Budget:
-    """What a block may store: as many numbers as so many images of each class, and their labels if those are learned.
+    """What a block may store: as many numbers as so many images of each class, and their labels if
+    those are learned.
 
     Args:
         shape: (C, H, W) of an image, (d,) of a vector.
@@ -65,7 +68,8 @@ class Budget:
         if least > self.floats:
             needed = math.ceil(least / self.of_one)
             raise InputError(
-                f"ipc must be at least {needed} in each block for {what} ({least:,} numbers), got {self.ipc} "
+                f"ipc must be at least {needed} in each block for {what} ({least:,} numbers), got "
+                f"{self.ipc} "
                 f"({self.floats:,} numbers); raise --ipc, or {way_out}"
             )
 
@@ -76,7 +80,8 @@ class Budget:
             side = math.gcd(height, width)
             fitting = ", ".join(str(number) for number in range(1, side + 1) if side % number == 0)
             raise InputError(
-                f"factor must divide the images' height and width, {height} x {width}, got {factor}; give --factor one of {fitting}"
+                f"factor must divide the images' height and width, {height} x {width}, got "
+                f"{factor}; give --factor one of {fitting}"
             )
         return channels, height // factor, width // factor
 
@@ -100,7 +105,8 @@ class Stored:
 class Parameterisation(ABC):
     """How the examples of a block are stored, as a value: its geometry, without the numbers.
 
-    Decoded examples come class by class, `per_class` of each. Every subclass is one of `registry.PARAMETERISATIONS`.
+    Decoded examples come class by class, `per_class` of each. Every subclass is one of
+    `registry.PARAMETERISATIONS`.
 
     Args:
         budget: what the block may store.
@@ -139,7 +145,9 @@ class Parameterisation(ABC):
 
     @property
     def speeds(self) -> dict[str, float]:
-        """Name -> factor on the outer learning rate, so that every leaf moves by the same share of its scale in a step."""
+        """Name -> factor on the outer learning rate, so that every leaf moves by the same share of
+        its scale in a step.
+        """
         return dict.fromkeys(self.shapes, 1.0)
 
     @property
@@ -186,18 +194,29 @@ class Parameterisation(ABC):
     def plain(self) -> dict[str, Any]:
         """As plain data, without what the set itself knows; `from_plain` reads it."""
         kind = PARAMETERISATIONS.name_of(type(self))
-        own = {item.name: getattr(self, item.name) for item in dataclasses.fields(self) if item.name != "budget"}
+        own = {
+            item.name: getattr(self, item.name)
+            for item in dataclasses.fields(self)
+            if item.name != "budget"
+        }
         return {"kind": kind, "ipc": self.budget.ipc, **own}
 
 
-def from_plain(plain: Mapping[str, Any], shape: Shape, classes: int, learn_labels: bool) -> Parameterisation:
-    """The parameterisation that `plain` was taken of; an InputError if this potstill does not know it."""
+def from_plain(
+    plain: Mapping[str, Any], shape: Shape, classes: int, learn_labels: bool
+) -> Parameterisation:
+    """The parameterisation that `plain` was taken of; an InputError if this potstill does not know
+    it.
+    """
     own = {name: value for name, value in plain.items() if name not in ("kind", "ipc")}
     try:
-        made: Parameterisation = PARAMETERISATIONS[plain["kind"]](Budget(shape, classes, plain["ipc"], learn_labels), **own)
+        made: Parameterisation = PARAMETERISATIONS[plain["kind"]](
+            Budget(shape, classes, plain["ipc"], learn_labels), **own
+        )
     except TypeError as error:
         raise InputError(
-            f"{plain['kind']} is stored in another way than this potstill does it: {error}; change the version"
+            f"{plain['kind']} is stored in another way than this potstill does it: {error}; change "
+            "the version"
         ) from error
     return made
 
@@ -206,17 +225,25 @@ def from_plain(plain: Mapping[str, Any], shape: Shape, classes: int, learn_label
 class Reduced:
     """The options of what is stored at a reduced resolution."""
 
-    factor: int = option(2, "stored at 1 / this of the resolution, or so many parts on a side", low=1)
+    factor: int = option(
+        2, "stored at 1 / this of the resolution, or so many parts on a side", low=1
+    )
 
 
 @lru_cache
 def stretch(small: int, large: int) -> Tensor:
-    """(large, small): bilinear interpolation along one axis, as a matrix in float64; `align_corners` is off."""
-    return F.interpolate(torch.eye(small, dtype=torch.float64)[:, None], size=large, mode="linear")[:, 0].T
+    """(large, small): bilinear interpolation along one axis, as a matrix in float64;
+    `align_corners` is off.
+    """
+    return F.interpolate(torch.eye(small, dtype=torch.float64)[:, None], size=large, mode="linear")[
+        :, 0
+    ].T
 
 
 def upsampled(images: Tensor, height: int, width: int) -> Tensor:
-    """(..., h, w) -> (..., H, W), bilinear; as products of matrices, which repeat to the bit on every device."""
+    """(..., h, w) -> (..., H, W), bilinear; as products of matrices, which repeat to the bit on
+    every device.
+    """
     sides = zip(images.shape[-2:], (height, width), strict=True)
     rows, columns = (like(stretch(small, large), images) for small, large in sides)
     made: Tensor = rows @ images @ columns.T
@@ -226,7 +253,9 @@ def upsampled(images: Tensor, height: int, width: int) -> Tensor:
 def downsampled(images: Tensor, height: int, width: int) -> Tensor:
     """(..., H, W) -> (..., h, w) whose `upsampled` is nearest to the images: least squares."""
     sides = zip((height, width), images.shape[-2:], strict=True)
-    rows, columns = (like(torch.linalg.pinv(stretch(small, large)), images) for small, large in sides)
+    rows, columns = (
+        like(torch.linalg.pinv(stretch(small, large)), images) for small, large in sides
+    )
     fitted: Tensor = rows @ images @ columns.T
     return fitted
 

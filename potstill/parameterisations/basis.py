@@ -1,8 +1,9 @@
 """Linear basis: every image is a combination of a few bases that all classes share.
 
-Source: section 3.2 of Deng & Russakovsky, "Remember the Past: Distilling Datasets into Addressable Memories for Neural
-Networks", NeurIPS 2022, arXiv:2206.02916: x = M' A' y with hard labels y, so that each class has its own rows of
-coefficients; bases at reduced resolution, upsampled bilinearly.
+Source: section 3.2 of Deng & Russakovsky, "Remember the Past: Distilling Datasets into Addressable
+    Memories for Neural Networks", NeurIPS 2022, arXiv:2206.02916: x = M' A' y with hard labels y,
+    so that each class has its own rows of coefficients; bases at reduced resolution, upsampled
+    bilinearly.
 """
 
 import math
@@ -38,7 +39,9 @@ TINY = 1e-12
 class BasisOptions(Reduced):
     """Options of the basis."""
 
-    bases: int | Auto = option("auto", "bases that all classes share; auto: 16, fewer if small", low=1)
+    bases: int | Auto = option(
+        "auto", "bases that all classes share; auto: 16, fewer if small", low=1
+    )
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,8 @@ class Basis(Parameterisation):
     """images = "coefficients" (n, b) @ "bases" (b, C, H / factor, W / factor), upsampled.
 
     With K classes, B images per class as the budget and d numbers in a basis, each class has
-    (B K HWC - b d) / (K b) rows of coefficients, rounded down; a learned label of K numbers goes with each.
+    (B K HWC - b d) / (K b) rows of coefficients, rounded down; a learned label of K numbers goes
+    with each.
 
     Args:
         factor: bases are stored at 1 / factor of the resolution.
@@ -74,7 +78,10 @@ class Basis(Parameterisation):
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         images = self.budget.classes * self.rows
-        return {"bases": (self.bases, *self.budget.reduced(self.factor)), "coefficients": (images, self.bases)}
+        return {
+            "bases": (self.bases, *self.budget.reduced(self.factor)),
+            "coefficients": (images, self.bases),
+        }
 
     @property
     def per_class(self) -> int:
@@ -89,29 +96,46 @@ class Basis(Parameterisation):
     def words(self) -> str:
         images, size = self.shapes["coefficients"][0], size_words(self.shapes["bases"][1:])
         bases, coefficients = (
-            ("1 basis", "1 coefficient") if self.bases == 1 else (f"{self.bases} bases", f"{self.bases} coefficients")
+            ("1 basis", "1 coefficient")
+            if self.bases == 1
+            else (f"{self.bases} bases", f"{self.bases} coefficients")
         )
         return f"{bases} of {size}, and {coefficients} for each of {images:,} images"
 
     def noise(self, rng: torch.Generator) -> dict[str, Tensor]:
         bases = unit(torch.randn(self.shapes["bases"], generator=rng), *self.budget.shape[1:])
-        return {"bases": bases, "coefficients": torch.randn(self.shapes["coefficients"], generator=rng) / self.bases**0.5}
+        return {
+            "bases": bases,
+            "coefficients": torch.randn(self.shapes["coefficients"], generator=rng)
+            / self.bases**0.5,
+        }
 
     def from_real(self, images: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
-        """The least-squares fit: the truncated singular value decomposition (Eckart & Young) in the space of upsampled bases.
+        """The least-squares fit: the truncated singular value decomposition (Eckart & Young) in the
+        space of upsampled bases.
 
         Bases beyond the rank of the images are noise, with coefficients 0.
         """
         small = self.shapes["bases"][1:]
-        reduced = torch.cat([downsampled(part.cpu().double(), *small[1:]) for part in images.split(AT_ONCE)])
-        # Upsampled images have the inner products of (L'XM) with rows' L and columns' M, the Cholesky factors of S'S.
-        rows, columns = (factor(stretch(*sides)) for sides in zip(small[1:], self.budget.shape[1:], strict=True))
+        reduced = torch.cat(
+            [downsampled(part.cpu().double(), *small[1:]) for part in images.split(AT_ONCE)]
+        )
+        # Upsampled images have the inner products of (L'XM) with rows' L and columns' M, the
+        # Cholesky factors of S'S.
+        rows, columns = (
+            factor(stretch(*sides)) for sides in zip(small[1:], self.budget.shape[1:], strict=True)
+        )
         weighted = (rows.T @ reduced @ columns).flatten(1)
         directions = leading(weighted, self.bases)
         coefficients = weighted @ directions.T
         found = torch.linalg.solve(rows.T, directions.view(-1, *small)) @ torch.linalg.inv(columns)
-        scale = coefficients.square().sum(1).mean().sqrt()  # rows of coefficients of norm 1, as in `noise`
-        start, kept = {name: leaf.to(images.dtype) for name, leaf in self.noise(rng).items()}, len(found)
+        scale = (
+            coefficients.square().sum(1).mean().sqrt()
+        )  # rows of coefficients of norm 1, as in `noise`
+        start, kept = (
+            {name: leaf.to(images.dtype) for name, leaf in self.noise(rng).items()},
+            len(found),
+        )
         start["bases"] *= scale
         start["bases"][:kept] = found * scale
         start["coefficients"].zero_()[:, :kept] = coefficients / scale
@@ -122,11 +146,16 @@ class Basis(Parameterisation):
         return (leaves["coefficients"] @ bases.flatten(1)).view(-1, *self.budget.shape)
 
     def stored(self, leaves: Leaves) -> Stored:
-        return Stored("Stored bases, shared by all classes", upsampled(leaves["bases"], *self.budget.shape[1:]))
+        return Stored(
+            "Stored bases, shared by all classes",
+            upsampled(leaves["bases"], *self.budget.shape[1:]),
+        )
 
 
 def auto_bases(budget: Budget, factor: int) -> int:
-    """16, or as many as take half of the budget, or half of the numbers in a basis: more would be no basis but all images."""
+    """16, or as many as take half of the budget, or half of the numbers in a basis: more would be
+    no basis but all images.
+    """
     values = math.prod(budget.reduced(factor))
     return max(1, min(MOST_BASES, values // 2, budget.floats // (2 * values)))
 
@@ -138,7 +167,9 @@ def factor(stretching: Tensor) -> Tensor:
 
 
 def leading(rows: Tensor, count: int) -> Tensor:
-    """(at most `count`, d): the leading right singular vectors of (n, d), of those whose singular value is not 0."""
+    """(at most `count`, d): the leading right singular vectors of (n, d), of those whose singular
+    value is not 0.
+    """
     wide = len(rows) < rows.shape[1]
     values, vectors = torch.linalg.eigh(rows @ rows.T if wide else rows.T @ rows)
     kept = min(count, int((values > TINY * values[-1]).sum()))

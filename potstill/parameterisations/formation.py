@@ -1,7 +1,7 @@
 """Multi-formation: every stored image is a sheet of smaller ones.
 
-Source: section 4.2 of Kim et al., "Dataset Condensation via Efficient Synthetic-Data Parameterization", ICML 2022,
-arXiv:2205.14959 (IDC): uniform formation, bilinear.
+Source: section 4.2 of Kim et al., "Dataset Condensation via Efficient Synthetic-Data
+    Parameterization", ICML 2022, arXiv:2205.14959 (IDC): uniform formation, bilinear.
 """
 
 from dataclasses import dataclass
@@ -10,14 +10,25 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from potstill.parameterisations.base import Budget, Leaves, Parameterisation, Reduced, Stored, downsampled, unit, upsampled
+from potstill.parameterisations.base import (
+    Budget,
+    Leaves,
+    Parameterisation,
+    Reduced,
+    Stored,
+    downsampled,
+    unit,
+    upsampled,
+)
 
 
 @dataclass(frozen=True)
 class MultiFormation(Parameterisation):
-    """Each of the stored "images" (m, C, H, W) decodes to its factor x factor parts, upsampled to the full size.
+    """Each of the stored "images" (m, C, H, W) decodes to its factor x factor parts, upsampled to
+    the full size.
 
-    A learned label belongs to a stored image: its parts share it, so that the bytes are those of `pixels`, exactly.
+    A learned label belongs to a stored image: its parts share it, so that the bytes are those of
+        `pixels`, exactly.
 
     Args:
         factor: parts on a side.
@@ -72,4 +83,8 @@ class MultiFormation(Parameterisation):
         return laid.permute(0, 3, 1, 4, 2, 5).reshape(-1, *self.budget.shape)
 
     def stored(self, leaves: Leaves) -> Stored:
-        return Stored(f"Stored images, {self.factor} x {self.factor} parts each", self.decode(leaves), self.factor)
+        return Stored(
+            f"Stored images, {self.factor} x {self.factor} parts each",
+            self.decode(leaves),
+            self.factor,
+        )

@@ -12,7 +12,9 @@ from potstill.parameterisations.base import Budget, Leaves, Parameterisation, un
 
 @dataclass(frozen=True)
 class Pixels(Parameterisation):
-    """Every image by its own pixels, every vector by its own features: "images" (n, C, H, W) or (n, d)."""
+    """Every image by its own pixels, every vector by its own features: "images" (n, C, H, W) or (n,
+    d).
+    """
 
     @classmethod
     def fitting(cls, budget: Budget, options: Any) -> Self:

@@ -78,7 +78,9 @@ class StepRecord:
         names = fields_of(StepRecord)[0].keys() - {"info"}
         own = {name: value for name, value in plain.items() if name in names}
         record: StepRecord = parse_fields(StepRecord, own, "step")
-        return dataclasses.replace(record, info={name: value for name, value in plain.items() if name not in names})
+        return dataclasses.replace(
+            record, info={name: value for name, value in plain.items() if name not in names}
+        )
 
     @property
     def line(self) -> str:

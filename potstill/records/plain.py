@@ -31,7 +31,10 @@ def dump(value: Any) -> Any:
 
 def dump_fields(record: Any) -> dict[str, Any]:
     """Return the fields of a dataclass as plain data, without those that have their default."""
-    values = {item.name: (getattr(record, item.name), default_of(item)) for item in dataclasses.fields(record)}
+    values = {
+        item.name: (getattr(record, item.name), default_of(item))
+        for item in dataclasses.fields(record)
+    }
     return {name: dump(value) for name, (value, default) in values.items() if value != default}
 
 
@@ -61,9 +64,14 @@ def parse(hint: Any, value: Any, where: str = "record") -> Any:
             except Unreadable:
                 continue
     elif origin is tuple and isinstance(value, list):
-        return tuple(parse(arguments[0], part, f"{where}[{index}]") for index, part in enumerate(value))
+        return tuple(
+            parse(arguments[0], part, f"{where}[{index}]") for index, part in enumerate(value)
+        )
     elif isinstance(origin, type) and issubclass(origin, Mapping) and isinstance(value, Mapping):
-        return {parse(str, name): parse(arguments[1], part, f"{where}.{name}") for name, part in value.items()}
+        return {
+            parse(str, name): parse(arguments[1], part, f"{where}.{name}")
+            for name, part in value.items()
+        }
     elif dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
         own = getattr(hint, "from_plain", None)
         return parse_fields(hint, value, where) if own is None else own(value)
@@ -83,7 +91,9 @@ def parse_fields(kind: Any, value: Mapping[str, Any], where: str = "record") -> 
     for name in required:
         if name not in value:
             raise Unreadable(f"{where} lacks the field {name!r}")
-    return kind(**{name: parse(hints[name], part, f"{where}.{name}") for name, part in value.items()})
+    return kind(
+        **{name: parse(hints[name], part, f"{where}.{name}") for name, part in value.items()}
+    )
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""The curves of a report: what runs logged over outer steps, and accuracy against images per class."""
+"""The curves of a report: what runs logged, and accuracy against images per class."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -13,24 +13,38 @@ from potstill.reports.plots import Marks, Series, inline_svg, line_figure
 from potstill.reports.run_summary import Log, Measured, Numbers
 
 MOST_POINTS = 100
-"""Longer curves are drawn as medians of bins: more points than this show noise, not the course, at a phone's width."""
+"""Longer curves are drawn as medians of bins: more points than this show noise, not the course, at
+a phone's width.
+"""
 LEAST_BIN = 5
 """Steps; a median and quartiles of fewer say little."""
 CURVES = (
     (
-        "loss", "Outer loss", "How badly networks trained on the synthetic {noun}s do on real training {noun}s. Lower is better.",
+        "loss",
+        "Outer loss",
+        "How badly networks trained on the synthetic {noun}s do on real "
+        "training {noun}s. Lower is better.",
         "as it is",
     ),
     (
-        "grad_norm", "Meta-gradient norm",
-        "How strongly the outer loss asks the synthetic {noun}s to change, on a logarithmic scale.", "log",
+        "grad_norm",
+        "Meta-gradient norm",
+        "How strongly the outer loss asks the synthetic {noun}s to change, on a logarithmic scale.",
+        "log",
     ),
     ("seconds", "Seconds per outer step", "Without validation.", "from 0"),
-    ("memory_mb", "Memory in MB", "The most that the process (on CUDA: its tensors) had used by each step.", "from 0"),
-)  # fmt: skip
+    (
+        "memory_mb",
+        "Memory in MB",
+        "The most that the process (on CUDA: its tensors) had used by each step.",
+        "from 0",
+    ),
+)
 """(name in the log, title, what it tells, its axis)."""
 MOST_OF_USUAL = 3
-"""An axis from 0 ends at most at this times the 90th percentile: the first steps, which warm up, would dwarf the others."""
+"""An axis from 0 ends at most at this times the 90th percentile: the first steps, which warm up,
+would dwarf the others.
+"""
 
 
 @dataclass(frozen=True)
@@ -51,22 +65,35 @@ def log_charts(logs: Mapping[str, Log], prefix: str, noun: str = "image") -> lis
         noun: what an example is called.
     """
     charts = [
-        logged_chart(logs, key, title, caption.format(noun=noun), axis, f"{prefix}-{key}") for key, title, caption, axis in CURVES
+        logged_chart(logs, key, title, caption.format(noun=noun), axis, f"{prefix}-{key}")
+        for key, title, caption, axis in CURVES
     ]
     charts.insert(1, validation_chart(logs, f"{prefix}-validation", noun))
     return [chart for chart in charts if chart]
 
 
-def logged_chart(logs: Mapping[str, Log], key: str, title: str, caption: str, axis: str, prefix: str) -> Chart | None:
-    """One quantity of every step. A single run also shows the spread within bins, its blocks, and clipped and skipped steps."""
-    looks = {name: look for look, (name, log) in enumerate(logs.items()) if np.nan_to_num(log.values[key]).any()}
+def logged_chart(
+    logs: Mapping[str, Log], key: str, title: str, caption: str, axis: str, prefix: str
+) -> Chart | None:
+    """One quantity of every step. A single run also shows the spread within bins, its blocks, and
+    clipped and skipped steps.
+    """
+    looks = {
+        name: look
+        for look, (name, log) in enumerate(logs.items())
+        if np.nan_to_num(log.values[key]).any()
+    }
     if not looks:
         return None
     sizes = [bin_size(len(logs[name].step)) for name in looks]
     series = [logged(name, logs[name], key, look) for name, look in looks.items()]
     words, marks, limits = [caption], [], None
     if max(sizes) > 1:
-        size = f"{sizes[0]:,} steps; the band holds their middle half" if len(looks) == 1 else "several steps"
+        size = (
+            f"{sizes[0]:,} steps; the band holds their middle half"
+            if len(looks) == 1
+            else "several steps"
+        )
         words.append(f"Each point is the median of {size}.")
     if len(looks) > 1:
         series = [dataclasses.replace(one, spread=None) for one in series]
@@ -78,14 +105,27 @@ def logged_chart(logs: Mapping[str, Log], key: str, title: str, caption: str, ax
     if axis == "from 0":
         limits, beyond = limits_from_zero(series)
         words += [f"Single points go up to {beyond:.3g}, beyond the axis."] if beyond else []
-    figure = line_figure(series, "outer step", log_y=axis == "log", y_limits=limits, marks=marks, boundaries=boundaries(logs))
-    return Chart(title, " ".join(words), inline_svg(figure, prefix, f"{title} over outer steps. {course(series)}"))
+    figure = line_figure(
+        series,
+        "outer step",
+        log_y=axis == "log",
+        y_limits=limits,
+        marks=marks,
+        boundaries=boundaries(logs),
+    )
+    return Chart(
+        title,
+        " ".join(words),
+        inline_svg(figure, prefix, f"{title} over outer steps. {course(series)}"),
+    )
 
 
 def logged(label: str, log: Log, key: str, look: int) -> Series:
     """The line of a quantity that was logged."""
     size = bin_size(len(log.step))
-    return dataclasses.replace(binned(label, log.step, log.values[key], bins(log.block.tolist(), size), size), look=look)
+    return dataclasses.replace(
+        binned(label, log.step, log.values[key], bins(log.block.tolist(), size), size), look=look
+    )
 
 
 def boundaries(logs: Mapping[str, Log]) -> dict[float, str]:
@@ -106,15 +146,23 @@ def validation_chart(logs: Mapping[str, Log], prefix: str, noun: str) -> Chart |
     shown = {name: log for name, log in logs.items() if log.validations}
     if not shown:
         return None
-    series = [validated(name, log, look) for look, (name, log) in enumerate(logs.items()) if log.validations]
+    series = [
+        validated(name, log, look)
+        for look, (name, log) in enumerate(logs.items())
+        if log.validations
+    ]
     counts = {figure.n for log in shown.values() for _, figure in log.validations}
     networks = " or ".join(f"{count:,}" for count in sorted(counts))
     words = (
-        f"Accuracy on held-out validation {noun}s of {networks} fresh network{'s' * (counts != {1})} trained on the synthetic ones"
+        f"Accuracy on held-out validation {noun}s of {networks} fresh "
+        f"network{'s' * (counts != {1})} trained on the synthetic ones"
     )
     sizes = {bin_size(len(log.validations)) for log in shown.values()}
     if sizes != {1}:
-        words += f". Each point is the median of {f'{max(sizes)} validations' if len(logs) == 1 else 'several validations'}"
+        words += (
+            ". Each point is the median of "
+            f"{f'{max(sizes)} validations' if len(logs) == 1 else 'several validations'}"
+        )
         words += "; the band holds their middle half."
     else:
         words += "; the band is one standard deviation." if counts != {1} else "."
@@ -124,14 +172,24 @@ def validation_chart(logs: Mapping[str, Log], prefix: str, noun: str) -> Chart |
 
 
 def validated(label: str, log: Log, look: int) -> Series:
-    """The validations with their standard deviations; many of them as medians and quartiles, as everything else."""
+    """The validations with their standard deviations; many of them as medians and quartiles, as
+    everything else.
+    """
     steps = np.array([step for step, _ in log.validations], float)
     means = np.array([figure.mean for _, figure in log.validations])
     size = bin_size(len(steps))
     if size == 1:
-        return Series(label, steps.tolist(), means.tolist(), deviations([figure for _, figure in log.validations]), look)
+        return Series(
+            label,
+            steps.tolist(),
+            means.tolist(),
+            deviations([figure for _, figure in log.validations]),
+            look,
+        )
     block_of = dict(zip(log.step.tolist(), log.block.tolist(), strict=True))
-    found = binned(label, steps, means, bins([block_of[step] for step in steps.tolist()], size), size)
+    found = binned(
+        label, steps, means, bins([block_of[step] for step in steps.tolist()], size), size
+    )
     return dataclasses.replace(found, look=look)
 
 
@@ -139,45 +197,76 @@ def budget_chart(measured: Sequence[Measured], prefix: str, noun: str = "image")
     """Test accuracy against examples per class; None unless it was measured at several budgets."""
     names = {"distilled": "distilled", "random": f"random real {noun}s"}
     found: dict[str, dict[int, Figure]] = {name: {} for name in names}
-    for row in (row for one in measured if one.standard for row in one.record.rows if row.name in names):
+    for row in (
+        row for one in measured if one.standard for row in one.record.rows if row.name in names
+    ):
         found[row.name][row.ipc] = row.accuracy
     series = [
-        Series(names[name], sorted(at), [at[ipc].mean for ipc in sorted(at)], deviations([at[ipc] for ipc in sorted(at)]))
+        Series(
+            names[name],
+            sorted(at),
+            [at[ipc].mean for ipc in sorted(at)],
+            deviations([at[ipc] for ipc in sorted(at)]),
+        )
         for name, at in found.items()
         if at
     ]
     if len(found["distilled"]) < 2:
         return None
     budgets = sorted(found["distilled"])
-    figure = line_figure(series, f"{noun}s per class", percent=True, error_bars=True, log_x=budgets[-1] >= 10 * budgets[0])
-    words = (
-        "Each prefix of the set is a set of its own: its first block, its first two, and so on. Bars are one standard deviation."
+    figure = line_figure(
+        series,
+        f"{noun}s per class",
+        percent=True,
+        error_bars=True,
+        log_x=budgets[-1] >= 10 * budgets[0],
     )
-    alternative = f"Test accuracy against {noun}s per class. {course(series, percent=True, unit='per class')}"
+    words = (
+        "Each prefix of the set is a set of its own: its first block, its first two, and so "
+        "on. Bars are one standard deviation."
+    )
+    alternative = (
+        f"Test accuracy against {noun}s per class. {course(series, percent=True, unit='per class')}"
+    )
     return Chart("Accuracy by budget", words, inline_svg(figure, prefix, alternative))
 
 
 def bin_size(steps: int) -> int:
-    """Steps in a bin, so that a curve keeps at most `MOST_POINTS` points (and one more for each block)."""
+    """Steps in a bin, so that a curve keeps at most `MOST_POINTS` points (and one more for each
+    block).
+    """
     return 1 if steps <= MOST_POINTS else max(LEAST_BIN, -(-steps // MOST_POINTS))
 
 
 def bins(block: Sequence[float], size: int) -> list[NDArray[np.intp]]:
-    """The places in each bin, of `size` places and fewer at the end of a block; no bin spans two blocks."""
+    """The places in each bin, of `size` places and fewer at the end of a block; no bin spans two
+    blocks.
+    """
     edges = [place for place in range(1, len(block)) if block[place] != block[place - 1]]
     parts = np.split(np.arange(len(block)), edges)
     return [chunk for part in parts for chunk in np.split(part, range(size, len(part), size))]
 
 
-def binned(label: str, x: Numbers, values: Numbers, groups: Sequence[NDArray[np.intp]], size: int) -> Series:
-    """The median of each group of places, and the distances to its quartiles; the values themselves if `size` is 1."""
+def binned(
+    label: str, x: Numbers, values: Numbers, groups: Sequence[NDArray[np.intp]], size: int
+) -> Series:
+    """The median of each group of places, and the distances to its quartiles; the values themselves
+    if `size` is 1.
+    """
     centres, quartiles = [], []
     for places in groups:
         finite = values[places][np.isfinite(values[places])]
         centres.append(float(x[places].mean()))
-        quartiles.append(np.quantile(finite, (0.25, 0.5, 0.75)) if len(finite) else np.full(3, np.nan))
+        quartiles.append(
+            np.quantile(finite, (0.25, 0.5, 0.75)) if len(finite) else np.full(3, np.nan)
+        )
     low, middle, high = np.array(quartiles).T
-    return Series(label, centres, middle.tolist(), None if size == 1 else [(middle - low).tolist(), (high - middle).tolist()])
+    return Series(
+        label,
+        centres,
+        middle.tolist(),
+        None if size == 1 else [(middle - low).tolist(), (high - middle).tolist()],
+    )
 
 
 def clip_marks(log: Log) -> list[Marks]:
@@ -199,9 +288,14 @@ def clip_marks(log: Log) -> list[Marks]:
 def clip_words(log: Log) -> str:
     """How many steps were clipped or skipped, and what that means."""
     clipped, skipped, size = int(log.clipped.sum()), int(log.skipped.sum()), bin_size(len(log.step))
-    words = f"{clipped:,} of {len(log.step):,} steps were clipped: shortened to a multiple of the running average"
+    words = (
+        f"{clipped:,} of {len(log.step):,} steps were clipped: shortened to a multiple of the "
+        "running average"
+    )
     words += "; of those near each other the strongest is marked." if clipped and size > 1 else "."
-    return words + (f" {skipped:,} were skipped, because their meta-gradient was not finite." if skipped else "")
+    return words + (
+        f" {skipped:,} were skipped, because their meta-gradient was not finite." if skipped else ""
+    )
 
 
 def deviations(figures: Sequence[Figure]) -> list[float]:
@@ -215,7 +309,8 @@ def course(series: Sequence[Series], *, percent: bool = False, unit: str = "") -
     for one in series:
         known = [(x, mean) for x, mean in zip(one.x, one.mean, strict=True) if not np.isnan(mean)]
         ends = [
-            f"{f'{100 * mean:.1f} %' if percent else f'{mean:.3g}'} at {f'{x:,.0f} {unit}' if unit else f'step {x:,.0f}'}"
+            f"{f'{100 * mean:.1f} %' if percent else f'{mean:.3g}'} at "
+            f"{f'{x:,.0f} {unit}' if unit else f'step {x:,.0f}'}"
             for x, mean in (known[0], known[-1])
         ]
         sentences.append(f"{one.label}: {', '.join(ends)}.")

@@ -1,4 +1,6 @@
-"""The rows of a set of vectors for an HTML page: a table by class, and the range of each feature beside the real one."""
+"""The rows of a set of vectors for an HTML page: a table by class, and the range of each feature
+beside the real one.
+"""
 
 from dataclasses import dataclass
 
@@ -15,7 +17,9 @@ NARROWEST = 1.5
 
 @dataclass(frozen=True)
 class Row:
-    """A distilled row: its class and block in words, its values as numbers in the data's units, its learned label."""
+    """A distilled row: its class and block in words, its values as numbers in the data's units, its
+    learned label.
+    """
 
     title: str
     block: str
@@ -42,7 +46,8 @@ class RowTable:
 
 @dataclass(frozen=True)
 class FeatureRange:
-    """What values a feature takes, in the data's units, and where they lie on an axis from 0 to 100.
+    """What values a feature takes, in the data's units, and where they lie on an axis from 0 to
+    100.
 
     Args:
         name: of the feature.
@@ -69,7 +74,9 @@ class Ranges:
     left_out: str
 
 
-def row_table(distilled: DistilledSet, most_features: int = MOST_FEATURES, most_rows: int = MOST_ROWS) -> RowTable:
+def row_table(
+    distilled: DistilledSet, most_features: int = MOST_FEATURES, most_rows: int = MOST_ROWS
+) -> RowTable:
     """Make the table of a set of vectors.
 
     Args:
@@ -79,14 +86,29 @@ def row_table(distilled: DistilledSet, most_features: int = MOST_FEATURES, most_
     """
     names, classes = distilled.feature_names, distilled.class_names
     each = max(1, most_rows // len(classes))
-    numbers = torch.cat([torch.full((len(block.labels),), place + 1) for place, block in enumerate(distilled.blocks)])
+    numbers = torch.cat(
+        [
+            torch.full((len(block.labels),), place + 1)
+            for place, block in enumerate(distilled.blocks)
+        ]
+    )
     rows = []
     for label, name in enumerate(classes):
         for index in torch.nonzero(distilled.labels == label)[:each, 0].tolist():
-            words = label_bars(distilled.targets[index], label, classes).words if distilled.learned_labels else ""
+            words = (
+                label_bars(distilled.targets[index], label, classes).words
+                if distilled.learned_labels
+                else ""
+            )
             values = [number(value) for value in distilled.rows[index, :most_features].tolist()]
-            rows.append(Row(name, str(int(numbers[index])), values, words.removeprefix("learned weights: ")))
-    parts = [f"the first {most_features:,} of {len(names):,} features"] if most_features < len(names) else []
+            rows.append(
+                Row(name, str(int(numbers[index])), values, words.removeprefix("learned weights: "))
+            )
+    parts = (
+        [f"the first {most_features:,} of {len(names):,} features"]
+        if most_features < len(names)
+        else []
+    )
     if each < distilled.per_class:
         parts.append(f"the first {each:,} of {distilled.per_class:,} rows of each class")
     left_out = f"Shown: {' and '.join(parts)}; the CSV file has all." if parts else ""
@@ -94,13 +116,17 @@ def row_table(distilled: DistilledSet, most_features: int = MOST_FEATURES, most_
 
 
 def feature_ranges(distilled: DistilledSet, most: int = MOST_RANGES) -> Ranges | None:
-    """Return the range of each of the first `most` features; None if the set's preprocessing does not know the real ones."""
+    """Return the range of each of the first `most` features; None if the set's preprocessing does
+    not know the real ones.
+    """
     known = distilled.fitted.tensors.get("ranges")
     if known is None:
         return None
     made = torch.stack((distilled.rows.amin(0), distilled.rows.amax(0)))
     features = []
-    for name, real, own in zip(distilled.feature_names[:most], known.T.tolist(), made.T.tolist(), strict=False):
+    for name, real, own in zip(
+        distilled.feature_names[:most], known.T.tolist(), made.T.tolist(), strict=False
+    ):
         start, end = min(real[0], own[0]), max(real[2], own[1])
         scale = 100 / (end - start) if end > start else 0.0
         features.append(
@@ -114,7 +140,9 @@ def feature_ranges(distilled: DistilledSet, most: int = MOST_RANGES) -> Ranges |
             )
         )
     total = len(distilled.feature_names)
-    return Ranges(features, f"Shown: the first {most:,} of {total:,} features." if most < total else "")
+    return Ranges(
+        features, f"Shown: the first {most:,} of {total:,} features." if most < total else ""
+    )
 
 
 def bar(start: float, width: float, scale: float) -> tuple[float, float]:

@@ -1,4 +1,6 @@
-"""The images of a set for an HTML page: by class and block, with their alternative text and learned labels."""
+"""The images of a set for an HTML page: by class and block, with their alternative text and learned
+labels.
+"""
 
 import base64
 import io
@@ -75,7 +77,10 @@ class StoredPictures:
 
 
 def gallery(
-    distilled: DistilledSet, most_classes: int | None = None, most_images: int | None = None, side: int | None = None
+    distilled: DistilledSet,
+    most_classes: int | None = None,
+    most_images: int | None = None,
+    side: int | None = None,
 ) -> Gallery:
     """The images of a set, class by class.
 
@@ -85,7 +90,10 @@ def gallery(
         most_images: at most so many images of a class in each block; None: what a page can hold.
         side: about how large a picture is, in CSS pixels; None: the larger the fewer there are.
     """
-    classes, largest = len(distilled.class_names), max(len(block.labels) for block in distilled.blocks)
+    classes, largest = (
+        len(distilled.class_names),
+        max(len(block.labels) for block in distilled.blocks),
+    )
     most = room(distilled)
     rows = min(classes, most_classes or classes, most)
     each = min(largest // classes, most_images or largest, max(1, most // rows))
@@ -93,14 +101,26 @@ def gallery(
     size, enlarged = shown_size(distilled, side)
     return Gallery(
         [f"block {place + 1}" for place in places],
-        [(distilled.class_names[label], [cell(distilled, place, label, each) for place in places]) for label in range(rows)],
-        size, enlarged, left_out(distilled, rows, each),
-    )  # fmt: skip
+        [
+            (
+                distilled.class_names[label],
+                [cell(distilled, place, label, each) for place in places],
+            )
+            for label in range(rows)
+        ],
+        size,
+        enlarged,
+        left_out(distilled, rows, each),
+    )
 
 
 def room(distilled: DistilledSet) -> int:
     """How many pictures of a block a page can hold."""
-    return max(1, min(MOST_VALUES // torch.Size(distilled.shape).numel(), MOST_PICTURES) // len(distilled.blocks))
+    return max(
+        1,
+        min(MOST_VALUES // torch.Size(distilled.shape).numel(), MOST_PICTURES)
+        // len(distilled.blocks),
+    )
 
 
 def stored_pictures(distilled: DistilledSet) -> StoredPictures | None:
@@ -111,16 +131,21 @@ def stored_pictures(distilled: DistilledSet) -> StoredPictures | None:
         if stored is None:
             return None
         count = len(stored.images) // stored.tiles**2
-        pictures = tiled(distilled.fitted.pictures(stored.images[: most * stored.tiles**2]), stored.tiles)
+        pictures = tiled(
+            distilled.fitted.pictures(stored.images[: most * stored.tiles**2]), stored.tiles
+        )
         heading = f"{stored.title} (block {number})" if nested else stored.title
         heading += f": the first {most:,} of {count:,}" if count > most else ""
-        shown = [Picture(data_uri(one), f"{stored.title}, {place}", None) for place, one in enumerate(pictures, start=1)]
+        shown = [
+            Picture(data_uri(one), f"{stored.title}, {place}", None)
+            for place, one in enumerate(pictures, start=1)
+        ]
         found.append((heading, shown))
     return StoredPictures(f"{distilled.stored}, 4 for each number.", found)
 
 
 def tiled(pictures: Tensor, side: int) -> Tensor:
-    """(m side^2, C, H, W) -> (m, C, H, W): each picture reduced, side x side of them put together."""
+    """(m side^2, C, H, W) -> (m, C, H, W): side x side reduced pictures put together."""
     small = torch.nn.functional.avg_pool2d(pictures, side)
     channels, height, width = small.shape[1:]
     laid = small.reshape(-1, side, side, channels, height, width).permute(0, 3, 1, 4, 2, 5)
@@ -135,7 +160,9 @@ def cell(distilled: DistilledSet, place: int, label: int, each: int) -> list[Pic
     made = []
     for number, pixels in enumerate(distilled.fitted.pictures(block.images[members[:each]])):
         weights = block.targets[members[number]]
-        bars = label_bars(weights, label, distilled.class_names) if distilled.learned_labels else None
+        bars = (
+            label_bars(weights, label, distilled.class_names) if distilled.learned_labels else None
+        )
         made.append(Picture(data_uri(pixels), f"class {name}, image {number + 1} {end}", bars))
     return made
 
@@ -151,7 +178,10 @@ def label_bars(weights: Tensor, label: int, names: tuple[str, ...]) -> Bars:
     """The strip of an image's learned weights (K,)."""
     heights = (BAR_HEIGHT * weights / weights.max().clamp_min(1e-12)).tolist()
     thick = max(0.8, len(heights) / 40)  # of the own class: seen among hundreds, too
-    own = f"M{label + 0.4 - thick / 2:.2f} {BAR_HEIGHT:g}v-{heights[label]:.1f}h{thick:.2f}v{heights[label]:.1f}z"
+    own = (
+        f"M{label + 0.4 - thick / 2:.2f} "
+        f"{BAR_HEIGHT:g}v-{heights[label]:.1f}h{thick:.2f}v{heights[label]:.1f}z"
+    )
     others = "".join(
         f"M{place} {BAR_HEIGHT:g}v-{height:.1f}h.8v{height:.1f}z"
         for place, height in enumerate(heights)
@@ -163,7 +193,9 @@ def label_bars(weights: Tensor, label: int, names: tuple[str, ...]) -> Bars:
 
 
 def shown_size(distilled: DistilledSet, aim: int | None) -> tuple[tuple[int, int], bool]:
-    """(width, height) in CSS pixels, and whether each pixel of an image is a square of several: then smoothing would blur it."""
+    """(width, height) in CSS pixels, and whether each pixel of an image is a square of several:
+    then smoothing would blur it.
+    """
     height, width = distilled.shape[1:]
     side = max(height, width)
     aim = aim or (96 if len(distilled) <= 20 else 64 if distilled.per_class <= 10 else 48)
@@ -176,7 +208,11 @@ def shown_size(distilled: DistilledSet, aim: int | None) -> tuple[tuple[int, int
 def left_out(distilled: DistilledSet, classes: int, each: int) -> str:
     """What is not shown, in a sentence."""
     most = max(int(torch.bincount(block.labels).max()) for block in distilled.blocks)
-    parts = [f"the first {classes:,} of {len(distilled.class_names):,} classes"] if classes < len(distilled.class_names) else []
+    parts = (
+        [f"the first {classes:,} of {len(distilled.class_names):,} classes"]
+        if classes < len(distilled.class_names)
+        else []
+    )
     if each < most:
         where = " in each block" if len(distilled.blocks) > 1 else ""
         parts.append(f"the first {each:,} of {most:,} images of each class{where}")

@@ -1,4 +1,6 @@
-"""Line plots in one style: as files on white, and as SVG in a page whose light or dark colours they take."""
+"""Line plots in one style: as files on white, and as SVG in a page whose light or dark colours they
+take.
+"""
 
 import io
 import re
@@ -21,7 +23,9 @@ from potstill.files import write
 INK, FAINT, PAPER = "#2b2b30", "#d8d8dd", "#ffffff"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5a5a60")
 """Okabe and Ito's, told apart by colour-blind readers too, without the yellow and the black."""
-VARIABLES = {INK: "ink", FAINT: "line", PAPER: "paper"} | {colour: f"series-{place}" for place, colour in enumerate(COLOURS)}
+VARIABLES = {INK: "ink", FAINT: "line", PAPER: "paper"} | {
+    colour: f"series-{place}" for place, colour in enumerate(COLOURS)
+}
 """Colour in a file -> the page's CSS variable in its place."""
 DASHES, MARKERS = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2))), "os^DvPX"
 WIDTH, HEIGHT, LEGEND_ROW = 352, 210, 17
@@ -29,12 +33,32 @@ WIDTH, HEIGHT, LEGEND_ROW = 352, 210, 17
 FEW, MANY_DECADES = 40, 500
 """Points that still have a marker each; the ratio over which a log axis names powers of 10 only."""
 STYLE: dict[Any, Any] = {
-    "font.size": 11, "text.color": INK, "axes.edgecolor": FAINT, "axes.labelcolor": INK, "xtick.color": FAINT, "ytick.color": FAINT,
-    "xtick.labelcolor": INK, "ytick.labelcolor": INK, "axes.facecolor": PAPER, "figure.facecolor": PAPER, "axes.spines.top": False,
-    "axes.spines.right": False, "axes.grid": True, "axes.grid.axis": "y", "grid.color": FAINT, "grid.linewidth": 0.7,
-    "axes.axisbelow": True, "axes.titlesize": 11, "axes.labelsize": 11, "lines.linewidth": 1.6, "lines.markersize": 4.5,
-    "svg.fonttype": "none", "svg.hashsalt": "potstill", "savefig.dpi": 200, "figure.constrained_layout.use": True,
-}  # fmt: skip
+    "font.size": 11,
+    "text.color": INK,
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": INK,
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "axes.facecolor": PAPER,
+    "figure.facecolor": PAPER,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "grid.color": FAINT,
+    "grid.linewidth": 0.7,
+    "axes.axisbelow": True,
+    "axes.titlesize": 11,
+    "axes.labelsize": 11,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 4.5,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "potstill",
+    "savefig.dpi": 200,
+    "figure.constrained_layout.use": True,
+}
 
 
 @dataclass(frozen=True)
@@ -45,8 +69,10 @@ class Series:
         label: for the legend; any text.
         x: (n,) ascending.
         mean: (n,); NaN where nothing was measured.
-        spread: (n,) the standard deviation, or (2, n) the distances below and above; NaN where there is none.
-        look: which colour, dash and marker it has, so that it keeps them over several figures; None: by its place in the figure.
+        spread: (n,) the standard deviation, or (2, n) the distances below and above; NaN where
+            there is none.
+        look: which colour, dash and marker it has, so that it keeps them over several figures;
+            None: by its place in the figure.
     """
 
     label: str
@@ -95,7 +121,8 @@ def line_figure(
     boundaries: Mapping[float, str] | None = None,
     size: tuple[int, int] = (WIDTH, HEIGHT),
 ) -> Figure:
-    """Lines over one pair of axes, told apart by colour, marker and dash; a legend if there are several.
+    """Lines over one pair of axes, told apart by colour, marker and dash; a legend if there are
+    several.
 
     Args:
         series: the lines, in the legend's order.
@@ -116,8 +143,13 @@ def line_figure(
     with styled():
         figure = Figure(figsize=(size[0] / 72, (size[1] + legend) / 72))
         axes = figure.subplots()
-        handles = [draw(axes, one, place if one.look is None else one.look, error_bars) for place, one in enumerate(series)]
-        handles += [axes.plot(one.x, one.y, ls="", marker=one.marker, color=COLOURS[1])[0] for one in marks]
+        handles = [
+            draw(axes, one, place if one.look is None else one.look, error_bars)
+            for place, one in enumerate(series)
+        ]
+        handles += [
+            axes.plot(one.x, one.y, ls="", marker=one.marker, color=COLOURS[1])[0] for one in marks
+        ]
         axes.set_xlabel(x_label, parse_math=False)
         axes.set_title(y_label, loc="left", parse_math=False)
         scale(axes, series, log_x, log_y, percent)
@@ -127,31 +159,55 @@ def line_figure(
             axes.axvline(x, color=INK, lw=0.8, ls=":")
             axes.text(x, 1.01, word, size=9, transform=axes.get_xaxis_transform(), parse_math=False)
         if named:
-            # The labels are set afterwards: as arguments, those that begin with "_" would be left out.
-            shown = figure.legend(handles, ["x"] * len(named), loc="outside upper left", ncols=columns, frameon=False)
+            # The labels are set afterwards: as arguments, those that begin with "_" would be left
+            # out.
+            shown = figure.legend(
+                handles, ["x"] * len(named), loc="outside upper left", ncols=columns, frameon=False
+            )
             for text, one in zip(shown.get_texts(), named, strict=True):
                 text.set_parse_math(False)
                 text.set_text(one.label)
     return figure
 
 
-def dot_figure(rows: Sequence[tuple[str, float, float]], x_label: str, *, percent: bool = False, width: int = 560) -> Figure:
+def dot_figure(
+    rows: Sequence[tuple[str, float, float]],
+    x_label: str,
+    *,
+    percent: bool = False,
+    width: int = 560,
+) -> Figure:
     """A dot with its spread for each (label, mean, standard deviation or NaN), the first on top."""
     with styled():
         figure = Figure(figsize=(width / 72, (60 + 26 * len(rows)) / 72))
         axes = figure.subplots()
         for place, (_, mean, deviation) in enumerate(rows):
-            axes.errorbar(mean, -place, xerr=np.nan_to_num(deviation), fmt="o", color=COLOURS[0], capsize=3, elinewidth=1)
+            axes.errorbar(
+                mean,
+                -place,
+                xerr=np.nan_to_num(deviation),
+                fmt="o",
+                color=COLOURS[0],
+                capsize=3,
+                elinewidth=1,
+            )
         axes.set_yticks([-place for place in range(len(rows))])
         axes.set_yticklabels([label for label, _, _ in rows], parse_math=False)
         axes.set_xlabel(x_label, parse_math=False)
         axes.grid(axis="x")
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g} %" if percent else f"{value:g}"))
+        axes.xaxis.set_major_formatter(
+            FuncFormatter(lambda value, _: f"{100 * value:.3g} %" if percent else f"{value:g}")
+        )
     return figure
 
 
 def strata_figure(
-    series: Sequence[Series], counts: Sequence[float], names: Sequence[str], x_label: str, y_label: str, count_label: str
+    series: Sequence[Series],
+    counts: Sequence[float],
+    names: Sequence[str],
+    x_label: str,
+    y_label: str,
+    count_label: str,
 ) -> Figure:
     """Lines of fractions over ordered groups and, below, how much each group holds.
 
@@ -183,7 +239,9 @@ def strata_figure(
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """Our style for what is drawn inside; a character that the font lacks is a box in a PNG file, and no warning."""
+    """Our style for what is drawn inside; a character that the font lacks is a box in a PNG file,
+    and no warning.
+    """
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Glyph .* missing from font")
         yield
@@ -192,8 +250,14 @@ def styled() -> Iterator[None]:
 def draw(axes: Axes, series: Series, look: int, error_bars: bool) -> Any:
     """Draw a line, and return what stands for it in the legend."""
     x, mean = np.asarray(series.x, float), np.asarray(series.mean, float)
-    looks: dict[str, Any] = {"color": COLOURS[look % len(COLOURS)], "ls": DASHES[look % len(DASHES)]}
-    looks |= {"marker": MARKERS[look % len(MARKERS)], "markevery": 1 if len(x) <= FEW else len(x) // 8}
+    looks: dict[str, Any] = {
+        "color": COLOURS[look % len(COLOURS)],
+        "ls": DASHES[look % len(DASHES)],
+    }
+    looks |= {
+        "marker": MARKERS[look % len(MARKERS)],
+        "markevery": 1 if len(x) <= FEW else len(x) // 8,
+    }
     if look == 0 and len(x) > FEW:  # a long line that is solid needs none
         looks["marker"] = ""
     if series.spread is None:
@@ -207,23 +271,31 @@ def draw(axes: Axes, series: Series, look: int, error_bars: bool) -> Any:
 
 
 def scale(axes: Axes, series: Sequence[Series], log_x: bool, log_y: bool, percent: bool) -> None:
-    """Scales and ticks: plain numbers, whole ones on the x axis, at the measured places if those are few."""
+    """Scales and ticks: plain numbers, whole ones on the x axis, at the measured places if those
+    are few.
+    """
     plain = FuncFormatter(lambda value, _: f"{value:,g}" if abs(value) < 1e6 else f"{value:,.0f}")
     places = sorted({float(x) for one in series for x in one.x})
     if log_x:
         axes.set_xscale("log")
     few = len(places) <= 6
     axes.xaxis.set_major_locator(
-        FixedLocator(places, nbins=8) if few or log_x else MaxNLocator(4, integer=True, steps=[1, 2, 2.5, 5, 10])
+        FixedLocator(places, nbins=8)
+        if few or log_x
+        else MaxNLocator(4, integer=True, steps=[1, 2, 2.5, 5, 10])
     )
     if log_y:
         axes.set_yscale("log")
         low, high = axes.get_ylim()
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < MANY_DECADES * low else (1,)))
+        axes.yaxis.set_major_locator(
+            LogLocator(subs=(1, 2, 5) if high < MANY_DECADES * low else (1,))
+        )
     else:
         axes.yaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_major_formatter(plain)
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g} %") if percent else plain)
+    axes.yaxis.set_major_formatter(
+        FuncFormatter(lambda value, _: f"{100 * value:.3g} %") if percent else plain
+    )
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_minor_formatter(NullFormatter())
     axes.minorticks_off()
@@ -256,7 +328,8 @@ def inline_svg(figure: Figure, name: str, alternative: str) -> Markup:
         name: unique in the page; its ids begin with it.
         alternative: what a reader is told who does not see it.
     Returns:
-        An <svg class="chart"> without size; its colours are the page's variables --ink, --line, --paper and --series-0 to -6.
+        An <svg class="chart"> without size; its colours are the page's variables --ink, --line,
+        --paper and --series-0 to -6.
     """
     svg = rendered(figure, "svg").decode()
     box = re.search(r'viewBox="[^"]*"', svg)
@@ -265,7 +338,9 @@ def inline_svg(figure: Figure, name: str, alternative: str) -> Markup:
     svg = svg[svg.index(">", svg.index("<svg")) + 1 :]
     used = set(re.findall(r'(?:xlink:href="|url\()#([\w.-]+)', svg))
     svg = re.sub(r"<[^>]*>", lambda tag: adapted(tag[0], name, used), re.sub(r"\n\s*", "\n", svg))
-    return Markup(f'<svg class="chart" role="img" aria-label="{escape(alternative)}" {box[0]}>{svg}')
+    return Markup(
+        f'<svg class="chart" role="img" aria-label="{escape(alternative)}" {box[0]}>{svg}'
+    )
 
 
 def adapted(tag: str, name: str, used: Collection[str]) -> str:
@@ -280,5 +355,7 @@ def adapted(tag: str, name: str, used: Collection[str]) -> str:
         tag = tag.replace(colour, f"var(--{variable})")
     tag = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", tag)  # the page's own font
     tag = re.sub(r"(\d\.\d\d)\d+", r"\1", re.sub(r"font-family:[^;\"]*; ", "", tag))
-    tag = re.sub(r' id="([^"]*)"', lambda found: f' id="{name}-{found[1]}"' if found[1] in used else "", tag)
+    tag = re.sub(
+        r' id="([^"]*)"', lambda found: f' id="{name}-{found[1]}"' if found[1] in used else "", tag
+    )
     return re.sub(r'(xlink:href="|url\()#', rf"\1#{name}-", tag)

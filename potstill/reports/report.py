@@ -15,7 +15,18 @@ from potstill.reports.features import Ranges, RowTable, feature_ranges, row_tabl
 from potstill.reports.gallery import Gallery, StoredPictures, gallery, stored_pictures
 from potstill.reports.run_summary import Measured, RunSummary, read_runs
 from potstill.reports.templates import environment
-from potstill.reports.wording import Fact, commands, differences, facts, headline, lede, percent, progress, reached, tiles
+from potstill.reports.wording import (
+    Fact,
+    commands,
+    differences,
+    facts,
+    headline,
+    lede,
+    percent,
+    progress,
+    reached,
+    tiles,
+)
 
 MARK = "potstill report"
 """In the page's <meta name="generator">, by which we know our own files again."""
@@ -93,7 +104,8 @@ def write_report(paths: Sequence[Path], out: Path) -> list[str]:
     Returns:
         What could not be read, a sentence each; the page says it too.
     Raises:
-        InputError: a folder holds no run, one is given twice, or `out` cannot be written or is a file of someone else's.
+        InputError: a folder holds no run, one is given twice, or `out` cannot be written or is a
+            file of someone else's.
     """
     check_target(out)
     summaries = read_runs(paths)
@@ -102,7 +114,9 @@ def write_report(paths: Sequence[Path], out: Path) -> list[str]:
 
 
 def check_target(out: Path) -> None:
-    """Raise an InputError if `out` can be no report's place: before the runs are read, which may take a while."""
+    """Raise an InputError if `out` can be no report's place: before the runs are read, which may
+    take a while.
+    """
     if out.is_dir():
         raise InputError(f"out must name a file, got the folder {out}; give {out / 'report.html'}")
     if not out.absolute().parent.is_dir():
@@ -113,9 +127,14 @@ def check_target(out: Path) -> None:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise InputError(f"cannot read {out}, which is there already: {error.strerror}; choose another file with --out") from error
+        raise InputError(
+            f"cannot read {out}, which is there already: {error.strerror}; choose another file "
+            "with --out"
+        ) from error
     if not ours:
-        raise InputError(f"{out} exists and is no report of potstill; choose another file with --out")
+        raise InputError(
+            f"{out} exists and is no report of potstill; choose another file with --out"
+        )
 
 
 def render(summaries: Sequence[RunSummary]) -> str:
@@ -126,7 +145,11 @@ def render(summaries: Sequence[RunSummary]) -> str:
     comparison = compared(summaries) if len(summaries) > 1 else None
     title = pages[0].headline if len(pages) == 1 else f"{len(pages)} runs compared"
     return templates.get_template("reports/report.html.jinja").render(
-        title=title, pages=pages, comparison=comparison, generator=f"{MARK} {potstill.__version__}", version=potstill.__version__
+        title=title,
+        pages=pages,
+        comparison=comparison,
+        generator=f"{MARK} {potstill.__version__}",
+        version=potstill.__version__,
     )
 
 
@@ -154,29 +177,46 @@ def run_page(run: RunSummary, anchor: str) -> RunPage:
 
 
 def tables(measured: Sequence[Measured], noun: str = "images") -> list[tuple[list[Row], str]]:
-    """The measured lines, each once, those that were measured alike in one table by images per class, and how they were."""
+    """The measured lines, each once, those that were measured alike in one table by images per
+    class, and how they were.
+    """
     found: dict[str, list[Row]] = {}
     for one in measured:
         data = "" if one.same_data else " of other data than the set was distilled from"
-        record, versions = one.record, ", ".join(f"{name} {number}" for name, number in one.record.versions.items())
+        record, versions = (
+            one.record,
+            ", ".join(f"{name} {number}" for name, number in one.record.versions.items()),
+        )
         words = f"On {record.test_images:,} test {noun}{data}; {record.hardware}; {versions}."
         found.setdefault(words, []).extend(record.rows)
     # Each line once: a set that is measured again with a baseline beside it gives the same.
     once = {words: list(dict.fromkeys(rows)) for words, rows in found.items()}
-    return [(sorted(rows, key=lambda row: (row.name == "full", row.ipc)), words) for words, rows in once.items()]
+    return [
+        (sorted(rows, key=lambda row: (row.name == "full", row.ipc)), words)
+        for words, rows in once.items()
+    ]
 
 
 def compared(runs: Sequence[RunSummary]) -> Comparison:
     """The runs side by side: what differs, what they reached, what they look like."""
     sets = {run.name: run.distilled for run in runs if run.distilled}
     pictured = {name: distilled for name, distilled in sets.items() if distilled.kind == "image"}
-    fingerprints = {data.fingerprint for distilled in sets.values() if (data := distilled.metadata.data)}
-    note = "These runs did not distill the same data: their accuracies do not compare." if len(fingerprints) > 1 else ""
+    fingerprints = {
+        data.fingerprint for distilled in sets.values() if (data := distilled.metadata.data)
+    }
+    note = (
+        "These runs did not distill the same data: their accuracies do not compare."
+        if len(fingerprints) > 1
+        else ""
+    )
     return Comparison(
         reached(runs),
         differences(runs),
         note,
-        {name: gallery(distilled, COMPARED_CLASSES, COMPARED_IMAGES, COMPARED_PX) for name, distilled in pictured.items()},
+        {
+            name: gallery(distilled, COMPARED_CLASSES, COMPARED_IMAGES, COMPARED_PX)
+            for name, distilled in pictured.items()
+        },
         any(distilled.learned_labels for distilled in sets.values()),
         log_charts({run.name: run.log for run in runs}, "all", runs[0].noun),
     )

@@ -1,4 +1,4 @@
-"""What is known of a run: its folder, read into plain data; what is damaged is left out and named."""
+"""What is known of a run, read into plain data; what is damaged is left out and named."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -49,7 +49,9 @@ class Log:
         return cls(
             np.array([record.step for record in records], float),
             np.array([record.block for record in records], float),
-            {name: np.array([record.value(name) for record in records], float) for name in names},  # None becomes NaN
+            {
+                name: np.array([record.value(name) for record in records], float) for name in names
+            },  # None becomes NaN
             np.array([record.clipped for record in records], bool),
             np.array([record.skipped for record in records], bool),
             [(record.step, record.validation) for record in records if record.validation],
@@ -65,13 +67,26 @@ class Log:
     def decoding(self) -> float:
         """Share of the time of outer steps that decoding took; NaN if it was not logged."""
         known = np.isfinite(self.values["decode_seconds"] + self.values["seconds"])
-        return float(self.values["decode_seconds"][known].sum() / self.values["seconds"][known].sum()) if known.any() else np.nan
+        return (
+            float(self.values["decode_seconds"][known].sum() / self.values["seconds"][known].sum())
+            if known.any()
+            else np.nan
+        )
 
     @property
     def block_starts(self) -> dict[float, str]:
-        """First step of each block -> its number, "block 1" for the first; nothing if there is only one block."""
-        first = [place for place in range(len(self.block)) if place == 0 or self.block[place] != self.block[place - 1]]
-        names = {float(self.step[place]): f"{'block ' * (place == 0)}{self.block[place]:g}" for place in first}
+        """First step of each block -> its number, "block 1" for the first; nothing if there is only
+        one block.
+        """
+        first = [
+            place
+            for place in range(len(self.block))
+            if place == 0 or self.block[place] != self.block[place - 1]
+        ]
+        names = {
+            float(self.step[place]): f"{'block ' * (place == 0)}{self.block[place]:g}"
+            for place in first
+        }
         return names if len(names) > 1 else {}
 
 
@@ -107,7 +122,8 @@ class RunSummary:
         measured: its evaluations.
         notes: what could not be read, a sentence each.
         begun: the date of config.toml.
-        changed: the date of distilled.safetensors, or of the last line logged; None before the first.
+        changed: the date of distilled.safetensors, or of the last line logged; None before the
+            first.
     """
 
     name: str
@@ -128,7 +144,9 @@ class RunSummary:
 
     @property
     def noun(self) -> str:
-        """What an example is called, "image" or "row"; before the first checkpoint, by the data's source."""
+        """What an example is called, "image" or "row"; before the first checkpoint, by the data's
+        source.
+        """
         if self.distilled:
             return self.distilled.noun
         return "row" if self.config.data.data.startswith("sklearn:") else "image"
@@ -137,7 +155,9 @@ class RunSummary:
     def counts(self) -> dict[str, int]:
         """Images by split, as the set's file tells them; nothing before that."""
         data = self.distilled.metadata.data if self.distilled else None
-        return {"train": data.train, "validation": data.validation, "test": data.test} if data else {}
+        return (
+            {"train": data.train, "validation": data.validation, "test": data.test} if data else {}
+        )
 
     @property
     def weighted(self) -> bool:
@@ -147,7 +167,7 @@ class RunSummary:
 
     @property
     def in_python(self) -> bool:
-        """Whether images or weights were given in Python, so that no command makes the run again."""
+        """Whether images or weights were given in Python: no command makes the run again."""
         return self.weighted or self.config.data.data == "arrays"
 
     @property
@@ -158,10 +178,17 @@ class RunSummary:
         return self.log.validations[-1][1] if self.log.validations else None
 
     def test(self, name: str) -> tuple[Figure, Measured] | None:
-        """Accuracy on test data of networks trained on the whole set ("distilled") or on as many "random" images, if measured."""
+        """Accuracy on test data of networks trained on the whole set ("distilled") or on as many
+        "random" images, if measured.
+        """
         for measured in reversed(self.measured):
             for row in measured.record.rows:
-                if measured.standard and row.name == name and self.distilled and row.ipc == self.distilled.ipc:
+                if (
+                    measured.standard
+                    and row.name == name
+                    and self.distilled
+                    and row.ipc == self.distilled.ipc
+                ):
                     return row.accuracy, measured
         return None
 
@@ -170,7 +197,8 @@ def read_runs(paths: Sequence[Path]) -> list[RunSummary]:
     """The runs in these folders, under names that tell them apart.
 
     Raises:
-        InputError: there are none, one is given twice, or a folder holds no run whose configuration can be read.
+        InputError: there are none, one is given twice, or a folder holds no run whose configuration
+            can be read.
     """
     if not paths:
         raise InputError("a report needs at least one run's folder, got none")
@@ -191,19 +219,32 @@ def distinct_names(places: Sequence[Path]) -> list[str]:
 
 
 def read_run(path: Path, name: str) -> RunSummary:
-    """The run in a folder; an InputError if its configuration cannot be read or has not been resolved by a run."""
+    """The run in a folder; an InputError if its configuration cannot be read or has not been
+    resolved by a run.
+    """
     folder = RunFolder.open(path)
     config = folder.config()
     if "auto" in (config.outer.steps, config.data.preprocess):
-        raise InputError(f'{path / run_folder.CONFIG} still holds "auto": it was not written by a run; distill with it first')
+        raise InputError(
+            f'{path / run_folder.CONFIG} still holds "auto": it was not written by a run; distill '
+            "with it first"
+        )
     notes: list[str] = []
     distilled = read_set(folder, notes)
     log = read_log(folder, notes)
     newest = path / (artefact.ARTEFACT if folder.finished else run_folder.METRICS)
     return RunSummary(
-        name, path, config, folder.finished, distilled, log, read_measured(folder, distilled, notes), notes,
-        date(path / run_folder.CONFIG), date(newest) if newest.exists() else None,
-    )  # fmt: skip
+        name,
+        path,
+        config,
+        folder.finished,
+        distilled,
+        log,
+        read_measured(folder, distilled, notes),
+        notes,
+        date(path / run_folder.CONFIG),
+        date(newest) if newest.exists() else None,
+    )
 
 
 def date(path: Path) -> datetime:
@@ -224,22 +265,36 @@ def read_log(folder: RunFolder, notes: list[str]) -> Log:
     """What was logged, up to the first line that cannot be read."""
     path = folder.path / run_folder.METRICS
     try:
-        lines = len(path.read_bytes().splitlines()) if path.exists() else 0  # first: a run may be writing more
+        lines = (
+            len(path.read_bytes().splitlines()) if path.exists() else 0
+        )  # first: a run may be writing more
         records = folder.records()
     except OSError as error:
         notes.append(f"The curves cannot be shown: cannot read {path}: {error.strerror}.")
         return Log.of([])
-    if lines > len(records) + (not folder.finished):  # a kill cuts the last line short, and it is written again
-        notes.append(f"The curves end early: line {len(records) + 1} of {lines} in {path} is damaged.")
+    if lines > len(records) + (
+        not folder.finished
+    ):  # a kill cuts the last line short, and it is written again
+        notes.append(
+            f"The curves end early: line {len(records) + 1} of {lines} in {path} is damaged."
+        )
     return Log.of(records)
 
 
-def read_measured(folder: RunFolder, distilled: DistilledSet | None, notes: list[str]) -> list[Measured]:
+def read_measured(
+    folder: RunFolder, distilled: DistilledSet | None, notes: list[str]
+) -> list[Measured]:
     """The evaluations; those that are damaged are left out."""
     path = folder.path / EVALUATION
     records, unreadable = read_records(path, EvaluationRecord)
     if unreadable or (path.exists() and not records):
-        what = f"{unreadable} of {unreadable + len(records)} evaluations" if unreadable else "The evaluations"
-        notes.append(f"{what} cannot be shown: {path} is damaged; measure again with `potstill evaluate`.")
+        what = (
+            f"{unreadable} of {unreadable + len(records)} evaluations"
+            if unreadable
+            else "The evaluations"
+        )
+        notes.append(
+            f"{what} cannot be shown: {path} is damaged; measure again with `potstill evaluate`."
+        )
     known = distilled.metadata.data.fingerprint if distilled and distilled.metadata.data else None
     return [Measured(record, known in (None, record.data.fingerprint)) for record in records]

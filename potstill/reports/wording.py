@@ -37,13 +37,20 @@ def lede(run: RunSummary) -> str:
         words = (
             f"Fresh networks trained on these {len(run.distilled):,} synthetic {run.noun}s alone "
             f"({run.distilled.stored_bytes:,} bytes) are right on {percent(test[0])} of "
-            f"{test[1].record.test_images:,} test {run.noun}s, which neither they nor the distillation ever saw."
+            f"{test[1].record.test_images:,} test {run.noun}s, which neither they nor the "
+            "distillation ever saw."
         )
-        return words + (f" On {of_random(run)}, picked at random, they reach {percent(random[0])}." if random else "")
+        return words + (
+            f" On {of_random(run)}, picked at random, they reach {percent(random[0])}."
+            if random
+            else ""
+        )
     if run.finished and validation:
         return (
-            f"Fresh networks trained on these synthetic {run.noun}s alone are right on {percent(validation)} of the validation "
-            f"{run.noun}s. Those {run.noun}s also chose how long to train, so this is no test result."
+            f"Fresh networks trained on these synthetic {run.noun}s alone are right on "
+            f"{percent(validation)} of the validation "
+            f"{run.noun}s. Those {run.noun}s also chose how long to train, so this is no test "
+            "result."
         )
     return ""
 
@@ -54,7 +61,11 @@ def tiles(run: RunSummary) -> list[Fact]:
     if run.distilled:
         each = run.distilled.per_class
         found.append(
-            (f"{len(run.distilled):,}", f"synthetic {run.noun}s, {each:,} for each of {len(run.distilled.class_names):,} classes")
+            (
+                f"{len(run.distilled):,}",
+                f"synthetic {run.noun}s, {each:,} for each of {len(run.distilled.class_names):,} "
+                "classes",
+            )
         )
     if run.distilled and run.counts:
         real, shape = run.counts["train"], run.distilled.shape
@@ -62,7 +73,9 @@ def tiles(run: RunSummary) -> list[Fact]:
             less = real * math.prod(shape) * FLOAT_BYTES / run.distilled.stored_bytes
             found.append((f"{less:,.0f}×", f"fewer numbers than in the {real:,} real {run.noun}s"))
         else:
-            found.append((f"{real / len(run.distilled):,.0f}×", f"fewer than the {real:,} real {run.noun}s"))
+            found.append(
+                (f"{real / len(run.distilled):,.0f}×", f"fewer than the {real:,} real {run.noun}s")
+            )
         found.append((f"{run.distilled.stored_bytes:,}", "bytes stored"))
     test, random, validation = run.test("distilled"), run.test("random"), run.validation
     if test:
@@ -109,11 +122,17 @@ def facts(run: RunSummary) -> dict[str, list[Fact]]:
 def data_facts(run: RunSummary) -> list[Fact]:
     """What was distilled."""
     data, found = run.config.data, [("Source", run.config.data.data)]
-    for split, use in (("train", "distilled from"), ("validation", "held out for every choice"), ("test", "only measured on")):
+    for split, use in (
+        ("train", "distilled from"),
+        ("validation", "held out for every choice"),
+        ("test", "only measured on"),
+    ):
         if split in run.counts:
             found.append((f"{split.capitalize()} {run.noun}s", f"{run.counts[split]:,}, {use}"))
     if run.distilled:
-        found.append((f"A{'n' * (run.noun == 'image')} {run.noun}", shape_words(run.distilled.shape)))
+        found.append(
+            (f"A{'n' * (run.noun == 'image')} {run.noun}", shape_words(run.distilled.shape))
+        )
         found.append(("Classes", f"{len(run.distilled.class_names):,}"))
     words = run.distilled.fitted.words.get(run.distilled.kind) if run.distilled else None
     return [*found, ("Preprocessing", words or data.preprocess)]
@@ -135,18 +154,37 @@ def set_facts(run: RunSummary) -> list[Fact]:
         if run.config.decoded
         else (f"{run.noun.capitalize()}s per class", f"{distilled.ipc:,}"),
         *stored_facts(run),
-        ("Labels", f"soft, learned with the {run.noun}s" if distilled.learn_labels else "hard, one class each"),
+        (
+            "Labels",
+            f"soft, learned with the {run.noun}s"
+            if distilled.learn_labels
+            else "hard, one class each",
+        ),
         ("Started from", f"real {run.noun}s" if distilled.init == "real" else "noise"),
     ]
     if distilled.boost_blocks > 1:
-        found.append(("Blocks", f"{distilled.boost_blocks:,}; the first ones are sets of their own"))
-        found.append(("Earlier blocks", f"at {distilled.boost_beta:g} of the learning rate" if distilled.boost_beta else "frozen"))
-    known = ", ".join(f"{item.name} {getattr(model.options, item.name)}" for item, _ in declared(type(model.options)))
+        found.append(
+            ("Blocks", f"{distilled.boost_blocks:,}; the first ones are sets of their own")
+        )
+        found.append(
+            (
+                "Earlier blocks",
+                f"at {distilled.boost_beta:g} of the learning rate"
+                if distilled.boost_beta
+                else "frozen",
+            )
+        )
+    known = ", ".join(
+        f"{item.name} {getattr(model.options, item.name)}"
+        for item, _ in declared(type(model.options))
+    )
     found.append(("Network", f"{model.name}, {known}" if known else model.name))
     lr = run.distilled.recipe.lr if run.distilled else inner.inner_lr
     found.append(("It trains by", f"{run.config.inner_optimizer.name}, learning rate {lr:.3g}"))
     if run.finished and run.distilled:
-        found.append(("for", f"{run.distilled.recipe.steps:,} steps, chosen on validation {run.noun}s"))
+        found.append(
+            ("for", f"{run.distilled.recipe.steps:,} steps, chosen on validation {run.noun}s")
+        )
     return [*found, ("Augmentation", ", ".join(inner.augment) or "none")]
 
 
@@ -161,7 +199,11 @@ def stored_facts(run: RunSummary) -> list[Fact]:
 def making_facts(run: RunSummary) -> list[Fact]:
     """The outer loop."""
     outer, method = run.config.outer, run.config.method
-    line = METHODS.rows[method.name][1].removesuffix(" (default)") if method.name in METHODS.rows else ""
+    line = (
+        METHODS.rows[method.name][1].removesuffix(" (default)")
+        if method.name in METHODS.rows
+        else ""
+    )
     found = [
         ("Method", f"{method.name}, {line}" if line else method.name),
         *METHODS[method.name].words(method.options),
@@ -170,13 +212,19 @@ def making_facts(run: RunSummary) -> list[Fact]:
     step = run.distilled.metadata.outer_step if run.distilled else None
     if step is not None:
         block = " of the last block" if run.config.distilled.boost_blocks > 1 else ""
-        found.append(("Set kept", f"after step {step:,}{block}, the best on validation {run.noun}s"))
+        found.append(
+            ("Set kept", f"after step {step:,}{block}, the best on validation {run.noun}s")
+        )
     if "real_batch" in run.config.flat():  # some methods have a batch of their own
         found.append((f"Real {run.noun}s in a step", f"{outer.real_batch:,}"))
     if run.config.decoded and run.log.decoding == run.log.decoding:
         found.append(("Decoding", f"{100 * run.log.decoding:.1f} % of the time"))
     mover = run.config.outer_optimizer.name
-    return [*found, *sampler_facts(run), ("The set moves by", f"{mover}, learning rate {float(outer.outer_lr):.3g}")]
+    return [
+        *found,
+        *sampler_facts(run),
+        ("The set moves by", f"{mover}, learning rate {float(outer.outer_lr):.3g}"),
+    ]
 
 
 def sampler_facts(run: RunSummary) -> list[Fact]:
@@ -198,9 +246,14 @@ def run_facts(run: RunSummary) -> list[Fact]:
     seconds = run.log.values["seconds"]
     if len(seconds):
         found.append(("Time in outer steps", duration(float(seconds[seconds == seconds].sum()))))
-    found += [("Device", f"{run.config.run.device}, {run.config.inner.precision}"), ("Threads", str(run.config.run.threads))]
+    found += [
+        ("Device", f"{run.config.run.device}, {run.config.inner.precision}"),
+        ("Threads", str(run.config.run.threads)),
+    ]
     found.append(("Seed", str(run.config.run.seed)))
-    return found + [("Versions", ", ".join(f"{name} {number}" for name, number in versions.items()))] * bool(versions)
+    return found + [
+        ("Versions", ", ".join(f"{name} {number}" for name, number in versions.items()))
+    ] * bool(versions)
 
 
 def moment(time: datetime) -> str:
@@ -216,7 +269,7 @@ def duration(seconds: float) -> str:
 
 
 def commands(run: RunSummary) -> list[Fact]:
-    """What for -> the command; what needs arrays or weights that were given in Python is left out."""
+    """List what for -> the command; what needs arrays given in Python is left out."""
     folder = shlex.quote(str(run.path))
     arrays = run.config.data.data == "arrays"
     if not run.finished:
@@ -226,10 +279,16 @@ def commands(run: RunSummary) -> list[Fact]:
     budgets = " --all-budgets" if run.config.distilled.boost_blocks > 1 else ""
     if arrays:
         return found
-    measure = (f"Measure it on test {run.noun}s", f"potstill evaluate {folder} --nets 10 --baseline random{budgets}")
+    measure = (
+        f"Measure it on test {run.noun}s",
+        f"potstill evaluate {folder} --nets 10 --baseline random{budgets}",
+    )
     if run.weighted:  # the weights are in no file
         return [measure, *found]
-    again = f"potstill distill --config {shlex.quote(str(run.path / CONFIG))} --out {shlex.quote(f'{run.path}-again')}"
+    again = (
+        f"potstill distill --config {shlex.quote(str(run.path / CONFIG))} --out "
+        f"{shlex.quote(f'{run.path}-again')}"
+    )
     return [measure, *found, ("Make it again", again)]
 
 
@@ -240,10 +299,18 @@ def reached(runs: Sequence[RunSummary]) -> list[tuple[str, list[str]]]:
         ("Outer steps", [progress(run) for run in runs]),
         ("Validation accuracy", [measured(run.validation) for run in runs]),
         ("Test accuracy", [measured(found and found[0]) for found in tests]),
-        ("Bytes stored", [f"{run.distilled.stored_bytes:,}" if run.distilled else "" for run in runs]),
+        (
+            "Bytes stored",
+            [f"{run.distilled.stored_bytes:,}" if run.distilled else "" for run in runs],
+        ),
     ]
     if any(random):
-        rows.append((f"Test accuracy, random real {runs[0].noun}s", [measured(found and found[0]) for found in random]))
+        rows.append(
+            (
+                f"Test accuracy, random real {runs[0].noun}s",
+                [measured(found and found[0]) for found in random],
+            )
+        )
     return rows
 
 
@@ -256,11 +323,21 @@ def differences(runs: Sequence[RunSummary]) -> list[tuple[str, list[str]]]:
 
 def measured(figure: Figure | None) -> str:
     """A figure for a table."""
-    return f"{percent(figure)} (n\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{figure.n})" if figure else "not measured"
+    return (
+        f"{percent(figure)} (n\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{figure.n})"
+        if figure
+        else "not measured"
+    )
 
 
 def option_text(value: Any) -> str:
     """The value of an option, as the command line takes it."""
     if isinstance(value, tuple):
         return ",".join(map(str, value)) or "none"
-    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+    return (
+        str(value).lower()
+        if isinstance(value, bool)
+        else f"{value:g}"
+        if isinstance(value, float)
+        else str(value)
+    )

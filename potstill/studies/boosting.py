@@ -1,4 +1,5 @@
-"""The studies of section 5 and appendix B: parts of distilled sets, boosting against budget, and how both look.
+"""The studies of section 5 and appendix B: parts of distilled sets, boosting against budget, and
+how both look.
 
 Source: figures 6, 7, 8 and 14 to 16 of Feng, Vedantam & Kempe 2024, arXiv:2311.07025.
 """
@@ -70,21 +71,31 @@ class Scale:
     def __str__(self) -> str:
         known = self.options
         return (
-            f"{self.steps:,} outer steps for each set that is distilled on its own, and for each block of {self.block} a class. "
+            f"{self.steps:,} outer steps for each set that is distilled on its own, and for each "
+            f"block of {self.block} a class. "
             f"T = {known['unroll']}, M = {known['window']}, "
-            f"ConvNet of width {known['width']}, {known['preprocess']}. Networks train for the length that is best on "
-            f"validation data among {', '.join(map(str, known['lengths']))} steps and are measured on test data."
+            f"ConvNet of width {known['width']}, {known['preprocess']}. Networks train for the "
+            "length that is best on "
+            f"validation data among {', '.join(map(str, known['lengths']))} steps and are measured "
+            "on test data."
         )
 
 
 def scale_of(preset: str, data: str | None) -> Scale:
-    """What a preset runs: "small" on digits or other small data, "paper" the paper's setting on CIFAR-10.
+    """What a preset runs: "small" on digits or other small data, "paper" the paper's setting on
+    CIFAR-10.
 
     Raises:
         InputError: "paper" without data.
     """
     if preset == "small":
-        own = {"unroll": 30, "window": 10, "validate_every": 50, "checkpoint_every": 50, "lengths": (200, 500)}
+        own = {
+            "unroll": 30,
+            "window": 10,
+            "validate_every": 50,
+            "checkpoint_every": 50,
+            "lengths": (200, 500),
+        }
         options = {**small_options(data), **own}
         return Scale(4, 1, (1, 2, 3, 4), 200, options)
     known = {
@@ -115,7 +126,9 @@ def lines(table: Table, ways: Sequence[str]) -> Figure:
         means, deviations = zip(*(table.spread(way, at) for at in places), strict=True)
         series.append(Series(way, places, means, deviations))
     quantity = table.quantity
-    return line_figure(series, quantity.place, quantity.name, percent=True, error_bars=True, size=(560, 330))
+    return line_figure(
+        series, quantity.place, quantity.name, percent=True, error_bars=True, size=(560, 330)
+    )
 
 
 def part_of(ipc: float, kind: str = "distilled") -> str:
@@ -123,9 +136,14 @@ def part_of(ipc: float, kind: str = "distilled") -> str:
     return f"random part of a {kind} {ipc:g}"
 
 
-def joint_points(scale: Scale, seed: int, measure: Callable[[Subject], list[Measurement]]) -> list[Point]:
+def joint_points(
+    scale: Scale, seed: int, measure: Callable[[Subject], list[Measurement]]
+) -> list[Point]:
     """A point for each size at which a set is distilled on its own; the longest first."""
-    return [Point(f"joint{size}-seed{seed}", scale.joint(size, seed), measure) for size in reversed(scale.sizes)]
+    return [
+        Point(f"joint{size}-seed{seed}", scale.joint(size, seed), measure)
+        for size in reversed(scale.sizes)
+    ]
 
 
 class Subsets(Nested):
@@ -137,7 +155,13 @@ class Subsets(Nested):
         scale = scale_of(preset, data)
         found = []
         for seed in seeds:
-            found.append(Point(f"strong-seed{seed}", scale.boosted(0.0, seed), lambda subject: self.of_boosted(subject, scale)))
+            found.append(
+                Point(
+                    f"strong-seed{seed}",
+                    scale.boosted(0.0, seed),
+                    lambda subject: self.of_boosted(subject, scale),
+                )
+            )
             found += joint_points(scale, seed, lambda subject: self.of_joint(subject, scale))
         return found
 
@@ -147,14 +171,21 @@ class Subsets(Nested):
         rows = [bench.of_set(ALONE, distilled, lengths)]
         if distilled.ipc > scale.sizes[0]:
             smaller = [ipc for ipc in scale.budgets if ipc < distilled.ipc]
-            rows += [bench.of_subsets(part_of(distilled.ipc), distilled, ipc, lengths) for ipc in smaller]
+            rows += [
+                bench.of_subsets(part_of(distilled.ipc), distilled, ipc, lengths) for ipc in smaller
+            ]
         if distilled.ipc == scale.ipc:
             rows += [bench.of_random(RANDOM, ipc, lengths) for ipc in scale.budgets]
         return [Measurement.of(row.name, row, subject.seed) for row in rows]
 
     def of_boosted(self, subject: Subject, scale: Scale) -> list[Measurement]:
         """Single blocks, and random parts of the first two."""
-        distilled, bench, lengths, block = subject.distilled, subject.bench, subject.lengths, scale.block
+        distilled, bench, lengths, block = (
+            subject.distilled,
+            subject.bench,
+            subject.lengths,
+            scale.block,
+        )
 
         parts = [only(distilled, [number]) for number in range(len(distilled.blocks))]
 
@@ -162,22 +193,39 @@ class Subsets(Nested):
             chosen = parts[own % len(parts)]
             return bench.batches(examples_of(chosen), own)
 
-        rows = [bench.of_set(name, part, lengths) for name, part in zip((FIRST, SECOND), parts, strict=False)]
+        rows = [
+            bench.of_set(name, part, lengths)
+            for name, part in zip((FIRST, SECOND), parts, strict=False)
+        ]
         stored = parts[0].stored_bytes
-        rows.append(bench.row(ANY_BLOCK, any_block, lengths, len(parts[0]), block, stored_bytes=stored))
-        rows.append(bench.of_subsets(part_of(2 * block, "boosted"), distilled.prefix(2 * block), block, lengths))
+        rows.append(
+            bench.row(ANY_BLOCK, any_block, lengths, len(parts[0]), block, stored_bytes=stored)
+        )
+        rows.append(
+            bench.of_subsets(
+                part_of(2 * block, "boosted"), distilled.prefix(2 * block), block, lengths
+            )
+        )
         return [Measurement.of(row.name, row, subject.seed) for row in rows]
 
-    def figures(self, results: Results, workplace: Workplace, points: Sequence[Point]) -> list[Drawing]:
+    def figures(
+        self, results: Results, workplace: Workplace, points: Sequence[Point]
+    ) -> list[Drawing]:
         table = results[ACCURACY_BY_SIZE]
         least = min(table.places(RANDOM))
         boosted = (FIRST, SECOND, ANY_BLOCK, part_of(2 * least, "boosted"))
         parts = lines(table, [way for way in table.ways() if way not in boosted])
-        dots = [(way, *table.spread(way, least)) for way in table.ways() if least in table.places(way)]
+        dots = [
+            (way, *table.spread(way, least)) for way in table.ways() if least in table.places(way)
+        ]
         blocks = dot_figure(dots, f"test accuracy at {least:g} of each class", percent=True)
         return [
-            Drawing("parts", "Random parts of distilled sets, and as many random real images", parts),
-            Drawing("blocks", f"What {least:g} of each class is worth, by where it comes from", blocks),
+            Drawing(
+                "parts", "Random parts of distilled sets, and as many random real images", parts
+            ),
+            Drawing(
+                "blocks", f"What {least:g} of each class is worth, by where it comes from", blocks
+            ),
         ]
 
     def claims(self, results: Results) -> list[Claim]:
@@ -199,7 +247,8 @@ class Subsets(Nested):
             ),
             Claim(
                 "Paper (figure 8b)",
-                "a single block of a boosted set does much better than a random part of a joint one",
+                "a single block of a boosted set does much better than a random part of a joint "
+                "one",
                 [compared(table, (SECOND, block), (part, block), 1)],
             ),
             Claim(
@@ -209,7 +258,8 @@ class Subsets(Nested):
             ),
             Claim(
                 "Paper (figure 8c)",
-                "a random part of two boosted blocks does better than one of a joint set of their size",
+                "a random part of two boosted blocks does better than one of a joint set of their "
+                "size",
                 [compared(table, (boosted, block), (joint, block), 1)] if measured else [],
             ),
         ]
@@ -236,7 +286,10 @@ class Boosting(Nested):
     def of_prefixes(self, subject: Subject, way: str) -> list[Measurement]:
         """Every prefix of a boosted set."""
         sets = [subject.distilled.prefix(ipc) for ipc in subject.distilled.budgets]
-        return [Measurement.of(way, subject.bench.of_set(way, one, subject.lengths), subject.seed) for one in sets]
+        return [
+            Measurement.of(way, subject.bench.of_set(way, one, subject.lengths), subject.seed)
+            for one in sets
+        ]
 
     def of_joint(self, subject: Subject, scale: Scale) -> list[Measurement]:
         """The set itself and, of the whole one, its first images and as many real ones."""
@@ -244,14 +297,23 @@ class Boosting(Nested):
         rows = [bench.of_set(ALONE, distilled, lengths)]
         if distilled.ipc == scale.ipc:
             rows += [
-                bench.of_set("first images of a joint set", first_images(distilled, ipc), lengths) for ipc in scale.budgets[:-1]
+                bench.of_set("first images of a joint set", first_images(distilled, ipc), lengths)
+                for ipc in scale.budgets[:-1]
             ]
             rows += [bench.of_random(RANDOM, ipc, lengths) for ipc in scale.budgets]
         return [Measurement.of(row.name, row, subject.seed) for row in rows]
 
-    def figures(self, results: Results, workplace: Workplace, points: Sequence[Point]) -> list[Drawing]:
+    def figures(
+        self, results: Results, workplace: Workplace, points: Sequence[Point]
+    ) -> list[Drawing]:
         table = results[ACCURACY_BY_SIZE]
-        return [Drawing("budgets", "Every prefix of a boosted set, and a set distilled for each size", lines(table, table.ways()))]
+        return [
+            Drawing(
+                "budgets",
+                "Every prefix of a boosted set, and a set distilled for each size",
+                lines(table, table.ways()),
+            )
+        ]
 
     def claims(self, results: Results) -> list[Claim]:
         table = results[ACCURACY_BY_SIZE]
@@ -352,9 +414,16 @@ def only(distilled: DistilledSet, numbers: Sequence[int]) -> DistilledSet:
 
 def first_images(distilled: DistilledSet, ipc: int) -> DistilledSet:
     """The set of the first `ipc` images of each class, whatever the blocks."""
-    rows = torch.cat([torch.nonzero(distilled.labels == label)[:ipc, 0] for label in range(len(distilled.class_names))])
+    rows = torch.cat(
+        [
+            torch.nonzero(distilled.labels == label)[:ipc, 0]
+            for label in range(len(distilled.class_names))
+        ]
+    )
     targets = distilled.targets[rows] if distilled.learned_labels else None
-    return distilled.with_blocks((Block.of_pixels(distilled.images[rows], len(distilled.class_names), targets),))
+    return distilled.with_blocks(
+        (Block.of_pixels(distilled.images[rows], len(distilled.class_names), targets),)
+    )
 
 
 def within(distilled: DistilledSet) -> float:
@@ -365,7 +434,7 @@ def within(distilled: DistilledSet) -> float:
 
 
 def nearest(distilled: DistilledSet, train: Split) -> float:
-    """Mean cosine of a distilled image and the real train image of its class that is most like it."""
+    """Average the cosine of a distilled image and the likest real one of its class."""
     found = []
     for label in range(len(distilled.class_names)):
         real = train.take(torch.nonzero(train.labels == label)[:, 0])[0].cpu()

@@ -1,7 +1,8 @@
-"""The study of hardness: which real examples distilled sets serve, and real batches that hold more of the hard ones.
+"""The study of hardness: which real examples distilled sets serve, and real batches that hold more
+of the hard ones.
 
-Source: appendix E, figures 9 and 17 of Feng, Vedantam & Kempe 2024, arXiv:2311.07025; forgetting events after Toneva et al.
-2019, arXiv:1812.05159.
+Source: appendix E, figures 9 and 17 of Feng, Vedantam & Kempe 2024, arXiv:2311.07025; forgetting
+    events after Toneva et al. 2019, arXiv:1812.05159.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +20,14 @@ from potstill.records.metrics import Figure, hardness_share
 from potstill.reports.plots import Drawing, Series, strata_figure
 from potstill.studies.claims import Claim, Finding, Reading, compared, judged, reading
 from potstill.studies.over_time import AFTER, STEP, curves, single
-from potstill.studies.results import ACCURACY_BY_SIZE, Difference, Measurement, Quantity, Results, Table
+from potstill.studies.results import (
+    ACCURACY_BY_SIZE,
+    Difference,
+    Measurement,
+    Quantity,
+    Results,
+    Table,
+)
 from potstill.studies.runner import Point, Subject, Workplace, paper_data, small_options
 
 FULL, STANDARD, SHARES = "all real images", "uniform real batches", "train images"
@@ -27,7 +35,12 @@ NAMES = {MORE: "more", NEVER: "never learned"}
 EVENTS = "forgetting events up to"
 BY_EVENTS = Quantity("train accuracy", EVENTS, percent=True, names=NAMES)
 HOW_MANY = Quantity("share of the train images", EVENTS, percent=True, names=NAMES)
-COST = Quantity("share of the outer loop's time that scoring takes", "images per class", percent=True, where="At {:g} a class")
+COST = Quantity(
+    "share of the outer loop's time that scoring takes",
+    "images per class",
+    percent=True,
+    where="At {:g} a class",
+)
 VALIDATION = Quantity("validation accuracy of the largest set", STEP, percent=True, where=AFTER)
 
 
@@ -54,40 +67,76 @@ class Scale:
     every: int
 
     def run(self, ipc: int, seed: int) -> dict[str, Any]:
-        """Options of a run; a synthetic batch holds what it can of each class, up to 100 images in all."""
+        """Options of a run; a synthetic batch holds what it can of each class, up to 100 images in
+        all.
+        """
         return {**self.options, "batch_per_class": "auto", "ipc": ipc, "seed": seed}
 
     @property
     def first(self) -> int:
-        """The outer step from which on the sampler weighs images: half of all, as in the paper's figure."""
+        """The outer step from which on the sampler weighs images: half of all, as in the paper's
+        figure.
+        """
         return int(self.options["steps"]) // 2
 
     def __str__(self) -> str:
         known = self.options
         return (
-            f"RaT-BPTT, {known['steps']:,} outer steps, T = {known['unroll']}, M = {known['window']}; ConvNet of width "
-            f"{known['width']}, {known['preprocess']}. Forgetting events over {self.epochs} epochs on all train images, mean of "
-            f"{self.starts} starts; an image that more than half of them never have right is never learned. The sampler scores "
-            f"with 8 networks every {self.every} outer steps from step {self.first} on, by how many are wrong, and "
-            "weighs images of middling hardness most. Networks train for the length that is best on validation data among "
-            f"{', '.join(map(str, known['lengths']))} steps; those on all real images, for {self.epochs} epochs, "
+            f"RaT-BPTT, {known['steps']:,} outer steps, T = {known['unroll']}, M = "
+            f"{known['window']}; ConvNet of width "
+            f"{known['width']}, {known['preprocess']}. Forgetting events over {self.epochs} epochs "
+            "on all train images, mean of "
+            f"{self.starts} starts; an image that more than half of them never have right is never "
+            "learned. The sampler scores "
+            f"with 8 networks every {self.every} outer steps from step {self.first} on, by how "
+            "many are wrong, and "
+            "weighs images of middling hardness most. Networks train for the length that is best "
+            "on validation data among "
+            f"{', '.join(map(str, known['lengths']))} steps; those on all real images, for "
+            f"{self.epochs} epochs, "
             "are measured on what they train on."
         )
 
 
 def scale_of(preset: str, data: str | None) -> Scale:
-    """What a preset runs: "small" on digits or other small data, "paper" the paper's setting on CIFAR-10.
+    """What a preset runs: "small" on digits or other small data, "paper" the paper's setting on
+    CIFAR-10.
 
     Raises:
         InputError: "paper" without data.
     """
     if preset == "small":
-        shared = {**small_options(data), "validate_every": 25, "validation_nets": 2, "lengths": (100, 300)}
+        shared = {
+            **small_options(data),
+            "validate_every": 25,
+            "validation_nets": 2,
+            "lengths": (100, 300),
+        }
         if shared["data"] == "digits":
-            return Scale({**shared, "unroll": 60, "window": 20, "steps": 150}, (1, 2, 5), (1.0, 4.0), (0, 0.2, 0.5, 1), 20, 10, 25)
+            return Scale(
+                {**shared, "unroll": 60, "window": 20, "steps": 150},
+                (1, 2, 5),
+                (1.0, 4.0),
+                (0, 0.2, 0.5, 1),
+                20,
+                10,
+                25,
+            )
         # Images of 32 pixels take some ten times as long.
-        return Scale({**shared, "unroll": 30, "window": 10, "steps": 100}, (1, 5), (1.0,), (0, 1, 2, 3), 10, 2, 25)
-    known = {**options_from_preset("cifar10-ipc50"), "data": paper_data(data), "lengths": (300, 600, 1000)}
+        return Scale(
+            {**shared, "unroll": 30, "window": 10, "steps": 100},
+            (1, 5),
+            (1.0,),
+            (0, 1, 2, 3),
+            10,
+            2,
+            25,
+        )
+    known = {
+        **options_from_preset("cifar10-ipc50"),
+        "data": paper_data(data),
+        "lengths": (300, 600, 1000),
+    }
     return Scale(known, (1, 10, 50), (1.0, 4.0), tuple(range(9)), 60, 10, 50)
 
 
@@ -105,7 +154,10 @@ class Hardness:
         found = []
         for seed in seeds:
             plain = {ipc: scale.run(ipc, seed) for ipc in reversed(scale.sizes)}
-            found += [Point(f"{ipc}-seed{seed}", options, self.measure(STANDARD, scale)) for ipc, options in plain.items()]
+            found += [
+                Point(f"{ipc}-seed{seed}", options, self.measure(STANDARD, scale))
+                for ipc, options in plain.items()
+            ]
             for threshold in scale.thresholds:
                 sampler = {
                     "real_sampler": "hardness",
@@ -114,11 +166,19 @@ class Hardness:
                     "hardness_every": scale.every,
                 }
                 options = {**scale.run(scale.sizes[-1], seed), **sampler}
-                found.append(Point(f"sampler{threshold:g}-seed{seed}", options, self.measure(weighted(threshold), scale)))
+                found.append(
+                    Point(
+                        f"sampler{threshold:g}-seed{seed}",
+                        options,
+                        self.measure(weighted(threshold), scale),
+                    )
+                )
         return found
 
     def measure(self, way: str, scale: Scale) -> Callable[[Subject], list[Measurement]]:
-        """Measure a set by stratum and on test data, and what scoring cost; once also all real images."""
+        """Measure a set by stratum and on test data, and what scoring cost; once also all real
+        images.
+        """
 
         def measured(subject: Subject) -> list[Measurement]:
             bench, distilled, records = subject.bench, subject.distilled, subject.folder.records()
@@ -129,20 +189,41 @@ class Hardness:
             test, found = by_stratum(subject, name, bench.batches_of(distilled), steps, parts)
             found.append(figured(ACCURACY_BY_SIZE, way, ipc, subject, test, steps))
             if ipc == scale.sizes[-1]:
-                found.append(single(COST, way, ipc, subject, hardness_share(records), "logged; several runs at a time"))
+                found.append(
+                    single(
+                        COST,
+                        way,
+                        ipc,
+                        subject,
+                        hardness_share(records),
+                        "logged; several runs at a time",
+                    )
+                )
                 for record in records:
                     if figure := record.validation:
                         place = way, record.step, seed
-                        found.append(Measurement(VALIDATION.name, *place, figure.mean, figure.std, figure.n, "logged"))
+                        found.append(
+                            Measurement(
+                                VALIDATION.name, *place, figure.mean, figure.std, figure.n, "logged"
+                            )
+                        )
             if (way, ipc) == (STANDARD, scale.sizes[0]):
-                found += by_stratum(subject, FULL, bench.batches_of_all(), steps_of(train, scale.epochs), parts)[1]
+                found += by_stratum(
+                    subject, FULL, bench.batches_of_all(), steps_of(train, scale.epochs), parts
+                )[1]
                 for stratum, part in parts.items():
-                    found.append(single(HOW_MANY, SHARES, stratum, subject, len(part) / len(train), "counted"))
+                    found.append(
+                        single(
+                            HOW_MANY, SHARES, stratum, subject, len(part) / len(train), "counted"
+                        )
+                    )
             return found
 
         return measured
 
-    def figures(self, results: Results, workplace: Workplace, points: Sequence[Point]) -> list[Drawing]:
+    def figures(
+        self, results: Results, workplace: Workplace, points: Sequence[Point]
+    ) -> list[Drawing]:
         table, shares = results[BY_EVENTS], results[HOW_MANY]
         strata = shares.places(SHARES)
         counts = [shares.spread(SHARES, at)[0] for at in strata]
@@ -153,7 +234,9 @@ class Hardness:
             for way in ways:
                 means, deviations = zip(*(table.spread(way, at) for at in strata), strict=True)
                 lines.append(Series(way, range(len(strata)), means, deviations))
-            return strata_figure(lines, counts, names, EVENTS, table.quantity.name, shares.quantity.name)
+            return strata_figure(
+                lines, counts, names, EVENTS, table.quantity.name, shares.quantity.name
+            )
 
         accuracy = results[ACCURACY_BY_SIZE]
         sizes = accuracy.places(STANDARD)
@@ -240,29 +323,52 @@ def set_name(ipc: float, way: str) -> str:
 
 
 def scores(subject: Subject, scale: Scale) -> Forgetting:
-    """Count forgetting events of the train images, once for all runs of a study and all processes."""
+    """Count forgetting events of the train images, once for all runs and processes."""
     bench, workplace = subject.bench, subject.workplace
     folder = workplace.folder / "forgetting"
     folder.mkdir(parents=True, exist_ok=True)
     content = cut_of(configuration(scale.options).data, workplace.dataset.fingerprint)
     with filelock.FileLock(folder / ".lock"):
         return forgetting(
-            bench.real.train, bench.recipe, bench.factory, len(bench.real.class_names), epochs=scale.epochs, starts=scale.starts,
-            seed=0, device=bench.device, folder=folder, content=content,
+            bench.real.train,
+            bench.recipe,
+            bench.factory,
+            len(bench.real.class_names),
+            epochs=scale.epochs,
+            starts=scale.starts,
+            seed=0,
+            device=bench.device,
+            folder=folder,
+            content=content,
             progress=workplace.listener.work,
-        )  # fmt: skip
+        )
 
 
 def by_stratum(
-    subject: Subject, way: str, make: Callable[[int], Batches], steps: int, parts: Mapping[float, Part]
+    subject: Subject,
+    way: str,
+    make: Callable[[int], Batches],
+    steps: int,
+    parts: Mapping[float, Part],
 ) -> tuple[Figure, list[Measurement]]:
-    """Networks that train on what `make` gives: their accuracy on test data, and on each stratum of the train images."""
+    """Networks that train on what `make` gives: their accuracy on test data, and on each stratum of
+    the train images.
+    """
     bench, splits = subject.bench, (subject.bench.real.test, *parts.values())
-    found = bench.scores(bench.recipe.lr, bench.nets, bench.seed, make, lengths=(steps,), splits=splits, label=way)
+    found = bench.scores(
+        bench.recipe.lr, bench.nets, bench.seed, make, lengths=(steps,), splits=splits, label=way
+    )
     test, *rest = (Figure.of(values) for values in found[:, 0].T)
-    return test, [figured(BY_EVENTS, way, at, subject, one, steps) for at, one in zip(parts, rest, strict=True)]
+    return test, [
+        figured(BY_EVENTS, way, at, subject, one, steps)
+        for at, one in zip(parts, rest, strict=True)
+    ]
 
 
-def figured(quantity: Quantity, way: str, at: float, subject: Subject, figure: Figure, steps: int) -> Measurement:
+def figured(
+    quantity: Quantity, way: str, at: float, subject: Subject, figure: Figure, steps: int
+) -> Measurement:
     """A measurement over networks that were trained so long."""
-    return Measurement(quantity.name, way, at, subject.seed, figure.mean, figure.std, figure.n, f"{steps} steps")
+    return Measurement(
+        quantity.name, way, at, subject.seed, figure.mean, figure.std, figure.n, f"{steps} steps"
+    )

@@ -1,7 +1,7 @@
 """Studies that follow runs through their course: what those of the random truncated window share.
 
-Each is a set of runs that differ in one thing. Runs of one seed share the images that they start from and, at every outer
-step, the network's start and the real batch.
+Each is a set of runs that differ in one thing. Runs of one seed share the images that they start
+from and, at every outer step, the network's start and the real batch.
 """
 
 import dataclasses
@@ -58,28 +58,44 @@ class Setting:
 
     def run(self, way: Mapping[str, Any], seed: int) -> dict[str, Any]:
         """Options of a run."""
-        own = {"steps": self.steps, "checkpoint_every": self.every, "keep_checkpoints": 0, "seed": seed}
+        own = {
+            "steps": self.steps,
+            "checkpoint_every": self.every,
+            "keep_checkpoints": 0,
+            "seed": seed,
+        }
         return layered(self.options, own, way)
 
     def __str__(self) -> str:
         known = self.options
         return (
-            f"{self.steps:,} outer steps; {known['ipc']} of each class; unless said otherwise T = {self.unroll}, "
-            f"M = {self.window}; ConvNet of width {known['width']}, {known['preprocess']}. Runs of one seed share their first "
+            f"{self.steps:,} outer steps; {known['ipc']} of each class; unless said otherwise T = "
+            f"{self.unroll}, "
+            f"M = {self.window}; ConvNet of width {known['width']}, {known['preprocess']}. Runs of "
+            "one seed share their first "
             "images, and at each outer step the network's start and the real batch."
         )
 
 
 def setting_of(preset: str, data: str | None) -> Setting:
-    """What a preset runs: "small" on digits or other small data, "paper" the paper's setting on CIFAR-10.
+    """What a preset runs: "small" on digits or other small data, "paper" the paper's setting on
+    CIFAR-10.
 
     Raises:
         InputError: "paper" without data.
     """
     if preset == "small":
-        own = {"ipc": 1, "unroll": 60, "window": 20, "lengths": (60, 200), "validate_every": 50, "validation_nets": 2}
+        own = {
+            "ipc": 1,
+            "unroll": 60,
+            "window": 20,
+            "lengths": (60, 200),
+            "validate_every": 50,
+            "validation_nets": 2,
+        }
         return Setting({**small_options(data), **own}, 200, 20, Noise(100, signs=10, unrolls=3), 5)
-    # The paper's figures have T = 120 and M = 40; how many outer steps they show, its text does not say.
+    # The paper's figures have T = 120 and M = 40; how many outer steps they show, its text does not
+    # say.
     known = {
         **options_from_preset("cifar10-ipc10"),
         "data": paper_data(data),
@@ -109,39 +125,56 @@ class Courses:
         setting = self.setting(preset, data)
         lengths = ", ".join(map(str, setting.options["lengths"]))
         return (
-            f"{setting} Every {setting.every:,} outer steps the set is tested: networks train for the length that is best on "
+            f"{setting} Every {setting.every:,} outer steps the set is tested: networks train for "
+            "the length that is best on "
             f"validation data among {lengths} steps and are measured on test data."
         )
 
     def points(self, preset: str, data: str | None, seeds: Sequence[int]) -> list[Point]:
         setting = self.setting(preset, data)
         return [
-            Point(f"{re.sub(r'[^a-z0-9.]+', '-', way.lower())}-seed{seed}", setting.run(options, seed), self.measure(way, setting))
+            Point(
+                f"{re.sub(r'[^a-z0-9.]+', '-', way.lower())}-seed{seed}",
+                setting.run(options, seed),
+                self.measure(way, setting),
+            )
             for seed in seeds
             for way, options in self.ways(setting).items()
-        ]  # fmt: skip
+        ]
 
     def measure(self, way: str, setting: Setting) -> Callable[[Subject], list[Measurement]]:
         """What is measured of a run."""
         return lambda subject: list(accuracies(way, subject))
 
-    def figures(self, results: Results, workplace: Workplace, points: Sequence[Point]) -> list[Drawing]:
-        return [Drawing("accuracy", "Test accuracy in the course of distillation", curves(results[COURSE]))]
+    def figures(
+        self, results: Results, workplace: Workplace, points: Sequence[Point]
+    ) -> list[Drawing]:
+        return [
+            Drawing(
+                "accuracy", "Test accuracy in the course of distillation", curves(results[COURSE])
+            )
+        ]
 
 
 def accuracies(way: str, subject: Subject) -> Iterator[Measurement]:
     """The test accuracy at every place."""
     for step, distilled in subject.course():
-        yield Measurement.of(way, subject.bench.of_set(way, distilled, subject.lengths), subject.seed, at=step)
+        yield Measurement.of(
+            way, subject.bench.of_set(way, distilled, subject.lengths), subject.seed, at=step
+        )
 
 
-def single(quantity: Quantity, way: str, at: float, subject: Subject, value: float, detail: str) -> Measurement:
+def single(
+    quantity: Quantity, way: str, at: float, subject: Subject, value: float, detail: str
+) -> Measurement:
     """A measurement that is one value."""
     return Measurement(quantity.name, way, at, subject.seed, value, None, 1, detail)
 
 
 def curves(table: Table, ways: Sequence[str] | None = None) -> Figure:
-    """Lines over outer steps: mean and standard deviation over seeds of fractions, median and range of all else."""
+    """Lines over outer steps: mean and standard deviation over seeds of fractions, median and range
+    of all else.
+    """
     series, quantity = [], table.quantity
     for look, way in enumerate(table.ways()):
         if ways is not None and way not in ways:
@@ -156,19 +189,34 @@ def curves(table: Table, ways: Sequence[str] | None = None) -> Figure:
         else:
             means, deviations = zip(*(table.spread(way, at) for at in places), strict=True)
             series.append(Series(way, places, means, deviations, look))
-    return line_figure(series, quantity.place, quantity.name, log_y=quantity.log, percent=quantity.percent, size=(560, 330))
+    return line_figure(
+        series,
+        quantity.place,
+        quantity.name,
+        log_y=quantity.log,
+        percent=quantity.percent,
+        size=(560, 330),
+    )
 
 
 def later(table: Table) -> Table:
-    """The mean over the places in the second half of the course, by way and seed: less a matter of chance than the last."""
+    """The mean over the places in the second half of the course, by way and seed: less a matter of
+    chance than the last.
+    """
     end = max(row.at for row in table.rows)
-    quantity = dataclasses.replace(table.quantity, where="Mean over the second half of {:g} outer steps")
+    quantity = dataclasses.replace(
+        table.quantity, where="Mean over the second half of {:g} outer steps"
+    )
     rows = []
     for way in table.ways():
         seeds = {row.seed: row for row in table.rows if row.way == way}
         for seed, row in seeds.items():
             values = [table.cell(way, at)[seed] for at in table.places(way) if at > end / 2]
-            rows.append(dataclasses.replace(row, at=end, mean=statistics.fmean(values), std=None, n=len(values)))
+            rows.append(
+                dataclasses.replace(
+                    row, at=end, mean=statistics.fmean(values), std=None, n=len(values)
+                )
+            )
     return Table(tuple(rows), quantity)
 
 

@@ -79,7 +79,9 @@ def study_page(told: Told, folder: Path) -> str:
             title=told.title,
             about=text(told.about),
             claims=[(claim, list(map(marked, claim.findings))) for claim in measured],
-            drawings=[(each, picture(each, f"figure{number}", folder)) for number, each in numbered],
+            drawings=[
+                (each, picture(each, f"figure{number}", folder)) for number, each in numbered
+            ],
             tables=told.tables,
             footnote=text(told.footnote),
             generator=f"{MARK} {potstill.__version__}",

@@ -1,7 +1,9 @@
-"""The study of parameterisations: what the same bytes are worth, by how images are stored (section 4.2, Table 2).
+"""The study of parameterisations: what the same bytes are worth, by how images are stored (section
+4.2, Table 2).
 
-Source: Table 2 of Feng, Vedantam & Kempe 2024, arXiv:2311.07025. There each parameterisation comes with a method of its own,
-and only the linear basis with RaT-BPTT; here all have the same method.
+Source: Table 2 of Feng, Vedantam & Kempe 2024, arXiv:2311.07025. There each parameterisation comes
+    with a method of its own, and only the linear basis with RaT-BPTT; here all have the same
+    method.
 """
 
 import statistics
@@ -23,9 +25,16 @@ BUDGET = "images per class of the budget"
 ACCURACY_BY_BUDGET = Quantity(ACCURACY, BUDGET, percent=True, where="At {:g} a class")
 BYTES = Quantity("bytes stored", BUDGET, where="At {:g} a class")
 DECODED = Quantity("images of a class that networks train on", BUDGET, where="At {:g} a class")
-SHARE = Quantity("share of an outer step that decoding takes (median)", BUDGET, percent=True, where="At {:g} a class")
+SHARE = Quantity(
+    "share of an outer step that decoding takes (median)",
+    BUDGET,
+    percent=True,
+    where="At {:g} a class",
+)
 SECONDS = Quantity("seconds for an outer step (median)", BUDGET, where="At {:g} a class")
-VALIDATION = Quantity("validation accuracy at the smallest budget", STEP, percent=True, where="After {:g} outer steps")
+VALIDATION = Quantity(
+    "validation accuracy at the smallest budget", STEP, percent=True, where="After {:g} outer steps"
+)
 PIXELS, BASIS = "pixels", "basis"
 
 
@@ -40,32 +49,51 @@ class Scale:
     budgets: Mapping[int, Mapping[str, Any]]
 
     def run(self, ipc: int, param: str, seed: int) -> dict[str, Any]:
-        """Options of a run; a synthetic batch holds what it can of each class, up to 100 images in all."""
-        return {**self.budgets[ipc], "batch_per_class": "auto", "ipc": ipc, "param": param, "seed": seed}
+        """Options of a run; a synthetic batch holds what it can of each class, up to 100 images in
+        all.
+        """
+        return {
+            **self.budgets[ipc],
+            "batch_per_class": "auto",
+            "ipc": ipc,
+            "param": param,
+            "seed": seed,
+        }
 
     def __str__(self) -> str:
         known = next(iter(self.budgets.values()))
         lengths = ", ".join(
-            f"T = {own['unroll']}, M = {own['window']} at {ipc} a class" for ipc, own in sorted(self.budgets.items())
+            f"T = {own['unroll']}, M = {own['window']} at {ipc} a class"
+            for ipc, own in sorted(self.budgets.items())
         )
         return (
-            f"RaT-BPTT, {known['steps']:,} outer steps for every set, {lengths}; ConvNet of width {known.get('width', 128)}, "
-            f"{known['preprocess']}; bases and parts at half the resolution. What is stored takes at most the bytes of the "
+            f"RaT-BPTT, {known['steps']:,} outer steps for every set, {lengths}; ConvNet of width "
+            f"{known.get('width', 128)}, "
+            f"{known['preprocess']}; bases and parts at half the resolution. What is stored takes "
+            "at most the bytes of the "
             "budget's images. Networks train for the length that is best on validation data among "
             f"{', '.join(map(str, known['lengths']))} steps and are measured on test data."
         )
 
 
 def scale_of(preset: str, data: str | None) -> Scale:
-    """What a preset runs: "small" on digits or other small data, "paper" the paper's setting on CIFAR-10.
+    """What a preset runs: "small" on digits or other small data, "paper" the paper's setting on
+    CIFAR-10.
 
     Raises:
         InputError: "paper" without data.
     """
     if preset == "small":
-        shared = {**small_options(data), "validate_every": 25, "validation_nets": 2, "lengths": (100, 300)}
+        shared = {
+            **small_options(data),
+            "validate_every": 25,
+            "validation_nets": 2,
+            "lengths": (100, 300),
+        }
         if shared["data"] == "digits":
-            return Scale({ipc: {**shared, "unroll": 60, "window": 20, "steps": 150} for ipc in (1, 2)})
+            return Scale(
+                {ipc: {**shared, "unroll": 60, "window": 20, "steps": 150} for ipc in (1, 2)}
+            )
         # Images of 32 pixels take some ten times as long.
         return Scale({1: {**shared, "unroll": 30, "window": 10, "steps": 100}})
     chosen = {}
@@ -87,7 +115,11 @@ class Parameterisations:
     def points(self, preset: str, data: str | None, seeds: Sequence[int]) -> list[Point]:
         scale = scale_of(preset, data)
         return [
-            Point(f"{param}-{ipc}-seed{seed}", scale.run(ipc, param, seed), self.measure(param, ipc == min(scale.budgets)))
+            Point(
+                f"{param}-{ipc}-seed{seed}",
+                scale.run(ipc, param, seed),
+                self.measure(param, ipc == min(scale.budgets)),
+            )
             for seed in seeds
             for ipc in sorted(scale.budgets, reverse=True)
             for param in PARAMETERISATIONS
@@ -102,7 +134,9 @@ class Parameterisations:
             if param == PIXELS:
                 rows.append(bench.of_random(RANDOM, distilled.ipc, subject.lengths))
             found = [Measurement.of(row.name, row, subject.seed) for row in rows]
-            share = statistics.median((record.decode_seconds or 0.0) / record.seconds for record in records)
+            share = statistics.median(
+                (record.decode_seconds or 0.0) / record.seconds for record in records
+            )
             seconds = statistics.median(record.seconds for record in records)
             for quantity, value, detail in (
                 (BYTES, distilled.stored_bytes, distilled.stored),
@@ -114,25 +148,46 @@ class Parameterisations:
             for record in records if smallest else ():
                 if figure := record.validation:
                     place = param, record.step, subject.seed
-                    found.append(Measurement(VALIDATION.name, *place, figure.mean, figure.std, figure.n, "logged"))
+                    found.append(
+                        Measurement(
+                            VALIDATION.name, *place, figure.mean, figure.std, figure.n, "logged"
+                        )
+                    )
             return found
 
         return measured
 
-    def figures(self, results: Results, workplace: Workplace, points: Sequence[Point]) -> list[Drawing]:
+    def figures(
+        self, results: Results, workplace: Workplace, points: Sequence[Point]
+    ) -> list[Drawing]:
         accuracy = results[ACCURACY_BY_BUDGET]
         first, least = min(row.seed for row in results.rows), min(accuracy.places(PIXELS))
         plot = lines(accuracy, accuracy.ways())
         if accuracy.places(PIXELS) == [least]:
             dots = [(way, *accuracy.spread(way, least)) for way in accuracy.ways()]
-            plot = dot_figure(dots, f"test accuracy, in the bytes of {least:g} of each class", percent=True)
-        shown = [point for point in points if (point.options["seed"], point.options["ipc"]) == (first, least)]
+            plot = dot_figure(
+                dots, f"test accuracy, in the bytes of {least:g} of each class", percent=True
+            )
+        shown = [
+            point
+            for point in points
+            if (point.options["seed"], point.options["ipc"]) == (first, least)
+        ]
         for point in shown:
             write_grid(workplace.run(point), workplace.folder / f"{point.name}.png")
         return [
             Drawing("accuracy", "Table 2's question: test accuracy by budget", plot),
-            Drawing("course", "Validation accuracy in the course of distillation", curves(results[VALIDATION])),
-            *(Drawing(point.name, f"What networks train on, {point.options['param']}, seed {first}") for point in shown),
+            Drawing(
+                "course",
+                "Validation accuracy in the course of distillation",
+                curves(results[VALIDATION]),
+            ),
+            *(
+                Drawing(
+                    point.name, f"What networks train on, {point.options['param']}, seed {first}"
+                )
+                for point in shown
+            ),
         ]
 
     def claims(self, results: Results) -> list[Claim]:

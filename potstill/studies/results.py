@@ -69,9 +69,14 @@ class Measurement:
 
     @classmethod
     def of(cls, way: str, row: Row, seed: int, at: float | None = None) -> "Measurement":
-        """The test accuracy of an evaluated row, at its number of images per class or another place."""
+        """The test accuracy of an evaluated row, at its number of images per class or another
+        place.
+        """
         figure = row.accuracy
-        place, detail = row.ipc if at is None else at, f"{row.steps} steps; {row.protocol}; {row.stored_bytes or 0:,} bytes"
+        place, detail = (
+            row.ipc if at is None else at,
+            f"{row.steps} steps; {row.protocol}; {row.stored_bytes or 0:,} bytes",
+        )
         return cls(ACCURACY, way, place, seed, figure.mean, figure.std, figure.n, detail)
 
     @classmethod
@@ -123,7 +128,12 @@ class Table:
     def shown_places(self) -> list[float]:
         """Some of the places, evenly spread: the columns of a table that is read."""
         places = sorted({row.at for row in self.rows})
-        chosen = torch.linspace(0, len(places) - 1, min(len(places), SHOWN_PLACES)).round().int().tolist()
+        chosen = (
+            torch.linspace(0, len(places) - 1, min(len(places), SHOWN_PLACES))
+            .round()
+            .int()
+            .tolist()
+        )
         return [places[place] for place in chosen]
 
     def cell(self, way: str, at: float) -> dict[int, float]:
@@ -143,7 +153,9 @@ class Table:
     def difference(self, first: tuple[str, float], second: tuple[str, float]) -> Difference:
         """First minus second, by seed."""
         one, other = self.cell(*first), self.cell(*second)
-        return Difference(tuple(one[seed] - other[seed] for seed in one if seed in other), self.quantity.percent)
+        return Difference(
+            tuple(one[seed] - other[seed] for seed in one if seed in other), self.quantity.percent
+        )
 
     def ratio(self, first: tuple[str, float], second: tuple[str, float]) -> tuple[float, ...]:
         """First over second, by seed."""
@@ -188,7 +200,9 @@ class Results:
 def in_words(values: Sequence[float], sign: str, unit: str, percent: bool) -> str:
     """Mean ± sample deviation: fractions as hundredths with a unit, or plain with three digits."""
     figure = Figure.of(torch.tensor(values, dtype=torch.float64))
-    if not percent and len(set(values)) == 1 and float(values[0]).is_integer():  # counted, and the same in all seeds
+    if (
+        not percent and len(set(values)) == 1 and float(values[0]).is_integer()
+    ):  # counted, and the same in all seeds
         return f"{values[0]:{sign},.0f}"
     if percent:
         spread = "" if figure.std is None else f" ± {100 * figure.std:.1f}"

@@ -1,8 +1,9 @@
-"""The runner of studies: grids of runs with paired seeds, resumable, shared by processes -> a tidy table, figures, claims.
+"""The runner of studies: grids of runs with paired seeds, resumable, shared by processes -> a tidy
+table, figures, claims.
 
-A study is a list of points. A point distills one set (or takes it from the runs of an earlier study) and measures it; its
-result is a file. Whoever wants a point takes its lock, so that processes share a study without doing anything twice, and
-whatever was cut off goes on where it was.
+A study is a list of points. A point distills one set (or takes it from the runs of an earlier
+study) and measures it; its result is a file. Whoever wants a point takes its lock, so that
+processes share a study without doing anything twice, and whatever was cut off goes on where it was.
 """
 
 import dataclasses
@@ -52,7 +53,9 @@ class Subject:
     workplace: "Workplace"
 
     def course(self) -> Iterator[tuple[int, DistilledSet]]:
-        """(outer steps done, the set as it was then) for every checkpoint that the run kept, in order."""
+        """(outer steps done, the set as it was then) for every checkpoint that the run kept, in
+        order.
+        """
         config, one = self.folder.resolved_config(), self.distilled.blocks[0].parameterisation
         for state in self.folder.states(config, self.workplace.dataset.identity, self.bench.device):
             blocks = made_blocks({**state.carried.earlier, **state.leaves}, one)
@@ -62,7 +65,9 @@ class Subject:
         """The noise of the run's meta-gradient at its start and at every checkpoint."""
         workplace = self.workplace
         config = changed(self.folder.config(), device=workplace.device, threads=workplace.threads)
-        return diagnose_run(self.folder, config, workplace.dataset, noise, sources_every=sources_every)
+        return diagnose_run(
+            self.folder, config, workplace.dataset, noise, sources_every=sources_every
+        )
 
 
 @dataclass(frozen=True)
@@ -97,7 +102,9 @@ class Study(Protocol):
         ...
 
     def points(self, preset: str, data: str | None, seeds: Sequence[int]) -> list[Point]:
-        """List the units of work; an InputError without `data` where the preset has none of its own."""
+        """List the units of work; an InputError without `data` where the preset has none of its
+        own.
+        """
         ...
 
     def figures(
@@ -156,13 +163,31 @@ class Workplace:
         """Return the set of a point's run, ready to be measured."""
         config, distilled = point.config, self.run(point)
         real = fitting(distilled, self.dataset, config.data, self.device)
-        bench = Bench.of(distilled, real, self.nets, config.run.seed, pick_device(self.device), progress=self.listener.work)
+        bench = Bench.of(
+            distilled,
+            real,
+            self.nets,
+            config.run.seed,
+            pick_device(self.device),
+            progress=self.listener.work,
+        )
         folder = RunFolder(self.runs / self.run_name(point))
-        return Subject(distilled, bench, tuple(sorted(config.evaluation.lengths)), config.run.seed, folder, self)
+        return Subject(
+            distilled,
+            bench,
+            tuple(sorted(config.evaluation.lengths)),
+            config.run.seed,
+            folder,
+            self,
+        )
 
     def file(self, point: Point) -> Path:
         """Name the file of a point's result: another number of networks is another result."""
-        return self.folder / POINTS / f"{point.name}-{self.run_name(point)[-DIGEST:]}-nets{self.nets}.json"
+        return (
+            self.folder
+            / POINTS
+            / f"{point.name}-{self.run_name(point)[-DIGEST:]}-nets{self.nets}.json"
+        )
 
     def run_name(self, point: Point) -> str:
         """Name the folder of a point's run."""
@@ -172,26 +197,38 @@ class Workplace:
 def small_options(data: str | None) -> dict[str, Any]:
     """Return the options that small presets share: minutes on two CPU cores, on small data."""
     options = {
-        "data": data or "digits", "preprocess": "normalize", "width": 32, "real_batch": 200, "outer_lr": "auto", "compile": "off",
-    }  # fmt: skip
-    # Three times what auto gives there: in 150 steps 91.3 in place of 89.1 % on validation data (five images a class, one seed).
+        "data": data or "digits",
+        "preprocess": "normalize",
+        "width": 32,
+        "real_batch": 200,
+        "outer_lr": "auto",
+        "compile": "off",
+    }
+    # Three times what auto gives there: in 150 steps 91.3 in place of 89.1 % on validation data
+    # (five images a class, one seed).
     return options | ({"outer_lr": 0.02} if options["data"] == "digits" else {})
 
 
 def paper_data(data: str | None) -> str:
     """Return the data of a paper preset; an InputError if there are none."""
     if data is None:
-        raise InputError("data must be given for the preset paper, which runs on CIFAR-10: --data parquet:PATH")
+        raise InputError(
+            "data must be given for the preset paper, which runs on CIFAR-10: --data parquet:PATH"
+        )
     return data
 
 
 def run_name(config: Given, fingerprint: str) -> str:
-    """Name the folder of a run: what it is for the eye, and a hash of all that decides its result."""
+    """Name a run's folder: what it is, and a hash of all that decides its result."""
     known = {**config.flat(), "content": fingerprint}
     for name in ("data", "cache_dir", "device", "threads"):
         known.pop(name)
     distilled = config.distilled
-    beta = f"-{distilled.boost_blocks}x-beta{distilled.boost_beta:g}" if distilled.boost_blocks > 1 else ""
+    beta = (
+        f"-{distilled.boost_blocks}x-beta{distilled.boost_beta:g}"
+        if distilled.boost_blocks > 1
+        else ""
+    )
     digest = hashlib.sha256(files.canonical(known).encode()).hexdigest()[:DIGEST]
     param = f"-{config.parameterisation.name}" if config.decoded else ""
     return f"ipc{distilled.ipc}{param}{beta}-seed{config.run.seed}-{digest}"
@@ -209,12 +246,22 @@ def work(points: Iterable[Point], workplace: Workplace) -> int:
     for point in points:
         target = workplace.file(point)
         try:
-            # Another study may need the same run: its lock keeps the second away, which comes back later.
-            with locked(target.parent, target.stem), locked(workplace.runs, workplace.run_name(point)):
+            # Another study may need the same run: its lock keeps the second away, which comes back
+            # later.
+            with (
+                locked(target.parent, target.stem),
+                locked(workplace.runs, workplace.run_name(point)),
+            ):
                 if not target.exists():
                     workplace.listener.say(f"{point.name} ...")
-                    found = [dataclasses.asdict(row) for row in point.measure(workplace.subject(point))]
-                    files.write(target, json.dumps({"measurements": found, **provenance(workplace)}, indent=2) + "\n")
+                    found = [
+                        dataclasses.asdict(row) for row in point.measure(workplace.subject(point))
+                    ]
+                    files.write(
+                        target,
+                        json.dumps({"measurements": found, **provenance(workplace)}, indent=2)
+                        + "\n",
+                    )
         except filelock.Timeout:
             busy += 1
     return busy
@@ -222,7 +269,11 @@ def work(points: Iterable[Point], workplace: Workplace) -> int:
 
 def provenance(workplace: Workplace) -> dict[str, Any]:
     """Tell what a result depends on beside its options."""
-    return {"hardware": hardware(pick_device(workplace.device)), "versions": versions(), "data": workplace.dataset.fingerprint}
+    return {
+        "hardware": hardware(pick_device(workplace.device)),
+        "versions": versions(),
+        "data": workplace.dataset.fingerprint,
+    }
 
 
 def run_study(study: Study, points: Sequence[Point], workplace: Workplace, about: str) -> None:
@@ -238,7 +289,10 @@ def run_study(study: Study, points: Sequence[Point], workplace: Workplace, about
     """
     while work(points, workplace):
         time.sleep(SECONDS_BETWEEN_LOOKS)
-    results = Results(tuple(row for point in points for row in read_point(workplace.file(point))), study.quantities)
+    results = Results(
+        tuple(row for point in points for row in read_point(workplace.file(point))),
+        study.quantities,
+    )
     files.write(workplace.folder / TABLE, results.csv())
     claims = study.claims(results)
     files.write(workplace.folder / CLAIMS, files.canonical(as_data(claims)) + "\n")
@@ -254,18 +308,30 @@ def run_study(study: Study, points: Sequence[Point], workplace: Workplace, about
 def read_point(path: Path) -> list[Measurement]:
     """Read a point's file."""
     try:
-        return [Measurement(**row) for row in json.loads(path.read_text(encoding="utf-8"))["measurements"]]
+        return [
+            Measurement(**row)
+            for row in json.loads(path.read_text(encoding="utf-8"))["measurements"]
+        ]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is damaged ({error}); remove it, and the study measures that point again") from error
+        raise InputError(
+            f"{path} is damaged ({error}); remove it, and the study measures that point again"
+        ) from error
 
 
 def footnote(results: Results, workplace: Workplace) -> str:
     """Tell what the figures are means over, and what they were measured with."""
     machine = provenance(workplace)
     seeds = len({row.seed for row in results.rows})
-    nets = f"; accuracies are means over {counted(workplace.nets, 'network')} for each seed" if results.has_accuracies else ""
+    nets = (
+        f"; accuracies are means over {counted(workplace.nets, 'network')} for each seed"
+        if results.has_accuracies
+        else ""
+    )
     libraries = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
-    spread = f"Mean ± standard deviation over {counted(seeds, 'distilling seed')}{nets} (`{TABLE}` has them one by one)"
+    spread = (
+        f"Mean ± standard deviation over {counted(seeds, 'distilling seed')}{nets} (`{TABLE}` "
+        "has them one by one)"
+    )
     return f"{spread}. {machine['hardware']}; {libraries}."
 
 

@@ -1,6 +1,7 @@
 """The study of the meta-gradient: its norm, its variance, and what its noise comes from.
 
-Source: figures 3 and 11, section 3 and appendix D.3 of Feng, Vedantam & Kempe 2024, arXiv:2311.07025.
+Source: figures 3 and 11, section 3 and appendix D.3 of Feng, Vedantam & Kempe 2024,
+    arXiv:2311.07025.
 """
 
 import dataclasses
@@ -15,19 +16,35 @@ from potstill.diagnosis.over_a_run import Noise
 from potstill.diagnosis.variance import SOURCES
 from potstill.reports.plots import Drawing
 from potstill.studies.claims import Claim, Finding, compared, ratios, reading
-from potstill.studies.over_time import AFTER, METHODS, STEP, Courses, Setting, Ways, curves, single, throughout
+from potstill.studies.over_time import (
+    AFTER,
+    METHODS,
+    STEP,
+    Courses,
+    Setting,
+    Ways,
+    curves,
+    single,
+    throughout,
+)
 from potstill.studies.results import Measurement, Quantity, Results, Table
 from potstill.studies.runner import Point, Subject, Workplace
 
 NORM = Quantity("meta-gradient norm", STEP, log=True, where=AFTER)
 IMAGE_NORM = Quantity("mean norm of an image's meta-gradient", STEP, log=True, where=AFTER)
 VARIANCE = Quantity("normalised gradient variance", STEP, log=True, where=AFTER)
-NOISE = Quantity("share of the meta-gradient's squared length that is noise", STEP, percent=True, where=AFTER)
+NOISE = Quantity(
+    "share of the meta-gradient's squared length that is noise", STEP, percent=True, where=AFTER
+)
 SPREAD = Quantity("variance of the meta-gradient between starts", STEP, log=True, where=AFTER)
 JUMPS = Quantity(
-    "change of the norm from step to step (standard deviation of its logarithm's differences)", STEP, where="Over {:g} outer steps"
+    "change of the norm from step to step (standard deviation of its logarithm's differences)",
+    STEP,
+    where="Over {:g} outer steps",
 )
-UNEVEN = Quantity("change of the variance from place to place (likewise)", STEP, where="Over {:g} outer steps")
+UNEVEN = Quantity(
+    "change of the variance from place to place (likewise)", STEP, where="Over {:g} outer steps"
+)
 
 
 FIRST_STEPS = 500
@@ -42,7 +59,9 @@ class Stability(Courses):
 
     def setting(self, preset: str, data: str | None) -> Setting:
         whole = super().setting(preset, data)
-        return dataclasses.replace(whole, steps=min(whole.steps, FIRST_STEPS), every=min(whole.every, FIRST_STEPS // 20))
+        return dataclasses.replace(
+            whole, steps=min(whole.steps, FIRST_STEPS), every=min(whole.every, FIRST_STEPS // 20)
+        )
 
     def ways(self, setting: Setting) -> Ways:
         return {method: {"method": method} for method in METHODS}
@@ -50,9 +69,12 @@ class Stability(Courses):
     def about(self, preset: str, data: str | None) -> str:
         setting = self.setting(preset, data)
         return (
-            f"{setting} Every {setting.every:,} outer steps the noise of the meta-gradient is measured: its variance over "
-            f"{setting.noise.samples} real images ({taken(setting.noise)}), and at every fifth of these places what it comes from "
-            f"({setting.sources} real batches x starts x windows). Windows are drawn anew at each outer step, as in Algorithm 1; "
+            f"{setting} Every {setting.every:,} outer steps the noise of the meta-gradient is "
+            "measured: its variance over "
+            f"{setting.noise.samples} real images ({taken(setting.noise)}), and at every fifth of "
+            "these places what it comes from "
+            f"({setting.sources} real batches x starts x windows). Windows are drawn anew at each "
+            "outer step, as in Algorithm 1; "
             "the caption of figure 3 draws one for 25 steps."
         )
 
@@ -63,46 +85,104 @@ class Stability(Courses):
             rows = logged(NORM, "grad_norm", way, subject)
             norms = [row.mean for row in rows]
             rows += logged(IMAGE_NORM, "image_grad_norm", way, subject)
-            rows.append(single(JUMPS, way, setting.steps, subject, change(norms), "of the logged norms"))
+            rows.append(
+                single(JUMPS, way, setting.steps, subject, change(norms), "of the logged norms")
+            )
             variances: list[float] = []
             for one in subject.diagnoses(noise, sources_every=5):
-                # Where an unroll is not finite, as the outer loop may skip some, there is nothing to take the variance of.
-                finite = [variance.normalised for variance in one.real if math.isfinite(variance.normalised)]
+                # Where an unroll is not finite, as the outer loop may skip some, there is nothing
+                # to take the variance of.
+                finite = [
+                    variance.normalised
+                    for variance in one.real
+                    if math.isfinite(variance.normalised)
+                ]
                 if finite:
                     variances.append(statistics.median(finite))
-                    rows.append(single(VARIANCE, way, one.step, subject, variances[-1], f"{taken(noise)}, {len(finite)} finite"))
+                    rows.append(
+                        single(
+                            VARIANCE,
+                            way,
+                            one.step,
+                            subject,
+                            variances[-1],
+                            f"{taken(noise)}, {len(finite)} finite",
+                        )
+                    )
                 for name, source in (one.sources or {}).items():
                     how = f"{noise.sources} of each, all combinations"
                     if math.isfinite(source.share):
-                        rows.append(single(NOISE, f"{way}, {SOURCES[name]}", one.step, subject, source.share, how))
+                        rows.append(
+                            single(
+                                NOISE,
+                                f"{way}, {SOURCES[name]}",
+                                one.step,
+                                subject,
+                                source.share,
+                                how,
+                            )
+                        )
                     if name == "start" and math.isfinite(source.per_entry):
-                        rows.append(single(SPREAD, way, one.step, subject, source.per_entry * source.entries, how))
-            rows.append(single(UNEVEN, way, setting.steps, subject, change(variances), "of the variances"))
+                        rows.append(
+                            single(
+                                SPREAD,
+                                way,
+                                one.step,
+                                subject,
+                                source.per_entry * source.entries,
+                                how,
+                            )
+                        )
+            rows.append(
+                single(UNEVEN, way, setting.steps, subject, change(variances), "of the variances")
+            )
             return rows
 
         return measured
 
-    def figures(self, results: Results, workplace: Workplace, points: Sequence[Point]) -> list[Drawing]:
+    def figures(
+        self, results: Results, workplace: Workplace, points: Sequence[Point]
+    ) -> list[Drawing]:
         return [
             Drawing(
                 "norm",
-                "The norm of the meta-gradient, over the images as one vector: median and range over seeds",
+                "The norm of the meta-gradient, over the images as one vector: median and range "
+                "over seeds",
                 curves(results[NORM]),
             ),
-            Drawing("image-norm", "The norm of an image's part of it, mean over images", curves(results[IMAGE_NORM])),
+            Drawing(
+                "image-norm",
+                "The norm of an image's part of it, mean over images",
+                curves(results[IMAGE_NORM]),
+            ),
             Drawing(
                 "variance",
                 "Its variance over real samples, over the squared norm of the mean (appendix D.3)",
                 curves(results[VARIANCE]),
             ),
-            Drawing("spread", "How much it varies between starts: the squared length that does", curves(results[SPREAD])),
-            Drawing("sources", "How much of RaT-BPTT's meta-gradient is noise, by what is new", self.noise(results, METHODS[:1])),
-            Drawing("noise", "How much of a meta-gradient is noise, by method", self.noise(results, METHODS, "all")),
+            Drawing(
+                "spread",
+                "How much it varies between starts: the squared length that does",
+                curves(results[SPREAD]),
+            ),
+            Drawing(
+                "sources",
+                "How much of RaT-BPTT's meta-gradient is noise, by what is new",
+                self.noise(results, METHODS[:1]),
+            ),
+            Drawing(
+                "noise",
+                "How much of a meta-gradient is noise, by method",
+                self.noise(results, METHODS, "all"),
+            ),
         ]
 
     def noise(self, results: Results, methods: Sequence[str], *names: str) -> Figure:
         """The noise of some methods by some sources, or by each."""
-        return curves(results[NOISE], [f"{method}, {SOURCES[name]}" for method in methods for name in names or SOURCES])
+        return curves(
+            results[NOISE],
+            [f"{method}, {SOURCES[name]}" for method in methods for name in names or SOURCES],
+        )
 
     def claims(self, results: Results) -> list[Claim]:
         variance, uneven, spread = (results[quantity] for quantity in (VARIANCE, UNEVEN, SPREAD))
@@ -113,7 +193,9 @@ class Stability(Courses):
             later = compared(variance, ("rat-bptt", end), (other, end), -1)
             return later.also(throughout(variance, "rat-bptt", other, -1))
 
-        random_length = "so are those of R-BPTT, which differentiates every step of unrolls of random length"
+        random_length = (
+            "so are those of R-BPTT, which differentiates every step of unrolls of random length"
+        )
         return [
             Claim(
                 "Paper (figure 3)",
@@ -128,7 +210,10 @@ class Stability(Courses):
             Claim(
                 "Paper (figure 3)",
                 "stable learning shows in norms that decrease",
-                [decrease(results[NORM], way, stable=way in ("rat-bptt", "t-bptt")) for way in METHODS],
+                [
+                    decrease(results[NORM], way, stable=way in ("rat-bptt", "t-bptt"))
+                    for way in METHODS
+                ],
             ),
             Claim(
                 "Paper (figure 11)",
@@ -155,7 +240,10 @@ class Stability(Courses):
 
 def taken(noise: Noise) -> str:
     """How a variance is taken."""
-    return f"{f'by {noise.signs} signs' if noise.signs else 'exactly'}, the median of {noise.unrolls} unrolls"
+    return (
+        f"{f'by {noise.signs} signs' if noise.signs else 'exactly'}, the median of "
+        f"{noise.unrolls} unrolls"
+    )
 
 
 def decrease(norm: Table, way: str, *, stable: bool) -> Finding:
@@ -212,6 +300,8 @@ def finite(value: object) -> bool:
 
 
 def change(values: Sequence[float]) -> float:
-    """How much a positive quantity changes from place to place: the standard deviation of its logarithm's differences."""
+    """How much a positive quantity changes from place to place: the standard deviation of its
+    logarithm's differences.
+    """
     logs = [math.log(value) for value in values]
     return statistics.stdev(later - before for before, later in itertools.pairwise(logs))

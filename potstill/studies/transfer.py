@@ -1,4 +1,5 @@
-"""The study of other architectures: how far a set carries, and what distilling for them directly gives.
+"""The study of other architectures: how far a set carries, and what distilling for them directly
+gives.
 
 Source: table 3 and "transfer to wide" in table 1 of Feng, Vedantam & Kempe 2024, arXiv:2311.07025.
 """
@@ -47,33 +48,56 @@ class Scale:
         known = self.options
         widths = ", ".join(f"{model} {width}" for model, width in self.widths.items())
         return (
-            f"{known['steps']:,} outer steps; {known['ipc']} of each class, from {START[known['init']]}; "
+            f"{known['steps']:,} outer steps; {known['ipc']} of each class, from "
+            f"{START[known['init']]}; "
             f"T = {known['unroll']}, M = {known['window']}; "
-            f"{known['preprocess']}, instance norm; widths: {widths}. Networks train for the length that is best on validation "
-            f"data among {', '.join(map(str, known['lengths']))} steps; other networks than a set's own also with the "
-            f"learning rate that is, {' or '.join(f'{rate:g}' for rate in RATES)} times 0.001. They are measured on test data."
+            f"{known['preprocess']}, instance norm; widths: {widths}. Networks train for the "
+            "length that is best on validation "
+            f"data among {', '.join(map(str, known['lengths']))} steps; other networks than a "
+            "set's own also with the "
+            f"learning rate that is, {' or '.join(f'{rate:g}' for rate in RATES)} times 0.001. "
+            "They are measured on test data."
         )
 
 
 def scale_of(preset: str, data: str | None) -> Scale:
-    """What a preset runs: "small" narrow networks on digits or other small data, "paper" the paper's setting on CIFAR-10.
+    """What a preset runs: "small" narrow networks on digits or other small data, "paper" the
+    paper's setting on CIFAR-10.
 
     Raises:
         InputError: "paper" without data.
     """
     if preset == "small":
         own: dict[str, Any] = {
-            "ipc": 1, "unroll": 30, "window": 10, "steps": 100, "validate_every": 50, "validation_nets": 2, "lengths": (100, 300),
-            # From noise AlexNet and ResNet-18 stay at chance for so long (validation, other seeds); from real images they learn.
+            "ipc": 1,
+            "unroll": 30,
+            "window": 10,
+            "steps": 100,
+            "validate_every": 50,
+            "validation_nets": 2,
+            "lengths": (100, 300),
+            # From noise AlexNet and ResNet-18 stay at chance for so long (validation, other seeds);
+            # from real images they learn.
             "init": "real",
-        }  # fmt: skip
+        }
         shared = small_options(data)
         if shared["data"] == "digits":
-            return Scale({**shared, **own}, {SOURCE: 32, WIDE: 32, "vgg11": 16, "alexnet": 32, "resnet18": 16})
-        # Images of 32 pixels take some ten times as long, and so does measuring on ten thousand of them.
+            return Scale(
+                {**shared, **own},
+                {SOURCE: 32, WIDE: 32, "vgg11": 16, "alexnet": 32, "resnet18": 16},
+            )
+        # Images of 32 pixels take some ten times as long, and so does measuring on ten thousand of
+        # them.
         shared |= {"unroll": 20, "window": 5, "real_batch": 100, "lengths": (200,)}
-        return Scale({**own, **shared}, {SOURCE: 32, WIDE: 16, "vgg11": 8, "alexnet": 16, "resnet18": 8})
-    known = {**options_from_preset("cifar10-ipc10"), "init": "gaussian", "data": paper_data(data), "lengths": (300, 600, 1000)}
+        return Scale(
+            {**own, **shared}, {SOURCE: 32, WIDE: 16, "vgg11": 8, "alexnet": 16, "resnet18": 8}
+        )
+    known = {
+        **options_from_preset("cifar10-ipc10"),
+        "init": "gaussian",
+        "data": paper_data(data),
+        "lengths": (300, 600, 1000),
+    }
     return Scale(known, dict.fromkeys(MODELS, "auto"))
 
 
@@ -90,8 +114,13 @@ class Transfer:
         scale = scale_of(preset, data)
         found = []
         for seed in seeds:
-            found += [Point(f"{model}-seed{seed}", scale.run(model, seed), self.direct(model)) for model in DIRECT]
-            found.append(Point(f"transfer-seed{seed}", scale.run(SOURCE, seed), self.transfer(scale)))
+            found += [
+                Point(f"{model}-seed{seed}", scale.run(model, seed), self.direct(model))
+                for model in DIRECT
+            ]
+            found.append(
+                Point(f"transfer-seed{seed}", scale.run(SOURCE, seed), self.transfer(scale))
+            )
         return found
 
     def direct(self, model: str) -> Callable[[Subject], list[Measurement]]:
@@ -107,18 +136,34 @@ class Transfer:
         """A set that was distilled for the ConvNet, on all networks."""
 
         def measured(subject: Subject) -> list[Measurement]:
-            rows = [bench_for(model, scale, subject).of_set(model, subject.distilled, subject.lengths) for model in MODELS]
+            rows = [
+                bench_for(model, scale, subject).of_set(model, subject.distilled, subject.lengths)
+                for model in MODELS
+            ]
             return [Measurement.of(carried(row.model), row, subject.seed) for row in rows]
 
         return measured
 
-    def figures(self, results: Results, workplace: Workplace, points: Sequence[Point]) -> list[Drawing]:
+    def figures(
+        self, results: Results, workplace: Workplace, points: Sequence[Point]
+    ) -> list[Drawing]:
         table = results[ACCURACY_BY_SIZE]
         at = table.rows[0].at
-        order = [way for model in MODELS for way in (carried(model), direct(model)) if table.cell(way, at)]
+        order = [
+            way
+            for model in MODELS
+            for way in (carried(model), direct(model))
+            if table.cell(way, at)
+        ]
         dots = [(way, *table.spread(way, at)) for way in order]
         plot = dot_figure(dots, f"test accuracy at {at:g} of each class", percent=True)
-        return [Drawing("transfer", "Table 3's question: a set for the ConvNet on other networks, and sets for them", plot)]
+        return [
+            Drawing(
+                "transfer",
+                "Table 3's question: a set for the ConvNet on other networks, and sets for them",
+                plot,
+            )
+        ]
 
     def claims(self, results: Results) -> list[Claim]:
         table = results[ACCURACY_BY_SIZE]
@@ -159,6 +204,12 @@ def bench_for(model: str, scale: Scale, subject: Subject) -> Bench:
     bench, distilled = subject.bench, subject.distilled
     if model == SOURCE:
         return bench
-    factory = resolve(model, distilled.shape, len(distilled.class_names), norm=distilled.recipe.norm, **scale.width(model))
+    factory = resolve(
+        model,
+        distilled.shape,
+        len(distilled.class_names),
+        norm=distilled.recipe.norm,
+        **scale.width(model),
+    )
     rates = tuple(factor * distilled.recipe.lr for factor in RATES)
     return replace(bench, factory=factory, model=model, rates=rates)

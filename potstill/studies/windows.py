@@ -1,4 +1,5 @@
-"""The studies of the random truncated window by accuracy: sections 3 and 4.3, appendices D.2, D.4 and D.6.
+"""The studies of the random truncated window by accuracy: sections 3 and 4.3, appendices D.2, D.4
+and D.6.
 
 Source: figures 4, 5, 10 and 12 of Feng, Vedantam & Kempe 2024, arXiv:2311.07025.
 """
@@ -10,7 +11,19 @@ from collections.abc import Callable, Sequence
 
 from potstill.reports.plots import Drawing
 from potstill.studies.claims import Claim, Finding, Reading, compared, ratios
-from potstill.studies.over_time import COURSE, METHODS, STEP, Courses, Setting, Ways, accuracies, curves, later, single, throughout
+from potstill.studies.over_time import (
+    COURSE,
+    METHODS,
+    STEP,
+    Courses,
+    Setting,
+    Ways,
+    accuracies,
+    curves,
+    later,
+    single,
+    throughout,
+)
 from potstill.studies.results import Measurement, Quantity, Results, Table
 from potstill.studies.runner import Point, Subject, Workplace
 
@@ -25,28 +38,50 @@ class Windows(Courses):
     quantities = (COURSE, BEFORE, SECONDS)
 
     def ways(self, setting: Setting) -> Ways:
-        patience = max(1, setting.steps // 40)  # so that the windows come across the trajectory in the course of a run
+        patience = max(
+            1, setting.steps // 40
+        )  # so that the windows come across the trajectory in the course of a run
         moving = {way: {"method": way, "patience": patience} for way in ("forward", "backward")}
-        return {method: {"method": method} for method in METHODS} | moving | {"early": {"method": "early"}}
+        return (
+            {method: {"method": method} for method in METHODS}
+            | moving
+            | {"early": {"method": "early"}}
+        )
 
     def measure(self, way: str, setting: Setting) -> Callable[[Subject], list[Measurement]]:
         def measured(subject: Subject) -> list[Measurement]:
             rows = [*accuracies(way, subject), time_of_a_step(way, subject)]
             if way in ("forward", "backward"):
                 records = subject.folder.records()
-                rows += [single(BEFORE, way, one.step, subject, one.info["burn_in"], "logged") for one in records]
+                rows += [
+                    single(BEFORE, way, one.step, subject, one.info["burn_in"], "logged")
+                    for one in records
+                ]
             return rows
 
         return measured
 
-    def figures(self, results: Results, workplace: Workplace, points: Sequence[Point]) -> list[Drawing]:
+    def figures(
+        self, results: Results, workplace: Workplace, points: Sequence[Point]
+    ) -> list[Drawing]:
         course = results[COURSE]
         return [
-            Drawing("methods", "Figure 4: test accuracy in the course of distillation", curves(course, METHODS)),
-            Drawing("placement", "Figure 5: windows at random places, moving, and rather early",
-                    curves(course, ("rat-bptt", "forward", "backward", "early"))),
-            Drawing("places", "Where the moving windows lie: median and range over seeds", curves(results[BEFORE])),
-        ]  # fmt: skip
+            Drawing(
+                "methods",
+                "Figure 4: test accuracy in the course of distillation",
+                curves(course, METHODS),
+            ),
+            Drawing(
+                "placement",
+                "Figure 5: windows at random places, moving, and rather early",
+                curves(course, ("rat-bptt", "forward", "backward", "early")),
+            ),
+            Drawing(
+                "places",
+                "Where the moving windows lie: median and range over seeds",
+                curves(results[BEFORE]),
+            ),
+        ]
 
     def claims(self, results: Results) -> list[Claim]:
         course, level = results[COURSE], later(results[COURSE])
@@ -148,7 +183,10 @@ class WindowSize(Courses):
 
     def ways(self, setting: Setting) -> Ways:
         unroll = 5 * setting.window
-        return {f"M = {size}": {"unroll": unroll, "window": size} for size in (setting.window, unroll * 3 // 10, unroll // 2)}
+        return {
+            f"M = {size}": {"unroll": unroll, "window": size}
+            for size in (setting.window, unroll * 3 // 10, unroll // 2)
+        }
 
     def claims(self, results: Results) -> list[Claim]:
         table = later(results[COURSE])
@@ -230,12 +268,21 @@ class InnerOptimizers(Courses):
         return dataclasses.replace(setting, options={**setting.options, **own})
 
     def about(self, preset: str, data: str | None) -> str:
-        return f"{super().about(preset, data)} They train as in the inner loop, with its optimizer and schedule."
+        return (
+            f"{super().about(preset, data)} They train as in the inner loop, with its optimizer "
+            "and schedule."
+        )
 
     def ways(self, setting: Setting) -> Ways:
-        # The paper's SGD: 0.01, times 0.2 at steps 120 and 200 of 250; of momentum and weight decay it says nothing.
+        # The paper's SGD: 0.01, times 0.2 at steps 120 and 200 of 250; of momentum and weight decay
+        # it says nothing.
         milestones = tuple(round(setting.unroll * step / 250) for step in (120, 200))
-        sgd = {"inner_optimizer": "sgd", "inner_lr": 0.01, "inner_milestones": milestones, "inner_decay": 0.2}
+        sgd = {
+            "inner_optimizer": "sgd",
+            "inner_lr": 0.01,
+            "inner_milestones": milestones,
+            "inner_decay": 0.2,
+        }
         return {"Adam": {}, "SGD": sgd}
 
     def claims(self, results: Results) -> list[Claim]:
@@ -253,4 +300,11 @@ class InnerOptimizers(Courses):
 def time_of_a_step(way: str, subject: Subject) -> Measurement:
     """The median over a run's outer steps."""
     seconds = [record.seconds for record in subject.folder.records()]
-    return single(SECONDS, way, len(seconds), subject, statistics.median(seconds), "logged; several runs at a time")
+    return single(
+        SECONDS,
+        way,
+        len(seconds),
+        subject,
+        statistics.median(seconds),
+        "logged; several runs at a time",
+    )

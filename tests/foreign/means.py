@@ -1,7 +1,7 @@
 """A method of someone else's: distilled images whose class means are those of the real images.
 
-It has all that a method may have: options, something that is prepared once, a tensor in its state, and a
-value that it learns beside the set.
+It has all that a method may have: options, something that is prepared once, a tensor in its state,
+    and a value that it learns beside the set.
 """
 
 from dataclasses import dataclass
@@ -17,16 +17,25 @@ from potstill.methods.base import Estimate, Learnable, Method, Needs
 class Options:
     """Options of the method."""
 
-    trust: float = option(0.5, "share of the whole data's means beside a running one", low=0, high=1)
+    trust: float = option(
+        0.5, "share of the whole data's means beside a running one", low=0, high=1
+    )
     mean_batch: int = option(40, "real images that the running means see in a step", low=1)
 
 
 class Means(Method):
-    """Minimise sum over classes of |scale * mean of the distilled images - mean of the real ones|^2."""
+    """Minimise sum over classes of |scale * mean of the distilled images - mean of the real
+    ones|^2.
+    """
 
     Options: ClassVar[type] = Options
     needs: ClassVar[Needs] = Needs(targets="classes", unused=("real_batch",))
-    defaults: ClassVar[dict] = {"outer_optimizer": "sgd", "outer_momentum": 0.5, "outer_lr": 1.0, "clip": 0}
+    defaults: ClassVar[dict] = {
+        "outer_optimizer": "sgd",
+        "outer_momentum": 0.5,
+        "outer_lr": 1.0,
+        "clip": 0,
+    }
 
     def prepare(self, cache):
         self.means = cache.get("class means", self.class_means)["means"].to(self.problem.device)
@@ -54,16 +63,25 @@ class Means(Method):
 
     def estimate(self, examples, learned, state, step):
         real, options = self.problem.real, self.options
-        chosen = real.sampler.draw(real.train, options.mean_batch, self.problem.rng("real batch", step))
+        chosen = real.sampler.draw(
+            real.train, options.mean_batch, self.problem.rng("real batch", step)
+        )
         seen = state["seen"] + 1
-        running = state["running"] + (self.by_class(*real.train.take(chosen)) - state["running"]) / seen
+        running = (
+            state["running"] + (self.by_class(*real.train.take(chosen)) - state["running"]) / seen
+        )
         target = options.trust * self.means + (1 - options.trust) * running
         images = examples.images.detach().requires_grad_()
         scale = learned["scale"].detach().requires_grad_()
         loss = (scale * self.by_class(images, examples.labels) - target).square().sum(1).mean()
         of_images, of_scale = torch.autograd.grad(loss, (images, scale))
         after = {"running": running, "seen": seen}
-        return Estimate(float(loss.detach()), {"images": of_images, "scale": of_scale}, after, {"scale": float(learned["scale"])})
+        return Estimate(
+            float(loss.detach()),
+            {"images": of_images, "scale": of_scale},
+            after,
+            {"scale": float(learned["scale"])},
+        )
 
     @classmethod
     def words(cls, options):
