@@ -1,0 +1,423 @@
+"""The flags of the command line: one parser for each command, made without torch."""
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, get_args
+
+from potstill import __version__
+from potstill.config.config import SECTIONS, Option
+from potstill.config.options import declared, words_of
+from potstill.config.sections import EVALUATION_DATA_OPTIONS, DataConfig, RunConfig
+from potstill.config.slots import SLOTS
+from potstill.evaluation.protocols import BASELINES, EvaluationOptions
+from potstill.registry import EXPORTS, LEARNERS, PROTOCOLS, STUDIES, InputError
+
+PAPER = (
+    "paper: Feng, Vedantam & Kempe, Embarrassingly Simple Dataset Distillation, ICLR 2024, "
+    "arXiv:2311.07025;\n"
+    "help texts name its sections"
+)
+PARTS = (
+    "What holds unless it is given stands in [brackets]. Parts have options of their own: "
+    "`potstill list` names them,\n"
+    "`potstill distill --method NAME --help` shows those of another method; likewise --param, "
+    "--model, --real-sampler and the\n"
+    f"optimizers. {PAPER}"
+)
+NOISE = (
+    (
+        "samples",
+        100,
+        "real samples over which the variance is taken (paper D.3); 0: leave it out",
+    ),
+    ("size", 1, "real images in a sample"),
+    (
+        "signs",
+        0,
+        "estimate it by so many random-sign combinations, which costs less; 0: from each "
+        "sample's own gradient",
+    ),
+    (
+        "unrolls",
+        1,
+        "of how many outer steps, from the next one on, each with its own start and window",
+    ),
+    (
+        "sources",
+        0,
+        "tell apart the noise of N real batches, N starts and N windows, in N^2 unrolls; 0: "
+        "leave it out",
+    ),
+)
+"""Whole numbers that say what `potstill diagnose` measures: name, default, help."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see `{self.prog} --help`")
+
+
+class Help(argparse.RawDescriptionHelpFormatter):
+    """Help with room for option names, a line for each."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=30, width=124)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if isinstance(action, argparse.BooleanOptionalAction):
+            return action.option_strings[0].replace("--", "--[no-]", 1)
+        return super()._format_action_invocation(action)
+
+
+class Commands:
+    """The commands' parsers by name, as they are added.
+
+    Args:
+        parser: of everything.
+    """
+
+    def __init__(self, parser: Parser):
+        self.parsers: dict[str, Parser] = {}
+        self.added = parser.add_subparsers(
+            dest="command", metavar="COMMAND", required=True, parser_class=Parser
+        )
+
+    def add(
+        self, name: str, line: str, example: str, usage: str = "", epilog: str = PAPER
+    ) -> Parser:
+        """Make the parser of a command.
+
+        Args:
+            name: of the command.
+            line: what it does, in one sentence.
+            example: a command that works.
+            usage: its arguments, in short.
+            epilog: what its help ends with.
+        """
+        made = self.added.add_parser(
+            name,
+            help=line,
+            description=f"{line} Example: {example}",
+            epilog=epilog,
+            formatter_class=Help,
+            allow_abbrev=False,
+            usage=f"potstill {name} {usage}".rstrip(),
+        )
+        self.parsers[name] = made
+        return made
+
+
+def make_parser(known: Sequence[Option] = ()) -> tuple[Parser, dict[str, Parser]]:
+    """Make the parser of everything, and those of the commands by name.
+
+    `known` are the options that `distill` has; they depend on the parts that are chosen, and
+    finding them needs torch.
+    """
+    parser = Parser(
+        "potstill",
+        description="Distill a labelled data set into a few synthetic examples.",
+        epilog=PAPER,
+        formatter_class=Help,
+    )
+    parser.add_argument("--version", action="version", version=f"potstill {__version__}")
+    commands = Commands(parser)
+    add_distill(commands, known)
+    for add in (add_evaluate, add_export, add_report, add_diagnose, add_study):
+        add(commands)
+    commands.add("list", "List data sources, methods, models, studies, presets.", "potstill list")
+    return parser, commands.parsers
+
+
+def add_distill(commands: Commands, known: Sequence[Option]) -> None:
+    """Add the flags of `potstill distill`; `known` are the options of the chosen parts."""
+    distill = commands.add(
+        "distill",
+        "Distill a data set.",
+        "potstill distill --data digits --ipc 1 --out runs/digits",
+        "[options]",
+        PARTS,
+    )
+    distill.add_argument(
+        "--out", type=Path, help="the run's folder (default: runs/DATA-ipcN[-PARAM]-METHOD)"
+    )
+    distill.add_argument(
+        "--preset", help="start from a named setting of the paper (see `potstill list`)"
+    )
+    distill.add_argument(
+        "--config",
+        type=Path,
+        help="start from a config.toml; it wins over --preset, and flags win over both",
+    )
+    distill.add_argument(
+        "--resume",
+        type=Path,
+        metavar="RUN",
+        help="go on with the run in this folder, to the bytes it would have given",
+    )
+    distill.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace the run that --out holds, once the new set is written",
+    )
+    distill.add_argument("--quiet", action="store_true", help="print the result only")
+    add_options(distill, known)
+
+
+def add_evaluate(commands: Commands) -> None:
+    """Add the flags of `potstill evaluate`."""
+    evaluate = commands.add(
+        "evaluate",
+        "Train fresh networks on a set and test them.",
+        "potstill evaluate runs/digits --nets 10",
+        "RUN_OR_FILE [options]",
+    )
+    evaluate.add_argument(
+        "path", type=Path, metavar="RUN_OR_FILE", help="a run's folder, or a distilled.safetensors"
+    )
+    which = evaluate.add_mutually_exclusive_group()
+    which.add_argument(
+        "--ipc",
+        type=at_least(1),
+        help="measure the first blocks of a boosted set that hold so many images per class",
+    )
+    which.add_argument(
+        "--all-budgets", action="store_true", help="measure every set that a boosted set holds"
+    )
+    add_evaluation_options(evaluate)
+    add_data(evaluate)
+    add_options(evaluate, house_options("threads"))
+
+
+def add_export(commands: Commands) -> None:
+    """Add the flags of `potstill export`."""
+    export = commands.add(
+        "export",
+        "Write a set in another format.",
+        "potstill export runs/digits --format folder",
+        "RUN_OR_FILE [options]",
+    )
+    export.add_argument(
+        "path", type=Path, metavar="RUN_OR_FILE", help="a run's folder, or a distilled.safetensors"
+    )
+    export.add_argument(
+        "--format", choices=list(EXPORTS),
+        help="an annotated grid, one PNG an image in class folders, CSV of vectors, Hugging Face "
+             "parquet, NumPy arrays (default: "
+        "by the suffix of --out, else png, or csv of vectors)",
+    )  # fmt: skip
+    export.add_argument(
+        "--out", type=Path, help="file or folder to write (default: beside the set)"
+    )
+    export.add_argument(
+        "--ipc",
+        type=at_least(1),
+        help="write the first blocks of a boosted set that hold so many images per class",
+    )
+    export.add_argument(
+        "--no-check", action="store_true", help="do not measure what accuracy a lossy format costs"
+    )
+    add_data(export)
+    add_options(export, house_options("device", "threads"))
+
+
+def add_report(commands: Commands) -> None:
+    """Add the flags of `potstill report`."""
+    report = commands.add(
+        "report",
+        "Write a page about one or more runs.",
+        "potstill report runs/digits --out report.html",
+        "RUN [RUN ...] [options]",
+    )
+    report.add_argument(
+        "runs",
+        type=Path,
+        nargs="+",
+        metavar="RUN",
+        help="folders of runs, finished or not; several are compared",
+    )
+    report.add_argument(
+        "--out",
+        type=Path,
+        help="the HTML file to write (default: report.html in the first run's folder)",
+    )
+
+
+def add_diagnose(commands: Commands) -> None:
+    """Add the flags of `potstill diagnose`."""
+    diagnose = commands.add(
+        "diagnose",
+        "Measure how noisy a run's meta-gradient is.",
+        "potstill diagnose runs/digits --signs 10",
+        "RUN [options]",
+    )
+    diagnose.add_argument(
+        "run",
+        type=Path,
+        metavar="RUN",
+        help="a run's folder, finished or not: at its start and its checkpoints",
+    )
+    for name, default, text in NOISE:
+        diagnose.add_argument(
+            f"--{name}",
+            type=at_least(0),
+            default=default,
+            metavar="N",
+            help=f"{text} (default: {default})",
+        )
+    add_options(diagnose, house_options("data", "cache_dir", "device", "threads"), "the run's")
+
+
+def add_study(commands: Commands) -> None:
+    """Add the flags of `potstill study`."""
+    study = commands.add(
+        "study",
+        "Repeat a study of the paper.",
+        "potstill study boosting --seeds 3",
+        "NAME [options]",
+    )
+    study.add_argument(
+        "name", metavar="NAME", help=f"one of {', '.join(STUDIES)} (see `potstill list`)"
+    )
+    study.add_argument(
+        "--preset", choices=("small", "paper"), default="small",
+        help="small: minutes on two CPU cores; paper: the paper's own setting (default: small)",
+    )  # fmt: skip
+    study.add_argument("--data", help="the real data (default: digits for small; paper needs it)")
+    study.add_argument(
+        "--seeds",
+        type=at_least(1),
+        default=3,
+        help="distilling seeds, paired over all that is compared (default: 3)",
+    )
+    study.add_argument(
+        "--nets", type=at_least(1), default=5, help="fresh networks for each figure (default: 5)"
+    )
+    study.add_argument(
+        "--jobs",
+        type=at_least(1),
+        help="processes (default: one for each of up to 4 CPU cores; 1 on a GPU)",
+    )
+    study.add_argument(
+        "--out",
+        type=Path,
+        default=Path("studies"),
+        help="folder for runs and results (default: studies)",
+    )
+    study.add_argument("--helper", action="store_true", help=argparse.SUPPRESS)
+    add_options(study, house_options("device", "threads"))
+
+
+def flag_of(name: str) -> str:
+    """Write an option's name as a flag."""
+    return "--" + name.replace("_", "-")
+
+
+def house_options(*names: str) -> list[Option]:
+    """List options of the house's own sections by name; this needs no torch."""
+    found = []
+    for table, section in (("data", DataConfig), ("run", RunConfig)):
+        for item, hint in declared(section):
+            if item.name in names:
+                known = (item.name, table, item, hint, item.default, item.metadata["help"])
+                found.append(Option(*known))
+    return found
+
+
+def add_options(
+    parser: argparse.ArgumentParser, options: Sequence[Option], default: str | None = None
+) -> None:
+    """Add a flag for each option, in groups by table. A flag that is not given sets nothing.
+
+    `default` says what holds then, if it is not the option's own default.
+    """
+    groups: dict[str, Any] = {}
+    slots = {slot.table: slot for slot in SLOTS}
+    chosen = {option.name: option.default for option in options if option.field is None}
+    for option in options:
+        table = option.table
+        if table not in groups:
+            if table in slots:
+                title = f"{table.replace('_', ' ')} {chosen[slots[table].choice]}"
+            else:
+                described = (SECTIONS[table].__doc__ or "").partition("\n")[0].rstrip(".")
+                title = f"{table}: {described[:1].lower()}{described[1:]}"
+            groups[table] = parser.add_argument_group(title)
+        own = option.default
+        own = ",".join(map(str, own)) if isinstance(own, tuple) else "no" if own is False else own
+        text = f"{option.help} [{default or (own if own != '' else 'none')}]".replace("%", "%%")
+        known = {"dest": option.name, "default": argparse.SUPPRESS, "help": text}
+        flag = flag_of(option.name)
+        if option.hint is bool:
+            groups[table].add_argument(flag, action=argparse.BooleanOptionalAction, **known)
+        else:
+            word = "NAME" if option.field is None else metavar(option.hint)
+            groups[table].add_argument(flag, metavar=word, **known)
+    before = parser.get_default("option_names") or ()
+    parser.set_defaults(option_names=(*before, *(option.name for option in options)))
+
+
+def metavar(hint: Any) -> str:
+    """Write what stands for a value in the help: the choices if they are short, or the type."""
+    names = {
+        str: "TEXT",
+        int: "N",
+        float: "X",
+        tuple[int, ...]: "N,N",
+        tuple[str, ...]: "NAME,NAME",
+    }
+    if hint in names:
+        return names[hint]
+    parts = (names.get(part) or "|".join(words_of(part)) or str(part) for part in get_args(hint))
+    choices = "|".join(parts)
+    return choices if len(choices) <= 12 else "NAME"
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """The type of a flag that takes a whole number of at least `least`."""
+
+    def whole(text: str) -> int:
+        if not text.isdigit() or int(text) < least:
+            raise argparse.ArgumentTypeError(
+                f"must be a whole number of at least {least}, got {text!r}"
+            )
+        return int(text)
+
+    return whole
+
+
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """The flags of commands that measure a finished set on real data."""
+    parser.add_argument(
+        "--data", help="real data to measure on (default: what it was distilled from)"
+    )
+    add_options(parser, house_options(*EVALUATION_DATA_OPTIONS), default="as when it was distilled")
+
+
+def add_evaluation_options(parser: argparse.ArgumentParser) -> None:
+    """The flags of `EvaluationOptions`, which reads their texts. A flag of several names may be
+    given again for more.
+    """
+    names = {
+        "protocol": "|".join(PROTOCOLS),
+        "learner": "|".join(("auto", *LEARNERS)),
+        "baselines": ",".join(BASELINES),
+    }
+    for item, hint in declared(EvaluationOptions):
+        flags = [
+            f"--{name.replace('_', '-')}" for name in (item.name, item.metadata["also"]) if name
+        ]
+        default = "none" if item.default == () else item.default
+        common: dict[str, Any] = {
+            "dest": item.name, "default": argparse.SUPPRESS, "help": f"{item.metadata['help']} "
+                                                                     f"(default: {default})",
+            "metavar": names.get(item.name) or metavar(hint),
+        }  # fmt: skip
+        if isinstance(item.default, tuple):
+            parser.add_argument(
+                *flags, action="extend", type=lambda text: text.split(","), **common
+            )
+        else:
+            parser.add_argument(*flags, **common)
