@@ -5,7 +5,8 @@ from importlib import resources
 
 import pytest
 
-from potstill.cli.parser import make_parser, options_of_chosen
+from potstill.cli.flags import make_parser
+from potstill.cli.parser import options_of_chosen
 from potstill.config.config import (
     changed,
     configuration,
