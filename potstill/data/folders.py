@@ -200,7 +200,7 @@ def inside(name: str) -> bool:
 
 
 def lines(path: Path) -> Iterator[tuple[str, str]]:
-    """(where it is, the line) for each line of a list that is not empty; there must be one."""
+    """Yield (position for messages, line) of each line that is not empty; at least one must be."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:

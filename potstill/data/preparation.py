@@ -40,8 +40,8 @@ class RealData:
         preprocess: the fitted preprocessing that all three went through.
         fingerprint: a hash of the source's content.
         notes: sentences that a user should see.
-        weights: (N,) float64 of the train split, on the CPU: weights with which its images are drawn;
-            None: all alike.
+        weights: (N,) float64 on the CPU, with which images of the train split are drawn; None: all
+            alike.
         identity: a hash of the source's content and of weights.
         feature_names: of vectors, name of each feature; empty: they have none.
     """

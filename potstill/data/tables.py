@@ -211,7 +211,7 @@ def from_table(
     """Make a data set from label values and image readers.
 
     Args:
-        splits: split name -> (label values, function that gives (name, path or bytes) of each image).
+        splits: split name -> (label values, function that yields (name, path or bytes)).
         names: name of each class, of label values 0 .. K-1; None: the values become 0 .. K-1.
         column: name of the label column, for messages.
         fingerprint: computes a hash of the content.

@@ -11,7 +11,7 @@ from potstill.models.convnet import Norm, convolution, least_side
 from potstill.models.vgg import check_small
 
 PLAN = ((5, 2, True), (5, 3, True), (3, 4, False), (3, 3, False), (3, 3, True))
-"""Of each convolution: kernel, channels in halves of the width, whether a 2 x 2 max pool follows."""
+"""Of each convolution: kernel, channels in halves of the width, whether a 2 x 2 pool follows."""
 
 
 @dataclass(frozen=True)
