@@ -70,7 +70,7 @@ class MultiFormation(Parameterisation):
         return upsampled(self.parts(leaves["images"]), *self.budget.shape[1:])
 
     def parts(self, sheets: Tensor) -> Tensor:
-        """(m, C, H, W) -> (m factor^2, C, H / factor, W / factor), those of a sheet row by row."""
+        """Cut sheets (m, C, H, W) into (m factor^2, C, H / factor, W / factor), row by row."""
         channels, height, width = self.budget.reduced(self.factor)
         cut = sheets.reshape(-1, channels, self.factor, height, self.factor, width)
         return cut.permute(0, 2, 4, 1, 3, 5).reshape(-1, channels, height, width)
