@@ -32,6 +32,7 @@ class Cache:
         """Return the tensors of a key; build them if they are not kept yet.
 
         They are built once over all processes, and kept only when complete.
+
         Args:
             key: plain data that, with `base`, decide the tensors; a name of them comes first.
             build: computes the tensors, on any device.

@@ -38,6 +38,7 @@ def write(path: Path, content: bytes | str) -> None:
     """Write a file whole or not at all.
 
     The old content stays until the new content is safe on disk.
+
     Raises:
         InputError: no space, no permission.
     """

@@ -141,6 +141,7 @@ def configuration(*layers: Layer, **options: Any) -> Given:
     """Build a configuration from layers of options and from `options`.
 
     A later layer wins over an earlier one, and `options` over all.
+
     Where a later layer names another part, the earlier layers' options of the part that it replaces
     go with it. Within one layer every option must have an effect.
 
@@ -175,7 +176,7 @@ def changed(config: "Given | Resolved", **options: Any) -> Given:
 
 
 def layered(*layers: Layer) -> dict[str, Any]:
-    """Merge layers of options; see `configuration`."""
+    """Merge layers of options as `configuration` does."""
     given: dict[str, Any] = {}
     for layer in layers:
         before, merged = chosen_names(given), {**given, **layer}

@@ -74,7 +74,7 @@ def declared(options: type) -> Iterator[tuple["Field[Any]", Any]]:
 
 
 def may_be_auto(hint: Any) -> bool:
-    """Tell whether the word "auto" may stand in an option of this type."""
+    """Return whether the word "auto" is allowed for an option of this type."""
     return hint in (A, Auto) or any(part in (A, Auto) or part == "auto" for part in get_args(hint))
 
 

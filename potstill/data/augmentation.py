@@ -1,6 +1,7 @@
 """Differentiable augmentation, with the random draw apart from its application.
 
 A draw can be kept, cut into micro-batches and replayed.
+
 One operation of the chosen ones acts on a whole batch, with parameters of its own for every image,
 as in the released code of RaT-BPTT and in DSA (Zhao & Bilen 2021b). The warps use torch's own
 affine grid: kornia's rotation of ten images of 3 x 32 x 32 took 4 times as long on two CPU cores,

@@ -199,7 +199,7 @@ def decode_in_memory(listing: Listing, shape: tuple[int, int, int], image_size: 
 
 
 def conversion_folder(cache_dir: Path, fingerprint: str, image_size: int) -> Path:
-    """Where memory-mapped images lie, by their content and size."""
+    """Return the folder of memory-mapped images, named by a hash of their content and size."""
     return (
         cache_dir / hashlib.sha256(f"{FORMAT}/{fingerprint}/{image_size}".encode()).hexdigest()[:32]
     )
@@ -208,8 +208,10 @@ def conversion_folder(cache_dir: Path, fingerprint: str, image_size: int) -> Pat
 def open_cached(
     folder: Path, listings: dict[str, Listing]
 ) -> tuple[dict[str, Arrays], list[str]] | None:
-    """Memory-mapped images of every split as an earlier conversion left them, and its notes; None
-    if there is no whole one.
+    """Open the images of every split that an earlier conversion wrote.
+
+    Returns:
+        (split name -> memory-mapped images, notes of the conversion); None if it is incomplete.
     """
     try:
         notes = json.loads((folder / "notes.json").read_text())
@@ -230,8 +232,16 @@ def convert(
     shape: tuple[int, int, int],
     notes: list[str],
 ) -> dict[str, Arrays]:
-    """Decode every listing into arrays in `folder`, which is there whole or not at all, and map
-    them.
+    """Decode every listing into files in `folder`, and memory-map them.
+
+    The folder is written whole or not at all.
+
+    Args:
+        folder: the folder of the arrays.
+        listings: split name -> images before decoding.
+        image_size: side to resize to, in pixels; 0: as they are.
+        shape: (C, H, W) of every image.
+        notes: sentences that a user should see, kept beside the arrays.
     """
     require_room(
         folder.parent, sum(len(listing.labels) for listing in listings.values()) * math.prod(shape)

@@ -29,7 +29,9 @@ TEST_NAMES = ("test", "validation", "valid", "val")
 
 
 def read_folder(path: str, config: DataConfig) -> Dataset:
-    """Read class sub-folders of images, under train/ and test/ (or validation/) if there are.
+    """Read class sub-folders of images, with or without train/ and test/ folders.
+
+    The test folder may also be called validation/.
 
     Two well-known sets are read as they are distributed: Tiny-ImageNet, whose val/ lists its
     classes in a file, and CUB-200-2011, which lists its splits in a file.

@@ -34,7 +34,7 @@ class RealData:
     Args:
         train: the split that is distilled.
         validation: held out of the source's train split; every choice is made on it.
-        test: measured on only at the end.
+        test: used only to measure, never to choose.
         shape: (C, H, W) of an image, (d,) of a vector.
         class_names: name of each class.
         preprocess: the fitted preprocessing that all three went through.

@@ -288,6 +288,7 @@ def hold_out(
     """Return indices kept and indices held out, both ascending: the same share of each class.
 
     At least one example of a class is held out and at least one is kept.
+
     A class with a single example stays whole. (scikit-learn's stratified split refuses such a class
     and may leave a small one out of the held-out part.)
     """

@@ -139,7 +139,7 @@ def first_line(error: Exception) -> str:
 def choose_columns(
     names: list[str], features: dict[str, Any], config: DataConfig
 ) -> tuple[str, str]:
-    """Find the image and label columns: as given, by Hugging Face type, or by usual names."""
+    """Return the image and label columns: as given, by Hugging Face type, or by usual name."""
     usual = {
         "image": ("image", "img", "images"),
         "label": ("label", "labels", "fine_label", "class", "target"),

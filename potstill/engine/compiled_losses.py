@@ -5,10 +5,9 @@ operations, and compiled by torch's Inductor, which fuses normalisation, ReLU an
 passes over memory. Before that
 
 - `Fusible` (fusible.py) writes convolution and group norm so that all their derivatives consist of
-fast operations;
-
+  fast operations;
 - `simplify` removes unused work, and keeps Inductor from recomputing at every pixel what is the
-same for a whole channel.
+  same for a whole channel.
 
 The graph serves every network of the same structure: parameters and constants are its arguments.
 """

@@ -1,6 +1,7 @@
 """The interface of a differentiable loss: its gradient and its Hessian product.
 
 Here they are taken by autograd; compiled_losses.py has the fast twin.
+
 A network is a function of one flat parameter vector (`FlatModel`). A loss that is a mean over
 examples may be taken in micro-batches (`InMicroBatches`), which bounds the memory and not the
 result.
@@ -152,7 +153,14 @@ class Differentiable(Protocol):
         ...
 
     def product(self, theta: Tensor, batch: Batch, step: int, cotangent: Tensor) -> Products:
-        """Compute d/d(theta, batch) <grad_theta loss, cotangent>."""
+        """Compute d/d(theta, batch) <grad_theta loss, cotangent>.
+
+        Args:
+            theta: (P,) all trainable parameters.
+            batch: the examples of the step.
+            step: number of the step.
+            cotangent: (P,) cotangent of the gradient.
+        """
         ...
 
 

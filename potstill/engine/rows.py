@@ -29,7 +29,7 @@ def taken(whole: Tensor, rows: Tensor) -> Tensor:
     """Return `whole[rows]`; each row may occur at most once.
 
     The gradient of a large tensor, added up over the steps of a window, is sparse, and does not run
-    through the other rows: with 18,000 images of 3 x 32 x 32 that took 0.2 s a step.
+    through the other rows, which took 0.2 s a step with 18,000 images of 3 x 32 x 32.
     """
     small = whole.numel() < SPARSE_FROM
     if small or whole.device.type == "mps":  # which lacks most operations on sparse tensors

@@ -6,19 +6,16 @@ forward pass keeps the state and the gradient before each differentiated step, a
 rebuilds one step at a time. With lambda the cotangent of the state,
 
 1. the transpose of the optimiser's step turns lambda into the cotangent `a` of that step's
-gradient, the cotangent of the older state, and cotangents of the hyper-parameters;
-
+   gradient, the cotangent of the older state, and cotangents of the hyper-parameters;
 2. one Hessian product, d/d(theta, batch) <grad_theta loss, a>, gives the cotangents of the older
-parameters and of the batch;
-
+   parameters and of the batch;
 3. the batch's cotangents go back through augmentation, selection and parameterisation to the
-leaves;
-
+   leaves;
 4. lambda at the window's start is the cotangent of the state there.
 
 Source: equations (2) to (4) and Algorithm 1 of Feng, Vedantam & Kempe 2024, arXiv:2311.07025.
-Replaying instead of storing the graph is reverse-mode differentiation with a checkpoint at every
-step.
+    Replaying instead of storing the graph is reverse-mode differentiation with a checkpoint at
+    every step.
 """
 
 import math
@@ -41,6 +38,7 @@ class InnerProblem:
     """The inner loop: what happens at each step.
 
     Every part must return the same for the same arguments, or replay is not exact.
+
     Args:
         loss: (theta, batch, step) -> scalar, by its derivatives.
         batch: (leaves, step) -> batch, differentiable in the leaves.

@@ -68,7 +68,14 @@ class ConvNet(nn.Module):
     def check(
         shape: Shape, depth: int | str = "auto", norm: str = "instance", width: int = 128
     ) -> None:
-        """Raise an InputError if the images are too small for the depth."""
+        """Raise an InputError if the images are too small for the depth.
+
+        Args:
+            shape: (C, H, W) of an image.
+            depth: number of blocks, or "auto".
+            norm: "instance", "batch", "group", "layer" or "none".
+            width: channels of every convolution.
+        """
         side = min(shape[1:])
         if side < SMALLEST_NORM_SIDE:
             raise InputError(
@@ -99,6 +106,7 @@ class WideConvNet(ConvNet):
     """A ConvNet with 2 times the channels in its second block and 4 times in later ones.
 
     With the default width they are 128, 256, 512.
+
     Source: "transfer to wide" in table 1 of Feng et al. 2024.
     """
 

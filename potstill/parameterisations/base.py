@@ -30,6 +30,7 @@ class Budget:
     """How many numbers a block may store.
 
     It is as many as `ipc` images of each class take, and their labels if those are learned.
+
     Args:
         shape: (C, H, W) of an image, (d,) of a vector.
         classes: number of classes.
@@ -124,6 +125,7 @@ class Parameterisation(ABC):
         """Return the parameterisation with as many examples as the budget allows.
 
         `options` is an instance of `Options`.
+
         Raises:
             InputError: it allows none, or an option does not fit the images.
         """
