@@ -75,5 +75,5 @@ class Cache:
 
 
 def made(build: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Build the tensors and bring them to the CPU."""
+    """Build the tensors and move them to the CPU."""
     return {name: tensor.detach().cpu() for name, tensor in build().items()}

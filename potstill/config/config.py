@@ -1,4 +1,4 @@
-"""A run's configuration: the house's options and those of its parts as one value."""
+"""A run's configuration: the options of the sections and of the chosen parts, as one value."""
 
 import dataclasses
 import tomllib
@@ -45,7 +45,7 @@ ORDER = (
 )  # fmt: skip
 """Order of the tables, in a file and in help texts."""
 Layer = Mapping[str, Any]
-"""Options by name, as a preset, a file, the command line or Python gives them."""
+"""Option name -> value, from a preset, a file, the command line or Python."""
 
 
 @dataclass(frozen=True)
@@ -132,9 +132,9 @@ class Config(Generic[A]):
 
 
 Given = Config[Auto]
-"""As a user gives it."""
+"""A configuration as a user gives it."""
 Resolved = Config[Never]
-"""As a run uses and stores it."""
+"""A configuration as a run uses and stores it."""
 
 
 def configuration(*layers: Layer, **options: Any) -> Given:

@@ -15,7 +15,7 @@ from potstill.registry import InputError, near_miss
 
 Auto = Literal["auto"]
 A = TypeVar("A")
-"""Auto in options as a user gives them, Never in those of a run, where every "auto" is resolved."""
+"""Auto in options from a user; Never in options of a run, where every "auto" is resolved."""
 
 
 def option(

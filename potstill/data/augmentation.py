@@ -29,7 +29,7 @@ BRIGHTNESS, SATURATION, CONTRAST = 1.0, 2.0, 0.5
 
 Operation = Callable[[Tensor, Tensor], Tensor]
 """(examples (B, ...), values (B, 4) in [0, 1)) -> examples of the same shape, differentiable in
-them. An attribute `kinds` says which data it takes, ("image",) or ("vector",); without that, both.
+them. An attribute `kinds` says which data it takes, ("image",) or ("vector",); without it, both.
 """
 
 

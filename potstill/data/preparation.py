@@ -86,8 +86,7 @@ def prepare(
         dataset: the raw images.
         config: shares, seeds and kind of preprocessing.
         device: where in-memory splits and batches live.
-        preprocess: one that is fitted already (that of a distilled set); None fits one to the train
-            split.
+        preprocess: a fitted preprocessing, as of a distilled set; None fits one to the train split.
     Raises:
         InputError: a class without training images; too few images to hold any out.
     """

@@ -55,7 +55,7 @@ class Preprocess(ABC):
     Options: ClassVar[type] = NoOptions
     """A frozen dataclass of its options."""
     words: ClassVar[Mapping[str, str]] = {}
-    """Kind of data -> the sentence of a report that says what it does to them."""
+    """Kind of data -> a description of the preprocessing, for reports."""
 
     def __init__(self, tensors: Mapping[str, Tensor]):
         self.tensors = dict(tensors)

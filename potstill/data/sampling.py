@@ -143,7 +143,7 @@ class Sampling(Protocol):
         ...
 
     def words(self) -> str:
-        """Return the sentence of a report that says how batches are drawn."""
+        """Return a description of how batches are drawn, for reports."""
         ...
 
 

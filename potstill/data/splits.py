@@ -92,7 +92,7 @@ class Dataset:
         train: the training images.
         test: the test images; None where the source has none.
         class_names: name of class 0, 1, ...
-        fingerprint: a hash of the content, the same wherever the data lie.
+        fingerprint: a hash of the content, the same in any folder.
         notes: sentences that a user should see: what was converted, padded, resized.
         mapped: whether the arrays are memory maps, to be preprocessed batch by batch.
         weights: (N,) float64, with which training images are drawn; None: all alike.

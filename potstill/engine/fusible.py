@@ -94,9 +94,9 @@ def group_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Tensor:
-    """Compute F.group_norm, with the same arguments, as one scale and shift per channel.
+    """Compute F.group_norm, with the same arguments, by one scale and one shift a channel.
 
-    Scale and shift are those of an example's channel.
+    Each example has a scale and a shift of its own for each channel.
     Its statistics are in at least float32. Each derivative costs one pass over the images for its
     sums and one to write the result. The variance is taken around a pivot that counts as a
     constant: var x = mean (x - p)^2 - (mean x - p)^2 holds for every p, and so do all its

@@ -32,7 +32,7 @@ class Batch:
     Args:
         inputs: (B, ...).
         targets: (B, K) probabilities, or weights of classes.
-        frozen: how many of the first rows ask for no gradient, whatever the tensors say.
+        frozen: how many of the first rows ask for no gradient, even if the tensors do.
     """
 
     inputs: Tensor

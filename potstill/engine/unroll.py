@@ -107,7 +107,7 @@ class Keep:
     Args:
         dtype: type in which states are kept; None keeps their own. A narrower one moves the point
             where a step is differentiated by its rounding.
-        device: where they are kept; None keeps them where they are.
+        device: the device on which states are kept; None keeps their own.
         checkpoints: keep the state before every ceil(sqrt(M))-th step only, and take the steps
             between again on the way back: some 2 sqrt(M) states in place of M, one more forward
             pass.

@@ -36,7 +36,7 @@ def resolve(spec: ModelSpec, shape: Shape, classes: int, **options: Any) -> Call
         spec: a registered name, "package.module:factory", or a callable that returns an nn.Module.
         shape: (C, H, W) of an input, or (d,).
         classes: number of outputs.
-        options: width, depth and norm, for registered models, which take those that they know.
+        options: width, depth and norm, for registered models; unknown options are ignored.
     Returns:
         The factory. A user's callable gets those of input_shape, in_channels, in_features (the
         numbers of an input) and num_classes that it names (num_classes too if it takes **kwargs).
@@ -76,7 +76,7 @@ def resolve(spec: ModelSpec, shape: Shape, classes: int, **options: Any) -> Call
 
 
 def bind(factory: Callable[..., nn.Module], offered: dict[str, Any]) -> Callable[[], nn.Module]:
-    """Return `factory` with those of the offered keyword arguments that it takes."""
+    """Bind the offered keyword arguments that `factory` takes."""
     try:
         parameters = inspect.signature(factory).parameters
     except ValueError as error:

@@ -34,7 +34,7 @@ class Budget:
     Args:
         shape: (C, H, W) of an image, (d,) of a vector.
         classes: number of classes.
-        ipc: images per class that it would pay for as pixels.
+        ipc: images per class that would take the same numbers, stored as pixels.
         learn_labels: whether labels are stored, K numbers each.
     """
 
@@ -93,7 +93,7 @@ class Stored:
     Args:
         title: what the pictures are.
         images: (m, C, H, W) as a network reads them, at any scale.
-        tiles: so many pictures on a side make up one, each at 1 / tiles of its size.
+        tiles: images on a side of a sheet; each is shown at 1 / tiles of its size.
     """
 
     title: str
