@@ -1,4 +1,4 @@
-"""What is prepared once: on disk by a key, for every run with the same data and options."""
+"""Cache of prepared tensors: on disk by a key, shared by runs with the same data and options."""
 
 import hashlib
 from collections.abc import Callable, Mapping
@@ -29,11 +29,13 @@ class Cache:
         self.known: dict[str, Mapping[str, Tensor]] = {}
 
     def get(self, key: Any, build: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
-        """Find what `build` makes, or make it: once over all processes, and kept if it is whole.
+        """Return the tensors of a key; build them if they are not kept yet.
+
+        They are built once over all processes, and kept only when complete.
 
         Args:
-            key: plain data that decide it, beside `base`; the name of what it is comes first.
-            build: makes it, on any device.
+            key: plain data that, with `base`, decide the tensors; a name of them comes first.
+            build: computes the tensors, on any device.
         Returns:
             The tensors on the CPU.
         Raises:
@@ -73,5 +75,5 @@ class Cache:
 
 
 def made(build: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Build the tensors and bring them to the CPU."""
+    """Build the tensors and move them to the CPU."""
     return {name: tensor.detach().cpu() for name, tensor in build().items()}

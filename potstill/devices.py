@@ -1,4 +1,4 @@
-"""The machine: which device, how much memory, what to write down of it beside a measurement."""
+"""The machine: device, memory, precision, and what a measurement records of them."""
 
 import ctypes
 import os
@@ -11,16 +11,16 @@ import torch
 from potstill.registry import InputError
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""Of mallopt, in glibc's malloc.h."""
+"""Parameters of mallopt, from glibc's malloc.h."""
 PRECISIONS, AUTO_PRECISION = ("float32", "bfloat16"), "POTSTILL_AUTO_PRECISION"
-"""Of the arithmetic in a network; the environment variable that says which of them "auto" is."""
+"""Precisions of a network's arithmetic; the environment variable that sets what "auto" means."""
 
 
 def pick_device(name: str) -> torch.device:
-    """The device called `name`; "auto" is CUDA, else Apple's MPS, else the CPU.
+    """Return the device called `name`; "auto" is CUDA, else Apple's MPS, else the CPU.
 
     Raises:
-        InputError: it is not there.
+        InputError: the device is not available.
     """
     available = {
         "cpu": True,
@@ -40,8 +40,9 @@ def pick_device(name: str) -> torch.device:
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """The most memory this process has used, in MB: of the GPU on CUDA, else of the host (0 where
-    it cannot be told).
+    """Return the most memory that this process has used, in MB.
+
+    It is the GPU's memory on CUDA, else the host's; 0 where the system does not tell.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
@@ -54,7 +55,7 @@ def peak_memory_mb(device: torch.device) -> float:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done what it was given; a clock is right only then."""
+    """Wait until the device has finished all work, so that a clock can be read."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     if device.type == "mps":
@@ -80,7 +81,7 @@ def auto_precision(device: torch.device) -> str:
 
 
 def fast_bfloat16(device: torch.device) -> bool:
-    """Whether the hardware multiplies bfloat16 matrices many times faster than float32 ones."""
+    """Return whether the hardware multiplies bfloat16 many times faster than float32."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     return device.type == "cpu" and bool(
@@ -89,8 +90,7 @@ def fast_bfloat16(device: torch.device) -> bool:
 
 
 def keep_freed_memory() -> None:
-    """Ask glibc to keep freed memory in the process instead of giving it back to the system at
-    once.
+    """Ask glibc to keep freed memory in the process.
 
     Every tensor of tens of MB would else be mapped anew, page by page, each time one is made: a
     third of a training step. It holds for the whole process; without glibc nothing happens.
@@ -104,12 +104,12 @@ def keep_freed_memory() -> None:
 
 
 def versions() -> dict[str, str]:
-    """The libraries that a result depends on."""
+    """Return the versions of the libraries that a result depends on."""
     return {name: version(name) for name in ("potstill", "torch", "numpy")}
 
 
 def hardware(device: torch.device) -> str:
-    """One line for tables, e.g. "x86_64 CPU, 2 threads"."""
+    """Return the device in one line for tables, e.g. "x86_64 CPU, 2 threads"."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()

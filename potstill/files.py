@@ -20,12 +20,12 @@ FORMAT_VERSION = 2
 
 
 def canonical(value: Any) -> str:
-    """JSON with sorted keys and no spaces: equal values give equal text."""
+    """Return JSON with sorted keys and no spaces: equal values give equal text."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def checksum(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> str:
-    """A hash over names, types, shapes and values of tensors and over the metadata."""
+    """Return a hash over the tensors' names, types, shapes and values and the metadata."""
     total = hashlib.sha256(canonical(meta).encode())
     for name in sorted(tensors):
         tensor = tensors[name]
@@ -35,7 +35,9 @@ def checksum(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> str:
 
 
 def write(path: Path, content: bytes | str) -> None:
-    """Write a file whole or not at all: what was there stays until the new content is safe on disk.
+    """Write a file whole or not at all.
+
+    The old content stays until the new content is safe on disk.
 
     Raises:
         InputError: no space, no permission.
@@ -61,8 +63,13 @@ def write(path: Path, content: bytes | str) -> None:
 def save_tensors(
     path: Path, tensors: Mapping[str, Tensor], kind: str, meta: Mapping[str, Any]
 ) -> None:
-    """Write tensors and plain metadata, with a checksum over both, as one safetensors file of a
-    `kind`.
+    """Write tensors and metadata, with a checksum over both, as one safetensors file.
+
+    Args:
+        path: the file.
+        tensors: name -> tensor, on any device.
+        kind: what the file holds; `load_tensors` asks for the same.
+        meta: plain data that JSON can hold.
     """
     kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     body = {"format_version": FORMAT_VERSION, "kind": kind, **meta}
@@ -71,7 +78,7 @@ def save_tensors(
 
 
 def load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what `save_tensors` wrote.
+    """Read the tensors and metadata that `save_tensors` wrote.
 
     Raises:
         InputError: the file is missing, damaged, foreign, of another kind, or of a newer format
@@ -113,7 +120,7 @@ def load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, An
 
 
 def with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors whose name starts with `prefix`, without it."""
+    """Return the tensors whose name starts with `prefix`, without the prefix."""
     return {
         name.removeprefix(prefix): tensor
         for name, tensor in tensors.items()

@@ -1,6 +1,4 @@
-"""Tables of named parts. A part is imported only when it is asked for, so listing names costs
-nothing.
-"""
+"""Tables of named parts. A part is imported only when it is asked for."""
 
 import difflib
 import importlib
@@ -9,20 +7,21 @@ from typing import Any
 
 
 class InputError(ValueError):
-    """Something a user gave is wrong; the message is one sentence: what, the rule, the value found,
-    the way out.
+    """A mistake in what a user gave.
+
+    The message is one sentence: the argument, the rule, the value found, and the way out.
     """
 
 
 def near_miss(name: str, known: Iterable[str]) -> str:
-    """The text " (did you mean 'x'?)" for the closest known name, or nothing."""
+    """Return the text " (did you mean 'x'?)" for the closest known name, or ""."""
     return "".join(
         f" (did you mean {near!r}?)" for near in difflib.get_close_matches(name, list(known), n=1)
     )
 
 
 def split_path(path: str) -> tuple[str, str]:
-    """Split "package.module:name" at the colon; an InputError if it has another form."""
+    """Split "package.module:name" at the colon; raise an InputError for another form."""
     module, colon, name = path.partition(":")
     if not (module and colon and name):
         raise InputError(f"expected 'package.module:name', got {path!r}")
@@ -48,18 +47,16 @@ def import_object(path: str) -> Any:
 
 
 class Registry:
-    """Name -> part of one kind ("method", "model", ...); a wrong name is told the nearest right
-    one.
+    """Name -> part of one kind ("method", "model", ...).
 
-    A name with a colon is a part of someone else's, "package.module:name", and is imported from
-    there.
+    An unknown name raises an error that tells the nearest registered one.
+
+    A name with a colon is a user's own part, "package.module:name", and is imported from there.
 
     Args:
         kind: what the parts are, for messages.
         rows: name -> ("module:object", one line of description); an underscore in a name reads as a
             hyphen.
-
-    A part of someone else's is asked for as "package.module:name".
     """
 
     def __init__(self, kind: str, **rows: tuple[str, str]):
@@ -87,14 +84,15 @@ class Registry:
         return import_object(name if ":" in name else self.rows[name][0])
 
     def name_of(self, part: Any) -> str:
-        """Return the first name under which `self[name]` is `part`, a class or function; its path
-        if it has none.
+        """Return the first registered name of `part`, a class or function.
+
+        It is the part's path, "package.module:name", if it is not registered.
         """
         path = f"{part.__module__}:{part.__qualname__}"
         return next((name for name, row in self.rows.items() if row[0] == path), path)
 
     def described(self) -> list[tuple[str, str]]:
-        """(name, one line) of every part, in the order of registration."""
+        """List (name, one line of description) of every part, in order of registration."""
         return [(name, row[1]) for name, row in self.rows.items()]
 
 

@@ -1,5 +1,6 @@
-"""Randomness that can be replayed: every generator follows from (seed, purpose, step, ...), so a
-resumed run needs no state.
+"""Randomness that can be replayed: every generator follows from (seed, purpose, step, ...).
+
+A resumed run therefore needs no stored state.
 """
 
 import hashlib
@@ -10,23 +11,25 @@ import torch
 
 
 def derive(seed: int, *parts: str | int) -> int:
-    """A 63-bit seed for one purpose, e.g. derive(seed, "window", outer_step); other parts give
-    independent streams.
+    """Return a 63-bit seed for one purpose, e.g. derive(seed, "window", outer_step).
+
+    Other parts give independent streams.
     """
     text = "/".join(str(part) for part in (seed, *parts))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 def generator(seed: int, *parts: str | int) -> torch.Generator:
-    """A CPU generator seeded by `derive`. Draws are made on the CPU on every device, so that all
-    devices see the same.
+    """Return a CPU generator seeded by `derive`.
+
+    Draws are made on the CPU for every device, so that all devices see the same numbers.
     """
     return torch.Generator().manual_seed(derive(seed, *parts))
 
 
 @contextmanager
 def global_seed(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch's global generators inside the block and put them back after it.
+    """Seed torch's global generators inside the block and restore them after it.
 
     For code that can only use the global generator: initialisers of nn.Module and dropout.
     """

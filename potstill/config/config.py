@@ -1,4 +1,4 @@
-"""A run's configuration: the house's options and those of its parts as one value."""
+"""A run's configuration: the options of the sections and of the chosen parts, as one value."""
 
 import dataclasses
 import tomllib
@@ -43,21 +43,21 @@ ORDER = (
     "data", "distilled", "parameterisation", "model", "inner", "inner_optimizer", "method", "outer",
     "outer_optimizer", "real_sampler", "evaluation", "run",
 )  # fmt: skip
-"""Of the tables, in a file and in help texts."""
+"""Order of the tables, in a file and in help texts."""
 Layer = Mapping[str, Any]
-"""Options by name, as a preset, a file, the command line or Python gives them."""
+"""Option name -> value, from a preset, a file, the command line or Python."""
 
 
 @dataclass(frozen=True)
 class Option:
-    """An option that a run has.
+    """An option of a run.
 
     Args:
         name: unique in the run.
-        table: where it stands in a file.
-        field: of its dataclass; None for the option that names a part.
+        table: the table of the TOML file that holds it.
+        field: its dataclass field; None for the option that names a part.
         hint: its type.
-        default: what holds unless it is given; of a choice, the part that is chosen.
+        default: its value unless one is given; for a choice of part, that part's name.
         help: its text.
     """
 
@@ -91,16 +91,16 @@ class Config(Generic[A]):
 
     @property
     def all_steps(self) -> int:
-        """Outer steps of a whole run, whose "auto" is resolved: of each block, times the blocks."""
+        """Outer steps of a whole run, with "auto" resolved: steps of a block, times the blocks."""
         return int(cast(int, self.outer.steps)) * self.distilled.boost_blocks
 
     @property
     def decoded(self) -> bool:
-        """Whether images come out of something else that is stored."""
+        """Whether images are decoded from other stored numbers."""
         return self.parameterisation.name != "pixels"
 
     def tables(self) -> dict[str, dict[str, Any]]:
-        """The complete configuration, table by table, as a file has it; tuples as lists."""
+        """Return the complete configuration, table by table, as in a file; tuples as lists."""
         slots, without = {slot.table: slot for slot in SLOTS}, unused({"method": self.method.name})
         found: dict[str, dict[str, Any]] = {}
         for table in ORDER:
@@ -123,7 +123,7 @@ class Config(Generic[A]):
         }
 
     def flat(self) -> dict[str, Any]:
-        """Option name -> value, over all tables."""
+        """Return option name -> value, over all tables."""
         return {
             name: tuple(value) if isinstance(value, list) else value
             for table in self.tables().values()
@@ -132,14 +132,15 @@ class Config(Generic[A]):
 
 
 Given = Config[Auto]
-"""As a user gives it."""
+"""A configuration as a user gives it."""
 Resolved = Config[Never]
-"""As a run uses and stores it."""
+"""A configuration as a run uses and stores it."""
 
 
 def configuration(*layers: Layer, **options: Any) -> Given:
-    """Build a configuration from layers of options, the later of which win, and then from
-    `options`.
+    """Build a configuration from layers of options and from `options`.
+
+    A later layer wins over an earlier one, and `options` over all.
 
     Where a later layer names another part, the earlier layers' options of the part that it replaces
     go with it. Within one layer every option must have an effect.
@@ -175,7 +176,7 @@ def changed(config: "Given | Resolved", **options: Any) -> Given:
 
 
 def layered(*layers: Layer) -> dict[str, Any]:
-    """Merge layers of options; see `configuration`."""
+    """Merge layers of options as `configuration` does."""
     given: dict[str, Any] = {}
     for layer in layers:
         before, merged = chosen_names(given), {**given, **layer}
@@ -212,12 +213,12 @@ def options_of_run(given: Layer) -> Iterator[Option]:
 
 
 def own_options(slot: Slot, name: str) -> list[tuple[str, "dataclasses.Field[Any]", Any]]:
-    """List (option's name, field, type) of a part."""
+    """List (name in the run, field, type) of every option of a part."""
     return [(slot.prefix + item.name, item, hint) for item, hint in declared(own_class(slot, name))]
 
 
 def no_effect(name: str, known: Mapping[str, Any], names: Mapping[str, str]) -> str:
-    """Say why an option is not one of this run: it belongs to other parts, or to nobody."""
+    """Return the sentence that says why an option is not one of this run."""
     if name in unused(names):
         return f"{name} has no effect with --method {names['method']}; leave it out"
     home = owners_of(name)
@@ -361,7 +362,7 @@ def options_from_file(path: Path) -> dict[str, Any]:
 
 
 def preset_names() -> list[tuple[str, str]]:
-    """List (name, the command that runs it) of every preset: the first line of its file."""
+    """List (name, command) of every preset; the command is the first line of its file."""
     folder = resources.files("potstill.config") / "presets"
     files = [entry for entry in folder.iterdir() if entry.name.endswith(".toml")]
     files.sort(key=lambda entry: natural(entry.name))
@@ -372,14 +373,16 @@ def preset_names() -> list[tuple[str, str]]:
 
 
 def natural(name: str) -> tuple[str | int, ...]:
-    """Make a sort key that puts ipc10 after ipc2."""
+    """Return a sort key that puts ipc10 after ipc2."""
     stem, _, number = name.removesuffix(".toml").rpartition("ipc")
     return (stem, int(number)) if number.isdigit() else (name, 0)
 
 
 def options_from_preset(name: str) -> dict[str, Any]:
-    """Read the options of a preset; raise an InputError that names the nearest one if there is
-    none.
+    """Read the options of a preset.
+
+    Raises:
+        InputError: there is no such preset; the message names the nearest one.
     """
     names = [known for known, _ in preset_names()]
     if name not in names:

@@ -15,7 +15,7 @@ from potstill.registry import InputError, near_miss
 
 Auto = Literal["auto"]
 A = TypeVar("A")
-"""Auto in options as a user gives them, Never in those of a run, where every "auto" is resolved."""
+"""Auto in options from a user; Never in options of a run, where every "auto" is resolved."""
 
 
 def option(
@@ -27,9 +27,17 @@ def option(
     open_low: bool = False,
     also: str = "",
 ) -> Any:
-    """Declare an option: its default, its help text and the interval that its numbers lie in.
+    """Declare an option: its default, help text and the interval of its numbers.
 
-    That is [low, high], or (low, high] with `open_low`. `also` is a second name of it.
+    The interval is [low, high], or (low, high] with `open_low`.
+
+    Args:
+        default: value of the option unless another is given.
+        help: one line for help texts.
+        low: least allowed number; None: no bound.
+        high: greatest allowed number; None: no bound.
+        open_low: whether `low` itself is not allowed.
+        also: a second name of the option.
     """
     known = {"help": help, "low": low, "high": high, "open_low": open_low, "also": also}
     return field(default=default, metadata=known)
@@ -41,8 +49,9 @@ class Nothing:
 
 
 def options_class(part: Any) -> type:
-    """Find the dataclass of a part's options: its `Options`, itself if it is a dataclass, or
-    `Nothing`.
+    """Return the dataclass of a part's options.
+
+    It is the part's `Options`, the part itself if that is a dataclass, or `Nothing`.
     """
     own = getattr(part, "Options", None)
     if own is not None:
@@ -56,7 +65,7 @@ def options_class(part: Any) -> type:
 
 
 def declared(options: type) -> Iterator[tuple["Field[Any]", Any]]:
-    """Yield (field, type) of every option of a dataclass; other fields are left out."""
+    """Yield (field, type) of every option of a dataclass; skip its other fields."""
     if dataclasses.is_dataclass(options):
         hints = get_type_hints(options)
         for item in dataclasses.fields(options):
@@ -65,7 +74,7 @@ def declared(options: type) -> Iterator[tuple["Field[Any]", Any]]:
 
 
 def may_be_auto(hint: Any) -> bool:
-    """Tell whether the word "auto" may stand in an option of this type."""
+    """Return whether the word "auto" is allowed for an option of this type."""
     return hint in (A, Auto) or any(part in (A, Auto) or part == "auto" for part in get_args(hint))
 
 
@@ -76,7 +85,7 @@ def convert(name: str, value: Any, hint: Any, words: Sequence[str] = ()) -> Any:
         name: the option's, for messages.
         value: what was given.
         hint: the type.
-        words: may stand in the value's place, and are told in the message.
+        words: further values that the option allows, for the message.
     Raises:
         InputError: the value is of another type.
     """
@@ -119,7 +128,7 @@ def convert(name: str, value: Any, hint: Any, words: Sequence[str] = ()) -> Any:
 
 
 def words_of(hint: Any) -> tuple[str, ...]:
-    """List the words that a member of a union of types stands for."""
+    """List the words that one member of a union of types allows."""
     return ("auto",) if hint is A else get_args(hint) if get_origin(hint) is Literal else ()
 
 

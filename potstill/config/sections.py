@@ -1,4 +1,6 @@
-"""The options of the house itself, section by section; parts have their own beside their code.
+"""The options that do not depend on the chosen parts, section by section.
+
+Parts have options of their own, beside their code.
 
 Every option's name is unique over all sections and parts, so that it is one flag (`--inner-lr`),
 one keyword of `potstill.distill` (`inner_lr=`) and one key of the TOML file (`[inner] inner_lr`).

@@ -1,6 +1,4 @@
-"""The parts that a run is put together from: which option names each, and which options are its
-own.
-"""
+"""The parts of a run: the option that names each, and the options of each."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -21,16 +19,16 @@ from potstill.registry import (
 
 @dataclass(frozen=True)
 class Slot:
-    """A place for one part of a kind.
+    """A choice of one part of a kind.
 
     Args:
-        table: of the TOML file, and field of `Config`.
+        table: name of its table in the TOML file, and of its field of `Config`.
         choice: the option that names the part.
-        default: the part that is there unless another is named.
-        registry: the parts that are known; another is named as "package.module:name".
-        help: of the choice.
-        prefix: of its options' names; it tells the inner optimizer's from the outer one's.
-        automatic: the part whose options "auto" has, where the choice may be left to the data.
+        default: name of the part unless another is named.
+        registry: the registered parts; a user's own is named as "package.module:name".
+        help: help text of the choice.
+        prefix: prefix of its options' names; it separates the two optimizers' options.
+        automatic: the part whose options "auto" has, where the data may decide the choice.
     """
 
     table: str
@@ -42,17 +40,17 @@ class Slot:
     automatic: str = ""
 
     def options_of(self, chosen: "Chosen") -> Iterator[tuple[str, "dataclasses.Field[Any]", Any]]:
-        """Yield (option's name, field, type) of a part as it was chosen."""
+        """Yield (option name, field, type) of every option of a chosen part."""
         for item, hint in declared(type(chosen.options)):
             yield self.prefix + item.name, item, hint
 
     def options(self, name: str) -> Iterator[tuple[str, "dataclasses.Field[Any]", Any]]:
-        """Yield (option's name, field, type) of the part with this name."""
+        """Yield (option name, field, type) of every option of the part with this name."""
         for item, hint in declared(options_class(self.registry[name])):
             yield self.prefix + item.name, item, hint
 
     def owners(self, option: str) -> list[str]:
-        """Name the registered parts that have an option."""
+        """List the registered parts that have this option."""
         return [
             part for part in self.registry if option in {name for name, *_ in self.options(part)}
         ]
@@ -66,7 +64,7 @@ class Chosen:
     options: Any
 
     def filled_from(self, part: Any) -> "Chosen":
-        """Replace each "auto" by the attribute of that name of the part that was made."""
+        """Replace each "auto" by the attribute of the same name of the built part."""
         autos = {
             item.name: getattr(part, item.name)
             for item, _ in declared(type(self.options))
@@ -75,7 +73,7 @@ class Chosen:
         return dataclasses.replace(self, options=dataclasses.replace(self.options, **autos))
 
     def resolved(self, sizes: Any) -> "Chosen":
-        """Replace every "auto" by what the part says that it means for a run of these sizes.
+        """Replace every "auto" by the part's own value for a run of these sizes.
 
         Raises:
             InputError: the part leaves one; its Options need a method `resolved(sizes)`.
@@ -115,7 +113,7 @@ SLOTS = (
 
 
 def chosen_names(given: Mapping[str, Any]) -> dict[str, str]:
-    """Name the part in each slot: as given, as the method wants it, or the slot's default.
+    """Return the part's name for each slot: as given, as the method asks, or the default.
 
     Raises:
         InputError: an unknown part; the nearest right name is told.
@@ -136,14 +134,14 @@ def chosen_names(given: Mapping[str, Any]) -> dict[str, str]:
 
 
 def method_defaults(given: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Look up what the chosen method wants in place of the house's defaults."""
+    """Return the options for which the chosen method has defaults of its own."""
     method = method_slot.registry[given.get("method", method_slot.default)]
     found: Mapping[str, Any] = getattr(method, "defaults", {})
     return found
 
 
 def unused(given: Mapping[str, Any]) -> tuple[str, ...]:
-    """List the house's options that have no effect on the chosen method."""
+    """List the options of the sections that have no effect with the chosen method."""
     needs = getattr(method_slot.registry[given.get("method", method_slot.default)], "needs", None)
     if needs is None:
         return ()
@@ -152,7 +150,7 @@ def unused(given: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def own_class(slot: Slot, name: str) -> type:
-    """Find the dataclass of a part's options.
+    """Return the dataclass of a part's options.
 
     A user's own model has none: it need not even be importable, if it was given in Python.
     """
@@ -163,7 +161,7 @@ def own_class(slot: Slot, name: str) -> type:
 
 
 def owners_of(option: str) -> tuple[Slot, list[str]] | None:
-    """Find the slot and the registered parts that an option belongs to; None if nobody has it."""
+    """Return the slot and the registered parts that have this option; None if none has it."""
     for slot in SLOTS:
         parts = slot.owners(option)
         if parts:

@@ -1,5 +1,6 @@
-"""Differentiable augmentation. Draws are apart from application: a draw can be kept, cut into
-micro-batches and replayed.
+"""Differentiable augmentation, with the random draw apart from its application.
+
+A draw can be kept, cut into micro-batches and replayed.
 
 One operation of the chosen ones acts on a whole batch, with parameters of its own for every image,
 as in the released code of RaT-BPTT and in DSA (Zhao & Bilen 2021b). The warps use torch's own
@@ -28,7 +29,7 @@ BRIGHTNESS, SATURATION, CONTRAST = 1.0, 2.0, 0.5
 
 Operation = Callable[[Tensor, Tensor], Tensor]
 """(examples (B, ...), values (B, 4) in [0, 1)) -> examples of the same shape, differentiable in
-them. An attribute `kinds` says which data it takes, ("image",) or ("vector",); without that, both.
+them. An attribute `kinds` says which data it takes, ("image",) or ("vector",); without it, both.
 """
 
 
@@ -44,8 +45,8 @@ class Draw:
 
     Args:
         operation: a name of `registry.AUGMENTATIONS`, or "none".
-        values: (B, 4) in [0, 1) on the CPU, one row an image; of a shared draw (1, 4).
-        shared: whether the one row stands for every image of whatever batch.
+        values: (B, 4) in [0, 1) on the CPU, one row an image; (1, 4) for a shared draw.
+        shared: whether the one row holds for every image of any batch.
     """
 
     operation: str
@@ -53,13 +54,14 @@ class Draw:
     shared: bool = False
 
     def rows(self, indices: Tensor) -> "Draw":
-        """Return the draw for some images of the batch."""
+        """Return the draw for the images at these indices of the batch."""
         return self if self.shared else Draw(self.operation, self.values[indices])
 
 
 def draw(operations: tuple[str, ...], count: int, rng: torch.Generator) -> Draw:
-    """Draw one operation for the batch and parameters for each of its `count` images; no
-    operations: the identity.
+    """Draw one operation for the batch, and parameters for each of its `count` images.
+
+    Without operations the draw is the identity.
     """
     if not operations:
         return Draw("none", torch.empty(count, 0))
@@ -68,8 +70,7 @@ def draw(operations: tuple[str, ...], count: int, rng: torch.Generator) -> Draw:
 
 
 def shared_draw(operations: tuple[str, ...], rng: torch.Generator) -> Draw:
-    """Draw one operation and one set of parameters for all images of every batch that it is applied
-    to.
+    """Draw one operation and one set of parameters for all images of several batches.
 
     With it real and synthetic batches of any two sizes are changed alike, so that a difference
     between them is not one of augmentation.
@@ -132,9 +133,7 @@ def rotate(images: Tensor, values: Tensor) -> Tensor:
 
 @of_images
 def scale(images: Tensor, values: Tensor) -> Tensor:
-    """Shrink each axis about the centre by U(1/1.2, 1.2) of its own (below 1: stretch it),
-    bilinear.
-    """
+    """Shrink each axis about the centre by its own U(1/1.2, 1.2), bilinear; below 1 stretches."""
     factor = 1 / SCALE + values[:, :2] * (SCALE - 1 / SCALE)
     zero = torch.zeros_like(factor[:, 0])
     rows = (torch.stack((factor[:, 0], zero, zero), 1), torch.stack((zero, factor[:, 1], zero), 1))
@@ -172,8 +171,9 @@ def cutout(images: Tensor, values: Tensor) -> Tensor:
 
 @of_images
 def color(images: Tensor, values: Tensor) -> Tensor:
-    """Brightness + U(-1/2, 1/2), saturation times U(0, 2), contrast times U(1/2, 3/2), in this
-    order.
+    """Change brightness, saturation and contrast, in this order.
+
+    Brightness + U(-1/2, 1/2), saturation times U(0, 2), contrast times U(1/2, 3/2).
     """
     one, two, three = (values[:, place].view(-1, 1, 1, 1) for place in range(3))
     images = images + (one - 0.5) * BRIGHTNESS

@@ -1,5 +1,6 @@
-"""Image files to arrays: one layout for a whole data set, decoded in a second pass, into memory or
-a memory-mapped cache.
+"""Image files to arrays of one shape, in memory or in a memory-mapped cache.
+
+A first pass reads the headers, a second one decodes.
 """
 
 import hashlib
@@ -48,7 +49,7 @@ class Listing:
 
 @dataclass
 class Layout:
-    """What a pass over the headers found: the one shape that all images will have."""
+    """What a pass over the headers found: the shape that all images will have."""
 
     grey: bool = True
     converted: dict[str, int] = field(default_factory=dict)
@@ -66,7 +67,7 @@ class Layout:
 
 @contextmanager
 def refusing_bombs() -> Iterator[None]:
-    """Pillow refuses images of more pixels than are sensible, in all threads."""
+    """Make Pillow refuse images of absurdly many pixels inside the block, in all threads."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         yield
@@ -74,8 +75,9 @@ def refusing_bombs() -> Iterator[None]:
 
 @contextmanager
 def reading(name: str, source: Path | bytes) -> Iterator[Image.Image]:
-    """An image whose header is read; whatever goes wrong with it inside the block becomes an
-    InputError with its name.
+    """Open an image and read its header.
+
+    Any error with it inside the block becomes an InputError that names it.
     """
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
@@ -93,7 +95,7 @@ def reading(name: str, source: Path | bytes) -> Iterator[Image.Image]:
 
 
 def scan(listings: list[Listing], image_size: int) -> tuple[tuple[int, int, int], list[str]]:
-    """Read every header; the common shape (C, H, W), and notes on what will be changed.
+    """Read every header; return the common shape (C, H, W), and notes on what will change.
 
     Raises:
         InputError: an unreadable image, or several sizes and no `image_size`.
@@ -132,8 +134,7 @@ def scan(listings: list[Listing], image_size: int) -> tuple[tuple[int, int, int]
 
 
 def decode(image: Image.Image, *, grey: bool, image_size: int) -> npt.NDArray[np.uint8]:
-    """One image as uint8 (C, H, W): upright, grey or RGB, resized and cropped if `image_size` is
-    given.
+    """Decode one image to uint8 (C, H, W): upright, grey or RGB, resized if asked for.
 
     Transparent pixels become white. 16-bit grey keeps its upper 8 bits.
 
@@ -160,10 +161,11 @@ def decode(image: Image.Image, *, grey: bool, image_size: int) -> npt.NDArray[np
 def decoded(
     listing: Listing, *, image_size: int, shape: tuple[int, int, int]
 ) -> Iterator[npt.NDArray[np.uint8]]:
-    """The images of the listing, (n, C, H, W) at a time, decoded on all cores: Pillow works outside
-    Python's lock.
+    """Yield the images of the listing, (n, C, H, W) at a time, decoded on all cores.
 
-    Those of another size than `shape` (C, H, W) says are padded; one channel is grey.
+    Pillow works outside Python's lock, so threads suffice.
+
+    Images of another size than `shape` (C, H, W) are padded; with one channel they become grey.
     """
 
     def pixels_of(item: tuple[str, Path | bytes]) -> npt.NDArray[np.uint8]:
@@ -180,9 +182,7 @@ def decoded(
 
 
 def pad(pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """28 x 28 images, (..., 28, 28), with two rows and columns of zeros on every side; others as
-    they are.
-    """
+    """Pad images of 28 x 28, (..., 28, 28), to 32 x 32 with zeros; return others unchanged."""
     if pixels.shape[-2:] != (UNPADDED_SIDE, UNPADDED_SIDE):
         return pixels
     margin = (PADDED_SIDE - UNPADDED_SIDE) // 2
@@ -190,7 +190,7 @@ def pad(pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def decode_in_memory(listing: Listing, shape: tuple[int, int, int], image_size: int) -> Arrays:
-    """All images of the listing as one array."""
+    """Decode all images of the listing into one array."""
     images, done = np.empty((len(listing.labels), *shape), np.uint8), 0
     for some in decoded(listing, image_size=image_size, shape=shape):
         images[done : done + len(some)] = some
@@ -199,7 +199,7 @@ def decode_in_memory(listing: Listing, shape: tuple[int, int, int], image_size: 
 
 
 def conversion_folder(cache_dir: Path, fingerprint: str, image_size: int) -> Path:
-    """Where memory-mapped images lie, by their content and size."""
+    """Return the folder of memory-mapped images, named by a hash of their content and size."""
     return (
         cache_dir / hashlib.sha256(f"{FORMAT}/{fingerprint}/{image_size}".encode()).hexdigest()[:32]
     )
@@ -208,8 +208,10 @@ def conversion_folder(cache_dir: Path, fingerprint: str, image_size: int) -> Pat
 def open_cached(
     folder: Path, listings: dict[str, Listing]
 ) -> tuple[dict[str, Arrays], list[str]] | None:
-    """Memory-mapped images of every split as an earlier conversion left them, and its notes; None
-    if there is no whole one.
+    """Open the images of every split that an earlier conversion wrote.
+
+    Returns:
+        (split name -> memory-mapped images, notes of the conversion); None if it is incomplete.
     """
     try:
         notes = json.loads((folder / "notes.json").read_text())
@@ -230,8 +232,16 @@ def convert(
     shape: tuple[int, int, int],
     notes: list[str],
 ) -> dict[str, Arrays]:
-    """Decode every listing into arrays in `folder`, which is there whole or not at all, and map
-    them.
+    """Decode every listing into files in `folder`, and memory-map them.
+
+    The folder is written whole or not at all.
+
+    Args:
+        folder: the folder of the arrays.
+        listings: split name -> images before decoding.
+        image_size: side to resize to, in pixels; 0: as they are.
+        shape: (C, H, W) of every image.
+        notes: sentences that a user should see, kept beside the arrays.
     """
     require_room(
         folder.parent, sum(len(listing.labels) for listing in listings.values()) * math.prod(shape)
@@ -260,8 +270,15 @@ def convert(
 def write_decoded(
     path: Path, listing: Listing, image_size: int, shape: tuple[int, int, int]
 ) -> None:
-    """Write the images of the listing as a NumPy file, from front to back: what is written into a
-    memory map counts as memory.
+    """Write the images of the listing as a NumPy file, from front to back.
+
+    It writes a plain file because pages written through a memory map count as used memory.
+
+    Args:
+        path: the file, in a folder of the cache.
+        listing: the images, not yet decoded.
+        image_size: side to resize to, in pixels; 0: as they are.
+        shape: (C, H, W) of every image.
     """
     header = {"descr": "|u1", "fortran_order": False, "shape": (len(listing.labels), *shape)}
     with ExitStack() as closing:
@@ -280,7 +297,7 @@ def write_decoded(
 
 @contextmanager
 def cache_errors(cache_dir: Path) -> Iterator[None]:
-    """What goes wrong with files of the cache inside the block becomes an InputError."""
+    """Turn an OSError of the cache's files inside the block into an InputError."""
     try:
         yield
     except OSError as error:
@@ -303,13 +320,14 @@ def require_room(cache_dir: Path, size: int) -> None:
 
 
 def cache_folder(given: str) -> Path:
-    """The folder for memory-mapped data: the one given, or the user's cache folder."""
+    """Return the folder for memory-mapped data: the given one, or the user's cache folder."""
     return Path(given) if given else platformdirs.user_cache_path("potstill")
 
 
 def stamp(path: Path) -> tuple[int, ...]:
-    """What changes when a file's content does; the time of the last status change cannot be set
-    back by hand.
+    """Return numbers that change whenever the file's content does.
+
+    The time of the last status change cannot be set back by hand.
     """
     stat = path.stat()
     return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_dev
@@ -317,7 +335,7 @@ def stamp(path: Path) -> tuple[int, ...]:
 
 @contextmanager
 def file_errors(path: Path) -> Iterator[None]:
-    """What goes wrong with a file of the data inside the block becomes an InputError."""
+    """Turn an OSError of a data file inside the block into an InputError."""
     try:
         yield
     except OSError as error:
@@ -327,10 +345,12 @@ def file_errors(path: Path) -> Iterator[None]:
 
 
 def content_hash(files: Callable[[], Iterator[tuple[str, Path]]], cache_dir: Path) -> str:
-    """A hash over the names and bytes of files, wherever they lie; `files` gives (name, path) of
-    each whenever it is called.
+    """Return a hash over the names and bytes of files, the same in any folder.
 
-    It is remembered by size and times of change, so that a large data set is read for it once.
+    `files` gives (name, path) of each file, every time it is called.
+
+    The hash is remembered by the files' sizes and times of change, so that a large data set is read
+    for it only once.
     """
     stamps, total = hashlib.sha256(), hashlib.sha256()
     for name, path in files():

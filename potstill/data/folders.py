@@ -1,4 +1,4 @@
-"""Image folders as a data set, and the way that every listing of image files takes to arrays."""
+"""Image folders as a data set, and the step from any listing of image files to arrays."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -29,10 +29,12 @@ TEST_NAMES = ("test", "validation", "valid", "val")
 
 
 def read_folder(path: str, config: DataConfig) -> Dataset:
-    """Class sub-folders of images, under train/ and test/ (or validation/) where those exist.
+    """Read class sub-folders of images, with or without train/ and test/ folders.
 
-    Two well-known sets are read as they come: Tiny-ImageNet, whose val/ lists its classes in a
-    file, and CUB-200-2011, which lists its splits in one.
+    The test folder may also be called validation/.
+
+    Two well-known sets are read as they are distributed: Tiny-ImageNet, whose val/ lists its
+    classes in a file, and CUB-200-2011, which lists its splits in a file.
     """
     root = existing(path, "folder")
     notes: list[str] = []
@@ -78,14 +80,15 @@ def read_folder(path: str, config: DataConfig) -> Dataset:
 
 
 def named(root: Path, files: list[tuple[int, str]]) -> Iterator[tuple[str, Path]]:
-    """(name for messages, path) of each file; a million of them are held as texts, which take a
-    fifth of what paths take.
+    """Yield (name for messages, path) of each file.
+
+    A million files are held as texts, which take a fifth of the memory of paths.
     """
     yield from ((str(root / file), root / file) for _, file in files)
 
 
 def existing(path: str, kind: str) -> Path:
-    """`path`, if it is there and can be read."""
+    """Return `path` as a Path; raise an InputError if it does not exist."""
     found = Path(path).expanduser()
     if not found.exists():
         raise InputError(f"{kind} {path} does not exist; give the path with --data {kind}:PATH")
@@ -95,8 +98,9 @@ def existing(path: str, kind: str) -> Path:
 
 
 def split_folders(root: Path, names: list[str]) -> tuple[dict[str, Path], list[str]]:
-    """The folders of train/ and of the first of test/, validation/, ... that holds its images;
-    notes on those that do not.
+    """Return split name -> folder, and notes on folders that are not used.
+
+    The test split is the first of test/, validation/, ... that holds its images.
     """
     notes: list[str] = []
     for name in TEST_NAMES:
@@ -109,13 +113,14 @@ def split_folders(root: Path, names: list[str]) -> tuple[dict[str, Path], list[s
 
 
 def has_classes(folder: Path, names: list[str]) -> bool:
-    """Whether a folder holds class folders."""
+    """Return whether a folder holds class folders."""
     return any((folder / name).is_dir() for name in names)
 
 
 def files_of(folder: Path, names: list[str]) -> Iterator[tuple[int, Path]]:
-    """(class, file) of every image of a split; a list in it counts only where the images were not
-    sorted into class folders.
+    """Return (class, file) of every image of a split.
+
+    A list in the folder counts only if the images were not sorted into class folders.
     """
     return (
         class_files(folder, names) if has_classes(folder, names) else tiny_validation(folder, names)
@@ -123,8 +128,9 @@ def files_of(folder: Path, names: list[str]) -> Iterator[tuple[int, Path]]:
 
 
 def tiny_validation(folder: Path, names: list[str]) -> Iterator[tuple[int, Path]]:
-    """The validation images of Tiny-ImageNet, whose classes its list gives: name, class and box,
-    between tabs.
+    """Yield (class, file) of Tiny-ImageNet's validation images.
+
+    The list holds name, class and box, between tabs.
     """
     places, found = {name: place for place, name in enumerate(names)}, []
     for place, line in lines(folder / TINY_LIST):
@@ -140,7 +146,7 @@ def tiny_validation(folder: Path, names: list[str]) -> Iterator[tuple[int, Path]
 
 
 def cub(root: Path) -> tuple[list[str], dict[str, list[tuple[int, str]]]]:
-    """Class names, and (class, file) of train and test as CUB-200-2011 lists them.
+    """Return class names, and (class, file) of train and test, as CUB-200-2011 lists them.
 
     Each line of its lists has the number of an image, then its file, as in class/image.jpg, or
     whether it is a training image.
@@ -171,7 +177,13 @@ def cub(root: Path) -> tuple[list[str], dict[str, list[tuple[int, str]]]]:
 
 
 def numbered(path: Path, fits: Callable[[str], bool], what: str) -> dict[str, str]:
-    """The number of an image -> the word beside it, which must fit; `what` says what that is."""
+    """Read a list of (number of an image, word) into a dictionary.
+
+    Args:
+        path: the list.
+        fits: whether a word has the expected form.
+        what: the expected form, for the message.
+    """
     found: dict[str, str] = {}
     for place, line in lines(path):
         number, *rest = line.split(maxsplit=1)
@@ -185,12 +197,12 @@ def numbered(path: Path, fits: Callable[[str], bool], what: str) -> dict[str, st
 
 
 def inside(name: str) -> bool:
-    """Whether a relative path that a list gives stays in the folder."""
+    """Return whether a relative path from a list stays in the folder."""
     return "\\" not in name and all(part not in ("", ".", "..") for part in name.split("/"))
 
 
 def lines(path: Path) -> Iterator[tuple[str, str]]:
-    """(where it is, the line) for each line of a list that is not empty; there must be one."""
+    """Yield (position for messages, line) of each line that is not empty; at least one must be."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -203,7 +215,7 @@ def lines(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def class_files(folder: Path, names: list[str]) -> Iterator[tuple[int, Path]]:
-    """(class, file) of every image, classes and files in the order of their names."""
+    """Yield (class, file) of every image, classes and files in the order of their names."""
     inside = sorted(
         entry.name
         for entry in folder.iterdir()
@@ -234,7 +246,7 @@ def class_files(folder: Path, names: list[str]) -> Iterator[tuple[int, Path]]:
 
 
 def hidden(file: Path, folder: Path) -> bool:
-    """Whether the file, or a folder between it and `folder`, has a name with a leading dot."""
+    """Return whether the file, or a folder between it and `folder`, starts with a dot."""
     return any(part.startswith(".") for part in file.relative_to(folder).parts)
 
 
@@ -245,8 +257,16 @@ def assemble(
     config: DataConfig,
     notes: Sequence[str] = (),
 ) -> Dataset:
-    """Decode listings into memory or the mapped cache, as `config.storage` says or their size asks
-    for.
+    """Decode listings into memory or into the mapped cache.
+
+    `config.storage` decides; "auto" decides by size.
+
+    Args:
+        listings: split name -> images before decoding; "train" is there.
+        names: name of each class.
+        fingerprint: computes a hash of the content.
+        config: storage, cache folder and image size.
+        notes: sentences that a user should see.
     """
     content = fingerprint()
     count = sum(len(listing.labels) for listing in listings.values())

@@ -32,16 +32,16 @@ class RealData:
     """Real data, ready to distil and to evaluate on.
 
     Args:
-        train: what is distilled.
+        train: the split that is distilled.
         validation: held out of the source's train split; every choice is made on it.
-        test: only ever measured on.
+        test: used only to measure, never to choose.
         shape: (C, H, W) of an image, (d,) of a vector.
         class_names: name of each class.
         preprocess: the fitted preprocessing that all three went through.
         fingerprint: a hash of the source's content.
         notes: sentences that a user should see.
-        weights: (N,) float64 of the train split, on the CPU: how its images come into real batches;
-            None: all alike.
+        weights: (N,) float64 on the CPU, with which images of the train split are drawn; None: all
+            alike.
         identity: a hash of the source's content and of weights.
         feature_names: of vectors, name of each feature; empty: they have none.
     """
@@ -65,7 +65,7 @@ class RealData:
 
     @property
     def record(self) -> DataRecord:
-        """What a file tells of them."""
+        """What a result file records of the data."""
         identity = None if self.weights is None else self.identity
         return DataRecord(
             self.fingerprint,
@@ -86,8 +86,7 @@ def prepare(
         dataset: the raw images.
         config: shares, seeds and kind of preprocessing.
         device: where in-memory splits and batches live.
-        preprocess: one that is fitted already (that of a distilled set); None fits one to the train
-            split.
+        preprocess: a fitted preprocessing, as of a distilled set; None fits one to the train split.
     Raises:
         InputError: a class without training images; too few images to hold any out.
     """
@@ -142,8 +141,9 @@ def prepare(
 
 
 def cut_of(config: DataConfig, identity: str) -> str:
-    """All that decides what `prepare` makes of data, as a text: their identity and every option but
-    where and how they lie.
+    """Return a text key of everything that decides what `prepare` returns.
+
+    It holds the data's identity and every option but their path and storage.
     """
     return json.dumps(
         [
@@ -157,7 +157,13 @@ def cut_of(config: DataConfig, identity: str) -> str:
 def require_every_class(
     arrays: Arrays, rows: "np.ndarray[tuple[int], np.dtype[np.int64]]", names: tuple[str, ...]
 ) -> None:
-    """Raise an InputError if some class has no training image."""
+    """Raise an InputError if some class has no training image.
+
+    Args:
+        arrays: the source's training images.
+        rows: (n,) indices in `arrays` that belong to the train split.
+        names: name of each class.
+    """
     counts = np.bincount(arrays.labels[rows], minlength=len(names))
     if not counts.all():
         empty = names[int(counts.argmin())]

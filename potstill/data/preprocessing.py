@@ -1,5 +1,6 @@
-"""Preprocessing fitted on the train split and stored with the distilled set, with a way back to
-pixels or to a table's units.
+"""Preprocessing fitted on the train split and stored with the distilled set.
+
+Each has an inverse, back to pixels or to a table's units.
 """
 
 import dataclasses
@@ -23,11 +24,12 @@ ZCA_UP_TO = 3072
 SMALLEST_NORM = 1e-8
 SMALLEST_STD = 1e-6
 Chunks = Callable[[], Iterable[Tensor]]
-"""Gives, each time it is called, the training images (n, C, H, W) in [0, 1], or vectors (n, d),
-piece by piece.
+"""Function without arguments -> pieces of the training data.
+
+A piece is images (n, C, H, W) in [0, 1], or vectors (n, d).
 """
 Means = Mapping[str, Tensor]
-"""Name -> mean over all training examples of something of each."""
+"""Name of a statistic -> its mean over all training examples."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,7 @@ class NoOptions:
 
 
 class Preprocess(ABC):
-    """A fitted preprocessing; calling it turns images in [0, 1], or vectors, into what the network
-    reads.
+    """A fitted preprocessing, called on images in [0, 1] or on vectors.
 
     Each of `registry.PREPROCESSING` is a subclass, and so is one of a user's own
     ("package.module:Name").
@@ -50,37 +51,41 @@ class Preprocess(ABC):
     """
 
     kinds: ClassVar[tuple[str, ...]] = KINDS
-    """The data that it takes."""
+    """Kinds of data that it takes."""
     Options: ClassVar[type] = NoOptions
-    """A frozen dataclass of what can be set."""
+    """A frozen dataclass of its options."""
     words: ClassVar[Mapping[str, str]] = {}
-    """Kind of data -> what it does to them, for a report."""
+    """Kind of data -> a description of the preprocessing, for reports."""
 
     def __init__(self, tensors: Mapping[str, Tensor]):
         self.tensors = dict(tensors)
 
     @property
     def name(self) -> str:
-        """As it is registered, or "package.module:Name"."""
+        """The registered name, or "package.module:Name"."""
         return PREPROCESSING.name_of(type(self))
 
     @classmethod
     def statistics(cls, images: Tensor) -> dict[str, Tensor]:
-        """Return what `solve` needs of some images (n, C, H, W) or vectors (n, d), float64, as
-        means over them.
+        """Return the means over images that `solve` needs, in float64.
+
+        Args:
+            images: (n, C, H, W) images, or (n, d) vectors, in float64.
         """
         return {}
 
     @classmethod
     def solve(cls, means: Means, options: Any) -> dict[str, Tensor]:
-        """Return the tensors, float64, from the means of `statistics` over all images; an
-        InputError if there are none.
+        """Compute the tensors, in float64, from the means of `statistics` over all images.
+
+        Raises:
+            InputError: these images cannot be preprocessed so.
         """
         return {}
 
     @classmethod
     def fit(cls, chunks: Chunks, options: Any = None) -> Self:
-        """Fit to the train split, in one pass over it, of vectors in two.
+        """Fit to the train split, in one pass over images or two over vectors.
 
         Args:
             chunks: the training examples.
@@ -101,36 +106,35 @@ class Preprocess(ABC):
         return cls({name: tensor.float().contiguous() for name, tensor in tensors.items()})
 
     def to(self, device: torch.device) -> Self:
-        """Return the same on a device."""
+        """Return the same preprocessing on a device."""
         return type(self)({name: tensor.to(device) for name, tensor in self.tensors.items()})
 
     @abstractmethod
     def __call__(self, images: Tensor) -> Tensor:
-        """Turn (N, C, H, W) in [0, 1], or (N, d), into the same shape, as the network reads it."""
+        """Preprocess images (N, C, H, W) in [0, 1], or vectors (N, d), to the same shape."""
 
     @abstractmethod
     def inverse(self, images: Tensor) -> Tensor:
-        """Undo it, as far as that can be."""
+        """Undo the preprocessing as far as possible."""
 
     def state(self) -> dict[str, Tensor]:
-        """Return what a file keeps, on the CPU."""
+        """Return the tensors that a file keeps, on the CPU."""
         return {name: tensor.cpu() for name, tensor in self.tensors.items()}
 
     @classmethod
     def from_state(cls, kept: Mapping[str, Tensor]) -> Self:
-        """Return the preprocessing that `state` was taken of."""
+        """Return the preprocessing whose `state` this is."""
         return cls(kept)
 
     def pictures(self, images: Tensor) -> Tensor:
-        """Turn images as the network reads them into pixels in [0, 1], (N, C, H, W), **for the eye
-        only**.
+        """Turn preprocessed images into pixels in [0, 1], (N, C, H, W), **for the eye only**.
 
-        The way back, then each image gets the mean and the standard deviation of a typical train
-        image, and what lies outside [0, 1] is cut off. (A network with instance norm hardly sees an
+        The inverse, then each image gets the mean and the standard deviation of a typical train
+        image, and values outside [0, 1] are cut off. (A network with instance norm hardly sees an
         image's brightness and contrast, so distilled images come in arbitrary ones.)
 
         Raises:
-            InputError: they are vectors.
+            InputError: `images` are vectors.
         """
         if images.ndim != 4:
             raise InputError(
@@ -163,8 +167,7 @@ class Unchanged(Preprocess):
 
 
 class Normalize(Preprocess):
-    """Each channel of images, or feature of vectors, to mean 0 and standard deviation 1 over the
-    train split.
+    """Mean 0 and standard deviation 1 over the train split, for each channel or feature.
 
     Its tensors are "mean" and "std", (C, 1, 1) or (d,).
     """
@@ -219,7 +222,7 @@ class Zca(Preprocess):
 
     @dataclass(frozen=True)
     class Options:
-        """What can be set."""
+        """Options of ZCA whitening."""
 
         zca_regularization: float = option(
             0.1,
@@ -271,14 +274,15 @@ class Zca(Preprocess):
         return ((images - self.tensors["mean"]) / self.tensors["std"]) @ self.tensors["matrix"]
 
     def inverse(self, images: Tensor) -> Tensor:
-        """Undo it; each image's own mean and norm are lost, so it ends at centred images of norm 1.
-        Of vectors it is exact.
+        """Undo the whitening: exact for vectors.
+
+        Each image's own mean and norm are lost, so the result is centred images of norm 1.
         """
         plain = (images.flatten(1) @ self.unwhiten.to(images)).view_as(images)
         return plain if images.ndim == 4 else plain * self.tensors["std"] + self.tensors["mean"]
 
     def state(self) -> dict[str, Tensor]:
-        """Return what a file keeps, on the CPU: of the symmetric matrix only the upper triangle."""
+        """Return the tensors that a file keeps, on the CPU; of the matrix the upper triangle."""
         kept = super().state()
         side = len(kept["matrix"])
         rows, columns = torch.triu_indices(side, side)
@@ -296,14 +300,15 @@ class Zca(Preprocess):
 
     @cached_property
     def unwhiten(self) -> Tensor:
-        """The inverse of the matrix. It is derived, not stored."""
+        """The inverse of the matrix, derived and not stored."""
         inverse: Tensor = torch.linalg.inv(self.tensors["matrix"].cpu().double())
         return inverse.float()
 
 
 def standardisation(means: Means) -> dict[str, Tensor]:
-    """Return "mean" and "std" (d,) of features, from the means of them and of their squares;
-    constant ones keep their scale.
+    """Return "mean" and "std" (d,) of features, from the means of them and their squares.
+
+    A constant feature keeps its scale.
     """
     mean = means["mean"]
     std = (means["square"] - mean.square()).clamp_min(0).sqrt()
@@ -313,9 +318,7 @@ def standardisation(means: Means) -> dict[str, Tensor]:
 
 
 def whitening(gram: Tensor, regularization: float) -> Tensor:
-    """Return V diag(1 / sqrt(E + regularization * mean(E))) V' of the symmetric `gram` = V diag(E)
-    V'.
-    """
+    """Return V diag(1 / sqrt(E + regularization * mean(E))) V' for `gram` = V diag(E) V'."""
     values, vectors = torch.linalg.eigh(gram)
     scale = (values.clamp_min(0) + regularization * values.mean()).rsqrt()
     matrix: Tensor = (vectors * scale) @ vectors.T
@@ -334,9 +337,7 @@ def centred(images: Tensor) -> Tensor:
 
 
 def typical(images: Tensor) -> dict[str, Tensor]:
-    """Return "typical" (2,) of some images: of an image's pixels, the mean and the standard
-    deviation. Vectors have none.
-    """
+    """Return "typical" (2,): mean and standard deviation of an image's pixels; {} for vectors."""
     if images.ndim != 4:
         return {}
     flat = images.flatten(1)
@@ -344,8 +345,10 @@ def typical(images: Tensor) -> dict[str, Tensor]:
 
 
 def ranges(chunks: Iterable[Tensor]) -> Tensor:
-    """Return (3, d): least value, mean and greatest value of each feature of vectors (n, d), given
-    in pieces.
+    """Return (3, d): least value, mean and greatest value of each feature.
+
+    Args:
+        chunks: the vectors, in pieces (n, d).
     """
     parts = [(part.amin(0), part.double().mean(0), part.amax(0), len(part)) for part in chunks]
     mean = average(({"mean": mean}, size) for _, mean, _, size in parts)["mean"]
@@ -364,10 +367,10 @@ def average(parts: Iterable[tuple[dict[str, Tensor], int]]) -> dict[str, Tensor]
 
 
 def resolved_kind(kind: str, shape: tuple[int, ...]) -> str:
-    """Return `kind`, or what "auto" is: zca for images of up to 3,072 values, normalize for others
-    and for vectors.
+    """Return `kind`, with "auto" resolved by the shape of an example.
 
-    (The matrix of zca grows out of hand beyond.)
+    "auto" is zca for images of up to 3,072 values, and normalize for others and for vectors: beyond
+    that, the matrix of zca becomes too large.
     """
     if kind != "auto":
         return kind
@@ -377,7 +380,7 @@ def resolved_kind(kind: str, shape: tuple[int, ...]) -> str:
 
 
 def preprocessing(name: str) -> type[Preprocess]:
-    """Return the class of that name; an InputError if there is none, or it is no preprocessing."""
+    """Return the preprocessing class of this name; raise an InputError if there is none."""
     chosen: Any = PREPROCESSING[name]
     if not (isinstance(chosen, type) and issubclass(chosen, Preprocess)):
         raise InputError(
@@ -388,12 +391,12 @@ def preprocessing(name: str) -> type[Preprocess]:
 
 
 def fitted(config: DataConfig, chunks: Chunks, shape: tuple[int, ...]) -> Preprocess:
-    """Fit what the configuration names, or means by "auto", to train images of a shape."""
+    """Fit the preprocessing of the configuration to training examples of a shape."""
     chosen = preprocessing(resolved_kind(config.preprocess, shape))
     names = {item.name for item in dataclasses.fields(chosen.Options)} & vars(config).keys()
     return chosen.fit(chunks, chosen.Options(**{name: getattr(config, name) for name in names}))
 
 
 def restored(name: str, kept: Mapping[str, Tensor]) -> Preprocess:
-    """Return the preprocessing of that name whose `state` was kept."""
+    """Return the preprocessing of this name whose `state` was kept."""
     return preprocessing(name).from_state(kept)

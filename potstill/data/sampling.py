@@ -1,4 +1,4 @@
-"""Which real examples make up a batch: all alike, by weight, or so many of each class."""
+"""Samplers of real batches: uniform, weighted, or a fixed number of each class."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,24 +11,23 @@ from potstill.data.splits import Part, Split, sample
 
 
 class RealSampler(Protocol):
-    """Which real examples make up a batch."""
+    """A rule that draws the real examples of a batch."""
 
     def draw(self, split: Split, count: int, rng: torch.Generator) -> Tensor:
-        """Draw positions of `count` examples without replacement, on the CPU; of all, if there are
-        fewer.
+        """Draw indices (n,) of `count` examples without replacement, on the CPU.
+
+        It draws all examples if there are fewer.
         """
         ...
 
     def among(self, rows: Tensor) -> "RealSampler":
-        """Return the same sampler for a split of only these examples of the whole, positions (n,)
-        on the CPU.
-        """
+        """Return the same sampler restricted to the examples `rows`, indices (n,) on the CPU."""
         ...
 
 
 @dataclass(frozen=True)
 class Uniform:
-    """Every example alike."""
+    """Every example equally likely."""
 
     def draw(self, split: Split, count: int, rng: torch.Generator) -> Tensor:
         return sample(split, count, rng)
@@ -42,7 +41,7 @@ UNIFORM = Uniform()
 
 @dataclass(frozen=True)
 class Weighted:
-    """One after the other with a probability in proportion to its weight among those that are left.
+    """One example after another, each with a probability proportional to its weight.
 
     The `count` smallest of independent exponential times with the weights as their rates are just
     that (Efraimidis & Spirakis 2006), so that a draw takes one pass over the weights, whatever the
@@ -66,7 +65,7 @@ class Weighted:
 
 @dataclass(frozen=True)
 class ClassWise:
-    """Batches that hold so many examples of each class, for methods that compare class with class.
+    """Batches with a given number of each class, for methods that compare class by class.
 
     Args:
         split: the real data.
@@ -76,7 +75,7 @@ class ClassWise:
     split: Split
     sampler: RealSampler = UNIFORM
     members: dict[int, Tensor] = field(init=False)
-    """Class -> positions of its examples, ascending; classes without examples are not in it."""
+    """Class -> indices of its examples, ascending; classes without examples have no entry."""
 
     def __post_init__(self) -> None:
         labels = self.split.labels
@@ -89,11 +88,11 @@ class ClassWise:
         """Draw `count` examples of each of the classes, without replacement.
 
         Args:
-            classes: which, in the order of the answer.
+            classes: the classes, in the order of the result.
             count: examples of each class; of a class that has fewer (of weight above 0), all.
             rng: every draw follows from it, one class after the other.
         Returns:
-            For each class the positions of its examples in the split, (n,) with n <= count, on the
+            For each class the indices of its examples in the split, (n,) with n <= count, on the
             CPU.
         """
         drawn = []
@@ -104,7 +103,7 @@ class ClassWise:
 
 
 def plain_sampler(weights: Tensor | None) -> RealSampler:
-    """Make the sampler by the weights that a user gave, if there are any."""
+    """Return the sampler by the user's weights, or the uniform one if there are none."""
     return UNIFORM if weights is None else Weighted(weights)
 
 
@@ -115,7 +114,7 @@ class Sampling(Protocol):
     """
 
     def due(self, step: int) -> bool:
-        """Tell whether the state is to be made anew before this outer step."""
+        """Return whether the state must be computed anew before this outer step."""
         ...
 
     def refresh(
@@ -125,7 +124,7 @@ class Sampling(Protocol):
         seed: int,
         progress: Callable[[str, int, int], None] | None,
     ) -> dict[str, Tensor]:
-        """Make the state.
+        """Compute the state.
 
         Args:
             trained: seed -> (inputs -> logits) of a fresh network that trained on the set as it is
@@ -137,20 +136,20 @@ class Sampling(Protocol):
         ...
 
     def sampler(self, state: Mapping[str, Any], weights: Tensor | None) -> RealSampler:
-        """Make the sampler at a state (empty before the first `refresh`).
+        """Return the sampler for a state, which is empty before the first `refresh`.
 
-        `weights` (N,) are those that the user gave.
+        `weights` (N,) are the user's.
         """
         ...
 
     def words(self) -> str:
-        """Say it in a report."""
+        """Return a description of how batches are drawn, for reports."""
         ...
 
 
 @dataclass(frozen=True)
 class Plain:
-    """Every image alike, or by the weights that the user gave."""
+    """Every image equally likely, or by the user's weights."""
 
     def due(self, step: int) -> bool:
         return False

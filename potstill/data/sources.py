@@ -1,6 +1,4 @@
-"""Where labelled examples come from: `read` finds the source by name; arrays and what scikit-learn
-carries are here.
-"""
+"""Sources of labelled examples: `read` by name, arrays, and scikit-learn's own data."""
 
 import dataclasses
 import hashlib
@@ -18,7 +16,7 @@ from potstill.data.splits import NOUNS, Arrays, Dataset
 from potstill.registry import SOURCES, InputError, near_miss
 
 TABLES = ("breast_cancer", "digits", "iris", "wine")
-"""What scikit-learn carries for classification, as tables."""
+"""The classification tables that come with scikit-learn."""
 
 
 def read(config: DataConfig) -> Dataset:
@@ -44,7 +42,11 @@ def read(config: DataConfig) -> Dataset:
 
 
 def checked(dataset: Dataset) -> Dataset:
-    """`dataset` again, if it can be distilled: at least two classes, finite numbers."""
+    """Return `dataset` if it has at least two classes and finite numbers.
+
+    Raises:
+        InputError: it has not.
+    """
     if len(dataset.class_names) < 2:
         found = "".join(f": {name}" for name in dataset.class_names)
         raise InputError(
@@ -71,7 +73,7 @@ def checked(dataset: Dataset) -> Dataset:
 
 
 def read_digits(_: str, config: DataConfig) -> Dataset:
-    """scikit-learn's 1,797 grey digits of 8 x 8 pixels with values 0 to 16."""
+    """Read scikit-learn's 1,797 grey digits of 8 x 8 pixels with values 0 to 16."""
     from sklearn.datasets import (
         load_digits,
     )  # here: it takes a second to import and only this source needs it
@@ -85,7 +87,7 @@ def read_digits(_: str, config: DataConfig) -> Dataset:
 
 
 def read_sklearn(name: str, config: DataConfig) -> Dataset:
-    """Read one of scikit-learn's tables, as vectors; an InputError if it has none of that name."""
+    """Read a table of scikit-learn as vectors; raise an InputError for an unknown name."""
     if name not in TABLES:
         known = ", ".join(f"sklearn:{table}" for table in TABLES)
         hint = near_miss(name, TABLES).replace("'", "'sklearn:", 1)
@@ -101,7 +103,7 @@ def read_sklearn(name: str, config: DataConfig) -> Dataset:
 
 
 def array_hash(*arrays: npt.NDArray[Any]) -> str:
-    """A hash over the types, shapes and values of arrays."""
+    """Return a hash over the types, shapes and values of arrays."""
     total = hashlib.sha256()
     for array in arrays:
         total.update(f"{array.dtype}{array.shape}".encode())
@@ -117,7 +119,7 @@ def from_arrays(
     class_names: Sequence[str] | None = None,
     feature_names: Sequence[str] | None = None,
 ) -> Dataset:
-    """Arrays or tensors as a data set.
+    """Make a data set of arrays or tensors.
 
     Args:
         images: (N, H, W) or (N, C, H, W) with C 1 or 3; integers 0..255, or floats, which are taken
@@ -186,9 +188,13 @@ def from_arrays(
 def features_of(
     train: Any, test: Any, given: Sequence[str] | None, shape: tuple[int, ...]
 ) -> tuple[str, ...]:
-    """Return the names of features that were given, or that the columns of data frames have; none
-    if there are none.
+    """Return the names of features: as given, else the columns of data frames, else ().
 
+    Args:
+        train: the training examples as the user gave them.
+        test: the test examples likewise, or None.
+        given: the names that the user gave, or None.
+        shape: of an example.
     Raises:
         InputError: they are not one for each feature, not all different, or other ones in the test
             data.
@@ -215,8 +221,7 @@ def features_of(
 
 
 def with_weights(dataset: Dataset, weights: Any) -> Dataset:
-    """`dataset` with a weight for each of its training images in real batches, as it is without
-    any.
+    """Return `dataset` with a weight for each training image; unchanged for None.
 
     Raises:
         InputError: they are not one for each, negative, not finite, or all 0.
@@ -240,7 +245,7 @@ def with_weights(dataset: Dataset, weights: Any) -> Dataset:
 
 
 def as_array(name: str, given: Any) -> npt.NDArray[Any]:
-    """An array, tensor or list as an array."""
+    """Convert an array, tensor or list to a NumPy array."""
     if isinstance(given, torch.Tensor):
         given = given.detach().cpu()
         return np.asarray(
@@ -255,7 +260,14 @@ def as_array(name: str, given: Any) -> npt.NDArray[Any]:
 
 
 def as_arrays(images_name: str, images: Any, labels_name: str, labels: Any) -> Arrays:
-    """Check and normalise one split that a user gave in Python."""
+    """Check and normalise one split that a user gave in Python.
+
+    Args:
+        images_name: the argument's name, for messages.
+        images: (N, H, W), (N, C, H, W) or (N, d).
+        labels_name: the argument's name, for messages.
+        labels: (N,) whole numbers.
+    """
     pixels, classes = as_array(images_name, images), as_array(labels_name, labels)
     if pixels.ndim == 2 and pixels.size:
         return Arrays(
@@ -292,7 +304,14 @@ def as_arrays(images_name: str, images: Any, labels_name: str, labels: Any) -> A
 def as_classes(
     name: str, classes: npt.NDArray[Any], images_name: str, count: int
 ) -> npt.NDArray[np.int64]:
-    """Check the classes of `count` examples."""
+    """Check the classes of `count` examples; return them as int64.
+
+    Args:
+        name: the argument's name, for messages.
+        classes: (count,) whole numbers.
+        images_name: the name of the examples' argument, for messages.
+        count: how many examples there are.
+    """
     if classes.shape != (count,):
         raise InputError(
             f"{name} must have shape ({count},) like {images_name}, got {classes.shape}"
@@ -307,8 +326,9 @@ def as_classes(
 
 
 def as_vectors(name: str, rows: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    """Check vectors (N, d) and take them as float32; whole numbers too are numbers here, not
-    pixels.
+    """Check vectors (N, d) and return them as float32.
+
+    Whole numbers are numbers here, not pixels.
     """
     if rows.dtype.kind not in "biuf":
         raise InputError(

@@ -1,6 +1,6 @@
 """Real data behind one interface, in memory or memory-mapped.
 
-A source (sources.py) gives raw `Arrays`; loading.py cuts them into train, validation and test
+A source (sources.py) gives raw `Arrays`; preparation.py cuts them into train, validation and test
 splits and preprocesses them.
 """
 
@@ -20,7 +20,7 @@ from potstill.registry import InputError
 
 Transform = Callable[[Tensor], Tensor]
 Shape = tuple[int, ...]
-"""Of one example: (C, H, W) of an image, (d,) of a vector, which is a row of a table."""
+"""Shape of one example: (C, H, W) of an image, (d,) of a vector, which is a row of a table."""
 KINDS = ("image", "vector")
 NOUNS = {"image": "image", "vector": "row"}
 """What an example is called in sentences."""
@@ -28,7 +28,7 @@ CHUNK, CHUNK_VALUES = 1024, 2**24
 
 
 def kind_of(shape: Sequence[int]) -> str:
-    """Return the kind of data, "image" or "vector", whose examples have a shape."""
+    """Return the kind of data, "image" or "vector", of examples of this shape."""
     return "vector" if len(shape) == 1 else "image"
 
 
@@ -36,11 +36,10 @@ def require_kind(kind: str, name: str, part: Any, way_out: str) -> None:
     """Raise an InputError unless a part takes data of a kind.
 
     Args:
-        kind: of the data.
-        name: of the part, for the message, as in "model convnet".
-        part: states what it takes in `kinds`; without that, all: a stranger's network may take
-            anything.
-        way_out: what to do.
+        kind: kind of the data.
+        name: name of the part, for the message, as in "model convnet".
+        part: its attribute `kinds` names the kinds it takes; without it, it takes all.
+        way_out: what the user can do, for the message.
     """
     taken = getattr(part, "kinds", KINDS)
     if kind not in taken:
@@ -62,8 +61,9 @@ class Arrays:
     labels: npt.NDArray[np.int64]
 
     def floats(self, indices: npt.NDArray[np.int64]) -> Tensor:
-        """Images as float32 on the CPU; bytes are scaled to [0, 1]. Reads only these rows of a
-        memory map.
+        """Return the images at `indices` as float32 on the CPU; bytes are scaled to [0, 1].
+
+        Of a memory map it reads only these rows.
         """
         order = np.argsort(indices, kind="stable")
         rows = np.empty((len(indices), *self.images.shape[1:]), self.images.dtype)
@@ -74,10 +74,10 @@ class Arrays:
 
 
 def release(images: npt.NDArray[Any]) -> None:
-    """Give back the pages of a memory map that were read: they would count as this process's memory
-    until the system needs it.
+    """Give back the pages of a memory map that were read.
 
-    The system's cache of files keeps them.
+    They would count as this process's memory until the system needs it; the system's cache of files
+    keeps them.
     """
     mapped = getattr(images, "_mmap", None)
     if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
@@ -86,17 +86,16 @@ def release(images: npt.NDArray[Any]) -> None:
 
 @dataclass(frozen=True)
 class Dataset:
-    """What a source reads.
+    """The labelled examples that a source reads.
 
     Args:
         train: the training images.
         test: the test images; None where the source has none.
         class_names: name of class 0, 1, ...
-        fingerprint: a hash of the content, the same wherever the data lie.
+        fingerprint: a hash of the content, the same in any folder.
         notes: sentences that a user should see: what was converted, padded, resized.
         mapped: whether the arrays are memory maps, to be preprocessed batch by batch.
-        weights: (N,) float64 of the training images: how they come into real batches; None: all
-            alike.
+        weights: (N,) float64, with which training images are drawn; None: all alike.
         feature_names: of vectors, name of each feature; empty: they have none.
     """
 
@@ -111,7 +110,7 @@ class Dataset:
 
     @property
     def shape(self) -> Shape:
-        """Of an example."""
+        """Shape of an example."""
         return tuple(self.train.images.shape[1:])
 
     @property
@@ -121,7 +120,7 @@ class Dataset:
 
     @property
     def identity(self) -> str:
-        """A hash of all that decides what a run gives: of the content and of weights."""
+        """A hash of the content and the weights: all that decides a run's result."""
         if self.weights is None:
             return self.fingerprint
         return hashlib.sha256(self.fingerprint.encode() + self.weights.tobytes()).hexdigest()
@@ -132,13 +131,13 @@ class Split(Protocol):
 
     @property
     def labels(self) -> Tensor:
-        """(N,) int64 on the CPU."""
+        """Classes (N,), int64, on the CPU."""
         ...
 
     def __len__(self) -> int: ...
 
     def take(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Take (images (n, C, H, W) or vectors (n, d), labels (n,)) at these positions."""
+        """Return (images (n, C, H, W) or vectors (n, d), labels (n,)) at these indices."""
         ...
 
 
@@ -163,7 +162,7 @@ class Part:
 
     Args:
         whole: the split.
-        rows: (n,) positions in it, on the CPU.
+        rows: (n,) indices in it, on the CPU.
     """
 
     whole: Split
@@ -186,9 +185,9 @@ class MappedSplit:
 
     Args:
         arrays: the memory-mapped images.
-        indices: positions in `arrays` that belong to this split.
+        indices: indices in `arrays` that belong to this split.
         transform: the preprocessing, float images in, float images out.
-        device: where batches go.
+        device: the device of batches.
     """
 
     arrays: Arrays
@@ -217,8 +216,16 @@ def make_split(
     *,
     mapped: bool,
 ) -> Split:
-    """The rows `indices` of `arrays` as a split: mapped, or preprocessed once and kept on the
-    device.
+    """Make a split of the rows `indices` of `arrays`.
+
+    A mapped one stays on disk; another is preprocessed once and kept on the device.
+
+    Args:
+        arrays: the source's images and labels.
+        indices: (n,) indices in `arrays`.
+        transform: the preprocessing, float images in, float images out.
+        device: the device of batches.
+        mapped: whether the split stays on disk.
     """
     if mapped:
         return MappedSplit(arrays, indices, transform, device)
@@ -230,35 +237,43 @@ def make_split(
 
 
 def chunk_size(shape: Sequence[int]) -> int:
-    """How many images (C, H, W) are held at a time: at most CHUNK, and CHUNK_VALUES pixel values
-    (64 MiB as float32).
+    """Return how many images (C, H, W) are held at a time.
+
+    At most CHUNK, and at most CHUNK_VALUES pixel values (64 MiB as float32).
     """
     return max(1, min(CHUNK, CHUNK_VALUES // math.prod(shape)))
 
 
 def chunks(indices: npt.NDArray[np.int64], arrays: Arrays) -> list[npt.NDArray[np.int64]]:
-    """`indices` in pieces of `chunk_size` images of `arrays`."""
+    """Cut `indices` into pieces of `chunk_size` images of `arrays`."""
     size = chunk_size(arrays.images.shape[1:])
     return [indices[start : start + size] for start in range(0, len(indices), size)]
 
 
 def batches(split: Split, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """The whole split in order, `size` examples at a time."""
+    """Yield the whole split in order, `size` examples at a time."""
     for indices in torch.arange(len(split)).split(size):
         yield split.take(indices)
 
 
 def sample(split: Split, count: int, rng: torch.Generator) -> Tensor:
-    """Positions of `count` examples without replacement; of all, in random order, if there are
-    fewer.
+    """Draw indices of `count` examples without replacement.
+
+    If there are fewer, it returns all, in random order.
     """
     return torch.randperm(len(split), generator=rng)[:count]
 
 
 def sample_per_class(labels: Tensor, classes: int, count: int, rng: torch.Generator) -> Tensor:
-    """Positions of `count` random examples of each class, class by class.
+    """Draw indices of `count` random examples of each class, class by class.
 
     Each class must have that many.
+
+    Args:
+        labels: (N,) classes.
+        classes: number of classes.
+        count: examples of each class.
+        rng: the generator of the draws.
     """
     picks = []
     for label in range(classes):
@@ -270,8 +285,9 @@ def sample_per_class(labels: Tensor, classes: int, count: int, rng: torch.Genera
 def hold_out(
     labels: npt.NDArray[np.int64], share: float, seed: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Positions kept and held out, both ascending: the same share of every class, at least one of
-    it and one kept.
+    """Return indices kept and indices held out, both ascending: the same share of each class.
+
+    At least one example of a class is held out and at least one is kept.
 
     A class with a single example stays whole. (scikit-learn's stratified split refuses such a class
     and may leave a small one out of the held-out part.)

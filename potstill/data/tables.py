@@ -18,7 +18,7 @@ from potstill.registry import InputError, near_miss
 
 
 def read_parquet(path: str, config: DataConfig) -> Dataset:
-    """Parquet files in the Hugging Face layout: a folder with train and test files, or one file."""
+    """Read parquet files in the Hugging Face layout: a folder of train and test, or one file."""
     import pyarrow.parquet as pq  # here: only this source needs it
 
     files = parquet_files(existing(path, "parquet"))
@@ -64,8 +64,9 @@ def read_parquet(path: str, config: DataConfig) -> Dataset:
 
 
 def described_features(metadata: Mapping[bytes, bytes]) -> dict[str, Any]:
-    """Column -> feature as Hugging Face's metadata describe it; nothing where there are none, or
-    none that can be read.
+    """Return column -> feature from Hugging Face's metadata.
+
+    It is empty if there are none, or none that can be read.
     """
     try:
         described = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
@@ -75,8 +76,10 @@ def described_features(metadata: Mapping[bytes, bytes]) -> dict[str, Any]:
 
 
 def parquet_files(path: Path) -> dict[str, list[Path]]:
-    """Split name -> files. In a folder, a file is of the split that its name starts with, or else
-    that its folder is named.
+    """Return split name -> files.
+
+    In a folder, a file belongs to the split that its own name starts with, else to the split that
+    its folder is named after.
     """
     if path.is_file():
         return {"train": [path]}
@@ -108,7 +111,7 @@ def parquet_files(path: Path) -> dict[str, list[Path]]:
 
 
 def open_parquet(pq: Any, file: Path) -> Any:
-    """An open parquet file; an InputError if it is none."""
+    """Open a parquet file; raise an InputError if it is not one."""
     with parquet_errors(file):
         # memory_map: without it, pyarrow 26 reads all row groups ahead, so that the whole set comes
         # into memory.
@@ -117,7 +120,7 @@ def open_parquet(pq: Any, file: Path) -> Any:
 
 @contextmanager
 def parquet_errors(file: Path) -> Iterator[None]:
-    """Turns what pyarrow says of a broken file into an InputError."""
+    """Turn pyarrow's errors on a broken file into an InputError."""
     try:
         yield
     except InputError:
@@ -129,14 +132,14 @@ def parquet_errors(file: Path) -> Iterator[None]:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's text."""
+    """Return the first line of an error's text."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def choose_columns(
     names: list[str], features: dict[str, Any], config: DataConfig
 ) -> tuple[str, str]:
-    """Find the image and label columns: as given, by Hugging Face type, or by usual names."""
+    """Return the image and label columns: as given, by Hugging Face type, or by usual name."""
     usual = {
         "image": ("image", "img", "images"),
         "label": ("label", "labels", "fine_label", "class", "target"),
@@ -165,8 +168,15 @@ def choose_columns(
 def encoded(
     rows: Iterator[dict[str, Any]], column: str, place: str, *, embedded: bool = False
 ) -> Iterator[tuple[str, Path | bytes]]:
-    """(name, encoded bytes or path) of an image column: {bytes, path} structures or plain bytes;
-    `embedded` refuses paths.
+    """Yield (name, encoded bytes or path) of an image column.
+
+    A cell is a {bytes, path} structure or plain bytes.
+
+    Args:
+        rows: the rows of the table, each column -> value.
+        column: name of the image column.
+        place: the table's name, for messages.
+        embedded: whether to refuse paths.
     """
     for index, row in enumerate(rows):
         value = row[column]
@@ -198,7 +208,15 @@ def from_table(
     fingerprint: Callable[[], str],
     config: DataConfig,
 ) -> Dataset:
-    """A data set from label values and image readers by split; label values become 0 .. K-1."""
+    """Make a data set from label values and image readers.
+
+    Args:
+        splits: split name -> (label values, function that yields (name, path or bytes)).
+        names: name of each class, of label values 0 .. K-1; None: the values become 0 .. K-1.
+        column: name of the label column, for messages.
+        fingerprint: computes a hash of the content.
+        config: how the images are stored.
+    """
     for split, (values, _) in splits.items():
         if not values:
             raise InputError(
@@ -245,7 +263,7 @@ def from_table(
 
 
 def read_hub(name: str, config: DataConfig) -> Dataset:
-    """A data set of the Hugging Face hub, or a local folder that `datasets` can load."""
+    """Read a data set of the Hugging Face hub, or a folder that `datasets` can load."""
     try:
         import datasets  # here: an optional extra
     except ImportError as error:

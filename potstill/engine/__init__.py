@@ -1,1 +1,1 @@
-"""The engine: unrolls, their derivatives by replay, and what compiles them."""
+"""The engine: unrolls, their derivatives by replay, and their compilation."""

@@ -1,17 +1,15 @@
-"""The gradient and the Hessian product of a network's cross-entropy, compiled: the fast twin of
-derivatives.Eager.
+"""Compiled derivatives of a network's cross-entropy: the fast twin of `losses.Eager`.
 
-Each is traced once for each shape of batch into a graph of torch's basic operations, through both
-derivatives, and compiled by torch's Inductor, which fuses normalisation, ReLU and pooling into a
-few passes over memory. Before that
+Gradient and Hessian product are traced once for each shape of batch into a graph of torch's basic
+operations, and compiled by torch's Inductor, which fuses normalisation, ReLU and pooling into a few
+passes over memory. Before that
 
 - `Fusible` (fusible.py) writes convolution and group norm so that all their derivatives consist of
   fast operations;
-- `simplify` takes out work whose result nobody reads, and keeps Inductor from computing what is the
-  same for a whole channel anew at every pixel.
+- `simplify` removes unused work, and keeps Inductor from recomputing at every pixel what is the
+  same for a whole channel.
 
-The graph is that of one network; another of the same make is its parameters and constants, which
-are arguments.
+The graph serves every network of the same structure: parameters and constants are its arguments.
 """
 
 import os
@@ -34,9 +32,7 @@ from potstill.engine.losses import Batch, Eager, FlatModel, Products
 aten = torch.ops.aten
 CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 BROADCAST = 8
-"""A tensor that is read by one this many times larger is worth keeping instead of computing it anew
-there.
-"""
+"""A tensor is kept, not recomputed, if a tensor this many times larger reads it."""
 ELEMENTWISE = {
     aten.add.Tensor,
     aten.sub.Tensor,
@@ -54,18 +50,19 @@ VIEWS = {
 
 
 class CannotCompile(Exception):
-    """Why a network is not compiled, as the end of a sentence."""
+    """The reason why a network cannot be compiled, as the end of a sentence."""
 
 
 def prepare_cache() -> None:
-    """Make the folder in which the compiler finds what it compiled before: the user's, unless the
-    environment names one.
+    """Make the folder in which the compiler keeps what it has compiled.
 
-    Torch's own default is emptied when the machine restarts. Its compiler settles the folder when
-    it is first imported, so this comes before.
+    It is in the user's cache folder, unless the environment names another.
+
+    Torch's own default is emptied when the machine restarts. The compiler settles the folder when
+    it is first imported, so this function must be called before.
 
     Raises:
-        CannotCompile: it cannot be made.
+        CannotCompile: the folder cannot be made.
     """
     folder = os.environ.setdefault(
         CACHE_VARIABLE, str(Path(platformdirs.user_cache_dir("potstill")) / "compiled")
@@ -79,7 +76,7 @@ def prepare_cache() -> None:
 
 
 def trace(function: Callable[..., Any], examples: Sequence[Tensor]) -> fx.GraphModule:
-    """`function` as a graph of basic operations, simplified.
+    """Trace `function` into a simplified graph of basic operations.
 
     Raises:
         CannotCompile: it draws random numbers, looks at values, or holds tensors that are no
@@ -103,7 +100,7 @@ def trace(function: Callable[..., Any], examples: Sequence[Tensor]) -> fx.GraphM
 
 
 def simplify(module: fx.GraphModule) -> fx.GraphModule:
-    """Drop what is not read, and keep small tensors that large ones read.
+    """Remove unused nodes, and keep small tensors that large ones read.
 
     Inductor computes cheap tensors again wherever they are read. For a channel's scale, read at
     every pixel, that costs a root and a division a pixel; as_strided makes it keep the tensor
@@ -139,16 +136,16 @@ def simplify(module: fx.GraphModule) -> fx.GraphModule:
 
 
 class CompiledNetwork:
-    """The derivatives of the cross-entropy of networks of one make.
+    """Compiled derivatives of the cross-entropy, for all networks of one structure.
 
     Args:
-        model: one of them.
-        most: how many examples it is best given at once.
+        model: one of these networks.
+        most: how many examples it best takes at once.
         backend: of torch.compile; "eager" runs the traced graph as it is.
 
     Attributes:
         compilations: how many functions were compiled, one for each kind and shape of batch.
-        seconds: what that took.
+        seconds: how long the compilations took, in seconds.
     """
 
     def __init__(self, model: FlatModel, most: int = 50, backend: str = "inductor"):
@@ -158,18 +155,18 @@ class CompiledNetwork:
         prepare_cache()
 
     def of(self, model: FlatModel) -> "Compiled":
-        """The derivatives at a network of this make."""
+        """Return the derivatives at one network of this structure."""
         return Compiled(self, tuple(model.constants.values()))
 
     def logits(self, theta: Tensor, inputs: Tensor, *constants: Tensor) -> Tensor:
-        """The network's output."""
+        """Compute the network's output."""
         inputs = (
             inputs.contiguous(memory_format=torch.channels_last) if inputs.dim() == 4 else inputs
         )
         return self.model(theta, inputs, dict(zip(self.model.constants, constants, strict=True)))
 
     def loss(self, constants: tuple[Tensor, ...]) -> Eager:
-        """The mean cross-entropy, plain."""
+        """Return the mean cross-entropy, not compiled."""
         return Eager(
             lambda theta, batch, _: F.cross_entropy(
                 self.logits(theta, batch.inputs, *constants), batch.targets
@@ -179,26 +176,24 @@ class CompiledNetwork:
     def gradient(
         self, theta: Tensor, inputs: Tensor, targets: Tensor, *constants: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The loss and its gradient in theta."""
+        """Compute the loss, 0-d, and its gradient in theta."""
         return self.loss(constants).gradient(theta, Batch(inputs, targets), 0)
 
     def product(
         self, theta: Tensor, inputs: Tensor, targets: Tensor, cotangent: Tensor, *constants: Tensor
     ) -> Products:
-        """d/d(theta, inputs, targets) <grad_theta loss, cotangent>."""
+        """Compute d/d(theta, inputs, targets) <grad_theta loss, cotangent>."""
         batch = Batch(inputs.detach().requires_grad_(), targets.detach().requires_grad_())
         return self.loss(constants).product(theta, batch, 0, cotangent)
 
     def product_in_theta(
         self, theta: Tensor, inputs: Tensor, targets: Tensor, cotangent: Tensor, *constants: Tensor
     ) -> Tensor:
-        """`product` without what the batch gets: for frozen examples."""
+        """Compute the first member of `product` alone, for frozen examples."""
         return self.loss(constants).product(theta, Batch(inputs, targets), 0, cotangent)[0]
 
     def call(self, kind: Callable[..., Any], *arguments: Tensor) -> Any:
-        """`kind` (one of the functions above) at `arguments`, compiled at the first call with their
-        shapes.
-        """
+        """Call one of the functions above, compiled at the first call with these shapes."""
         key = (kind.__name__, *((tensor.shape, tensor.dtype) for tensor in arguments))
         with torch.no_grad():
             if key not in self.functions:
@@ -254,6 +249,6 @@ class Compiled:
         )
 
     def logits(self, theta: Tensor, inputs: Tensor) -> Tensor:
-        """The network's output."""
+        """Compute the network's output."""
         found: Tensor = self.network.call(self.network.logits, theta, inputs, *self.constants)
         return found

@@ -1,11 +1,9 @@
-"""Convolution and group norm in a form whose first and second derivatives compile to fast
-operations.
+"""Convolution and group norm whose first and second derivatives compile to fast operations.
 
 <x * w, y> is linear in the input x, in the weight w and in the output's cotangent y. Its
-derivatives in the three are convolution
-and its two transposes, and each of these has the other two as its own derivatives: three fast
-kernels serve every order. Autograd's own second derivative in the weight is instead a slow
-convolution with a kernel as large as the image.
+derivatives in the three are convolution and its two transposes, and each of these has the other two
+as its own derivatives: three fast kernels serve every order. Autograd's own second derivative in
+the weight is instead a slow convolution with a kernel as large as the image.
 """
 
 from typing import Any
@@ -17,14 +15,13 @@ from torch.overrides import TorchFunctionMode
 
 aten = torch.ops.aten
 Geometry = tuple[list[int], list[int], list[int], bool, list[int], int]
-"""Stride, padding, dilation, transposed, output padding, groups: what torch's convolution takes
-after its tensors.
-"""
+"""Stride, padding, dilation, transposed, output padding, groups: as torch's convolution takes."""
 
 
 class Contraction(torch.autograd.Function):
-    """The derivative of <x * w, y> in one of the three, `wanted`, given the other two; it only
-    lends its shape.
+    """The derivative of <x * w, y> in one of x, w and y, `wanted`, given the other two.
+
+    The tensor named by `wanted` only lends its shape.
     """
 
     @staticmethod
@@ -52,7 +49,15 @@ class Contraction(torch.autograd.Function):
 
 
 def contraction(wanted: str, *, x: Tensor, w: Tensor, y: Tensor | None, how: Geometry) -> Tensor:
-    """`Contraction`; "y" is the convolution x * w itself."""
+    """Apply `Contraction`; "y" is the convolution x * w itself.
+
+    Args:
+        wanted: "x", "w" or "y".
+        x: input (B, C, H, W).
+        w: weight (D, C / groups, h, w).
+        y: cotangent of the output (B, D, ...); None if it is wanted.
+        how: stride, padding and the like.
+    """
     return Contraction.apply(wanted, x, w, y, how)  # type: ignore[no-any-return, no-untyped-call]
 
 
@@ -65,7 +70,7 @@ def conv2d(
     dilation: Any = 1,
     groups: int = 1,
 ) -> Tensor:
-    """F.conv2d for numeric padding."""
+    """Compute F.conv2d, with the same arguments; padding must be numeric."""
     stride, padding, dilation = (
         [number] * 2 if isinstance(number, int) else list(number)
         for number in (stride, padding, dilation)
@@ -77,7 +82,7 @@ def conv2d(
 
 
 def autocast_type(tensor: Tensor) -> torch.dtype:
-    """The type that autocast, if it is on, gives to the arguments of a convolution."""
+    """Return the type in which autocast, if it is on, computes convolutions."""
     device = tensor.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tensor.dtype
 
@@ -89,13 +94,13 @@ def group_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Tensor:
-    """F.group_norm as one scale and one shift per example and channel, its statistics in at least
-    float32.
+    """Compute F.group_norm, with the same arguments, by one scale and one shift a channel.
 
-    So each derivative costs one pass over the images for its sums and one to write the result. The
-    variance is taken around
-    a pivot that counts as a constant: var x = mean (x - p)^2 - (mean x - p)^2 holds for every p,
-        and so do all its derivatives; at p = mean x nothing is lost to rounding.
+    Each example has a scale and a shift of its own for each channel.
+    Its statistics are in at least float32. Each derivative costs one pass over the images for its
+    sums and one to write the result. The variance is taken around a pivot that counts as a
+    constant: var x = mean (x - p)^2 - (mean x - p)^2 holds for every p, and so do all its
+    derivatives; at p = mean x nothing is lost to rounding.
     """
     x: Tensor = input.float() if input.dtype in (torch.bfloat16, torch.float16) else input
     x = x.unflatten(1, (num_groups, -1))
@@ -112,7 +117,7 @@ def group_norm(
 
 
 class Fusible(TorchFunctionMode):
-    """Inside it, a network's 2-d convolutions and group norms are the ones above."""
+    """A context in which a network's 2-d convolutions and group norms are those of this file."""
 
     def __torch_function__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None

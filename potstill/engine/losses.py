@@ -1,5 +1,6 @@
-"""What the engine asks of a loss: its gradient and its Hessian product. Here by plain autograd;
-compiled.py has them fast.
+"""The interface of a differentiable loss: its gradient and its Hessian product.
+
+Here they are taken by autograd; compiled_losses.py has the fast twin.
 
 A network is a function of one flat parameter vector (`FlatModel`). A loss that is a mean over
 examples may be taken in micro-batches (`InMicroBatches`), which bounds the memory and not the
@@ -21,17 +22,17 @@ from potstill.data.splits import Shape
 from potstill.seeds import global_seed
 
 LARGEST_MB = {"cpu": 18, "mps": 250, "cuda": 1000}
-"""Most that one activation of a micro-batch takes. On a CPU larger ones leave the caches."""
+"""Most MB of one activation of a micro-batch. On a CPU larger ones leave the caches."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What a loss reads at one step.
+    """The examples that a loss reads at one step.
 
     Args:
         inputs: (B, ...).
         targets: (B, K) probabilities, or weights of classes.
-        frozen: how many of the first rows ask for no gradient, whatever the tensors say.
+        frozen: how many of the first rows ask for no gradient, even if the tensors do.
     """
 
     inputs: Tensor
@@ -49,8 +50,9 @@ class Batch:
 
 
 Products = tuple[Tensor, Tensor | None, Tensor | None]
-"""d/d(theta, inputs, targets) of a scalar, each like its tensor; None for a member of the batch
-that asks for no gradient. What stands in frozen rows has no meaning.
+"""d/d(theta, inputs, targets) of a scalar, each of its tensor's shape.
+
+Inputs or targets that ask for no gradient have None. Values in frozen rows have no meaning.
 """
 
 
@@ -84,8 +86,12 @@ class FlatModel:
     def __call__(
         self, theta: Tensor, inputs: Tensor, constants: dict[str, Tensor] | None = None
     ) -> Tensor:
-        """The module's output on `inputs` with the parameters `theta` and, if given, the constants
-        of another network.
+        """Compute the module's output on `inputs` with the flat parameters `theta`.
+
+        Args:
+            theta: (P,) all trainable parameters.
+            inputs: (B, ...).
+            constants: those of another network of the same structure; None: the module's own.
         """
         parts = zip(self.names, theta.split(self.sizes), self.shapes, strict=True)
         parameters = {name: part.view(shape) for name, part, shape in parts} | (
@@ -97,7 +103,7 @@ class FlatModel:
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:
-    """The context in which a network computes in this precision."""
+    """Return the context in which a network computes in this precision."""
     # Without the cache: it would keep one network's bfloat16 parameters for the next.
     return torch.autocast(
         device.type, torch.bfloat16, enabled=precision == "bfloat16", cache_enabled=False
@@ -105,7 +111,7 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
 
 
 def couples_batch(module: nn.Module) -> bool:
-    """Whether an example's output depends on the rest of its batch: batch norm in training mode."""
+    """Return whether an output depends on the rest of its batch: batch norm in training."""
     return any(
         isinstance(part, _NormBase) and not isinstance(part, _InstanceNorm)
         for part in module.modules()
@@ -113,7 +119,7 @@ def couples_batch(module: nn.Module) -> bool:
 
 
 def largest_micro_batch(module: nn.Module, shape: Shape, device: torch.device) -> int:
-    """How many examples at once keep every activation within LARGEST_MB."""
+    """Return how many examples at once keep every activation within LARGEST_MB."""
     sizes = [1]
 
     def note(part: nn.Module, inputs: object, outputs: object) -> None:
@@ -129,14 +135,15 @@ def largest_micro_batch(module: nn.Module, shape: Shape, device: torch.device) -
 
 
 def even(count: int, most: int) -> int:
-    """Size of micro-batches, at most `most`, that cut `count` examples as evenly as can be: few
-    shapes, few compilations.
+    """Return the size of micro-batches that cut `count` examples most evenly, at most `most`.
+
+    Even sizes mean few shapes, and so few compilations.
     """
     return math.ceil(count / math.ceil(count / most))
 
 
 class Differentiable(Protocol):
-    """A loss (theta, batch, step) -> scalar by its first and second derivatives.
+    """A loss (theta, batch, step) -> scalar, given by its first and second derivatives.
 
     Both give the same for the same arguments, or a replayed step is not exact.
     """
@@ -146,13 +153,20 @@ class Differentiable(Protocol):
         ...
 
     def product(self, theta: Tensor, batch: Batch, step: int, cotangent: Tensor) -> Products:
-        """Compute d/d(theta, batch) <grad_theta loss, cotangent>."""
+        """Compute d/d(theta, batch) <grad_theta loss, cotangent>.
+
+        Args:
+            theta: (P,) all trainable parameters.
+            batch: the examples of the step.
+            step: number of the step.
+            cotangent: (P,) cotangent of the gradient.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class Eager:
-    """A loss with its derivatives by autograd: reverse mode over reverse mode."""
+    """A loss whose derivatives are taken by autograd: reverse mode over reverse mode."""
 
     loss: Callable[[Tensor, Batch, int], Tensor]
 
@@ -182,7 +196,7 @@ class Eager:
 
 @dataclass(frozen=True)
 class ExactStart:
-    """A loss in rounded arithmetic but for the first inner step, which is taken in full precision.
+    """A loss in rounded arithmetic, but in full precision at the first inner step.
 
     Adam's first step is lr g / (|g| + eps), all but the sign of g. Its derivative in g is a peak
     lr / eps high and eps = 1e-8 wide, and what a window that begins there sends back hangs on the
@@ -199,7 +213,7 @@ class ExactStart:
     full: Differentiable
 
     def at(self, step: int) -> Differentiable:
-        """The loss at a step.
+        """Return the loss that holds at a step.
 
         Its product is of the same kind as its gradient: else dropout would draw them two masks.
         """
@@ -214,8 +228,7 @@ class ExactStart:
 
 @dataclass(frozen=True)
 class InMicroBatches:
-    """A loss that is a mean over examples, taken `size` examples at a time: less memory, same
-    result.
+    """A mean over examples, taken `size` at a time: less memory, same result.
 
     Args:
         whole: the loss, linear in the targets.
@@ -229,7 +242,7 @@ class InMicroBatches:
     filled: bool = False
 
     def parts(self, batch: Batch) -> Iterator[tuple[Batch, float]]:
-        """Yield (micro-batch, weight of its mean in the mean of all)."""
+        """Yield (micro-batch, weight of its mean in the mean over all)."""
         count = len(batch)
         for start in range(0, count, self.size):
             frozen = min(self.size, max(0, batch.frozen - start))
@@ -269,11 +282,11 @@ class InMicroBatches:
 
 
 def cross_entropy(model: FlatModel, seed: Callable[[int], int] | None = None) -> Eager:
-    """The mean cross-entropy of the network on a batch (inputs, targets).
+    """Return the mean cross-entropy of the network on a batch (inputs, targets).
 
     Args:
         model: the network.
-        seed: step -> the seed of its dropout; None where it has none.
+        seed: step -> the seed of its dropout; None if it has no dropout.
     """
 
     def loss(theta: Tensor, batch: Batch, step: int) -> Tensor:
@@ -288,14 +301,20 @@ def cross_entropy(model: FlatModel, seed: Callable[[int], int] | None = None) ->
 def derivative_error(
     model: FlatModel, inputs: Tensor, targets: Tensor, rng: torch.Generator
 ) -> float:
-    """How far the model's second derivative is from how its gradient really changes, relative, in
-    float64.
+    """Return the relative error of the model's second derivative, in float64.
 
-    It is rounding for every differentiable function. Behind a detach or a straight-through
+    It compares the Hessian product with a finite difference of gradients.
+
+    The error is rounding for every differentiable function. Behind a detach or a straight-through
     estimator the gradient changes in ways that autograd does not see, so that a meta-gradient
-    through it would have no meaning. (The second derivative
-    that autograd gives stays symmetric there, since what is detached counts as constant: symmetry
-    would not show it.)
+    through it would have no meaning. (The second derivative that autograd gives stays symmetric
+    there, since what is detached counts as constant: symmetry would not show it.)
+
+    Args:
+        model: the network, in float64.
+        inputs: (B, ...) in float64.
+        targets: (B, K) probabilities.
+        rng: the generator of the directions.
     """
     loss = cross_entropy(model, seed=lambda _: 0)  # the same dropout every time
     batch = Batch(inputs, targets)

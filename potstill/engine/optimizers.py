@@ -1,5 +1,6 @@
-"""Optimisers as pure functions of flat vectors: for the inner loop, which is differentiated, for
-the outer one, and in torch's own form for plain training.
+"""Optimisers as pure functions of flat vectors, and in torch's form for plain training.
+
+The inner loop, which is differentiated, and the outer loop use the pure form.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,17 +20,24 @@ class Optimizer(Protocol):
     """An optimiser as one pure, differentiable, elementwise function."""
 
     def init(self, theta: Tensor) -> State:
-        """Make the state before the first step."""
+        """Return the state before the first step."""
         ...
 
     def step(self, state: State, grad: Tensor, hyper: Mapping[str, Tensor], count: int) -> State:
-        """Take step number `count` (the first is 0); `hyper` holds 0-d tensors such as "lr"."""
+        """Take step number `count`, from 0, and return the new state.
+
+        Args:
+            state: the parameters and moments, each (P,).
+            grad: (P,).
+            hyper: 0-d tensors such as "lr".
+            count: number of the step; the first is 0.
+        """
         ...
 
     def in_torch(
         self, parameters: Sequence[nn.Parameter], lr: float
     ) -> tuple[torch.optim.Optimizer, Callable[[], None]]:
-        """Make the torch optimiser of the same steps, and what is to be called after each step."""
+        """Return the equivalent torch optimiser, and a function to call after each step."""
         ...
 
 
@@ -68,7 +76,7 @@ class Adam:
         return theta - scale * mean / (root(square) + self.eps), mean, square
 
     def corrections(self, count: int) -> tuple[float, float]:
-        """Compute the bias corrections of both moments at step number `count`."""
+        """Return the bias corrections of both moments at step number `count`."""
         return 1 - self.beta1 ** (count + 1), 1 - self.beta2 ** (count + 1)
 
     def in_torch(
@@ -90,8 +98,9 @@ class Adam:
 
 
 def root(x: Tensor) -> Tensor:
-    """Take the square root, with derivative 0 at 0: a parameter that never had a gradient would
-    else turn all to NaN.
+    """Return the square root, with derivative 0 at 0.
+
+    A parameter that never had a gradient would otherwise turn everything to NaN.
     """
     positive = x > 0
     return torch.where(positive, torch.where(positive, x, 1).sqrt(), 0)
@@ -99,8 +108,7 @@ def root(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class SGD:
-    """Stochastic gradient descent with momentum, L2 weight decay and a step schedule, as
-    torch.optim.SGD and MultiStepLR.
+    """SGD with momentum, L2 weight decay and step decay, as torch's SGD and MultiStepLR.
 
     Args:
         momentum: factor on the velocity.

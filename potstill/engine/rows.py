@@ -1,4 +1,4 @@
-"""Rows of large tensors that are learned."""
+"""Selection of rows of a learned tensor, with a sparse gradient for large ones."""
 
 from typing import Any
 
@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 SPARSE_FROM = 1_000_000
-"""Numbers of a tensor from which on the gradient of some of its rows comes sparse."""
+"""Size of a tensor, in numbers, from which the gradient of some of its rows is sparse."""
 
 
 class Rows(torch.autograd.Function):
-    """Rows of a tensor, whose cotangent is a sparse tensor of those rows."""
+    """Rows of a tensor, with a sparse cotangent of the whole tensor."""
 
     @staticmethod
     def forward(ctx: Any, whole: Tensor, rows: Tensor) -> Tensor:
@@ -26,11 +26,10 @@ class Rows(torch.autograd.Function):
 
 
 def taken(whole: Tensor, rows: Tensor) -> Tensor:
-    """Take `whole[rows]`, each row at most once.
+    """Return `whole[rows]`; each row may occur at most once.
 
-    The gradient of a large tensor, which is added up over the steps of a window, comes sparse, and
-    does
-    not run through all the other rows: with 18,000 images of 3 x 32 x 32 that took 0.2 s a step.
+    The gradient of a large tensor, added up over the steps of a window, is sparse, and does not run
+    through the other rows, which took 0.2 s a step with 18,000 images of 3 x 32 x 32.
     """
     small = whole.numel() < SPARSE_FROM
     if small or whole.device.type == "mps":  # which lacks most operations on sparse tensors

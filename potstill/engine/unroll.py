@@ -1,5 +1,4 @@
-"""The core: optimiser steps as pure functions, and the exact meta-gradient of an unroll in memory
-that is flat in the window.
+"""Exact meta-gradients of an unroll of pure optimiser steps, with memory flat in the window.
 
 An unroll takes `burn_in` steps without a derivative and then `window` differentiated ones, on a
 state of flat vectors (parameters, moments). Nothing keeps the graph of more than one step: the
@@ -7,12 +6,12 @@ forward pass keeps the state and the gradient before each differentiated step, a
 rebuilds one step at a time. With lambda the cotangent of the state,
 
 1. the transpose of the optimiser's step turns lambda into the cotangent `a` of that step's
-gradient, the cotangent of the
-   older state, and cotangents of the hyper-parameters;
-2. one Hessian product, d/d(theta, batch) <grad_theta loss, a>, gives what reaches the older
-parameters and the batch; 3. the batch's cotangents go back through augmentation, selection and
-parameterisation to the leaves; 4. what is left of lambda at the window's start is the cotangent of
-the state there.
+   gradient, the cotangent of the older state, and cotangents of the hyper-parameters;
+2. one Hessian product, d/d(theta, batch) <grad_theta loss, a>, gives the cotangents of the older
+   parameters and of the batch;
+3. the batch's cotangents go back through augmentation, selection and parameterisation to the
+   leaves;
+4. lambda at the window's start is the cotangent of the state there.
 
 Source: equations (2) to (4) and Algorithm 1 of Feng, Vedantam & Kempe 2024, arXiv:2311.07025.
     Replaying instead of storing the graph is reverse-mode differentiation with a checkpoint at
@@ -31,13 +30,14 @@ from potstill.engine.losses import Batch, Differentiable
 from potstill.engine.optimizers import Optimizer, State
 
 Leaves = Mapping[str, Tensor]
-"""What is learned: name -> tensor."""
+"""Learned tensors: name -> tensor."""
 
 
 @dataclass(frozen=True)
 class InnerProblem:
-    """What the inner loop does at each step; every part gives the same for the same arguments, or
-    replay is not exact.
+    """The inner loop: what happens at each step.
+
+    Every part must return the same for the same arguments, or replay is not exact.
 
     Args:
         loss: (theta, batch, step) -> scalar, by its derivatives.
@@ -51,20 +51,21 @@ class InnerProblem:
 
 
 class Objective(Protocol):
-    """The outer loss: (theta after the last step, leaves, part of the real data) -> scalar, by its
-    gradient.
+    """The outer loss, given by its gradient.
+
+    It maps (theta after the last step, leaves, part of the real data) to a scalar.
     """
 
     def gradient(
         self, theta: Tensor, leaves: Leaves, part: Any
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """The loss, 0-d, its gradient in theta, and those in the leaves that it reads directly."""
+        """Compute the loss, 0-d, its gradient in theta, and those in the leaves it reads."""
         ...
 
 
 @dataclass(frozen=True)
 class EagerObjective:
-    """An outer loss with its gradient by autograd."""
+    """An outer loss whose gradient is taken by autograd."""
 
     loss: Callable[[Tensor, Leaves, Any], Tensor]
 
@@ -101,12 +102,12 @@ class MetaGradient:
 
 @dataclass(frozen=True)
 class Keep:
-    """What the forward pass keeps of the window.
+    """What the forward pass keeps of the window, for the way back.
 
     Args:
         dtype: type in which states are kept; None keeps their own. A narrower one moves the point
             where a step is differentiated by its rounding.
-        device: where they are kept; None keeps them where they are.
+        device: the device on which states are kept; None keeps their own.
         checkpoints: keep the state before every ceil(sqrt(M))-th step only, and take the steps
             between again on the way back: some 2 sqrt(M) states in place of M, one more forward
             pass.
@@ -117,7 +118,7 @@ class Keep:
     checkpoints: bool = False
 
     def segment(self, window: int) -> int:
-        """How many steps the tape holds at once."""
+        """Return how many steps the tape holds at once."""
         return math.isqrt(max(0, window - 1)) + 1 if self.checkpoints else max(1, window)
 
 
@@ -125,8 +126,9 @@ STATES = Keep()
 
 
 class Unrolled:
-    """A trajectory of burn_in + window steps that can be differentiated through its last `window`,
-    as often as wanted.
+    """A trajectory of burn_in + window steps, differentiable through its last `window`.
+
+    It can be differentiated any number of times.
 
     The forward pass is taken once, when it is made. The way back is linear in the cotangent at its
     end, so that the meta-gradients of several outer losses cost one forward pass and a way back for
@@ -166,7 +168,7 @@ class Unrolled:
     def meta_gradient(
         self, objective: Objective, parts: Iterable[tuple[Any, float]]
     ) -> MetaGradient:
-        """The outer loss and its cotangents.
+        """Compute the outer loss and its cotangents.
 
         Args:
             objective: the outer loss at the trained parameters; it may read the leaves directly.
@@ -209,8 +211,7 @@ def meta_gradient(
     first: int = 0,
     keep: Keep = STATES,
 ) -> MetaGradient:
-    """Train for burn_in + window steps and differentiate the outer loss through the last `window`
-    of them.
+    """Train for burn_in + window steps and differentiate through the last `window`.
 
     Args and returns are those of `Unrolled` and its `meta_gradient`.
     """
@@ -237,12 +238,12 @@ class Tape:
         self.steps = steps
 
     def put(self, step: int, state: State, grad: Tensor) -> None:
-        """Keep what was before a step."""
+        """Keep the state and the gradient before a step."""
         for buffer, tensor in zip(self.buffers, (*state, grad), strict=True):
             buffer[step - self.steps.start] = tensor
 
     def take(self, step: int) -> tuple[State, Tensor]:
-        """Give back the state and the gradient before a step."""
+        """Return the state and the gradient before a step."""
         *state, grad = (buffer[step - self.steps.start].to(self.like) for buffer in self.buffers)
         return tuple(state), grad
 
@@ -255,7 +256,16 @@ def forward(
     steps: range,
     tape: Tape | None = None,
 ) -> State:
-    """Take `steps`; return the state after them. The tape takes what the way back needs."""
+    """Take `steps` and return the state after them; the tape keeps what the way back needs.
+
+    Args:
+        problem: the inner loop.
+        leaves: what is learned.
+        hyper: the optimiser's hyper-parameters, 0-d tensors.
+        state: the optimiser's state before the first of the steps.
+        steps: numbers of the steps.
+        tape: keeps state and gradient before each step; None keeps nothing.
+    """
     if tape:
         tape.begin(steps)
     for step in steps:
@@ -272,8 +282,15 @@ def forward(
 def outer_gradient(
     objective: Objective, theta: Tensor, leaves: Leaves, parts: Iterable[tuple[Any, float]]
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """The weighted sum of the objective over the parts, and its gradients in theta and the leaves,
-    part by part.
+    """Compute the weighted sum of the objective over the parts, and its gradients.
+
+    The gradients are those in theta and in the leaves.
+
+    Args:
+        objective: the outer loss.
+        theta: (P,) parameters after the last step.
+        leaves: what is learned.
+        parts: (part of the real data, weight) pairs, taken one at a time.
     """
     total, of_theta = theta.new_zeros(()), torch.zeros_like(theta)
     of_leaves = {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
@@ -289,8 +306,17 @@ def outer_gradient(
 def optimizer_transpose(
     optimizer: Optimizer, before: State, grad: Tensor, hyper: Leaves, count: int, adjoint: State
 ) -> tuple[State, Tensor, dict[str, Tensor]]:
-    """The cotangents of the older state, of the gradient and of the hyper-parameters, given that of
-    the newer state.
+    """Apply the transpose of an optimiser step to the cotangent of its new state.
+
+    Args:
+        optimizer: the pure optimiser step.
+        before: the state before the step.
+        grad: (P,) the gradient of the step.
+        hyper: the hyper-parameters, 0-d tensors.
+        count: number of the step.
+        adjoint: cotangent of the state after the step.
+    Returns:
+        The cotangents of the state before, of the gradient and of the hyper-parameters.
     """
     state = tuple(tensor.detach().requires_grad_() for tensor in before)
     grad, rates = grad.detach().requires_grad_(), with_grad(hyper)
@@ -305,8 +331,19 @@ def optimizer_transpose(
 def step_product(
     problem: InnerProblem, theta: Tensor, leaves: Leaves, step: int, cotangent: Tensor
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Compute d/d(theta, leaves) <grad_theta loss at `step`, cotangent>: what one step's gradient
-    sends back, through the batch to the leaves that it was made of."""
+    """Compute d/d(theta, leaves) <grad_theta loss at `step`, cotangent>.
+
+    It is what the gradient of one step sends back, through the batch to the leaves.
+
+    Args:
+        problem: the inner loop.
+        theta: (P,) parameters before the step.
+        leaves: what is learned.
+        step: number of the step.
+        cotangent: (P,) cotangent of the step's gradient.
+    Returns:
+        The cotangent of theta, and that of each leaf; {} if the batch asks for no gradient.
+    """
     wanted = with_grad(leaves)
     batch = problem.batch(wanted, step)
     of_theta, *of_batch = problem.loss.product(theta, batch, step, cotangent)
@@ -322,5 +359,5 @@ def step_product(
 
 
 def with_grad(leaves: Leaves) -> dict[str, Tensor]:
-    """Fresh leaves of the same values that ask for a gradient."""
+    """Return tensors of the same values that ask for a gradient."""
     return {name: leaf.detach().requires_grad_() for name, leaf in leaves.items()}

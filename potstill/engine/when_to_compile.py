@@ -1,4 +1,4 @@
-"""The networks of a run, whether to compile them, and the proof that what was compiled is right."""
+"""The networks of a run, the decision to compile them, and the check of what was compiled."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -24,15 +24,11 @@ from potstill.registry import InputError
 from potstill.seeds import generator
 
 PAYS = {"cpu": 3e12, "cuda": 3e14}
-"""Floating-point operations, for each function to compile, from which on that saves more time than
-it takes.
-"""
+"""Floating-point operations, for each function to compile, from which compiling saves time."""
 PRODUCT_COST = 8 / 3
 """A Hessian product has eight convolutions a layer where a gradient has three."""
 AGREEMENT = 0.9
-"""Least cosine of a compiled derivative to the plain one; rounding moves it by a few thousandths in
-bfloat16.
-"""
+"""Least cosine of a compiled derivative to the plain one; bfloat16 costs a few thousandths."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +36,8 @@ class NetworkFamily:
     """The networks of one factory, as a run uses them.
 
     Args:
-        factory: makes a fresh one.
-        shape: of an input.
+        factory: makes a fresh network.
+        shape: shape of an input.
         classes: number of outputs.
         device: where they compute.
         precision: "float32" or "bfloat16".
@@ -56,23 +52,23 @@ class NetworkFamily:
     compiled: CompiledNetwork | None = None
 
     def flat(self, module: nn.Module) -> FlatModel:
-        """Make one of them a function of its parameters."""
+        """Return a network of the family as a function of its parameters."""
         return FlatModel(module, self.precision)
 
     def model(self, seed: int) -> FlatModel:
-        """Make a fresh one as a function of its parameters."""
+        """Make a fresh network, as a function of its parameters."""
         return self.flat(fresh(self.factory, seed, self.device))
 
     def loss(self, model: FlatModel, seed: Callable[[int], int]) -> Differentiable:
-        """Make the mean cross-entropy of one of them; `seed`: step -> the seed of its dropout."""
+        """Return the mean cross-entropy of a network; `seed`: step -> seed of its dropout."""
         return self.compiled.of(model) if self.compiled else cross_entropy(model, seed)
 
     def with_compiled(self, compiled: CompiledNetwork | None) -> "NetworkFamily":
-        """Return the same family with these derivatives."""
+        """Return the same family with these compiled derivatives."""
         return replace(self, compiled=compiled)
 
     def batch(self, count: int) -> Batch:
-        """Make a batch of random inputs and one-hot targets."""
+        """Return a batch of `count` random inputs and one-hot targets."""
         inputs = torch.randn(count, *self.shape, generator=generator(0, "example"))
         targets = torch.eye(self.classes)[torch.arange(count) % self.classes]
         return Batch(inputs.to(self.device), targets.to(self.device))
@@ -83,7 +79,7 @@ class NetworkFamily:
         return largest_micro_batch(fresh(self.factory, 0, self.device), self.shape, self.device)
 
     def operations(self) -> float:
-        """Count the floating-point operations of a gradient, for one example."""
+        """Return the floating-point operations of a gradient, for one example."""
         model = self.model(0)
         with FlopCounterMode(display=False) as counter:
             cross_entropy(model, lambda _: 0).gradient(model.theta, self.batch(2), 0)
@@ -97,12 +93,19 @@ def compiled_networks(
     logits: Sequence[int],
     say: Callable[[str], None],
 ) -> CompiledNetwork:
-    """Compile derivatives for batches of these sizes; compare them with plain ones at another
-    network.
+    """Compile derivatives for batches of these sizes, and compare them with plain ones.
 
+    They are compiled at one network and compared at another one.
+
+    Args:
+        family: the networks.
+        gradients: batch sizes of gradients.
+        products: batch sizes of Hessian products.
+        logits: batch sizes of outputs.
+        say: takes sentences for the user.
     Raises:
-        CannotCompile: they cannot be, or the networks differ in more than their parameters and
-            buffers.
+        CannotCompile: the network cannot be compiled, or networks of the factory
+            differ in more than their parameters and buffers.
     """
     network, second = CompiledNetwork(family.model(0), family.most), family.model(1)
     fast, plain = network.of(second), cross_entropy(second, lambda _: 0)
@@ -135,11 +138,17 @@ def compiled_networks(
 
 
 def stage_micro_batch(batch: int, last: int, most: int, *, compiled: bool) -> int:
-    """Choose how many synthetic examples to take at once of a batch, at most `most`.
+    """Return how many examples of a batch to take at once, at most `most`.
 
     A compiled run takes what suits its last stage's batch, `last`, or the half, quarter, ... of
     that: the last micro-batch is filled up to it, and a shape for each stage would be a compilation
     for each. Otherwise it is what a run of this stage alone would take, to the same bytes.
+
+    Args:
+        batch: synthetic examples in the stage's batch.
+        last: synthetic examples in the last stage's batch.
+        most: most examples at once.
+        compiled: whether the run is compiled.
     """
     if not compiled:
         return even(batch, most)
@@ -158,18 +167,18 @@ def compiled_if_worth(
     obstacle: str | None = None,
     functions: int = 3,
 ) -> CompiledNetwork | None:
-    """What `build` makes, if it is wanted or pays; `say` hears why not.
+    """Compile if it is asked for or worth it; return None otherwise, and say why.
 
     Args:
         wanted: "on", "off" or "auto".
-        device: where the run is.
-        work: counts its floating-point operations.
+        device: the device of the run.
+        work: counts the run's floating-point operations.
         build: compiles, or raises CannotCompile.
-        say: takes sentences.
-        obstacle: what else speaks against it, as the end of a sentence.
+        say: takes sentences for the user.
+        obstacle: another reason not to compile, as the end of a sentence.
         functions: how many will be compiled.
     Raises:
-        InputError: it is wanted and cannot be.
+        InputError: `wanted` is "on" and the network cannot be compiled.
     """
     if wanted == "off":
         return None
@@ -191,9 +200,7 @@ def compiled_if_worth(
 
 
 def too_short(work: float, functions: int, device: torch.device) -> str | None:
-    """Why compiling so many functions does not pay for so many floating-point operations; None if
-    it does.
-    """
+    """Return why compiling does not pay for so many operations; None if it does."""
     least = functions * PAYS.get(device.type, math.inf)
     return (
         f"the run is short ({work / 1e12:.1f} TFLOP; it pays from {least / 1e12:.0f})"
@@ -203,7 +210,10 @@ def too_short(work: float, functions: int, device: torch.device) -> str | None:
 
 
 def missing_compiler(device: torch.device) -> str | None:
-    """What is missing to compile for a device, as the end of a sentence; None if nothing is."""
+    """Return what is missing to compile for a device; None if nothing is.
+
+    It is the end of a sentence.
+    """
     if device.type == "cuda":
         return None if has_triton() else "there is no Triton; pip install triton"
     if device.type != "cpu":

@@ -1,6 +1,4 @@
-"""Networks. A factory makes a fresh one; `resolve` finds it by registered name or
-"package.module:factory".
-"""
+"""Networks: `resolve` returns the factory of a registered name or "package.module:factory"."""
 
 import inspect
 import math
@@ -20,8 +18,9 @@ DEFAULTS = {"image": "convnet", "vector": "mlp"}
 
 
 def model_name(spec: ModelSpec) -> str:
-    """The name under which a model is stored: the registered name or "module:qualified.name" of a
-    callable.
+    """Return the name under which a model is stored.
+
+    It is the registered name, or "module:qualified.name" of a callable.
     """
     if isinstance(spec, str):
         return spec
@@ -31,13 +30,13 @@ def model_name(spec: ModelSpec) -> str:
 
 
 def resolve(spec: ModelSpec, shape: Shape, classes: int, **options: Any) -> Callable[[], nn.Module]:
-    """A function without arguments that makes a freshly initialised network.
+    """Return a function without arguments that makes a freshly initialised network.
 
     Args:
         spec: a registered name, "package.module:factory", or a callable that returns an nn.Module.
         shape: (C, H, W) of an input, or (d,).
         classes: number of outputs.
-        options: width, depth and norm, for registered models, which take those that they know.
+        options: width, depth and norm, for registered models; unknown options are ignored.
     Returns:
         The factory. A user's callable gets those of input_shape, in_channels, in_features (the
         numbers of an input) and num_classes that it names (num_classes too if it takes **kwargs).
@@ -77,7 +76,7 @@ def resolve(spec: ModelSpec, shape: Shape, classes: int, **options: Any) -> Call
 
 
 def bind(factory: Callable[..., nn.Module], offered: dict[str, Any]) -> Callable[[], nn.Module]:
-    """`factory` with those of the offered keyword arguments that it takes."""
+    """Bind the offered keyword arguments that `factory` takes."""
     try:
         parameters = inspect.signature(factory).parameters
     except ValueError as error:
@@ -91,17 +90,22 @@ def bind(factory: Callable[..., nn.Module], offered: dict[str, Any]) -> Callable
 
 
 def fresh(factory: Callable[[], nn.Module], seed: int, device: torch.device) -> nn.Module:
-    """A network initialised from `seed`. It is made on the CPU and then moved, so that every device
-    starts from the same.
+    """Make a network initialised from `seed`.
+
+    It is made on the CPU and then moved, so that every device starts from the same parameters.
     """
     with global_seed(seed, torch.device("cpu")):
         return factory().to(device)
 
 
 def check_model(name: str, factory: Callable[[], nn.Module], shape: Shape, classes: int) -> None:
-    """Call a network once, so that a user's own fails here with a sentence and not deep inside a
-    run.
+    """Call a network once, so that a broken one fails here and not deep inside a run.
 
+    Args:
+        name: the model's name, for messages.
+        factory: makes a fresh network.
+        shape: (C, H, W) of an input, or (d,).
+        classes: number of outputs.
     Raises:
         InputError: it cannot be made or called, or its output is not (B, classes) of floating
             point.

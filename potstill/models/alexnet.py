@@ -11,9 +11,7 @@ from potstill.models.convnet import Norm, convolution, least_side
 from potstill.models.vgg import check_small
 
 PLAN = ((5, 2, True), (5, 3, True), (3, 4, False), (3, 3, False), (3, 3, True))
-"""Kernel, channels in halves of the width, and whether a 2 x 2 maximum pool follows, of each
-convolution.
-"""
+"""Of each convolution: kernel, channels in halves of the width, whether a 2 x 2 pool follows."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ class AlexNet(nn.Module):
         check_small("alexnet", shape, norm, width, multiple=16)  # so that 3/2 of it is one of 8
 
     def features(self, inputs: Tensor) -> Tensor:
-        """What the last layer reads: (B, 3/2 width h w)."""
+        """Return what the last layer reads: (B, 3/2 width h w)."""
         return torch.flatten(self.blocks(inputs), 1)
 
     def forward(self, inputs: Tensor) -> Tensor:

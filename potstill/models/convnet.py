@@ -29,8 +29,7 @@ class ConvNetOptions:
 
 
 class ConvNet(nn.Module):
-    """`depth` blocks of 3 x 3 convolution, norm, ReLU and 2 x 2 average pool, then one linear
-    layer.
+    """`depth` blocks of 3 x 3 convolution, norm, ReLU and average pool, and a linear layer.
 
     Args:
         shape: (C, H, W) of an input.
@@ -45,9 +44,7 @@ class ConvNet(nn.Module):
     Options = ConvNetOptions
     kinds = ("image",)
     widest = 1
-    """Most channels of a convolution, in multiples of the width; they double from block to block up
-    to it.
-    """
+    """Most channels of a convolution, in multiples of the width; each block doubles up to it."""
 
     def __init__(
         self,
@@ -71,7 +68,14 @@ class ConvNet(nn.Module):
     def check(
         shape: Shape, depth: int | str = "auto", norm: str = "instance", width: int = 128
     ) -> None:
-        """Raise an InputError if the images are too small for the depth."""
+        """Raise an InputError if the images are too small for the depth.
+
+        Args:
+            shape: (C, H, W) of an image.
+            depth: number of blocks, or "auto".
+            norm: "instance", "batch", "group", "layer" or "none".
+            width: channels of every convolution.
+        """
         side = min(shape[1:])
         if side < SMALLEST_NORM_SIDE:
             raise InputError(
@@ -91,7 +95,7 @@ class ConvNet(nn.Module):
             raise InputError(f"width must be a multiple of 8 for group norm, got {width}")
 
     def features(self, inputs: Tensor) -> Tensor:
-        """What the last layer reads: (B, width * h * w)."""
+        """Return what the last layer reads: (B, width * h * w)."""
         return torch.flatten(self.blocks(inputs), 1)
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -99,8 +103,9 @@ class ConvNet(nn.Module):
 
 
 class WideConvNet(ConvNet):
-    """A ConvNet whose second block has twice the channels of the first, and later ones four times:
-    128, 256, 512.
+    """A ConvNet with 2 times the channels in its second block and 4 times in later ones.
+
+    With the default width they are 128, 256, 512.
 
     Source: "transfer to wide" in table 1 of Feng et al. 2024.
     """
@@ -111,10 +116,17 @@ class WideConvNet(ConvNet):
 def convolution(
     channels: int, width: int, norm: str, kernel: int = 3, stride: int = 1
 ) -> list[nn.Module]:
-    """A convolution that keeps the size but for its stride, and its norm.
+    """Return a convolution that keeps the size but for its stride, and its norm.
 
     A bias before a norm that subtracts the channel's mean has no effect on the function, and is
     left out.
+
+    Args:
+        channels: input channels.
+        width: output channels.
+        norm: "instance", "batch", "group", "layer" or "none".
+        kernel: side of the kernel, in pixels.
+        stride: step of the kernel, in pixels.
     """
     bias = norm not in ("instance", "batch")
     return [
@@ -124,32 +136,35 @@ def convolution(
 
 
 def least_side(shape: Shape) -> int:
-    """The fewest pixels on a side that a norm may see in a network that was made for 32 pixels and
-    more: VGG-11 goes down to 2.
+    """Return the fewest pixels on a side that a norm may see in VGG-11, AlexNet or ResNet-18.
 
-    On smaller images it is 4, as in the ConvNet.
+    It is 2 for images of 32 pixels and more, for which these networks were made, and 4 for smaller
+    ones, as in the ConvNet.
     """
     return 2 if min(shape[1:]) >= 32 else SMALLEST_NORM_SIDE
 
 
 def auto_depth(shape: Shape) -> int:
-    """3 up to 32 pixels, 4 for 64 (paper, section 4), 5 for 128; fewer where a norm would see less
-    than 4 x 4 pixels.
+    """Return the number of blocks: 3 up to 32 pixels, 4 for 64, 5 for 128.
+
+    It is less where a norm would see less than 4 x 4 pixels. Source: section 4 of the paper.
     """
     side = min(shape[1:])
     return max(1, min(max(3, side.bit_length() - 3), deepest(side)))
 
 
 def deepest(side: int) -> int:
-    """Blocks until the norm sees fewer than 4 x 4 pixels: an instance norm over so few loses the
-    signal.
+    """Return the most blocks in which every norm sees at least 4 x 4 pixels.
+
+    An instance norm over fewer loses the signal.
     """
     return max(1, side.bit_length() - SMALLEST_NORM_SIDE.bit_length() + 1)
 
 
 def make_norm(name: str, width: int) -> nn.Module:
-    """A normalisation over `width` channels. Group norm with one channel a group is an affine
-    instance norm.
+    """Return a normalisation over `width` channels.
+
+    Group norm with one channel a group is an affine instance norm.
     """
     if name == "batch":
         return nn.BatchNorm2d(width)

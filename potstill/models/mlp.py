@@ -19,7 +19,7 @@ class MLPOptions:
     depth: int | Auto = option("auto", "hidden layers; auto: 2", low=1)
 
     def resolved(self, sizes: Any) -> Self:
-        """Replace "auto"."""
+        """Replace "auto" by 2 hidden layers."""
         return replace(self, depth=2 if self.depth == "auto" else self.depth)
 
 
@@ -47,10 +47,10 @@ class MLP(nn.Module):
 
     @staticmethod
     def check(shape: Shape, width: int = 128, depth: int | str = "auto") -> None:
-        """Every shape is fine."""
+        """Accept every shape."""
 
     def features(self, inputs: Tensor) -> Tensor:
-        """What the last layer reads: (B, width)."""
+        """Return what the last layer reads: (B, width)."""
         return self.blocks(torch.flatten(inputs, 1))  # type: ignore[no-any-return]
 
     def forward(self, inputs: Tensor) -> Tensor:

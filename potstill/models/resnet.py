@@ -11,9 +11,7 @@ from potstill.models.convnet import Norm, convolution, least_side
 from potstill.models.vgg import check_small
 
 STAGES = ((1, 1), (2, 2), (4, 2), (8, 2))
-"""Channels in multiples of the width, and the stride of the first block, of each stage of two
-blocks.
-"""
+"""Of each stage of two blocks: channels in multiples of the width, stride of the first block."""
 
 
 class Block(nn.Module):
@@ -44,8 +42,7 @@ class ResNet18Options:
 
 
 class ResNet18(nn.Module):
-    """A 3 x 3 convolution, four stages of two residual blocks, the mean over places, one linear
-    layer.
+    """A 3 x 3 convolution, four stages of two residual blocks, a mean over pixels, a linear layer.
 
     Strides that would leave a norm too few pixels are left out.
 
@@ -81,7 +78,7 @@ class ResNet18(nn.Module):
         check_small("resnet18", shape, norm, width)
 
     def features(self, inputs: Tensor) -> Tensor:
-        """What the last layer reads: (B, 8 width)."""
+        """Return what the last layer reads: (B, 8 width)."""
         return self.blocks(inputs).mean((2, 3))  # type: ignore[no-any-return]
 
     def forward(self, inputs: Tensor) -> Tensor:

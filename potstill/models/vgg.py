@@ -11,8 +11,7 @@ from potstill.models.convnet import SMALLEST_NORM_SIDE, Norm, convolution, least
 from potstill.registry import InputError
 
 PLAN = ((1,), (2,), (4, 4), (8, 8), (8, 8))
-"""Stages of convolutions, their channels in multiples of the width; a 2 x 2 maximum pool ends each.
-"""
+"""Stages of convolutions: channels in multiples of the width; a 2 x 2 max pool ends each stage."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ class VGG11(nn.Module):
         check_small("vgg11", shape, norm, width)
 
     def features(self, inputs: Tensor) -> Tensor:
-        """What the last layer reads: (B, 8 width h w)."""
+        """Return what the last layer reads: (B, 8 width h w)."""
         return torch.flatten(self.blocks(inputs), 1)
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -71,8 +70,14 @@ class VGG11(nn.Module):
 
 
 def check_small(name: str, shape: Shape, norm: str, width: int, multiple: int = 8) -> None:
-    """Raise an InputError if the images are smaller than 4 x 4 pixels, or the width no multiple
-    that a group norm needs.
+    """Raise an InputError if the images are too small or the width does not fit the norm.
+
+    Args:
+        name: the model's name, for messages.
+        shape: (C, H, W) of an image, at least 4 x 4 pixels.
+        norm: "instance", "batch", "group", "layer" or "none".
+        width: channels of the first convolution.
+        multiple: what group norm needs `width` to be a multiple of.
     """
     if min(shape[1:]) < SMALLEST_NORM_SIDE:
         raise InputError(

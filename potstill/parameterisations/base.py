@@ -1,5 +1,4 @@
-"""What a parameterisation is: stored numbers, the images that they decode to, and how many of them
-a budget buys.
+"""The interface of a parameterisation: stored numbers, and the images that they decode to.
 
 Methods never see one. The outer loop asks a block for its images, and sends their gradient back
 through `decode` by autograd.
@@ -22,19 +21,20 @@ from potstill.data.splits import KINDS, Shape
 from potstill.registry import PARAMETERISATIONS, InputError
 
 Leaves = Mapping[str, Tensor]
-"""What is stored and learned: name -> tensor."""
+"""Stored and learned tensors: name -> tensor."""
 FLOAT_BYTES, SMALLEST_NORM = 4, 1e-12
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What a block may store: as many numbers as so many images of each class, and their labels if
-    those are learned.
+    """How many numbers a block may store.
+
+    It is as many as `ipc` images of each class take, and their labels if those are learned.
 
     Args:
         shape: (C, H, W) of an image, (d,) of a vector.
         classes: number of classes.
-        ipc: images per class that it would pay for as pixels.
+        ipc: images per class that would take the same numbers, stored as pixels.
         learn_labels: whether labels are stored, K numbers each.
     """
 
@@ -45,12 +45,12 @@ class Budget:
 
     @property
     def values(self) -> int:
-        """Numbers of an image."""
+        """Numbers in an image."""
         return math.prod(self.shape)
 
     @property
     def label(self) -> int:
-        """Numbers of a learned label; hard ones follow from the order and take none."""
+        """Numbers in a learned label; 0 for hard labels, which follow from the order."""
         return self.classes if self.learn_labels else 0
 
     @property
@@ -60,11 +60,11 @@ class Budget:
 
     @property
     def floats(self) -> int:
-        """Numbers in all."""
+        """Numbers that the block may store in all."""
         return self.ipc * self.of_one
 
     def require(self, least: int, what: str, way_out: str) -> None:
-        """Raise an InputError unless `least` numbers, for `what`, are within it."""
+        """Raise an InputError unless the budget covers `least` numbers for `what`."""
         if least > self.floats:
             needed = math.ceil(least / self.of_one)
             raise InputError(
@@ -74,7 +74,7 @@ class Budget:
             )
 
     def reduced(self, factor: int) -> Shape:
-        """(C, H / factor, W / factor); an InputError if that is not whole."""
+        """Return (C, H / factor, W / factor); raise an InputError if that is not whole."""
         channels, height, width = self.shape
         if height % factor or width % factor:
             side = math.gcd(height, width)
@@ -88,12 +88,12 @@ class Budget:
 
 @dataclass(frozen=True)
 class Stored:
-    """What is stored, for the eye.
+    """Pictures of the stored tensors, for reports.
 
     Args:
         title: what the pictures are.
-        images: (m, C, H, W) as a network reads them, at whatever scale.
-        tiles: so many pictures on a side make up one, each at 1 / tiles of its size.
+        images: (m, C, H, W) as a network reads them, at any scale.
+        tiles: images on a side of a sheet; each is shown at 1 / tiles of its size.
     """
 
     title: str
@@ -103,7 +103,7 @@ class Stored:
 
 @dataclass(frozen=True)
 class Parameterisation(ABC):
-    """How the examples of a block are stored, as a value: its geometry, without the numbers.
+    """How a block stores its examples: its geometry, without the numbers.
 
     Decoded examples come class by class, `per_class` of each. Every subclass is one of
     `registry.PARAMETERISATIONS`.
@@ -114,7 +114,7 @@ class Parameterisation(ABC):
 
     budget: Budget
     kinds: ClassVar[tuple[str, ...]] = KINDS
-    """The data that it stores."""
+    """Kinds of data that it stores."""
 
     Options: ClassVar[type] = Nothing
     """A frozen dataclass of `option(...)` fields."""
@@ -122,7 +122,9 @@ class Parameterisation(ABC):
     @classmethod
     @abstractmethod
     def fitting(cls, budget: Budget, options: Any) -> Self:
-        """Make the one with as many examples as the budget allows; `options` is one of `Options`.
+        """Return the parameterisation with as many examples as the budget allows.
+
+        `options` is an instance of `Options`.
 
         Raises:
             InputError: it allows none, or an option does not fit the images.
@@ -131,33 +133,34 @@ class Parameterisation(ABC):
     @property
     @abstractmethod
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name -> shape of what images are made of."""
+        """Name -> shape of the stored tensors, without labels."""
 
     @property
     @abstractmethod
     def per_class(self) -> int:
-        """Examples of each class that it decodes to."""
+        """Examples of each class that the stored tensors decode to."""
 
     @property
     def sharing(self) -> int:
-        """How many examples, one after the other, share a stored label."""
+        """Number of consecutive examples that share a stored label."""
         return 1
 
     @property
     def speeds(self) -> dict[str, float]:
-        """Name -> factor on the outer learning rate, so that every leaf moves by the same share of
-        its scale in a step.
+        """Name -> factor on the outer learning rate.
+
+        With it every stored tensor moves by the same share of its scale in a step.
         """
         return dict.fromkeys(self.shapes, 1.0)
 
     @property
     @abstractmethod
     def words(self) -> str:
-        """What is stored, without labels."""
+        """A description of what is stored, without labels."""
 
     @abstractmethod
     def noise(self, rng: torch.Generator) -> dict[str, Tensor]:
-        """A start whose images are noise, about N(0, 1) divided by its L2 norm (paper D.1)."""
+        """Draw a start whose images are noise, about N(0, 1) over its L2 norm (paper D.1)."""
 
     @property
     def real_per_class(self) -> int:
@@ -166,33 +169,36 @@ class Parameterisation(ABC):
 
     @abstractmethod
     def from_real(self, images: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
-        """The start nearest to real images, class by class, `real_per_class` of each."""
+        """Return the start nearest to real images.
+
+        `images` are class by class, `real_per_class` of each.
+        """
 
     @abstractmethod
     def decode(self, leaves: Leaves) -> Tensor:
-        """(n, C, H, W): the images, differentiable in the leaves."""
+        """Return the images (n, C, H, W), differentiable in the stored tensors."""
 
     def stored(self, leaves: Leaves) -> Stored | None:
-        """Pictures of what is stored; None if the images themselves are."""
+        """Return pictures of the stored tensors; None if they are the images themselves."""
         return None
 
     @property
     def labels_stored(self) -> int:
-        """How many labels are stored, if they are learned."""
+        """Number of labels that are stored if labels are learned."""
         return self.budget.classes * self.per_class // self.sharing
 
     @property
     def floats(self) -> int:
-        """Numbers that it really stores, at most the budget's."""
+        """Numbers that are really stored, at most the budget's."""
         return sum(map(math.prod, self.shapes.values())) + self.labels_stored * self.budget.label
 
     @property
     def pixel_scale(self) -> float:
-        """Root mean square of a pixel of an image of norm 1."""
+        """Root mean square of a pixel in an image of L2 norm 1."""
         return math.sqrt(1 / self.budget.values)
 
     def plain(self) -> dict[str, Any]:
-        """As plain data, without what the set itself knows; `from_plain` reads it."""
+        """Return it as plain data, without the set's shape and classes; see `from_plain`."""
         kind = PARAMETERISATIONS.name_of(type(self))
         own = {
             item.name: getattr(self, item.name)
@@ -205,8 +211,15 @@ class Parameterisation(ABC):
 def from_plain(
     plain: Mapping[str, Any], shape: Shape, classes: int, learn_labels: bool
 ) -> Parameterisation:
-    """The parameterisation that `plain` was taken of; an InputError if this potstill does not know
-    it.
+    """Rebuild a parameterisation from `Parameterisation.plain`.
+
+    Args:
+        plain: the stored description.
+        shape: (C, H, W) of an image, or (d,) of a vector.
+        classes: number of classes.
+        learn_labels: whether labels are stored.
+    Raises:
+        InputError: this version of potstill does not know it.
     """
     own = {name: value for name, value in plain.items() if name not in ("kind", "ipc")}
     try:
@@ -223,7 +236,7 @@ def from_plain(
 
 @dataclass(frozen=True)
 class Reduced:
-    """The options of what is stored at a reduced resolution."""
+    """Options of a parameterisation that stores at a reduced resolution."""
 
     factor: int = option(
         2, "stored at 1 / this of the resolution, or so many parts on a side", low=1
@@ -232,7 +245,8 @@ class Reduced:
 
 @lru_cache
 def stretch(small: int, large: int) -> Tensor:
-    """(large, small): bilinear interpolation along one axis, as a matrix in float64;
+    """Return the matrix (large, small) of bilinear interpolation along one axis, in float64.
+
     `align_corners` is off.
     """
     return F.interpolate(torch.eye(small, dtype=torch.float64)[:, None], size=large, mode="linear")[
@@ -241,8 +255,9 @@ def stretch(small: int, large: int) -> Tensor:
 
 
 def upsampled(images: Tensor, height: int, width: int) -> Tensor:
-    """(..., h, w) -> (..., H, W), bilinear; as products of matrices, which repeat to the bit on
-    every device.
+    """Upsample images (..., h, w) to (..., H, W), bilinear.
+
+    It multiplies matrices, which repeats to the bit on every device.
     """
     sides = zip(images.shape[-2:], (height, width), strict=True)
     rows, columns = (like(stretch(small, large), images) for small, large in sides)
@@ -251,7 +266,7 @@ def upsampled(images: Tensor, height: int, width: int) -> Tensor:
 
 
 def downsampled(images: Tensor, height: int, width: int) -> Tensor:
-    """(..., H, W) -> (..., h, w) whose `upsampled` is nearest to the images: least squares."""
+    """Return the images (..., h, w) whose `upsampled` is nearest to `images`: least squares."""
     sides = zip((height, width), images.shape[-2:], strict=True)
     rows, columns = (
         like(torch.linalg.pinv(stretch(small, large)), images) for small, large in sides
@@ -261,17 +276,20 @@ def downsampled(images: Tensor, height: int, width: int) -> Tensor:
 
 
 def like(matrix: Tensor, images: Tensor) -> Tensor:
-    """In the type and on the device of the images. The type first: MPS has no float64."""
+    """Return a matrix in the type and on the device of the images.
+
+    The type comes first: MPS has no float64.
+    """
     return matrix.to(images.dtype).to(images.device)
 
 
 def unit(small: Tensor, height: int, width: int) -> Tensor:
-    """(n, C, h, w), each divided by the L2 norm that it has upsampled to H x W."""
+    """Divide each image (n, C, h, w) by the L2 norm that it has upsampled to H x W."""
     norms = upsampled(small, height, width).flatten(1).norm(dim=1)
     normed: Tensor = small / norms.clamp_min(SMALLEST_NORM).view(-1, 1, 1, 1)
     return normed
 
 
 def size_words(shape: tuple[int, ...]) -> str:
-    """A shape, as in 3 x 16 x 16."""
+    """Return a shape as text, as in 3 x 16 x 16."""
     return " x ".join(map(str, shape))

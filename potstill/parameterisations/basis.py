@@ -28,11 +28,11 @@ from potstill.parameterisations.base import (
 )
 
 MOST_BASES = 16
-"""That many the authors' example for CIFAR-10 has."""
+"""Number of bases in the authors' example for CIFAR-10."""
 AT_ONCE = 1000
 """Real images that are reduced at a time, in float64."""
 TINY = 1e-12
-"""Of the greatest square of a singular value: what is below it is rounding."""
+"""Squares of singular values below this share of the greatest one are rounding."""
 
 
 @dataclass(frozen=True)
@@ -111,8 +111,10 @@ class Basis(Parameterisation):
         }
 
     def from_real(self, images: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
-        """The least-squares fit: the truncated singular value decomposition (Eckart & Young) in the
-        space of upsampled bases.
+        """Fit bases and coefficients to real images by least squares.
+
+        It is the truncated singular value decomposition (Eckart & Young) in the space of upsampled
+        bases.
 
         Bases beyond the rank of the images are noise, with coefficients 0.
         """
@@ -153,22 +155,25 @@ class Basis(Parameterisation):
 
 
 def auto_bases(budget: Budget, factor: int) -> int:
-    """16, or as many as take half of the budget, or half of the numbers in a basis: more would be
-    no basis but all images.
+    """Return the number of bases that "auto" stands for: 16, or fewer.
+
+    They take at most half of the budget, and number at most half of a basis's values: more bases
+    would be the images themselves.
     """
     values = math.prod(budget.reduced(factor))
     return max(1, min(MOST_BASES, values // 2, budget.floats // (2 * values)))
 
 
 def factor(stretching: Tensor) -> Tensor:
-    """L with LL' = S'S, lower triangular."""
+    """Return the lower triangular L with LL' = S'S."""
     lower: Tensor = torch.linalg.cholesky(stretching.T @ stretching)
     return lower
 
 
 def leading(rows: Tensor, count: int) -> Tensor:
-    """(at most `count`, d): the leading right singular vectors of (n, d), of those whose singular
-    value is not 0.
+    """Return the leading right singular vectors of `rows` (n, d), as (at most `count`, d).
+
+    Vectors whose singular value is 0 are left out.
     """
     wide = len(rows) < rows.shape[1]
     values, vectors = torch.linalg.eigh(rows @ rows.T if wide else rows.T @ rows)

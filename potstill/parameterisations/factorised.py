@@ -1,5 +1,4 @@
-"""Factorisation: bases of each class, each seen through every one of a few small hallucination
-networks.
+"""Factorisation: each class's bases, seen through a few small hallucination networks.
 
 Source: section 3.2 of Liu et al., "Dataset Distillation via Factorization", NeurIPS 2022,
     arXiv:2210.16774 (HaBa): encoder, affine map with a scale and a shift at every place, decoder.
@@ -33,7 +32,7 @@ from potstill.parameterisations.base import (
 
 KERNEL = 3
 SPREAD = 0.5
-"""Of the first shifts, in the scale of a pixel: hallucinators that begin alike would stay alike."""
+"""Scale of the first shifts, in that of a pixel: equal hallucinators would stay equal."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +47,10 @@ class Factorised(Parameterisation):
     """Image (i, j) = upsampled decoder_j(scale_j * encoder_j(basis_i) + shift_j).
 
     "bases" (m, C, h, w), class by class; "encoders" and "decoders" (J, C, C, 3, 3); "scales" and
-    "shifts" (J, C, h, w). A
-    learned label belongs to a basis: what the hallucinators make of it shares it.
+    "shifts" (J, C, h, w). A learned label belongs to a basis: all images made of it share it.
 
     Args:
-        factor: all is stored at 1 / factor of the resolution.
+        factor: everything is stored at 1 / factor of the resolution.
         hallucinators: J.
         bases_per_class: of each class.
     """
@@ -126,8 +124,9 @@ class Factorised(Parameterisation):
         return {"bases": bases, **self.first_hallucinators(rng, self.pixel_scale)}
 
     def first_hallucinators(self, rng: torch.Generator, scale: float) -> dict[str, Tensor]:
-        """They leave a basis, whose pixels have this scale, as it is but for their shift, which is
-        noise.
+        """Return hallucinators that begin as the identity plus a shift of noise.
+
+        `scale` is the root mean square of a basis's pixels.
         """
         same = torch.zeros(self.shapes["encoders"])
         channels = torch.arange(self.budget.shape[0])
@@ -145,7 +144,7 @@ class Factorised(Parameterisation):
         return self.bases_per_class
 
     def from_real(self, images: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
-        """Bases are the least-squares fit of real images, hallucinators begin as with noise."""
+        """Fit bases to real images by least squares; hallucinators begin as with noise."""
         bases = downsampled(images, *self.budget.reduced(self.factor)[1:])
         hallucinators = self.first_hallucinators(rng, float(bases.square().mean().sqrt()))
         return {"bases": bases, **{name: leaf.to(bases) for name, leaf in hallucinators.items()}}

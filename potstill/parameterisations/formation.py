@@ -24,11 +24,10 @@ from potstill.parameterisations.base import (
 
 @dataclass(frozen=True)
 class MultiFormation(Parameterisation):
-    """Each of the stored "images" (m, C, H, W) decodes to its factor x factor parts, upsampled to
-    the full size.
+    """Each stored image decodes to factor x factor parts, upsampled to the full size.
 
-    A learned label belongs to a stored image: its parts share it, so that the bytes are those of
-        `pixels`, exactly.
+    The stored tensor is "images" (m, C, H, W). A learned label belongs to a stored image and its
+    parts share it, so that the bytes are exactly those of `pixels`.
 
     Args:
         factor: parts on a side.
@@ -71,13 +70,13 @@ class MultiFormation(Parameterisation):
         return upsampled(self.parts(leaves["images"]), *self.budget.shape[1:])
 
     def parts(self, sheets: Tensor) -> Tensor:
-        """(m, C, H, W) -> (m factor^2, C, H / factor, W / factor), those of a sheet row by row."""
+        """Cut sheets (m, C, H, W) into (m factor^2, C, H / factor, W / factor), row by row."""
         channels, height, width = self.budget.reduced(self.factor)
         cut = sheets.reshape(-1, channels, self.factor, height, self.factor, width)
         return cut.permute(0, 2, 4, 1, 3, 5).reshape(-1, channels, height, width)
 
     def sheets(self, parts: Tensor) -> Tensor:
-        """The way back from `parts`."""
+        """Lay parts out as sheets: the inverse of `parts`."""
         channels, height, width = self.budget.reduced(self.factor)
         laid = parts.reshape(-1, self.factor, self.factor, channels, height, width)
         return laid.permute(0, 3, 1, 4, 2, 5).reshape(-1, *self.budget.shape)

@@ -1,4 +1,4 @@
-"""Images as they are, and vectors."""
+"""Images and vectors stored as they are."""
 
 from dataclasses import dataclass
 from typing import Any, Self
@@ -12,8 +12,9 @@ from potstill.parameterisations.base import Budget, Leaves, Parameterisation, un
 
 @dataclass(frozen=True)
 class Pixels(Parameterisation):
-    """Every image by its own pixels, every vector by its own features: "images" (n, C, H, W) or (n,
-    d).
+    """Every image as its pixels, every vector as its features.
+
+    The stored tensor is "images" (n, C, H, W) or (n, d).
     """
 
     @classmethod
