@@ -77,7 +77,7 @@ class ByHardness:
         return {"scores": scores}
 
     def sampler(self, state: Mapping[str, Any], weights: Tensor | None) -> RealSampler:
-        """Return a sampler by hardness; before the first scoring, by the user's weights if given."""
+        """Return a sampler by hardness; before the first scoring, by the user's weights, if any."""
         if "scores" not in state:
             return plain_sampler(weights)
         own = hardness_weights(state["scores"].cpu(), self.hardness_threshold, self.hardness_nets)

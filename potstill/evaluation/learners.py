@@ -52,7 +52,10 @@ class Learner(Protocol):
         ...
 
     def fit(self, examples: Examples, seed: int) -> Predict:
-        """Return a function: inputs (B, C, H, W) -> class scores (B, K); all follows from the seed."""
+        """Return a function: inputs (B, C, H, W) -> class scores (B, K).
+
+        All randomness follows from the seed.
+        """
         ...
 
 

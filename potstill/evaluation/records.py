@@ -102,7 +102,7 @@ class EvaluationRecord:
 
 
 def entries(path: Path, key: str) -> list[Any]:
-    """Return the plain entries of a results file; none if it does not exist or is not potstill's."""
+    """Return the plain entries of a results file; none if it is missing or not potstill's."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))[key]
     except (OSError, ValueError, KeyError, TypeError):
