@@ -232,7 +232,7 @@ class RunFolder:
         )
 
     def snapshot(self) -> DistilledSet | None:
-        """Return an unfinished run's set at its newest complete checkpoint; None if there is none."""
+        """Return an unfinished run's set at its newest complete checkpoint, or None."""
         fitted, known = self.preparation()
         if not known:
             return None
