@@ -1,7 +1,6 @@
 """Studies of section 5 and appendix B: parts of sets, boosting against budget, and pictures.
 
 Source: figures 6, 7, 8 and 14 to 16 of Feng, Vedantam & Kempe 2024, arXiv:2311.07025.
-Source: figures 6, 7, 8 and 14 to 16 of Feng, Vedantam & Kempe 2024, arXiv:2311.07025.
 """
 
 from collections.abc import Callable, Mapping, Sequence

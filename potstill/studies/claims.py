@@ -59,7 +59,7 @@ class Finding:
         verdict: whether the claim holds; None leaves it to the reader, where the claim is of size
             or the paper makes none.
         conclusion: what the readings show where there can be no verdict.
-        further: findings that belong to it and are told after it.
+        further: readings that belong to it and are told after it.
     """
 
     readings: tuple[Reading, ...]

@@ -2,8 +2,6 @@
 
 Source: appendix E, figures 9 and 17 of Feng, Vedantam & Kempe 2024, arXiv:2311.07025; forgetting
     events after Toneva et al. 2019, arXiv:1812.05159.
-Source: appendix E, figures 9 and 17 of Feng, Vedantam & Kempe 2024, arXiv:2311.07025; forgetting
-    events after Toneva et al. 2019, arXiv:1812.05159.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -181,7 +179,7 @@ class Hardness:
         return found
 
     def measure(self, way: str, scale: Scale) -> Callable[[Subject], list[Measurement]]:
-        """Return a function that measures a set by stratum and on test data, and the cost of scoring.
+        """Return a function that measures a set by stratum and on test data, and scoring's cost.
 
         Once, it also measures all real images.
         """

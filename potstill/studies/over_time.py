@@ -2,9 +2,6 @@
 
 Each is a set of runs that differ in one thing. Runs of one seed share the images that they start
 from and, at every outer step, the network's start and the real batch.
-
-Each is a set of runs that differ in one thing. Runs of one seed share the images that they start
-from and, at every outer step, the network's start and the real batch.
 """
 
 import dataclasses

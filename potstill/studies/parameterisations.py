@@ -3,9 +3,6 @@
 Source: section 4.2 and Table 2 of Feng, Vedantam & Kempe 2024, arXiv:2311.07025. There each
     parameterisation comes with a method of its own, and only the linear basis with RaT-BPTT; here
     all have the same method.
-Source: Table 2 of Feng, Vedantam & Kempe 2024, arXiv:2311.07025. There each parameterisation comes
-    with a method of its own, and only the linear basis with RaT-BPTT; here all have the same
-    method.
 """
 
 import statistics

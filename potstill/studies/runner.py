@@ -4,10 +4,6 @@ A study is a list of points. A point distills one set (or takes it from the runs
 study) and measures it; its result is a file. A process takes a point's lock before it works on it,
 so that processes share a study without doing anything twice, and an interrupted study goes on where
 it was.
-
-A study is a list of points. A point distills one set (or takes it from the runs of an earlier
-study) and measures it; its result is a file. Whoever wants a point takes its lock, so that
-processes share a study without doing anything twice, and whatever was cut off goes on where it was.
 """
 
 import dataclasses

@@ -2,8 +2,6 @@
 
 Source: figures 3 and 11, section 3 and appendix D.3 of Feng, Vedantam & Kempe 2024,
     arXiv:2311.07025.
-Source: figures 3 and 11, section 3 and appendix D.3 of Feng, Vedantam & Kempe 2024,
-    arXiv:2311.07025.
 """
 
 import dataclasses
@@ -252,8 +250,6 @@ def decrease(norm: Table, way: str, *, stable: bool) -> Finding:
     """Judge whether the norm of a way decreases from the first quarter of its steps to the last.
 
     Of a method that is not `stable` the paper says nothing.
-
-    Of a method that is not `stable` the paper says nothing.
     """
     places = norm.places(way)
     quarter = max(1, len(places) // 4)
@@ -268,7 +264,7 @@ def decrease(norm: Table, way: str, *, stable: bool) -> Finding:
 
 
 def dominant(noise: Table, method: str) -> list[Finding]:
-    """Return the greatest source of a method's noise, at each step where it was measured."""
+    """Return which source a method's noise comes from most, at each step that was measured."""
     ways = {name: f"{method}, {words}" for name, words in SOURCES.items()}
     alone = [name for name in ways if name != "all"]
     findings = []

@@ -1,7 +1,6 @@
 """The study of other architectures: transfer of a set, against a set distilled for each.
 
 Source: table 3 and "transfer to wide" in table 1 of Feng, Vedantam & Kempe 2024, arXiv:2311.07025.
-Source: table 3 and "transfer to wide" in table 1 of Feng, Vedantam & Kempe 2024, arXiv:2311.07025.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -1,7 +1,6 @@
 """Studies of window samplers by accuracy: sections 3 and 4.3, appendices D.2, D.4 and D.6.
 
 Source: figures 4, 5, 10 and 12 of Feng, Vedantam & Kempe 2024, arXiv:2311.07025.
-Source: figures 4, 5, 10 and 12 of Feng, Vedantam & Kempe 2024, arXiv:2311.07025.
 """
 
 import dataclasses
