@@ -75,7 +75,7 @@ class Log:
 
     @property
     def block_starts(self) -> dict[float, str]:
-        """First step of each block -> its number, "block 1" for the first; empty if there is one."""
+        """First step of each block -> its name, such as "block 1"; empty if there is one block."""
         first = [
             place
             for place in range(len(self.block))
