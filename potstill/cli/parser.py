@@ -1,4 +1,4 @@
-"""The command line: a thin layer over the library. Its options are those of config.py.
+"""The command line: a thin layer over the library, with the options of the configuration.
 
 The commands themselves are in commands.py, which needs torch and is imported when one runs:
 `--help` and `list` answer at once.
@@ -54,14 +54,14 @@ SHARED = ("distill", "evaluate")
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose errors are one sentence."""
+    """An argparse parser whose errors are one sentence."""
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}; see `{self.prog} --help`")
 
 
 class Help(argparse.RawDescriptionHelpFormatter):
-    """Help with room for option names, a line for each."""
+    """A help formatter with room for option names, one line for each."""
 
     def __init__(self, prog: str):
         super().__init__(prog, max_help_position=30, width=124)
@@ -73,8 +73,9 @@ class Help(argparse.RawDescriptionHelpFormatter):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit code. 2: the input was wrong, told in one sentence. 130:
-    interrupted.
+    """Run the command line and return the exit code.
+
+    2: the input was wrong, as one sentence says. 130: interrupted.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -116,14 +117,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def fail(message: str) -> int:
-    """Print one sentence; the exit code."""
+    """Print one sentence and return the exit code."""
     if tells():
         print(f"potstill: error: {message}", file=sys.stderr)
     return EXIT_INPUT
 
 
 def tells() -> bool:
-    """Tell whether this process says how a command ended: of several ranks the first to know."""
+    """Return whether this process reports how a command ended; of ranks, the first that knows."""
     return (
         "RANK" not in os.environ or importlib.import_module("potstill.distributed").first_to_tell()
     )
@@ -151,7 +152,7 @@ def dispatch(arguments: list[str]) -> int:
 
 
 def options_of_chosen(arguments: Sequence[str]) -> list[Option]:
-    """List the options of a run with the parts that a command line, its preset and its file choose.
+    """Return a run's options, with those of the parts that command line, preset and file choose.
 
     Raises:
         InputError: an unknown part, preset, or a file that cannot be read.
@@ -170,12 +171,19 @@ def options_of_chosen(arguments: Sequence[str]) -> list[Option]:
 
 
 def flag_of(name: str) -> str:
-    """Write an option's name as a flag."""
+    """Return the flag of an option's name."""
     return "--" + name.replace("_", "-")
 
 
 def unknown_argument(command: str, name: str, flags: Sequence[str], known: Sequence[Option]) -> str:
-    """Say why an argument is not taken: it has no effect on the chosen parts, or does not exist."""
+    """Say why an argument is not taken: without effect on the chosen parts, or unknown.
+
+    Args:
+        command: name of the command.
+        name: the argument.
+        flags: the flags of the command.
+        known: the options of the chosen parts.
+    """
     option = name.removeprefix("--").removeprefix("no-").replace("-", "_")
     names = {one.name: one.default for one in known if one.field is None}
     if names and option in unused(names):
@@ -193,7 +201,7 @@ def unknown_argument(command: str, name: str, flags: Sequence[str], known: Seque
 
 
 def make_parser(known: Sequence[Option] | None = None) -> tuple[Parser, dict[str, Parser]]:
-    """Make the parser of everything, and those of the commands by name.
+    """Return the parser of the whole command line, and the parsers of the commands by name.
 
     `known` are the options that `distill` has; they depend on the parts that are chosen, and
     finding them needs torch.
@@ -414,7 +422,7 @@ def make_parser(known: Sequence[Option] | None = None) -> tuple[Parser, dict[str
 
 
 def house_options(*names: str) -> list[Option]:
-    """List options of the house's own sections by name; this needs no torch."""
+    """Return the options of potstill's own sections by name; this needs no torch."""
     found = []
     for table, section in (("data", DataConfig), ("run", RunConfig)):
         for item, hint in declared(section):
@@ -458,7 +466,7 @@ def add_options(
 
 
 def metavar(hint: Any) -> str:
-    """Write what stands for a value in the help: the choices if they are short, or the type."""
+    """Return the placeholder of a value in the help: the choices if they are short, or the type."""
     names = {
         str: "TEXT",
         int: "N",
@@ -474,7 +482,7 @@ def metavar(hint: Any) -> str:
 
 
 def at_least(least: int) -> Callable[[str], int]:
-    """The type of a flag that takes a whole number of at least `least`."""
+    """Return the type of a flag that takes a whole number of at least `least`."""
 
     def whole(text: str) -> int:
         if not text.isdigit() or int(text) < least:
@@ -487,7 +495,7 @@ def at_least(least: int) -> Callable[[str], int]:
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:
-    """The flags of commands that measure a finished set on real data."""
+    """Add the flags of commands that measure a finished set on real data."""
     parser.add_argument(
         "--data", help="real data to measure on (default: what it was distilled from)"
     )
@@ -495,8 +503,9 @@ def add_data(parser: argparse.ArgumentParser) -> None:
 
 
 def add_evaluation_options(parser: argparse.ArgumentParser) -> None:
-    """The flags of `EvaluationOptions`, which reads their texts. A flag of several names may be
-    given again for more.
+    """Add the flags of `EvaluationOptions`, which parses their texts.
+
+    A flag that takes several names may be repeated.
     """
     names = {
         "protocol": "|".join(PROTOCOLS),
@@ -522,7 +531,7 @@ def add_evaluation_options(parser: argparse.ArgumentParser) -> None:
 
 
 def list_parts() -> int:
-    """`potstill list`."""
+    """Run `potstill list`; return the exit code."""
     tables = [
         ("data (--data)", SOURCES.described()),
         ("methods (--method)", METHODS.described()),
