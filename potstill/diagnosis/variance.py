@@ -6,13 +6,6 @@ of samples.
 
 Source: appendix D.3 of Feng, Vedantam & Kempe 2024, arXiv:2311.07025, after Faghri, Duvenaud, Fleet
     & Ba 2020, arXiv:2007.04532. The estimate by random signs is Hutchinson's of a trace.
-
-All of it rests on the way back being linear in the cotangent at the end of an unroll: one forward
-pass serves any number of real samples (`inner.Unrolled`). The memory does not grow with the number
-of samples.
-
-Source: appendix D.3 of Feng, Vedantam & Kempe 2024, arXiv:2311.07025, after Faghri, Duvenaud, Fleet
-    & Ba 2020, arXiv:2007.04532. The estimate by random signs is Hutchinson's of a trace.
 """
 
 import dataclasses

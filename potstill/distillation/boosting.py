@@ -8,15 +8,6 @@ Source: Algorithm 2 and section 5 of Feng, Vedantam & Kempe 2024, arXiv:2311.070
     the reduced rate to the first "(j-1) b" examples; there are j b old ones. beta multiplies the
     learning rate after Adam, the labels' too: a factor on the gradient would cancel in Adam. When
     beta is 0, earlier blocks are not variables at all.
-
-The distiller is called anew for each block, on the union of the earlier blocks and a fresh one,
-with the learning rate of the earlier ones multiplied by beta. It wraps any method from outside: a
-method sees examples, and how many of them are frozen, and knows nothing of blocks.
-
-Source: Algorithm 2 and section 5 of Feng, Vedantam & Kempe 2024, arXiv:2311.07025. Its line 3 gives
-    the reduced rate to the first "(j-1) b" examples; there are j b old ones. beta multiplies the
-    learning rate after Adam, the labels' too: a factor on the gradient would cancel in Adam. When
-    beta is 0, earlier blocks are no variables at all.
 """
 
 import dataclasses
@@ -92,9 +83,6 @@ class Stage:
 
         Only the leaves that decode to images are clipped: the labels' gradient has another scale
         (released code; paper D.4 does not say). Weights of classes stay non-negative (paper D.1).
-
-        Only what images are made of is clipped: the labels' gradient has another scale (released
-            code; paper D.4 does not say). Weights of classes stay non-negative (paper D.1).
         """
         rules = {}
         for name in self.learned:

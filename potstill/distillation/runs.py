@@ -294,8 +294,6 @@ class Setup:
         """Return the stage that a state belongs to, with the blocks as at its start.
 
         Without a state it is the first stage.
-
-        Without a state it is the first one.
         """
         if state is None:
             return Stage(self.blocks[:1], self.rates)

@@ -3,10 +3,6 @@
 Two scores: **forgetting events** of networks that train on all real data (Toneva et al. 2019,
 arXiv:1812.05159; appendix E.1 of Feng et al. 2024), and the cheap **adaptive score**: how many
 networks trained on the distilled set misclassify an example (appendix E.2).
-
-Two scores: **forgetting events** of networks that train on all real data (Toneva et al. 2019,
-    arXiv:1812.05159; appendix E.1 of Feng et al. 2024), and the cheap **adaptive score**: how many
-    networks trained on the distilled set are wrong about an example (appendix E.2).
 """
 
 import hashlib

@@ -3,10 +3,6 @@
 A protocol is a frozen value and a row of the registry. The options are declared once: they are the
 flags of `potstill evaluate`, the keywords of `potstill.evaluate`, and the settings that
 evaluation.json records.
-
-A protocol is a frozen value and a row of the registry. The options are declared once: they are the
-flags of `potstill evaluate`, the keywords of `potstill.evaluate`, and the settings that
-evaluation.json records.
 """
 
 import dataclasses

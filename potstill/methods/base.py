@@ -5,12 +5,6 @@ configuration, never saves, never logs, never loops over outer steps; the code t
 only this file. A new method is a class in a file of its own and a row in the registry, or, in
 another package, its name: `--method package.module:Name`. `potstill.testing.check_method` checks
 that it keeps to this contract.
-
-A method estimates the gradient of a distilled set, once for each outer step. It never reads the
-configuration, never saves, never logs, never loops over outer steps; what runs it knows only this
-file. A new one is a class in a file of its own and a row in the registry, or, in another package,
-its name: `--method package.module:Name`. `potstill.testing.check_method` tries whether it keeps to
-what follows.
 """
 
 from abc import ABC, abstractmethod
@@ -304,8 +298,6 @@ class Method(ABC):
             learned: the learnables' values by name, 0-d tensors.
             state: the method's state before the step.
             step: number of the outer step, from 0.
-
-        All randomness follows from (seed, step), so that a step can be repeated.
         """
 
     def recipe(self, recipe: Recipe, learned: Leaves, state: State) -> Recipe:

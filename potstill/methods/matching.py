@@ -43,9 +43,6 @@ class DistributionMatching(Method):
     The loss is a sum over classes, so that classes are taken a few at a time, as many as the
     micro-batch allows. A network that couples the examples of its batch sees all classes at once,
     of the distilled and then of the real examples.
-
-    The loss separates by class, so that classes are taken a few at a time, as many as the
-    micro-batch allows; a network that couples its batch sees all classes of a side at once.
     """
 
     Options: ClassVar[type] = DistributionOptions

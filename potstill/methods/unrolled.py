@@ -3,9 +3,6 @@
 Source: Algorithm 1 and equations (2) to (4) of Feng, Vedantam & Kempe, "Embarrassingly Simple
     Dataset Distillation", ICLR 2024, arXiv:2311.07025. The methods of this family differ only in
     the window sampler (windows.py); `family` makes a method from a sampler.
-Source: Algorithm 1 and equations (2) to (4) of Feng, Vedantam & Kempe, "Embarrassingly Simple
-    Dataset Distillation", ICLR 2024, arXiv:2311.07025. The methods of this family differ in the
-    window sampler only (windows.py), which is a part of theirs: `family` makes a method of one.
 """
 
 import dataclasses
