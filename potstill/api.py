@@ -240,7 +240,7 @@ def evaluate(
 ) -> list[Row]:
     """Measure the test accuracy of fresh networks that train on a set.
 
-    Of a run's folder or a set's file the result is kept beside it, in measuring.json.
+    For a run's folder or a set's file, the result is kept beside it, in evaluation.json.
 
     Args:
         distilled: the set, a run's folder, or a set's file.

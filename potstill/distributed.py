@@ -37,14 +37,14 @@ START = "start by `torchrun --nproc-per-node N -m potstill ...`"
 AGENT = "TORCHELASTIC_USE_AGENT_STORE"
 """Is "True" where torchrun itself keeps the store in which ranks meet."""
 BEAT, PATIENCE, HURRY = 1.0, 40.0, 5.0
-"""Seconds between signs of life; until a rank without one counts as dead; that when told to stop.
+"""Seconds between heartbeats; until a rank without one counts as dead; the same when told to stop.
 """
 JOINING = timedelta(seconds=PATIENCE)
 """How long ranks wait for the store."""
 MESSAGE = timedelta(seconds=PATIENCE)
 """How long a message may take, once all ranks are ready for it."""
 POLL, MOST_POLL = 0.0005, 0.05
-"""Seconds between looks at what is waited for: at first, and in the end."""
+"""Seconds between polls: the first, and the longest."""
 Tensors = Mapping[str, Tensor]
 
 
@@ -144,14 +144,14 @@ class Ranks:
             own: index -> the result of each part in `share(total)`: tensors by name, of the same
                 shapes and types in every part.
             total: number of parts.
-            like: a result's shapes and types; None: those of the first own one.
+            like: a result's shapes and types; None: those of this rank's first result.
         Returns:
             The results in the order of their index, bit by bit what their ranks computed.
         Raises:
             Lost: another rank is gone.
         """
         if self.link is None:
-            # In the layout that they have after a journey: a sum over another one rounds otherwise.
+            # In the layout that received tensors have: a sum over another layout rounds otherwise.
             return [
                 {name: tensor.contiguous() for name, tensor in own[index].items()}
                 for index in range(total)
@@ -240,7 +240,7 @@ class Link:
     def __init__(self, ranks: Ranks, known: Mapping[str, str]):
         self.index, self.count = ranks.index, ranks.count
         self.cause, self.patience = "", PATIENCE
-        """Why another rank ended, if one did; seconds until one without a sign of life is dead."""
+        """Why another rank ended; seconds until a rank without a heartbeat counts as dead."""
         self.calls = self.told = 0
         """How often `gather` and `tell` were called."""
         # torchrun keeps the store itself; started by hand, rank 0 does.
@@ -249,9 +249,9 @@ class Link:
         # A connection of its own: the other may be waiting in a call.
         self.life = store_of(known, JOINING)
         self.looked = time.monotonic()
-        """When the thread last looked: where it is held up itself, others do not seem silent."""
+        """When the thread last polled: if it is held up, the others do not count as silent."""
         self.seen = {rank: ("", self.looked) for rank in range(self.count) if rank != self.index}
-        """The others -> their last sign of life, and when it was new here."""
+        """Other rank -> its last heartbeat, and when it arrived."""
         self.closed = threading.Event()
         self.thread = threading.Thread(target=self.live, name="signs of life", daemon=True)
         self.thread.start()
@@ -389,7 +389,7 @@ def joined() -> Iterator[Ranks]:
 
 
 ANSWER: list[bool] = []
-"""What `first_to_tell` found in this process, once it was asked."""
+"""The answer of `first_to_tell` in this process, once it was called."""
 
 
 def first_to_tell(store: Store | None = None) -> bool:

@@ -41,7 +41,7 @@ from potstill.seeds import generator
 CPU = torch.device("cpu")
 SHAPE, CLASSES, PER_CLASS, REAL = (1, 8, 8), 3, 2, 90
 FAR = 0.6
-"""Of the centres of the small problem's classes, in multiples of the noise around them."""
+"""Scale of the centres of the small problem's classes, in multiples of the noise around them."""
 
 
 class ContractError(AssertionError):

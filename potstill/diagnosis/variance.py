@@ -31,7 +31,7 @@ SOURCES = {
     "window": "a new window",
     "all": "all new",
 }
-"""What `noise_sources` tells apart."""
+"""The sources that `noise_sources` separates."""
 Gradient = Callable[[Tensor], Tensor]
 """(n,) weights of n losses -> (D,) the gradient of their weighted sum; linear."""
 
@@ -94,7 +94,7 @@ class Running:
     def __init__(self) -> None:
         self.count, self.mean = 0, torch.zeros(())
         self.squares = 0.0
-        """Of the distances to the mean, over all entries."""
+        """Sum of squared distances to the mean, over all entries."""
 
     def add(self, vector: Tensor) -> None:
         """Add a vector."""

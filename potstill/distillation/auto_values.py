@@ -221,9 +221,12 @@ def resolve_compile(
 
 
 def typical_norm(real: RealData) -> float:
-    """Return the root mean square norm of some train images, as a network reads them; 1 for 0."""
+    """Return the root mean square norm of some train images, as a network reads them.
+
+    It is 1 if all images are 0.
+    """
     count = len(real.train)
-    # Of all classes, where they are sorted.
+    # Evenly spaced, so that all classes are in it if they are sorted.
     indices = torch.linspace(0, count - 1, min(NORM_IMAGES, count)).long()
     images, _ = real.train.take(indices)
     return float(images.flatten(1).square().sum(1).mean().sqrt()) or 1.0

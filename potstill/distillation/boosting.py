@@ -27,7 +27,7 @@ from potstill.methods.base import Estimate, Examples, Learnable, Method, State
 from potstill.parameterisations.base import Parameterisation
 
 LEARNED = "method."
-"""Before the names of what a method learns beside the set, among the leaves."""
+"""Prefix, among the leaves, of the names of a method's learnables."""
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ CONFIG, METRICS, CHECKPOINTS, PICTURE, REPORT = (
 TABLE = "distilled.csv"
 LOCK, REPLACED, PREPARATION = ".lock", ".replaced", "preparation.safetensors"
 INTERRUPTED = "-interrupted"
-"""At the end of a checkpoint's name: it was not due."""
+"""Suffix of a checkpoint that was written at an interruption, not on schedule."""
 MAY_CHANGE = (
     "data",
     "cache_dir",
@@ -56,7 +56,7 @@ MAY_CHANGE = (
     "checkpoint_every",
     "keep_checkpoints",
 )
-"""Options that a resumed run may have changed: where things are, and for how long it goes on."""
+"""Options that a resumed run may have changed: paths, devices, and the number of steps."""
 
 
 class Damaged(InputError):
@@ -450,7 +450,7 @@ def pack(state: OuterState) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if state.best:
         tensors |= {f"best.{name}": leaf for name, leaf in state.best.leaves.items()}
         meta["best"] = {"step": state.best.step, "accuracy": state.best.accuracy}
-    # Cloned: some may be one and the same, and safetensors refuses shared memory.
+    # Cloned: some may be the same tensor, and safetensors refuses shared memory.
     return {name: tensor.clone() for name, tensor in tensors.items()}, meta
 
 

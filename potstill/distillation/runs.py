@@ -66,7 +66,7 @@ class Listener:
 
 SILENT = Listener()
 PLACES = ("data", "cache_dir", "storage", "device")
-"""Options that may differ between ranks: where things are."""
+"""Options that may differ between ranks: paths and devices."""
 
 
 def new_run(
@@ -134,7 +134,7 @@ def resumed_run(
         setup = Setup.of(config, dataset, model, listener, fitted, ranks)
         state = folder.newest(setup.config, dataset.identity, setup.device, listener.say)
         done = steps_done(state, setup.config) if state else 0
-        # All have read when this is over: now the folder may change.
+        # Every rank has read the folder at this point: now it may change.
         ranks.require_same({"the newest whole checkpoint": done})
         if ranks.first:
             folder.forget_after(done)

@@ -26,7 +26,7 @@ from potstill.seeds import generator
 
 
 def tuples(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """Turn the lists of plain data, as JSON gives them back, into tuples."""
+    """Convert the lists of plain data, as JSON gives them back, to tuples."""
     return {
         name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()
     }

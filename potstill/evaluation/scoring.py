@@ -21,7 +21,7 @@ from potstill.registry import InputError
 from potstill.seeds import derive
 
 Progress = Callable[[str, int, int], None]
-"""(what is being done, done, of how many)."""
+"""(name of the work, done, total)."""
 
 
 def score(

@@ -31,7 +31,7 @@ from potstill.models import fresh
 from potstill.seeds import derive, generator
 
 State = Mapping[str, Any]
-"""What a method carries from step to step: names -> tensors or plain data; a checkpoint holds it.
+"""A method's state between steps: names -> tensors or plain data; a checkpoint holds it.
 """
 
 
@@ -272,7 +272,7 @@ class Method(ABC):
     """
     needs: ClassVar[Needs] = Needs()
     defaults: ClassVar[Mapping[str, Any]] = {}
-    """Options of the house -> what holds for this method unless it is given."""
+    """Options of potstill -> their defaults for this method."""
     remedy: ClassVar[str] = "lower --outer-lr"
     """What to change when the gradient is not finite."""
 

@@ -44,7 +44,7 @@ from potstill.methods.windows import Sampler
 from potstill.seeds import derive, generator
 
 RATE_LR = 0.01
-"""Adam's rate on the logarithm of a learned learning rate: about so much of it in an outer step."""
+"""Adam's rate on the logarithm of a learned learning rate: its relative change in an outer step."""
 SAMPLED_DRAWS = 100
 
 
@@ -137,7 +137,7 @@ class Trajectory:
     unrolled: Unrolled
     objective: RealLoss
     whole: bool
-    """Whether the network couples its batch."""
+    """Whether the network couples the examples of its batch."""
 
     def meta_gradient(self, replay: Replay) -> MetaGradient:
         """Differentiate the loss on the real batch of an outer step."""
@@ -186,7 +186,7 @@ class UnrolledMethod(Method):
     def start(self) -> tuple[State, Mapping[str, Learnable]]:
         learnables = {}
         if self.options.learn_lr:
-            # Its logarithm: it stays positive, and a step changes it by a share of itself.
+            # The logarithm is learned: it keeps the rate positive and its steps proportional.
             value = torch.tensor(self.problem.recipe.lr, device=self.problem.device).log()
             learnables["log_lr"] = Learnable(value, RATE_LR)
         return {"window": self.options.init()}, learnables

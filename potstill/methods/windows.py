@@ -21,7 +21,7 @@ from potstill.registry import InputError
 SamplerState = dict[str, Any]
 LOSS_DECAY, WARM_UP = 0.9, 10
 """Decay of the moving average of the outer loss that Forward and Backward watch, as of the clipped
-norm, and for how many outer steps it settles at a new place: its first value is a single loss, and
+norm, and for how many outer steps it settles at a new start: its first value is a single loss, and
 a low one would pass for a best that is never reached.
 """
 

@@ -40,7 +40,7 @@ CURVES = (
         "from 0",
     ),
 )
-"""(name in the log, title, what it tells, its axis)."""
+"""(name in the log, title, caption, axis label)."""
 MOST_OF_USUAL = 3
 """An axis from 0 ends at most at this times the 90th percentile: the first steps, which warm up,
 would dwarf the others.

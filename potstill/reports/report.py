@@ -29,7 +29,7 @@ from potstill.reports.wording import (
 )
 
 MARK = "potstill report"
-"""In the page's <meta name="generator">, by which we know our own files again."""
+"""In the page's <meta name="generator">, by which potstill recognises its own files."""
 COMPARED_CLASSES, COMPARED_IMAGES, COMPARED_PX = 10, 3, 48
 
 

@@ -9,7 +9,7 @@ from potstill.studies.results import Difference, Table
 
 Verdict = Literal["holds", "against", "undecided", "one seed"]
 Cell = tuple[str, float]
-"""A way and its place."""
+"""A way and its x value."""
 
 
 @dataclass(frozen=True)

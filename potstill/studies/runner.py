@@ -93,7 +93,7 @@ class Study(Protocol):
 
     title: str
     quantities: tuple[Quantity, ...]
-    """What is measured, in the order in which it is told."""
+    """The quantities that are measured, in the order in which they are told."""
 
     def about(self, preset: str, data: str | None) -> str:
         """Say what a preset runs."""

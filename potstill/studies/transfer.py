@@ -19,7 +19,7 @@ from potstill.studies.runner import Point, Subject, Workplace, paper_data, small
 SOURCE, WIDE = "convnet", "convnet-wide"
 MODELS = (SOURCE, WIDE, "vgg11", "alexnet", "resnet18")
 DIRECT = ("alexnet", "resnet18")
-"""Those that sets are also distilled for."""
+"""Networks that sets are also distilled for."""
 START = {"real": "real images", "gaussian": "noise"}
 
 
