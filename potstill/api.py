@@ -67,7 +67,7 @@ def distill(
         preset: a named set of options from the paper, e.g. "cifar10-ipc10".
         out: folder to keep checkpoints, log and result in; None keeps nothing on disk.
         overwrite: replace a run that `out` holds.
-        listener: told of progress.
+        listener: receives the progress.
         **options: any option of `potstill distill --help` by its name, e.g. ipc=10, steps=500,
             window=40. With threads=n, torch's number of threads is n in this process from
             then on.
@@ -122,7 +122,7 @@ def resume(
         feature_names: as at the start.
         weights: as at the start.
         model: a callable, if the run was started with one that cannot be imported.
-        listener: told of progress.
+        listener: receives the progress.
     Raises:
         InputError: no run in `out`, a finished one, or other data than it was started with.
     """
@@ -170,7 +170,7 @@ def diagnose(
         sources: n to tell apart the noise of n real batches, n starts and n windows, in n^2
             unrolls; 0: leave it out.
         model: a callable, if the run was started with one that cannot be imported.
-        listener: told of progress.
+        listener: receives the progress.
     Returns:
         One diagnosis for each place: its step, `real` (a `Variance` for each unroll) and `sources`
         (name -> `Variance`).
@@ -253,7 +253,7 @@ def evaluate(
             of it.
         all_budgets: measure every set that a boosted set holds.
         model: another network than the recipe's; `models=` takes several names.
-        listener: told of progress.
+        listener: receives the progress.
         **options: any option of `potstill evaluate --help` by its name, e.g. nets=5,
             protocol="paper", baselines=("random",); without arrays `data=` names other data than
             the set tells of.
@@ -303,7 +303,7 @@ def evaluations(
         ipc: images per class of the prefix to measure; None: all of the set.
         all_budgets: measure every set that a boosted set holds.
         model: another network than the recipe's.
-        listener: told of progress.
+        listener: receives the progress.
         ranks: the processes that share the networks; the first alone keeps records.
         **options: as for `evaluate`.
     """
@@ -417,7 +417,7 @@ def real_of(
         dataset: the real data, raw.
         config: the options of the data.
         device: where the data go.
-        say: told if the data are not those that the set was distilled from.
+        say: receives a sentence if the set was distilled from other data.
     """
     known = distilled.metadata.data
     if known is None or dataset.fingerprint != known.fingerprint:

@@ -115,7 +115,7 @@ def diagnose_run(
         noise: what to measure.
         sources_every: tell sources apart at the start and at every so-many-th checkpoint.
         model: a callable, if the run was started with one that cannot be imported.
-        listener: told of progress.
+        listener: receives the progress.
     Raises:
         InputError: other data, a damaged checkpoint, a method that does not unroll, more samples
             than there are images.

@@ -340,7 +340,7 @@ class RunFolder:
             config: the run's options.
             fingerprint: hash of the data.
             device: of the tensors.
-            say: told of damaged checkpoints.
+            say: receives a sentence on each damaged checkpoint.
         Raises:
             InputError: all are damaged, or they were made with other data or other options.
         """

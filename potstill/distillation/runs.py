@@ -87,7 +87,7 @@ def new_run(
         out: folder for checkpoints, log and result; None keeps nothing on disk.
         model: a callable in place of the configuration's model.
         overwrite: replace a run that `out` holds.
-        listener: told of progress.
+        listener: receives the progress.
         ranks: the processes that share the run; the first alone uses `out`.
     Raises:
         InputError: options, data and network do not fit each other, or `out` cannot be used; or the
@@ -119,7 +119,7 @@ def resumed_run(
         config: the run's options, with where its data are.
         dataset: the real data.
         model: a callable in place of the configuration's model.
-        listener: told of progress.
+        listener: receives the progress.
         ranks: the processes that share the run.
     """
     folder = RunFolder.open(path)
@@ -157,7 +157,7 @@ def check_dealt(
         config: the options.
         method: the method's class.
         ranks: the processes that share the run.
-        say: told if the gain is small.
+        say: receives a sentence if the gain is small.
     Raises:
         InputError: a rank would have nothing to do.
     """
@@ -189,7 +189,7 @@ class Setup:
         networks: makes the networks that the run trains.
         device: where it computes.
         cache: keeps what the method prepares.
-        listener: told of progress.
+        listener: receives the progress.
         ranks: the processes that share the run.
     """
 
@@ -220,7 +220,7 @@ class Setup:
             given: the options.
             dataset: the real data, raw.
             model: a callable in place of the configuration's model.
-            listener: told of progress.
+            listener: receives the progress.
             fitted: the data's preprocessing, if it is known.
             ranks: the processes that share the run.
         """

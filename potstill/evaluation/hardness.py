@@ -194,8 +194,8 @@ def forgetting(
         starts: how many networks (the paper takes 10).
         seed: of starts and batches.
         device: where to train.
-        folder: keeps each start's result, so that what was cut off goes on, and what is known is
-            not done again.
+        folder: keeps each start's result, so that an interrupted count goes on and a finished
+            one is not repeated.
         content: what the split holds, for the folder: a hash of the data, and how it was cut and
             preprocessed.
         progress: called after each epoch.

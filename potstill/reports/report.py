@@ -38,7 +38,7 @@ class RunPage:
     """A run's part of the page, as the template reads it.
 
     Args:
-        run: what is known of it.
+        run: its summary.
         anchor: id of its part.
         folder: its path, quoted for a shell.
         headline: what was distilled into what.

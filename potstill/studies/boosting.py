@@ -292,7 +292,7 @@ class Boosting(Nested):
         ]
 
     def of_joint(self, subject: Subject, scale: Scale) -> list[Measurement]:
-        """Measure the set; of the whole one, also its first images and as many real ones."""
+        """Measure the set; at the full size, also its first images and as many real ones."""
         distilled, bench, lengths = subject.distilled, subject.bench, subject.lengths
         rows = [bench.of_set(ALONE, distilled, lengths)]
         if distilled.ipc == scale.ipc:

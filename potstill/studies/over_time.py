@@ -1,4 +1,4 @@
-"""Studies that follow runs through their course: the common part of those of window samplers.
+"""Common part of the studies that follow runs with a truncated window through their course.
 
 Each is a set of runs that differ in one thing. Runs of one seed share the images that they start
 from and, at every outer step, the network's start and the real batch.

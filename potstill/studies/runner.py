@@ -132,7 +132,7 @@ class Workplace:
         nets: networks for each figure.
         device: as for a run.
         threads: as for a run.
-        listener: told of progress.
+        listener: receives the progress.
     """
 
     folder: Path
