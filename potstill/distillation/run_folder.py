@@ -56,7 +56,7 @@ MAY_CHANGE = (
     "checkpoint_every",
     "keep_checkpoints",
 )
-"""Options that a resumed run may have changed: paths, devices, and the number of steps."""
+"""Options that a resumed run may have changed: data paths, hardware, length and checkpoints."""
 
 
 class Damaged(InputError):
