@@ -1,4 +1,4 @@
-"""The Python front: distill, resume and evaluate, on arrays or on data that a name finds."""
+"""The Python front: distill, resume and evaluate, on arrays or on named data."""
 
 import dataclasses
 import itertools
@@ -45,8 +45,9 @@ def distill(
     listener: Listener = SILENT,
     **options: Any,
 ) -> DistilledSet:
-    """Distill labelled images or vectors, or the data that `data=` names, into a few examples per
-    class.
+    """Distill labelled images or vectors, or the data that `data=` names, into a small set.
+
+    The set holds a few examples per class.
 
     Args:
         images: (N, H, W) or (N, C, H, W) arrays or tensors, C 1 or 3; integers 0..255, or floats.
@@ -66,7 +67,7 @@ def distill(
         preset: a named set of options from the paper, e.g. "cifar10-ipc10".
         out: folder to keep checkpoints, log and result in; None keeps nothing on disk.
         overwrite: replace a run that `out` holds.
-        listener: told of progress.
+        listener: receives the progress.
         **options: any option of `potstill distill --help` by its name, e.g. ipc=10, steps=500,
             window=40. With threads=n, torch's number of threads is n in this process from
             then on.
@@ -109,7 +110,7 @@ def resume(
     model: ModelSpec | None = None,
     listener: Listener = SILENT,
 ) -> DistilledSet:
-    """Go on with a stopped run from its last checkpoint, to what it would have given undisturbed.
+    """Go on with a stopped run from its last checkpoint; the result is as if it had not stopped.
 
     Args:
         out: the run's folder; its config.toml holds every option.
@@ -121,7 +122,7 @@ def resume(
         feature_names: as at the start.
         weights: as at the start.
         model: a callable, if the run was started with one that cannot be imported.
-        listener: told of progress.
+        listener: receives the progress.
     Raises:
         InputError: no run in `out`, a finished one, or other data than it was started with.
     """
@@ -169,7 +170,7 @@ def diagnose(
         sources: n to tell apart the noise of n real batches, n starts and n windows, in n^2
             unrolls; 0: leave it out.
         model: a callable, if the run was started with one that cannot be imported.
-        listener: told of progress.
+        listener: receives the progress.
     Returns:
         One diagnosis for each place: its step, `real` (a `Variance` for each unroll) and `sources`
         (name -> `Variance`).
@@ -195,7 +196,18 @@ def dataset_of(
     weights: Any = None,
     feature_names: Sequence[str] | None = None,
 ) -> Dataset:
-    """Return the data that were given as arrays or else that the configuration names."""
+    """Return the data that were given as arrays, or else the data that the configuration names.
+
+    Args:
+        config: the options of the data.
+        images: (N, H, W), (N, C, H, W) or (N, d); None: the configuration's data.
+        labels: (N,) classes.
+        test_images: held out for tests only; None: a share of the images.
+        test_labels: their classes.
+        class_names: name of each class.
+        weights: (N,) of the train images in real batches; None: all alike.
+        feature_names: of vectors, name of each feature.
+    """
     if images is not None and labels is not None:
         dataset = from_arrays(images, labels, test_images, test_labels, class_names, feature_names)
         return with_weights(dataset, weights)
@@ -228,7 +240,7 @@ def evaluate(
 ) -> list[Row]:
     """Measure the test accuracy of fresh networks that train on a set.
 
-    Of a run's folder or a set's file the result is kept beside it, in measuring.json.
+    For a run's folder or a set's file, the result is kept beside it, in evaluation.json.
 
     Args:
         distilled: the set, a run's folder, or a set's file.
@@ -241,7 +253,7 @@ def evaluate(
             of it.
         all_budgets: measure every set that a boosted set holds.
         model: another network than the recipe's; `models=` takes several names.
-        listener: told of progress.
+        listener: receives the progress.
         **options: any option of `potstill evaluate --help` by its name, e.g. nets=5,
             protocol="paper", baselines=("random",); without arrays `data=` names other data than
             the set tells of.
@@ -280,9 +292,20 @@ def evaluations(
     ranks: Ranks = ALONE,
     **options: Any,
 ) -> Iterator[EvaluationRecord]:
-    """Measure as `evaluate` does, with the same arguments, and yield each record once it is kept.
+    """Measure as `evaluate` does, and yield each record once it is kept.
 
-    `ranks` are the processes that share the networks; the first alone keeps records.
+    Args:
+        subject: the set, a run's folder, or a set's file.
+        images: the arrays that it was distilled from, in the same order.
+        labels: their classes.
+        test_images: as when it was distilled.
+        test_labels: as when it was distilled.
+        ipc: images per class of the prefix to measure; None: all of the set.
+        all_budgets: measure every set that a boosted set holds.
+        model: another network than the recipe's.
+        listener: receives the progress.
+        ranks: the processes that share the networks; the first alone keeps records.
+        **options: as for `evaluate`.
     """
     given = {
         name: options.pop(name) for name in ("data", *EVALUATION_DATA_OPTIONS) if name in options
@@ -387,7 +410,15 @@ def real_of(
     device: str,
     say: Callable[[str], None],
 ) -> RealData:
-    """Return `dataset` through the set's own preprocessing; `say` hears if it is not the set's."""
+    """Return `dataset` through the set's own preprocessing.
+
+    Args:
+        distilled: the set.
+        dataset: the real data, raw.
+        config: the options of the data.
+        device: where the data go.
+        say: receives a sentence if the set was distilled from other data.
+    """
     known = distilled.metadata.data
     if known is None or dataset.fingerprint != known.fingerprint:
         say(

@@ -1,15 +1,15 @@
-"""Ranks: processes that share a run. Each does what falls to its number, and all know all of it.
+"""Ranks: processes that share a run, each of which does a part of the work.
 
     torchrun --nproc-per-node 4 -m potstill distill ...
 
 Independent parts of a whole (the trajectories of an outer step, the networks of an evaluation) are
 dealt out by their index. Results are gathered, not reduced: every rank adds them up in the order of
-the index, as one process does, and so the number of ranks does not show in a result.
+the index, as one process does, and so the number of ranks does not change a result.
 
-A rank that is slow is waited for, one that is dead is not. Which it is shows in signs of life: each
-rank counts up in a store beside the run, in a thread of its own, whatever the rank is busy with.
-And ranks meet in the store before each message, since a call of gloo or NCCL that waits for a dead
-rank cannot be taken back.
+Ranks wait for a slow rank, but not for a dead one. Heartbeats tell which it is: each rank counts up
+in a store beside the run, in a separate thread, whatever the rank is busy with. And ranks meet in
+the store before each message, since a call of gloo or NCCL that waits for a dead rank cannot be
+cancelled.
 """
 
 import dataclasses
@@ -37,43 +37,43 @@ START = "start by `torchrun --nproc-per-node N -m potstill ...`"
 AGENT = "TORCHELASTIC_USE_AGENT_STORE"
 """Is "True" where torchrun itself keeps the store in which ranks meet."""
 BEAT, PATIENCE, HURRY = 1.0, 40.0, 5.0
-"""Seconds between signs of life; until a rank without one counts as dead; that when told to stop.
+"""Seconds between heartbeats; until a rank without one counts as dead; the same when told to stop.
 """
 JOINING = timedelta(seconds=PATIENCE)
 """How long ranks wait for the store."""
 MESSAGE = timedelta(seconds=PATIENCE)
 """How long a message may take, once all ranks are ready for it."""
 POLL, MOST_POLL = 0.0005, 0.05
-"""Seconds between looks at what is waited for: at first, and in the end."""
+"""Seconds between polls: the first, and the longest."""
 Tensors = Mapping[str, Tensor]
 
 
 class Store(Protocol):
-    """What ranks use of torch's stores: texts by name, which all of them see."""
+    """The methods of torch's stores that ranks use: texts by name, which all ranks see."""
 
     def set(self, key: str, value: str) -> None:
-        """Keep a text."""
+        """Store a text."""
 
     def get(self, key: str) -> bytes:
-        """Read a text, once it is there."""
+        """Read a text; wait until it is there."""
         ...
 
     def check(self, keys: list[str]) -> bool:
-        """Tell whether all are there."""
+        """Return whether all of these texts are there."""
         ...
 
     def add(self, key: str, amount: int) -> int:
-        """Count up; return the new number."""
+        """Add to a counter and return the new number."""
         ...
 
 
 class Lost(InputError):
-    """Another rank is gone, so that this one cannot go on."""
+    """Another rank has ended, so that this one cannot go on."""
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """A process's place among those that share its run.
+    """This process among those that share its run.
 
     Args:
         index: its number, from 0.
@@ -89,7 +89,7 @@ class Ranks:
 
     @classmethod
     def of_environment(cls, known: Mapping[str, str]) -> "Ranks":
-        """Read what torchrun tells a process; not connected yet.
+        """Read what torchrun tells a process; the result is not connected yet.
 
         Raises:
             InputError: its variables are half set, or are no numbers of a rank.
@@ -111,11 +111,13 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this rank writes files and tells the user."""
+        """Whether this rank writes files and reports to the user."""
         return self.index == 0
 
     def device(self, name: str) -> str:
-        """Name this rank's device: on CUDA each takes the GPU of its number on its machine.
+        """Return the name of this rank's device.
+
+        On CUDA each rank takes the GPU of its number on its machine.
 
         Raises:
             InputError: there are fewer GPUs.
@@ -130,26 +132,26 @@ class Ranks:
         return f"cuda:{self.local}"
 
     def share(self, total: int) -> range:
-        """List which of `total` parts fall to this rank."""
+        """Return which of `total` parts this rank computes."""
         return range(self.index, total, self.count)
 
     def gathered(
         self, own: Mapping[int, Tensors], total: int, like: Tensors | None = None
     ) -> list[Tensors]:
-        """Bring the results of all parts to every rank; each calls this at the same place.
+        """Gather the results of all parts on every rank; each must call this at the same point.
 
         Args:
             own: index -> the result of each part in `share(total)`: tensors by name, of the same
                 shapes and types in every part.
             total: number of parts.
-            like: a result's shapes and types; None: those of the first own one.
+            like: a result's shapes and types; None: those of this rank's first result.
         Returns:
             The results in the order of their index, bit by bit what their ranks computed.
         Raises:
             Lost: another rank is gone.
         """
         if self.link is None:
-            # In the layout that they have after a journey: a sum over another one rounds otherwise.
+            # In the layout that received tensors have: a sum over another layout rounds otherwise.
             return [
                 {name: tensor.contiguous() for name, tensor in own[index].items()}
                 for index in range(total)
@@ -175,7 +177,7 @@ class Ranks:
         return [result(index) for index in range(total)]
 
     def any(self, asked: bool) -> bool:
-        """Tell whether some rank says yes; each calls this at the same place."""
+        """Return whether any rank asks; each must call this at the same point."""
         if self.link is None:
             return asked
         return any(
@@ -188,7 +190,7 @@ class Ranks:
 
     @contextmanager
     def in_turn(self) -> Iterator[None]:
-        """Let one rank of each machine go before the others: what it keeps on disk is made once."""
+        """Let one rank of each machine go first, so that what it keeps on disk is made once."""
         if self.local:
             self.wait()
         yield
@@ -196,9 +198,9 @@ class Ranks:
             self.wait()
 
     def stopping(self) -> None:
-        """Hear that this rank was told to stop; be less patient with the others from now on.
+        """Note that this rank was told to stop, and wait less long for the others from now on.
 
-        torchrun tells it when another rank died, too, and kills the rest 30 seconds later.
+        torchrun also tells it when another rank died, and kills the rest 30 seconds later.
         """
         if self.link:
             self.link.patience = HURRY
@@ -207,7 +209,7 @@ class Ranks:
         """Wait until every rank is here with the same values by name.
 
         Raises:
-            InputError: one has another; it is raised on all.
+            InputError: the values differ; it is raised on all ranks.
             Lost: another rank is gone.
         """
         if self.link is None:
@@ -238,7 +240,7 @@ class Link:
     def __init__(self, ranks: Ranks, known: Mapping[str, str]):
         self.index, self.count = ranks.index, ranks.count
         self.cause, self.patience = "", PATIENCE
-        """Why another rank ended, if one did; seconds until one without a sign of life is dead."""
+        """Why another rank ended; seconds until a rank without a heartbeat counts as dead."""
         self.calls = self.told = 0
         """How often `gather` and `tell` were called."""
         # torchrun keeps the store itself; started by hand, rank 0 does.
@@ -247,9 +249,9 @@ class Link:
         # A connection of its own: the other may be waiting in a call.
         self.life = store_of(known, JOINING)
         self.looked = time.monotonic()
-        """When the thread last looked: where it is held up itself, others do not seem silent."""
+        """When the thread last polled: if it is held up, the others do not count as silent."""
         self.seen = {rank: ("", self.looked) for rank in range(self.count) if rank != self.index}
-        """The others -> their last sign of life, and when it was new here."""
+        """Other rank -> its last heartbeat, and when it arrived."""
         self.closed = threading.Event()
         self.thread = threading.Thread(target=self.live, name="signs of life", daemon=True)
         self.thread.start()
@@ -263,7 +265,7 @@ class Link:
         dist.init_process_group(backend, **place, timeout=MESSAGE)
 
     def live(self) -> None:
-        """Give signs of life, and watch for those of the others."""
+        """Send heartbeats, and watch for those of the others."""
         beats = 0
         while not self.closed.wait(BEAT):
             beats += 1
@@ -282,7 +284,7 @@ class Link:
                 return
 
     def until(self, done: Callable[[], bool]) -> None:
-        """Wait until something is done; raise Lost if a rank is gone before."""
+        """Wait until `done` says so; raise Lost if a rank ends before."""
         began = time.monotonic()
         while not done():
             if self.cause:
@@ -295,11 +297,11 @@ class Link:
             time.sleep(min(MOST_POLL, max(POLL, 0.02 * (time.monotonic() - began))))
 
     def silent(self, seconds: float) -> list[int]:
-        """List the ranks that gave no sign of life for so long."""
+        """Return the ranks without a heartbeat for so many seconds."""
         return [rank for rank, (_, when) in self.seen.items() if self.looked - when > seconds]
 
     def gather(self, tensor: Tensor) -> list[Tensor]:
-        """Bring a tensor of each rank, all of one size, to every rank; in the order of ranks."""
+        """Return the tensors of all ranks, of one size, in the order of ranks."""
         parts = [torch.empty_like(tensor) for _ in range(self.count)]
         try:
             self.calls += 1
@@ -314,7 +316,7 @@ class Link:
         return parts
 
     def tell(self, values: Mapping[str, str]) -> list[dict[str, str]]:
-        """Bring the texts of each rank to every rank; in the order of ranks."""
+        """Return the texts of all ranks, in the order of ranks."""
         self.told += 1
         keys = [f"told/{self.told}/{rank}" for rank in range(self.count)]
         try:
@@ -325,7 +327,10 @@ class Link:
             raise self.lost() from error
 
     def lost(self) -> Lost:
-        """Say which rank is gone, now that a connection is closed: the one that falls silent."""
+        """Return the error that names the rank that is gone.
+
+        After a connection is closed, that is the rank whose heartbeats stop.
+        """
         deadline = time.monotonic() + 4 * BEAT
         while not self.cause and time.monotonic() < deadline:
             time.sleep(BEAT / 10)
@@ -358,13 +363,13 @@ class Link:
 
 @contextmanager
 def joined() -> Iterator[Ranks]:
-    """Connect this process with the ranks that torchrun started beside it; alone without torchrun.
+    """Connect this process with the ranks that torchrun started; without torchrun it is alone.
 
-    All leave together. A rank that ends by an error takes the others with it.
+    All leave together. A rank that ends by an error ends the others too.
 
     Raises:
         InputError: the variables of torchrun are half set.
-        Lost: a rank does not come.
+        Lost: a rank does not connect.
     """
     ranks = Ranks.of_environment(os.environ)
     if ranks.count == 1:
@@ -384,13 +389,14 @@ def joined() -> Iterator[Ranks]:
 
 
 ANSWER: list[bool] = []
-"""What `first_to_tell` found in this process, once it was asked."""
+"""The answer of `first_to_tell` in this process, once it was called."""
 
 
 def first_to_tell(store: Store | None = None) -> bool:
-    """Tell whether this rank is the first to say how the run ended, so that it is said once.
+    """Return whether this rank is the first to report how the run ended.
 
-    `store` is the ranks'; None: torchrun's is asked, which is there before the ranks have met.
+    Only the first reports it. `store` is the ranks'; None: torchrun's, which exists before the
+    ranks connect.
     """
     if not ANSWER:
         try:
@@ -413,7 +419,11 @@ def require_alone(command: str) -> None:
 
 
 def store_of(known: Mapping[str, str], timeout: timedelta, *, serve: bool = False) -> Store:
-    """Connect to the store of the ranks, or serve it; an InputError if it cannot be reached."""
+    """Connect to the store of the ranks, or serve it.
+
+    Raises:
+        InputError: it cannot be reached.
+    """
     host, port = known["MASTER_ADDR"], whole(known, "MASTER_PORT", 1, 65535)
     try:
         store = torch_part("TCPStore")(host, port, None, serve, timeout, wait_for_workers=False)
@@ -430,7 +440,11 @@ def store_of(known: Mapping[str, str], timeout: timedelta, *, serve: bool = Fals
 
 
 def torch_part(name: str) -> Any:
-    """Find a part of torch.distributed; an InputError where torch is built without it."""
+    """Return a part of torch.distributed.
+
+    Raises:
+        InputError: torch is built without it.
+    """
     if not dist.is_available():
         raise InputError(
             "several ranks need a torch that is built with torch.distributed, this one is not; "
@@ -445,7 +459,16 @@ def read(store: Store, key: str) -> str:
 
 
 def whole(known: Mapping[str, str], name: str, low: int, high: int) -> int:
-    """Read a whole number of the environment; an InputError if it is none, or out of its range."""
+    """Read a whole number of the environment.
+
+    Args:
+        known: the environment.
+        name: of the variable.
+        low: least value.
+        high: greatest value.
+    Raises:
+        InputError: it is not a whole number, or out of its range.
+    """
     text = known[name]
     if not text.isdecimal() or not low <= int(text) <= high:
         raise InputError(
@@ -461,7 +484,7 @@ def as_bytes(tensor: Tensor) -> Tensor:
 
 
 def gathering_device(like: Tensors) -> torch.device:
-    """Choose where results are gathered: on the GPU if NCCL can, else on the CPU."""
+    """Return where results are gathered: on the GPU if NCCL can, else on the CPU."""
     devices = {
         tensor.device for tensor in like.values() if tensor.is_cuda and dist.is_nccl_available()
     }

@@ -1,4 +1,4 @@
-"""The contract of every part that is someone else's, as checks that they can run on theirs.
+"""Contract checks for parts that users write, such as methods, networks and data sources.
 
     from potstill.testing import check_method
     check_method("mypackage.module:MyMethod")
@@ -41,7 +41,7 @@ from potstill.seeds import generator
 CPU = torch.device("cpu")
 SHAPE, CLASSES, PER_CLASS, REAL = (1, 8, 8), 3, 2, 90
 FAR = 0.6
-"""Of the centres of the small problem's classes, in multiples of the noise around them."""
+"""Scale of the centres of the small problem's classes, in multiples of the noise around them."""
 
 
 class ContractError(AssertionError):
@@ -49,14 +49,23 @@ class ContractError(AssertionError):
 
 
 def require(name: str, holds: bool, rule: str, found: str, protects: str) -> None:
-    """Raise a ContractError unless a rule holds."""
+    """Raise a ContractError unless a rule holds.
+
+    Args:
+        name: of the part.
+        holds: whether the rule holds.
+        rule: in words.
+        found: what was found instead, in words.
+        protects: what the rule protects, in words.
+    """
     if not holds:
         raise ContractError(f"{name} {rule}, {found}; this protects {protects}")
 
 
 def small_problem(seed: int = 0, shape: Shape = SHAPE, labels: Tensor | None = None) -> Problem:
-    """Make a problem of seconds: three classes of noisy images around centres of their own, and an
-    MLP.
+    """Make a problem that takes seconds.
+
+    Three classes of noisy images, each around its own centre, and an MLP.
 
     Args:
         seed: of all that is drawn.
@@ -91,7 +100,7 @@ def check_method(
     Args:
         method: its registered name, "package.module:Name", or the class.
         options: an instance of its Options; None: their defaults, resolved for the small problem.
-        problem: to try it on; None: `small_problem()`.
+        problem: the problem to run it on; None: `small_problem()`.
         steps: outer steps in which its own loss must fall.
     Raises:
         ContractError: it breaks a rule.
@@ -113,7 +122,7 @@ def check_method(
 
 
 def check_description(name: str, method: Any) -> None:
-    """Check what the house reads of a method before it makes one."""
+    """Check the attributes of a method that potstill reads before it makes an instance."""
     require(
         name, isinstance(method, type), "must be a class", f"got {type(method).__name__}",
         "that an instance can be made for each block of a boosted set",
@@ -188,9 +197,7 @@ def check_options(name: str, part: Any) -> None:
 
 
 def default_options(part: Any) -> Any:
-    """Make a part's options as they are by default, with every "auto" resolved for the small
-    problem.
-    """
+    """Make a part's default options, with every "auto" resolved for the small problem."""
     options = options_class(part)()
     sizes = Sizes(SHAPE, CLASSES, (PER_CLASS,), (CLASSES * PER_CLASS,), 100, 30, 30, 30)
     if hasattr(options, "resolved"):
@@ -208,8 +215,16 @@ def default_options(part: Any) -> Any:
 def trial(
     name: str, method: Any, problem: Problem, options: Any, cache: Cache
 ) -> Callable[..., Any]:
-    """Return a function that makes a prepared instance; `problem` may be given in place of the
-    trial's.
+    """Return a function that makes a prepared instance.
+
+    It takes another `problem` than the trial's, if one is given.
+
+    Args:
+        name: of the method.
+        method: the class.
+        problem: the problem to run it on.
+        options: an instance of its Options.
+        cache: keeps what it prepares.
     """
 
     def prepared(own: Problem = problem) -> Any:
@@ -227,14 +242,22 @@ def trial(
 
 
 def learned_of(method: Any) -> dict[str, Tensor]:
-    """Look up the first values of what a method learns beside the set."""
+    """Return the first values of what a method learns beside the set."""
     return {name: one.value for name, one in method.start()[1].items()}
 
 
 def estimated(
     name: str, method: Any, examples: Examples, state: Mapping[str, Any], step: int
 ) -> Estimate:
-    """Estimate once, with a seed of the global generators that nothing may depend on."""
+    """Estimate once, with the global generators seeded; no result may depend on that seed.
+
+    Args:
+        name: of the method.
+        method: a prepared instance.
+        examples: the distilled set.
+        state: the method's state.
+        step: number of the outer step.
+    """
     result = method.estimate(examples, learned_of(method), state, step)
     require(
         name, isinstance(result, Estimate), "must give an Estimate from estimate()", "got "
@@ -245,7 +268,7 @@ def estimated(
 
 
 def check_replay(name: str, prepared: Callable[..., Any]) -> None:
-    """Check that a step repeats from (seed, step), and changes nothing it was given."""
+    """Check that a step repeats from (seed, step), and leaves its arguments unchanged."""
     task = prepared().problem
     examples = small_examples(task)
     for step in (0, 3):
@@ -334,8 +357,9 @@ def stage_of(task: Problem) -> tuple[Stage, Rates]:
 def begun(
     method: Any, defaults: Mapping[str, Any]
 ) -> tuple[Any, dict[str, Any], OuterState, Schedule]:
-    """Make what the outer loop takes for a method on a small problem, with the optimiser that it
-    wants.
+    """Return what the outer loop takes for a method on a small problem.
+
+    The optimiser is the one that the method asks for.
     """
     stage, _ = stage_of(method.problem)
     wanted = {name: value for name, value in defaults.items() if name.startswith("outer_")}
@@ -350,7 +374,7 @@ def begun(
 
 
 def check_checkpoint(name: str, prepared: Callable[..., Any], path: Path) -> None:
-    """Check that a state that was written and read goes on as if nothing had happened."""
+    """Check that a run goes on from a written and read state as if without interruption."""
     method = prepared()
     stage, rules, state, schedule = begun(method, method.defaults)
     on_blocks = stage.on_blocks(method, CPU)
@@ -398,7 +422,14 @@ def check_progress(name: str, prepared: Callable[..., Any], steps: int) -> None:
 
 
 def check_surroundings(name: str, method: Any, options: Any, made: Any) -> None:
-    """Check what a method says of itself to recipe, compiler and report."""
+    """Check what a method tells the recipe, the compiler and the report.
+
+    Args:
+        name: of the method.
+        method: the class.
+        options: an instance of its Options.
+        made: a prepared instance.
+    """
     state, learnables = made.start()
     learned = {of: one.value for of, one in learnables.items()}
     recipe = made.recipe(Recipe("mlp"), learned, state)
@@ -431,7 +462,7 @@ def check_surroundings(name: str, method: Any, options: Any, made: Any) -> None:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Compare plain data and tensors, to the bit."""
+    """Return whether plain data and tensors are equal, bit for bit."""
     if isinstance(one, Tensor):
         return (
             isinstance(other, Tensor)
@@ -535,7 +566,7 @@ def check_parameterisation(parameterisation: str | type, options: Any = None) ->
 def check_model(
     model: str | Callable[..., nn.Module], shape: Shape = (3, 32, 32), classes: int = 10
 ) -> None:
-    """Check that a network can be distilled for, by a method that differentiates it twice.
+    """Check that a network suits distillation by a method that differentiates it twice.
 
     Args:
         model: registered name, "package.module:factory", or a callable that makes a network.

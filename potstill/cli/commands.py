@@ -44,7 +44,7 @@ from potstill.registry import EXPORTS, METHODS, STUDIES, InputError
 
 
 def distill(parsed: argparse.Namespace) -> int:
-    """`potstill distill`."""
+    """Run `potstill distill`; return the exit code."""
     config = resumed_config(parsed) if parsed.resume else new_config(parsed)
     out = parsed.resume or parsed.out or default_out(config)
     with distributed.joined() as ranks:
@@ -57,7 +57,14 @@ def distill(parsed: argparse.Namespace) -> int:
 def distilled_by(
     ranks: Ranks, config: Given, out: Path, parsed: argparse.Namespace
 ) -> DistilledSet:
-    """Distill as one of some ranks, with a display of the progress."""
+    """Distill as one of several ranks, and show the progress.
+
+    Args:
+        ranks: the processes that share the run.
+        config: the options.
+        out: the run's folder.
+        parsed: the command line.
+    """
     if ranks.first and not (parsed.resume or parsed.overwrite):
         run_folder.RunFolder.check_free(out)  # before the data are read, which may take long
     config = changed(config, device=ranks.device(config.run.device))
@@ -83,7 +90,7 @@ def distilled_by(
 
 
 def tell(distilled: DistilledSet, out: Path) -> None:
-    """Print where a finished set is, what it is worth, and what to do with it."""
+    """Print where a finished set is, how accurate it is, and what to do with it."""
     print(f"distilled set: {out / artefact.ARTEFACT}")
     print(f"stored:        {distilled.stored}")
     nested = len(distilled.budgets) > 1
@@ -106,13 +113,16 @@ def tell(distilled: DistilledSet, out: Path) -> None:
 
 
 def given_options(parsed: argparse.Namespace) -> dict[str, Any]:
-    """The options of config.py that the command line sets, by name."""
+    """Return the run's options that the command line sets, by name."""
     known = vars(parsed)
     return {name: known[name] for name in known.get("option_names", ()) if name in known}
 
 
 def new_config(parsed: argparse.Namespace) -> Given:
-    """Defaults, then the preset, then the file, then the command line."""
+    """Return the configuration of a new run.
+
+    The command line comes before the file, the file before the preset, the preset before defaults.
+    """
     return configuration(*layers(parsed.preset, parsed.config), given_options(parsed))
 
 
@@ -123,7 +133,7 @@ def layers(preset: str | None, config: Path | None) -> list[dict[str, Any]]:
 
 
 def resumed_config(parsed: argparse.Namespace) -> Given:
-    """The configuration of the run to resume; only where things are may be given anew.
+    """Return the configuration of the run to resume; only paths and devices may be given anew.
 
     Raises:
         InputError: the command line sets other options beside it.
@@ -140,7 +150,7 @@ def resumed_config(parsed: argparse.Namespace) -> Given:
 
 
 def default_out(config: Given) -> Path:
-    """runs/DATA-ipcN-METHOD, or runs/DATA-ipcN-PARAM-METHOD."""
+    """Return runs/DATA-ipcN-METHOD, or runs/DATA-ipcN-PARAM-METHOD."""
     param = f"-{config.parameterisation.name}" if config.decoded else ""
     method = config.method.name.rpartition(":")[2]
     return Path("runs") / f"{config.data.name}-ipc{config.distilled.ipc}{param}-{method}"
@@ -148,12 +158,11 @@ def default_out(config: Given) -> Path:
 
 @contextmanager
 def listening(display: Display, ranks: Ranks = ALONE) -> Iterator[Listener]:
-    """A listener that shows what it hears.
+    """Yield a listener that shows what it is told.
 
-    The first Ctrl-C (or SIGTERM) in the outer loop asks it to stop after its step; anywhere else,
-    or again, it stops at once.
-    Ranks do not heed a second one: torchrun sends each what the terminal sent already, and ends
-        what goes on for 30 seconds.
+    The first Ctrl-C (or SIGTERM) in the outer loop asks the loop to stop after its step; anywhere
+    else, or the second time, it stops at once. Ranks ignore a second one: torchrun passes on to
+    each what the terminal already sent, and kills ranks that run for 30 seconds more.
     """
     asked: list[int] = []
     shared = ranks.count > 1
@@ -178,7 +187,7 @@ def listening(display: Display, ranks: Ranks = ALONE) -> Iterator[Listener]:
 
 
 def machine(parsed: argparse.Namespace) -> torch.device:
-    """The device that a command asks for; its threads are set."""
+    """Return the device that a command asks for, and set its threads."""
     given = {name: getattr(parsed, name) for name in ("device", "threads") if hasattr(parsed, name)}
     config = configuration(given).run
     if config.threads != "auto":
@@ -187,7 +196,7 @@ def machine(parsed: argparse.Namespace) -> torch.device:
 
 
 def evaluate(parsed: argparse.Namespace) -> int:
-    """`potstill evaluate`."""
+    """Run `potstill evaluate`; return the exit code."""
     given = {
         item.name: getattr(parsed, item.name)
         for item in dataclasses.fields(EvaluationOptions)
@@ -219,7 +228,7 @@ def evaluate(parsed: argparse.Namespace) -> int:
 
 
 def data_options(parsed: argparse.Namespace) -> dict[str, Any]:
-    """Collect the options that tell where real data are and how they are read, by name."""
+    """Return the options that tell where real data are and how they are read, by name."""
     given = {
         name: getattr(parsed, name) for name in EVALUATION_DATA_OPTIONS if hasattr(parsed, name)
     }
@@ -258,7 +267,7 @@ def show(records: list[EvaluationRecord], machine: str) -> None:
 
 
 def export(parsed: argparse.Namespace) -> int:
-    """`potstill export`."""
+    """Run `potstill export`; return the exit code."""
     distilled, data = api.opened(parsed.path, parsed.ipc, data_options(parsed))
     folder = parsed.path if parsed.path.is_dir() else parsed.path.parent
     suffixes = {".png": "png", ".csv": "csv", ".parquet": "parquet", ".npz": "npz"}
@@ -293,7 +302,7 @@ def export(parsed: argparse.Namespace) -> int:
 
 
 def report(parsed: argparse.Namespace) -> int:
-    """`potstill report`."""
+    """Run `potstill report`; return the exit code."""
     from potstill.reports.report import write_report  # here: matplotlib takes half a second
 
     out = parsed.out or run_folder.RunFolder.open(parsed.runs[0]).path / run_folder.REPORT
@@ -304,7 +313,7 @@ def report(parsed: argparse.Namespace) -> int:
 
 
 def diagnose(parsed: argparse.Namespace) -> int:
-    """`potstill diagnose`."""
+    """Run `potstill diagnose`; return the exit code."""
     noise = Noise(parsed.samples, parsed.size, parsed.signs, parsed.unrolls, parsed.sources)
     folder = run_folder.RunFolder.open(parsed.run)
     config = changed(folder.config(), **given_options(parsed))
@@ -319,7 +328,7 @@ def diagnose(parsed: argparse.Namespace) -> int:
 
 
 def show_diagnosis(found: list[Diagnosis], config: Given) -> None:
-    """Print the noise at each place as a table."""
+    """Print the noise at each measured step as a table."""
     first, method = found[0], config.method
     words = "; ".join(
         f"{term.lower()}: {value}" for term, value in METHODS[method.name].words(method.options)
@@ -347,12 +356,12 @@ def show_diagnosis(found: list[Diagnosis], config: Given) -> None:
 
 
 def in_percent(share: float) -> str:
-    """A fraction in words."""
+    """Write a fraction in per cent."""
     return f"{100 * share:.0f} %"
 
 
 def study(parsed: argparse.Namespace) -> int:
-    """`potstill study`."""
+    """Run `potstill study`; return the exit code."""
     from potstill.studies import runner  # here: matplotlib takes half a second
 
     device = machine(parsed)
@@ -397,12 +406,12 @@ def study(parsed: argparse.Namespace) -> int:
 
 
 def cores() -> int:
-    """CPU cores that this process may use."""
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def helper_command(parsed: argparse.Namespace, threads: Any) -> list[str]:
-    """A command that works on the same study and leaves the summary to this process."""
+    """Return a command that works on the same study and leaves the summary to this process."""
     words = [
         sys.executable,
         "-m",

@@ -1,4 +1,4 @@
-"""What a long command shows: a progress bar in a terminal, a line now and then elsewhere."""
+"""The progress of a long command: a bar in a terminal, a line now and then elsewhere."""
 
 import sys
 import time
@@ -59,7 +59,14 @@ class Display:
             self.console.print(sentence, markup=False)
 
     def work(self, what: str, done: int, total: int, note: str = "") -> None:
-        """Show that `done` of `total` are done."""
+        """Show that `done` of `total` are done.
+
+        Args:
+            what: name of the work.
+            done: how many are done.
+            total: how many there are.
+            note: words after the count.
+        """
         if what not in self.tasks:
             self.tasks[what] = self.bar.add_task(what, total=total)
         self.bar.update(self.tasks[what], completed=done, total=total, description=f"{what}{note}")

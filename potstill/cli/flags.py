@@ -54,14 +54,14 @@ NOISE = (
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose errors are one sentence."""
+    """An argparse parser whose errors are one sentence."""
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}; see `{self.prog} --help`")
 
 
 class Help(argparse.RawDescriptionHelpFormatter):
-    """Help with room for option names, a line for each."""
+    """A help formatter with room for option names, one line for each."""
 
     def __init__(self, prog: str):
         super().__init__(prog, max_help_position=30, width=124)
@@ -111,7 +111,7 @@ class Commands:
 
 
 def make_parser(known: Sequence[Option] = ()) -> tuple[Parser, dict[str, Parser]]:
-    """Make the parser of everything, and those of the commands by name.
+    """Return the parser of the whole command line, and the parsers of the commands by name.
 
     `known` are the options that `distill` has; they depend on the parts that are chosen, and
     finding them needs torch.
@@ -311,12 +311,12 @@ def add_study(commands: Commands) -> None:
 
 
 def flag_of(name: str) -> str:
-    """Write an option's name as a flag."""
+    """Return the flag of an option's name."""
     return "--" + name.replace("_", "-")
 
 
 def house_options(*names: str) -> list[Option]:
-    """List options of the house's own sections by name; this needs no torch."""
+    """Return the options of potstill's own sections by name; this needs no torch."""
     found = []
     for table, section in (("data", DataConfig), ("run", RunConfig)):
         for item, hint in declared(section):
@@ -360,7 +360,7 @@ def add_options(
 
 
 def metavar(hint: Any) -> str:
-    """Write what stands for a value in the help: the choices if they are short, or the type."""
+    """Return the placeholder of a value in the help: the choices if they are short, or the type."""
     names = {
         str: "TEXT",
         int: "N",
@@ -376,7 +376,7 @@ def metavar(hint: Any) -> str:
 
 
 def at_least(least: int) -> Callable[[str], int]:
-    """The type of a flag that takes a whole number of at least `least`."""
+    """Return the type of a flag that takes a whole number of at least `least`."""
 
     def whole(text: str) -> int:
         if not text.isdigit() or int(text) < least:
@@ -389,7 +389,7 @@ def at_least(least: int) -> Callable[[str], int]:
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:
-    """The flags of commands that measure a finished set on real data."""
+    """Add the flags of commands that measure a finished set on real data."""
     parser.add_argument(
         "--data", help="real data to measure on (default: what it was distilled from)"
     )
@@ -397,8 +397,9 @@ def add_data(parser: argparse.ArgumentParser) -> None:
 
 
 def add_evaluation_options(parser: argparse.ArgumentParser) -> None:
-    """The flags of `EvaluationOptions`, which reads their texts. A flag of several names may be
-    given again for more.
+    """Add the flags of `EvaluationOptions`, which parses their texts.
+
+    A flag that takes several names may be repeated.
     """
     names = {
         "protocol": "|".join(PROTOCOLS),

@@ -40,7 +40,7 @@ SHARED = ("distill", "evaluate")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code.
 
-    2: the input was wrong, told in one sentence. 130: interrupted.
+    2: the input was wrong, as one sentence says. 130: interrupted.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -80,14 +80,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def fail(message: str) -> int:
-    """Print one sentence; the exit code."""
+    """Print one sentence and return the exit code."""
     if tells():
         print(f"potstill: error: {message}", file=sys.stderr)
     return EXIT_INPUT
 
 
 def tells() -> bool:
-    """Tell whether this process says how a command ended: of several ranks the first to know."""
+    """Return whether this process reports how a command ended; of ranks, the first that knows."""
     return (
         "RANK" not in os.environ or importlib.import_module("potstill.distributed").first_to_tell()
     )
@@ -115,7 +115,7 @@ def dispatch(arguments: list[str]) -> int:
 
 
 def options_of_chosen(arguments: Sequence[str]) -> list[Option]:
-    """List the options of a run with the parts that a command line, its preset and its file choose.
+    """Return a run's options, with those of the parts that command line, preset and file choose.
 
     Raises:
         InputError: an unknown part, preset, or a file that cannot be read.
@@ -134,7 +134,14 @@ def options_of_chosen(arguments: Sequence[str]) -> list[Option]:
 
 
 def unknown_argument(command: str, name: str, flags: Sequence[str], known: Sequence[Option]) -> str:
-    """Say why an argument is not taken: it has no effect on the chosen parts, or does not exist."""
+    """Say why an argument is not taken: without effect on the chosen parts, or unknown.
+
+    Args:
+        command: name of the command.
+        name: the argument.
+        flags: the flags of the command.
+        known: the options of the chosen parts.
+    """
     option = name.removeprefix("--").removeprefix("no-").replace("-", "_")
     names = {one.name: one.default for one in known if one.field is None}
     if names and option in unused(names):
@@ -152,7 +159,7 @@ def unknown_argument(command: str, name: str, flags: Sequence[str], known: Seque
 
 
 def list_parts() -> int:
-    """`potstill list`."""
+    """Run `potstill list`; return the exit code."""
     tables = [
         ("data (--data)", SOURCES.described()),
         ("methods (--method)", METHODS.described()),

@@ -21,14 +21,15 @@ from potstill.registry import InputError
 
 @dataclass(frozen=True)
 class Noise:
-    """What to measure.
+    """The settings of the measurement.
 
     Args:
-        samples: real samples for the variance; 0: none of it.
+        samples: real samples for the variance; 0: not measured.
         size: real images in a sample.
-        signs: estimate by so many random-sign combinations; 0: from each sample's own gradient.
-        unrolls: of how many outer steps, from the next one on.
-        sources: n of `analysis.noise_sources`; 0: none of it.
+        signs: number of random-sign combinations to estimate from; 0: from each sample's own
+            gradient.
+        unrolls: number of outer steps to measure, from the next one on.
+        sources: n of `variance.noise_sources`; 0: not measured.
     """
 
     samples: int = 100
@@ -38,7 +39,7 @@ class Noise:
     sources: int = 0
 
     def to_plain(self) -> dict[str, int]:
-        """Return all fields as plain data, those with their default too."""
+        """Return all fields as plain data, also those that have their default."""
         return dataclasses.asdict(self)
 
     def __post_init__(self) -> None:
@@ -62,12 +63,12 @@ class Noise:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """The noise at one place of a run.
+    """The noise at one outer step of a run.
 
     Args:
         step: outer steps done, over all blocks.
-        real: the variance over real samples, for each unroll; see `analysis.real_variance`.
-        sources: by what is drawn anew; see `analysis.noise_sources`; None if it was not asked for.
+        real: the variance over real samples, for each unroll; see `variance.real_variance`.
+        sources: the variance by source; see `variance.noise_sources`; None if not measured.
     """
 
     step: int
@@ -80,9 +81,9 @@ class DiagnosisRecord:
     """An entry of diagnosis.json.
 
     Args:
-        settings: what was measured.
-        data: on which data.
-        places: the noise at each place, in the order of the run.
+        settings: the settings of the measurement.
+        data: the data that it was made on.
+        places: the noise at each measured outer step, in order.
         hardware: the machine, in words.
         versions: library -> version.
     """
@@ -114,7 +115,7 @@ def diagnose_run(
         noise: what to measure.
         sources_every: tell sources apart at the start and at every so-many-th checkpoint.
         model: a callable, if the run was started with one that cannot be imported.
-        listener: told of progress.
+        listener: receives the progress.
     Raises:
         InputError: other data, a damaged checkpoint, a method that does not unroll, more samples
             than there are images.
@@ -164,7 +165,15 @@ def diagnose_run(
 def recorded_diagnoses(
     folder: RunFolder, config: Given, dataset: Dataset, noise: Noise, **how: Any
 ) -> Iterator[Diagnosis]:
-    """Measure as `diagnose_run` does, and keep each place in the run's diagnosis.json at once."""
+    """Measure as `diagnose_run` does, and write each result to diagnosis.json at once.
+
+    Args:
+        folder: of the run.
+        config: the run's, with where its data are.
+        dataset: its data.
+        noise: what to measure.
+        **how: other arguments of `diagnose_run`.
+    """
     measured: list[Diagnosis] = []
     for diagnosis in diagnose_run(folder, config, dataset, noise, **how):
         measured.append(diagnosis)

@@ -1,4 +1,4 @@
-"""How noisy a meta-gradient is, and what the noise comes from.
+"""How noisy a meta-gradient is, and where the noise comes from.
 
 All of it rests on the way back being linear in the cotangent at the end of an unroll: one forward
 pass serves any number of real samples (`inner.Unrolled`). The memory does not grow with the number
@@ -31,7 +31,7 @@ SOURCES = {
     "window": "a new window",
     "all": "all new",
 }
-"""What `noise_sources` tells apart."""
+"""The sources that `noise_sources` separates."""
 Gradient = Callable[[Tensor], Tensor]
 """(n,) weights of n losses -> (D,) the gradient of their weighted sum; linear."""
 
@@ -44,8 +44,8 @@ class Variance:
         per_entry: the sample variance, averaged over the entries.
         norm: of the mean over the draws.
         power: mean squared length of a draw.
-        entries: D.
-        n: draws.
+        entries: D, the vector's length.
+        n: number of draws.
     """
 
     per_entry: float
@@ -55,7 +55,7 @@ class Variance:
     n: int
 
     def to_plain(self) -> dict[str, float]:
-        """Return plain data with the figures that follow; infinite ones are left out."""
+        """Return plain data, with the derived figures that are finite."""
         derived = {"normalised": self.normalised, "share": self.share}
         return dataclasses.asdict(self) | {
             name: value for name, value in derived.items() if math.isfinite(value)
@@ -63,38 +63,41 @@ class Variance:
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> "Variance":
-        """Return the variance from plain data; the figures that follow are computed again."""
+        """Return the variance of plain data; the derived figures in it are not read."""
         own = {name: value for name, value in plain.items() if name not in ("normalised", "share")}
         variance: Variance = parse_fields(cls, own, "variance")
         return variance
 
     @property
     def normalised(self) -> float:
-        """The normalised gradient variance of D.3: the variance of an entry over the squared norm
-        of the mean.
+        """The normalised gradient variance of D.3.
+
+        It is the variance of an entry over the squared norm of the mean.
         """
         return self.per_entry / self.norm**2 if self.norm else float("inf")
 
     @property
     def share(self) -> float:
-        """The share of a draw's squared length that varies: 0 for no noise, 1 for nothing else. Two
-        draws have a cosine of about 1 - share.
+        """The share of a draw's squared length that is noise, from 0 to 1.
+
+        Two draws have a cosine of about 1 - share.
         """
         return self.entries * self.per_entry / self.power if self.power else 0.0
 
 
 class Running:
-    """Mean and sample variance of vectors that come one by one (Welford 1962), in the memory of
-    one.
+    """Mean and sample variance of vectors that come one by one, in the memory of one vector.
+
+    Source: Welford 1962.
     """
 
     def __init__(self) -> None:
         self.count, self.mean = 0, torch.zeros(())
         self.squares = 0.0
-        """Of the distances to the mean, over all entries."""
+        """Sum of squared distances to the mean, over all entries."""
 
     def add(self, vector: Tensor) -> None:
-        """Take one more."""
+        """Add a vector."""
         self.count += 1
         apart = vector - self.mean
         self.mean = self.mean + apart / self.count
@@ -112,7 +115,7 @@ class Running:
 
 
 def variance_of(draws: Iterable[Tensor]) -> Variance:
-    """Of (D,) vectors; there must be two or more."""
+    """Return the variance of vectors (D,), of which there must be two or more."""
     running = Running()
     for draw in draws:
         running.add(draw)
@@ -126,13 +129,14 @@ def variance_of(draws: Iterable[Tensor]) -> Variance:
 
 
 def exact_variance(gradient: Gradient, n: int) -> Variance:
-    """The variance of the n losses' gradients, from each of them: n ways back."""
+    """Return the variance of the gradients of n losses, from each gradient: n ways back."""
     return variance_of(gradient((torch.arange(n) == place).float()) for place in range(n))
 
 
 def variance_by_signs(gradient: Gradient, n: int, signs: Iterable[Tensor]) -> Variance:
-    """The same without bias from fewer ways back: one for the mean, and one for each vector of
-    signs.
+    """Estimate the variance of `exact_variance` without bias, from fewer ways back.
+
+    It takes one for the mean, and one for each vector of signs.
 
     With a_i the gradients and s_i independent and +1 or -1 alike, sum_i s_i (a_i - mean) has the
     expected squared norm sum_i |a_i - mean|^2. Its weights on the a_i themselves are s_i - mean(s).
@@ -160,24 +164,24 @@ def real_variance(
     size: int = 1,
     signs: int = 0,
 ) -> Variance:
-    """The variance of one outer step's meta-gradient over the real data, for the images as one
-    vector.
+    """Return the variance of one outer step's meta-gradient over the real data.
 
-    The unroll is the one that the outer step would take; its real batch is drawn as there, and
-    dealt out to the samples.
+    The gradient is that in the images, as one vector. The unroll is the one that the outer step
+    would take; its real batch is drawn as there, and divided among the samples.
 
     Args:
         method: one that unrolls.
         examples: the set as the method sees it.
         learned: what the method learns beside it.
         state: the method's.
-        outer_step: which.
+        outer_step: number of the outer step.
         samples: n (100 in the paper).
         size: real images in a sample; the mean of `size` has 1 / `size` of an image's variance.
-        signs: estimate by so many random-sign combinations; 0: take each sample's own gradient.
+        signs: number of random-sign combinations to estimate from; 0: take each sample's own
+            gradient.
     Returns:
         The variance. Beside the unroll's N + M steps it takes n ways back of M steps each, or signs
-        + 1.
+            + 1.
     """
     replay = Replay(outer_step)
     trajectory = method.trajectory(examples, learned, replay, *method.window(state, replay))
@@ -197,7 +201,14 @@ def real_variance(
 
 
 def random_signs(count: int, n: int, seed: int, outer_step: int) -> Tensor:
-    """(count, n) of +1 and -1, each alike."""
+    """Draw signs (count, n), +1 or -1 with equal probability.
+
+    Args:
+        count: vectors of signs.
+        n: signs in each.
+        seed: of the run.
+        outer_step: number of the outer step.
+    """
     return (
         2 * torch.randint(2, (count, n), generator=generator(seed, "signs", outer_step)) - 1
     ).float()
@@ -211,8 +222,7 @@ def noise_sources(
     outer_step: int,
     n: int,
 ) -> dict[str, Variance]:
-    """What the noise of a trajectory's meta-gradient comes from: its real batch, its start, its
-    window.
+    """Split the noise of a trajectory's meta-gradient by source: real batch, start and window.
 
     n of each are drawn as in the next n outer steps, and combined in all n^3 ways. A start is a
     fresh network and its synthetic batches; windows are drawn at the sampler's present state.
@@ -225,10 +235,11 @@ def noise_sources(
         outer_step: the first of those outer steps.
         n: at least 2.
     Returns:
-        "real", "start", "window": the variance when only that is drawn anew, the other two held,
-        averaged over them; "all": when all three are, as from outer step to outer step. All have
-        the norm of the mean over everything and the power. Where sources act together, the first
-        three add up to more than the last. It takes n^2 unrolls and n^3 ways back.
+        "real", "start", "window": the variance when only that source is drawn anew, averaged over
+            the other two; "all": when all three are drawn anew, as from outer step to outer step.
+            Each has the norm of the mean over all combinations and the mean squared length. Where
+            sources interact, the first three add up to more than the last. It takes n^2 unrolls and
+            n^3 ways back.
     """
     windows = [
         method.window_of(state, Replay(outer_step + drawn), outer_step) for drawn in range(n)
@@ -247,12 +258,11 @@ def noise_sources(
 def factorial(
     draws: Callable[[int, int], list[Tensor]], windows: list[tuple[int, int]], n: int
 ) -> dict[str, Variance]:
-    """The variances of `noise_sources` from vectors of n starts x n windows x n real batches.
+    """Return the variances of `noise_sources` from n starts x n windows x n real batches.
 
     Args:
         draws: (start, window) -> the n vectors of the real batches.
-        windows: where the windows lie; the same again gives the same vectors and is not computed
-            again.
+        windows: the (burn_in, window) pairs; equal pairs give equal vectors, computed once.
         n: how many of each.
     """
     everything = Running()

@@ -1,5 +1,6 @@
-"""What "auto" means for a run: resolved once, from data, network and device, and stored with the
-run.
+"""What "auto" means for a run.
+
+It is resolved once, from data, network and device, and stored with the run.
 """
 
 import copy
@@ -56,7 +57,7 @@ def resolve_auto(
     mapped: bool,
     device: torch.device,
 ) -> tuple[Resolved, Sizes]:
-    """Replace every "auto" but `compile`, which is "off", by what it means here.
+    """Replace every "auto" by its value for this run, except `compile`, which becomes "off".
 
     Args:
         config: as the user gave it.
@@ -117,7 +118,14 @@ def resolve_auto(
 
 
 def sizes_of(config: Given, real: RealData, one: Parameterisation, coupled: bool) -> Sizes:
-    """Tell how large a run is whose house options are resolved."""
+    """Return how large a run is, once its own options are resolved.
+
+    Args:
+        config: the options.
+        real: the data, preprocessed.
+        one: the parameterisation of each block.
+        coupled: whether the network couples the examples of its batch.
+    """
     inner, outer = config.inner, config.outer
     per_class, per_batch = int(inner.batch_per_class), int(inner.classes_per_batch)
     stages = stage_sizes(one, config.distilled.boost_blocks)
@@ -155,7 +163,7 @@ def check_kinds(config: Given, shape: Shape, model: ModelSpec) -> None:
 
 
 def check_batch(config: Given, one: Parameterisation, classes: int) -> None:
-    """Raise an InputError if a synthetic batch is to hold more than there is."""
+    """Raise an InputError if a synthetic batch is to hold more than the set has."""
     per_class, per_batch = config.inner.batch_per_class, config.inner.classes_per_batch
     held = one.per_class * config.distilled.boost_blocks
     if per_class != "auto" and int(per_class) > held:
@@ -177,7 +185,7 @@ def resolve_compile(
     networks: NetworkFamily,
     say: Callable[[str], None],
 ) -> tuple[Resolved, CompiledNetwork | None]:
-    """Compile the derivatives that a method uses, if it pays or is wanted.
+    """Compile the derivatives that a method uses, if it is asked for or saves time.
 
     Args:
         config: of the run.
@@ -213,11 +221,12 @@ def resolve_compile(
 
 
 def typical_norm(real: RealData) -> float:
-    """Average the norms of some train images (root mean square) as a network reads them; 1 if all
-    are 0.
+    """Return the root mean square norm of some train images, as a network reads them.
+
+    It is 1 if all images are 0.
     """
     count = len(real.train)
-    # Of all classes, where they are sorted.
+    # Evenly spaced, so that all classes are in it if they are sorted.
     indices = torch.linspace(0, count - 1, min(NORM_IMAGES, count)).long()
     images, _ = real.train.take(indices)
     return float(images.flatten(1).square().sum(1).mean().sqrt()) or 1.0
@@ -226,7 +235,14 @@ def typical_norm(real: RealData) -> float:
 def check_features(
     name: str, factory: Callable[[], nn.Module], shape: tuple[int, ...], method: str
 ) -> None:
-    """Raise an InputError unless a network has `features(inputs)`, which the method needs."""
+    """Raise an InputError unless a network has `features(inputs)`, which the method needs.
+
+    Args:
+        name: of the network, for the message.
+        factory: makes a fresh network.
+        shape: of an example.
+        method: name of the method, for the message.
+    """
     module = fresh(factory, 0, torch.device("cpu"))
     features = getattr(module, "features", None)
     reason = "it has none"
@@ -249,9 +265,15 @@ def check_features(
 def check_second_derivative(
     name: str, factory: Callable[[], nn.Module], shape: tuple[int, ...], classes: int
 ) -> None:
-    """Try a Hessian product and, in float64, whether it is right: an unfit network fails at the
-    start.
+    """Check a network's second derivative, so that an unfit network fails at the start.
 
+    One Hessian product is computed and, in float64, compared with differences of gradients.
+
+    Args:
+        name: of the network, for the message.
+        factory: makes a fresh network.
+        shape: of an example.
+        classes: number of classes.
     Raises:
         InputError: it has no second derivative, or a wrong one (a detach or a straight-through
             estimator).

@@ -1,13 +1,13 @@
 """Boost-DD: a set made block by block, so that its first blocks are a good set of their size.
 
 The distiller is called anew for each block, on the union of the earlier blocks and a fresh one,
-with the learning rate of the earlier ones multiplied by beta. It wraps any method from outside: a
-method sees examples, and how many of them are frozen, and knows nothing of blocks.
+with the learning rate of the earlier ones multiplied by beta. It wraps any method: a method sees
+examples, and how many of them are frozen, and knows nothing of blocks.
 
 Source: Algorithm 2 and section 5 of Feng, Vedantam & Kempe 2024, arXiv:2311.07025. Its line 3 gives
     the reduced rate to the first "(j-1) b" examples; there are j b old ones. beta multiplies the
     learning rate after Adam, the labels' too: a factor on the gradient would cancel in Adam. When
-    beta is 0, earlier blocks are no variables at all.
+    beta is 0, earlier blocks are not variables at all.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ from potstill.methods.base import Estimate, Examples, Learnable, Method, State
 from potstill.parameterisations.base import Parameterisation
 
 LEARNED = "method."
-"""Before the names of what a method learns beside the set, among the leaves."""
+"""Prefix, among the leaves, of the names of a method's learnables."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,9 @@ class Rates:
     """Learning rates of a run.
 
     Args:
-        images: on what images are made of, in proportion to its `speeds`.
-        labels: on learned labels.
+        images: for the leaves that decode to images, in proportion to the parameterisation's
+            `speeds`.
+        labels: for learned labels.
         beta: factor on both in earlier blocks.
     """
 
@@ -51,7 +52,7 @@ class Stage:
 
     Args:
         blocks: the earlier blocks as they are at its start, and the fresh one last.
-        rates: of the run.
+        rates: the learning rates of the run.
     """
 
     blocks: tuple[Block, ...]
@@ -59,29 +60,29 @@ class Stage:
 
     @property
     def number(self) -> int:
-        """Which one; the first is 0."""
+        """The index of the stage, from 0."""
         return len(self.blocks) - 1
 
     @property
     def first_moving(self) -> int:
-        """The first block that moves; those before it are frozen."""
+        """The index of the first block that is learned; earlier blocks are frozen."""
         return self.number if self.rates.beta == 0 else 0
 
     @property
     def learned(self) -> dict[str, Tensor]:
-        """The leaves of the blocks that move, by block number and leaf's name, as in "1.images"."""
+        """The leaves of the blocks that are learned, named by block and leaf, as in "1.images"."""
         return named(self.blocks, self.first_moving)
 
     @property
     def earlier(self) -> dict[str, Tensor]:
-        """The leaves of the blocks that are frozen."""
+        """The leaves of the frozen blocks."""
         return named(self.blocks[: self.first_moving])
 
     def rules(self, learnables: Mapping[str, Learnable]) -> dict[str, Rule]:
-        """Say how the outer optimiser treats each leaf, and what the method learns beside the set.
+        """Return how the outer optimiser treats each leaf, and each learnable of the method.
 
-        Only what images are made of is clipped: the labels' gradient has another scale (released
-            code; paper D.4 does not say). Weights of classes stay non-negative (paper D.1).
+        Only the leaves that decode to images are clipped: the labels' gradient has another scale
+        (released code; paper D.4 does not say). Weights of classes stay non-negative (paper D.1).
         """
         rules = {}
         for name in self.learned:
@@ -97,16 +98,16 @@ class Stage:
         return rules
 
     def with_leaves(self, leaves: Mapping[str, Tensor]) -> tuple[Block, ...]:
-        """Return the blocks with these values of what is learned."""
+        """Return the blocks with these values of the learned leaves."""
         return with_leaves(self.blocks, leaves)
 
     @property
     def labels(self) -> Tensor:
-        """(n,) the class of each example, those of frozen blocks first."""
+        """The class of each example, (n,); examples of frozen blocks come first."""
         return torch.cat([block.labels for block in self.blocks])
 
     def on_blocks(self, method: Method, device: torch.device) -> "OnBlocks":
-        """Let the outer loop call a method that was made for this stage's examples."""
+        """Wrap a method that was made for this stage's examples, for the outer loop."""
         frozen, moving = self.blocks[: self.first_moving], self.blocks[self.first_moving :]
         return OnBlocks(method, frozen, moving, device)
 
@@ -115,10 +116,10 @@ class OnBlocks:
     """A method as the outer loop calls it: with leaves of blocks in place of examples.
 
     Args:
-        method: estimates on examples.
+        method: estimates the gradient at examples.
         frozen: blocks that stay as they are.
-        moving: the others.
-        device: of all.
+        moving: blocks that are learned.
+        device: of all tensors.
     """
 
     def __init__(
@@ -133,14 +134,14 @@ class OnBlocks:
         self.still = examples(frozen) if frozen else {}
 
     def split(self, leaves: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Tell the leaves of blocks from what the method learns beside the set."""
+        """Split the leaves into those of blocks and the method's learnables."""
         learned = with_prefix(leaves, LEARNED)
         return {
             name: leaf for name, leaf in leaves.items() if not name.startswith(LEARNED)
         }, learned
 
     def examples(self, leaves: Mapping[str, Tensor]) -> tuple[Examples, dict[str, Tensor]]:
-        """Make the method's examples at these leaves of blocks.
+        """Decode the leaves of blocks to the method's examples.
 
         Returns:
             All examples, without a graph, and those of the moving blocks with theirs: "images" and,
@@ -159,7 +160,7 @@ class OnBlocks:
         return Examples(whole["images"], whole["targets"], labels, count, learn), moving
 
     def estimate(self, leaves: Mapping[str, Tensor], state: State, step: int) -> Estimate:
-        """Estimate the gradient in the leaves: through what the blocks decode to."""
+        """Estimate the gradient in the leaves, through the decoding."""
         began = self.now()
         of_blocks, learned = self.split(leaves)
         wanted = with_grad(of_blocks)
@@ -186,18 +187,18 @@ class OnBlocks:
         return dataclasses.replace(estimate, grads=grads, info=info)
 
     def now(self) -> float:
-        """Read the clock when the device is done."""
+        """Wait for the device and return the time in seconds."""
         synchronize(self.device)
         return time.perf_counter()
 
 
 def stage_sizes(parameterisation: Parameterisation, blocks: int) -> tuple[int, ...]:
-    """Count the examples of each class of the set in each stage of a run."""
+    """Return the examples of each class of the set in each stage of a run."""
     return tuple(parameterisation.per_class * (number + 1) for number in range(blocks))
 
 
 def named(blocks: tuple[Block, ...], first: int = 0) -> dict[str, Tensor]:
-    """Name the leaves of the blocks from `first` on by the block's number and the leaf's name."""
+    """Name the leaves of the blocks from `first` on by block number and leaf."""
     return {
         f"{number}.{name}": leaf
         for number, block in enumerate(blocks)
@@ -209,7 +210,7 @@ def named(blocks: tuple[Block, ...], first: int = 0) -> dict[str, Tensor]:
 def made_blocks(
     leaves: Mapping[str, Tensor], parameterisation: Parameterisation
 ) -> tuple[Block, ...]:
-    """Make blocks of leaves that are named as `named` does, all of one parameterisation."""
+    """Make blocks, all of one parameterisation, from leaves that are named as in `named`."""
     numbers = {name.partition(".")[0] for name in leaves if not name.startswith(LEARNED)}
     return tuple(
         Block(with_prefix(leaves, f"{number}."), parameterisation) for number in range(len(numbers))
@@ -219,7 +220,7 @@ def made_blocks(
 def with_leaves(
     blocks: tuple[Block, ...], leaves: Mapping[str, Tensor], first: int = 0
 ) -> tuple[Block, ...]:
-    """Return the blocks, numbered from `first`, with other values of leaves that `named` named."""
+    """Return the blocks, numbered from `first`, with new values of leaves named as in `named`."""
     return tuple(
         dataclasses.replace(block, leaves={**block.leaves, **with_prefix(leaves, f"{number}.")})
         for number, block in enumerate(blocks, start=first)

@@ -28,7 +28,7 @@ class Interrupted(Exception):
 
 
 class Estimator(Protocol):
-    """What the loop asks of a method on the leaves of a run."""
+    """What the loop calls: the gradient in the leaves of a run."""
 
     remedy: str
     """What to change when its gradient is not finite."""
@@ -44,8 +44,8 @@ class Rule:
 
     Args:
         lr: its learning rate.
-        clipped: whether its gradient counts in the norm that is clipped, and is clipped.
-        least: its values stay at or above this.
+        clipped: whether its gradient is clipped and counts in the norm that decides on clipping.
+        least: lower bound of its values; None: no bound.
     """
 
     lr: float
@@ -55,11 +55,11 @@ class Rule:
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long the loop goes on, and by what.
+    """How many steps the loop takes, and with what optimiser.
 
     Args:
         steps: outer steps.
-        optimizer: moves every leaf, at its rule's rate.
+        optimizer: updates every leaf, at its rule's rate.
         clip: see `rescale`.
         validate_every: steps between validations.
         checkpoint_every: steps between checkpoints.
@@ -83,18 +83,18 @@ class Best:
 
 @dataclass(frozen=True)
 class OuterState:
-    """All that the loop carries from step to step; a checkpoint holds just this.
+    """Everything that the loop carries from step to step; a checkpoint holds exactly this.
 
     Args:
-        leaves: what is learned.
+        leaves: the tensors that are learned.
         moments: the optimiser's moments of each leaf.
         method: the method's own state.
         step: outer steps done.
-        updates: of those, the ones that changed the set; the others' gradient was not finite.
-        skipped_in_a_row: non-finite ones just before.
-        clip_average: moving average of the norm over what is clipped; None before the first.
+        updates: steps that changed the set; in the others the gradient was not finite.
+        skipped_in_a_row: number of consecutive non-finite steps just before.
+        clip_average: moving average of the norm that clipping uses; None before the first step.
         best: the best set so far; None before the first validation.
-        carried: what the loop only carries, for the run around it; see `Carried`.
+        carried: state of the run around the loop, which the loop only passes on; see `Carried`.
     """
 
     leaves: Mapping[str, Tensor]
@@ -111,7 +111,14 @@ class OuterState:
     def start(
         cls, leaves: Mapping[str, Tensor], method: State, optimizer: Optimizer, carried: "Carried"
     ) -> "OuterState":
-        """Make the state before the first step."""
+        """Make the state before the first step.
+
+        Args:
+            leaves: the tensors to learn, by name.
+            method: the method's own state.
+            optimizer: makes the moments.
+            carried: state of the run around the loop.
+        """
         kept = {name: leaf.detach().clone() for name, leaf in leaves.items()}
         moments = {name: optimizer.init(leaf)[1:] for name, leaf in kept.items()}
         return cls(kept, moments, method, carried=carried)
@@ -119,10 +126,10 @@ class OuterState:
 
 @dataclass(frozen=True)
 class Carried:
-    """What a run keeps in the loop's state.
+    """State of a run that the loop passes on.
 
     Args:
-        stage: which block of a boosted set is distilled; the loop runs anew for each.
+        stage: index of the block of a boosted set that is distilled; each stage runs the loop anew.
         earlier: leaves of earlier blocks that stay as they are.
         recipes: how networks train on the set of each finished stage, as plain data.
         sampler: the state of the sampler of real images.
@@ -136,15 +143,15 @@ class Carried:
 
 @dataclass(frozen=True)
 class Hooks:
-    """What the loop calls; every one is optional.
+    """The functions that the loop calls; every one is optional.
 
     Args:
         validate: state -> accuracy; called every `validate_every` steps and after the last.
-        save: keeps a state; called every `checkpoint_every` steps, after the last and at an
+        save: stores a state; called every `checkpoint_every` steps, after the last and at an
             interruption.
         log: takes one record a step.
-        stop: whether the user asked to stop.
-        refresh: state -> the state and the method for the next step, where they change; else None.
+        stop: returns whether the user asked to stop.
+        refresh: state -> the state and the method for the next step if they change, else None.
     """
 
     validate: Callable[[OuterState], Figure] | None = None
@@ -207,6 +214,11 @@ def outer_step(
 ) -> tuple[OuterState, StepRecord]:
     """Take one outer step.
 
+    Args:
+        method: estimates the gradient.
+        schedule: the optimiser and the clipping.
+        rules: one for every leaf.
+        state: before the step.
     Returns:
         The state after it, and its record for the log, which does not know time and memory yet.
     """
@@ -255,7 +267,7 @@ def outer_step(
 
 
 def finite_or_none(value: Any) -> Any:
-    """Return `value`; None if it is a float that is not finite, which JSON cannot hold."""
+    """Return `value`, or None for a float that is not finite, which JSON cannot hold."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

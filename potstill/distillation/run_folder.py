@@ -1,5 +1,7 @@
-"""A run's folder: config.toml, metrics.jsonl, checkpoints/, distilled.safetensors, distilled.png or
-.csv, evaluation.json.
+"""A run's folder.
+
+It holds config.toml, metrics.jsonl, checkpoints/, distilled.safetensors, distilled.png or .csv, and
+evaluation.json.
 """
 
 import json
@@ -43,7 +45,7 @@ CONFIG, METRICS, CHECKPOINTS, PICTURE, REPORT = (
 TABLE = "distilled.csv"
 LOCK, REPLACED, PREPARATION = ".lock", ".replaced", "preparation.safetensors"
 INTERRUPTED = "-interrupted"
-"""At the end of a checkpoint's name: it was not due."""
+"""Suffix of a checkpoint that was written at an interruption, not on schedule."""
 MAY_CHANGE = (
     "data",
     "cache_dir",
@@ -54,16 +56,17 @@ MAY_CHANGE = (
     "checkpoint_every",
     "keep_checkpoints",
 )
-"""Options that a resumed run may have changed: where things are, and for how long it goes on."""
+"""Options that a resumed run may have changed: data paths, hardware, length and checkpoints."""
 
 
 class Damaged(InputError):
-    """A checkpoint that is not whole."""
+    """A checkpoint that is incomplete or corrupt."""
 
 
 class RunFolder:
-    """One run on disk. Whatever it replaces, it replaces whole: a full disk or a kill leaves what
-    was there.
+    """One run on disk.
+
+    Files are replaced as a whole: a full disk or a kill leaves the earlier file.
     """
 
     def __init__(self, path: Path):
@@ -71,7 +74,7 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: Path, config: Resolved, *, overwrite: bool = False) -> "RunFolder":
-        """A new run with its complete configuration.
+        """Make the folder of a new run, with its complete configuration.
 
         Raises:
             InputError: a run or other files are there, or the folder cannot be made.
@@ -108,7 +111,7 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path) -> "RunFolder":
-        """A run that is there; an InputError if it is not."""
+        """Return the folder of an existing run; raise an InputError if there is none."""
         if not (path / CONFIG).is_file():
             raise InputError(
                 f"{path} holds no run of potstill (it has no {CONFIG}); check the path"
@@ -117,7 +120,7 @@ class RunFolder:
 
     @property
     def is_run(self) -> bool:
-        """Whether a run of potstill is here: its config.toml is one of ours."""
+        """Whether the folder holds a run of potstill, by its config.toml."""
         try:
             return bool(self.config())
         except InputError:
@@ -125,7 +128,7 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep every other process out of the run; an InputError if one is in it."""
+        """Keep every other process out of the run; raise an InputError if another is in it."""
         lock = filelock.FileLock(self.path / LOCK)
         try:
             lock.acquire(timeout=0)
@@ -176,8 +179,9 @@ class RunFolder:
         (self.path / PREPARATION).unlink(missing_ok=True)
 
     def keep_preparation(self, real: RealData, config: DataConfig, one: Parameterisation) -> None:
-        """Keep what the data gave, which a finished set holds itself: for `snapshot`, `fitted` and
-        `require_data`.
+        """Write what was derived from the data, for `snapshot`, `fitted` and `require_data`.
+
+        A finished set holds it itself.
         """
         meta = {
             "preprocess": real.preprocess.name,
@@ -190,7 +194,7 @@ class RunFolder:
         files.save_tensors(self.path / PREPARATION, real.preprocess.state(), "preparation", meta)
 
     def preparation(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """What `keep_preparation` kept; nothing if it is not there or damaged."""
+        """Return what `keep_preparation` wrote; empty if it is missing or damaged."""
         try:
             tensors, known = files.load_tensors(self.path / PREPARATION, "preparation")
             return tensors, {**known, "data": parse(DataRecord, known.get("data"))}
@@ -198,8 +202,9 @@ class RunFolder:
             return {}, {}
 
     def fitted(self, config: DataConfig, identity: str) -> Preprocess | None:
-        """The preprocessing that was fitted when the run began; None if it is not known, or was for
-        other data or options.
+        """Return the preprocessing that was fitted when the run began.
+
+        None if it is not known, or was fitted to other data or with other options.
         """
         if self.finished:
             distilled = artefact.load(self.path)
@@ -213,9 +218,7 @@ class RunFolder:
         )
 
     def require_data(self, identity: str) -> None:
-        """Raise an InputError if the run was begun with other data or weights, as far as that is
-        known.
-        """
+        """Raise an InputError if the run was begun with other data or weights, if that is known."""
         known = self.preparation()[1]
         if known and known["data"].whole_identity != identity:
             self.refuse_data()
@@ -229,7 +232,7 @@ class RunFolder:
         )
 
     def snapshot(self) -> DistilledSet | None:
-        """The set of an unfinished run as of its newest whole checkpoint; None before the first."""
+        """Return an unfinished run's set at its newest complete checkpoint, or None."""
         fitted, known = self.preparation()
         if not known:
             return None
@@ -255,16 +258,16 @@ class RunFolder:
         return None
 
     def config(self) -> Given:
-        """The configuration that the run was started with."""
+        """Return the configuration that the run was started with."""
         return configuration(options_from_file(self.path / CONFIG))
 
     def resolved_config(self) -> Resolved:
-        """The same, as a run that began has it: without "auto"."""
+        """Return the configuration of a run that began, without "auto"."""
         return resolved(self.config())
 
     @property
     def finished(self) -> bool:
-        """Whether the distilled set is there."""
+        """Whether the distilled set is in the folder."""
         return (self.path / artefact.ARTEFACT).is_file()
 
     def log(self, record: StepRecord) -> None:
@@ -280,8 +283,9 @@ class RunFolder:
             ) from error
 
     def records(self) -> list[StepRecord]:
-        """What was logged, up to the first line that is no record: a kill may cut the last one
-        short.
+        """Return the logged records, up to the first line that is none.
+
+        A kill may cut the last line short.
         """
         path, records = self.path / METRICS, []
         for line in (
@@ -294,9 +298,7 @@ class RunFolder:
         return records
 
     def forget_after(self, step: int) -> None:
-        """Cut the log to the records up to `step`, the one that a resumed run starts from, and drop
-        later, damaged checkpoints.
-        """
+        """Cut the log after `step`, from which a resumed run starts, and drop later checkpoints."""
         kept = [record.line for record in self.records() if record.step <= step]
         files.write(self.path / METRICS, "".join(kept))
         for path in self.checkpoints:
@@ -306,8 +308,8 @@ class RunFolder:
     def save(self, state: OuterState, config: Resolved, fingerprint: str) -> None:
         """Write a checkpoint and drop those that are not to be kept.
 
-        Where all are, an interruption's goes when the run has gone on: whether it was interrupted
-        must not show in its course.
+        Where all checkpoints are kept, one written at an interruption is dropped once the run has
+        gone on: an interruption must leave no trace in the run's course.
         """
         tensors, meta = pack(state)
         outer, folder = config.outer, self.path / CHECKPOINTS
@@ -332,9 +334,13 @@ class RunFolder:
     def newest(
         self, config: Resolved, fingerprint: str, device: torch.device, say: Callable[[str], None]
     ) -> OuterState | None:
-        """The newest checkpoint that is whole; None if there is none yet. `say` hears of damaged
-        ones.
+        """Return the state of the newest complete checkpoint; None if there is no checkpoint yet.
 
+        Args:
+            config: the run's options.
+            fingerprint: hash of the data.
+            device: of the tensors.
+            say: receives a sentence on each damaged checkpoint.
         Raises:
             InputError: all are damaged, or they were made with other data or other options.
         """
@@ -353,22 +359,29 @@ class RunFolder:
     def states(
         self, config: Resolved, fingerprint: str, device: torch.device
     ) -> Iterator[OuterState]:
-        """Every checkpoint that is kept, in order; an InputError as for `newest`, and if one is
-        damaged.
+        """Yield the state of every kept checkpoint, in order.
+
+        Raises:
+            InputError: as for `newest`, and if one is damaged.
         """
         for path in self.checkpoints:
             yield self.state(path, config, fingerprint, device)
 
     @property
     def checkpoints(self) -> list[Path]:
-        """The files of those that are kept, in order."""
+        """The files of the kept checkpoints, in order."""
         return sorted((self.path / CHECKPOINTS).glob("step-*.safetensors"))
 
     def state(
         self, path: Path, config: Resolved, fingerprint: str, device: torch.device
     ) -> OuterState:
-        """What a checkpoint holds.
+        """Read the state in a checkpoint.
 
+        Args:
+            path: the file.
+            config: the run's options.
+            fingerprint: hash of the data.
+            device: of the tensors.
         Raises:
             Damaged: it is not whole.
             InputError: it was made with other data or other options.
@@ -396,7 +409,7 @@ class RunFolder:
 
 
 def identity(config: Resolved) -> dict[str, Any]:
-    """The options that a checkpoint stands for, as plain data."""
+    """Return the options that a checkpoint depends on, as plain data."""
     plain: dict[str, Any] = json.loads(files.canonical(config.flat()))
     nested = config.distilled.boost_blocks > 1  # there the first blocks' last steps are behind us
     return {
@@ -407,12 +420,12 @@ def identity(config: Resolved) -> dict[str, Any]:
 
 
 def steps_done(state: OuterState, config: Resolved) -> int:
-    """Outer steps of the whole run up to a state, over all blocks."""
+    """Return the outer steps of the whole run up to a state, over all blocks."""
     return state.carried.stage * config.outer.steps + state.step
 
 
 def pack(state: OuterState) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Write a state as tensors and plain data."""
+    """Return a state as tensors and plain data."""
     tensors: dict[str, Tensor] = {}
     for name, leaf in state.leaves.items():
         tensors[f"leaves.{name}"] = leaf
@@ -437,12 +450,12 @@ def pack(state: OuterState) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if state.best:
         tensors |= {f"best.{name}": leaf for name, leaf in state.best.leaves.items()}
         meta["best"] = {"step": state.best.step, "accuracy": state.best.accuracy}
-    # Cloned: some may be one and the same, and safetensors refuses shared memory.
+    # Cloned: some may be the same tensor, and safetensors refuses shared memory.
     return {name: tensor.clone() for name, tensor in tensors.items()}, meta
 
 
 def unpack(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> OuterState:
-    """Read the state that `pack` was given."""
+    """Return the state that `pack` was given."""
     leaves = with_prefix(tensors, "leaves.")
     moments = [with_prefix(tensors, f"moment{number}.") for number in range(meta["moments"])]
     best = Best(leaves=with_prefix(tensors, "best."), **meta["best"]) if "best" in meta else None

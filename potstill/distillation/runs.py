@@ -49,13 +49,13 @@ from potstill.seeds import derive
 
 @dataclass(frozen=True)
 class Listener:
-    """How a run tells of itself; every part is optional.
+    """How a run reports its progress; every function is optional.
 
     Args:
         say: takes a sentence that the user should see.
         step: takes (record of the step, number of outer steps).
-        work: takes (what, done, of how many) outside the outer loop.
-        stop: whether the user asked to stop.
+        work: takes (name of the work, done, total) outside the outer loop.
+        stop: returns whether the user asked to stop.
     """
 
     say: Callable[[str], None] = field(default=lambda sentence: None)
@@ -66,7 +66,7 @@ class Listener:
 
 SILENT = Listener()
 PLACES = ("data", "cache_dir", "storage", "device")
-"""Options that may differ between ranks: where things are."""
+"""Options that may differ between ranks: paths and devices."""
 
 
 def new_run(
@@ -87,7 +87,7 @@ def new_run(
         out: folder for checkpoints, log and result; None keeps nothing on disk.
         model: a callable in place of the configuration's model.
         overwrite: replace a run that `out` holds.
-        listener: told of progress.
+        listener: receives the progress.
         ranks: the processes that share the run; the first alone uses `out`.
     Raises:
         InputError: options, data and network do not fit each other, or `out` cannot be used; or the
@@ -112,7 +112,16 @@ def resumed_run(
     listener: Listener = SILENT,
     ranks: Ranks = ALONE,
 ) -> DistilledSet:
-    """Go on with the run in a folder; see `new_run`."""
+    """Go on with the run in a folder.
+
+    Args:
+        path: the folder.
+        config: the run's options, with where its data are.
+        dataset: the real data.
+        model: a callable in place of the configuration's model.
+        listener: receives the progress.
+        ranks: the processes that share the run.
+    """
     folder = RunFolder.open(path)
     if folder.finished:
         raise InputError(
@@ -125,7 +134,7 @@ def resumed_run(
         setup = Setup.of(config, dataset, model, listener, fitted, ranks)
         state = folder.newest(setup.config, dataset.identity, setup.device, listener.say)
         done = steps_done(state, setup.config) if state else 0
-        # All have read when this is over: now the folder may change.
+        # Every rank has read the folder at this point: now it may change.
         ranks.require_same({"the newest whole checkpoint": done})
         if ranks.first:
             folder.forget_after(done)
@@ -134,7 +143,7 @@ def resumed_run(
 
 
 def settings(config: Given | Resolved, identity: str) -> dict[str, Any]:
-    """List what must be the same on all ranks: the data's hash, and the options but `PLACES`."""
+    """Return what must be the same on all ranks: the data's hash, and options but `PLACES`."""
     options = {name: value for name, value in config.flat().items() if name not in PLACES}
     return {"the hash of the data": identity[:12], **options}
 
@@ -142,7 +151,16 @@ def settings(config: Given | Resolved, identity: str) -> dict[str, Any]:
 def check_dealt(
     config: Given, method: type[Method], ranks: Ranks, say: Callable[[str], None]
 ) -> None:
-    """Raise an InputError if a rank would have nothing to do; `say` hears of little gain."""
+    """Check that every rank has work.
+
+    Args:
+        config: the options.
+        method: the method's class.
+        ranks: the processes that share the run.
+        say: receives a sentence if the gain is small.
+    Raises:
+        InputError: a rank would have nothing to do.
+    """
     if ranks.count == 1:
         return
     parts = method.dealt(config.method.options)
@@ -160,18 +178,18 @@ def check_dealt(
 
 @dataclass(frozen=True)
 class Setup:
-    """All that a run needs, made from a configuration and data.
+    """Everything that a run needs, made from a configuration and data.
 
     Args:
-        config: of the run.
-        real: its data.
+        config: the options, resolved.
+        real: the data, preprocessed.
         blocks: as they are before distillation.
         method: its class.
-        sizes: how large it is.
-        networks: those that it trains.
+        sizes: how large the run is.
+        networks: makes the networks that the run trains.
         device: where it computes.
-        cache: of what its method prepares.
-        listener: told of progress.
+        cache: keeps what the method prepares.
+        listener: receives the progress.
         ranks: the processes that share the run.
     """
 
@@ -198,7 +216,13 @@ class Setup:
     ) -> "Setup":
         """Resolve every "auto", prepare the data, and check the network.
 
-        `fitted` is the data's preprocessing, if it is known.
+        Args:
+            given: the options.
+            dataset: the real data, raw.
+            model: a callable in place of the configuration's model.
+            listener: receives the progress.
+            fitted: the data's preprocessing, if it is known.
+            ranks: the processes that share the run.
         """
         device = pick_device(given.run.device)
         if given.run.threads != "auto":
@@ -249,7 +273,7 @@ class Setup:
 
     @property
     def schedule(self) -> Schedule:
-        """How long the outer loop goes on for each stage, and by what."""
+        """How many outer steps each stage takes, and with what optimiser."""
         outer = self.config.outer
         optimizer = self.config.outer_optimizer.options
         return Schedule(
@@ -267,9 +291,9 @@ class Setup:
         return tuple(sorted(set(self.config.evaluation.lengths)))
 
     def stage(self, state: OuterState | None) -> Stage:
-        """Make the stage that a state belongs to, at its start but for the state's leaves.
+        """Return the stage that a state belongs to, with the blocks as at its start.
 
-        Without a state it is the first one.
+        Without a state it is the first stage.
         """
         if state is None:
             return Stage(self.blocks[:1], self.rates)
@@ -277,7 +301,7 @@ class Setup:
         return Stage(with_leaves(known, {**state.carried.earlier, **state.leaves}), self.rates)
 
     def problem(self, stage: Stage, carried: Carried) -> Problem:
-        """Make what the method works on in a stage, with real batches drawn as a state says."""
+        """Return what the method works on in a stage, with real batches drawn as a state says."""
         seed, number = self.config.run.seed, stage.number
         batch = self.sizes.batches[number]
         compiled = self.networks.compiled is not None
@@ -303,7 +327,7 @@ class Setup:
         )
 
     def make_method(self, stage: Stage, carried: Carried) -> Method:
-        """Make the method for a stage, with what it prepares."""
+        """Make the method for a stage and prepare it."""
         method = self.method(self.problem(stage, carried), self.config.method.options)
         method.prepare(self.cache)
         return method
@@ -320,22 +344,19 @@ class Setup:
         return OuterState.start({**stage.learned, **leaves}, state, optimizer, carried)
 
     def recipe_at(self, method: Method, leaves: Any, state: OuterState) -> Recipe:
-        """Tell how networks train on the set at these leaves, with what the method learned beside
-        it.
-        """
+        """Return how networks train on the set at these leaves, with what the method learned."""
         return method.recipe(self.recipe, with_prefix(leaves, LEARNED), state.method)
 
     @property
     def compiled_evaluation(self) -> CompiledNetwork | None:
-        """The compiled derivatives, if networks are one function in training and evaluation."""
+        """The compiled derivatives, if networks are the same in training and evaluation."""
         compiled = self.networks.compiled
         return None if compiled is None or couples_batch(compiled.model.module) else compiled
 
     def validation_scores(
         self, blocks: tuple[Block, ...], recipe: Recipe, lengths: Sequence[int], **how: Any
     ) -> Tensor:
-        """Measure networks trained on blocks on the validation split; the networks' seeds are
-        fixed.
+        """Measure networks trained on blocks on the validation split, with fixed seeds.
 
         Returns:
             (networks, lengths) accuracies, fractions.
@@ -360,7 +381,14 @@ class Setup:
     def sampler_state(
         self, blocks: tuple[Block, ...], recipe: Recipe, stage: int, step: int
     ) -> Any:
-        """Make the state of the sampler of real images anew, by networks trained on the blocks."""
+        """Make a new state of the sampler of real images, from networks trained on the blocks.
+
+        Args:
+            blocks: the set.
+            recipe: how the networks train on it.
+            stage: index of the stage.
+            step: outer step of the stage.
+        """
         both, labels = examples(blocks), torch.cat([block.labels for block in blocks])
 
         def trained(own: int) -> Predict:
@@ -375,7 +403,7 @@ class Setup:
 
 
 def counted(real: RealData) -> str:
-    """Say how many images there are."""
+    """Say how many images each split has."""
     size = " x ".join(map(str, real.shape)) + " features" * (real.kind == "vector")
     counts = (
         f"{len(real.train):,} train, {len(real.validation):,} validation and "
@@ -385,8 +413,10 @@ def counted(real: RealData) -> str:
 
 
 def block_parameterisation(config: Given | Resolved, shape: Any, classes: int) -> Parameterisation:
-    """Make that of each block; raise an InputError if the budget or an option does not fit the
-    images.
+    """Make the parameterisation of each block.
+
+    Raises:
+        InputError: the budget or an option does not fit the images.
     """
     name = config.parameterisation.name
     chosen: type[Parameterisation] = PARAMETERISATIONS[name]
@@ -399,7 +429,15 @@ def block_parameterisation(config: Given | Resolved, shape: Any, classes: int) -
 def checked_factory(
     config: Given, model: ModelSpec | None, shape: Any, classes: int, method: type[Method]
 ) -> Any:
-    """Make the factory of networks, checked for what the method needs of them."""
+    """Return the factory of networks, checked for what the method needs.
+
+    Args:
+        config: the options.
+        model: a callable in place of the configuration's model.
+        shape: of an example.
+        classes: number of classes.
+        method: the method's class.
+    """
     name = config.model.name
     options = dataclasses.asdict(config.model.options)
     factory = resolve(name if model is None else model, shape, classes, **options)
@@ -420,8 +458,9 @@ def method_cache(config: Resolved, real: RealData) -> Cache:
 
 
 def finish(setup: Setup, folder: RunFolder | None, state: OuterState | None) -> DistilledSet:
-    """Distill block after block, from the beginning or from `state`; choose lengths; write the
-    result.
+    """Distill block after block, choose training lengths and write the result.
+
+    It begins anew, or from `state`.
     """
     stage = setup.stage(state)
     while True:
@@ -445,8 +484,13 @@ def finish(setup: Setup, folder: RunFolder | None, state: OuterState | None) -> 
 def run_stage(
     setup: Setup, stage: Stage, folder: RunFolder | None, state: OuterState | None
 ) -> tuple[Method, OuterState]:
-    """Run the outer loop of a stage from its beginning, or from `state`, to its end.
+    """Run the outer loop of a stage to its end, from its beginning or from `state`.
 
+    Args:
+        setup: of the run.
+        stage: the stage.
+        folder: where to log and save; None: nowhere.
+        state: where to begin; None: at the beginning.
     Returns:
         The method as it is at the end, and the state there.
     """
@@ -492,13 +536,13 @@ def run_stage(
 def make_set(
     setup: Setup, blocks: tuple[Block, ...], recipes: tuple[Recipe, ...], best: Best
 ) -> DistilledSet:
-    """Make the finished set: the length of each budget chosen, and all that a file records.
+    """Make the finished set: choose the training length of each budget and record all results.
 
     Args:
         setup: of the run.
         blocks: as they are at the end.
         recipes: how networks train on the set of each stage.
-        best: of the last stage.
+        best: the best set of the last stage.
     """
     budgets = [measured(setup, blocks[: count + 1], recipe) for count, recipe in enumerate(recipes)]
     real, config, whole = setup.real, setup.config, budgets[-1]
@@ -534,7 +578,7 @@ def make_set(
 
 
 def measured(setup: Setup, blocks: tuple[Block, ...], recipe: Recipe) -> BudgetRecord:
-    """Choose the training length of a set on validation data; what a file records of it."""
+    """Choose the training length of a set on validation data and return the record of it."""
     ipc, noun = sum(block.ipc for block in blocks), NOUNS[setup.real.kind]
     nested = len(setup.blocks) > 1
     label = "choosing the training length" + (f" at {ipc} {noun}s per class" if nested else "")

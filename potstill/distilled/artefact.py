@@ -16,8 +16,9 @@ ARTEFACT = "distilled.safetensors"
 
 
 def save(distilled: DistilledSet, path: str | os.PathLike[str]) -> None:
-    """Write a distilled set as one self-contained file. Equal sets give equal bytes: no time, host
-    or path is in it.
+    """Write a distilled set as one self-contained file.
+
+    Equal sets give equal bytes: no time, host or path is in it.
     """
     tensors = {f"preprocess.{name}": tensor for name, tensor in distilled.fitted.state().items()}
     for number, block in enumerate(distilled.blocks):
@@ -78,9 +79,9 @@ def load(path: str | os.PathLike[str], ipc: int | None = None) -> DistilledSet:
 def recorded_config(distilled: DistilledSet) -> Given:
     """Return the options of the data and of the evaluation that a set's file records.
 
-    Where the data lie is not in it, but for data that come with potstill or another package. The
-    parts
-    that made the set are left out: a file is of use where a stranger's method is not.
+    The path of the data is left out, except for data that come with potstill or another package. So
+    are the parts that made the set: the file can be used where another user's method is not
+    installed.
     """
     tables = distilled.metadata.config
     options = {**tables.get("data", {}), **tables.get("evaluation", {})}

@@ -26,7 +26,7 @@ from potstill.seeds import generator
 
 
 def tuples(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """Turn the lists of plain data, as JSON gives them back, into tuples."""
+    """Convert the lists of plain data, as JSON gives them back, to tuples."""
     return {
         name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()
     }
@@ -34,8 +34,7 @@ def tuples(plain: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is to be trained on the set; the same inner loop as in distillation, for
-    `steps` steps.
+    """How to train a network on the set, by the inner loop of distillation, for `steps` steps.
 
     Args:
         model: registered name or "package.module:factory".
@@ -70,7 +69,7 @@ class Recipe:
 
     @classmethod
     def of(cls, config: Resolved, steps: int) -> "Recipe":
-        """Train for so many steps as in the inner loop of a run."""
+        """Return the recipe that trains for so many steps as in the inner loop of a run."""
         inner, model = config.inner, config.model.options
         return cls(
             model=config.model.name,
@@ -87,7 +86,7 @@ class Recipe:
         )
 
     def plain(self) -> dict[str, Any]:
-        """Write it as plain data."""
+        """Return the recipe as plain data."""
         known = {item.name: getattr(self, item.name) for item in fields(self)}
         name = OPTIMIZERS.name_of(type(self.optimizer))
         own = {
@@ -98,24 +97,24 @@ class Recipe:
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> "Recipe":
-        """Read what `plain` wrote."""
+        """Return the recipe of plain data that `plain` gave."""
         known: dict[str, Any] = tuples(plain)
         own: dict[str, Any] = tuples(known.pop("optimizer"))
         return cls(optimizer=OPTIMIZERS[own.pop("name")](**own), **known)
 
     @property
     def model_options(self) -> dict[str, Any]:
-        """What `models.resolve` takes."""
+        """The options of the model that `models.resolve` takes."""
         return {"width": self.width, "depth": self.depth, "norm": self.norm}
 
 
 @dataclass(frozen=True)
 class Block:
-    """Examples that were distilled together, as many of every class, class by class.
+    """Examples that were distilled together: equally many of every class, class by class.
 
     Args:
-        leaves: what is stored and learned, by name: what the parameterisation makes images of and,
-            if labels are learned, "targets" (m, K).
+        leaves: the tensors that are stored and learned, by name: those that the parameterisation
+            decodes to images and, if labels are learned, "targets" (m, K).
         parameterisation: how leaves decode to examples.
     """
 
@@ -124,8 +123,12 @@ class Block:
 
     @classmethod
     def of_pixels(cls, images: Tensor, classes: int, targets: Tensor | None = None) -> "Block":
-        """A block of images (n, C, H, W), as many of each class, class by class; without targets
-        (n, K) they are one-hot.
+        """Make a block of images, equally many of each class, class by class.
+
+        Args:
+            images: (n, C, H, W) or (n, d).
+            classes: number of classes.
+            targets: (n, K) learned targets; None: one-hot, not learned.
         """
         budget = Budget(
             tuple(images.shape[1:]),
@@ -139,18 +142,18 @@ class Block:
 
     @cached_property
     def images(self) -> Tensor:
-        """(n, C, H, W) or (n, d) as a network reads them."""
+        """The images (n, C, H, W) or vectors (n, d), as a network reads them."""
         return self.parameterisation.decode(self.leaves)
 
     @property
     def labels(self) -> Tensor:
-        """(n,) the class of each example."""
+        """The class of each example, (n,)."""
         one, leaf = self.parameterisation, next(iter(self.leaves.values()))
         return torch.arange(one.budget.classes, device=leaf.device).repeat_interleave(one.per_class)
 
     @cached_property
     def targets(self) -> Tensor:
-        """(n, K) what a network is trained to answer; one-hot unless learned."""
+        """The targets (n, K) that a network is trained on; one-hot unless learned."""
         if "targets" in self.leaves:
             return self.leaves["targets"].repeat_interleave(self.parameterisation.sharing, dim=0)
         one, leaf = self.parameterisation, next(iter(self.leaves.values()))
@@ -158,18 +161,16 @@ class Block:
 
     @property
     def ipc(self) -> int:
-        """Images per class; of another parameterisation than pixels, for the numbers of how many
-        the budget was.
-        """
+        """Images per class; if images are decoded, the number that the storage budget was for."""
         return self.parameterisation.budget.ipc
 
     @property
     def stored_bytes(self) -> int:
-        """What the leaves take. (Hard labels follow from the order.)"""
+        """Bytes that the leaves take; hard labels follow from the order and take none."""
         return sum(leaf.numel() * leaf.element_size() for leaf in self.leaves.values())
 
     def to(self, device: torch.device) -> "Block":
-        """The same on a device."""
+        """Return the same block on a device."""
         return Block(
             {name: leaf.to(device) for name, leaf in self.leaves.items()}, self.parameterisation
         )
@@ -206,62 +207,57 @@ class DistilledSet(Dataset[tuple[Tensor, Tensor]]):
 
     @property
     def meta(self) -> dict[str, Any]:
-        """`metadata` as plain data, the way the file holds it; what is not known is left out."""
+        """`metadata` as plain data, as the file holds it; what is not known is left out."""
         plain: dict[str, Any] = dump(self.metadata)
         return plain
 
     def with_blocks(self, blocks: tuple[Block, ...]) -> "DistilledSet":
-        """Other examples of the same make, without what the file says of these."""
+        """Return a set with other blocks and without the metadata of this one."""
         return DistilledSet(
             blocks, self.class_names, self.fitted, self.recipe, learned_labels=self.learned_labels
         )
 
     @cached_property
     def images(self) -> Tensor:
-        """(n, C, H, W) or (n, d): what a network trains on."""
+        """The images (n, C, H, W) or vectors (n, d) that a network trains on."""
         return joined([block.images for block in self.blocks])
 
     @cached_property
     def targets(self) -> Tensor:
-        """(n, K): what it is trained to answer, as non-negative weights; one-hot unless the labels
-        were learned.
-        """
+        """The targets (n, K), as non-negative weights of the classes; one-hot unless learned."""
         return joined([block.targets for block in self.blocks])
 
     @cached_property
     def labels(self) -> Tensor:
-        """(n,): the class of each example."""
+        """The class of each example, (n,)."""
         return torch.cat([block.labels for block in self.blocks])
 
     @property
     def pixels(self) -> Tensor:
-        """(n, C, H, W) in [0, 1]: pictures for the eye, see `Preprocess.pictures`. Train on
-        `images`, not on these.
+        """Pictures (n, C, H, W) in [0, 1] for the eye, see `Preprocess.pictures`.
+
+        Train on `images`, not on these.
         """
         return self.fitted.pictures(self.images)
 
     @property
     def ipc(self) -> int:
-        """Images per class; of another parameterisation than pixels, for the numbers of how many
-        the budget was.
-        """
+        """Images per class; if images are decoded, the number that the storage budget was for."""
         return sum(block.ipc for block in self.blocks)
 
     @property
     def per_class(self) -> int:
-        """Images of each class that a network trains on: `ipc` of pixels, more of other
-        parameterisations.
-        """
+        """Images of each class that a network trains on: `ipc`, or more if images are decoded."""
         return sum(block.parameterisation.per_class for block in self.blocks)
 
     @property
     def stored_bytes(self) -> int:
-        """What the learned numbers take; preprocessing and metadata are beside them in the file."""
+        """Bytes of the learned numbers, without the preprocessing and metadata in the file."""
         return sum(block.stored_bytes for block in self.blocks)
 
     @property
     def stored(self) -> str:
-        """What is stored, in words."""
+        """A phrase that says what is stored."""
         one, each = (
             self.blocks[0].parameterisation,
             " in each block" if len(self.blocks) > 1 else "",
@@ -275,28 +271,27 @@ class DistilledSet(Dataset[tuple[Tensor, Tensor]]):
 
     @property
     def decoded(self) -> bool:
-        """Whether the images come out of something else that is stored."""
+        """Whether the images are decoded from other tensors, which are stored."""
         return any(not isinstance(block.parameterisation, Pixels) for block in self.blocks)
 
     @property
     def shape(self) -> Shape:
-        """(C, H, W) of an image, (d,) of a vector."""
+        """The shape of an example: (C, H, W) of an image, (d,) of a vector."""
         return self.blocks[0].parameterisation.budget.shape
 
     @property
     def kind(self) -> str:
-        """ "image" or "vector"."""
+        """The kind of data, "image" or "vector"."""
         return kind_of(self.shape)
 
     @property
     def noun(self) -> str:
-        """What an example is called, "image" or "row"."""
+        """The word for an example, "image" or "row"."""
         return NOUNS[self.kind]
 
     @property
     def rows(self) -> Tensor:
-        """(n, d) vectors in the units of the real data; what a network trains on, `images`, is
-        these, preprocessed.
+        """Vectors (n, d) in the units of the real data; preprocessed, they are `images`.
 
         Raises:
             InputError: the set holds images.
@@ -309,7 +304,7 @@ class DistilledSet(Dataset[tuple[Tensor, Tensor]]):
 
     @property
     def feature_names(self) -> tuple[str, ...]:
-        """Of vectors, the name of each feature, "feature 1", ... if the data have none."""
+        """The name of each feature of vectors; "feature 1", ... if the data have no names."""
         known = self.meta.get("data", {}).get("features")
         return tuple(known or (f"feature {number}" for number in range(1, self.shape[0] + 1)))
 
@@ -317,8 +312,9 @@ class DistilledSet(Dataset[tuple[Tensor, Tensor]]):
         return self.per_class * len(self.class_names)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """(image, class), or (image, weights (K,)) if the labels were learned; torch's
-        cross-entropy takes either.
+        """Return (image, class) or, if the labels were learned, (image, weights (K,)).
+
+        torch's cross-entropy takes either.
         """
         return self.images[index], (self.targets if self.learned_labels else self.labels)[index]
 
@@ -329,7 +325,7 @@ class DistilledSet(Dataset[tuple[Tensor, Tensor]]):
         )
 
     def preprocess(self, real: Any) -> Tensor:
-        """Make real images fit for a network that was trained on this set.
+        """Prepare real images for a network that was trained on this set.
 
         Args:
             real: tensor or array, (N, C, H, W), grey (N, H, W), or one (C, H, W); whole numbers
@@ -364,8 +360,10 @@ class DistilledSet(Dataset[tuple[Tensor, Tensor]]):
         return self.fitted(images)
 
     def real_vectors(self, real: Any) -> Tensor:
-        """Return vectors (N, d) as float32; an InputError if they have another number or other
-        names of features.
+        """Return real vectors (N, d) as float32.
+
+        Raises:
+            InputError: the number or the names of the features differ from the set's.
         """
         columns = tuple(map(str, getattr(real, "columns", ())))
         if columns and "features" in self.meta.get("data", {}) and columns != self.feature_names:
@@ -387,14 +385,13 @@ class DistilledSet(Dataset[tuple[Tensor, Tensor]]):
 
     @property
     def budgets(self) -> tuple[int, ...]:
-        """Images per class of every set that this one holds: of its first block, its first two, and
-        so on up to itself.
-        """
+        """Images per class of every prefix of blocks: the first block, the first two, ... all."""
         return tuple(accumulate(block.ipc for block in self.blocks))
 
     def prefix(self, ipc: int) -> "DistilledSet":
-        """The set of the first blocks that hold `ipc` images per class, with the training length
-        and accuracy measured for it.
+        """Return the set of the first blocks that hold `ipc` images per class.
+
+        It has the training length and the accuracy that were measured for it.
 
         Raises:
             InputError: no blocks add up to it.
@@ -418,8 +415,7 @@ class DistilledSet(Dataset[tuple[Tensor, Tensor]]):
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """Which synthetic examples make up a batch: of each class (or of some random classes) a few,
-    without replacement.
+    """Which synthetic examples make up a batch: some of each class, without replacement.
 
     Args:
         labels: (n,) class of each example.
@@ -441,7 +437,7 @@ class BatchPlan:
         )
 
     def draw(self, rng: torch.Generator) -> Tensor:
-        """Positions of one batch, on the CPU."""
+        """Draw the indices of one batch, on the CPU."""
         chosen: Iterable[int] = range(self.classes)
         if self.classes_per_batch < self.classes:
             chosen = torch.randperm(self.classes, generator=rng)[: self.classes_per_batch].tolist()
@@ -461,7 +457,7 @@ def initial_blocks(
     seed: int,
     device: torch.device,
 ) -> tuple[Block, ...]:
-    """Blocks before distillation, all different; their labels are one-hot.
+    """Make the blocks before distillation, all different; their labels are one-hot.
 
     Args:
         kind: "gaussian": noise whose images have norm about 1 (paper D.1); "real": the nearest to
@@ -513,5 +509,5 @@ def initial_blocks(
 
 
 def joined(parts: Sequence[Tensor]) -> Tensor:
-    """Join parts one after the other; a single one is not copied, since that takes room."""
+    """Concatenate the parts; a single part is not copied, which saves memory."""
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))

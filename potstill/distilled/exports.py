@@ -1,4 +1,4 @@
-"""A distilled set in other programs' formats, with a plain word on what each loses."""
+"""A distilled set in other programs' formats, with a sentence on what each format loses."""
 
 import csv
 import io
@@ -35,12 +35,12 @@ LOSSY = (
 
 
 def export_png(distilled: DistilledSet, path: Path) -> None:
-    """One annotated picture of the images."""
+    """Write one annotated picture of the images."""
     write_grid(distilled, path)
 
 
 def export_folder(distilled: DistilledSet, path: Path) -> None:
-    """One PNG an image, in a folder for each class."""
+    """Write each image as a PNG file, in a folder for each class."""
     if path.exists():
         raise InputError(f"{path} exists; choose another place with --out, or remove it")
     names = folder_names(distilled.class_names)
@@ -63,8 +63,9 @@ def export_folder(distilled: DistilledSet, path: Path) -> None:
 
 
 def folder_names(class_names: tuple[str, ...]) -> list[str]:
-    """Class names as folder names, one for each: without what file systems keep for themselves,
-    numbered where they would meet.
+    """Return a different folder name for each class.
+
+    Characters that file systems reserve are replaced, and equal names are numbered.
     """
     plain = [re.sub(r'[/\\:*?"<>|\x00-\x1f]', "_", name).strip(". ")[:200] for name in class_names]
     taken = Counter(name.casefold() for name in plain)
@@ -81,8 +82,10 @@ def folder_names(class_names: tuple[str, ...]) -> list[str]:
 
 
 def export_parquet(distilled: DistilledSet, path: Path) -> None:
-    """Hugging Face's layout: label (ClassLabel), and exactly: input and target as lists of float32;
-    images as PNG bytes, or vectors as lists in the data's own units.
+    """Write Hugging Face's layout, with pictures and exact arrays.
+
+    The columns are label (ClassLabel); input and target, exact, as lists of float32; and images as
+    PNG bytes, or vectors as lists in the data's own units.
     """
     import pyarrow as pa  # here: only this format needs it
     import pyarrow.parquet as pq
@@ -131,15 +134,17 @@ def export_parquet(distilled: DistilledSet, path: Path) -> None:
 
 
 def png(pixels: Tensor) -> bytes:
-    """(C, H, W) in [0, 1] as PNG bytes."""
+    """Encode pixels (C, H, W) in [0, 1] as PNG bytes."""
     buffer = io.BytesIO()
     to_image(pixels).save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def export_npz(distilled: DistilledSet, path: Path) -> None:
-    """Plain arrays: images, targets, labels (all exact), class_names; pixels (bytes), or of vectors
-    rows and feature_names.
+    """Write plain arrays.
+
+    images, targets and labels are exact; class_names; pixels (bytes), or rows and feature_names of
+    vectors.
     """
     buffer = io.BytesIO()
     own: dict[str, Any]
@@ -159,9 +164,7 @@ def export_npz(distilled: DistilledSet, path: Path) -> None:
 
 
 def export_csv(distilled: DistilledSet, path: Path) -> None:
-    """A line for each vector: its class, its features in the data's own units and, if it is
-    learned, its label's weights.
-    """
+    """Write a line for each vector: class, features in the data's own units, learned weights."""
     text, label = io.StringIO(), "label"
     while label in distilled.feature_names:
         label += "_"
@@ -181,13 +184,12 @@ def export_csv(distilled: DistilledSet, path: Path) -> None:
 
 @dataclass(frozen=True)
 class Format:
-    """One of `registry.EXPORTS`.
+    """One export format, a row of `registry.EXPORTS`.
 
     Args:
         write: writes a set to a path.
-        default_name: of the file or folder, beside the set.
-        told: kind of data -> what a user must know of it; kinds that are not in it cannot be
-            written so.
+        default_name: the name of the file or folder, beside the set.
+        told: kind of data -> what a user must know of the export; other kinds cannot be written.
         exact: whether it holds the arrays that a network trains on.
     """
 
@@ -198,7 +200,7 @@ class Format:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """The data that it can hold."""
+        """The kinds of data that the format can hold."""
         return tuple(self.told)
 
 
@@ -229,11 +231,18 @@ NPZ = Format(
 def export(
     distilled: DistilledSet, format: str, path: str | os.PathLike[str], *, overwrite: bool = False
 ) -> str:
-    """Write a set in a format of `potstill list`; a sentence on what the file loses.
+    """Write a set in a format of `potstill list`.
 
+    Args:
+        distilled: the set.
+        format: its name.
+        path: the file or folder to write.
+        overwrite: whether to replace what is at `path`.
+    Returns:
+        A sentence on what the file loses.
     Raises:
-        InputError: an unknown format, one that cannot hold such data, a place that cannot be
-            written, or one that is taken and not to be overwritten.
+        InputError: an unknown format, one that cannot hold such data, a path that cannot be
+            written, or one that exists and is not to be overwritten.
     """
     chosen: Format = EXPORTS[format]
     require_kind(
@@ -257,13 +266,14 @@ def export(
 
 
 def write_default(distilled: DistilledSet, folder: Path) -> None:
-    """Write a set in the format that shows it best into a run's folder, over what is there."""
+    """Write a set into a run's folder in the format that shows it best; replace an earlier file."""
     name = DEFAULTS[distilled.kind]
     export(distilled, name, folder / EXPORTS[name].default_name, overwrite=True)
 
 
 def exported_images(distilled: DistilledSet) -> Tensor:
-    """What a network would read if it were trained on the exported 8-bit pictures, preprocessed as
-    real images are.
+    """Return the exported 8-bit pictures as a network would read them.
+
+    They are preprocessed as real images are.
     """
     return distilled.preprocess(to_bytes(distilled.pixels))

@@ -19,22 +19,21 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def to_bytes(pixels: Tensor) -> Tensor:
-    """Pixels in [0, 1] as bytes, rounded."""
+    """Convert pixels in [0, 1] to bytes, rounded."""
     return (pixels.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 def to_image(pixels: Tensor) -> Image.Image:
-    """(C, H, W) in [0, 1] as a grey or RGB image."""
+    """Convert pixels (C, H, W) in [0, 1] to a grey or RGB image."""
     array = to_bytes(pixels).numpy()
     return Image.fromarray(array[0] if len(array) == 1 else array.transpose(1, 2, 0))
 
 
 def grid(distilled: DistilledSet, caption: str = "") -> Image.Image:
-    """The images of a set, a row a class, enlarged without smoothing, with class names and a
-    caption.
+    """Draw the images of a set, a row for each class, with class names and a caption.
 
-    Of more than 50 a class the first 20 are shown. At one image per class the classes stand side by
-    side instead, up to ten in a row.
+    They are enlarged without smoothing. Of more than 50 images a class the first 20 are shown. At
+    one image per class the classes stand side by side instead, up to ten in a row.
     """
     classes, each = len(distilled.class_names), shown_of_class(distilled)
     order = torch.argsort(distilled.labels, stable=True).view(classes, -1)[:, :each].flatten()
@@ -85,13 +84,14 @@ def grid(distilled: DistilledSet, caption: str = "") -> Image.Image:
 
 
 def shown_of_class(distilled: DistilledSet) -> int:
-    """How many images of each class a grid shows."""
+    """Return how many images of each class a grid shows."""
     return distilled.per_class if distilled.per_class <= MOST_COLUMNS else COLUMNS_OF_MANY
 
 
 def find_font() -> Font:
-    """A font of the system with many scripts, or else Pillow's own, which has little more than
-    ASCII.
+    """Return a font of the system with many scripts; else Pillow's own.
+
+    Pillow's has little more than ASCII.
     """
     for name in ("DejaVuSans.ttf", "Arial.ttf", "NotoSans-Regular.ttf"):
         try:
@@ -102,8 +102,9 @@ def find_font() -> Font:
 
 
 def drawable(text: str, font: Font) -> str:
-    """`text` with characters that the font lacks, which it would draw as boxes, in their plain form
-    or as question marks.
+    """Replace the characters of `text` that the font lacks by their plain form or "?".
+
+    The font would draw them as boxes.
     """
     box = bytes(font.getmask("\ufffe"))
 
@@ -117,7 +118,7 @@ def drawable(text: str, font: Font) -> str:
 
 
 def shorten(text: str, font: Font, width: int) -> str:
-    """`text`, cut with an ellipsis where it is wider than `width` pixels."""
+    """Cut `text` with an ellipsis if it is wider than `width` pixels."""
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "…") > width:
@@ -126,7 +127,14 @@ def shorten(text: str, font: Font, width: int) -> str:
 
 
 def wrap(text: str, font: Font, margin: int, width: int) -> list[str]:
-    """`text` in lines that are at most `width` pixels wide."""
+    """Break `text` into lines of at most `width` pixels.
+
+    Args:
+        text: any text.
+        font: what it is drawn with.
+        margin: pixels of the width that stay free.
+        width: pixels, with the margin.
+    """
     lines: list[str] = []
     for word in text.split():
         if lines and font.getlength(f"{lines[-1]} {word}") <= width - margin:
@@ -137,7 +145,7 @@ def wrap(text: str, font: Font, margin: int, width: int) -> list[str]:
 
 
 def caption(distilled: DistilledSet) -> str:
-    """What the set is, in a sentence."""
+    """Return a sentence that says what the set is."""
     metadata = distilled.metadata
     words = (metadata.option("data") or "data", f"{distilled.per_class:,} a class", metadata.method)
     text = ", ".join(filter(None, words))

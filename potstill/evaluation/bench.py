@@ -1,4 +1,4 @@
-"""Benches: networks, or another learner, on one thing after another, on the same real data."""
+"""Benches: networks, or another learner, on one training set after another; same real data."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -37,7 +37,7 @@ CHOOSING_NETS = 3
 
 @dataclass(frozen=True)
 class Bench:
-    """Networks of one make that train on one thing after another, measured on the same data.
+    """Networks of one architecture that train on several sets, measured on the same real data.
 
     Args:
         real: the real data, preprocessed as the set.
@@ -78,7 +78,16 @@ class Bench:
         device: torch.device,
         **more: Any,
     ) -> "Bench":
-        """For the networks that a set was distilled for."""
+        """Make the bench of networks that a set was distilled for.
+
+        Args:
+            distilled: the set.
+            real: the real data, preprocessed as the set.
+            nets: fresh networks for each row.
+            seed: of the networks.
+            device: where to train.
+            **more: other fields of a bench.
+        """
         recipe = distilled.recipe
         return cls(
             real,
@@ -132,7 +141,15 @@ class Bench:
     def scores(
         self, rate: float, nets: int, seed: int, make: Callable[[int], Batches], **how: Any
     ) -> Tensor:
-        """`score` with this learning rate; `how` holds lengths, splits and label."""
+        """Return `score` with this learning rate, (nets, lengths, splits).
+
+        Args:
+            rate: the learning rate.
+            nets: how many networks.
+            seed: of the networks.
+            make: seed of a network -> its batches.
+            **how: the lengths, splits and label of `score`.
+        """
         keep_freed_memory()
         return score(
             make,
@@ -148,7 +165,7 @@ class Bench:
         )
 
     def best_rate(self, name: str, make: Callable[[int], Batches], lengths: Sequence[int]) -> float:
-        """Return the rate that is best on validation data, by a few networks of their own."""
+        """Return the learning rate that is best on validation data, by a few extra networks."""
         nets, seed, splits = (
             min(self.nets, CHOOSING_NETS),
             derive(self.seed, "rate"),
@@ -164,22 +181,22 @@ class Bench:
         return max(found, key=lambda rate: found[rate])
 
     def batches(self, examples: Examples, seed: int) -> Batches:
-        """Batches of a small set for the network of that seed."""
+        """Return the batches of a small set for the network of that seed."""
         images, targets, labels = (part.to(self.device) for part in examples)
         return set_batches(images, targets, labels, self.recipe, seed)
 
     def batches_of(self, distilled: DistilledSet) -> Callable[[int], Batches]:
-        """Seed of a network -> its batches of a distilled set."""
+        """Return a function: seed of a network -> its batches of a distilled set."""
         return lambda own: self.batches(examples_of(distilled), own)
 
     def batches_of_all(self) -> Callable[[int], Batches]:
-        """Seed of a network -> its batches of all real train images."""
+        """Return a function: seed of a network -> its batches of all real train images."""
         return lambda own: split_batches(
             self.real.train, self.recipe, len(self.real.class_names), own
         )
 
     def of_set(self, name: str, distilled: DistilledSet, lengths: Sequence[int]) -> Row:
-        """`row` for a distilled set."""
+        """Return the row of a distilled set."""
         make = self.batches_of(distilled)
         return self.row(
             name, make, lengths, len(distilled), distilled.ipc, stored_bytes=distilled.stored_bytes
@@ -188,7 +205,14 @@ class Bench:
     def of_subsets(
         self, name: str, distilled: DistilledSet, ipc: int, lengths: Sequence[int]
     ) -> Row:
-        """Return a `row` for random examples of a set, others for each network (figure 6)."""
+        """Return the row of random examples of a set, drawn anew for each network (figure 6).
+
+        Args:
+            name: of the row.
+            distilled: the set.
+            ipc: examples of each class.
+            lengths: candidate numbers of steps, ascending.
+        """
 
         def make(own: int) -> Batches:
             return self.batches(subset(distilled, ipc, own), own)
@@ -200,7 +224,7 @@ class Bench:
         return self.row(name, make, lengths, count, ipc, stored_bytes=count * values * FLOAT_BYTES)
 
     def of_random(self, name: str, ipc: int, lengths: Sequence[int]) -> Row:
-        """`row` for real train images, `ipc` of each class, others for each network."""
+        """Return the row of real train images, `ipc` of each class, drawn anew for each network."""
 
         def make(own: int) -> Batches:
             return self.batches(real_subset(self.real, ipc, own), own)
@@ -208,7 +232,7 @@ class Bench:
         return self.row(name, make, lengths, ipc * len(self.real.class_names), ipc)
 
     def of_all(self, name: str, epochs: int, ipc: int) -> Row:
-        """Return a `row` for all real train images, for the best number of epochs."""
+        """Return the row of all real train images, at the best number of epochs."""
         count = len(self.real.train)
         stops = tuple(steps_of(self.real.train, done + 1) for done in range(epochs))
         return self.row(name, self.batches_of_all(), stops, count, ipc)
@@ -216,14 +240,14 @@ class Bench:
 
 @dataclass(frozen=True)
 class FitBench:
-    """A learner that takes no steps, on one thing after another, measured on the same real data.
+    """A learner that takes no steps, on several training sets, measured on the same real data.
 
     Args:
         real: the real data, preprocessed as the set.
         learner: what learns.
         model: its name, for the rows.
-        fits: how often, where the seed matters.
-        seed: that the fits' seeds follow from.
+        fits: number of fits, where the result depends on the seed.
+        seed: the seeds of the fits follow from it.
         progress: called as fits finish.
     """
 
@@ -243,7 +267,16 @@ class FitBench:
         fits: int,
         stored_bytes: int,
     ) -> Row:
-        """Return the accuracy of what is learned from the examples of each seed."""
+        """Return the accuracy of what is learned from the examples of each seed.
+
+        Args:
+            name: of the row.
+            make: seed -> examples.
+            images: how many examples `make` gives.
+            ipc: images per class.
+            fits: how many fits.
+            stored_bytes: bytes that the examples take.
+        """
         fits = self.fits if self.learner.random else fits
         scores = score_fits(
             self.learner, make, self.real.test, fits, self.seed, self.progress, name
@@ -261,14 +294,14 @@ class FitBench:
         )
 
     def of_set(self, name: str, distilled: DistilledSet) -> Row:
-        """`row` for a distilled set."""
+        """Return the row of a distilled set."""
         examples = examples_of(distilled)
         return self.row(
             name, lambda own: examples, len(distilled), distilled.ipc, 1, distilled.stored_bytes
         )
 
     def of_random(self, name: str, ipc: int) -> Row:
-        """`row` for real train images, `ipc` of each class, others for each seed."""
+        """Return the row of real train images, `ipc` of each class, drawn anew for each seed."""
         images = ipc * len(self.real.class_names)
         stored = pixel_bytes(images, self.real.shape)
         return self.row(
@@ -276,7 +309,7 @@ class FitBench:
         )
 
     def of_all(self, name: str, ipc: int) -> Row:
-        """`row` for all real train images."""
+        """Return the row of all real train images."""
         count = len(self.real.train)
         examples = with_classes(
             *self.real.train.take(torch.arange(count)), len(self.real.class_names)
@@ -287,7 +320,7 @@ class FitBench:
 
 
 def recipe_under(protocol: Protocol, recipe: Recipe, examples: int) -> Recipe:
-    """Return the recipe with what a protocol sets in it, for so many examples."""
+    """Return the recipe with the changes of a protocol, for so many examples."""
     recipe = dataclasses.replace(recipe, **protocol.recipe)
     if not protocol.epochs:
         return recipe

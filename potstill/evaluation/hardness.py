@@ -1,8 +1,8 @@
-"""How hard real examples are, and real batches that are drawn by it.
+"""How hard real examples are, and real batches that are drawn by hardness.
 
 Two scores: **forgetting events** of networks that train on all real data (Toneva et al. 2019,
-    arXiv:1812.05159; appendix E.1 of Feng et al. 2024), and the cheap **adaptive score**: how many
-    networks trained on the distilled set are wrong about an example (appendix E.2).
+arXiv:1812.05159; appendix E.1 of Feng et al. 2024), and the cheap **adaptive score**: how many
+networks trained on the distilled set misclassify an example (appendix E.2).
 """
 
 import hashlib
@@ -41,8 +41,8 @@ class ByHardness:
     """Real batches with more of the images that networks trained on the synthetic set disagree on.
 
     Source: appendix E.2 and figure 17 of Feng et al. 2024: the score of an image is how many of the
-    networks are wrong about it; as the prose wants it, middling ones weigh most (its printed
-    formula, threshold + |score - m|, favours both extremes).
+        networks misclassify it. As the prose says, images of middling score weigh most; the printed
+        formula, threshold + |score - m|, favours both extremes instead.
     """
 
     hardness_threshold: float = option(
@@ -53,27 +53,34 @@ class ByHardness:
     hardness_from: int = option(0, "outer step of the first scoring (figure 17: 25,000)", low=0)
 
     def due(self, step: int) -> bool:
-        """Tell whether the images are to be scored before this outer step."""
+        """Return whether the images are to be scored before this outer step."""
         since = step - self.hardness_from
         return since >= 0 and since % self.hardness_every == 0
 
     def refresh(
         self, trained: Callable[[int], Predict], split: Split, seed: int, progress: Progress | None
     ) -> dict[str, Tensor]:
-        """Score the real images by fresh networks; see `adaptive_scores`."""
+        """Score the real images by fresh networks; see `adaptive_scores`.
+
+        Args:
+            trained: seed -> what a fresh network answers that trained on the set as it is now.
+            split: the real images.
+            seed: of starts and batches.
+            progress: called after each network.
+        """
         nets = self.hardness_nets
         scores = adaptive_scores(trained, split, networks=nets, seed=seed, progress=progress)
         return {"scores": scores}
 
     def sampler(self, state: Mapping[str, Any], weights: Tensor | None) -> RealSampler:
-        """Draw by hardness; before the first scoring by the user's weights, if any."""
+        """Return a sampler by hardness; before the first scoring, by the user's weights, if any."""
         if "scores" not in state:
             return plain_sampler(weights)
         own = hardness_weights(state["scores"].cpu(), self.hardness_threshold, self.hardness_nets)
         return Weighted(own if weights is None else own * weights)
 
     def words(self) -> str:
-        """Say it in a report."""
+        """Describe the sampler for a report."""
         since = f" from step {self.hardness_from:,} on" if self.hardness_from else ""
         return (
             f"most of middling hardness, least weight {self.hardness_threshold:g}; scored by "
@@ -82,7 +89,7 @@ class ByHardness:
 
 
 def hardness_weights(scores: Tensor, threshold: float, networks: int) -> Tensor:
-    """Weigh each example in a real batch, by how many of some networks are wrong about it.
+    """Return each example's weight in a real batch, by how many networks misclassify it.
 
     Args:
         scores: (N,) in 0 .. networks.
@@ -97,7 +104,7 @@ def hardness_weights(scores: Tensor, threshold: float, networks: int) -> Tensor:
 
 @torch.no_grad()
 def predictions(predict: Predict, split: Split) -> Tensor:
-    """(N,) the class that a network gives each example, on the CPU."""
+    """Return the class (N,) that a network gives each example, on the CPU."""
     return torch.cat([predict(images).argmax(1).cpu() for images, _ in evaluation_batches(split)])
 
 
@@ -109,8 +116,7 @@ def adaptive_scores(
     seed: int,
     progress: Progress | None = None,
 ) -> Tensor:
-    """Count how many fresh networks, trained on the distilled set, are wrong about each real
-    example.
+    """Count the fresh networks, trained on the distilled set, that misclassify each real example.
 
     Args:
         trained: seed -> what a fresh network answers that trained on the set as it is now.
@@ -135,24 +141,25 @@ class Forgetting:
     """Forgetting events of every train example.
 
     Args:
-        events: (N,) how often an example that was right at the end of an epoch was wrong at the end
-            of the next; mean over starts.
-        learned: (N,) the share of starts in which it ever was right. Of 0, it has no events and is
-            not easy: never learned.
+        events: (N,) how often an example was right at the end of an epoch and wrong at the end of
+            the next; mean over starts.
+        learned: (N,) the share of starts in which it was ever right. 0 means never learned: the
+            example has no events, and is not easy.
     """
 
     events: Tensor
     learned: Tensor
 
     def strata(self, edges: Sequence[float]) -> dict[float, Tensor]:
-        """Stratum -> positions of its examples; empty ones are left out.
+        """Return stratum -> indices of its examples; empty strata are left out.
 
         Args:
             edges: ascending numbers of events, from 0.
         Returns:
-            For each edge the examples with more events than at the edge before and at most so many;
-            `MORE`: those with more than at the last; `NEVER`: those that more than half of the
-            starts never learned, which are in no other.
+            For each edge, the examples with more events than the edge before it and at most its own
+                number; `MORE`: the examples with more events than the last edge; `NEVER`: the
+                examples that more than half of the starts never learned, which are in no other
+                stratum.
         """
         names = torch.tensor([*edges, MORE], dtype=torch.float64)
         number = names[torch.bucketize(self.events, names[:-1])]
@@ -187,8 +194,8 @@ def forgetting(
         starts: how many networks (the paper takes 10).
         seed: of starts and batches.
         device: where to train.
-        folder: keeps each start's result, so that what was cut off goes on, and what is known is
-            not done again.
+        folder: keeps each start's result, so that an interrupted count goes on and a finished
+            one is not repeated.
         content: what the split holds, for the folder: a hash of the data, and how it was cut and
             preprocessed.
         progress: called after each epoch.

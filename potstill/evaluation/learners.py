@@ -25,7 +25,7 @@ ROUNDING = 1e-12
 
 
 class Examples(NamedTuple):
-    """Examples: images (n, C, H, W) as a network reads them, targets (n, K), classes (n,)."""
+    """A training set: images (n, C, H, W) as a network reads them, targets (n, K), labels (n,)."""
 
     images: Tensor
     targets: Tensor
@@ -33,12 +33,12 @@ class Examples(NamedTuple):
 
 
 class Learner(Protocol):
-    """Something that learns from a few examples and then answers for others; a row of the registry.
+    """Something that learns from a few examples and then classifies others; a registry row.
 
     Attributes:
-        trains: whether it trains networks, so that models, steps, learning rates and protocols act
-            on it.
-        random: whether its answers depend on the seed; if not, one fit tells all.
+        trains: whether it trains networks, so that models, steps, learning rates and protocols
+            apply.
+        random: whether its answers depend on the seed; if not, one fit is enough.
         words: how it learns, for a measured line.
     """
 
@@ -48,11 +48,14 @@ class Learner(Protocol):
 
     @classmethod
     def of(cls, recipe: Recipe, factory: Callable[[], nn.Module], device: torch.device) -> Self:
-        """Make one as a recipe says; those that need no network leave the factory alone."""
+        """Make a learner as a recipe says; one that needs no network ignores the factory."""
         ...
 
     def fit(self, examples: Examples, seed: int) -> Predict:
-        """Return inputs (B, C, H, W) -> (B, K) scores of the classes; all follows from the seed."""
+        """Return a function: inputs (B, C, H, W) -> class scores (B, K).
+
+        All randomness follows from the seed.
+        """
         ...
 
 
@@ -61,9 +64,9 @@ class Network:
     """A fresh network for each seed, trained by the recipe.
 
     Args:
-        recipe: how.
+        recipe: how it is trained.
         factory: makes a fresh network.
-        device: where.
+        device: where to train.
         compiled: the networks' derivatives, if they are compiled.
     """
 
@@ -94,7 +97,7 @@ class Network:
 
 @dataclass(frozen=True)
 class Nearest:
-    """The nearest example's targets, by Euclidean distance of inputs; a tie: the first."""
+    """The nearest example's targets, by Euclidean distance of inputs; of a tie, the first."""
 
     trains: ClassVar[bool] = False
     random: ClassVar[bool] = False

@@ -31,7 +31,7 @@ Say = Callable[[str], None]
 
 
 def silent(sentence: str) -> None:
-    """Say nothing."""
+    """Ignore a sentence."""
 
 
 def evaluate(
@@ -76,7 +76,9 @@ def by_fits(
     name: str,
     progress: Progress | None,
 ) -> list[Row]:
-    """Evaluate by the learner of this name, which trains no networks.
+    """Evaluate by the learner called `name`, which trains no networks.
+
+    The other arguments are as for `evaluate`.
 
     Raises:
         InputError: options that act on networks only.
@@ -111,7 +113,7 @@ def by_networks(
     say: Say,
     ranks: Ranks,
 ) -> list[Row]:
-    """Evaluate by networks that train for a number of steps."""
+    """Evaluate by networks that train for a number of steps; arguments as for `evaluate`."""
     device, protocol, given = (
         pick_device(options.device),
         PROTOCOLS[options.protocol],
@@ -186,7 +188,7 @@ def record_of(
     source: str,
     real: RealData,
 ) -> EvaluationRecord:
-    """Return the entry of evaluation.json for what `evaluate` measured, here and now.
+    """Return the entry of evaluation.json for what `evaluate` measured, on this machine, now.
 
     Args:
         rows: what was measured.
@@ -213,7 +215,7 @@ def record_of(
 def compiled_for(
     networks: NetworkFamily, count: int, wanted: str, steps: int, tested: int, say: Say
 ) -> CompiledNetwork | None:
-    """Return compiled derivatives, if they pay or are wanted.
+    """Return compiled derivatives if they are wanted or save time; None otherwise.
 
     Args:
         networks: whose.
@@ -238,8 +240,15 @@ def compiled_for(
 
 
 def fitting(distilled: DistilledSet, dataset: Dataset, config: DataConfig, device: str) -> RealData:
-    """`dataset` through the set's own preprocessing; an InputError if its shape, classes or
-    features are not the set's.
+    """Return `dataset` through the set's own preprocessing.
+
+    Args:
+        distilled: the set.
+        dataset: the real data, raw.
+        config: how the data are read and split.
+        device: where the data go.
+    Raises:
+        InputError: the shape, classes or features are not the set's.
     """
     shape = dataset.shape
     if "vector" in (dataset.kind, distilled.kind) and shape != distilled.shape:
@@ -288,8 +297,18 @@ def accuracy_of_export(
     device: str = "auto",
     progress: Progress | None = None,
 ) -> tuple[Figure, Figure]:
-    """Validation accuracy of networks trained by the recipe on the set, and on `pictures` of it (n,
-    C, H, W), preprocessed.
+    """Compare networks trained on a set with networks trained on its exported pictures.
+
+    Args:
+        distilled: the set.
+        pictures: (n, C, H, W) the exported images, preprocessed.
+        real: the real data.
+        nets: networks for each of the two.
+        seed: of the networks.
+        device: where to train.
+        progress: called after each network.
+    Returns:
+        Validation accuracy by the recipe, on the set and on `pictures`.
     """
     place = pick_device(device)
     factory, recipe = factory_for(distilled, None), distilled.recipe

@@ -1,4 +1,4 @@
-"""What an evaluation is asked: its options, and the protocols by which networks train.
+"""The options of an evaluation, and the protocols by which networks train.
 
 A protocol is a frozen value and a row of the registry. The options are declared once: they are the
 flags of `potstill evaluate`, the keywords of `potstill.evaluate`, and the settings that
@@ -22,9 +22,9 @@ class Protocol:
     """How networks train on a set, and what may choose for how long.
 
     Args:
-        words: what a measured line says of it; empty: it is told by what was tried.
+        words: what a measured line says of it; empty: the candidates are named instead.
         chosen_on: the split that chooses the number of steps; None: nothing is chosen.
-        candidates: numbers of steps to choose among; none: those of the run that made the set, or
+        candidates: numbers of steps to choose from; none: those of the run that made the set, or
             its own choice.
         epochs: passes over the examples, in place of a number of steps; 0: none.
         decay_after: with `epochs`: SGD's learning rate falls to a tenth after so many.
@@ -39,7 +39,7 @@ class Protocol:
     recipe: Mapping[str, Any] = field(default_factory=dict)
 
     def choice(self, lengths: Sequence[int]) -> str:
-        """Return in words what chose among these numbers of steps."""
+        """Say what chose among these numbers of steps."""
         if self.epochs:
             return self.words
         if len(lengths) == 1:
@@ -64,7 +64,7 @@ PAPER = Protocol(
 
 
 def published(name: str, epochs: int, augment: tuple[str, ...]) -> Protocol:
-    """Return the evaluation of DC, DSA and DM, for E = `epochs`.
+    """Return the evaluation protocol of DC, DSA and DM, for E = `epochs`.
 
     A fresh network trains E + 1 epochs by SGD in shuffled batches of 256 and is tested once, at the
     end. After epoch E // 2 + 1, counted from 0, the learning rate falls to a tenth; the published

@@ -1,4 +1,4 @@
-"""Results beside a set: what evaluation.json holds, and how records are kept in such a file."""
+"""Results beside a set: what evaluation.json holds, and how such a file keeps records."""
 
 import json
 import math
@@ -21,14 +21,14 @@ class Row:
 
     Args:
         name: "distilled", "random" or "full".
-        model: the network, or the learner that is none.
+        model: the network, or the learner that trains none.
         images: how many examples it was trained on.
-        ipc: images per class of the set beside which it was measured; its budget, if it decodes to
-            more.
-        steps: for how many steps; None: the learner takes none.
+        ipc: images per class of the set that this row belongs to; its storage budget, if images are
+            decoded.
+        steps: training steps; None: the learner takes none.
         accuracy: on the test split.
         protocol: how it was trained and what chose the number of steps, in words.
-        stored_bytes: of the examples as they are stored, 4 for each number, real images' too.
+        stored_bytes: of the examples as they are stored, 4 for each number, also for real images.
         lr: the learning rate that the networks trained with; None: the learner has none.
     """
 
@@ -43,25 +43,25 @@ class Row:
     lr: float | None
 
     def per_class(self, classes: int) -> str:
-        """Return how many examples of each class it was trained on, in words."""
+        """Say how many examples of each class it was trained on."""
         return "all" if self.name == "full" else f"{self.images // classes:,}"
 
 
 def pixel_bytes(images: int, shape: tuple[int, ...]) -> int:
-    """Return what so many images of a shape take, 4 bytes a value."""
+    """Return the bytes that so many images of a shape take, 4 for each value."""
     return images * math.prod(shape) * FLOAT_BYTES
 
 
 @dataclass(frozen=True)
 class DataSource:
-    """The data that something was measured on: a hash of their content, and their kind."""
+    """The data that something was measured on: a hash of the content, and the kind of source."""
 
     fingerprint: str
     source: str | None = None
 
 
 class Kept(Protocol):
-    """A record that a results file keeps, in its list `KEY`; has `settings` and `data`."""
+    """A record that a results file keeps in its list `KEY`; it has `settings` and `data`."""
 
     KEY: ClassVar[str]
 
@@ -102,7 +102,7 @@ class EvaluationRecord:
 
 
 def entries(path: Path, key: str) -> list[Any]:
-    """Return the plain entries of a results file; none if it is not there or none of ours."""
+    """Return the plain entries of a results file; none if it is missing or not potstill's."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))[key]
     except (OSError, ValueError, KeyError, TypeError):
@@ -122,7 +122,7 @@ def read_records(path: Path, kind: type[Record]) -> tuple[list[Record], int]:
 
 
 def add_record(path: Path, record: Kept) -> None:
-    """Put a record into its file, in place of one of the same settings and data.
+    """Write a record to its file; it replaces a record of the same settings and data.
 
     Raises:
         InputError: no space, no permission.

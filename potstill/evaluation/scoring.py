@@ -1,5 +1,6 @@
-"""Fresh networks trained on something and measured on real data: accuracies as mean, standard
-deviation and n.
+"""Fresh networks trained on a set and measured on real data.
+
+Accuracies are mean, standard deviation and n.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +21,7 @@ from potstill.registry import InputError
 from potstill.seeds import derive
 
 Progress = Callable[[str, int, int], None]
-"""(what is being done, done, of how many)."""
+"""(name of the work, done, total)."""
 
 
 def score(
@@ -82,7 +83,16 @@ def score_set(
     factory: Callable[[], nn.Module],
     **how: Any,
 ) -> Tensor:
-    """`score` for networks that train on a small set; `how` holds its other arguments."""
+    """Return `score` for networks that train on a small set.
+
+    Args:
+        images: (n, C, H, W) or (n, d), as a network reads them.
+        targets: (n, K).
+        labels: (n,) classes.
+        recipe: how a network is trained.
+        factory: makes a fresh network.
+        **how: the other arguments of `score`.
+    """
     return score(
         lambda seed: set_batches(images, targets, labels, recipe, seed), factory, recipe, **how
     )
@@ -97,8 +107,16 @@ def score_fits(
     progress: Progress | None = None,
     label: str = "fits",
 ) -> Tensor:
-    """Return (fits,) accuracies on a split of what a learner learned from the examples of each
-    seed; seeds as in `score`.
+    """Return accuracies (fits,) on a split of what a learner learned from each seed's examples.
+
+    Args:
+        learner: what learns.
+        make_examples: seed -> the examples to learn from.
+        split: what is measured on.
+        fits: how many.
+        seed: the seeds of the fits follow from it, as in `score`.
+        progress: called after each fit.
+        label: what `progress` is told.
     """
     found = torch.zeros(fits)
     for index in range(fits):
@@ -158,7 +176,7 @@ def require_positive(**numbers: int) -> None:
 
 
 def factory_for(distilled: DistilledSet, model: ModelSpec | None) -> Callable[[], nn.Module]:
-    """A checked factory for the given model or, without one, for the recipe's own."""
+    """Return a checked factory for the given model or, without one, for the recipe's."""
     recipe = distilled.recipe
     spec = recipe.model if model is None else model
     if isinstance(spec, str) and ("<" in spec or spec.startswith("__main__:")):

@@ -24,8 +24,16 @@ Predict = Callable[[Tensor], Tensor]
 def set_batches(
     images: Tensor, targets: Tensor, labels: Tensor, recipe: Recipe, seed: int
 ) -> Batches:
-    """Batches of a small set as the recipe draws and augments them; the same set, recipe and seed
-    give the same.
+    """Return the batches of a small set, drawn and augmented as the recipe says.
+
+    The same set, recipe and seed give the same batches.
+
+    Args:
+        images: (n, C, H, W) or (n, d), as a network reads them.
+        targets: (n, K).
+        labels: (n,) classes.
+        recipe: how batches are drawn and augmented.
+        seed: of both.
     """
     rng = generator(seed, "batches")
     if recipe.batch_size is None:
@@ -44,7 +52,14 @@ def set_batches(
 
 
 def split_batches(split: Split, recipe: Recipe, classes: int, seed: int) -> Batches:
-    """Shuffled batches of a real split, epoch after epoch; the same seed gives the same."""
+    """Return shuffled batches of a real split, epoch after epoch; equal seeds, equal batches.
+
+    Args:
+        split: the real data.
+        recipe: the size of batches and their augmentation.
+        classes: number of classes, for one-hot targets.
+        seed: of order and augmentation.
+    """
     rng = generator(seed, "batches")
     indices = shuffled(len(split), FULL_BATCH, rng)
 
@@ -64,9 +79,7 @@ def by_class(plan: BatchPlan, rng: torch.Generator) -> Iterator[Tensor]:
 
 
 def shuffled(count: int, size: int, rng: torch.Generator) -> Iterator[Tensor]:
-    """Yield batches of `size` indices below `count`, epoch after epoch without end, each in an
-    order of its own.
-    """
+    """Yield batches of `size` indices below `count` without end, each epoch in a new order."""
     while True:
         batches = list(torch.randperm(count, generator=rng).split(size))
         if (
@@ -82,17 +95,23 @@ def batches_an_epoch(count: int, size: int) -> int:
 
 
 def steps_of(split: Split, epochs: int) -> int:
-    """How many batches of `split_batches` make so many passes over a split."""
+    """Return how many batches of `split_batches` make so many passes over a split."""
     return epochs * batches_an_epoch(len(split), FULL_BATCH)
 
 
 def train_network(
     module: nn.Module, batch: Batches, recipe: Recipe, stops: Sequence[int], seed: int
 ) -> Iterator[Predict]:
-    """Train a network by a recipe and pause at each of the ascending `stops`, yielding what the
-    network answers there.
+    """Train a network by a recipe and yield what it answers at each stop.
 
     The loss is cross-entropy; the optimizer is torch's, with the recipe's settings.
+
+    Args:
+        module: the network, trained in place.
+        batch: gives a batch for each step.
+        recipe: optimizer, learning rate and precision.
+        stops: ascending numbers of steps at which to pause.
+        seed: of the network's own draws, such as dropout.
     """
     module.train()
     parameters = [p for p in module.parameters() if p.requires_grad]
@@ -126,8 +145,14 @@ def train_compiled(
     recipe: Recipe,
     stops: Sequence[int],
 ) -> Iterator[Predict]:
-    """`train_network` by compiled derivatives and the engine's own optimizer, for a network that is
-    the same in evaluation.
+    """Train as `train_network` does, by compiled derivatives and potstill's own optimizer.
+
+    Args:
+        compiled: the derivatives, of a network that is the same in training and evaluation.
+        module: the network to start from.
+        batch: gives a batch for each step.
+        recipe: optimizer and learning rate.
+        stops: ascending numbers of steps at which to pause.
     """
     model = FlatModel(module, recipe.precision)
     network, most = compiled.of(model), compiled.most
@@ -156,8 +181,9 @@ def train_compiled(
 
 
 def evaluation_batches(split: Split) -> Iterator[tuple[Tensor, Tensor]]:
-    """A split in order, so many images at a time that a network's activations stay as small as for
-    512 images of 3 x 32 x 32.
+    """Yield a split in order, in batches that fit the memory.
+
+    Activations of a batch stay as small as for 512 images of 3 x 32 x 32.
     """
     values = split.take(torch.zeros(1, dtype=torch.int64))[0].numel() if len(split) else 1
     yield from batches(split, max(1, min(TEST_BATCH, TEST_VALUES // values)))
@@ -165,7 +191,7 @@ def evaluation_batches(split: Split) -> Iterator[tuple[Tensor, Tensor]]:
 
 @torch.no_grad()
 def accuracy(predict: Predict, split: Split) -> float:
-    """The fraction of a split that a network classifies rightly."""
+    """Return the fraction of a split that a network classifies correctly."""
     right = sum(
         int((predict(images).argmax(1) == labels).sum())
         for images, labels in evaluation_batches(split)

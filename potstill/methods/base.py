@@ -1,10 +1,10 @@
 """What a method is, and what it works on.
 
 A method estimates the gradient of a distilled set, once for each outer step. It never reads the
-configuration, never saves, never logs, never loops over outer steps; what runs it knows only this
-file. A new one is a class in a file of its own and a row in the registry, or, in another package,
-its name: `--method package.module:Name`. `potstill.testing.check_method` tries whether it keeps to
-what follows.
+configuration, never saves, never logs, never loops over outer steps; the code that runs it knows
+only this file. A new method is a class in a file of its own and a row in the registry, or, in
+another package, its name: `--method package.module:Name`. `potstill.testing.check_method` checks
+that it keeps to this contract.
 """
 
 from abc import ABC, abstractmethod
@@ -31,20 +31,20 @@ from potstill.models import fresh
 from potstill.seeds import derive, generator
 
 State = Mapping[str, Any]
-"""What a method carries from step to step: names -> tensors or plain data; a checkpoint holds it.
+"""A method's state between steps: names -> tensors or plain data; a checkpoint holds it.
 """
 
 
 @dataclass(frozen=True)
 class Examples:
-    """The distilled set as a method sees it, whatever it is stored as.
+    """The distilled set as a method sees it, however it is stored.
 
     Args:
         images: (n, ...) as a network reads them.
-        targets: (n, K) what it is trained to answer; one-hot unless labels are learned.
-        labels: (n,) the class of each.
-        frozen: how many of the first examples stay as they are; their gradient is not asked for.
-        learn_targets: whether the gradient in the targets is asked for.
+        targets: (n, K) that a network is trained on; one-hot unless labels are learned.
+        labels: (n,) the class of each example.
+        frozen: how many of the first examples stay as they are; their gradient is not needed.
+        learn_targets: whether the gradient in the targets is needed.
     """
 
     images: Tensor
@@ -55,18 +55,18 @@ class Examples:
 
     @property
     def leaves(self) -> dict[str, Tensor]:
-        """What a gradient is asked for, by the names that `Estimate.grads` has."""
+        """The tensors whose gradient is needed, by their names in `Estimate.grads`."""
         return {"images": self.images} | ({"targets": self.targets} if self.learn_targets else {})
 
     def batch(self, leaves: Leaves, rows: Tensor, drawn: augmentation.Draw) -> Batch:
-        """Take the examples at `rows` (on the CPU), augmented as drawn for each.
+        """Take the examples at `rows`, each augmented as drawn.
 
         Args:
             leaves: tensors in place of `leaves`, to be differentiated in.
-            rows: (B,) positions.
-            drawn: how each is augmented.
+            rows: (B,) indices, on the CPU.
+            drawn: how each example is augmented.
         Returns:
-            The batch; those of frozen examples come first.
+            The batch; frozen examples come first.
         """
         still = rows < self.frozen
         order = torch.cat([torch.nonzero(still)[:, 0], torch.nonzero(~still)[:, 0]])
@@ -87,12 +87,12 @@ class Real:
     """The real data as a method draws on them.
 
     Args:
-        train: what is distilled.
+        train: the split that is distilled.
         classes: number of classes.
         batch: examples in a real batch.
-        augment: operations, one of them a batch.
+        augment: augmentation operations, one for each batch.
         micro_batch: most examples at once on the device.
-        sampler: which examples make up a batch.
+        sampler: draws the examples of a batch.
     """
 
     train: Split
@@ -103,13 +103,13 @@ class Real:
     sampler: RealSampler = UNIFORM
 
     def one_hot(self, labels: Tensor) -> Tensor:
-        """Make targets (n, K) of labels (n,), float32."""
+        """Return targets (n, K), float32, of labels (n,)."""
         return F.one_hot(labels, self.classes).float()
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What every method works on.
+    """The data, networks and settings that every method works on.
 
     Args:
         real: the real data.
@@ -120,7 +120,7 @@ class Problem:
         device: where to compute.
         micro_batch: most distilled examples at once on the device.
         identity: names the data and their preprocessing, for what is prepared once.
-        ranks: the processes that share the run; a method may deal out what it computes.
+        ranks: the processes that share the run; a method may divide its work among them.
     """
 
     real: Real
@@ -135,34 +135,35 @@ class Problem:
 
     @property
     def plan(self) -> BatchPlan:
-        """How a batch of distilled examples is drawn."""
+        """The plan by which a batch of distilled examples is drawn."""
         recipe = self.recipe
         return BatchPlan(
             self.labels, self.real.classes, recipe.batch_per_class, recipe.classes_per_batch
         )
 
     def rng(self, purpose: str, *replay: int) -> torch.Generator:
-        """Make a generator that follows from the seed, a purpose, and numbers such as the outer
-        step.
+        """Make a generator that follows from the seed, a purpose and numbers.
+
+        One of the numbers is usually the outer step.
         """
         return generator(self.seed, purpose, *replay)
 
     def network(self, purpose: str, *replay: int) -> nn.Module:
-        """Make a fresh network on the device; its start follows from the same as `rng`."""
+        """Make a fresh network on the device; its start follows from the same values as `rng`."""
         return fresh(self.networks.factory, derive(self.seed, purpose, *replay), self.device)
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What a method asks of a run; the house checks it before anything slow, and nothing else.
+    """What a method requires of a run; potstill checks it before any slow work.
 
     Args:
         features: the network must have `features(inputs)`.
-        second_derivative: it must be differentiable twice.
+        second_derivative: the network must be twice differentiable.
         targets: "free" if labels can be learned, "classes" if every example has a hard label.
-        kinds: of data that the method takes.
-        unused: options of the house that have no effect on it.
-        augment: what `augment` is for images unless it is given: operations, one of them a batch.
+        kinds: the kinds of data that the method takes.
+        unused: options of potstill that have no effect on the method.
+        augment: the default of `augment` for images: operations, one for each batch.
     """
 
     features: bool = False
@@ -180,7 +181,7 @@ class Learnable:
     Args:
         value: at the start.
         lr: its own learning rate.
-        least: it stays at or above this; None: anywhere.
+        least: its lower bound; None: no bound.
     """
 
     value: Tensor
@@ -190,13 +191,13 @@ class Learnable:
 
 @dataclass(frozen=True)
 class Estimate:
-    """One outer step's gradient.
+    """The gradient of one outer step.
 
     Args:
-        loss: the method's own.
-        grads: "images", "targets" and learnables by name -> gradient; what is absent is 0.
+        loss: the method's own loss.
+        grads: "images", "targets" and learnables by name -> gradient; a missing name means 0.
         state: the method's state after the step.
-        info: plain figures for the log, such as burn_in and window.
+        info: plain numbers for the log, such as burn_in and window.
     """
 
     loss: float
@@ -207,19 +208,20 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Sizes:
-    """How large a run is, for what "auto" means and for whether compiling pays.
+    """How large a run is: decides what "auto" means and whether compiling saves time.
 
     Args:
         shape: of an example.
         classes: number of classes.
-        stages: examples of each class of the set in each stage of a boosted run; one for others.
-        batch: distilled examples in a training step, at the last stage.
-        batches: the same at each stage.
-        micro_batch: most of them at once.
+        stages: examples of each class of the set in each stage of a boosted run; other runs have
+            one stage.
+        batches: distilled examples in a training step, in each stage.
+        micro_batch: most distilled examples at once.
         real_batch: examples in a real batch.
-        real_micro_batch: most of them at once.
+        real_micro_batch: most real examples at once.
         steps: outer steps of a stage.
-        coupled: whether the network couples its batch, so that batches are taken whole.
+        coupled: whether the network couples the examples of its batch, so that batches are not
+            split.
     """
 
     shape: tuple[int, ...]
@@ -234,19 +236,19 @@ class Sizes:
 
     @property
     def batch(self) -> int:
-        """Distilled examples in a training step at the last stage."""
+        """Distilled examples in a training step of the last stage."""
         return self.batches[-1]
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a run computes by compiled derivatives, if it compiles.
+    """What a run computes with compiled derivatives, if it compiles.
 
     Args:
         gradients: examples whose gradient is taken, in the whole run.
-        products: examples whose Hessian product is taken.
-        gradient_batches: sizes of batches at once.
-        product_batches: sizes of batches at once.
+        products: examples whose Hessian product is taken, in the whole run.
+        gradient_batches: sizes of the batches whose gradient is taken at once.
+        product_batches: sizes of the batches whose Hessian product is taken at once.
         functions: how many functions are compiled, one for each kind and shape.
     """
 
@@ -270,16 +272,16 @@ class Method(ABC):
     """
     needs: ClassVar[Needs] = Needs()
     defaults: ClassVar[Mapping[str, Any]] = {}
-    """Options of the house -> what holds for this method unless it is given."""
+    """Options of potstill -> their defaults for this method."""
     remedy: ClassVar[str] = "lower --outer-lr"
     """What to change when the gradient is not finite."""
 
     def __init__(self, problem: Problem, options: Any):
-        """Store both; compute nothing: an instance is made for each stage."""
+        """Store both arguments and compute nothing: an instance is made for each stage."""
         self.problem, self.options = problem, options
 
     def prepare(self, cache: Cache) -> None:  # noqa: B027 (nothing to prepare is the usual case)
-        """Make what all steps, and all runs with the same data and options, share."""
+        """Prepare what all steps, and all runs with the same data and options, share."""
 
     def start(self) -> tuple[State, Mapping[str, Learnable]]:
         """Make the state and the learnables before the first step."""
@@ -290,25 +292,34 @@ class Method(ABC):
         """Estimate the gradient at `examples` and `learned`.
 
         All randomness follows from (seed, step), so that a step can be repeated.
+
+        Args:
+            examples: the distilled set.
+            learned: the learnables' values by name, 0-d tensors.
+            state: the method's state before the step.
+            step: number of the outer step, from 0.
         """
 
     def recipe(self, recipe: Recipe, learned: Leaves, state: State) -> Recipe:
-        """Tell how a network trains on the set as it is now, if that is learned too."""
+        """Return how a network trains on the set now, if the method learns that too."""
         return recipe
 
     @classmethod
     def work(cls, options: Any, sizes: Sizes) -> Work:
-        """Count what a run computes that can be compiled; nothing by default."""
+        """Return what a run computes that can be compiled; nothing by default."""
         return Work()
 
     @classmethod
     def dealt(cls, options: Any) -> int | None:
-        """Count the parts of an outer step that ranks share; None: each rank computes all of it."""
+        """Return how many parts of an outer step ranks share.
+
+        None: each rank computes all of it.
+        """
         return None
 
     @classmethod
     def words(cls, options: Any) -> list[tuple[str, str]]:
-        """Say what the options mean, as (term, value) lines of a report."""
+        """Describe the options, as (term, value) lines of a report."""
         return []
 
 

@@ -40,8 +40,9 @@ class DistributionOptions:
 class DistributionMatching(Method):
     """DM: means of features of a fresh random network, class by class.
 
-    The loss separates by class, so that classes are taken a few at a time, as many as the
-    micro-batch allows; a network that couples its batch sees all classes of a side at once.
+    The loss is a sum over classes, so that classes are taken a few at a time, as many as the
+    micro-batch allows. A network that couples the examples of its batch sees all classes at once,
+    of the distilled and then of the real examples.
     """
 
     Options: ClassVar[type] = DistributionOptions
@@ -90,7 +91,7 @@ class DistributionMatching(Method):
         return Estimate(total, {"images": grad}, state)
 
     def real_rows(self, classes: list[int], step: int) -> dict[int, Tensor]:
-        """Draw the real batch of each class, (B,) positions in the train split."""
+        """Draw the real batch of each class: class -> indices (B,) in the train split."""
         rng = self.problem.rng("real batch", step)
         drawn = self.real.draw(classes, self.options.real_per_class, rng)
         for label, own in zip(classes, drawn, strict=True):
@@ -102,7 +103,7 @@ class DistributionMatching(Method):
         return dict(zip(classes, drawn, strict=True))
 
     def groups(self, classes: list[int], coupled: bool) -> Iterator[list[int]]:
-        """Cut the classes so that the distilled examples of a group are at most a micro-batch."""
+        """Yield groups of classes with at most a micro-batch of distilled examples each."""
         group: list[int] = []
         size = 0
         for label in classes:
@@ -121,7 +122,15 @@ class DistributionMatching(Method):
         shared: dict[int, Draw],
         step: int,
     ) -> Tensor:
-        """Average the features of each class, (K', F), differentiable in the images."""
+        """Average the features of each class, (K', F), differentiable in the images.
+
+        Args:
+            network: a fresh random network.
+            images: the distilled images.
+            rows: class -> indices of its examples in `images`.
+            shared: class -> the augmentation that distilled and real images share.
+            step: number of the outer step.
+        """
         parts = [
             augmentation.apply(images[own.to(images.device)], shared[label])
             for label, own in rows.items()
@@ -133,7 +142,14 @@ class DistributionMatching(Method):
     def real_means(
         self, network: nn.Module, rows: dict[int, Tensor], shared: dict[int, Draw], step: int
     ) -> Tensor:
-        """Average the features of real images of each class, (K', F), in micro-batches."""
+        """Average the features of real images of each class, (K', F), in micro-batches.
+
+        Args:
+            network: a fresh random network.
+            rows: class -> indices of its examples in the train split.
+            shared: class -> the augmentation that distilled and real images share.
+            step: number of the outer step.
+        """
         train, most = self.problem.real.train, self.problem.real.micro_batch
         if couples_batch(network):
             taken = [
@@ -153,8 +169,9 @@ class DistributionMatching(Method):
         return torch.stack(means)
 
     def features(self, network: nn.Module, images: Tensor, step: int) -> Tensor:
-        """Compute what the network's last layer reads, (B, F), at least float32; dropout is the
-        step's.
+        """Compute the input (B, F) of the network's last layer, in float32 or wider.
+
+        Dropout is seeded by the step.
         """
         device = images.device
         with self.seeded(network, step), autocast(self.problem.networks.precision, device):
@@ -162,7 +179,7 @@ class DistributionMatching(Method):
         return found.flatten(1).to(images.dtype)
 
     def seeded(self, network: nn.Module, step: int) -> AbstractContextManager[None]:
-        """Seed dropout by the step, if there is any: forking generators takes a while."""
+        """Seed dropout by the step, if the network has any: forking generators takes time."""
         if not any(isinstance(part, nn.modules.dropout._DropoutNd) for part in network.modules()):
             return nullcontext()
         return global_seed(derive(self.problem.seed, "dropout", step), self.problem.device)

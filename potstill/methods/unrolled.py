@@ -1,8 +1,8 @@
 """RaT-BPTT and its relatives: unroll the inner loop, differentiate a window of it.
 
 Source: Algorithm 1 and equations (2) to (4) of Feng, Vedantam & Kempe, "Embarrassingly Simple
-    Dataset Distillation", ICLR 2024, arXiv:2311.07025. The methods of this family differ in the
-    window sampler only (windows.py), which is a part of theirs: `family` makes a method of one.
+    Dataset Distillation", ICLR 2024, arXiv:2311.07025. The methods of this family differ only in
+    the window sampler (windows.py); `family` makes a method from a sampler.
 """
 
 import dataclasses
@@ -44,13 +44,13 @@ from potstill.methods.windows import Sampler
 from potstill.seeds import derive, generator
 
 RATE_LR = 0.01
-"""Adam's rate on the logarithm of a learned learning rate: about so much of it in an outer step."""
+"""Adam's rate on the logarithm of a learned learning rate: its relative change in an outer step."""
 SAMPLED_DRAWS = 100
 
 
 @dataclass(frozen=True)
 class UnrollOptions(Sampler):
-    """What all unrolls have beside their window sampler."""
+    """The options that all unrolled methods have beside those of their window sampler."""
 
     trajectories: int = option(1, "K: unrolls of an outer step, whose mean is taken", low=1)
     tape: Literal["states", "sqrt", "host", "bfloat16"] = option(
@@ -59,16 +59,16 @@ class UnrollOptions(Sampler):
     learn_lr: bool = option(False, "learn the inner learning rate too; the recipe takes it over")
 
     def resolved(self, sizes: Sizes) -> Self:
-        """Replace every "auto" for a run of these sizes."""
+        """Return the options with every "auto" replaced for a run of these sizes."""
         return self.with_steps(sizes.steps)
 
     def draw(self, state: dict[str, Any], rng: torch.Generator, outer_step: int) -> tuple[int, int]:
-        """Draw (burn_in, window); the window sampler beside it in `family` does."""
+        """Draw (burn_in, window); in `family`, the window sampler provides this."""
         raise NotImplementedError
 
     @property
     def keep(self) -> Keep:
-        """What the engine keeps of the window."""
+        """What is kept of the window's forward pass for the way back."""
         return Keep(
             dtype=torch.bfloat16 if self.tape == "bfloat16" else None,
             device=torch.device("cpu") if self.tape == "host" else None,
@@ -78,11 +78,11 @@ class UnrollOptions(Sampler):
 
 @dataclass(frozen=True)
 class Replay:
-    """What the draws of a trajectory follow from, beside the seed and their purpose.
+    """The numbers that decide a trajectory's draws, beside the seed and the purpose.
 
     Args:
         step: the outer step.
-        trajectory: which of its trajectories; 0 draws what a run with one would.
+        trajectory: its index; trajectory 0 draws what a run with one trajectory would.
     """
 
     step: int
@@ -90,7 +90,7 @@ class Replay:
 
     @property
     def numbers(self) -> tuple[int, ...]:
-        """The parts of a derived seed."""
+        """The numbers that a derived seed is made of."""
         return (self.step, self.trajectory) if self.trajectory else (self.step,)
 
 
@@ -99,9 +99,9 @@ class RealPart:
     """A part of a real batch.
 
     Args:
-        positions: (B,) in the train split.
+        positions: (B,) indices in the train split.
         drawn: how its images are augmented.
-        start: where the part starts in the batch.
+        start: index in the batch at which the part begins.
         weights: (B,) of its examples; None: all 1.
     """
 
@@ -131,29 +131,29 @@ class RealLoss:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """A trained network, whose real loss can be differentiated on one real batch after another."""
+    """A trained network whose real loss can be differentiated on several real batches."""
 
     method: "UnrolledMethod"
     unrolled: Unrolled
     objective: RealLoss
     whole: bool
-    """Whether the network couples its batch."""
+    """Whether the network couples the examples of its batch."""
 
     def meta_gradient(self, replay: Replay) -> MetaGradient:
-        """Differentiate on the real batch of an outer step."""
+        """Differentiate the loss on the real batch of an outer step."""
         parts = self.method.real_parts(replay, whole=self.whole)
         return self.unrolled.meta_gradient(self.objective, parts)
 
     def of_samples(self, replay: Replay, samples: int, size: int, weights: Tensor) -> MetaGradient:
         """Differentiate a weighted sum of losses, each the mean over one sample of real images.
 
-        A batch of all of them is drawn and augmented as in an outer step and dealt out to the
-        samples in order. Samples of weight 0 cost nothing.
+        A batch of all samples is drawn and augmented as in an outer step, and divided in order.
+        Samples of weight 0 cost nothing.
 
         Args:
-            replay: what the batch follows from.
-            samples: how many.
-            size: images in each.
+            replay: decides the draw of the batch.
+            samples: number of samples.
+            size: real images in each.
             weights: (samples,), on the CPU.
         """
         real, rng = self.method.problem.real, self.method.rng("real batch", replay)
@@ -186,7 +186,7 @@ class UnrolledMethod(Method):
     def start(self) -> tuple[State, Mapping[str, Learnable]]:
         learnables = {}
         if self.options.learn_lr:
-            # Its logarithm: it stays positive, and a step changes it by a share of itself.
+            # The logarithm is learned: it keeps the rate positive and its steps proportional.
             value = torch.tensor(self.problem.recipe.lr, device=self.problem.device).log()
             learnables["log_lr"] = Learnable(value, RATE_LR)
         return {"window": self.options.init()}, learnables
@@ -230,17 +230,25 @@ class UnrolledMethod(Method):
         return self.window_of(state, replay, replay.step)
 
     def window_of(self, state: State, replay: Replay, step: int) -> tuple[int, int]:
-        """Draw (burn_in, window) with a trajectory's randomness, as at an outer step."""
+        """Draw (burn_in, window) of an outer step with a trajectory's randomness."""
         return self.options.draw(state["window"], self.rng("window", replay), step)
 
     def rng(self, purpose: str, replay: Replay, *more: int) -> torch.Generator:
-        """Make a generator that follows from the seed, the purpose, and the trajectory."""
+        """Make a generator that follows from the seed, the purpose and the trajectory."""
         return self.problem.rng(purpose, *replay.numbers, *more)
 
     def trajectory(
         self, examples: Examples, learned: Leaves, replay: Replay, burn_in: int, window: int
     ) -> Trajectory:
-        """Train a fresh network on the examples; its draws follow from seed and replay."""
+        """Train a fresh network on the examples; its draws follow from seed and replay.
+
+        Args:
+            examples: the distilled set.
+            learned: the learnables' values by name.
+            replay: decides the draws.
+            burn_in: inner steps before the window.
+            window: inner steps that are differentiated.
+        """
         problem = self.problem
         model = problem.networks.flat(problem.network("start", *replay.numbers))
         whole = couples_batch(model.module)
@@ -268,14 +276,14 @@ class UnrolledMethod(Method):
         whole: bool,
         inner: bool = False,
     ) -> Differentiable:
-        """Make the mean cross-entropy of a network, in micro-batches unless it couples its batch.
+        """Return the mean cross-entropy of a network, in micro-batches unless it couples its batch.
 
         Args:
             model: the network.
-            purpose: of its dropout's draws.
-            replay: what they follow from, beside the step.
+            purpose: decides the draws of its dropout, with `replay` and the step.
+            replay: the outer step and the trajectory.
             micro_batch: most examples at once.
-            whole: whether the network couples its batch.
+            whole: whether the network couples the examples of its batch, which is then not split.
             inner: whether networks train on it; then the first step is never rounded.
         """
         seed, numbers = self.problem.seed, replay.numbers
@@ -294,7 +302,14 @@ class UnrolledMethod(Method):
     def inner_problem(
         self, examples: Examples, model: FlatModel, replay: Replay, *, whole: bool
     ) -> InnerProblem:
-        """Make the problem of training `model` on synthetic batches."""
+        """Return the problem of training `model` on synthetic batches.
+
+        Args:
+            examples: the distilled set.
+            model: the network.
+            replay: decides the draws of batches and augmentation.
+            whole: whether batches are not split, as the network couples their examples.
+        """
         recipe, plan = self.problem.recipe, self.problem.plan
 
         def batch(leaves: Leaves, step: int) -> Batch:
@@ -308,7 +323,10 @@ class UnrolledMethod(Method):
         return InnerProblem(loss, batch, recipe.optimizer)
 
     def real_parts(self, replay: Replay, *, whole: bool) -> Iterator[tuple[RealPart, float]]:
-        """Yield a trajectory's real batch in micro-batches with weights; whole, if coupled."""
+        """Yield the micro-batches of a trajectory's real batch, each with its weight.
+
+        The batch is not split if the network couples its examples.
+        """
         real, rng = self.problem.real, self.rng("real batch", replay)
         chosen = real.sampler.draw(real.train, real.batch, rng)
         drawn = augmentation.draw(real.augment, len(chosen), rng)
@@ -348,7 +366,7 @@ class UnrolledMethod(Method):
 
 
 def mean(tensors: list[Tensor]) -> Tensor:
-    """Average tensors, one after the other in their order."""
+    """Average tensors, added up in their order."""
     if len(tensors) == 1:
         return tensors[0]
     total = torch.zeros_like(tensors[0])
@@ -358,7 +376,7 @@ def mean(tensors: list[Tensor]) -> Tensor:
 
 
 def mean_window(sampler: UnrollOptions, steps: int) -> tuple[float, float]:
-    """Average (burn_in, window) over some outer steps; of a sampler with a state, as it begins."""
+    """Average (burn_in, window) over some outer steps; a sampler's state stays the initial one."""
     chosen = range(0, steps, -(-steps // SAMPLED_DRAWS))
     state = sampler.init()
     drawn = [sampler.draw(state, generator(0, "mean window", step), step) for step in chosen]
@@ -366,9 +384,7 @@ def mean_window(sampler: UnrollOptions, steps: int) -> tuple[float, float]:
 
 
 def family(sampler: type[Sampler]) -> type[UnrolledMethod]:
-    """Make the method whose windows a sampler places; its options are the sampler's and all
-    unrolls'.
-    """
+    """Make the method of a window sampler; it has the sampler's options and all unrolls'."""
     known: dict[str, Any] = {"__module__": __name__, "__doc__": sampler.__doc__}
     made: type[UnrollOptions] = type(sampler.__name__, (sampler, UnrollOptions), dict(known))
     options = dataclass(frozen=True)(made)

@@ -21,32 +21,39 @@ from potstill.registry import InputError
 SamplerState = dict[str, Any]
 LOSS_DECAY, WARM_UP = 0.9, 10
 """Decay of the moving average of the outer loss that Forward and Backward watch, as of the clipped
-norm, and for how many outer steps it settles at a new place: its first value is a single loss, and
+norm, and for how many outer steps it settles at a new start: its first value is a single loss, and
 a low one would pass for a best that is never reached.
 """
 
 
 class WindowSampler(Protocol):
-    """What a method asks of a sampler."""
+    """The interface of a window sampler."""
 
     def init(self) -> SamplerState:
-        """The state before the first outer step."""
+        """Return the state before the first outer step."""
         ...
 
     def draw(self, state: SamplerState, rng: torch.Generator, outer_step: int) -> tuple[int, int]:
-        """(burn_in, window) of one outer step: steps without a derivative, then differentiated
-        steps.
+        """Draw the (burn_in, window) of one outer step.
+
+        burn_in: inner steps without a derivative; window: the differentiated steps after them.
         """
         ...
 
     def update(self, state: SamplerState, loss: float, grad_norm: float) -> SamplerState:
-        """The state after an outer step with this outer loss and this norm of the meta-gradient."""
+        """Return the state after an outer step.
+
+        Args:
+            state: before the step.
+            loss: the outer loss.
+            grad_norm: norm of the meta-gradient.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """At most `unroll` inner steps; no memory from outer step to outer step, unless it says so."""
+    """At most `unroll` inner steps; no state between outer steps, unless a sampler says so."""
 
     unroll: int = option(60, "T: most inner steps of an outer step (paper D.2: 3 windows)", low=1)
 
@@ -54,7 +61,10 @@ class Sampler:
         return {}
 
     def with_steps(self, steps: int) -> Self:
-        """Replace every "auto" for a run of so many outer steps; most samplers have none."""
+        """Replace every "auto" for a run of so many outer steps.
+
+        Most samplers have no "auto".
+        """
         return self
 
     def update(self, state: SamplerState, loss: float, grad_norm: float) -> SamplerState:
@@ -63,8 +73,9 @@ class Sampler:
 
 @dataclass(frozen=True)
 class Full(Sampler):
-    """BPTT: N = T, every step differentiated. Source: equation (2); unlike its sum, step 0 is
-    differentiated too.
+    """BPTT: N = T, every step differentiated.
+
+    Source: equation (2); unlike its sum, step 0 is differentiated too.
     """
 
     def draw(self, state: SamplerState, rng: torch.Generator, outer_step: int) -> tuple[int, int]:
@@ -76,8 +87,9 @@ class Full(Sampler):
 
 @dataclass(frozen=True)
 class RandomFull(Sampler):
-    """R-BPTT: N ~ U{1, ..., T}, every step differentiated. The paper names no range; U{1..T} is our
-    reading.
+    """R-BPTT: N ~ U{1, ..., T}, every step differentiated.
+
+    The paper names no range; U{1, ..., T} is potstill's reading.
     """
 
     def draw(self, state: SamplerState, rng: torch.Generator, outer_step: int) -> tuple[int, int]:
@@ -89,7 +101,7 @@ class RandomFull(Sampler):
 
 @dataclass(frozen=True)
 class Growing(Sampler):
-    """Every step differentiated; their number grows linearly to T.
+    """Every step differentiated; the number of steps grows linearly to T.
 
     Args:
         grow_from: inner steps of the first outer step.
@@ -111,7 +123,7 @@ class Growing(Sampler):
 
     @property
     def first(self) -> int:
-        """Inner steps of the first outer step; the paper's go from 10 to 180."""
+        """The inner steps of the first outer step; the paper's go from 10 to 180."""
         return (
             self.grow_from if isinstance(self.grow_from, int) else max(1, round(self.unroll / 18))
         )
@@ -145,13 +157,14 @@ class Windowed(Sampler):
 
     @property
     def last(self) -> int:
-        """The latest place of the window: T - M steps before it."""
+        """The latest start of the window, T - M."""
         return self.unroll - self.window
 
 
 class RandomTruncated(Windowed):
-    """RaT-BPTT: N ~ U{M, ..., T}, the last M differentiated. Source: Algorithm 1, line 3, and
-    equation (4).
+    """RaT-BPTT: N ~ U{M, ..., T}, the last M differentiated.
+
+    Source: Algorithm 1, line 3, and equation (4).
     """
 
     def draw(self, state: SamplerState, rng: torch.Generator, outer_step: int) -> tuple[int, int]:
@@ -164,7 +177,10 @@ class RandomTruncated(Windowed):
 
 
 class Truncated(Windowed):
-    """T-BPTT: N = T, the last M differentiated. Source: equation (3)."""
+    """T-BPTT: N = T, the last M differentiated.
+
+    Source: equation (3).
+    """
 
     def draw(self, state: SamplerState, rng: torch.Generator, outer_step: int) -> tuple[int, int]:
         return self.last, self.window
@@ -175,14 +191,15 @@ class Truncated(Windowed):
 
 @dataclass(frozen=True)
 class Early(Windowed):
-    """RaT-BPTT whose window is likelier to be early: the place R of {0, ..., T - M} has a chance in
-    proportion to w^(-R / (T - M)).
+    """RaT-BPTT whose window tends to begin early.
+
+    The probability that it begins at step R of {0, ..., T - M} is proportional to w^(-R / (T - M)).
 
     Args:
-        early_weight: w, how many times as likely as the last place the first one is; 1 is
-            RaT-BPTT's own distribution.
-    Source: section 4.3 says that more of the initial phase gains 0.4 points and not how it was
-        drawn; the form is ours.
+        early_weight: w, how many times as likely the first start is as the last; 1 is RaT-BPTT's
+            own distribution.
+    Source: section 4.3 says that more of the initial phase gains 0.4 points, but not how it was
+        drawn; the form is potstill's.
     """
 
     early_weight: float = option(
@@ -225,7 +242,7 @@ class Fixed(Windowed):
 
     @property
     def before(self) -> int:
-        """Steps before the window."""
+        """The inner steps before the window."""
         return self.burn_in if isinstance(self.burn_in, int) else self.last
 
     def with_steps(self, steps: int) -> Self:
@@ -242,10 +259,10 @@ class Fixed(Windowed):
 class Moving(Windowed):
     """A window that moves when the outer loss stagnates.
 
-    Its state is the place ("burn_in"), for how many outer steps the window has been there
-    ("steps"), the moving average of the loss since then, its lowest value, and how many outer steps
-    ago that was ("waited"). Whether the loss improves is asked anew at each place, for a longer
-    unroll has another loss.
+    Its state holds the start of the window ("burn_in"), for how many outer steps the window has
+    been there ("steps"), the moving average of the loss since then, the lowest value of that
+    average, and how many outer steps ago that was ("waited"). Losses are compared only at the same
+    start, since a longer unroll has another loss.
 
     Args:
         patience: outer steps without a new lowest value after which it moves.
@@ -262,18 +279,18 @@ class Moving(Windowed):
 
     @property
     def by(self) -> int:
-        """Inner steps by which the window moves."""
+        """The inner steps by which the window moves."""
         return self.shift if isinstance(self.shift, int) else self.window
 
     def with_steps(self, steps: int) -> Self:
         return dataclasses.replace(self, shift=self.by)
 
     def at(self, burn_in: int) -> SamplerState:
-        """The state of a window that has just come to a place."""
+        """Return the state of a window that has just moved to `burn_in`."""
         return {"burn_in": burn_in, "steps": 0, "average": None, "lowest": None, "waited": 0}
 
     def moved(self, burn_in: int) -> int:
-        """The next place."""
+        """Return the next start of the window."""
         raise NotImplementedError
 
     def draw(self, state: SamplerState, rng: torch.Generator, outer_step: int) -> tuple[int, int]:
@@ -328,5 +345,5 @@ class Backward(Moving):
 
 
 def uniform(low: int, high: int, rng: torch.Generator) -> int:
-    """A whole number of {low, ..., high}, each equally likely."""
+    """Draw a whole number of {low, ..., high}, each equally likely."""
     return int(torch.randint(low, high + 1, (), generator=rng))

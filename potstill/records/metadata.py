@@ -1,4 +1,4 @@
-"""What the file of a distilled set tells of it, beside what is needed to train on it."""
+"""The metadata in the file of a distilled set, beside what is needed to train on it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,9 +15,9 @@ class DataRecord:
         fingerprint: a hash of the source's content.
         train: how many images were distilled.
         validation: how many were held out for every choice.
-        test: how many are only measured on.
-        identity: a hash of the content and of the weights by which images came into real batches;
-            None: all came alike.
+        test: how many were held out for tests only.
+        identity: a hash of the content and of the weights of images in real batches; None: all had
+            the same weight.
         features: of vectors, the name of each feature.
     """
 
@@ -30,7 +30,7 @@ class DataRecord:
 
     @property
     def whole_identity(self) -> str:
-        """A hash of all that the data are: content and, if there are some, weights."""
+        """A hash of the data's content and, if there are some, weights."""
         return self.identity or self.fingerprint
 
 
@@ -51,13 +51,13 @@ class ChosenAccuracy(Figure):
 
 @dataclass(frozen=True)
 class BudgetRecord:
-    """What is known of a nested set's first blocks.
+    """What is known of the first blocks of a nested set.
 
     Args:
         ipc: images per class.
         steps: training steps chosen for them.
         lr: learning rate that networks train with.
-        accuracy: at both.
+        accuracy: with both.
     """
 
     ipc: int
@@ -68,16 +68,16 @@ class BudgetRecord:
 
 @dataclass(frozen=True)
 class SetMetadata:
-    """How a set was made and what it is worth.
+    """How a set was made and how accurate networks trained on it are.
 
     Args:
         method: its name in the registry.
-        config: the run's configuration: section -> option -> value; no path is in it.
+        config: the run's configuration: section -> option -> value; it holds no path.
         seed: of the run.
         versions: library -> version.
         data: the real data.
-        outer_step: after which the set was kept, the best on validation data; of a nested set in
-            the last block.
+        outer_step: the outer step after which the set was kept, the best on validation data; of a
+            nested set in the last block.
         accuracy: on validation data.
         budgets: of a nested set, for each prefix of its blocks.
         learned: what the method learned beside the set, as plain data.
@@ -94,5 +94,5 @@ class SetMetadata:
     learned: Mapping[str, Any] = field(default_factory=dict)
 
     def option(self, name: str) -> Any:
-        """Return the value of a run's option; None if it is not told."""
+        """Return the value of a run's option; None if it is not recorded."""
         return next((table[name] for table in self.config.values() if name in table), None)

@@ -32,21 +32,21 @@ class Figure:
 
 @dataclass(frozen=True)
 class StepRecord:
-    """What is logged of an outer step.
+    """The log of one outer step.
 
     Args:
         step: counted from 1, over all blocks.
         loss: the outer loss before the step; None: not finite.
-        grad_norm: norm of the meta-gradient over what is clipped, before clipping; None: not
+        grad_norm: norm of the meta-gradient before clipping, over the clipped leaves; None: not
             finite.
         clipped: whether it was clipped.
         skipped: whether it was not finite, so that the set stayed as it was.
-        seconds: that the step took, without scoring and validation.
+        seconds: duration of the step, without scoring and validation.
         memory_mb: peak of the process or, on CUDA, of the device.
         block: of a boosted set, counted from 1.
         validation: accuracy on validation data, where it was measured.
-        decode_seconds: of `seconds`, what decoding the images and its way back took.
-        hardness_seconds: that scoring the real images before the step took, where it was done.
+        decode_seconds: part of `seconds` that decoding the images and its way back took.
+        hardness_seconds: duration of scoring the real images before the step, where it was done.
         info: what the method adds, such as burn_in and window.
     """
 
@@ -68,13 +68,13 @@ class StepRecord:
         return getattr(self, name) if name in fields_of(StepRecord)[0] else self.info.get(name)
 
     def to_plain(self) -> dict[str, Any]:
-        """Return one flat table: what the method adds stands beside the fields."""
+        """Return one flat table, in which the method's entries stand beside the fields."""
         own = dump_fields(dataclasses.replace(self, info={}))
         return {**own, **{name: value for name, value in self.info.items() if name not in own}}
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> "StepRecord":
-        """Return the record of a flat table; what is no field is the method's."""
+        """Return the record of a flat table; entries that are not fields are the method's."""
         names = fields_of(StepRecord)[0].keys() - {"info"}
         own = {name: value for name, value in plain.items() if name in names}
         record: StepRecord = parse_fields(StepRecord, own, "step")

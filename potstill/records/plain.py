@@ -1,7 +1,7 @@
 """Plain data (what JSON holds) from frozen dataclasses and back, strict about names and types.
 
-A class whose plain form is no table of its fields says so itself, by `to_plain` and the class
-method `from_plain`.
+A class whose plain form is not a table of its fields defines the methods `to_plain` and
+`from_plain` (a class method).
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 
 class Unreadable(ValueError):
-    """Plain data that are no such record: a field is missing, unknown, or of a wrong type."""
+    """Plain data that do not fit a record: a field is missing, unknown, or of a wrong type."""
 
 
 def dump(value: Any) -> Any:
@@ -44,15 +44,15 @@ def default_of(item: "dataclasses.Field[Any]") -> Any:
 
 
 def parse(hint: Any, value: Any, where: str = "record") -> Any:
-    """Return plain data as the type `hint`, the way back from `dump`.
+    """Return plain data as a value of the type `hint`; the inverse of `dump`.
 
     Args:
         hint: a dataclass, bool, int, float, str, None, a union, `tuple[X, ...]`, `Mapping[str, X]`
             or Any. A float is finite, and may be written as a whole number.
-        value: what a JSON file gave.
-        where: what `value` is, for the message.
+        value: plain data, as read from JSON.
+        where: the name of `value`, for the message.
     Raises:
-        Unreadable: it is none.
+        Unreadable: `value` is not of the type.
     """
     origin, arguments = get_origin(hint), get_args(hint)
     if hint is Any:

@@ -40,7 +40,7 @@ CURVES = (
         "from 0",
     ),
 )
-"""(name in the log, title, what it tells, its axis)."""
+"""(name in the log, title, caption, axis label)."""
 MOST_OF_USUAL = 3
 """An axis from 0 ends at most at this times the 90th percentile: the first steps, which warm up,
 would dwarf the others.
@@ -57,7 +57,7 @@ class Chart:
 
 
 def log_charts(logs: Mapping[str, Log], prefix: str, noun: str = "image") -> list[Chart]:
-    """The curves of a run, or of several over each other; those that nobody logged are left out.
+    """Draw the curves of a run, or of several overlaid; quantities that no run logged are left out.
 
     Args:
         logs: a run's name -> what it logged.
@@ -75,8 +75,17 @@ def log_charts(logs: Mapping[str, Log], prefix: str, noun: str = "image") -> lis
 def logged_chart(
     logs: Mapping[str, Log], key: str, title: str, caption: str, axis: str, prefix: str
 ) -> Chart | None:
-    """One quantity of every step. A single run also shows the spread within bins, its blocks, and
-    clipped and skipped steps.
+    """Draw one quantity that was logged at every step.
+
+    A single run also shows the spread within bins, its blocks, and clipped and skipped steps.
+
+    Args:
+        logs: a run's name -> what it logged.
+        key: name of the quantity in the log.
+        title: of the chart.
+        caption: the words below it.
+        axis: label of the y axis.
+        prefix: of the ids in the figure, unique in the page.
     """
     looks = {
         name: look
@@ -121,7 +130,14 @@ def logged_chart(
 
 
 def logged(label: str, log: Log, key: str, look: int) -> Series:
-    """The line of a quantity that was logged."""
+    """Return the line of a logged quantity.
+
+    Args:
+        label: for the legend.
+        log: of the run.
+        key: name of the quantity in the log.
+        look: index of colour, dash and marker.
+    """
     size = bin_size(len(log.step))
     return dataclasses.replace(
         binned(label, log.step, log.values[key], bins(log.block.tolist(), size), size), look=look
@@ -129,12 +145,12 @@ def logged(label: str, log: Log, key: str, look: int) -> Series:
 
 
 def boundaries(logs: Mapping[str, Log]) -> dict[float, str]:
-    """Where blocks begin, in the curves of a single run."""
+    """Return where blocks begin, in the curves of a single run: step -> label."""
     return next(iter(logs.values())).block_starts if len(logs) == 1 else {}
 
 
 def limits_from_zero(series: Sequence[Series]) -> tuple[tuple[float, float], float | None]:
-    """The limits of an axis from 0, and the greatest value if it lies beyond."""
+    """Return the limits of an axis from 0, and the greatest value if it lies beyond them."""
     values = np.concatenate([np.asarray(one.mean) for one in series])
     greatest, usual = float(np.nanmax(values)), float(np.nanquantile(values, 0.9))
     top = min(1.1 * greatest, MOST_OF_USUAL * usual or greatest)
@@ -142,7 +158,7 @@ def limits_from_zero(series: Sequence[Series]) -> tuple[tuple[float, float], flo
 
 
 def validation_chart(logs: Mapping[str, Log], prefix: str, noun: str) -> Chart | None:
-    """Accuracy on validation data where it was measured."""
+    """Draw the accuracy on validation data, where it was measured."""
     shown = {name: log for name, log in logs.items() if log.validations}
     if not shown:
         return None
@@ -172,8 +188,9 @@ def validation_chart(logs: Mapping[str, Log], prefix: str, noun: str) -> Chart |
 
 
 def validated(label: str, log: Log, look: int) -> Series:
-    """The validations with their standard deviations; many of them as medians and quartiles, as
-    everything else.
+    """Return the line of validations with their standard deviations.
+
+    Many validations are shown as medians and quartiles, as other quantities are.
     """
     steps = np.array([step for step, _ in log.validations], float)
     means = np.array([figure.mean for _, figure in log.validations])
@@ -194,7 +211,7 @@ def validated(label: str, log: Log, look: int) -> Series:
 
 
 def budget_chart(measured: Sequence[Measured], prefix: str, noun: str = "image") -> Chart | None:
-    """Test accuracy against examples per class; None unless it was measured at several budgets."""
+    """Draw test accuracy against examples per class; None unless measured at several budgets."""
     names = {"distilled": "distilled", "random": f"random real {noun}s"}
     found: dict[str, dict[int, Figure]] = {name: {} for name in names}
     for row in (
@@ -232,15 +249,17 @@ def budget_chart(measured: Sequence[Measured], prefix: str, noun: str = "image")
 
 
 def bin_size(steps: int) -> int:
-    """Steps in a bin, so that a curve keeps at most `MOST_POINTS` points (and one more for each
-    block).
+    """Return the steps in a bin, so that a curve keeps at most `MOST_POINTS` points.
+
+    There may be one more point for each block.
     """
     return 1 if steps <= MOST_POINTS else max(LEAST_BIN, -(-steps // MOST_POINTS))
 
 
 def bins(block: Sequence[float], size: int) -> list[NDArray[np.intp]]:
-    """The places in each bin, of `size` places and fewer at the end of a block; no bin spans two
-    blocks.
+    """Return the indices in each bin; no bin spans two blocks.
+
+    A bin has `size` indices, or fewer at the end of a block.
     """
     edges = [place for place in range(1, len(block)) if block[place] != block[place - 1]]
     parts = np.split(np.arange(len(block)), edges)
@@ -250,8 +269,14 @@ def bins(block: Sequence[float], size: int) -> list[NDArray[np.intp]]:
 def binned(
     label: str, x: Numbers, values: Numbers, groups: Sequence[NDArray[np.intp]], size: int
 ) -> Series:
-    """The median of each group of places, and the distances to its quartiles; the values themselves
-    if `size` is 1.
+    """Return the line of the medians of bins, with the distances to the quartiles.
+
+    Args:
+        label: for the legend.
+        x: (n,) the x values.
+        values: (n,) the y values.
+        groups: the indices in each bin.
+        size: indices in a bin; at 1, the values themselves are shown.
     """
     centres, quartiles = [], []
     for places in groups:
@@ -270,7 +295,7 @@ def binned(
 
 
 def clip_marks(log: Log) -> list[Marks]:
-    """The strongest clipped step of each bin, and one skipped step of each, at the foot."""
+    """Return marks at the foot: the strongest clipped step and one skipped step of each bin."""
     norm, size = log.values["grad_norm"], bin_size(len(log.step))
     foot = float(np.nanmin(norm))
     clipped, skipped = [], []
@@ -286,7 +311,7 @@ def clip_marks(log: Log) -> list[Marks]:
 
 
 def clip_words(log: Log) -> str:
-    """How many steps were clipped or skipped, and what that means."""
+    """Say how many steps were clipped or skipped, and what that means."""
     clipped, skipped, size = int(log.clipped.sum()), int(log.skipped.sum()), bin_size(len(log.step))
     words = (
         f"{clipped:,} of {len(log.step):,} steps were clipped: shortened to a multiple of the "
@@ -299,12 +324,12 @@ def clip_words(log: Log) -> str:
 
 
 def deviations(figures: Sequence[Figure]) -> list[float]:
-    """Standard deviations; NaN for single networks."""
+    """Return the standard deviations; NaN for single networks."""
     return [float("nan") if figure.std is None else figure.std for figure in figures]
 
 
 def course(series: Sequence[Series], *, percent: bool = False, unit: str = "") -> str:
-    """The first and last value of each line, in words."""
+    """Say the first and last value of each line."""
     sentences = []
     for one in series:
         known = [(x, mean) for x, mean in zip(one.x, one.mean, strict=True) if not np.isnan(mean)]

@@ -1,5 +1,6 @@
-"""The rows of a set of vectors for an HTML page: a table by class, and the range of each feature
-beside the real one.
+"""Vectors of a set for an HTML page.
+
+A table of the rows by class, and the range of each feature beside the range of the real data.
 """
 
 from dataclasses import dataclass
@@ -17,8 +18,9 @@ NARROWEST = 1.5
 
 @dataclass(frozen=True)
 class Row:
-    """A distilled row: its class and block in words, its values as numbers in the data's units, its
-    learned label.
+    """A distilled row: its class and block in words, its values, its learned label.
+
+    Values are text, in the data's units.
     """
 
     title: str
@@ -35,7 +37,7 @@ class RowTable:
         features: names of the columns.
         rows: class by class, block by block.
         nested: whether there are several blocks.
-        left_out: a sentence if not all is here.
+        left_out: a sentence, if some rows or columns are left out.
     """
 
     features: list[str]
@@ -46,16 +48,15 @@ class RowTable:
 
 @dataclass(frozen=True)
 class FeatureRange:
-    """What values a feature takes, in the data's units, and where they lie on an axis from 0 to
-    100.
+    """The values of a feature, in the data's units, and their positions on an axis from 0 to 100.
 
     Args:
         name: of the feature.
-        real: (least, mean, greatest) over the real training rows, as numbers in words.
-        distilled: (least, greatest) over the distilled rows.
-        real_bar: (start, width) of the real range.
-        mean: where the real mean lies.
-        distilled_bar: (start, width) of the distilled range.
+        real: (least, mean, greatest) over the real training rows, as text.
+        distilled: (least, greatest) over the distilled rows, as text.
+        real_bar: (start, width) of the real range on the axis.
+        mean: position of the real mean on the axis.
+        distilled_bar: (start, width) of the distilled range on the axis.
     """
 
     name: str
@@ -68,7 +69,7 @@ class FeatureRange:
 
 @dataclass(frozen=True)
 class Ranges:
-    """The features of a set with their ranges, and a sentence if not all are here."""
+    """The features of a set with their ranges, and a sentence if some are left out."""
 
     features: list[FeatureRange]
     left_out: str
@@ -116,8 +117,9 @@ def row_table(
 
 
 def feature_ranges(distilled: DistilledSet, most: int = MOST_RANGES) -> Ranges | None:
-    """Return the range of each of the first `most` features; None if the set's preprocessing does
-    not know the real ones.
+    """Return the ranges of the first `most` features, or None.
+
+    None: the set's preprocessing does not know the ranges of the real data.
     """
     known = distilled.fitted.tensors.get("ranges")
     if known is None:

@@ -1,5 +1,6 @@
-"""The images of a set for an HTML page: by class and block, with their alternative text and learned
-labels.
+"""The images of a set for an HTML page, by class and block.
+
+Each has its alternative text and, if labels were learned, its label.
 """
 
 import base64
@@ -20,11 +21,11 @@ BAR_HEIGHT = 10.0
 
 @dataclass(frozen=True)
 class Bars:
-    """Learned weights of an image as a strip of bars, one a class, relative to the greatest.
+    """Learned weights of an image as a strip of bars, one for each class, relative to the greatest.
 
     Args:
         own: SVG path of the bar of the image's own class.
-        others: that of the other bars.
+        others: SVG path of the other bars.
         classes: the strip's width in its own units; its height is `BAR_HEIGHT`.
         words: the greatest weights, by class.
     """
@@ -49,11 +50,11 @@ class Gallery:
     """The images of a set.
 
     Args:
-        blocks: headings, one a block.
+        blocks: headings, one for each block.
         rows: class name -> for each block, its pictures.
         size: (width, height) of a picture on the page, in CSS pixels.
-        enlarged: whether that is a whole multiple of the image's own pixels.
-        left_out: a sentence if not all images are here.
+        enlarged: whether the size is a whole multiple of the image's own pixels.
+        left_out: a sentence, if some images are left out.
     """
 
     blocks: list[str]
@@ -65,7 +66,7 @@ class Gallery:
 
 @dataclass(frozen=True)
 class StoredPictures:
-    """What a set is made of, if its images are not stored themselves.
+    """The stored tensors of a set as pictures, if its images are decoded from them.
 
     Args:
         words: what is stored, and in how many bytes.
@@ -82,7 +83,7 @@ def gallery(
     most_images: int | None = None,
     side: int | None = None,
 ) -> Gallery:
-    """The images of a set, class by class.
+    """Return the images of a set, class by class.
 
     Args:
         distilled: the set.
@@ -115,7 +116,7 @@ def gallery(
 
 
 def room(distilled: DistilledSet) -> int:
-    """How many pictures of a block a page can hold."""
+    """Return how many pictures of a block a page can hold."""
     return max(
         1,
         min(MOST_VALUES // torch.Size(distilled.shape).numel(), MOST_PICTURES)
@@ -124,7 +125,7 @@ def room(distilled: DistilledSet) -> int:
 
 
 def stored_pictures(distilled: DistilledSet) -> StoredPictures | None:
-    """The pictures of what is stored; None if that is the images themselves."""
+    """Return pictures of the stored tensors; None if the images themselves are stored."""
     found, nested, most = [], len(distilled.blocks) > 1, room(distilled)
     for number, block in enumerate(distilled.blocks, start=1):
         stored = block.parameterisation.stored(block.leaves)
@@ -145,7 +146,7 @@ def stored_pictures(distilled: DistilledSet) -> StoredPictures | None:
 
 
 def tiled(pictures: Tensor, side: int) -> Tensor:
-    """(m side^2, C, H, W) -> (m, C, H, W): side x side reduced pictures put together."""
+    """Tile pictures (m side^2, C, H, W), reduced, into side x side grids (m, C, H, W)."""
     small = torch.nn.functional.avg_pool2d(pictures, side)
     channels, height, width = small.shape[1:]
     laid = small.reshape(-1, side, side, channels, height, width).permute(0, 3, 1, 4, 2, 5)
@@ -153,7 +154,14 @@ def tiled(pictures: Tensor, side: int) -> Tensor:
 
 
 def cell(distilled: DistilledSet, place: int, label: int, each: int) -> list[Picture]:
-    """The first pictures of a class in a block."""
+    """Return the first pictures of a class in a block.
+
+    Args:
+        distilled: the set.
+        place: index of the block.
+        label: the class.
+        each: at most so many pictures.
+    """
     block, name = distilled.blocks[place], distilled.class_names[label]
     members = torch.nonzero(block.labels == label)[:, 0]
     end = f"of {len(members)}" + (f" in block {place + 1}" if len(distilled.blocks) > 1 else "")
@@ -168,14 +176,14 @@ def cell(distilled: DistilledSet, place: int, label: int, each: int) -> list[Pic
 
 
 def data_uri(pixels: Tensor) -> str:
-    """(C, H, W) in [0, 1] as a PNG of that size."""
+    """Encode pixels (C, H, W) in [0, 1] as the data URI of a PNG of that size."""
     buffer = io.BytesIO()
     to_image(pixels).save(buffer, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def label_bars(weights: Tensor, label: int, names: tuple[str, ...]) -> Bars:
-    """The strip of an image's learned weights (K,)."""
+    """Draw the strip of an image's learned weights (K,)."""
     heights = (BAR_HEIGHT * weights / weights.max().clamp_min(1e-12)).tolist()
     thick = max(0.8, len(heights) / 40)  # of the own class: seen among hundreds, too
     own = (
@@ -193,8 +201,9 @@ def label_bars(weights: Tensor, label: int, names: tuple[str, ...]) -> Bars:
 
 
 def shown_size(distilled: DistilledSet, aim: int | None) -> tuple[tuple[int, int], bool]:
-    """(width, height) in CSS pixels, and whether each pixel of an image is a square of several:
-    then smoothing would blur it.
+    """Return (width, height) in CSS pixels, and whether each pixel is enlarged to a square.
+
+    Smoothing would blur such squares.
     """
     height, width = distilled.shape[1:]
     side = max(height, width)
@@ -206,7 +215,7 @@ def shown_size(distilled: DistilledSet, aim: int | None) -> tuple[tuple[int, int
 
 
 def left_out(distilled: DistilledSet, classes: int, each: int) -> str:
-    """What is not shown, in a sentence."""
+    """Say which classes and images are not shown."""
     most = max(int(torch.bincount(block.labels).max()) for block in distilled.blocks)
     parts = (
         [f"the first {classes:,} of {len(distilled.class_names):,} classes"]

@@ -1,6 +1,4 @@
-"""Line plots in one style: as files on white, and as SVG in a page whose light or dark colours they
-take.
-"""
+"""Line plots in one style: as files on white, and as SVG that takes a page's colours."""
 
 import io
 import re
@@ -71,8 +69,8 @@ class Series:
         mean: (n,); NaN where nothing was measured.
         spread: (n,) the standard deviation, or (2, n) the distances below and above; NaN where
             there is none.
-        look: which colour, dash and marker it has, so that it keeps them over several figures;
-            None: by its place in the figure.
+        look: index of colour, dash and marker, which a line keeps over several figures; None: its
+            index in the figure.
     """
 
     label: str
@@ -121,8 +119,9 @@ def line_figure(
     boundaries: Mapping[float, str] | None = None,
     size: tuple[int, int] = (WIDTH, HEIGHT),
 ) -> Figure:
-    """Lines over one pair of axes, told apart by colour, marker and dash; a legend if there are
-    several.
+    """Draw lines over one pair of axes, told apart by colour, marker and dash.
+
+    Several lines have a legend.
 
     Args:
         series: the lines, in the legend's order.
@@ -177,7 +176,14 @@ def dot_figure(
     percent: bool = False,
     width: int = 560,
 ) -> Figure:
-    """A dot with its spread for each (label, mean, standard deviation or NaN), the first on top."""
+    """Draw a dot with its spread for each row, the first on top.
+
+    Args:
+        rows: (label, mean, standard deviation or NaN).
+        x_label: below the axis.
+        percent: values are fractions and read as percentages.
+        width: in CSS pixels.
+    """
     with styled():
         figure = Figure(figsize=(width / 72, (60 + 26 * len(rows)) / 72))
         axes = figure.subplots()
@@ -209,7 +215,7 @@ def strata_figure(
     y_label: str,
     count_label: str,
 ) -> Figure:
-    """Lines of fractions over ordered groups and, below, how much each group holds.
+    """Draw lines of fractions over ordered groups and, below, the share of each group.
 
     Args:
         series: the lines; x counts the groups from 0.
@@ -239,8 +245,9 @@ def strata_figure(
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """Our style for what is drawn inside; a character that the font lacks is a box in a PNG file,
-    and no warning.
+    """Apply potstill's style to what is drawn inside.
+
+    A character that the font lacks is a box in a PNG file, without a warning.
     """
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Glyph .* missing from font")
@@ -248,7 +255,14 @@ def styled() -> Iterator[None]:
 
 
 def draw(axes: Axes, series: Series, look: int, error_bars: bool) -> Any:
-    """Draw a line, and return what stands for it in the legend."""
+    """Draw a line, and return the artist that represents it in the legend.
+
+    Args:
+        axes: where to draw.
+        series: the line.
+        look: index of colour, dash and marker.
+        error_bars: show the spread as bars instead of as a band.
+    """
     x, mean = np.asarray(series.x, float), np.asarray(series.mean, float)
     looks: dict[str, Any] = {
         "color": COLOURS[look % len(COLOURS)],
@@ -271,8 +285,14 @@ def draw(axes: Axes, series: Series, look: int, error_bars: bool) -> Any:
 
 
 def scale(axes: Axes, series: Sequence[Series], log_x: bool, log_y: bool, percent: bool) -> None:
-    """Scales and ticks: plain numbers, whole ones on the x axis, at the measured places if those
-    are few.
+    """Set scales and ticks: plain numbers, at the measured x values if they are few.
+
+    Args:
+        axes: to set.
+        series: the lines, with their x values.
+        log_x: x on a log scale.
+        log_y: y on a log scale.
+        percent: y are fractions and read as percentages.
     """
     plain = FuncFormatter(lambda value, _: f"{value:,g}" if abs(value) < 1e6 else f"{value:,.0f}")
     places = sorted({float(x) for one in series for x in one.x})
@@ -312,7 +332,7 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def rendered(figure: Figure, format: str) -> bytes:
-    """The file's bytes, without date and program."""
+    """Return the bytes of the figure's file, without date and program."""
     buffer = io.BytesIO()
     nothing = ("Date", "Creator", "Format", "Type") if format == "svg" else ("Software",)
     with styled():
@@ -321,7 +341,7 @@ def rendered(figure: Figure, format: str) -> bytes:
 
 
 def inline_svg(figure: Figure, name: str, alternative: str) -> Markup:
-    """A figure as an element of an HTML page.
+    """Return a figure as an element of an HTML page.
 
     Args:
         figure: from `line_figure`.
@@ -344,7 +364,7 @@ def inline_svg(figure: Figure, name: str, alternative: str) -> Markup:
 
 
 def adapted(tag: str, name: str, used: Collection[str]) -> str:
-    """A tag of a figure's file as its page needs it; text between tags stays as it is.
+    """Adapt a tag of a figure's file to its page; text between tags stays as it is.
 
     Args:
         tag: from "<" to ">".

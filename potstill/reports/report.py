@@ -29,7 +29,7 @@ from potstill.reports.wording import (
 )
 
 MARK = "potstill report"
-"""In the page's <meta name="generator">, by which we know our own files again."""
+"""In the page's <meta name="generator">, by which potstill recognises its own files."""
 COMPARED_CLASSES, COMPARED_IMAGES, COMPARED_PX = 10, 3, 48
 
 
@@ -38,21 +38,21 @@ class RunPage:
     """A run's part of the page, as the template reads it.
 
     Args:
-        run: what is known of it.
-        anchor: its part's id.
+        run: its summary.
+        anchor: id of its part.
         folder: its path, quoted for a shell.
-        headline: what became of what.
-        lede: what it is worth, in a sentence or two.
+        headline: what was distilled into what.
+        lede: how good the set is, in a sentence or two.
         tiles: (number, what it counts), the few to see first.
         gallery: its images, if there are any.
-        rows: its vectors, if it holds such.
+        rows: its vectors, if it has any.
         ranges: the ranges of their features.
-        stored: what they are made of, if that is something else.
+        stored: the stored tensors, if images are decoded from them.
         charts: its curves.
-        tables: its evaluations: the lines measured alike, and how.
+        tables: its evaluations: lines that were measured alike, and how.
         budgets: accuracy against images per class, if it was measured at several.
         facts: heading -> terms.
-        commands: (what for, command).
+        commands: (purpose, command).
         toml: its whole configuration.
     """
 
@@ -79,12 +79,12 @@ class Comparison:
     """Several runs side by side.
 
     Args:
-        reached: how far they came, and its value in each run.
-        options: the options in which they differ, and their values.
-        note: what to bear in mind; may be empty.
+        reached: (figure, its value in each run): how far the runs came.
+        options: (option, its value in each run), where the runs differ.
+        note: a caveat; may be empty.
         galleries: run name -> its first images.
         learned_labels: whether some of them have learned labels.
-        charts: their curves over each other.
+        charts: their curves, overlaid.
     """
 
     reached: list[tuple[str, list[str]]]
@@ -114,8 +114,9 @@ def write_report(paths: Sequence[Path], out: Path) -> list[str]:
 
 
 def check_target(out: Path) -> None:
-    """Raise an InputError if `out` can be no report's place: before the runs are read, which may
-    take a while.
+    """Raise an InputError if no report can be written to `out`.
+
+    This is checked before the runs are read, which may take a while.
     """
     if out.is_dir():
         raise InputError(f"out must name a file, got the folder {out}; give {out / 'report.html'}")
@@ -138,7 +139,7 @@ def check_target(out: Path) -> None:
 
 
 def render(summaries: Sequence[RunSummary]) -> str:
-    """The page's text."""
+    """Return the text of the page."""
     templates = environment()
     templates.filters |= {"percent": percent, "progress": progress}
     pages = [run_page(run, f"run{place}") for place, run in enumerate(summaries)]
@@ -154,7 +155,7 @@ def render(summaries: Sequence[RunSummary]) -> str:
 
 
 def run_page(run: RunSummary, anchor: str) -> RunPage:
-    """All that the page tells of a run; its ids begin with `anchor`."""
+    """Collect all that the page tells of a run; its ids begin with `anchor`."""
     distilled, vectors = run.distilled, run.distilled is not None and run.distilled.kind == "vector"
     return RunPage(
         run,
@@ -177,8 +178,9 @@ def run_page(run: RunSummary, anchor: str) -> RunPage:
 
 
 def tables(measured: Sequence[Measured], noun: str = "images") -> list[tuple[list[Row], str]]:
-    """The measured lines, each once, those that were measured alike in one table by images per
-    class, and how they were.
+    """Return tables by images per class of the lines that were measured alike, and how.
+
+    Each line is in one table only.
     """
     found: dict[str, list[Row]] = {}
     for one in measured:
@@ -198,7 +200,7 @@ def tables(measured: Sequence[Measured], noun: str = "images") -> list[tuple[lis
 
 
 def compared(runs: Sequence[RunSummary]) -> Comparison:
-    """The runs side by side: what differs, what they reached, what they look like."""
+    """Compare runs: where they differ, how far they came, what their images look like."""
     sets = {run.name: run.distilled for run in runs if run.distilled}
     pictured = {name: distilled for name, distilled in sets.items() if distilled.kind == "image"}
     fingerprints = {

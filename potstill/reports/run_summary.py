@@ -1,4 +1,4 @@
-"""What is known of a run, read into plain data; what is damaged is left out and named."""
+"""The facts that are known of a run, as plain data; damaged files are left out and named."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ Numbers = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Log:
-    """What a run logged, one entry an outer step; numbers that are missing or not finite are NaN.
+    """The log of a run, one entry for each outer step; missing or non-finite numbers are NaN.
 
     Args:
         step: (n,) counted from 1 over all blocks.
@@ -44,7 +44,7 @@ class Log:
 
     @classmethod
     def of(cls, records: Sequence[StepRecord]) -> "Log":
-        """From the records of a run."""
+        """Make the log from the records of a run."""
         names = ("loss", "grad_norm", "seconds", "memory_mb", "decode_seconds")
         return cls(
             np.array([record.step for record in records], float),
@@ -75,9 +75,7 @@ class Log:
 
     @property
     def block_starts(self) -> dict[float, str]:
-        """First step of each block -> its number, "block 1" for the first; nothing if there is only
-        one block.
-        """
+        """First step of each block -> its name, such as "block 1"; empty if there is one block."""
         first = [
             place
             for place in range(len(self.block))
@@ -116,11 +114,11 @@ class RunSummary:
         name: short and unique among the runs of a report.
         path: its folder, as it was given.
         config: its configuration.
-        finished: whether it came to its end.
-        distilled: the set, of an unfinished run as of its newest checkpoint; None if there is none.
-        log: what it logged.
+        finished: whether the run has ended.
+        distilled: the set, of an unfinished run at its newest checkpoint; None if there is none.
+        log: its log.
         measured: its evaluations.
-        notes: what could not be read, a sentence each.
+        notes: what could not be read, one sentence each.
         begun: the date of config.toml.
         changed: the date of distilled.safetensors, or of the last line logged; None before the
             first.
@@ -139,21 +137,19 @@ class RunSummary:
 
     @property
     def data_name(self) -> str:
-        """The data in a word; nothing for arrays that were given in Python."""
+        """The data in a word; empty for arrays that were given in Python."""
         return "" if self.config.data.data == "arrays" else self.config.data.name
 
     @property
     def noun(self) -> str:
-        """What an example is called, "image" or "row"; before the first checkpoint, by the data's
-        source.
-        """
+        """The word for an example, "image" or "row"; before a checkpoint, by the data's source."""
         if self.distilled:
             return self.distilled.noun
         return "row" if self.config.data.data.startswith("sklearn:") else "image"
 
     @property
     def counts(self) -> dict[str, int]:
-        """Images by split, as the set's file tells them; nothing before that."""
+        """Images by split, as the set's file says; empty without a set."""
         data = self.distilled.metadata.data if self.distilled else None
         return (
             {"train": data.train, "validation": data.validation, "test": data.test} if data else {}
@@ -161,13 +157,13 @@ class RunSummary:
 
     @property
     def weighted(self) -> bool:
-        """Whether real images had weights that were given in Python, as the set's file tells it."""
+        """Whether real images had weights given in Python, as the set's file says."""
         data = self.distilled.metadata.data if self.distilled else None
         return data is not None and data.identity is not None
 
     @property
     def in_python(self) -> bool:
-        """Whether images or weights were given in Python: no command makes the run again."""
+        """Whether images or weights were given in Python, so that no command repeats the run."""
         return self.weighted or self.config.data.data == "arrays"
 
     @property
@@ -178,8 +174,9 @@ class RunSummary:
         return self.log.validations[-1][1] if self.log.validations else None
 
     def test(self, name: str) -> tuple[Figure, Measured] | None:
-        """Accuracy on test data of networks trained on the whole set ("distilled") or on as many
-        "random" images, if measured.
+        """Return the test accuracy of networks, with its evaluation, or None if not measured.
+
+        The networks train on the whole set ("distilled") or on as many "random" real images.
         """
         for measured in reversed(self.measured):
             for row in measured.record.rows:
@@ -194,7 +191,7 @@ class RunSummary:
 
 
 def read_runs(paths: Sequence[Path]) -> list[RunSummary]:
-    """The runs in these folders, under names that tell them apart.
+    """Read the runs in these folders and give them distinct names.
 
     Raises:
         InputError: there are none, one is given twice, or a folder holds no run whose configuration
@@ -210,7 +207,7 @@ def read_runs(paths: Sequence[Path]) -> list[RunSummary]:
 
 
 def distinct_names(places: Sequence[Path]) -> list[str]:
-    """The last parts of each path, as few as tell all of them apart."""
+    """Return the last parts of each path, as few as make them distinct."""
     for length in range(1, max(len(place.parts) for place in places) + 1):
         names = [Path(*place.parts[-length:]).as_posix() for place in places]
         if len(set(names)) == len(names):
@@ -219,8 +216,10 @@ def distinct_names(places: Sequence[Path]) -> list[str]:
 
 
 def read_run(path: Path, name: str) -> RunSummary:
-    """The run in a folder; an InputError if its configuration cannot be read or has not been
-    resolved by a run.
+    """Read the run in a folder.
+
+    Raises:
+        InputError: its configuration cannot be read or has not been resolved by a run.
     """
     folder = RunFolder.open(path)
     config = folder.config()
@@ -248,12 +247,12 @@ def read_run(path: Path, name: str) -> RunSummary:
 
 
 def date(path: Path) -> datetime:
-    """When a file was last written."""
+    """Return when a file was last written."""
     return datetime.fromtimestamp(path.stat().st_mtime, UTC)
 
 
 def read_set(folder: RunFolder, notes: list[str]) -> DistilledSet | None:
-    """The finished set, or the newest checkpoint's."""
+    """Read the finished set, or the newest checkpoint's."""
     try:
         return artefact.load(folder.path) if folder.finished else folder.snapshot()
     except InputError as error:
@@ -262,7 +261,7 @@ def read_set(folder: RunFolder, notes: list[str]) -> DistilledSet | None:
 
 
 def read_log(folder: RunFolder, notes: list[str]) -> Log:
-    """What was logged, up to the first line that cannot be read."""
+    """Read the log, up to the first line that cannot be read."""
     path = folder.path / run_folder.METRICS
     try:
         lines = (
@@ -284,7 +283,7 @@ def read_log(folder: RunFolder, notes: list[str]) -> Log:
 def read_measured(
     folder: RunFolder, distilled: DistilledSet | None, notes: list[str]
 ) -> list[Measured]:
-    """The evaluations; those that are damaged are left out."""
+    """Read the evaluations; damaged ones are left out."""
     path = folder.path / EVALUATION
     records, unreadable = read_records(path, EvaluationRecord)
     if unreadable or (path.exists() and not records):

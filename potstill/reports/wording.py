@@ -20,7 +20,7 @@ Fact = tuple[str, str]
 
 
 def headline(run: RunSummary) -> str:
-    """What became of what."""
+    """Say what was distilled into what."""
     of_data = f" of {run.data_name}" if run.data_name else ""
     if run.finished and run.distilled and run.counts:
         pixels = run.distilled.ipc * len(run.distilled.class_names)
@@ -31,7 +31,7 @@ def headline(run: RunSummary) -> str:
 
 
 def lede(run: RunSummary) -> str:
-    """What the set is worth, in plain words, and from which images that is known."""
+    """Say how good the set is, in plain words, and which images that was measured on."""
     test, random, validation = run.test("distilled"), run.test("random"), run.validation
     if test and run.distilled:
         words = (
@@ -56,7 +56,7 @@ def lede(run: RunSummary) -> str:
 
 
 def tiles(run: RunSummary) -> list[Fact]:
-    """The few numbers to see first, each with what it counts."""
+    """Return the few numbers to see first, each with what it counts."""
     found: list[Fact] = []
     if run.distilled:
         each = run.distilled.per_class
@@ -88,29 +88,29 @@ def tiles(run: RunSummary) -> list[Fact]:
 
 
 def of_random(run: RunSummary) -> str:
-    """What stands beside the set."""
+    """Name the real examples that the set is compared with."""
     ipc = run.config.distilled.ipc
     budget = f"{ipc:,} real {run.noun}{'s'[: ipc > 1]} of each class"
     return budget if run.config.decoded else f"as many real {run.noun}s"
 
 
 def percent(figure: Figure) -> str:
-    """A fraction with its standard deviation, in per cent; no line breaks within."""
+    """Write a fraction with its standard deviation in per cent, without line breaks."""
     return str(figure).rpartition(" (n")[0].replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def networks(figure: Figure) -> str:
-    """Over how many networks a figure is."""
+    """Say how many networks a figure is a mean over."""
     return f"mean of {figure.n:,} networks" if figure.n > 1 else "one network"
 
 
 def progress(run: RunSummary) -> str:
-    """Outer steps done, of how many."""
+    """Say how many outer steps are done, of how many."""
     return f"{run.log.done:,} of {run.config.all_steps:,}"
 
 
 def facts(run: RunSummary) -> dict[str, list[Fact]]:
-    """Heading -> terms with their values."""
+    """Return heading -> terms with their values."""
     return {
         "The data": data_facts(run),
         "The synthetic set": set_facts(run),
@@ -120,7 +120,7 @@ def facts(run: RunSummary) -> dict[str, list[Fact]]:
 
 
 def data_facts(run: RunSummary) -> list[Fact]:
-    """What was distilled."""
+    """Describe the data."""
     data, found = run.config.data, [("Source", run.config.data.data)]
     for split, use in (
         ("train", "distilled from"),
@@ -147,7 +147,7 @@ def shape_words(shape: Shape) -> str:
 
 
 def set_facts(run: RunSummary) -> list[Fact]:
-    """What the synthetic set is and how networks train on it."""
+    """Describe the synthetic set and how networks train on it."""
     distilled, inner, model = run.config.distilled, run.config.inner, run.config.model
     found = [
         ("Budget", f"{distilled.ipc:,} {run.noun}s per class")
@@ -189,7 +189,7 @@ def set_facts(run: RunSummary) -> list[Fact]:
 
 
 def stored_facts(run: RunSummary) -> list[Fact]:
-    """What is stored."""
+    """Describe what is stored."""
     if not run.distilled:
         return []
     found = [("Parameterisation", run.config.parameterisation.name)] if run.config.decoded else []
@@ -197,7 +197,7 @@ def stored_facts(run: RunSummary) -> list[Fact]:
 
 
 def making_facts(run: RunSummary) -> list[Fact]:
-    """The outer loop."""
+    """Describe the outer loop."""
     outer, method = run.config.outer, run.config.method
     line = (
         METHODS.rows[method.name][1].removesuffix(" (default)")
@@ -228,7 +228,7 @@ def making_facts(run: RunSummary) -> list[Fact]:
 
 
 def sampler_facts(run: RunSummary) -> list[Fact]:
-    """How real images are drawn, and what scoring them cost."""
+    """Say how real images are drawn, and how long scoring them took."""
     found = [(f"Real {run.noun}s are drawn", "by weights of their own")] if run.weighted else []
     words = run.config.real_sampler.options.words()
     if not words:
@@ -238,7 +238,7 @@ def sampler_facts(run: RunSummary) -> list[Fact]:
 
 
 def run_facts(run: RunSummary) -> list[Fact]:
-    """When, where, and with what."""
+    """Say when and where the run was made, and with which versions."""
     versions = run.distilled.metadata.versions if run.distilled else {}
     found = [("Started", moment(run.begun))]
     if run.changed:
@@ -257,19 +257,19 @@ def run_facts(run: RunSummary) -> list[Fact]:
 
 
 def moment(time: datetime) -> str:
-    """A date, to the minute."""
+    """Write a date, to the minute."""
     return f"{time:%Y-%m-%d %H:%M} UTC"
 
 
 def duration(seconds: float) -> str:
-    """A time in the unit that reads best."""
+    """Write a time in the most readable unit."""
     if seconds < 120:
         return f"{seconds:.0f} seconds"
     return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
 
 
 def commands(run: RunSummary) -> list[Fact]:
-    """List what for -> the command; what needs arrays given in Python is left out."""
+    """Return (purpose, command); commands that need arrays given in Python are left out."""
     folder = shlex.quote(str(run.path))
     arrays = run.config.data.data == "arrays"
     if not run.finished:
@@ -293,7 +293,7 @@ def commands(run: RunSummary) -> list[Fact]:
 
 
 def reached(runs: Sequence[RunSummary]) -> list[tuple[str, list[str]]]:
-    """(what, its value in each run): how far the runs came."""
+    """Return (figure, its value in each run): how far the runs came."""
     tests, random = [run.test("distilled") for run in runs], [run.test("random") for run in runs]
     rows = [
         ("Outer steps", [progress(run) for run in runs]),
@@ -315,14 +315,14 @@ def reached(runs: Sequence[RunSummary]) -> list[tuple[str, list[str]]]:
 
 
 def differences(runs: Sequence[RunSummary]) -> list[tuple[str, list[str]]]:
-    """(option, its value in each run): those in which they differ."""
+    """Return (option, its value in each run), where the runs differ."""
     options = [run.config.flat() for run in runs]
     differing = [name for name in options[0] if len({one[name] for one in options}) > 1]
     return [(name, [option_text(one[name]) for one in options]) for name in differing]
 
 
 def measured(figure: Figure | None) -> str:
-    """A figure for a table."""
+    """Write a figure for a table."""
     return (
         f"{percent(figure)} (n\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{figure.n})"
         if figure
@@ -331,7 +331,7 @@ def measured(figure: Figure | None) -> str:
 
 
 def option_text(value: Any) -> str:
-    """The value of an option, as the command line takes it."""
+    """Write the value of an option as the command line takes it."""
     if isinstance(value, tuple):
         return ",".join(map(str, value)) or "none"
     return (

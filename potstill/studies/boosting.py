@@ -1,5 +1,4 @@
-"""The studies of section 5 and appendix B: parts of distilled sets, boosting against budget, and
-how both look.
+"""Studies of section 5 and appendix B: parts of sets, boosting against budget, and pictures.
 
 Source: figures 6, 7, 8 and 14 to 16 of Feng, Vedantam & Kempe 2024, arXiv:2311.07025.
 """
@@ -42,8 +41,8 @@ class Scale:
 
     Args:
         ipc: images per class of the whole sets.
-        block: of a block.
-        sizes: at which sets are distilled on their own; the last is `ipc`.
+        block: images per class of a block.
+        sizes: images per class of the sets that are distilled on their own; the last is `ipc`.
         steps: outer steps of a set that is distilled on its own, and of each block.
         options: of every run.
     """
@@ -60,11 +59,11 @@ class Scale:
         return range(self.block, self.ipc + 1, self.block)
 
     def joint(self, ipc: int, seed: int) -> dict[str, Any]:
-        """Options of a run that distills a set of this size on its own."""
+        """Return the options of a run that distills a set of this size on its own."""
         return {**self.options, "ipc": ipc, "steps": self.steps, "seed": seed}
 
     def boosted(self, beta: float, seed: int) -> dict[str, Any]:
-        """Options of a boosted run."""
+        """Return the options of a boosted run."""
         blocks = {"boost_blocks": self.ipc // self.block, "boost_beta": beta, "steps": self.steps}
         return {**self.options, "ipc": self.ipc, "seed": seed, **blocks}
 
@@ -82,8 +81,9 @@ class Scale:
 
 
 def scale_of(preset: str, data: str | None) -> Scale:
-    """What a preset runs: "small" on digits or other small data, "paper" the paper's setting on
-    CIFAR-10.
+    """Return the sizes of a preset.
+
+    "small" runs on digits or other small data, "paper" is the paper's setting on CIFAR-10.
 
     Raises:
         InputError: "paper" without data.
@@ -109,17 +109,17 @@ def scale_of(preset: str, data: str | None) -> Scale:
 
 
 class Nested:
-    """What the three studies share."""
+    """Common part of the three studies."""
 
     quantities: tuple[Quantity, ...] = (ACCURACY_BY_SIZE,)
 
     def about(self, preset: str, data: str | None) -> str:
-        """What a preset runs, in words."""
+        """Say what a preset runs."""
         return str(scale_of(preset, data))
 
 
 def lines(table: Table, ways: Sequence[str]) -> Figure:
-    """A figure of the ways over images per class, with their deviation over seeds."""
+    """Draw the ways over images per class, with their deviation over seeds."""
     series = []
     for way in ways:
         places = table.places(way)
@@ -139,7 +139,7 @@ def part_of(ipc: float, kind: str = "distilled") -> str:
 def joint_points(
     scale: Scale, seed: int, measure: Callable[[Subject], list[Measurement]]
 ) -> list[Point]:
-    """A point for each size at which a set is distilled on its own; the longest first."""
+    """Return a point for each size at which a set is distilled on its own; the longest first."""
     return [
         Point(f"joint{size}-seed{seed}", scale.joint(size, seed), measure)
         for size in reversed(scale.sizes)
@@ -166,7 +166,7 @@ class Subsets(Nested):
         return found
 
     def of_joint(self, subject: Subject, scale: Scale) -> list[Measurement]:
-        """The set itself, random parts of it and, once for each seed, random real images."""
+        """Measure the set, random parts of it and, once for each seed, random real images."""
         distilled, bench, lengths = subject.distilled, subject.bench, subject.lengths
         rows = [bench.of_set(ALONE, distilled, lengths)]
         if distilled.ipc > scale.sizes[0]:
@@ -179,7 +179,7 @@ class Subsets(Nested):
         return [Measurement.of(row.name, row, subject.seed) for row in rows]
 
     def of_boosted(self, subject: Subject, scale: Scale) -> list[Measurement]:
-        """Single blocks, and random parts of the first two."""
+        """Measure single blocks, and random parts of the first two."""
         distilled, bench, lengths, block = (
             subject.distilled,
             subject.bench,
@@ -284,7 +284,7 @@ class Boosting(Nested):
         return found
 
     def of_prefixes(self, subject: Subject, way: str) -> list[Measurement]:
-        """Every prefix of a boosted set."""
+        """Measure every prefix of a boosted set."""
         sets = [subject.distilled.prefix(ipc) for ipc in subject.distilled.budgets]
         return [
             Measurement.of(way, subject.bench.of_set(way, one, subject.lengths), subject.seed)
@@ -292,7 +292,7 @@ class Boosting(Nested):
         ]
 
     def of_joint(self, subject: Subject, scale: Scale) -> list[Measurement]:
-        """The set itself and, of the whole one, its first images and as many real ones."""
+        """Measure the set; at the full size, also its first images and as many real ones."""
         distilled, bench, lengths = subject.distilled, subject.bench, subject.lengths
         rows = [bench.of_set(ALONE, distilled, lengths)]
         if distilled.ipc == scale.ipc:
@@ -352,7 +352,7 @@ class Pictures(Nested):
         ]
 
     def likeness(self, way: str) -> Callable[[Subject], list[Measurement]]:
-        """Measure cosines between the images as a network reads them."""
+        """Return a function that measures cosines between the images, as a network reads them."""
 
         def measure(subject: Subject) -> list[Measurement]:
             distilled, train = subject.distilled, subject.bench.real.train
@@ -408,12 +408,12 @@ def likened(way: str, likeness: str) -> str:
 
 
 def only(distilled: DistilledSet, numbers: Sequence[int]) -> DistilledSet:
-    """The set of some of the blocks."""
+    """Return the set of some of the blocks."""
     return distilled.with_blocks(tuple(distilled.blocks[number] for number in numbers))
 
 
 def first_images(distilled: DistilledSet, ipc: int) -> DistilledSet:
-    """The set of the first `ipc` images of each class, whatever the blocks."""
+    """Return the set of the first `ipc` images of each class, whatever the blocks."""
     rows = torch.cat(
         [
             torch.nonzero(distilled.labels == label)[:ipc, 0]
@@ -427,14 +427,14 @@ def first_images(distilled: DistilledSet, ipc: int) -> DistilledSet:
 
 
 def within(distilled: DistilledSet) -> float:
-    """Mean cosine of two different images of a class."""
+    """Return the mean cosine of two different images of a class."""
     images = F.normalize(distilled.images.flatten(1), dim=1)
     same = distilled.labels[:, None] == distilled.labels
     return float((images @ images.T)[same & ~torch.eye(len(images), dtype=torch.bool)].mean())
 
 
 def nearest(distilled: DistilledSet, train: Split) -> float:
-    """Average the cosine of a distilled image and the likest real one of its class."""
+    """Return the mean cosine of a distilled image and the most similar real one of its class."""
     found = []
     for label in range(len(distilled.class_names)):
         real = train.take(torch.nonzero(train.labels == label)[:, 0])[0].cpu()

@@ -1,4 +1,4 @@
-"""What a study found, as data: claims, what was measured on each, and whether it held."""
+"""The outcome of a study, as data: claims, what was measured on each, and whether it held."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from potstill.studies.results import Difference, Table
 
 Verdict = Literal["holds", "against", "undecided", "one seed"]
 Cell = tuple[str, float]
-"""A way and its place."""
+"""A way and its x value."""
 
 
 @dataclass(frozen=True)
@@ -17,10 +17,10 @@ class Reading:
     """A measured figure under its name.
 
     Args:
-        name: what was measured, or the way of which.
-        words: the figure, rounded for the eye.
-        values: one a seed, fractions where `words` are per cent; empty where a seed has no one
-            number.
+        name: what was measured, or which way.
+        words: the figure, rounded, as text.
+        values: one for each seed, fractions where `words` are per cent; empty where a seed has no
+            single number.
     """
 
     name: str
@@ -30,14 +30,14 @@ class Reading:
 
 @dataclass(frozen=True)
 class Throughout:
-    """The places of a course at which one way is above or below another in all seeds.
+    """Where in a course one way is above or below another in all seeds.
 
     Args:
         first: a way.
         second: the way that it is compared with.
         above: whether above was counted, or below.
-        agreed: number of places where it is so in all seeds.
-        places: number of places at which both were measured.
+        agreed: number of measured steps where it is so in all seeds.
+        places: number of steps at which both were measured.
     """
 
     first: str
@@ -49,17 +49,17 @@ class Throughout:
 
 @dataclass(frozen=True)
 class Finding:
-    """What was measured on a claim, once.
+    """The measurement of a claim at one place.
 
     Args:
-        readings: the figures, of a comparison the first and the second.
-        where: the place or the step that they belong to, such as "At 2 a class".
-        what: what they are of, where their names do not say it.
+        readings: the figures; of a comparison the first and the second.
+        where: the size or the step that they belong to, such as "At 2 a class".
+        what: the quantity, where the names of the readings do not say it.
         difference: first minus second, paired by seed.
         verdict: whether the claim holds; None leaves it to the reader, where the claim is of size
             or the paper makes none.
-        conclusion: what the readings come to where there can be no verdict.
-        further: what belongs to them and is told after them.
+        conclusion: what the readings show where there can be no verdict.
+        further: readings that belong to it and are told after it.
     """
 
     readings: tuple[Reading, ...]
@@ -82,12 +82,12 @@ class Finding:
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim, and all that was measured on it.
+    """A claim, and everything that was measured on it.
 
     Args:
-        source: where the paper makes it, or that it does not; empty of a plain account.
+        source: where the paper makes it, or that it does not; empty for a plain account.
         words: what is claimed, or what the account is of.
-        findings: what was measured, in the order in which it is told.
+        findings: the measurements, in the order in which they are told.
     """
 
     source: str
@@ -100,7 +100,8 @@ def verdict(values: Sequence[float], expected: int) -> Verdict | None:
 
     Args:
         values: a difference for each seed.
-        expected: the sign that the paper says, +1 or -1; 0 of a claim of size, which is not judged.
+        expected: the sign that the paper claims, +1 or -1; 0 for a claim of size, which is not
+            judged.
     """
     if not expected:
         return None
@@ -136,7 +137,15 @@ def judged(
     expected: int,
     where: str,
 ) -> Finding:
-    """Judge two readings by their paired difference; arguments as for `compared`."""
+    """Judge two readings by their paired difference.
+
+    Args:
+        first: what the claim is of.
+        second: what it is compared with.
+        difference: first minus second, by seed.
+        expected: as for `verdict`.
+        where: the size or step that they belong to, in words.
+    """
     return Finding(
         (first, second),
         where,
@@ -146,7 +155,7 @@ def judged(
 
 
 def ratios(name: str, values: Sequence[float], expected: int = 0) -> Finding:
-    """Tell a ratio for each seed; `expected` is +1 where the paper says above 1, -1 where below."""
+    """Judge a ratio for each seed: `expected` is +1 if the paper says above 1, -1 if below."""
     words = ", ".join(f"{value:.2f}" for value in values)
     return Finding(
         (Reading(name, f"{words} by seed", tuple(values)),),
@@ -155,7 +164,14 @@ def ratios(name: str, values: Sequence[float], expected: int = 0) -> Finding:
 
 
 def reading(table: Table, way: str, at: float, name: str = "") -> Reading:
-    """Read a cell of a table, under the way's name or another."""
+    """Read a cell of a table, under the way's name or another.
+
+    Args:
+        table: of one quantity.
+        way: what was measured.
+        at: the x value.
+        name: another name; empty: the way's.
+    """
     return Reading(name or way, table.words(way, at), tuple(table.cell(way, at).values()))
 
 

@@ -1,5 +1,4 @@
-"""The study of hardness: which real examples distilled sets serve, and real batches that hold more
-of the hard ones.
+"""The study of hardness: which real examples sets help on, and real batches with more hard ones.
 
 Source: appendix E, figures 9 and 17 of Feng, Vedantam & Kempe 2024, arXiv:2311.07025; forgetting
     events after Toneva et al. 2019, arXiv:1812.05159.
@@ -54,7 +53,7 @@ class Scale:
         thresholds: least weights of the sampler.
         edges: of the strata, in forgetting events.
         epochs: of networks that train on all real images.
-        starts: of those whose forgetting is counted.
+        starts: number of networks whose forgetting is counted.
         every: outer steps between scorings.
     """
 
@@ -67,15 +66,18 @@ class Scale:
     every: int
 
     def run(self, ipc: int, seed: int) -> dict[str, Any]:
-        """Options of a run; a synthetic batch holds what it can of each class, up to 100 images in
+        """Return the options of a run.
+
+        A synthetic batch holds as many examples of each class as there are, up to 100 images in
         all.
         """
         return {**self.options, "batch_per_class": "auto", "ipc": ipc, "seed": seed}
 
     @property
     def first(self) -> int:
-        """The outer step from which on the sampler weighs images: half of all, as in the paper's
-        figure.
+        """The outer step from which on the sampler weighs images.
+
+        It is half of all steps, as in the paper's figure.
         """
         return int(self.options["steps"]) // 2
 
@@ -99,8 +101,9 @@ class Scale:
 
 
 def scale_of(preset: str, data: str | None) -> Scale:
-    """What a preset runs: "small" on digits or other small data, "paper" the paper's setting on
-    CIFAR-10.
+    """Return the sizes of a preset.
+
+    "small" runs on digits or other small data, "paper" is the paper's setting on CIFAR-10.
 
     Raises:
         InputError: "paper" without data.
@@ -176,8 +179,9 @@ class Hardness:
         return found
 
     def measure(self, way: str, scale: Scale) -> Callable[[Subject], list[Measurement]]:
-        """Measure a set by stratum and on test data, and what scoring cost; once also all real
-        images.
+        """Return a function that measures a set by stratum and on test data, and scoring's cost.
+
+        Once, it also measures all real images.
         """
 
         def measured(subject: Subject) -> list[Measurement]:
@@ -318,7 +322,7 @@ def weighted(threshold: float) -> str:
 
 
 def set_name(ipc: float, way: str) -> str:
-    """Name networks that train on a set of this size, by the real batches that it was made with."""
+    """Name networks that train on a set of this size, by the real batches it was made with."""
     return f"{ipc:g} a class" if way == STANDARD else f"{ipc:g} a class, {way}"
 
 
@@ -351,8 +355,14 @@ def by_stratum(
     steps: int,
     parts: Mapping[float, Part],
 ) -> tuple[Figure, list[Measurement]]:
-    """Networks that train on what `make` gives: their accuracy on test data, and on each stratum of
-    the train images.
+    """Measure networks on test data and on each stratum of the train images.
+
+    Args:
+        subject: with the bench that trains the networks.
+        way: name of what they train on.
+        make: seed of a network -> its batches.
+        steps: training steps.
+        parts: stratum -> its part of the train images.
     """
     bench, splits = subject.bench, (subject.bench.real.test, *parts.values())
     found = bench.scores(
@@ -368,7 +378,16 @@ def by_stratum(
 def figured(
     quantity: Quantity, way: str, at: float, subject: Subject, figure: Figure, steps: int
 ) -> Measurement:
-    """A measurement over networks that were trained so long."""
+    """Return the measurement of a figure over networks.
+
+    Args:
+        quantity: what was measured.
+        way: what is compared.
+        at: the x value.
+        subject: with the seed.
+        figure: mean, deviation and n.
+        steps: training steps of the networks.
+    """
     return Measurement(
         quantity.name, way, at, subject.seed, figure.mean, figure.std, figure.n, f"{steps} steps"
     )

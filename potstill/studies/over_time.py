@@ -1,4 +1,4 @@
-"""Studies that follow runs through their course: what those of the random truncated window share.
+"""Common part of the studies that follow runs with a truncated window through their course.
 
 Each is a set of runs that differ in one thing. Runs of one seed share the images that they start
 from and, at every outer step, the network's start and the real batch.
@@ -33,11 +33,11 @@ class Setting:
     """How large the studies are.
 
     Args:
-        options: of every run; T and M among them.
+        options: of every run, T and M among them.
         steps: outer steps.
-        every: outer steps between the places where a set is tested.
-        noise: how the noise of its meta-gradient is measured there.
-        sources: n of the sources of noise, which are told apart at every fifth of these places.
+        every: outer steps between tests of the set.
+        noise: how the noise of the meta-gradient is measured at each test.
+        sources: n of the sources of noise, which are measured at every fifth test.
     """
 
     options: Mapping[str, Any]
@@ -48,16 +48,16 @@ class Setting:
 
     @property
     def unroll(self) -> int:
-        """T."""
+        """T, the inner steps of an unroll."""
         return int(self.options["unroll"])
 
     @property
     def window(self) -> int:
-        """M."""
+        """M, the inner steps that are differentiated."""
         return int(self.options["window"])
 
     def run(self, way: Mapping[str, Any], seed: int) -> dict[str, Any]:
-        """Options of a run."""
+        """Return the options of a run."""
         own = {
             "steps": self.steps,
             "checkpoint_every": self.every,
@@ -78,8 +78,9 @@ class Setting:
 
 
 def setting_of(preset: str, data: str | None) -> Setting:
-    """What a preset runs: "small" on digits or other small data, "paper" the paper's setting on
-    CIFAR-10.
+    """Return the sizes of a preset.
+
+    "small" runs on digits or other small data, "paper" is the paper's setting on CIFAR-10.
 
     Raises:
         InputError: "paper" without data.
@@ -108,20 +109,20 @@ def setting_of(preset: str, data: str | None) -> Setting:
 
 
 class Courses:
-    """What the studies share: the accuracy in the course of each run."""
+    """Common part of the studies: the accuracy in the course of each run."""
 
     quantities: tuple[Quantity, ...] = (COURSE,)
 
     def ways(self, setting: Setting) -> Ways:
-        """What is compared."""
+        """Return what is compared."""
         raise NotImplementedError
 
     def setting(self, preset: str, data: str | None) -> Setting:
-        """How large it is."""
+        """Return how large the study is."""
         return setting_of(preset, data)
 
     def about(self, preset: str, data: str | None) -> str:
-        """What a preset runs, in words."""
+        """Say what a preset runs."""
         setting = self.setting(preset, data)
         lengths = ", ".join(map(str, setting.options["lengths"]))
         return (
@@ -143,7 +144,7 @@ class Courses:
         ]
 
     def measure(self, way: str, setting: Setting) -> Callable[[Subject], list[Measurement]]:
-        """What is measured of a run."""
+        """Return a function that measures a run."""
         return lambda subject: list(accuracies(way, subject))
 
     def figures(
@@ -157,7 +158,7 @@ class Courses:
 
 
 def accuracies(way: str, subject: Subject) -> Iterator[Measurement]:
-    """The test accuracy at every place."""
+    """Yield the test accuracy at every kept checkpoint."""
     for step, distilled in subject.course():
         yield Measurement.of(
             way, subject.bench.of_set(way, distilled, subject.lengths), subject.seed, at=step
@@ -167,13 +168,24 @@ def accuracies(way: str, subject: Subject) -> Iterator[Measurement]:
 def single(
     quantity: Quantity, way: str, at: float, subject: Subject, value: float, detail: str
 ) -> Measurement:
-    """A measurement that is one value."""
+    """Return a measurement that is one value.
+
+    Args:
+        quantity: what was measured.
+        way: what is compared.
+        at: the x value.
+        subject: with the seed.
+        value: the value.
+        detail: how it was measured, in words.
+    """
     return Measurement(quantity.name, way, at, subject.seed, value, None, 1, detail)
 
 
 def curves(table: Table, ways: Sequence[str] | None = None) -> Figure:
-    """Lines over outer steps: mean and standard deviation over seeds of fractions, median and range
-    of all else.
+    """Draw lines over outer steps.
+
+    Fractions are shown by mean and standard deviation over seeds, other quantities by median and
+    range.
     """
     series, quantity = [], table.quantity
     for look, way in enumerate(table.ways()):
@@ -200,8 +212,9 @@ def curves(table: Table, ways: Sequence[str] | None = None) -> Figure:
 
 
 def later(table: Table) -> Table:
-    """The mean over the places in the second half of the course, by way and seed: less a matter of
-    chance than the last.
+    """Average each course over its second half, by way and seed.
+
+    The average depends less on chance than the last value.
     """
     end = max(row.at for row in table.rows)
     quantity = dataclasses.replace(
@@ -221,7 +234,14 @@ def later(table: Table) -> Table:
 
 
 def throughout(table: Table, first: str, second: str, expected: int) -> Throughout:
-    """Count the places where the first way is above (+1) or below (-1) the second in all seeds."""
+    """Count the steps where the first way is above (+1) or below (-1) the second in all seeds.
+
+    Args:
+        table: of one quantity.
+        first: a way.
+        second: the way that it is compared with.
+        expected: +1 or -1.
+    """
     places = [at for at in table.places(first) if table.cell(second, at)]
     differences = [table.difference((first, at), (second, at)).values for at in places]
     agreed = sum(all(value * expected > 0 for value in values) for values in differences)

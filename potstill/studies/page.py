@@ -1,4 +1,4 @@
-"""A study as it is told: in Markdown, and as one HTML page that needs nothing beside it."""
+"""A study as a page: in Markdown, and as one HTML page that needs no other file."""
 
 import base64
 import re
@@ -26,14 +26,14 @@ VERDICTS: dict[Verdict, str] = {
 
 @dataclass(frozen=True)
 class Told:
-    """A study as it is told.
+    """The content of a study's page.
 
     Args:
         title: the study's.
         about: what was run.
-        claims: each once, with all that was measured on it.
+        claims: each once, with everything that was measured on it.
         drawings: figures, in the order in which they are shown.
-        tables: one a quantity.
+        tables: one for each quantity.
         footnote: what the figures are means over, and what they were measured with.
     """
 
@@ -91,7 +91,7 @@ def study_page(told: Told, folder: Path) -> str:
 
 
 def parts(finding: Finding) -> tuple[str, str, str]:
-    """Return a finding as told: what was measured, the verdict or nothing, and what follows."""
+    """Return the texts of a finding: what was measured, the verdict or "", and what follows."""
     figures = [f"{reading.name}: {reading.words}" for reading in finding.readings]
     if finding.difference:
         figures.append(f"{finding.difference.name} {finding.difference.words}")
@@ -126,7 +126,7 @@ def marked(finding: Finding) -> Markup:
 
 
 def text(words: str) -> Markup:
-    """Set words for the HTML page: `names` as code, and no line ends within a number."""
+    """Format words for the HTML page: `names` as code, and no line break within a number."""
     html = re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(words)))
     return Markup(re.sub(r"(?<=[\d±]) (?=[\d±%])", "\N{NO-BREAK SPACE}", html))
 

@@ -1,9 +1,8 @@
-"""The study of parameterisations: what the same bytes are worth, by how images are stored (section
-4.2, Table 2).
+"""The study of parameterisations: how good a set of the same bytes is, by how images are stored.
 
-Source: Table 2 of Feng, Vedantam & Kempe 2024, arXiv:2311.07025. There each parameterisation comes
-    with a method of its own, and only the linear basis with RaT-BPTT; here all have the same
-    method.
+Source: section 4.2 and Table 2 of Feng, Vedantam & Kempe 2024, arXiv:2311.07025. There each
+    parameterisation comes with a method of its own, and only the linear basis with RaT-BPTT; here
+    all have the same method.
 """
 
 import statistics
@@ -49,7 +48,9 @@ class Scale:
     budgets: Mapping[int, Mapping[str, Any]]
 
     def run(self, ipc: int, param: str, seed: int) -> dict[str, Any]:
-        """Options of a run; a synthetic batch holds what it can of each class, up to 100 images in
+        """Return the options of a run.
+
+        A synthetic batch holds as many examples of each class as there are, up to 100 images in
         all.
         """
         return {
@@ -77,8 +78,9 @@ class Scale:
 
 
 def scale_of(preset: str, data: str | None) -> Scale:
-    """What a preset runs: "small" on digits or other small data, "paper" the paper's setting on
-    CIFAR-10.
+    """Return the sizes of a preset.
+
+    "small" runs on digits or other small data, "paper" is the paper's setting on CIFAR-10.
 
     Raises:
         InputError: "paper" without data.
@@ -126,7 +128,10 @@ class Parameterisations:
         ]
 
     def measure(self, param: str, smallest: bool) -> Callable[[Subject], list[Measurement]]:
-        """Accuracy, bytes and cost of one set; beside pixels as many real images."""
+        """Return a function that measures accuracy, bytes and cost of one set.
+
+        Beside pixels, it also measures as many real images.
+        """
 
         def measured(subject: Subject) -> list[Measurement]:
             distilled, bench, records = subject.distilled, subject.bench, subject.folder.records()

@@ -1,4 +1,4 @@
-"""What a study measured: tidy rows, and how their figures and differences read in words."""
+"""The measurements of a study: tidy rows, and their figures and differences in words."""
 
 import csv
 import dataclasses
@@ -16,15 +16,15 @@ SHOWN_PLACES = 6
 
 @dataclass(frozen=True)
 class Quantity:
-    """Something that a study measures.
+    """A quantity that a study measures.
 
     Args:
-        name: of it, with its unit if it has one.
-        place: what it is measured at, for the x axis.
+        name: with its unit if it has one.
+        place: name of the x value, for the x axis.
         percent: whether it is a fraction that reads in per cent.
         log: whether it spans orders of magnitude.
-        where: a place in words.
-        names: of places that are more than their number.
+        where: an x value in words, as a format.
+        names: names of x values that are not shown as numbers.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Quantity:
     names: Mapping[float, str] = dataclasses.field(default_factory=dict)
 
     def name_of(self, at: float) -> str:
-        """A place, for the head of a column."""
+        """Return the name of an x value, for the head of a column."""
         return self.names.get(at, f"{at:g}")
 
 
@@ -45,16 +45,16 @@ ACCURACY_BY_SIZE = Quantity(ACCURACY, "images per class", percent=True, where="A
 
 @dataclass(frozen=True)
 class Measurement:
-    """One line of a study's table: a way of making a training set, at one place, with one seed.
+    """One line of a study's table: a way of making a training set, at one x value, with one seed.
 
     Args:
         quantity: the name of what was measured.
         way: what is compared.
-        at: where on the x axis, such as images per class.
+        at: the x value, such as images per class.
         seed: pairs the ways: the same seed, the same draws wherever they can be the same.
         mean: over networks or other draws; the value itself of a single one.
         std: sample standard deviation over them; None of one.
-        n: how many.
+        n: number of networks or draws.
         detail: how it was measured, in words.
     """
 
@@ -69,8 +69,13 @@ class Measurement:
 
     @classmethod
     def of(cls, way: str, row: Row, seed: int, at: float | None = None) -> "Measurement":
-        """The test accuracy of an evaluated row, at its number of images per class or another
-        place.
+        """Return the test accuracy of an evaluated row.
+
+        Args:
+            way: what is compared.
+            row: of the evaluation.
+            seed: of the run.
+            at: the x value; None: the row's number of images per class.
         """
         figure = row.accuracy
         place, detail = (
@@ -99,7 +104,7 @@ class Difference:
     """A paired difference between two ways, over the seeds.
 
     Args:
-        values: one for each seed, first minus second.
+        values: first minus second, for each seed.
         percent: whether they are fractions and read in percentage points.
     """
 
@@ -118,15 +123,15 @@ class Table:
     quantity: Quantity
 
     def ways(self) -> list[str]:
-        """In the order of appearance."""
+        """Return the ways in the order of appearance."""
         return list(dict.fromkeys(row.way for row in self.rows))
 
     def places(self, way: str) -> list[float]:
-        """Where a way was measured, ascending."""
+        """Return the x values at which a way was measured, ascending."""
         return sorted({row.at for row in self.rows if row.way == way})
 
     def shown_places(self) -> list[float]:
-        """Some of the places, evenly spread: the columns of a table that is read."""
+        """Return some of the x values, evenly spread: the columns of a printed table."""
         places = sorted({row.at for row in self.rows})
         chosen = (
             torch.linspace(0, len(places) - 1, min(len(places), SHOWN_PLACES))
@@ -137,35 +142,35 @@ class Table:
         return [places[place] for place in chosen]
 
     def cell(self, way: str, at: float) -> dict[int, float]:
-        """seed -> mean."""
+        """Return seed -> mean."""
         return {row.seed: row.mean for row in self.rows if (row.way, row.at) == (way, at)}
 
     def words(self, way: str, at: float) -> str:
-        """Mean and deviation over seeds; nothing where it was not measured."""
+        """Write mean and deviation over seeds; empty where it was not measured."""
         values = list(self.cell(way, at).values())
         return in_words(values, "", " %", self.quantity.percent) if values else ""
 
     def spread(self, way: str, at: float) -> tuple[float, float]:
-        """Mean and deviation over seeds; NaN for the deviation of one."""
+        """Return mean and deviation over seeds; NaN for the deviation of one."""
         figure = Figure.of(torch.tensor(list(self.cell(way, at).values()), dtype=torch.float64))
         return figure.mean, float("nan") if figure.std is None else figure.std
 
     def difference(self, first: tuple[str, float], second: tuple[str, float]) -> Difference:
-        """First minus second, by seed."""
+        """Return first minus second, by seed."""
         one, other = self.cell(*first), self.cell(*second)
         return Difference(
             tuple(one[seed] - other[seed] for seed in one if seed in other), self.quantity.percent
         )
 
     def ratio(self, first: tuple[str, float], second: tuple[str, float]) -> tuple[float, ...]:
-        """First over second, by seed."""
+        """Return first over second, by seed."""
         one, other = self.cell(*first), self.cell(*second)
         return tuple(one[seed] / other[seed] for seed in one if seed in other)
 
 
 @dataclass(frozen=True)
 class Results:
-    """A study's rows, and the quantities in the order in which they are told."""
+    """A study's rows, and its quantities in the order in which they are told."""
 
     rows: tuple[Measurement, ...]
     quantities: tuple[Quantity, ...]
@@ -175,7 +180,7 @@ class Results:
 
     @property
     def tables(self) -> list[Table]:
-        """One for each quantity that was measured."""
+        """A table for each quantity that was measured."""
         return [table for table in map(self.__getitem__, self.quantities) if table.rows]
 
     @property
@@ -198,7 +203,14 @@ class Results:
 
 
 def in_words(values: Sequence[float], sign: str, unit: str, percent: bool) -> str:
-    """Mean ± sample deviation: fractions as hundredths with a unit, or plain with three digits."""
+    """Write mean ± sample deviation over seeds.
+
+    Args:
+        values: one for each seed.
+        sign: format of the sign, such as "+".
+        unit: of fractions.
+        percent: values are fractions, written as hundredths with the unit; else three digits.
+    """
     figure = Figure.of(torch.tensor(values, dtype=torch.float64))
     if (
         not percent and len(set(values)) == 1 and float(values[0]).is_integer()

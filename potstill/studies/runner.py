@@ -1,9 +1,9 @@
-"""The runner of studies: grids of runs with paired seeds, resumable, shared by processes -> a tidy
-table, figures, claims.
+"""The runner of studies: grids of runs with paired seeds -> a tidy table, figures, claims.
 
 A study is a list of points. A point distills one set (or takes it from the runs of an earlier
-study) and measures it; its result is a file. Whoever wants a point takes its lock, so that
-processes share a study without doing anything twice, and whatever was cut off goes on where it was.
+study) and measures it; its result is a file. A process takes a point's lock before it works on it,
+so that processes share a study without doing anything twice, and an interrupted study goes on where
+it was.
 """
 
 import dataclasses
@@ -53,16 +53,14 @@ class Subject:
     workplace: "Workplace"
 
     def course(self) -> Iterator[tuple[int, DistilledSet]]:
-        """(outer steps done, the set as it was then) for every checkpoint that the run kept, in
-        order.
-        """
+        """Yield (outer steps done, the set at that step) for every kept checkpoint, in order."""
         config, one = self.folder.resolved_config(), self.distilled.blocks[0].parameterisation
         for state in self.folder.states(config, self.workplace.dataset.identity, self.bench.device):
             blocks = made_blocks({**state.carried.earlier, **state.leaves}, one)
             yield steps_done(state, config), self.distilled.with_blocks(blocks)
 
     def diagnoses(self, noise: Noise, sources_every: int) -> Iterator[Diagnosis]:
-        """The noise of the run's meta-gradient at its start and at every checkpoint."""
+        """Yield the noise of the run's meta-gradient at its start and at every checkpoint."""
         workplace = self.workplace
         config = changed(self.folder.config(), device=workplace.device, threads=workplace.threads)
         return diagnose_run(
@@ -95,15 +93,17 @@ class Study(Protocol):
 
     title: str
     quantities: tuple[Quantity, ...]
-    """What is measured, in the order in which it is told."""
+    """The quantities that are measured, in the order in which they are told."""
 
     def about(self, preset: str, data: str | None) -> str:
-        """Tell what a preset runs."""
+        """Say what a preset runs."""
         ...
 
     def points(self, preset: str, data: str | None, seeds: Sequence[int]) -> list[Point]:
-        """List the units of work; an InputError without `data` where the preset has none of its
-        own.
+        """Return the units of work.
+
+        Raises:
+            InputError: no `data` where the preset has none of its own.
         """
         ...
 
@@ -132,7 +132,7 @@ class Workplace:
         nets: networks for each figure.
         device: as for a run.
         threads: as for a run.
-        listener: told of progress.
+        listener: receives the progress.
     """
 
     folder: Path
@@ -156,7 +156,7 @@ class Workplace:
 
     @property
     def quiet(self) -> Listener:
-        """The listener for single runs: their progress, without what each says of itself."""
+        """The listener for single runs: their progress, without their sentences."""
         return dataclasses.replace(self.listener, say=SILENT.say)
 
     def subject(self, point: Point) -> Subject:
@@ -182,7 +182,7 @@ class Workplace:
         )
 
     def file(self, point: Point) -> Path:
-        """Name the file of a point's result: another number of networks is another result."""
+        """Return the path of a point's result, which depends on the number of networks."""
         return (
             self.folder
             / POINTS
@@ -210,7 +210,7 @@ def small_options(data: str | None) -> dict[str, Any]:
 
 
 def paper_data(data: str | None) -> str:
-    """Return the data of a paper preset; an InputError if there are none."""
+    """Return the data of a paper preset; raise an InputError if there are none."""
     if data is None:
         raise InputError(
             "data must be given for the preset paper, which runs on CIFAR-10: --data parquet:PATH"
@@ -219,7 +219,7 @@ def paper_data(data: str | None) -> str:
 
 
 def run_name(config: Given, fingerprint: str) -> str:
-    """Name a run's folder: what it is, and a hash of all that decides its result."""
+    """Name a run's folder: a readable part, and a hash of all that decides its result."""
     known = {**config.flat(), "content": fingerprint}
     for name in ("data", "cache_dir", "device", "threads"):
         known.pop(name)
@@ -241,7 +241,7 @@ def locked(folder: Path, name: str) -> AbstractContextManager[Any]:
 
 
 def work(points: Iterable[Point], workplace: Workplace) -> int:
-    """Do every point that nobody has done or is doing; return how many are still with others."""
+    """Do every point that is neither done nor taken; return how many others still work on."""
     busy = 0
     for point in points:
         target = workplace.file(point)
@@ -268,7 +268,7 @@ def work(points: Iterable[Point], workplace: Workplace) -> int:
 
 
 def provenance(workplace: Workplace) -> dict[str, Any]:
-    """Tell what a result depends on beside its options."""
+    """Return what a result depends on beside its options."""
     return {
         "hardware": hardware(pick_device(workplace.device)),
         "versions": versions(),
@@ -277,7 +277,7 @@ def provenance(workplace: Workplace) -> dict[str, Any]:
 
 
 def run_study(study: Study, points: Sequence[Point], workplace: Workplace, about: str) -> None:
-    """Do a study together with whoever else works on it; write its table, claims and figures.
+    """Do a study together with other processes; write its table, claims and figures.
 
     Args:
         study: tells figures and claims.
@@ -319,7 +319,7 @@ def read_point(path: Path) -> list[Measurement]:
 
 
 def footnote(results: Results, workplace: Workplace) -> str:
-    """Tell what the figures are means over, and what they were measured with."""
+    """Say what the figures are means over, and what they were measured with."""
     machine = provenance(workplace)
     seeds = len({row.seed for row in results.rows})
     nets = (
@@ -336,5 +336,5 @@ def footnote(results: Results, workplace: Workplace) -> str:
 
 
 def counted(number: int, name: str) -> str:
-    """Tell a number of things in words."""
+    """Write a number of things in words."""
     return f"{number} {name}{'s' * (number != 1)}"

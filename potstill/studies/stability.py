@@ -1,4 +1,4 @@
-"""The study of the meta-gradient: its norm, its variance, and what its noise comes from.
+"""The study of the meta-gradient: its norm, its variance, and the sources of its noise.
 
 Source: figures 3 and 11, section 3 and appendix D.3 of Feng, Vedantam & Kempe 2024,
     arXiv:2311.07025.
@@ -52,7 +52,7 @@ FIRST_STEPS = 500
 
 
 class Stability(Courses):
-    """Figures 3 and 11, and what the noise comes from."""
+    """Figures 3 and 11, and the sources of the noise."""
 
     title = "How stable meta-gradients are"
     quantities = (NORM, IMAGE_NORM, JUMPS, VARIANCE, UNEVEN, SPREAD, NOISE)
@@ -178,7 +178,7 @@ class Stability(Courses):
         ]
 
     def noise(self, results: Results, methods: Sequence[str], *names: str) -> Figure:
-        """The noise of some methods by some sources, or by each."""
+        """Draw the noise of some methods, by source."""
         return curves(
             results[NOISE],
             [f"{method}, {SOURCES[name]}" for method in methods for name in names or SOURCES],
@@ -239,7 +239,7 @@ class Stability(Courses):
 
 
 def taken(noise: Noise) -> str:
-    """How a variance is taken."""
+    """Say how a variance is measured."""
     return (
         f"{f'by {noise.signs} signs' if noise.signs else 'exactly'}, the median of "
         f"{noise.unrolls} unrolls"
@@ -247,7 +247,7 @@ def taken(noise: Noise) -> str:
 
 
 def decrease(norm: Table, way: str, *, stable: bool) -> Finding:
-    """Tell whether the norm of a way decreases from the first quarter of its steps to the last.
+    """Judge whether the norm of a way decreases from the first quarter of its steps to the last.
 
     Of a method that is not `stable` the paper says nothing.
     """
@@ -264,7 +264,7 @@ def decrease(norm: Table, way: str, *, stable: bool) -> Finding:
 
 
 def dominant(noise: Table, method: str) -> list[Finding]:
-    """Tell what the noise of a method comes from, at each place where it was measured."""
+    """Return which source a method's noise comes from most, at each step that was measured."""
     ways = {name: f"{method}, {words}" for name, words in SOURCES.items()}
     alone = [name for name in ways if name != "all"]
     findings = []
@@ -285,7 +285,14 @@ def dominant(noise: Table, method: str) -> list[Finding]:
 
 
 def logged(quantity: Quantity, name: str, way: str, subject: Subject) -> list[Measurement]:
-    """What a run logged under a name, at each outer step where it is a number."""
+    """Return what a run logged under a name, at each outer step where it is a number.
+
+    Args:
+        quantity: what the numbers measure.
+        name: in the log.
+        way: what is compared.
+        subject: with the run.
+    """
     records = subject.folder.records()
     return [
         single(quantity, way, record.step, subject, record.value(name), "logged")
@@ -295,13 +302,14 @@ def logged(quantity: Quantity, name: str, way: str, subject: Subject) -> list[Me
 
 
 def finite(value: object) -> bool:
-    """Whether it is a positive number."""
+    """Return whether a value is a positive, finite number."""
     return isinstance(value, float) and 0 < value < math.inf
 
 
 def change(values: Sequence[float]) -> float:
-    """How much a positive quantity changes from place to place: the standard deviation of its
-    logarithm's differences.
+    """Return how much a positive quantity changes from one step to the next.
+
+    It is the standard deviation of the differences of its logarithm.
     """
     logs = [math.log(value) for value in values]
     return statistics.stdev(later - before for before, later in itertools.pairwise(logs))

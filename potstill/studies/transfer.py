@@ -1,5 +1,4 @@
-"""The study of other architectures: how far a set carries, and what distilling for them directly
-gives.
+"""The study of other architectures: transfer of a set, against a set distilled for each.
 
 Source: table 3 and "transfer to wide" in table 1 of Feng, Vedantam & Kempe 2024, arXiv:2311.07025.
 """
@@ -20,7 +19,7 @@ from potstill.studies.runner import Point, Subject, Workplace, paper_data, small
 SOURCE, WIDE = "convnet", "convnet-wide"
 MODELS = (SOURCE, WIDE, "vgg11", "alexnet", "resnet18")
 DIRECT = ("alexnet", "resnet18")
-"""Those that sets are also distilled for."""
+"""Networks that sets are also distilled for."""
 START = {"real": "real images", "gaussian": "noise"}
 
 
@@ -30,18 +29,18 @@ class Scale:
 
     Args:
         options: of every run.
-        widths: of each network; "auto" is its own.
+        widths: of each network; "auto" is its default.
     """
 
     options: Mapping[str, Any]
     widths: Mapping[str, int | str]
 
     def run(self, model: str, seed: int) -> dict[str, Any]:
-        """Options of a run with this network in its inner loop."""
+        """Return the options of a run with this network in its inner loop."""
         return layered(self.options, {"model": model, **self.width(model), "seed": seed})
 
     def width(self, model: str) -> dict[str, Any]:
-        """Give the option that sets a network's width, if it is not its own."""
+        """Return the option that sets a network's width, if it is not the default."""
         return {} if self.widths[model] == "auto" else {"width": self.widths[model]}
 
     def __str__(self) -> str:
@@ -61,8 +60,10 @@ class Scale:
 
 
 def scale_of(preset: str, data: str | None) -> Scale:
-    """What a preset runs: "small" narrow networks on digits or other small data, "paper" the
-    paper's setting on CIFAR-10.
+    """Return the sizes of a preset.
+
+    "small" runs narrow networks on digits or other small data, "paper" is the paper's setting on
+    CIFAR-10.
 
     Raises:
         InputError: "paper" without data.
@@ -124,7 +125,7 @@ class Transfer:
         return found
 
     def direct(self, model: str) -> Callable[[Subject], list[Measurement]]:
-        """A set that was distilled for a network, on it."""
+        """Return a function that measures a set on the network that it was distilled for."""
 
         def measured(subject: Subject) -> list[Measurement]:
             row = subject.bench.of_set(model, subject.distilled, subject.lengths)
@@ -133,7 +134,7 @@ class Transfer:
         return measured
 
     def transfer(self, scale: Scale) -> Callable[[Subject], list[Measurement]]:
-        """A set that was distilled for the ConvNet, on all networks."""
+        """Return a function that measures a set of the ConvNet on all networks."""
 
         def measured(subject: Subject) -> list[Measurement]:
             rows = [
@@ -200,7 +201,7 @@ def direct(model: str) -> str:
 
 
 def bench_for(model: str, scale: Scale, subject: Subject) -> Bench:
-    """The subject's bench with other networks, which take the learning rate that suits them."""
+    """Return the subject's bench with other networks, at the learning rate that suits them."""
     bench, distilled = subject.bench, subject.distilled
     if model == SOURCE:
         return bench

@@ -1,5 +1,4 @@
-"""The studies of the random truncated window by accuracy: sections 3 and 4.3, appendices D.2, D.4
-and D.6.
+"""Studies of window samplers by accuracy: sections 3 and 4.3, appendices D.2, D.4 and D.6.
 
 Source: figures 4, 5, 10 and 12 of Feng, Vedantam & Kempe 2024, arXiv:2311.07025.
 """
@@ -32,7 +31,7 @@ SECONDS = Quantity("seconds for an outer step (median)", STEP, where="Over {:g} 
 
 
 class Windows(Courses):
-    """Figures 4 and 5, and the window that is rather early (section 4.3)."""
+    """Figures 4 and 5, and the window that tends to begin early (section 4.3)."""
 
     title = "Where the window should lie"
     quantities = (COURSE, BEFORE, SECONDS)
@@ -123,7 +122,7 @@ class Windows(Courses):
 
 
 def moves(before: Table, way: str) -> Reading:
-    """Read where a moving window was and for how long, by seed."""
+    """Return where a moving window was and for how long, by seed."""
     stays = []
     for seed in before.cell(way, before.places(way)[0]):
         steps = Counter(before.cell(way, at)[seed] for at in before.places(way))
@@ -133,7 +132,7 @@ def moves(before: Table, way: str) -> Reading:
 
 
 def cost(seconds: Table, *ways: str) -> Claim:
-    """Return how much longer an outer step of some ways takes than RaT-BPTT's."""
+    """Compare the time of an outer step of some ways with that of RaT-BPTT."""
     at = seconds.rows[0].at
     words = "full backpropagation takes three times as long"
     return Claim(
@@ -298,7 +297,7 @@ class InnerOptimizers(Courses):
 
 
 def time_of_a_step(way: str, subject: Subject) -> Measurement:
-    """The median over a run's outer steps."""
+    """Return the median time of a run's outer steps."""
     seconds = [record.seconds for record in subject.folder.records()]
     return single(
         SECONDS,
