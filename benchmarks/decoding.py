@@ -17,7 +17,7 @@ from curves import RESULTS, provenance
 from potstill.config.config import changed, configuration
 from potstill.data.sources import from_arrays, read
 from potstill.distillation.outer import Carried, outer_step
-from potstill.distillation.runs import SILENT, Setup
+from potstill.distillation.setup import SILENT, Setup
 from potstill.registry import PARAMETERISATIONS
 
 SHARED = {"preprocess": "normalize", "unroll": 60, "window": 20, "real_batch": 200}

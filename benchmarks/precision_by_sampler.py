@@ -30,7 +30,8 @@ from curves import RESULTS, provenance
 from potstill.config.config import configuration, options_of_run
 from potstill.data.sources import from_arrays, read
 from potstill.data.splits import Dataset
-from potstill.distillation.runs import Listener, new_run
+from potstill.distillation.runs import new_run
+from potstill.distillation.setup import Listener
 from potstill.evaluation.bench import Bench
 from potstill.evaluation.measuring import fitting
 from potstill.methods import unrolled

@@ -20,7 +20,7 @@ from potstill.config.config import configuration
 from potstill.data.sources import read
 from potstill.diagnosis.variance import Variance, random_signs, real_variance, variance_of
 from potstill.distillation.outer import Carried
-from potstill.distillation.runs import SILENT, Setup
+from potstill.distillation.setup import SILENT, Setup
 from potstill.methods.unrolled import Replay, Trajectory, UnrolledMethod
 
 SAMPLES, SIGNS, PART = 100, 10, 10

@@ -16,7 +16,8 @@ from potstill.data.sources import from_arrays, read, with_weights
 from potstill.data.splits import Dataset
 from potstill.diagnosis.over_a_run import Diagnosis, Noise, recorded_diagnoses
 from potstill.distillation.run_folder import RunFolder
-from potstill.distillation.runs import SILENT, Listener, new_run, resumed_run
+from potstill.distillation.runs import new_run, resumed_run
+from potstill.distillation.setup import SILENT, Listener
 from potstill.distilled.artefact import ARTEFACT, load, recorded_config
 from potstill.distilled.examples import DistilledSet
 from potstill.distributed import ALONE, Ranks

@@ -24,8 +24,8 @@ from potstill.config.options import declared, may_be_auto, options_class
 from potstill.config.sections import DataConfig
 from potstill.data.splits import Dataset, Shape, TensorSplit
 from potstill.distillation.boosting import LEARNED, Rates, Stage
+from potstill.distillation.checkpoints import pack, unpack
 from potstill.distillation.outer import Carried, Hooks, OuterState, Schedule, optimise
-from potstill.distillation.run_folder import pack, unpack
 from potstill.distilled.examples import Block, Recipe
 from potstill.engine.unroll import with_grad
 from potstill.engine.when_to_compile import NetworkFamily

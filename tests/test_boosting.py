@@ -20,7 +20,7 @@ from potstill.data.splits import TensorSplit
 from potstill.distillation.boosting import OnBlocks, Rates, Stage, examples, stage_sizes
 from potstill.distillation.outer import Carried, Hooks, OuterState, Schedule, optimise
 from potstill.distillation.run_folder import RunFolder
-from potstill.distillation.runs import Listener
+from potstill.distillation.setup import Listener
 from potstill.distilled.examples import Block, DistilledSet, Recipe, initial_blocks
 from potstill.engine.compiled_losses import CompiledNetwork
 from potstill.engine.optimizers import Adam

@@ -14,7 +14,7 @@ from potstill.diagnosis.over_a_run import Noise
 from potstill.diagnosis.variance import SOURCES
 from potstill.distillation.boosting import Stage
 from potstill.distillation.outer import Carried
-from potstill.distillation.runs import SILENT, Setup
+from potstill.distillation.setup import SILENT, Setup
 from potstill.methods.base import Examples
 from potstill.methods.unrolled import Replay, UnrolledMethod
 from potstill.registry import STUDIES

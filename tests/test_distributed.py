@@ -19,7 +19,7 @@ import potstill
 from potstill.cli.parser import main
 from potstill.config.config import configuration
 from potstill.distillation import run_folder
-from potstill.distillation.runs import check_dealt
+from potstill.distillation.setup import check_dealt
 from potstill.distributed import ALONE, VARIABLES, Ranks
 from potstill.registry import METHODS, InputError
 

@@ -18,7 +18,7 @@ from potstill.data import augmentation
 from potstill.data.sampling import Weighted
 from potstill.data.splits import TensorSplit
 from potstill.distillation.outer import Interrupted
-from potstill.distillation.runs import Listener
+from potstill.distillation.setup import Listener
 from potstill.distilled.examples import Recipe
 from potstill.engine.when_to_compile import NetworkFamily
 from potstill.evaluation.protocols import DSA

@@ -19,7 +19,7 @@ import potstill
 from potstill.config.config import configuration, options_from_file, options_of_run
 from potstill.distillation import run_folder
 from potstill.distillation.outer import Interrupted
-from potstill.distillation.runs import Listener
+from potstill.distillation.setup import Listener
 from potstill.distilled import artefact
 from potstill.registry import METHODS, InputError
 from potstill.seeds import generator

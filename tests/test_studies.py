@@ -17,7 +17,7 @@ from potstill.cli.parser import main
 from potstill.config.config import DataConfig, changed, configuration
 from potstill.data.sources import read
 from potstill.distillation import run_folder
-from potstill.distillation.runs import Listener
+from potstill.distillation.setup import Listener
 from potstill.distilled.examples import DistilledSet
 from potstill.registry import STUDIES, InputError
 from potstill.reports.plots import Drawing, Series, line_figure

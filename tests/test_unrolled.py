@@ -13,7 +13,7 @@ import potstill
 from potstill.config.config import configuration, resolved
 from potstill.data.splits import TensorSplit
 from potstill.distillation.auto_values import resolve_compile
-from potstill.distillation.runs import Listener
+from potstill.distillation.setup import Listener
 from potstill.distilled.examples import Recipe
 from potstill.engine.compiled_losses import CannotCompile, CompiledNetwork
 from potstill.engine.rows import taken

@@ -23,7 +23,7 @@ from potstill.data.splits import KINDS, require_kind
 from potstill.distillation.auto_values import check_kinds
 from potstill.distillation.outer import Interrupted
 from potstill.distillation.run_folder import RunFolder
-from potstill.distillation.runs import Listener
+from potstill.distillation.setup import Listener
 from potstill.registry import AUGMENTATIONS, MODELS, PARAMETERISATIONS, PREPROCESSING, InputError
 from potstill.reports.features import feature_ranges, row_table
 from potstill.reports.report import write_report
@@ -314,7 +314,7 @@ def test_a_wrong_pair_is_one_sentence_before_anything_is_fitted(
     def never(*_):
         raise AssertionError("the data were prepared first")
 
-    monkeypatch.setattr("potstill.distillation.runs.prepare", never)
+    monkeypatch.setattr("potstill.distillation.setup.prepare", never)
     words = ["distill", "--out", str(tmp_path / "r"), *flags(**{"data": "sklearn:wine", **options})]
     assert main(words) == 2
     error = capsys.readouterr().err.splitlines()[-1]

@@ -15,7 +15,7 @@ from potstill.data.preparation import prepare
 from potstill.data.sampling import Weighted
 from potstill.data.sources import from_arrays, with_weights
 from potstill.distillation.outer import Carried
-from potstill.distillation.runs import SILENT, Setup
+from potstill.distillation.setup import SILENT, Setup
 from potstill.evaluation.hardness import hardness_weights
 from potstill.registry import InputError
 from potstill.seeds import generator

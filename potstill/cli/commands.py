@@ -33,7 +33,7 @@ from potstill.diagnosis.over_a_run import Diagnosis, Noise, recorded_diagnoses
 from potstill.diagnosis.variance import SOURCES
 from potstill.distillation import run_folder, runs
 from potstill.distillation.outer import Interrupted
-from potstill.distillation.runs import Listener
+from potstill.distillation.setup import SILENT, Listener
 from potstill.distilled import artefact, exports
 from potstill.distilled.examples import DistilledSet
 from potstill.distributed import ALONE, Lost, Ranks
@@ -318,7 +318,7 @@ def diagnose(parsed: argparse.Namespace) -> int:
     folder = run_folder.RunFolder.open(parsed.run)
     config = changed(folder.config(), **given_options(parsed))
     with Display() as display, listening(display) as listener:
-        quiet = dataclasses.replace(listener, say=runs.SILENT.say)
+        quiet = dataclasses.replace(listener, say=SILENT.say)
         found = list(
             recorded_diagnoses(folder, config, sources.read(config.data), noise, listener=quiet)
         )

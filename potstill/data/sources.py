@@ -75,8 +75,8 @@ def checked(dataset: Dataset) -> Dataset:
 def read_digits(_: str, config: DataConfig) -> Dataset:
     """Read scikit-learn's 1,797 grey digits of 8 x 8 pixels with values 0 to 16."""
     from sklearn.datasets import (
-        load_digits,
-    )  # here: it takes a second to import and only this source needs it
+        load_digits,  # here: it takes a second to import and only this source needs it
+    )
 
     bunch = load_digits()
     images = (bunch.images[:, None] / 16).astype(np.float32)

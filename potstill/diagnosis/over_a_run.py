@@ -10,9 +10,10 @@ from potstill.config.config import Given
 from potstill.data.splits import Dataset
 from potstill.devices import hardware, pick_device, versions
 from potstill.diagnosis.variance import Variance, noise_sources, real_variance
+from potstill.distillation.checkpoints import steps_done
 from potstill.distillation.outer import Carried
-from potstill.distillation.run_folder import RunFolder, steps_done
-from potstill.distillation.runs import SILENT, Listener, Setup
+from potstill.distillation.run_folder import RunFolder
+from potstill.distillation.setup import SILENT, Listener, Setup
 from potstill.evaluation.records import DIAGNOSIS, DataSource, add_record
 from potstill.methods.unrolled import UnrolledMethod
 from potstill.models import ModelSpec

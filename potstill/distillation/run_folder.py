@@ -4,9 +4,8 @@ It holds config.toml, metrics.jsonl, checkpoints/, distilled.safetensors, distil
 evaluation.json.
 """
 
-import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -28,11 +27,11 @@ from potstill.config.sections import DataConfig
 from potstill.data.preparation import RealData, cut_of
 from potstill.data.preprocessing import Preprocess, restored
 from potstill.distillation.boosting import made_blocks
-from potstill.distillation.outer import Best, Carried, OuterState
+from potstill.distillation.checkpoints import identity, pack, steps_done, unpack
+from potstill.distillation.outer import OuterState
 from potstill.distilled import artefact
 from potstill.distilled.examples import DistilledSet, Recipe
 from potstill.evaluation.records import DIAGNOSIS, EVALUATION
-from potstill.files import with_prefix
 from potstill.parameterisations.base import Parameterisation, from_plain
 from potstill.records.metadata import DataRecord, SetMetadata
 from potstill.records.metrics import StepRecord
@@ -46,17 +45,6 @@ TABLE = "distilled.csv"
 LOCK, REPLACED, PREPARATION = ".lock", ".replaced", "preparation.safetensors"
 INTERRUPTED = "-interrupted"
 """Suffix of a checkpoint that was written at an interruption, not on schedule."""
-MAY_CHANGE = (
-    "data",
-    "cache_dir",
-    "storage",
-    "device",
-    "threads",
-    "steps",
-    "checkpoint_every",
-    "keep_checkpoints",
-)
-"""Options that a resumed run may have changed: data paths, hardware, length and checkpoints."""
 
 
 class Damaged(InputError):
@@ -406,71 +394,3 @@ class RunFolder:
                 f"{config.outer.steps}"
             )
         return unpack({name: tensor.to(device) for name, tensor in tensors.items()}, meta)
-
-
-def identity(config: Resolved) -> dict[str, Any]:
-    """Return the options that a checkpoint depends on, as plain data."""
-    plain: dict[str, Any] = json.loads(files.canonical(config.flat()))
-    nested = config.distilled.boost_blocks > 1  # there the first blocks' last steps are behind us
-    return {
-        name: value
-        for name, value in plain.items()
-        if name not in MAY_CHANGE or (nested and name == "steps")
-    }
-
-
-def steps_done(state: OuterState, config: Resolved) -> int:
-    """Return the outer steps of the whole run up to a state, over all blocks."""
-    return state.carried.stage * config.outer.steps + state.step
-
-
-def pack(state: OuterState) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return a state as tensors and plain data."""
-    tensors: dict[str, Tensor] = {}
-    for name, leaf in state.leaves.items():
-        tensors[f"leaves.{name}"] = leaf
-        for number, moment in enumerate(state.moments[name]):
-            tensors[f"moment{number}.{name}"] = moment
-    carried = state.carried
-    meta: dict[str, Any] = {
-        "step": state.step,
-        "updates": state.updates,
-        "skipped_in_a_row": state.skipped_in_a_row,
-        "clip_average": state.clip_average,
-        "stage": carried.stage,
-        "recipes": list(carried.recipes),
-        "moments": len(next(iter(state.moments.values()), ())),
-    }
-    for part, known in (("method", state.method), ("sampler", carried.sampler)):
-        meta[part] = {name: value for name, value in known.items() if not isinstance(value, Tensor)}
-        tensors |= {
-            f"{part}.{name}": value for name, value in known.items() if isinstance(value, Tensor)
-        }
-    tensors |= {f"earlier.{name}": leaf for name, leaf in carried.earlier.items()}
-    if state.best:
-        tensors |= {f"best.{name}": leaf for name, leaf in state.best.leaves.items()}
-        meta["best"] = {"step": state.best.step, "accuracy": state.best.accuracy}
-    # Cloned: some may be the same tensor, and safetensors refuses shared memory.
-    return {name: tensor.clone() for name, tensor in tensors.items()}, meta
-
-
-def unpack(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> OuterState:
-    """Return the state that `pack` was given."""
-    leaves = with_prefix(tensors, "leaves.")
-    moments = [with_prefix(tensors, f"moment{number}.") for number in range(meta["moments"])]
-    best = Best(leaves=with_prefix(tensors, "best."), **meta["best"]) if "best" in meta else None
-    carried = Carried(
-        meta["stage"],
-        with_prefix(tensors, "earlier."),
-        tuple(meta["recipes"]),
-        {**meta["sampler"], **with_prefix(tensors, "sampler.")},
-    )
-    known = ("step", "updates", "skipped_in_a_row", "clip_average")
-    return OuterState(
-        leaves=leaves,
-        moments={name: tuple(column[name] for column in moments) for name in leaves},
-        method={**meta["method"], **with_prefix(tensors, "method.")},
-        best=best,
-        carried=carried,
-        **{name: meta[name] for name in known},
-    )

@@ -223,8 +223,8 @@ def missing_compiler(device: torch.device) -> str | None:
     except CannotCompile as error:
         return str(error)
     from torch._inductor.cpp_builder import (
-        get_cpp_compiler,
-    )  # here: importing it takes most of a second
+        get_cpp_compiler,  # here: importing it takes most of a second
+    )
 
     try:
         get_cpp_compiler()

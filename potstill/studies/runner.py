@@ -24,8 +24,10 @@ from potstill.data.splits import Dataset
 from potstill.devices import hardware, pick_device, versions
 from potstill.diagnosis.over_a_run import Diagnosis, Noise, diagnose_run
 from potstill.distillation.boosting import made_blocks
-from potstill.distillation.run_folder import RunFolder, steps_done
-from potstill.distillation.runs import SILENT, Listener, new_run, resumed_run
+from potstill.distillation.checkpoints import steps_done
+from potstill.distillation.run_folder import RunFolder
+from potstill.distillation.runs import new_run, resumed_run
+from potstill.distillation.setup import SILENT, Listener
 from potstill.distilled import artefact
 from potstill.distilled.examples import DistilledSet
 from potstill.evaluation.bench import Bench

@@ -1,0 +1,380 @@
+"""All that a run needs, made from a configuration and data."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+import torch
+from torch import Tensor
+
+from potstill.cache import Cache
+from potstill.config.config import Given, Resolved, changed
+from potstill.data.preparation import RealData, cut_of, prepare
+from potstill.data.preprocessing import ZCA_UP_TO, Preprocess
+from potstill.data.splits import NOUNS, Dataset, kind_of, require_kind
+from potstill.devices import keep_freed_memory, pick_device
+from potstill.distillation.auto_values import (
+    check_batch,
+    check_features,
+    check_kinds,
+    check_second_derivative,
+    resolve_auto,
+    resolve_compile,
+)
+from potstill.distillation.boosting import LEARNED, Rates, Stage, examples, with_leaves
+from potstill.distillation.outer import Carried, OuterState, Schedule
+from potstill.distilled.examples import Block, Recipe, initial_blocks
+from potstill.distributed import ALONE, Ranks
+from potstill.engine.compiled_losses import CompiledNetwork
+from potstill.engine.losses import couples_batch
+from potstill.engine.when_to_compile import NetworkFamily, stage_micro_batch
+from potstill.evaluation.scoring import score_set
+from potstill.evaluation.training import Predict, set_batches, train_network
+from potstill.files import checksum, with_prefix
+from potstill.methods.base import Method, Problem, Real, Sizes
+from potstill.models import DEFAULTS, ModelSpec, check_model, fresh, resolve
+from potstill.parameterisations.base import Budget, Parameterisation
+from potstill.records.metrics import StepRecord
+from potstill.registry import METHODS, PARAMETERISATIONS, InputError
+from potstill.seeds import derive
+
+PLACES = ("data", "cache_dir", "storage", "device")
+"""Options that may differ between ranks: paths and devices."""
+
+
+@dataclass(frozen=True)
+class Listener:
+    """How a run reports its progress; every function is optional.
+
+    Args:
+        say: takes a sentence that the user should see.
+        step: takes (record of the step, number of outer steps).
+        work: takes (name of the work, done, total) outside the outer loop.
+        stop: returns whether the user asked to stop.
+    """
+
+    say: Callable[[str], None] = field(default=lambda sentence: None)
+    step: Callable[[StepRecord, int], None] = field(default=lambda record, steps: None)
+    work: Callable[[str, int, int], None] = field(default=lambda what, done, total: None)
+    stop: Callable[[], bool] = field(default=lambda: False)
+
+
+SILENT = Listener()
+
+
+def settings(config: Given | Resolved, identity: str) -> dict[str, Any]:
+    """Return what must be the same on all ranks: the data's hash, and options but `PLACES`."""
+    options = {name: value for name, value in config.flat().items() if name not in PLACES}
+    return {"the hash of the data": identity[:12], **options}
+
+
+def check_dealt(
+    config: Given, method: type[Method], ranks: Ranks, say: Callable[[str], None]
+) -> None:
+    """Check that every rank has work.
+
+    Args:
+        config: the options.
+        method: the method's class.
+        ranks: the processes that share the run.
+        say: receives a sentence if the gain is small.
+    Raises:
+        InputError: a rank would have nothing to do.
+    """
+    if ranks.count == 1:
+        return
+    parts = method.dealt(config.method.options)
+    if parts is None:
+        say(
+            f"method {config.method.name} computes its outer steps on every rank; only evaluation "
+            "is dealt out"
+        )
+    elif parts < ranks.count:
+        raise InputError(
+            f"trajectories must be at least the number of ranks, {ranks.count}, since a step deals "
+            f"them out, got {parts}; give --trajectories {ranks.count}, or start fewer ranks"
+        )
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Everything that a run needs, made from a configuration and data.
+
+    Args:
+        config: the options, resolved.
+        real: the data, preprocessed.
+        blocks: as they are before distillation.
+        method: its class.
+        sizes: how large the run is.
+        networks: makes the networks that the run trains.
+        device: where it computes.
+        cache: keeps what the method prepares.
+        listener: receives the progress.
+        ranks: the processes that share the run.
+    """
+
+    config: Resolved
+    real: RealData
+    blocks: tuple[Block, ...]
+    method: type[Method]
+    sizes: Sizes
+    networks: NetworkFamily
+    device: torch.device
+    cache: Cache
+    listener: Listener
+    ranks: Ranks = ALONE
+
+    @classmethod
+    def of(
+        cls,
+        given: Given,
+        dataset: Dataset,
+        model: ModelSpec | None,
+        listener: Listener,
+        fitted: Preprocess | None = None,
+        ranks: Ranks = ALONE,
+    ) -> "Setup":
+        """Resolve every "auto", prepare the data, and check the network.
+
+        Args:
+            given: the options.
+            dataset: the real data, raw.
+            model: a callable in place of the configuration's model.
+            listener: receives the progress.
+            fitted: the data's preprocessing, if it is known.
+            ranks: the processes that share the run.
+        """
+        device = pick_device(given.run.device)
+        if given.run.threads != "auto":
+            torch.set_num_threads(given.run.threads)
+        keep_freed_memory()
+        method: type[Method] = METHODS[given.method.name]
+        check_dealt(given, method, ranks, listener.say)
+        if given.model.name == "auto":
+            given = changed(given, model=DEFAULTS[dataset.kind])
+        check_kinds(given, dataset.shape, given.model.name if model is None else model)
+        shape, classes, noun = dataset.shape, len(dataset.class_names), NOUNS[dataset.kind]
+        one = block_parameterisation(given, shape, classes)
+        check_batch(given, one, classes)
+        values = one.budget.values
+        if fitted is None and values > ZCA_UP_TO and given.data.preprocess == "zca":
+            listener.say(f"fitting zca to {noun}s of {values:,} values takes minutes")
+        real = prepare(dataset, given.data, device, fitted)
+        for note in (counted(real), *real.notes):
+            listener.say(note)
+        factory = checked_factory(given, model, real.shape, classes, method)
+        if couples_batch(fresh(factory, 0, torch.device("cpu"))):
+            listener.say(
+                "the network has batch norm: batches are taken whole, and memory grows with the "
+                "real batch"
+            )
+        config, sizes = resolve_auto(
+            given, real, one, factory, mapped=dataset.mapped, device=device
+        )
+        parts = [one] * config.distilled.boost_blocks
+        blocks = initial_blocks(config.distilled.init, parts, real.train, config.run.seed, device)
+        networks = NetworkFamily(factory, real.shape, classes, device, config.inner.precision)
+        config, compiled = resolve_compile(
+            config, given.run.compile, method, sizes, networks, listener.say
+        )
+        networks = networks.with_compiled(compiled)
+        cache = method_cache(config, real)
+        if ranks.count > 1:  # "auto", or what is fitted, may come out otherwise on another machine
+            state = {name: tensor.cpu() for name, tensor in real.preprocess.state().items()}
+            fit = {"the fitted preprocessing": checksum(state, {})[:12]}
+            ranks.require_same({**settings(config, real.identity), **fit})
+        return cls(config, real, blocks, method, sizes, networks, device, cache, listener, ranks)
+
+    @property
+    def rates(self) -> Rates:
+        """The outer learning rates."""
+        outer = self.config.outer
+        return Rates(outer.outer_lr, outer.label_lr, self.config.distilled.boost_beta)
+
+    @property
+    def schedule(self) -> Schedule:
+        """How many outer steps each stage takes, and with what optimiser."""
+        outer = self.config.outer
+        optimizer = self.config.outer_optimizer.options
+        return Schedule(
+            outer.steps, optimizer, outer.clip, outer.validate_every, outer.checkpoint_every
+        )
+
+    @property
+    def recipe(self) -> Recipe:
+        """How networks train on the set before a method changes it, for the first length."""
+        return Recipe.of(self.config, self.lengths[0])
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Candidate training lengths, ascending."""
+        return tuple(sorted(set(self.config.evaluation.lengths)))
+
+    def stage(self, state: OuterState | None) -> Stage:
+        """Return the stage that a state belongs to, with the blocks as at its start.
+
+        Without a state it is the first stage.
+        """
+        if state is None:
+            return Stage(self.blocks[:1], self.rates)
+        known = self.blocks[: state.carried.stage + 1]
+        return Stage(with_leaves(known, {**state.carried.earlier, **state.leaves}), self.rates)
+
+    def problem(self, stage: Stage, carried: Carried) -> Problem:
+        """Return what the method works on in a stage, with real batches drawn as a state says."""
+        seed, number = self.config.run.seed, stage.number
+        batch = self.sizes.batches[number]
+        compiled = self.networks.compiled is not None
+        sampling = self.config.real_sampler.options
+        real = Real(
+            self.real.train,
+            len(self.real.class_names),
+            self.config.outer.real_batch,
+            self.config.inner.augment,
+            self.sizes.real_micro_batch,
+            sampling.sampler(carried.sampler, self.real.weights),
+        )
+        return Problem(
+            real,
+            self.networks,
+            stage.labels,
+            self.recipe,
+            derive(seed, "block", number) if number else seed,
+            self.device,
+            stage_micro_batch(batch, self.sizes.batch, self.sizes.micro_batch, compiled=compiled),
+            cut_of(self.config.data, self.real.identity),
+            self.ranks,
+        )
+
+    def make_method(self, stage: Stage, carried: Carried) -> Method:
+        """Make the method for a stage and prepare it."""
+        method = self.method(self.problem(stage, carried), self.config.method.options)
+        method.prepare(self.cache)
+        return method
+
+    def begin(self, stage: Stage, method: Method, recipes: tuple[Any, ...] = ()) -> OuterState:
+        """Make the outer loop's state before a stage's first step.
+
+        Its moments and clip average are fresh: Algorithm 2 calls the distiller.
+        """
+        state, learnables = method.start()
+        leaves = {LEARNED + name: one.value for name, one in learnables.items()}
+        carried = Carried(stage.number, stage.earlier, recipes)
+        optimizer = self.config.outer_optimizer.options
+        return OuterState.start({**stage.learned, **leaves}, state, optimizer, carried)
+
+    def recipe_at(self, method: Method, leaves: Any, state: OuterState) -> Recipe:
+        """Return how networks train on the set at these leaves, with what the method learned."""
+        return method.recipe(self.recipe, with_prefix(leaves, LEARNED), state.method)
+
+    @property
+    def compiled_evaluation(self) -> CompiledNetwork | None:
+        """The compiled derivatives, if networks are the same in training and evaluation."""
+        compiled = self.networks.compiled
+        return None if compiled is None or couples_batch(compiled.model.module) else compiled
+
+    def validation_scores(
+        self, blocks: tuple[Block, ...], recipe: Recipe, lengths: Sequence[int], **how: Any
+    ) -> Tensor:
+        """Measure networks trained on blocks on the validation split, with fixed seeds.
+
+        Returns:
+            (networks, lengths) accuracies, fractions.
+        """
+        both, labels = examples(blocks), torch.cat([block.labels for block in blocks])
+        return score_set(
+            both["images"],
+            both["targets"],
+            labels,
+            recipe,
+            self.networks.factory,
+            lengths=lengths,
+            splits=(self.real.validation,),
+            nets=self.config.evaluation.validation_nets,
+            seed=derive(self.config.run.seed, "validation"),
+            device=self.device,
+            compiled=self.compiled_evaluation,
+            ranks=self.ranks,
+            **how,
+        )[:, :, 0]
+
+    def sampler_state(
+        self, blocks: tuple[Block, ...], recipe: Recipe, stage: int, step: int
+    ) -> Any:
+        """Make a new state of the sampler of real images, from networks trained on the blocks.
+
+        Args:
+            blocks: the set.
+            recipe: how the networks train on it.
+            stage: index of the stage.
+            step: outer step of the stage.
+        """
+        both, labels = examples(blocks), torch.cat([block.labels for block in blocks])
+
+        def trained(own: int) -> Predict:
+            module = fresh(self.networks.factory, own, self.device)
+            batch = set_batches(both["images"], both["targets"], labels, recipe, own)
+            (predict,) = train_network(module, batch, recipe, (recipe.steps,), own)
+            return predict
+
+        seed = derive(self.config.run.seed, "hardness", stage, step)
+        sampling = self.config.real_sampler.options
+        return sampling.refresh(trained, self.real.train, seed, self.listener.work)
+
+
+def counted(real: RealData) -> str:
+    """Say how many images each split has."""
+    size = " x ".join(map(str, real.shape)) + " features" * (real.kind == "vector")
+    counts = (
+        f"{len(real.train):,} train, {len(real.validation):,} validation and "
+        f"{len(real.test):,} test"
+    )
+    return f"{counts} {NOUNS[real.kind]}s of {size} in {len(real.class_names)} classes"
+
+
+def block_parameterisation(config: Given | Resolved, shape: Any, classes: int) -> Parameterisation:
+    """Make the parameterisation of each block.
+
+    Raises:
+        InputError: the budget or an option does not fit the images.
+    """
+    name = config.parameterisation.name
+    chosen: type[Parameterisation] = PARAMETERISATIONS[name]
+    require_kind(kind_of(tuple(shape)), f"parameterisation {name}", chosen, "use --param pixels")
+    distilled = config.distilled
+    budget = Budget(tuple(shape), classes, distilled.ipc_of_block, distilled.learn_labels)
+    return chosen.fitting(budget, config.parameterisation.options)
+
+
+def checked_factory(
+    config: Given, model: ModelSpec | None, shape: Any, classes: int, method: type[Method]
+) -> Any:
+    """Return the factory of networks, checked for what the method needs.
+
+    Args:
+        config: the options.
+        model: a callable in place of the configuration's model.
+        shape: of an example.
+        classes: number of classes.
+        method: the method's class.
+    """
+    name = config.model.name
+    options = dataclasses.asdict(config.model.options)
+    factory = resolve(name if model is None else model, shape, classes, **options)
+    check_model(name, factory, shape, classes)
+    if method.needs.second_derivative:
+        check_second_derivative(name, factory, shape, classes)
+    if method.needs.features:
+        check_features(name, factory, shape, config.method.name)
+    return factory
+
+
+def method_cache(config: Resolved, real: RealData) -> Cache:
+    """Make the cache of what the method prepares for these data and its options."""
+    folder = config.data.cache_dir or platformdirs.user_cache_path("potstill")
+    return Cache(
+        Path(folder) / "prepared", [cut_of(config.data, real.identity), config.tables()["method"]]
+    )
