@@ -174,9 +174,7 @@ def add_evaluate(commands: Commands) -> None:
         "potstill evaluate runs/digits --nets 10",
         "RUN_OR_FILE [options]",
     )
-    evaluate.add_argument(
-        "path", type=Path, metavar="RUN_OR_FILE", help="a run's folder, or a distilled.safetensors"
-    )
+    add_set(evaluate)
     which = evaluate.add_mutually_exclusive_group()
     which.add_argument(
         "--ipc",
@@ -199,14 +197,11 @@ def add_export(commands: Commands) -> None:
         "potstill export runs/digits --format folder",
         "RUN_OR_FILE [options]",
     )
-    export.add_argument(
-        "path", type=Path, metavar="RUN_OR_FILE", help="a run's folder, or a distilled.safetensors"
-    )
+    add_set(export)
     export.add_argument(
         "--format", choices=list(EXPORTS),
         help="an annotated grid, one PNG an image in class folders, CSV of vectors, Hugging Face "
-             "parquet, NumPy arrays (default: "
-        "by the suffix of --out, else png, or csv of vectors)",
+        "parquet, NumPy arrays (default: by the suffix of --out, else png, or csv of vectors)",
     )  # fmt: skip
     export.add_argument(
         "--out", type=Path, help="file or folder to write (default: beside the set)"
@@ -386,6 +381,13 @@ def at_least(least: int) -> Callable[[str], int]:
         return int(text)
 
     return whole
+
+
+def add_set(parser: argparse.ArgumentParser) -> None:
+    """Add the argument that names a distilled set."""
+    parser.add_argument(
+        "path", type=Path, metavar="RUN_OR_FILE", help="a run's folder, or a distilled.safetensors"
+    )
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:
