@@ -27,7 +27,14 @@ from potstill.studies.results import (
     Results,
     Table,
 )
-from potstill.studies.runner import Point, Subject, Workplace, paper_data, small_options
+from potstill.studies.runner import (
+    OFTEN_VALIDATED,
+    Point,
+    Subject,
+    Workplace,
+    paper_data,
+    small_options,
+)
 
 FULL, STANDARD, SHARES = "all real images", "uniform real batches", "train images"
 NAMES = {MORE: "more", NEVER: "never learned"}
@@ -109,12 +116,7 @@ def scale_of(preset: str, data: str | None) -> Scale:
         InputError: "paper" without data.
     """
     if preset == "small":
-        shared = {
-            **small_options(data),
-            "validate_every": 25,
-            "validation_nets": 2,
-            "lengths": (100, 300),
-        }
+        shared = {**small_options(data), **OFTEN_VALIDATED}
         if shared["data"] == "digits":
             return Scale(
                 {**shared, "unroll": 60, "window": 20, "steps": 150},

@@ -18,7 +18,14 @@ from potstill.studies.boosting import RANDOM, lines
 from potstill.studies.claims import Claim, Finding, Reading, compared
 from potstill.studies.over_time import STEP, curves, single
 from potstill.studies.results import ACCURACY, Measurement, Quantity, Results, Table
-from potstill.studies.runner import Point, Subject, Workplace, paper_data, small_options
+from potstill.studies.runner import (
+    OFTEN_VALIDATED,
+    Point,
+    Subject,
+    Workplace,
+    paper_data,
+    small_options,
+)
 
 BUDGET = "images per class of the budget"
 ACCURACY_BY_BUDGET = Quantity(ACCURACY, BUDGET, percent=True, where="At {:g} a class")
@@ -86,12 +93,7 @@ def scale_of(preset: str, data: str | None) -> Scale:
         InputError: "paper" without data.
     """
     if preset == "small":
-        shared = {
-            **small_options(data),
-            "validate_every": 25,
-            "validation_nets": 2,
-            "lengths": (100, 300),
-        }
+        shared = {**small_options(data), **OFTEN_VALIDATED}
         if shared["data"] == "digits":
             return Scale(
                 {ipc: {**shared, "unroll": 60, "window": 20, "steps": 150} for ipc in (1, 2)}

@@ -196,6 +196,10 @@ class Workplace:
         return run_name(point.config, self.dataset.fingerprint)
 
 
+OFTEN_VALIDATED = {"validate_every": 25, "validation_nets": 2, "lengths": (100, 300)}
+"""Options of small presets whose runs are followed by validation accuracy."""
+
+
 def small_options(data: str | None) -> dict[str, Any]:
     """Return the options that small presets share: minutes on two CPU cores, on small data."""
     options = {
