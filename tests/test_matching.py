@@ -223,7 +223,10 @@ def test_a_run_is_resumed_evaluated_and_reported(tmp_path, capsys):
     )
     assert (row["steps"], row["lr"]) == (1001, 0.01)
     assert main(["report", str(whole)]) == 0
-    assert "Real examples in a step" in (whole / "report.html").read_text()
+    page = (whole / "report.html").read_text()
+    assert "Real examples in a step" in page
+    assert "How far apart random networks see real and synthetic images" in page
+    assert "trains a network on the synthetic" not in page
     assert main(["diagnose", str(whole)]) == 2
     assert "the noise of dm cannot be taken apart, it does not unroll" in capsys.readouterr().err
 

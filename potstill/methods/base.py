@@ -273,6 +273,12 @@ class Method(ABC):
     needs: ClassVar[Needs] = Needs()
     defaults: ClassVar[Mapping[str, Any]] = {}
     """Options of potstill -> their defaults for this method."""
+    step_words: ClassVar[str] = (
+        "Each outer step moves the synthetic {noun}s so that the method's loss falls."
+    )
+    """What a step does, for reports; {noun} is what an example is called."""
+    loss_words: ClassVar[str] = "What the method lowers by moving the synthetic {noun}s."
+    """What the loss is, for reports, likewise."""
     remedy: ClassVar[str] = "lower --outer-lr"
     """What to change when the gradient is not finite."""
 

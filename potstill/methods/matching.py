@@ -46,6 +46,14 @@ class DistributionMatching(Method):
     """
 
     Options: ClassVar[type] = DistributionOptions
+    step_words: ClassVar[str] = (
+        "Each outer step shows real and synthetic {noun}s to a random network, and changes the "
+        "synthetic ones so that it sees both alike on average."
+    )
+    loss_words: ClassVar[str] = (
+        "How far apart random networks see real and synthetic {noun}s on average, class by class. "
+        "Lower is better; the floor is above 0, since a step sees a part of the real {noun}s."
+    )
     needs: ClassVar[Needs] = Needs(
         features=True, targets="classes", unused=("real_batch",), augment=DSA
     )

@@ -180,6 +180,14 @@ class UnrolledMethod(Method):
 
     Options: ClassVar[type[UnrollOptions]] = UnrollOptions
     needs: ClassVar[Needs] = Needs(second_derivative=True)
+    step_words: ClassVar[str] = (
+        "Each outer step trains a network on the synthetic {noun}s, tests it on real training "
+        "{noun}s, and changes the synthetic ones so that the next network does better."
+    )
+    loss_words: ClassVar[str] = (
+        "How badly networks trained on the synthetic {noun}s do on real training {noun}s. Lower is "
+        "better."
+    )
     remedy: ClassVar[str] = "lower --inner-lr, --unroll or --window"
     options: UnrollOptions
 

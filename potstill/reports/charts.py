@@ -8,6 +8,7 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from potstill.methods.base import Method
 from potstill.records.metrics import Figure
 from potstill.reports.plots import Marks, Series, inline_svg, line_figure
 from potstill.reports.run_summary import Log, Measured, Numbers
@@ -22,8 +23,7 @@ CURVES = (
     (
         "loss",
         "Outer loss",
-        "How badly networks trained on the synthetic {noun}s do on real "
-        "training {noun}s. Lower is better.",
+        "{loss}",
         "as it is",
     ),
     (
@@ -56,16 +56,25 @@ class Chart:
     svg: Markup
 
 
-def log_charts(logs: Mapping[str, Log], prefix: str, noun: str = "image") -> list[Chart]:
+def log_charts(
+    logs: Mapping[str, Log],
+    prefix: str,
+    noun: str = "image",
+    loss_words: str = Method.loss_words,
+) -> list[Chart]:
     """Draw the curves of a run, or of several overlaid; quantities that no run logged are left out.
 
     Args:
         logs: a run's name -> what it logged.
         prefix: of the ids in the figures, unique in the page.
         noun: what an example is called.
+        loss_words: what the loss is, of `Method.loss_words`.
     """
+    loss = loss_words.format(noun=noun)
     charts = [
-        logged_chart(logs, key, title, caption.format(noun=noun), axis, f"{prefix}-{key}")
+        logged_chart(
+            logs, key, title, caption.format(noun=noun, loss=loss), axis, f"{prefix}-{key}"
+        )
         for key, title, caption, axis in CURVES
     ]
     charts.insert(1, validation_chart(logs, f"{prefix}-validation", noun))

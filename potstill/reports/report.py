@@ -9,7 +9,8 @@ import potstill
 from potstill.config.config import to_toml
 from potstill.evaluation.records import Row
 from potstill.files import write
-from potstill.registry import InputError
+from potstill.methods.base import Method
+from potstill.registry import METHODS, InputError
 from potstill.reports.charts import Chart, budget_chart, log_charts
 from potstill.reports.features import Ranges, RowTable, feature_ranges, row_table
 from potstill.reports.gallery import Gallery, StoredPictures, gallery, stored_pictures
@@ -48,6 +49,7 @@ class RunPage:
         rows: its vectors, if it has any.
         ranges: the ranges of their features.
         stored: the stored tensors, if images are decoded from them.
+        step_words: what an outer step of its method does.
         charts: its curves.
         tables: its evaluations: lines that were measured alike, and how.
         budgets: accuracy against images per class, if it was measured at several.
@@ -66,6 +68,7 @@ class RunPage:
     rows: RowTable | None
     ranges: Ranges | None
     stored: StoredPictures | None
+    step_words: str
     charts: list[Chart]
     tables: list[tuple[list[Row], str]]
     budgets: Chart | None
@@ -168,13 +171,20 @@ def run_page(run: RunSummary, anchor: str) -> RunPage:
         row_table(distilled) if distilled and vectors else None,
         feature_ranges(distilled) if distilled and vectors else None,
         stored_pictures(distilled) if distilled and not vectors else None,
-        log_charts({run.name: run.log}, anchor, run.noun),
+        METHODS[run.config.method.name].step_words.format(noun=run.noun),
+        log_charts({run.name: run.log}, anchor, run.noun, loss_words([run])),
         tables(run.measured, f"{run.noun}s"),
         budget_chart(run.measured, f"{anchor}-budgets", run.noun),
         facts(run),
         commands(run),
         to_toml(run.config),
     )
+
+
+def loss_words(runs: Sequence[RunSummary]) -> str:
+    """Return what the loss of runs is, in words; of several methods only what all share."""
+    words = {METHODS[run.config.method.name].loss_words for run in runs}
+    return words.pop() if len(words) == 1 else Method.loss_words
 
 
 def tables(measured: Sequence[Measured], noun: str = "images") -> list[tuple[list[Row], str]]:
@@ -220,5 +230,5 @@ def compared(runs: Sequence[RunSummary]) -> Comparison:
             for name, distilled in pictured.items()
         },
         any(distilled.learned_labels for distilled in sets.values()),
-        log_charts({run.name: run.log for run in runs}, "all", runs[0].noun),
+        log_charts({run.name: run.log for run in runs}, "all", runs[0].noun, loss_words(runs)),
     )
