@@ -397,8 +397,7 @@ def last_line(result: dict[str, Any]) -> str:
     return (
         f"float32_speedup={speedup['float32']:.2f} bfloat16_speedup={speedup['bfloat16']:.2f} "
         f"memory_ratio_float32_m10={ratio['float32']:.1f} "
-        f"memory_ratio_bfloat16_m10={ratio['bfloat16']:.1f} "
-        f"memory_m80_over_m20={flat:.2f} "
+        f"memory_ratio_bfloat16_m10={ratio['bfloat16']:.1f} memory_m80_over_m20={flat:.2f} "
         f"limit_multiple_float32={multiple['float32']['multiple']:.2f} "
         f"limit_multiple_bfloat16={multiple['bfloat16']['multiple']:.2f}"
     )

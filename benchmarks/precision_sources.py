@@ -135,9 +135,8 @@ class Bench:
             norm="instance",
         )
         module = fresh(factory, derive(seed, "start"), CPU).to(dtype)
-        models = [
-            FlatModel(module, precision.replace("64", "32")) for precision in precisions
-        ]  # float32: as the module
+        # Float32: as the module.
+        models = [FlatModel(module, precision.replace("64", "32")) for precision in precisions]
         losses = [cross_entropy(model) for model in models]
         rule: Optimizer = Adam() if case.optimizer == "adam" else SGD()
         rows = torch.randperm(len(self.real.train), generator=generator(seed, "real"))[:REAL]

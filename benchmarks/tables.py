@@ -399,8 +399,7 @@ def vectors() -> str:
         lines.append(f"| {' | '.join(cells)} |\n")
     sizes = "; ".join(
         f"{name}: {whole['shape'][0]} features, {whole['classes']} classes, {whole['validation']} "
-        "validation and "
-        f"{whole['test']} test rows"
+        f"validation and {whole['test']} test rows"
         for name, whole in result["all_rows"].items()
     )
     count = result["rows"][0]["distilled"]["n"]

@@ -43,9 +43,8 @@ def main() -> None:
     known = parser.parse_args()
     curves = {}
     for count, real in SETTINGS:
-        cost = count * (
-            known.step + known.real * (real - 250) / 1000
-        )  # every trajectory has a real batch
+        # Every trajectory has a real batch.
+        cost = count * (known.step + known.real * (real - 250) / 1000)
         steps = max(2, round(known.seconds / cost))
         curves[f"K {count}, real batch {real}"] = curve(
             known.work / f"trajectories-{count}-{real}-{known.seed}",

@@ -123,9 +123,8 @@ def main() -> None:
     result = {
         "command": "python benchmarks/vectors.py",
         "protocol": f"{SEEDS} distilling seeds x {NETS} fresh networks; setting, outer step and "
-        "training length chosen on "
-        "validation rows; random: other rows for each network, the same recipe; test rows chose "
-        "nothing",
+        "training length chosen on validation rows; random: other rows for each network, the same "
+        "recipe; test rows chose nothing",
         "settings": SETTINGS,
         "common": COMMON,
         "rows": rows,

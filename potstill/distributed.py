@@ -221,8 +221,7 @@ class Ranks:
                 if here != there:
                     raise InputError(
                         f"{name} must be the same on all ranks, rank 0 has {here} and rank {rank} "
-                        "has "
-                        f"{there}; start every rank with the same command and the same data"
+                        f"has {there}; start every rank with the same command and the same data"
                     )
 
 
@@ -291,8 +290,8 @@ class Link:
                 raise Lost(self.cause)
             for rank in self.silent(self.patience):
                 raise Lost(
-                    f"rank {rank} of {self.count} is gone: no sign of life for "
-                    f"{self.patience:.0f} s"
+                    f"rank {rank} of {self.count} is gone: no sign of life for {self.patience:.0f} "
+                    "s"
                 )
             time.sleep(min(MOST_POLL, max(POLL, 0.02 * (time.monotonic() - began))))
 

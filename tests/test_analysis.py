@@ -124,9 +124,8 @@ def test_random_signs_have_no_bias():
         for signs in itertools.product((1.0, -1.0), repeat=n)
     ]
     found = variance_by_signs(gradient, n, every)
-    assert found.per_entry == pytest.approx(
-        exact.per_entry, rel=1e-6
-    )  # weights such as 1 / n are rounded
+    # Weights such as 1 / n are rounded.
+    assert found.per_entry == pytest.approx(exact.per_entry, rel=1e-6)
     assert found.norm == pytest.approx(exact.norm, rel=1e-6)
     assert found.power == pytest.approx(exact.power, rel=1e-6)
     single = [variance_by_signs(gradient, n, [signs]).per_entry for signs in every]
@@ -157,9 +156,8 @@ def drawn_signs(seed: int, outer_step: int) -> Tensor:
 def test_the_mean_of_the_samples_is_the_meta_gradient_of_the_step():
     tested = method_of()
     estimate = tested.estimate(EXAMPLES, {}, tested.start()[0], STEP)
-    found = real_variance(
-        tested, EXAMPLES, {}, tested.start()[0], STEP, samples=20
-    )  # as many as the real batch has
+    # As many as the real batch has.
+    found = real_variance(tested, EXAMPLES, {}, tested.start()[0], STEP, samples=20)
     assert found.norm == pytest.approx(float(estimate.grads["images"].norm()), rel=1e-9)
     dealt = real_variance(tested, EXAMPLES, {}, tested.start()[0], STEP, samples=5, size=4)
     assert dealt.norm == pytest.approx(found.norm, rel=1e-9)
@@ -167,9 +165,8 @@ def test_the_mean_of_the_samples_is_the_meta_gradient_of_the_step():
 
 def test_the_norms_that_a_step_logs():
     tested = method_of(unroll=1, window=1)
-    recipe = dataclasses.replace(
-        tested.problem.recipe, classes_per_batch=1
-    )  # a single image is in a batch
+    # A single image is in a batch.
+    recipe = dataclasses.replace(tested.problem.recipe, classes_per_batch=1)
     tested.problem = dataclasses.replace(tested.problem, recipe=recipe)
     estimate = tested.estimate(EXAMPLES, {}, tested.start()[0], STEP)
     norms = estimate.grads["images"].flatten(1).norm(dim=1)

@@ -259,9 +259,8 @@ def test_a_shared_draw_changes_the_same_image_alike_in_batches_of_any_size(opera
         drawn = augmentation.shared_draw((operation,), generator(seed))
         whole, few = augmentation.apply(images, drawn), augmentation.apply(images[2:4], drawn)
         torch.testing.assert_close(few, whole[2:4], rtol=0, atol=1e-12)
-        twin = augmentation.apply(
-            images[:1].expand(7, -1, -1, -1), drawn
-        )  # every image of a batch is changed alike
+        # Every image of a batch is changed alike.
+        twin = augmentation.apply(images[:1].expand(7, -1, -1, -1), drawn)
         torch.testing.assert_close(twin, twin[:1].expand(7, -1, -1, -1), rtol=0, atol=1e-12)
         torch.testing.assert_close(
             augmentation.apply(images[5:], drawn.rows(torch.tensor([5, 6]))),

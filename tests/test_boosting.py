@@ -121,9 +121,8 @@ def test_beta_multiplies_the_learning_rates_of_old_blocks_and_at_0_they_are_no_v
     )
     strong, method = stage(2)
     assert list(strong.rules({})) == ["1.images", "1.targets"]
-    assert [name for name, rule in strong.rules({}).items() if rule.clipped] == [
-        "1.images"
-    ]  # the norm is of what can move
+    # The norm is of what can move.
+    assert [name for name, rule in strong.rules({}).items() if rule.clipped] == ["1.images"]
     assert list(strong.earlier) == ["0.images", "0.targets"]
     state = begun(strong, method)
     assert (state.updates, state.clip_average, state.step) == (0, None, 0)

@@ -59,9 +59,8 @@ def test_compiled_derivatives_equal_plain_ones(network):
             strict=True,
         ):
             assert_equal(found, expected, network)
-    assert (
-        compiled.compilations == 2
-    )  # one for each kind, none anew for the second network or the second call
+    # One for each kind, none anew for the second network or the second call.
+    assert compiled.compilations == 2
 
 
 def test_only_a_new_shape_of_batch_is_compiled_anew():

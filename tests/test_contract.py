@@ -353,9 +353,8 @@ def test_a_strangers_method_distils_resumes_boosts_evaluates_reports_and_exports
     assert FOREIGN in page
     exported = run("export", whole, "--format", "npz", "--out", tmp_path / "x.npz", cache=tmp_path)
     assert exported.returncode == 0, exported.stderr
-    copied = (
-        tmp_path / "shared.safetensors"
-    )  # as one who has the file and no package of the stranger's
+    # As one who has the file and no package of the stranger's.
+    copied = tmp_path / "shared.safetensors"
     shutil.copy(whole / "distilled.safetensors", copied)
     alone = [sys.executable, "-m", "potstill.cli.parser", "evaluate", str(copied), "--nets", "1"]
     assert subprocess.run(alone, capture_output=True, check=False).returncode == 0

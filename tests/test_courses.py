@@ -203,9 +203,9 @@ def test_the_greatest_source_is_named_only_if_the_seeds_agree():
     )
     (finding,) = dominant(agreed, "rat-bptt")
     assert sentence(finding) == (
-        "After 1 outer steps, of the squared length of rat-bptt's meta-gradient varies with "
-        "a new real batch: 10.0 ± 0.0 %; a new start: 50.0 ± 14.1 %; a new window: 10.0 ± 0.0 %; "
-        "all new: 60.0 ± 14.1 %; the start gives the most in all seeds."
+        "After 1 outer steps, of the squared length of rat-bptt's meta-gradient varies with a new "
+        "real batch: 10.0 ± 0.0 %; a new start: 50.0 ± 14.1 %; a new window: 10.0 ± 0.0 %; all "
+        "new: 60.0 ± 14.1 %; the start gives the most in all seeds."
     )
     assert finding.readings[1].values == (0.6, 0.4)
     split = noise_table(

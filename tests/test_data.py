@@ -235,9 +235,8 @@ def test_a_conversion_is_found_without_reading_a_header(tmp_path, monkeypatch):
 
     monkeypatch.setattr(folders, "scan", never)
     assert np.array_equal(read(config).train.images, first.train.images)
-    monkeypatch.setattr(
-        folders, "MAPPED_ABOVE_BYTES", 10**9
-    )  # small data are read into memory, whatever lies in the cache
+    # Small data are read into memory, whatever lies in the cache.
+    monkeypatch.setattr(folders, "MAPPED_ABOVE_BYTES", 10**9)
     with pytest.raises(AssertionError):
         read(config)
 

@@ -69,9 +69,8 @@ def test_the_command_prints_a_table_and_writes_what_it_measured(run, capsys):
     assert noise["share"] == pytest.approx(noise["entries"] * noise["per_entry"] / noise["power"])
     assert f"{100 * noise['share']:.0f} %" in told
     assert main(["diagnose", str(run), "--samples", "5"]) == 0
-    assert (
-        main(["diagnose", str(run), "--samples", "5"]) == 0
-    )  # the same again replaces, another does not
+    # The same again replaces, another does not.
+    assert main(["diagnose", str(run), "--samples", "5"]) == 0
     records, unreadable = read_records(run / DIAGNOSIS, DiagnosisRecord)
     assert ([record.settings.signs for record in records[-2:]], unreadable) == ([3, 0], 0)
 

@@ -73,9 +73,8 @@ def test_forgetting_events_are_those_of_a_plain_loop(tmp_path, monkeypatch):
     def never(*args, **how):
         raise AssertionError
 
-    monkeypatch.setattr(
-        "potstill.evaluation.hardness.train_network", never
-    )  # what is known is not done again
+    # What is known is not done again.
+    monkeypatch.setattr("potstill.evaluation.hardness.train_network", never)
     assert torch.equal(
         forgetting(split, RECIPE, linear, 3, folder=tmp_path, **options).events, found.events
     )
@@ -126,12 +125,13 @@ HARD = {
 def test_a_run_scores_on_schedule_says_what_it_costs_and_resumes_to_the_byte(tmp_path):
     whole = potstill.distill(**HARD, out=tmp_path / "whole")
     records = run_folder.RunFolder(tmp_path / "whole").records()
+    # Before steps 2, 5, 8, 11.
     assert [record.step for record in records if record.hardness_seconds is not None] == [
         3,
         6,
         9,
         12,
-    ]  # before steps 2, 5, 8, 11
+    ]
     plain = potstill.distill(**QUICK)
     assert not torch.equal(whole.images, plain.images)
     interrupted_run(tmp_path / "cut", 7, **HARD)

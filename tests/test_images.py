@@ -386,9 +386,8 @@ def test_a_text_file_named_png_is_named(tmp_path):
         load(tmp_path / "set", tmp_path)
 
 
-@pytest.mark.parametrize(
-    "size", [(40, 40), (40, 30)]
-)  # of a PNG that is no square, the EXIF data are read before the pixels
+# Of a PNG that is no square, the EXIF data are read before the pixels.
+@pytest.mark.parametrize("size", [(40, 40), (40, 30)])
 @pytest.mark.parametrize("suffix", ["jpeg", "png", "bmp", "gif", "tiff"])
 def test_a_truncated_image_is_named(suffix, size, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)

@@ -563,9 +563,8 @@ class StraightThrough(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         hidden = self.first(inputs.flatten(1)).tanh()
-        hidden = (
-            hidden + (hidden.square() - hidden).detach()
-        )  # the value of a square, the derivative of the identity
+        # The value of a square, the derivative of the identity.
+        hidden = hidden + (hidden.square() - hidden).detach()
         return self.second(hidden)
 
 

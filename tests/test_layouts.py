@@ -56,9 +56,8 @@ def test_tiny_imagenet_tests_on_its_validation_images(tiny, tmp_path):
         [0, 0, 0, 1, 1, 1],
     )
     assert (shades(dataset.test), dataset.test.labels.tolist()) == ([50, 200, 201], [0, 1, 1])
-    assert [note.partition(" holds")[0] for note in dataset.notes] == [
-        str(tiny / "test")
-    ]  # not used, and that is said
+    # Not used, and that is said.
+    assert [note.partition(" holds")[0] for note in dataset.notes] == [str(tiny / "test")]
 
 
 def test_other_classes_in_its_list_are_other_data(tiny, tmp_path):

@@ -176,9 +176,8 @@ def size(name: str, shape=(3, 32, 32), **options) -> int:
 
 
 def test_parameters_are_as_many_as_published():
-    assert (
-        size("resnet18", norm="batch") == 11_173_962
-    )  # with the stem for CIFAR, as its well-known implementation has it
+    # With the stem for CIFAR, as its well-known implementation has it.
+    assert size("resnet18", norm="batch") == 11_173_962
     # torchvision's vgg11 has 9,220,480 in its convolutions; then a linear layer on 512 features.
     assert size("vgg11", norm="none") == 9_220_480 + 5_130
     # Convolutions of 5, 5, 3, 3 and 3 pixels with biases, 192 maps of 4 x 4 to the linear layer.

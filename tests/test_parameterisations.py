@@ -88,13 +88,11 @@ def test_the_bytes_by_arithmetic():
     basis = fitting("basis", shape, 10, 1)  # (1 x 3,072 x 10 - 16 x 768) / (10 x 16) = 115.2
     assert (basis.per_class, basis.floats) == (115, 16 * 768 + 1150 * 16)
     assert 30_720 - basis.floats < 10 * 16
-    assert (
-        fitting("basis", shape, 10, 10).per_class == 1843
-    )  # the authors' example, 16 bases at half the resolution
+    # The authors' example, 16 bases at half the resolution.
+    assert fitting("basis", shape, 10, 10).per_class == 1843
     factorised = fitting("factorised", shape, 10, 1, hallucinators=5)
-    networks = 5 * (
-        2 * 27 * 3 + 2 * 768
-    )  # two convolutions of 3 x 3 x 3 x 3, a scale and a shift of 3 x 16 x 16
+    # Two convolutions of 3 x 3 x 3 x 3, a scale and a shift of 3 x 16 x 16.
+    networks = 5 * (2 * 27 * 3 + 2 * 768)
     assert factorised.floats == networks + 2 * 10 * 768
     assert factorised.per_class == 2 * 5
     assert 30_720 - factorised.floats < 10 * 768
@@ -121,9 +119,8 @@ def test_noise_has_about_norm_1_and_follows_from_the_seed(name):
     images = one.decode(first)
     norms = images.flatten(1).norm(dim=1)
     assert 0.7 < norms.mean() < 1.3
-    assert len(torch.unique(images.flatten(1), dim=0)) == len(
-        images
-    )  # no two alike: they would stay alike
+    # No two alike: they would stay alike.
+    assert len(torch.unique(images.flatten(1), dim=0)) == len(images)
 
 
 def test_interpolation_is_torchs_bilinear_and_its_inverse_a_least_squares_fit():
@@ -489,9 +486,8 @@ def test_hallucinators_differ_however_large_real_images_are():
 
 def test_more_images_than_there_are_real_ones_begin_with_some_of_them_again():
     one = fitting("multi-formation", (1, 8, 8), 3, 4)
-    train = TensorSplit(
-        torch.randn(30, 1, 8, 8, generator=generator(5)), torch.arange(30) % 3
-    )  # 10 of each class, 16 wanted
+    # 10 of each class, 16 wanted.
+    train = TensorSplit(torch.randn(30, 1, 8, 8, generator=generator(5)), torch.arange(30) % 3)
     (block,) = initial_blocks("real", [one], train, 0, CPU)
     images = block.images.view(3, 16, -1)
     assert torch.equal(images[:, 10:], images[:, :6])

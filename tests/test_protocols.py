@@ -120,9 +120,8 @@ def test_random_images_train_by_the_protocol_and_all_images_by_the_set_s_recipe(
 
 def test_a_set_of_several_blocks_trains_in_epochs_over_all_of_it():
     real = blobs(900)
-    blocks = tuple(
-        set_of(real).blocks[0] for _ in range(90)
-    )  # 270 examples: an epoch is 256 and 14
+    # 270 examples: an epoch is 256 and 14.
+    blocks = tuple(set_of(real).blocks[0] for _ in range(90))
     distilled = DistilledSet(blocks, real.class_names, real.preprocess, set_of(real).recipe)
     (row,) = measured(distilled, real, nets=1, protocol="dc-300", compile="off")
     assert row.steps == 301 * 2

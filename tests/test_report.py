@@ -161,9 +161,8 @@ def test_a_page_tells_what_was_distilled_and_what_it_is_worth(places, tmp_path):
                 " ", "\N{NO-BREAK SPACE}"
             )
         )
-        stored = {"distilled": "5,920", "random": "5,120"}[
-            row["name"]
-        ]  # 20 images of 64 numbers; with 20 labels of 10
+        # 20 images of 64 numbers; with 20 labels of 10.
+        stored = {"distilled": "5,920", "random": "5,120"}[row["name"]]
         assert page.row(row["name"])[:6] == [row["name"], "20", "2", stored, figure, "2"]
     assert "On 359 test images; " + entry["hardware"] in page.text
     assert "which neither they nor the distillation ever saw" in page.text

@@ -30,9 +30,8 @@ def test_the_automatic_learning_rate_follows_the_scale_of_the_first_images():
     of_norm_1 = 0.001 * (3072 / 64) ** 0.5  # paper D.1: 0.001 for 3,072 values
     assert rates() == pytest.approx((of_norm_1, of_norm_1))
     real, of_labels = rates(init="real")
-    assert real == pytest.approx(
-        of_norm_1 * 8 * (41 / 3) ** 0.5, rel=0.05
-    )  # 64 pixels of these scales
+    # 64 pixels of these scales.
+    assert real == pytest.approx(of_norm_1 * 8 * (41 / 3) ** 0.5, rel=0.05)
     assert of_labels == pytest.approx(of_norm_1)
     assert rates(init="real", param="multi-formation", ipc=4)[0] == pytest.approx(real)
     assert rates(init="real", param="factorised", ipc=4)[0] == pytest.approx(of_norm_1)

@@ -229,9 +229,8 @@ def test_a_resumed_run_takes_the_preprocessing_that_was_fitted(tmp_path, monkeyp
     whole = potstill.distill(**QUICK)
     interrupted_run(tmp_path / "run", after=5)
     interrupted_run(tmp_path / "changed", after=2)
-    shutil.rmtree(
-        tmp_path / "changed" / run_folder.CHECKPOINTS
-    )  # as if it was killed before the first
+    # As if it was killed before the first.
+    shutil.rmtree(tmp_path / "changed" / run_folder.CHECKPOINTS)
     config = tmp_path / "changed" / run_folder.CONFIG
     config.write_text(
         config.read_text().replace("zca_regularization = 0.1", "zca_regularization = 0.2")
@@ -242,9 +241,8 @@ def test_a_resumed_run_takes_the_preprocessing_that_was_fitted(tmp_path, monkeyp
 
     monkeypatch.setattr("potstill.data.preparation.fitted", never)
     assert torch.equal(resume(tmp_path / "run").images, whole.images)
-    with pytest.raises(
-        AssertionError, match="fitted again"
-    ):  # what was fitted by other options is of no use
+    # What was fitted by other options is of no use.
+    with pytest.raises(AssertionError, match="fitted again"):
         resume(tmp_path / "changed")
 
 
@@ -345,9 +343,8 @@ def test_a_full_disk_ends_the_run_with_a_sentence_and_the_checkpoints_stay(tmp_p
     out = tmp_path / "run"
     script = (
         "import resource, signal, sys; from potstill.cli.parser import main; "
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY)); "
-        "sys.exit(main(sys.argv[2:]))"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, "
+        "(int(sys.argv[1]), resource.RLIM_INFINITY)); sys.exit(main(sys.argv[2:]))"
     )
     interrupted_run(out, after=6)
     size = max(path.stat().st_size for path in (out / run_folder.CHECKPOINTS).iterdir())

@@ -16,9 +16,8 @@ SPLIT = TensorSplit(torch.zeros(len(LABELS), 1), LABELS)
 def test_a_weighted_draw_takes_one_after_the_other_in_proportion_to_what_is_left():
     weights = torch.tensor([1.0, 2.0, 4.0, 0.0, 8.0], dtype=torch.float64)
     expected = torch.zeros(5, dtype=torch.float64)
-    for first, second in itertools.permutations(
-        range(5), 2
-    ):  # exact inclusion probabilities of a draw of two
+    # Exact inclusion probabilities of a draw of two.
+    for first, second in itertools.permutations(range(5), 2):
         chance = weights[first] / weights.sum() * weights[second] / (weights.sum() - weights[first])
         expected[[first, second]] += chance
     split, rng, draws = TensorSplit(torch.zeros(5, 1), torch.zeros(5)), generator(0), 20_000
@@ -57,9 +56,8 @@ def test_every_example_of_a_class_is_as_likely_unless_it_has_a_weight():
         (Weighted(weights), weights),
     ):
         expected = shares.clone()
-        for label in range(
-            3
-        ):  # of one example a class, the chances are the weights over their sum in it
+        # Of one example a class, the chances are the weights over their sum in it.
+        for label in range(3):
             expected[label == LABELS] /= shares[label == LABELS].sum()
         each, rng, drawn = (
             ClassWise(SPLIT, sampler),

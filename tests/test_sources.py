@@ -412,10 +412,11 @@ def test_shards_join_in_the_order_of_their_names(tmp_path):
     [
         ("train.parquet", "test.parquet"),
         ("data/train-00000-of-00001.parquet", "data/test-00000-of-00001.parquet"),
+        # As the hub converts other formats.
         (
             "default/train/0000.parquet",
             "default/test/0000.parquet",
-        ),  # as the hub converts other formats
+        ),
         ("train.parquet", "validation.parquet"),
         ("Train.parquet", "val-0.parquet"),
     ],

@@ -42,14 +42,16 @@ def test_the_study_of_table_2_runs_from_end_to_end(monkeypatch, tmp_path):
     )
     assert table[parameterisations.BYTES].cell("pixels", 2) == {0: 5120, 1: 5120}
     assert table[parameterisations.BYTES].cell("multi-formation", 2) == {0: 5120, 1: 5120}
+    # 8 x 16 + 140 x 8 numbers.
     assert table[parameterisations.BYTES].cell("basis", 2) == {
         0: 4992,
         1: 4992,
-    }  # 8 x 16 + 140 x 8 numbers
+    }
+    # 5 x (2 x 9 + 2 x 16) + 60 x 16 numbers.
     assert table[parameterisations.BYTES].cell("factorised", 2) == {
         0: 4840,
         1: 4840,
-    }  # 5 x (2 x 9 + 2 x 16) + 60 x 16 numbers
+    }
     assert table[parameterisations.DECODED].cell("basis", 1) == {0: 6, 1: 6}
     assert table[parameterisations.VALIDATION].places("basis") == [2, 4]
     assert set(table[parameterisations.ACCURACY_BY_BUDGET].ways()) == {

@@ -117,9 +117,8 @@ def test_preprocess_takes_bytes_floats_one_image_and_pads_mnist():
     assert torch.equal(distilled.preprocess(real / 255), expected)
     assert torch.equal(distilled.preprocess(real[0]), expected[:1])
     assert torch.equal(distilled.preprocess(real.to(torch.int64)), expected)
-    assert torch.equal(
-        distilled.preprocess(real[:, 0]), expected
-    )  # grey images without a channel axis
+    # Grey images without a channel axis.
+    assert torch.equal(distilled.preprocess(real[:, 0]), expected)
     with pytest.raises(
         InputError,
         match=r"real images must be whole numbers 0\.\.255 or floats, got true and false",
@@ -198,8 +197,8 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path):
     path.write_text("old")
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
     script = (
-        "import resource, signal, sys; from pathlib import Path; from potstill.files import write; "
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        "import resource, signal, sys; from pathlib import Path; from potstill.files import "
+        "write; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
         f"resource.setrlimit(resource.RLIMIT_FSIZE, (1000, {limit})); write(Path(sys.argv[1]), "
         "b'x' * 5000)"
     )

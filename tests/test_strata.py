@@ -100,9 +100,8 @@ def test_the_study_runs_from_end_to_end(study):
         for at in shares.places(SHARES)
     ]
     assert sum(parts) == pytest.approx(float(scores.mean()))
-    assert (
-        len(list((workplace.folder / "forgetting").glob("*.safetensors"))) == 2
-    )  # once for all runs
+    # Once for all runs.
+    assert len(list((workplace.folder / "forgetting").glob("*.safetensors"))) == 2
     for name in ("strata", "strata-sampler", "sampler"):
         assert (workplace.folder / f"{name}.png").stat().st_size > 1000
     summary = (workplace.folder / "summary.md").read_text()
@@ -141,8 +140,8 @@ def test_claims_compare_strata_by_seed():
     assert [sentence(claim.findings[0]) for claim in claims] == [
         "From 1 a class to 5 a class, at most 1 events: +20.0 ± 0.0 points; at most 0 events: "
         "+1.0 ± 0.0 points; difference +19.0 ± 0.0 points: as the paper says, in all 2 seeds.",
-        "From 1 a class to 5 a class, at most 1 events: +20.0 ± 0.0 points; the most events: "
-        "+5.0 ± 0.0 points; difference +15.0 ± 0.0 points: as the paper says, in all 2 seeds.",
+        "From 1 a class to 5 a class, at most 1 events: +20.0 ± 0.0 points; the most events: +5.0 "
+        "± 0.0 points; difference +15.0 ± 0.0 points: as the paper says, in all 2 seeds.",
         "From 5 a class to all real images, the most events: +60.0 ± 0.0 points; at most 0 events: "
         "+9.0 ± 0.0 points; difference +51.0 ± 0.0 points: as the paper says, in all 2 seeds.",
     ]

@@ -250,9 +250,8 @@ def test_likeness_has_its_closed_form():
         for place in range(3)
     ]
     assert within(distilled) == pytest.approx(sum(cosines) / 3, abs=1e-6)
-    assert nearest(set_of(real), real.train) == pytest.approx(
-        1, abs=1e-6
-    )  # its images are real ones
+    # Its images are real ones.
+    assert nearest(set_of(real), real.train) == pytest.approx(1, abs=1e-6)
     assert nearest(distilled, real.train) < 0.999
 
 

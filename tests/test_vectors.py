@@ -104,9 +104,8 @@ def test_distilled_rows_teach_far_more_than_as_many_random_ones():
         distilled, rows, labels, nets=5, baselines=("random",), compile="off"
     )
     assert distilled.recipe.model == "mlp"
-    assert (
-        own.accuracy.mean > 0.9
-    )  # Bayes: 97.8 %; an unmoved set of real rows: 88 %, of noise: 50 %
+    # Bayes: 97.8 %; an unmoved set of real rows: 88 %, of noise: 50 %.
+    assert own.accuracy.mean > 0.9
     assert random.accuracy.mean < 0.9
 
 
@@ -121,9 +120,8 @@ def test_rows_of_whole_numbers_are_taken_as_they_are_and_not_as_pixels():
         dataset.train.floats(np.arange(30)).numpy(), whole.astype(np.float32)
     )
     assert from_arrays(whole % 256, np.arange(30) % 2).fingerprint != dataset.fingerprint
-    assert (
-        from_arrays(whole[:, :4] > 0, np.arange(30) % 2).train.images.dtype == np.float32
-    )  # one-hot columns are often bool
+    # One-hot columns are often bool.
+    assert from_arrays(whole[:, :4] > 0, np.arange(30) % 2).train.images.dtype == np.float32
 
 
 class Frame:
@@ -283,9 +281,8 @@ def test_parts_say_what_they_take():
     assert [name for name, takes in parts_of(PARAMETERISATIONS).items() if takes] == ["pixels"]
     assert [name for name, takes in parts_of(PREPROCESSING).items() if takes] == list(PREPROCESSING)
     assert not any(parts_of(AUGMENTATIONS).values())
-    require_kind(
-        "vector", "model own", object(), ""
-    )  # a stranger's part that says nothing may take anything
+    # A stranger's part that says nothing may take anything.
+    require_kind("vector", "model own", object(), "")
 
 
 @pytest.mark.parametrize(

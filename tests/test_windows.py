@@ -67,11 +67,12 @@ def test_a_growing_unroll_grows_linearly_and_stays():
     ]  # fmt: skip
     assert Growing(20, grow_from=10, grow_over=1).draw({}, generator(0), 0) == (0, 10)
     grown = configuration(method="growing").method.options.with_steps(70)
+    # Over all steps, without being told.
     assert (grown.grow_over, grown.unroll, grown.grow_from) == (
         70,
         60,
         3,
-    )  # over all steps, without being told
+    )
 
 
 def course(sampler, losses: list[float]) -> list[int]:

@@ -35,8 +35,8 @@ NOISE = (
     (
         "signs",
         0,
-        "estimate it by so many random-sign combinations, which costs less; 0: from each "
-        "sample's own gradient",
+        "estimate it by so many random-sign combinations, which costs less; 0: from each sample's "
+        "own gradient",
     ),
     (
         "unrolls",
@@ -46,8 +46,8 @@ NOISE = (
     (
         "sources",
         0,
-        "tell apart the noise of N real batches, N starts and N windows, in N^2 unrolls; 0: "
-        "leave it out",
+        "tell apart the noise of N real batches, N starts and N windows, in N^2 unrolls; 0: leave "
+        "it out",
     ),
 )
 """Whole numbers that say what `potstill diagnose` measures: name, default, help."""

@@ -152,8 +152,7 @@ def unknown_argument(command: str, name: str, flags: Sequence[str], known: Seque
         flag = flag_of(slot.choice)
         return (
             f"{name} has no effect with {flag} {names[slot.choice]}; it belongs to {flag} "
-            f"{', '.join(parts)}: "
-            "choose one of them, or leave it out"
+            f"{', '.join(parts)}: choose one of them, or leave it out"
         )
     return f"unknown argument {name!r}{near_miss(name, flags)}; see `potstill {command} --help`"
 

@@ -112,8 +112,8 @@ def scan(listings: list[Listing], image_size: int) -> tuple[tuple[int, int, int]
         (first, first_name), (second, second_name), *_ = layout.sizes.items()
         raise InputError(
             f"images have {len(layout.sizes)} sizes, such as {first[0]} x {first[1]} "
-            f"({first_name}) and {second[0]} x {second[1]} "
-            f"({second_name}); give --image-size to resize and crop them all to one"
+            f"({first_name}) and {second[0]} x {second[1]} ({second_name}); give --image-size to "
+            "resize and crop them all to one"
         )
     else:
         ((width, height),) = layout.sizes
@@ -175,9 +175,8 @@ def decoded(
 
     files = listing.files()
     with refusing_bombs(), ThreadPoolExecutor(os.cpu_count()) as pool:
-        while some := list(
-            itertools.islice(files, chunk_size(shape))
-        ):  # not all, whose encoded bytes would lie in memory
+        # Not all at once: their encoded bytes would lie in memory.
+        while some := list(itertools.islice(files, chunk_size(shape))):
             yield np.stack(list(pool.map(pixels_of, some)))
 
 
@@ -290,9 +289,8 @@ def write_decoded(
                 file.write(some.tobytes())
         with cache_errors(path.parent.parent):
             file.flush()
-            os.fsync(
-                file.fileno()
-            )  # or a loss of power could leave zeros behind a whole folder's name
+            # Or a loss of power could leave zeros behind a whole folder's name.
+            os.fsync(file.fileno())
 
 
 @contextmanager
@@ -314,8 +312,7 @@ def require_room(cache_dir: Path, size: int) -> None:
     if free < size:
         raise InputError(
             f"cache folder {cache_dir} must have room for {size:,} bytes of memory-mapped images, "
-            f"{free:,} are free; "
-            "give another with --cache-dir"
+            f"{free:,} are free; give another with --cache-dir"
         )
 
 

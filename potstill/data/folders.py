@@ -225,8 +225,7 @@ def class_files(folder: Path, names: list[str]) -> Iterator[tuple[int, Path]]:
     if strangers:
         raise InputError(
             f"class folder {folder / strangers[0]} has no counterpart in "
-            f"train/{near_miss(strangers[0], names)}; "
-            "both splits need the same class folders"
+            f"train/{near_miss(strangers[0], names)}; both splits need the same class folders"
         )
     known = {
         extension for extension, form in Image.registered_extensions().items() if form in Image.OPEN
@@ -282,9 +281,8 @@ def assemble(
         )
 
     known = open_cached(folder, listings)
-    if known and is_mapped(
-        known[0]["train"].images.shape[1:]
-    ):  # the headers of a million files need not be read again
+    # The headers of a million files need not be read again.
+    if known and is_mapped(known[0]["train"].images.shape[1:]):
         return dataset(*known, mapped=True)
     shape, seen = scan(list(listings.values()), config.image_size)
     if is_mapped(shape):

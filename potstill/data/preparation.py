@@ -97,17 +97,15 @@ def prepare(
         rest, test_rows = hold_out(dataset.train.labels, TEST_SHARE, config.split_seed)
         notes.append(
             f"the data has no test split: {len(test_rows)} of {len(dataset.train.labels)} {noun}s "
-            "(20 % of each class, "
-            f"split seed {config.split_seed}) are held out as test"
+            f"(20 % of each class, split seed {config.split_seed}) are held out as test"
         )
     kept, held = hold_out(dataset.train.labels[rest], config.validation, config.split_seed + 1)
     train_rows, validation_rows = rest[kept], rest[held]
     if not (len(validation_rows) and len(test_rows)):
         raise InputError(
             f"some class must have at least {2 if dataset.test else 3} training {noun}s, so that "
-            "validation "
-            f"{'data' if dataset.test else 'and test data'} can be held out, found at most "
-            f"{np.bincount(dataset.train.labels).max()} in a class; add {noun}s"
+            f"validation {'data' if dataset.test else 'and test data'} can be held out, found at "
+            f"most {np.bincount(dataset.train.labels).max()} in a class; add {noun}s"
         )
     require_every_class(dataset.train, train_rows, dataset.class_names)
     weights = None if dataset.weights is None else torch.from_numpy(dataset.weights[train_rows])

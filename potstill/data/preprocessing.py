@@ -143,9 +143,8 @@ class Preprocess(ABC):
         back = self.inverse(images)
         flat = back.flatten(1)
         mean, std = self.tensors["typical"].to(images).unbind()
-        if (
-            not 0 <= float(mean) <= 1
-        ):  # the data were floats on another scale, which has no black and white: mid-grey
+        # The data were floats on another scale, which has no black and white: mid-grey.
+        if not 0 <= float(mean) <= 1:
             mean, std = torch.full_like(mean, 0.5), torch.full_like(std, 0.2)
         deviation = flat.std(1, correction=0, keepdim=True).clamp_min(SMALLEST_NORM)
         standard = (flat - flat.mean(1, keepdim=True)) / deviation

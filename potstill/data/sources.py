@@ -170,8 +170,7 @@ def from_arrays(
             source = "labels" if class_names is None else "class_names"
             raise InputError(
                 f"{name} must lie in 0..{count - 1} (the {count} classes of {source}), got "
-                f"{arrays.labels.max()}; "
-                "correct the labels or name every class"
+                f"{arrays.labels.max()}; correct the labels or name every class"
             )
     notes = (PADDED_NOTE,) if train.images.shape[2:] == (UNPADDED_SIDE, UNPADDED_SIDE) else ()
     if train.images.ndim == 4:
@@ -232,8 +231,7 @@ def with_weights(dataset: Dataset, weights: Any) -> Dataset:
     if given.shape != (count,) or given.dtype.kind not in "iufb":
         raise InputError(
             f"weights must be a number for each of the {count:,} training images that were given, "
-            "in their order, got shape "
-            f"{given.shape} of type {given.dtype}"
+            f"in their order, got shape {given.shape} of type {given.dtype}"
         )
     given = given.astype(np.float64)
     if not (np.isfinite(given).all() and (given >= 0).all() and given.any()):
@@ -248,9 +246,8 @@ def as_array(name: str, given: Any) -> npt.NDArray[Any]:
     """Convert an array, tensor or list to a NumPy array."""
     if isinstance(given, torch.Tensor):
         given = given.detach().cpu()
-        return np.asarray(
-            given.float() if given.is_floating_point() else given
-        )  # NumPy knows no bfloat16
+        # NumPy knows no bfloat16.
+        return np.asarray(given.float() if given.is_floating_point() else given)
     try:
         return np.asarray(given)
     except (ValueError, TypeError) as error:  # rows of several lengths
@@ -335,7 +332,6 @@ def as_vectors(name: str, rows: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
             f"{name} of shape {rows.shape} must be numbers, got values of type {rows.dtype}; "
             "encode what is text as numbers first"
         )
-    with np.errstate(
-        over="ignore"
-    ):  # what float32 cannot hold becomes infinite, and is told as that
+    # What float32 cannot hold becomes infinite, and is told as that.
+    with np.errstate(over="ignore"):
         return rows.astype(np.float32)

@@ -102,8 +102,7 @@ def parquet_files(path: Path) -> dict[str, list[Path]]:
         if any(splits.values()):
             raise InputError(
                 f"parquet folder {path} must have a file or folder named train..., found "
-                f"{found[0].relative_to(path)} and "
-                "the like; rename the training files"
+                f"{found[0].relative_to(path)} and the like; rename the training files"
             )
         return {"train": found}
     test = next((splits[name] for name in TEST_NAMES if splits[name]), [])
@@ -195,8 +194,7 @@ def encoded(
             )
             raise InputError(
                 f"column {column!r} must hold encoded images (PNG, JPEG, ...), {place} {index} "
-                f"holds {found}; "
-                "repair or drop the row, or give another --image-column"
+                f"holds {found}; repair or drop the row, or give another --image-column"
             )
         yield name, value
 
@@ -234,8 +232,8 @@ def from_table(
         if bad is not None:
             raise InputError(
                 f"column {column!r} must hold a class, a whole number or a text, for each image, "
-                f"{split} row {bad} holds "
-                f"{values[bad]!r}; drop such rows or give another --label-column"
+                f"{split} row {bad} holds {values[bad]!r}; drop such rows or give another "
+                "--label-column"
             )
     if names is None:
         values = splits["train"][0]
@@ -255,8 +253,7 @@ def from_table(
             )
             raise InputError(
                 f"labels in column {column!r} must {reach} ({len(names)} classes), {split} row "
-                f"{values.index(strange)} holds "
-                f"{strange!r}; correct or drop such rows"
+                f"{values.index(strange)} holds {strange!r}; correct or drop such rows"
             )
         listings[split] = Listing(np.array([places[value] for value in values], np.int64), files)
     return assemble(listings, tuple(map(str, names)), fingerprint, config)

@@ -123,9 +123,8 @@ def diagnose_run(
     """
     folder.require_data(dataset.identity)
     setup = Setup.of(config, dataset, model, listener, folder.fitted(config.data, dataset.identity))
-    next(
-        folder.states(setup.config, dataset.identity, setup.device), None
-    )  # other data are told first
+    # Other data are told first.
+    next(folder.states(setup.config, dataset.identity, setup.device), None)
     weights = setup.real.weights
     most = len(setup.real.train) if weights is None else int((weights > 0).sum())
     if noise.samples * noise.size > most:

@@ -257,8 +257,7 @@ def check_features(
             reason = f"it gives {tuple(getattr(result, 'shape', ()))} for two inputs"
     raise InputError(
         f"method {method} needs a network whose features(inputs) gives a row for each input; of "
-        "model "
-        f"{name} {reason}; add it, or choose another --model"
+        f"model {name} {reason}; add it, or choose another --model"
     )
 
 
@@ -298,7 +297,7 @@ def check_second_derivative(
     if not error < DERIVATIVE_TOLERANCE:
         raise InputError(
             f"model {name} must be differentiable throughout, its gradient changes otherwise than "
-            "its "
-            f"second derivative says (relative error {error:.1e}); remove what it detaches, its "
-            "straight-through estimator, or an operation whose second derivative torch has wrong"
+            f"its second derivative says (relative error {error:.1e}); remove what it detaches, "
+            "its straight-through estimator, or an operation whose second derivative torch has "
+            "wrong"
         )

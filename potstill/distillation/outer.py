@@ -244,8 +244,7 @@ def outer_step(
         if skipped >= MOST_SKIPPED:
             raise InputError(
                 f"the meta-gradient was not finite in {MOST_SKIPPED} outer steps in a row, up to "
-                "step "
-                f"{state.step + 1}; {method.remedy}"
+                f"step {state.step + 1}; {method.remedy}"
             )
         return replace(state, step=state.step + 1, skipped_in_a_row=skipped), record
     average, factor = rescale(norm, state.clip_average, schedule.clip)

@@ -135,9 +135,8 @@ class RunFolder:
         if not self.is_run:
             return
         aside = self.path / REPLACED
-        keep = (
-            aside.exists() and not self.finished
-        )  # a finished set from before is worth more than an unfinished run
+        # A finished set from before is worth more than an unfinished run.
+        keep = aside.exists() and not self.finished
         if not keep:
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir()
@@ -215,8 +214,7 @@ class RunFolder:
         """Raise the InputError for other data."""
         raise InputError(
             f"the run in {self.path} was started with other data or weights; give it those again "
-            "(weights and arrays in Python, to "
-            "potstill.resume)"
+            "(weights and arrays in Python, to potstill.resume)"
         )
 
     def snapshot(self) -> DistilledSet | None:

@@ -329,8 +329,8 @@ def counted(real: RealData) -> str:
     """Say how many images each split has."""
     size = " x ".join(map(str, real.shape)) + " features" * (real.kind == "vector")
     counts = (
-        f"{len(real.train):,} train, {len(real.validation):,} validation and "
-        f"{len(real.test):,} test"
+        f"{len(real.train):,} train, {len(real.validation):,} validation and {len(real.test):,} "
+        "test"
     )
     return f"{counts} {NOUNS[real.kind]}s of {size} in {len(real.class_names)} classes"
 

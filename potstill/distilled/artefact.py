@@ -85,8 +85,7 @@ def recorded_config(distilled: DistilledSet) -> Given:
     """
     tables = distilled.metadata.config
     options = {**tables.get("data", {}), **tables.get("evaluation", {})}
-    known = {
-        option.name for option in options_of_run({})
-    }  # a file of another version may hold others
+    # A file of another version may hold others.
+    known = {option.name for option in options_of_run({})}
     config = configuration({name: value for name, value in options.items() if name in known})
     return config if config.data.embedded else changed(config, data="arrays")

@@ -476,16 +476,14 @@ def initial_blocks(
         noun = NOUNS[kind_of(budget.shape)]
         raise InputError(
             f"ipc must be at most the smallest class's number of train {noun}s (after the held-out "
-            f"shares), {least} in class "
-            f"{int(counts.argmin())}, got {ipc}"
+            f"shares), {least} in class {int(counts.argmin())}, got {ipc}"
         )
     rng, wanted = (
         generator(seed, "initial images"),
         sum(one.real_per_class for one in parameterisations),
     )
-    places = torch.arange(wanted) % min(
-        wanted, least
-    )  # what decodes to more images than a class has takes some again
+    # What decodes to more images than a class has takes some again.
+    places = torch.arange(wanted) % min(wanted, least)
     if kind == "real":
         chosen = sample_per_class(train.labels, budget.classes, min(wanted, least), rng).view(
             budget.classes, -1

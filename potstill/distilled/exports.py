@@ -29,8 +29,8 @@ OWN_UNITS = (
     "distilled.preprocess to train on them"
 )
 LOSSY = (
-    "for the eye: 8-bit pixels of a typical brightness and contrast; a network trained on them "
-    "is not the same"
+    "for the eye: 8-bit pixels of a typical brightness and contrast; a network trained on them is "
+    "not the same"
 )
 
 

@@ -182,9 +182,8 @@ class Eager:
         wanted = [theta, *(part for part in cut if part.requires_grad)]
         loss = self.loss(theta, Batch(cut[0], cut[1], batch.frozen), step)
         (grad,) = torch.autograd.grad(loss, theta, create_graph=True)
-        if (
-            not grad.requires_grad
-        ):  # a loss that is linear in theta and does not mix it with the batch
+        # A loss that is linear in theta and does not mix it with the batch.
+        if not grad.requires_grad:
             return torch.zeros_like(theta), None, None
         of_theta, *rest = torch.autograd.grad(
             grad, wanted, cotangent, allow_unused=True, materialize_grads=True

@@ -128,9 +128,8 @@ class Bench:
         scores = self.scores(
             rate, self.nets, self.seed, make, lengths=lengths, splits=splits, label=name
         )
-        best = int(
-            scores[:, :, 0].mean(0).argmax()
-        )  # of several; the first split is the one that chooses
+        # Of several; the first split is the one that chooses.
+        best = int(scores[:, :, 0].mean(0).argmax())
         figure = Figure.of(scores[:, best, -1])
         stored = pixel_bytes(images, self.real.shape) if stored_bytes is None else stored_bytes
         protocol = self.protocol.choice(

@@ -210,9 +210,8 @@ def forgetting(
         (torch.zeros(len(split), dtype=torch.int32), torch.zeros(len(split), dtype=torch.bool))
         for _ in range(starts)
     ]
-    taught = replace(
-        recipe, steps=0, batch_per_class=0, classes_per_batch=0
-    )  # how a small set is trained on does not matter
+    # How a small set is trained on does not matter.
+    taught = replace(recipe, steps=0, batch_per_class=0, classes_per_batch=0)
     digest = hashlib.sha256(
         files.canonical([content, repr(taught), epochs, seed]).encode()
     ).hexdigest()[:16]

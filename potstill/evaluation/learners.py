@@ -106,9 +106,8 @@ class Nearest:
 
     @classmethod
     def of(cls, recipe: Recipe, factory: Callable[[], nn.Module], device: torch.device) -> Self:
-        return cls(
-            torch.device("cpu") if device.type == "mps" else device
-        )  # that one has no float64
+        # MPS has no float64.
+        return cls(torch.device("cpu") if device.type == "mps" else device)
 
     def fit(self, examples: Examples, seed: int) -> Predict:
         known = examples.images.to(self.device).flatten(1).double()
@@ -121,9 +120,8 @@ class Nearest:
 
         def indices(rows: Tensor) -> Tensor:
             own = rows.square().sum(1, keepdim=True)
-            distances = (
-                squares - 2 * rows @ known.T
-            )  # less the row's own square, which is the same for all
+            # Less the row's own square, which is the same for all.
+            distances = squares - 2 * rows @ known.T
             bound = distances.amin(1, keepdim=True) + ROUNDING * (own + squares.max())
             return (distances <= bound).to(torch.uint8).argmax(1)
 

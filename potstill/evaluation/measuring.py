@@ -272,17 +272,15 @@ def fitting(distilled: DistilledSet, dataset: Dataset, config: DataConfig, devic
         )
         raise InputError(
             f"the data must have the {len(distilled.class_names)} classes of the distilled set, in "
-            "its order, got "
-            f"{len(dataset.class_names)}; the first that differs is {found!r} in place of "
-            f"{wanted!r}"
+            f"its order, got {len(dataset.class_names)}; the first that differs is {found!r} in "
+            f"place of {wanted!r}"
         )
     named, own = dataset.feature_names, distilled.feature_names
     if named and own and named != own:
         got, first = next(pair for pair in zip(named, own, strict=True) if pair[0] != pair[1])
         raise InputError(
             "the data must have the features of the distilled set, in its order; the first that "
-            f"differs is {got!r} in place of "
-            f"{first!r}"
+            f"differs is {got!r} in place of {first!r}"
         )
     return prepare(dataset, config, pick_device(device), distilled.fitted)
 

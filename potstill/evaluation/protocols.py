@@ -114,17 +114,15 @@ class EvaluationOptions:
     lr: float | Auto = option(
         "auto",
         "learning rate; auto: as the protocol has it, else the recipe's or, for another network, "
-        "that "
-        "or 0.3 times it, whichever is better on validation data (paper D.1: 0.001, and 0.0003 for "
-        "wide ConvNets)",
+        "that or 0.3 times it, whichever is better on validation data (paper D.1: 0.001, and "
+        "0.0003 for wide ConvNets)",
         low=0,
         open_low=True,
     )
     baselines: tuple[str, ...] = option(
         (),
         "measure beside it: random: as many real images, others for each network; full: all of "
-        "them, "
-        "by the set's recipe, for the best number of epochs on validation data",
+        "them, by the set's recipe, for the best number of epochs on validation data",
         also="baseline",
     )
     full_epochs: int = option(20, "most epochs of the baseline full", low=1)

@@ -82,9 +82,8 @@ def shuffled(count: int, size: int, rng: torch.Generator) -> Iterator[Tensor]:
     """Yield batches of `size` indices below `count` without end, each epoch in a new order."""
     while True:
         batches = list(torch.randperm(count, generator=rng).split(size))
-        if (
-            len(batches) > 1 and len(batches[-1]) == 1
-        ):  # batch norm cannot normalise a single example
+        # Batch norm cannot normalise a single example.
+        if len(batches) > 1 and len(batches[-1]) == 1:
             batches[-2:] = [torch.cat(batches[-2:])]
         yield from batches
 

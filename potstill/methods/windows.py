@@ -213,8 +213,8 @@ class Early(Windowed):
 
     def __str__(self) -> str:
         return (
-            f"{self.window:,} to {self.unroll:,} at random, rather few, the last "
-            f"{self.window:,} differentiated"
+            f"{self.window:,} to {self.unroll:,} at random, rather few, the last {self.window:,} "
+            "differentiated"
         )
 
 
@@ -298,9 +298,8 @@ class Moving(Windowed):
 
     def update(self, state: SamplerState, loss: float, grad_norm: float) -> SamplerState:
         steps, before = state["steps"] + 1, state["average"] or 0.0
-        average = before + (loss - before) * max(
-            1 / steps, 1 - LOSS_DECAY
-        )  # the plain mean of the first ones
+        # The plain mean of the first ones.
+        average = before + (loss - before) * max(1 / steps, 1 - LOSS_DECAY)
         state = {**state, "steps": steps, "average": average}
         if steps <= WARM_UP or average < state["lowest"]:
             return {**state, "lowest": average, "waited": 0}

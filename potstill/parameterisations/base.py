@@ -69,8 +69,7 @@ class Budget:
             needed = math.ceil(least / self.of_one)
             raise InputError(
                 f"ipc must be at least {needed} in each block for {what} ({least:,} numbers), got "
-                f"{self.ipc} "
-                f"({self.floats:,} numbers); raise --ipc, or {way_out}"
+                f"{self.ipc} ({self.floats:,} numbers); raise --ipc, or {way_out}"
             )
 
     def reduced(self, factor: int) -> Shape:

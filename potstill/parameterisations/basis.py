@@ -131,9 +131,8 @@ class Basis(Parameterisation):
         directions = leading(weighted, self.bases)
         coefficients = weighted @ directions.T
         found = torch.linalg.solve(rows.T, directions.view(-1, *small)) @ torch.linalg.inv(columns)
-        scale = (
-            coefficients.square().sum(1).mean().sqrt()
-        )  # rows of coefficients of norm 1, as in `noise`
+        # Rows of coefficients of norm 1, as in `noise`.
+        scale = coefficients.square().sum(1).mean().sqrt()
         start, kept = (
             {name: leaf.to(images.dtype) for name, leaf in self.noise(rng).items()},
             len(found),

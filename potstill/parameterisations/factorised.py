@@ -69,8 +69,8 @@ class Factorised(Parameterisation):
         networks = options.hallucinators * 2 * (shape[0] ** 2 * KERNEL**2 + values)
         row = budget.classes * (values + budget.label)
         what = (
-            f"{options.hallucinators} hallucinators and one basis of {size_words(shape)} for "
-            "each class"
+            f"{options.hallucinators} hallucinators and one basis of {size_words(shape)} for each "
+            "class"
         )
         budget.require(networks + row, what, "lower --hallucinators or raise --factor")
         return cls(budget, options.factor, options.hallucinators, (budget.floats - networks) // row)

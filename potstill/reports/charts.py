@@ -248,8 +248,8 @@ def budget_chart(measured: Sequence[Measured], prefix: str, noun: str = "image")
         log_x=budgets[-1] >= 10 * budgets[0],
     )
     words = (
-        "Each prefix of the set is a set of its own: its first block, its first two, and so "
-        "on. Bars are one standard deviation."
+        "Each prefix of the set is a set of its own: its first block, its first two, and so on. "
+        "Bars are one standard deviation."
     )
     alternative = (
         f"Test accuracy against {noun}s per class. {course(series, percent=True, unit='per class')}"

@@ -49,9 +49,8 @@ class Log:
         return cls(
             np.array([record.step for record in records], float),
             np.array([record.block for record in records], float),
-            {
-                name: np.array([record.value(name) for record in records], float) for name in names
-            },  # None becomes NaN
+            # None becomes NaN.
+            {name: np.array([record.value(name) for record in records], float) for name in names},
             np.array([record.clipped for record in records], bool),
             np.array([record.skipped for record in records], bool),
             [(record.step, record.validation) for record in records if record.validation],
@@ -264,16 +263,14 @@ def read_log(folder: RunFolder, notes: list[str]) -> Log:
     """Read the log, up to the first line that cannot be read."""
     path = folder.path / run_folder.METRICS
     try:
-        lines = (
-            len(path.read_bytes().splitlines()) if path.exists() else 0
-        )  # first: a run may be writing more
+        # First: a run may be writing more.
+        lines = len(path.read_bytes().splitlines()) if path.exists() else 0
         records = folder.records()
     except OSError as error:
         notes.append(f"The curves cannot be shown: cannot read {path}: {error.strerror}.")
         return Log.of([])
-    if lines > len(records) + (
-        not folder.finished
-    ):  # a kill cuts the last line short, and it is written again
+    # A kill cuts the last line short, and it is written again.
+    if lines > len(records) + (not folder.finished):
         notes.append(
             f"The curves end early: line {len(records) + 1} of {lines} in {path} is damaged."
         )

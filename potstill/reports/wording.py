@@ -48,9 +48,8 @@ def lede(run: RunSummary) -> str:
     if run.finished and validation:
         return (
             f"Fresh networks trained on these synthetic {run.noun}s alone are right on "
-            f"{percent(validation)} of the validation "
-            f"{run.noun}s. Those {run.noun}s also chose how long to train, so this is no test "
-            "result."
+            f"{percent(validation)} of the validation {run.noun}s. Those {run.noun}s also chose "
+            "how long to train, so this is no test result."
         )
     return ""
 

@@ -71,12 +71,10 @@ class Scale:
         known = self.options
         return (
             f"{self.steps:,} outer steps for each set that is distilled on its own, and for each "
-            f"block of {self.block} a class. "
-            f"T = {known['unroll']}, M = {known['window']}, "
-            f"ConvNet of width {known['width']}, {known['preprocess']}. Networks train for the "
-            "length that is best on "
-            f"validation data among {', '.join(map(str, known['lengths']))} steps and are measured "
-            "on test data."
+            f"block of {self.block} a class. T = {known['unroll']}, M = {known['window']}, ConvNet "
+            f"of width {known['width']}, {known['preprocess']}. Networks train for the length that "
+            f"is best on validation data among {', '.join(map(str, known['lengths']))} steps and "
+            "are measured on test data."
         )
 
 

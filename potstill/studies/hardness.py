@@ -92,18 +92,14 @@ class Scale:
         known = self.options
         return (
             f"RaT-BPTT, {known['steps']:,} outer steps, T = {known['unroll']}, M = "
-            f"{known['window']}; ConvNet of width "
-            f"{known['width']}, {known['preprocess']}. Forgetting events over {self.epochs} epochs "
-            "on all train images, mean of "
+            f"{known['window']}; ConvNet of width {known['width']}, {known['preprocess']}. "
+            f"Forgetting events over {self.epochs} epochs on all train images, mean of "
             f"{self.starts} starts; an image that more than half of them never have right is never "
-            "learned. The sampler scores "
-            f"with 8 networks every {self.every} outer steps from step {self.first} on, by how "
-            "many are wrong, and "
-            "weighs images of middling hardness most. Networks train for the length that is best "
-            "on validation data among "
+            f"learned. The sampler scores with 8 networks every {self.every} outer steps from step "
+            f"{self.first} on, by how many are wrong, and weighs images of middling hardness most. "
+            "Networks train for the length that is best on validation data among "
             f"{', '.join(map(str, known['lengths']))} steps; those on all real images, for "
-            f"{self.epochs} epochs, "
-            "are measured on what they train on."
+            f"{self.epochs} epochs, are measured on what they train on."
         )
 
 

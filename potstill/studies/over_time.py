@@ -70,10 +70,9 @@ class Setting:
         known = self.options
         return (
             f"{self.steps:,} outer steps; {known['ipc']} of each class; unless said otherwise T = "
-            f"{self.unroll}, "
-            f"M = {self.window}; ConvNet of width {known['width']}, {known['preprocess']}. Runs of "
-            "one seed share their first "
-            "images, and at each outer step the network's start and the real batch."
+            f"{self.unroll}, M = {self.window}; ConvNet of width {known['width']}, "
+            f"{known['preprocess']}. Runs of one seed share their first images, and at each outer "
+            "step the network's start and the real batch."
         )
 
 
@@ -127,8 +126,8 @@ class Courses:
         lengths = ", ".join(map(str, setting.options["lengths"]))
         return (
             f"{setting} Every {setting.every:,} outer steps the set is tested: networks train for "
-            "the length that is best on "
-            f"validation data among {lengths} steps and are measured on test data."
+            f"the length that is best on validation data among {lengths} steps and are measured on "
+            "test data."
         )
 
     def points(self, preset: str, data: str | None, seeds: Sequence[int]) -> list[Point]:

@@ -76,10 +76,9 @@ class Scale:
         )
         return (
             f"RaT-BPTT, {known['steps']:,} outer steps for every set, {lengths}; ConvNet of width "
-            f"{known.get('width', 128)}, "
-            f"{known['preprocess']}; bases and parts at half the resolution. What is stored takes "
-            "at most the bytes of the "
-            "budget's images. Networks train for the length that is best on validation data among "
+            f"{known.get('width', 128)}, {known['preprocess']}; bases and parts at half the "
+            "resolution. What is stored takes at most the bytes of the budget's images. Networks "
+            "train for the length that is best on validation data among "
             f"{', '.join(map(str, known['lengths']))} steps and are measured on test data."
         )
 

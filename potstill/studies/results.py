@@ -212,9 +212,8 @@ def in_words(values: Sequence[float], sign: str, unit: str, percent: bool) -> st
         percent: values are fractions, written as hundredths with the unit; else three digits.
     """
     figure = Figure.of(torch.tensor(values, dtype=torch.float64))
-    if (
-        not percent and len(set(values)) == 1 and float(values[0]).is_integer()
-    ):  # counted, and the same in all seeds
+    # Counted, and the same in all seeds.
+    if not percent and len(set(values)) == 1 and float(values[0]).is_integer():
         return f"{values[0]:{sign},.0f}"
     if percent:
         spread = "" if figure.std is None else f" ± {100 * figure.std:.1f}"

@@ -335,8 +335,8 @@ def footnote(results: Results, workplace: Workplace) -> str:
     )
     libraries = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
     spread = (
-        f"Mean ± standard deviation over {counted(seeds, 'distilling seed')}{nets} (`{TABLE}` "
-        "has them one by one)"
+        f"Mean ± standard deviation over {counted(seeds, 'distilling seed')}{nets} (`{TABLE}` has "
+        "them one by one)"
     )
     return f"{spread}. {machine['hardware']}; {libraries}."
 

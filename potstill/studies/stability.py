@@ -70,12 +70,10 @@ class Stability(Courses):
         setting = self.setting(preset, data)
         return (
             f"{setting} Every {setting.every:,} outer steps the noise of the meta-gradient is "
-            "measured: its variance over "
-            f"{setting.noise.samples} real images ({taken(setting.noise)}), and at every fifth of "
-            "these places what it comes from "
+            f"measured: its variance over {setting.noise.samples} real images "
+            f"({taken(setting.noise)}), and at every fifth of these places what it comes from "
             f"({setting.sources} real batches x starts x windows). Windows are drawn anew at each "
-            "outer step, as in Algorithm 1; "
-            "the caption of figure 3 draws one for 25 steps."
+            "outer step, as in Algorithm 1; the caption of figure 3 draws one for 25 steps."
         )
 
     def measure(self, way: str, setting: Setting) -> Callable[[Subject], list[Measurement]]:
@@ -241,8 +239,8 @@ class Stability(Courses):
 def taken(noise: Noise) -> str:
     """Say how a variance is measured."""
     return (
-        f"{f'by {noise.signs} signs' if noise.signs else 'exactly'}, the median of "
-        f"{noise.unrolls} unrolls"
+        f"{f'by {noise.signs} signs' if noise.signs else 'exactly'}, the median of {noise.unrolls} "
+        "unrolls"
     )
 
 

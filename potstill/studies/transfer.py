@@ -48,14 +48,12 @@ class Scale:
         widths = ", ".join(f"{model} {width}" for model, width in self.widths.items())
         return (
             f"{known['steps']:,} outer steps; {known['ipc']} of each class, from "
-            f"{START[known['init']]}; "
-            f"T = {known['unroll']}, M = {known['window']}; "
+            f"{START[known['init']]}; T = {known['unroll']}, M = {known['window']}; "
             f"{known['preprocess']}, instance norm; widths: {widths}. Networks train for the "
-            "length that is best on validation "
-            f"data among {', '.join(map(str, known['lengths']))} steps; other networks than a "
-            "set's own also with the "
-            f"learning rate that is, {' or '.join(f'{rate:g}' for rate in RATES)} times 0.001. "
-            "They are measured on test data."
+            f"length that is best on validation data among {', '.join(map(str, known['lengths']))} "
+            "steps; other networks than a set's own also with the learning rate that is, "
+            f"{' or '.join(f'{rate:g}' for rate in RATES)} times 0.001. They are measured on test "
+            "data."
         )
 
 

@@ -37,9 +37,8 @@ class Windows(Courses):
     quantities = (COURSE, BEFORE, SECONDS)
 
     def ways(self, setting: Setting) -> Ways:
-        patience = max(
-            1, setting.steps // 40
-        )  # so that the windows come across the trajectory in the course of a run
+        # So that the windows come across the trajectory in the course of a run.
+        patience = max(1, setting.steps // 40)
         moving = {way: {"method": way, "patience": patience} for way in ("forward", "backward")}
         return (
             {method: {"method": method} for method in METHODS}
