@@ -24,7 +24,7 @@ from potstill.data.preparation import prepare
 from potstill.data.sources import read
 from potstill.data.splits import Split
 from potstill.distillation.run_folder import RunFolder
-from potstill.distilled.examples import DistilledSet
+from potstill.distilled.sets import DistilledSet
 from potstill.records.metrics import Figure
 
 DATA = {"sklearn:wine": "wine", "sklearn:breast_cancer": "breast cancer"}

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from potstill.api import diagnose, distill, evaluate, resume
     from potstill.config.config import configuration
     from potstill.distilled.artefact import load, save
-    from potstill.distilled.examples import DistilledSet
     from potstill.distilled.exports import export
+    from potstill.distilled.sets import DistilledSet
     from potstill.evaluation.scoring import train
     from potstill.registry import InputError
 
@@ -36,7 +36,7 @@ __all__ = [
 # Imported when first used (PEP 562), so that `potstill --help` does not wait for torch.
 _HOMES = {
     "configuration": "config.config",
-    "DistilledSet": "distilled.examples",
+    "DistilledSet": "distilled.sets",
     "InputError": "registry",
     "diagnose": "api",
     "distill": "api",

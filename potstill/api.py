@@ -19,7 +19,7 @@ from potstill.distillation.run_folder import RunFolder
 from potstill.distillation.runs import new_run, resumed_run
 from potstill.distillation.setup import SILENT, Listener
 from potstill.distilled.artefact import ARTEFACT, load, recorded_config
-from potstill.distilled.examples import DistilledSet
+from potstill.distilled.sets import DistilledSet
 from potstill.distributed import ALONE, Ranks
 from potstill.evaluation import measuring
 from potstill.evaluation.protocols import EvaluationOptions

@@ -25,7 +25,7 @@ from potstill.diagnosis.variance import (
     variance_by_signs,
     variance_of,
 )
-from potstill.distilled.examples import Recipe
+from potstill.distilled.recipes import Recipe
 from potstill.engine.losses import FlatModel, cross_entropy
 from potstill.engine.unroll import InnerProblem
 from potstill.engine.when_to_compile import NetworkFamily

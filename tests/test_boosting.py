@@ -21,7 +21,9 @@ from potstill.distillation.boosting import OnBlocks, Rates, Stage, examples, sta
 from potstill.distillation.outer import Carried, Hooks, OuterState, Schedule, optimise
 from potstill.distillation.run_folder import RunFolder
 from potstill.distillation.setup import Listener
-from potstill.distilled.examples import Block, DistilledSet, Recipe, initial_blocks
+from potstill.distilled.blocks import Block, initial_blocks
+from potstill.distilled.recipes import Recipe
+from potstill.distilled.sets import DistilledSet
 from potstill.engine.compiled_losses import CompiledNetwork
 from potstill.engine.optimizers import Adam
 from potstill.engine.when_to_compile import stage_micro_batch

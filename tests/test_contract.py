@@ -190,11 +190,11 @@ class SpeaksInNumbers(Wrong):
             ForgetsItsState,
             "must go on from a checkpoint as if nothing had happened, another set came out",
         ),
-        (NamesAnOptionOfTheHouse, "must name its options otherwise than the house's, got steps"),
+        (NamesAnOptionOfTheHouse, "must name its options otherwise than potstill's own, got steps"),
         (HasAnUnfrozenOption, "must have a frozen dataclass of options, got Options"),
         (HasAPlainField, "must declare every field of Options with potstill.config.options.option"),
         (SaysNothing, "must say what its option trust is, the help text is empty"),
-        (WantsWhatIsNotThere, "must name options of the house in defaults, got outer_speed"),
+        (WantsWhatIsNotThere, "must name options of potstill in defaults, got outer_speed"),
         (SpeaksInNumbers, r"must give a list of \(term, value\) texts from words\(\), got"),
     ],
 )

@@ -13,7 +13,8 @@ from potstill.config.sections import DataConfig
 from potstill.data.preparation import RealData, prepare
 from potstill.data.sources import from_arrays
 from potstill.data.splits import TensorSplit
-from potstill.distilled.examples import DistilledSet, Recipe
+from potstill.distilled.recipes import Recipe
+from potstill.distilled.sets import DistilledSet
 from potstill.engine.compiled_losses import CompiledNetwork
 from potstill.engine.losses import FlatModel
 from potstill.engine.optimizers import SGD, Adam

@@ -18,7 +18,7 @@ from potstill import files
 from potstill.cli.parser import main
 from potstill.data.splits import TensorSplit
 from potstill.distillation import run_folder
-from potstill.distilled.examples import Recipe
+from potstill.distilled.recipes import Recipe
 from potstill.evaluation.hardness import adaptive_scores, forgetting, hardness_weights
 from potstill.evaluation.training import set_batches, split_batches, steps_of, train_network
 from potstill.models import fresh

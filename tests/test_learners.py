@@ -10,7 +10,7 @@ from test_runs import QUICK
 import potstill
 from potstill.cli.parser import main
 from potstill.evaluation.bench import examples_of
-from potstill.evaluation.learners import Examples, Nearest
+from potstill.evaluation.learners import Nearest, TrainingSet
 from potstill.evaluation.records import EVALUATION
 from potstill.evaluation.training import accuracy
 from potstill.models import resolve
@@ -40,7 +40,7 @@ def test_the_nearest_example_is_that_of_a_loop():
         torch.randn(30, 2, 3, 3, generator=rng) + 2000,
     )
     targets = torch.rand(40, 5, generator=rng)
-    answers = Nearest(CPU).fit(Examples(images, targets, targets.argmax(1)), 0)(inputs)
+    answers = Nearest(CPU).fit(TrainingSet(images, targets, targets.argmax(1)), 0)(inputs)
     for answer, one in zip(answers, inputs, strict=True):
         distances = [float((one.double() - image.double()).square().sum()) for image in images]
         assert torch.equal(answer, targets[distances.index(min(distances))])
@@ -49,7 +49,7 @@ def test_the_nearest_example_is_that_of_a_loop():
 def test_of_several_nearest_examples_the_first_one_answers():
     image = torch.randn(1, 1, 4, 4, generator=generator(1)) * 100
     images = torch.cat([image + 7, image, image, image])
-    predict = Nearest(CPU).fit(Examples(images, torch.eye(4), torch.arange(4)), 0)
+    predict = Nearest(CPU).fit(TrainingSet(images, torch.eye(4), torch.arange(4)), 0)
     noise = 1e-3 * torch.randn(50, 1, 4, 4, generator=generator(2))
     assert predict(image + noise).argmax(1).tolist() == [1] * 50
 

@@ -19,7 +19,7 @@ from potstill.data.sampling import Weighted
 from potstill.data.splits import TensorSplit
 from potstill.distillation.outer import Interrupted
 from potstill.distillation.setup import Listener
-from potstill.distilled.examples import Recipe
+from potstill.distilled.recipes import Recipe
 from potstill.engine.when_to_compile import NetworkFamily
 from potstill.evaluation.protocols import DSA
 from potstill.methods.base import Estimate, Examples, Problem, Real

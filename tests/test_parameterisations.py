@@ -22,8 +22,9 @@ from potstill.config.options import declared
 from potstill.data.splits import TensorSplit
 from potstill.distillation.boosting import OnBlocks, Rates, Stage, examples, with_leaves
 from potstill.distilled import artefact
-from potstill.distilled.examples import Block, Recipe, initial_blocks
+from potstill.distilled.blocks import Block, initial_blocks
 from potstill.distilled.picture import caption, grid
+from potstill.distilled.recipes import Recipe
 from potstill.parameterisations.base import (
     Budget,
     Parameterisation,

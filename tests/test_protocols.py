@@ -9,7 +9,8 @@ from test_evaluation import blobs, measured, set_of
 
 from potstill.cli.parser import main
 from potstill.data import augmentation
-from potstill.distilled.examples import DistilledSet, Recipe
+from potstill.distilled.recipes import Recipe
+from potstill.distilled.sets import DistilledSet
 from potstill.engine.optimizers import SGD
 from potstill.evaluation.bench import recipe_under
 from potstill.evaluation.protocols import DSA_1000, EvaluationOptions, published

@@ -18,7 +18,8 @@ import potstill
 from potstill.cli.parser import main
 from potstill.distillation import run_folder
 from potstill.distilled import artefact
-from potstill.distilled.examples import Block, DistilledSet
+from potstill.distilled.blocks import Block
+from potstill.distilled.sets import DistilledSet
 from potstill.evaluation.records import EVALUATION, DataSource, EvaluationRecord, Row
 from potstill.records.metrics import Figure
 from potstill.registry import InputError

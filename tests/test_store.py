@@ -18,7 +18,10 @@ from potstill.data.preparation import prepare
 from potstill.data.sources import from_arrays
 from potstill.data.splits import TensorSplit
 from potstill.distilled.artefact import load, save
-from potstill.distilled.examples import BatchPlan, Block, DistilledSet, Recipe, initial_blocks
+from potstill.distilled.batches import BatchPlan
+from potstill.distilled.blocks import Block, initial_blocks
+from potstill.distilled.recipes import Recipe
+from potstill.distilled.sets import DistilledSet
 from potstill.files import load_tensors, save_tensors, write
 from potstill.records.metadata import ChosenAccuracy, SetMetadata
 from potstill.registry import PREPROCESSING, InputError

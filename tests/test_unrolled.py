@@ -14,7 +14,7 @@ from potstill.config.config import configuration, resolved
 from potstill.data.splits import TensorSplit
 from potstill.distillation.auto_values import resolve_compile
 from potstill.distillation.setup import Listener
-from potstill.distilled.examples import Recipe
+from potstill.distilled.recipes import Recipe
 from potstill.engine.compiled_losses import CannotCompile, CompiledNetwork
 from potstill.engine.rows import taken
 from potstill.engine.unroll import Keep

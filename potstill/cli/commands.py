@@ -35,7 +35,7 @@ from potstill.distillation import run_folder, runs
 from potstill.distillation.outer import Interrupted
 from potstill.distillation.setup import SILENT, Listener
 from potstill.distilled import artefact, exports
-from potstill.distilled.examples import DistilledSet
+from potstill.distilled.sets import DistilledSet
 from potstill.distributed import ALONE, Lost, Ranks
 from potstill.evaluation import measuring
 from potstill.evaluation.protocols import EvaluationOptions

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from potstill.devices import synchronize
 from potstill.distillation.outer import Rule
-from potstill.distilled.examples import Block, joined
+from potstill.distilled.blocks import Block, joined
 from potstill.engine.unroll import with_grad
 from potstill.files import with_prefix
 from potstill.methods.base import Estimate, Examples, Learnable, Method, State

@@ -30,7 +30,8 @@ from potstill.distillation.boosting import made_blocks
 from potstill.distillation.checkpoints import identity, pack, steps_done, unpack
 from potstill.distillation.outer import OuterState
 from potstill.distilled import artefact
-from potstill.distilled.examples import DistilledSet, Recipe
+from potstill.distilled.recipes import Recipe
+from potstill.distilled.sets import DistilledSet
 from potstill.evaluation.records import DIAGNOSIS, EVALUATION
 from potstill.parameterisations.base import Parameterisation, from_plain
 from potstill.records.metadata import DataRecord, SetMetadata

@@ -15,8 +15,10 @@ from potstill.distillation.outer import Best, Carried, Hooks, OuterState, optimi
 from potstill.distillation.run_folder import RunFolder
 from potstill.distillation.setup import SILENT, Listener, Setup, settings
 from potstill.distilled import artefact
-from potstill.distilled.examples import Block, DistilledSet, Recipe
+from potstill.distilled.blocks import Block
 from potstill.distilled.exports import write_default
+from potstill.distilled.recipes import Recipe
+from potstill.distilled.sets import DistilledSet
 from potstill.distributed import ALONE, Ranks
 from potstill.files import with_prefix
 from potstill.methods.base import Method

@@ -26,7 +26,8 @@ from potstill.distillation.auto_values import (
 )
 from potstill.distillation.boosting import LEARNED, Rates, Stage, examples, with_leaves
 from potstill.distillation.outer import Carried, OuterState, Schedule
-from potstill.distilled.examples import Block, Recipe, initial_blocks
+from potstill.distilled.blocks import Block, initial_blocks
+from potstill.distilled.recipes import Recipe
 from potstill.distributed import ALONE, Ranks
 from potstill.engine.compiled_losses import CompiledNetwork
 from potstill.engine.losses import couples_batch

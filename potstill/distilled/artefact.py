@@ -5,7 +5,9 @@ from pathlib import Path
 
 from potstill.config.config import Given, changed, configuration, options_of_run
 from potstill.data.preprocessing import restored
-from potstill.distilled.examples import Block, DistilledSet, Recipe
+from potstill.distilled.blocks import Block
+from potstill.distilled.recipes import Recipe
+from potstill.distilled.sets import DistilledSet
 from potstill.files import load_tensors, save_tensors, with_prefix
 from potstill.parameterisations.base import from_plain
 from potstill.records.metadata import SetMetadata

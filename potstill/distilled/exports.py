@@ -17,8 +17,8 @@ import numpy as np
 from torch import Tensor
 
 from potstill.data.splits import require_kind
-from potstill.distilled.examples import DistilledSet
 from potstill.distilled.picture import to_bytes, to_image, write_grid
+from potstill.distilled.sets import DistilledSet
 from potstill.files import write
 from potstill.registry import EXPORTS, InputError
 

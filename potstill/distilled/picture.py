@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from potstill.distilled.examples import DistilledSet
+from potstill.distilled.sets import DistilledSet
 from potstill.files import write
 
 MOST_COLUMNS, COLUMNS_OF_MANY = 50, 20

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from potstill.data.preparation import RealData
 from potstill.data.splits import sample_per_class
 from potstill.devices import keep_freed_memory
-from potstill.distilled.examples import DistilledSet, Recipe
+from potstill.distilled.recipes import Recipe
+from potstill.distilled.sets import DistilledSet
 from potstill.distributed import ALONE, Ranks
 from potstill.engine.compiled_losses import CompiledNetwork
 from potstill.engine.optimizers import SGD
-from potstill.evaluation.learners import Examples, Learner
+from potstill.evaluation.learners import Learner, TrainingSet
 from potstill.evaluation.protocols import VALIDATION, Protocol
 from potstill.evaluation.records import Row, pixel_bytes
 from potstill.evaluation.scoring import Progress, factory_for, score, score_fits
@@ -179,7 +180,7 @@ class Bench:
             found[rate] = float(scores[:, :, 0].mean(0).max())
         return max(found, key=lambda rate: found[rate])
 
-    def batches(self, examples: Examples, seed: int) -> Batches:
+    def batches(self, examples: TrainingSet, seed: int) -> Batches:
         """Return the batches of a small set for the network of that seed."""
         images, targets, labels = (part.to(self.device) for part in examples)
         return set_batches(images, targets, labels, self.recipe, seed)
@@ -260,7 +261,7 @@ class FitBench:
     def row(
         self,
         name: str,
-        make: Callable[[int], Examples],
+        make: Callable[[int], TrainingSet],
         images: int,
         ipc: int,
         fits: int,
@@ -328,25 +329,25 @@ def recipe_under(protocol: Protocol, recipe: Recipe, examples: int) -> Recipe:
     return dataclasses.replace(recipe, steps=protocol.epochs * each, optimizer=optimizer)
 
 
-def examples_of(distilled: DistilledSet) -> Examples:
+def examples_of(distilled: DistilledSet) -> TrainingSet:
     """Return the examples of a distilled set."""
-    return Examples(distilled.images, distilled.targets, distilled.labels)
+    return TrainingSet(distilled.images, distilled.targets, distilled.labels)
 
 
-def with_classes(images: Tensor, labels: Tensor, classes: int) -> Examples:
+def with_classes(images: Tensor, labels: Tensor, classes: int) -> TrainingSet:
     """Return real images with one-hot targets."""
-    return Examples(images, F.one_hot(labels, classes).float(), labels)
+    return TrainingSet(images, F.one_hot(labels, classes).float(), labels)
 
 
-def subset(distilled: DistilledSet, ipc: int, seed: int) -> Examples:
+def subset(distilled: DistilledSet, ipc: int, seed: int) -> TrainingSet:
     """Return examples of a distilled set, `ipc` of each class, drawn by `seed`."""
     rows = sample_per_class(
         distilled.labels, len(distilled.class_names), ipc, generator(seed, "subset")
     )
-    return Examples(distilled.images[rows], distilled.targets[rows], distilled.labels[rows])
+    return TrainingSet(distilled.images[rows], distilled.targets[rows], distilled.labels[rows])
 
 
-def real_subset(real: RealData, ipc: int, seed: int) -> Examples:
+def real_subset(real: RealData, ipc: int, seed: int) -> TrainingSet:
     """Return real train images, `ipc` of each class, drawn by `seed`."""
     classes = len(real.class_names)
     rows = sample_per_class(real.train.labels, classes, ipc, generator(seed, "subset"))

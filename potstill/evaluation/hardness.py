@@ -18,7 +18,7 @@ from potstill import files
 from potstill.config.options import option
 from potstill.data.sampling import RealSampler, Weighted, plain_sampler
 from potstill.data.splits import Split
-from potstill.distilled.examples import Recipe
+from potstill.distilled.recipes import Recipe
 from potstill.evaluation.scoring import Progress
 from potstill.evaluation.training import (
     Predict,

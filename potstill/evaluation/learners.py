@@ -7,7 +7,7 @@ from typing import ClassVar, NamedTuple, Protocol, Self
 import torch
 from torch import Tensor, nn
 
-from potstill.distilled.examples import Recipe
+from potstill.distilled.recipes import Recipe
 from potstill.engine.compiled_losses import CompiledNetwork
 from potstill.evaluation.training import (
     Batches,
@@ -24,7 +24,7 @@ ROUNDING = 1e-12
 """Squared distances that differ by less, relative to the squared norms, count as equal."""
 
 
-class Examples(NamedTuple):
+class TrainingSet(NamedTuple):
     """A training set: images (n, C, H, W) as a network reads them, targets (n, K), labels (n,)."""
 
     images: Tensor
@@ -51,7 +51,7 @@ class Learner(Protocol):
         """Make a learner as a recipe says; one that needs no network ignores the factory."""
         ...
 
-    def fit(self, examples: Examples, seed: int) -> Predict:
+    def fit(self, examples: TrainingSet, seed: int) -> Predict:
         """Return a function: inputs (B, C, H, W) -> class scores (B, K).
 
         All randomness follows from the seed.
@@ -82,7 +82,7 @@ class Network:
     def of(cls, recipe: Recipe, factory: Callable[[], nn.Module], device: torch.device) -> Self:
         return cls(recipe, factory, device)
 
-    def fit(self, examples: Examples, seed: int) -> Predict:
+    def fit(self, examples: TrainingSet, seed: int) -> Predict:
         images, targets, labels = (part.to(self.device) for part in examples)
         batches = set_batches(images, targets, labels, self.recipe, seed)
         return next(self.course(batches, (self.recipe.steps,), seed))
@@ -109,7 +109,7 @@ class Nearest:
         # MPS has no float64.
         return cls(torch.device("cpu") if device.type == "mps" else device)
 
-    def fit(self, examples: Examples, seed: int) -> Predict:
+    def fit(self, examples: TrainingSet, seed: int) -> Predict:
         known = examples.images.to(self.device).flatten(1).double()
         targets, squares = examples.targets.to(self.device), known.square().sum(1)
 

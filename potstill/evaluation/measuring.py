@@ -9,7 +9,8 @@ from potstill.config.sections import DataConfig
 from potstill.data.preparation import RealData, prepare
 from potstill.data.splits import NOUNS, Dataset
 from potstill.devices import hardware, pick_device, versions
-from potstill.distilled.examples import DistilledSet, Recipe
+from potstill.distilled.recipes import Recipe
+from potstill.distilled.sets import DistilledSet
 from potstill.distributed import ALONE, Ranks
 from potstill.engine.compiled_losses import CompiledNetwork
 from potstill.engine.losses import couples_batch, even

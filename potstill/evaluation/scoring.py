@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from potstill.data.splits import Split
 from potstill.devices import pick_device
-from potstill.distilled.examples import DistilledSet, Recipe
+from potstill.distilled.recipes import Recipe
+from potstill.distilled.sets import DistilledSet
 from potstill.distributed import ALONE, Ranks
 from potstill.engine.compiled_losses import CompiledNetwork
-from potstill.evaluation.learners import Examples, Learner, Network
+from potstill.evaluation.learners import Learner, Network, TrainingSet
 from potstill.evaluation.training import Batches, accuracy, set_batches, train_network
 from potstill.models import ModelSpec, check_model, fresh, model_name, resolve
 from potstill.registry import InputError
@@ -100,7 +101,7 @@ def score_set(
 
 def score_fits(
     learner: Learner,
-    make_examples: Callable[[int], Examples],
+    make_examples: Callable[[int], TrainingSet],
     split: Split,
     fits: int,
     seed: int,

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from potstill.data import augmentation
 from potstill.data.splits import Split, batches
-from potstill.distilled.examples import BatchPlan, Recipe
+from potstill.distilled.batches import BatchPlan
+from potstill.distilled.recipes import Recipe
 from potstill.engine.compiled_losses import CompiledNetwork
 from potstill.engine.losses import Batch, FlatModel, InMicroBatches, autocast, even
 from potstill.seeds import derive, generator, global_seed

@@ -21,7 +21,8 @@ from potstill.config.options import Nothing
 from potstill.data import augmentation
 from potstill.data.sampling import UNIFORM, RealSampler
 from potstill.data.splits import Split
-from potstill.distilled.examples import BatchPlan, Recipe
+from potstill.distilled.batches import BatchPlan
+from potstill.distilled.recipes import Recipe
 from potstill.distributed import ALONE, Ranks
 from potstill.engine.losses import Batch
 from potstill.engine.rows import taken

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from potstill.config.options import option
 from potstill.data import augmentation
-from potstill.distilled.examples import Recipe
+from potstill.distilled.recipes import Recipe
 from potstill.engine.losses import (
     Batch,
     Differentiable,

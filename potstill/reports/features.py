@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from potstill.distilled.examples import DistilledSet
+from potstill.distilled.sets import DistilledSet
 from potstill.reports.gallery import label_bars
 
 MOST_FEATURES, MOST_ROWS, MOST_RANGES = 16, 200, 40

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from potstill.distilled.examples import DistilledSet
 from potstill.distilled.picture import to_image
+from potstill.distilled.sets import DistilledSet
 
 MOST_VALUES, MOST_PICTURES = 4_000_000, 2_000
 """What a page holds, in bytes of pixels and in pictures: 1,000 images of 3 x 32 x 32 and more."""

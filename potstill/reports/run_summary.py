@@ -12,7 +12,7 @@ from potstill.config.config import Given
 from potstill.distillation import run_folder
 from potstill.distillation.run_folder import RunFolder
 from potstill.distilled import artefact
-from potstill.distilled.examples import DistilledSet
+from potstill.distilled.sets import DistilledSet
 from potstill.evaluation.records import EVALUATION, EvaluationRecord, read_records
 from potstill.records.metrics import Figure, StepRecord, hardness_share
 from potstill.registry import InputError

@@ -13,8 +13,9 @@ from matplotlib.figure import Figure
 
 from potstill.config.config import options_from_preset
 from potstill.data.splits import Split
-from potstill.distilled.examples import Block, DistilledSet
+from potstill.distilled.blocks import Block
 from potstill.distilled.picture import write_grid
+from potstill.distilled.sets import DistilledSet
 from potstill.evaluation.bench import examples_of
 from potstill.evaluation.training import Batches
 from potstill.reports.plots import Drawing, Series, dot_figure, line_figure

@@ -29,7 +29,7 @@ from potstill.distillation.run_folder import RunFolder
 from potstill.distillation.runs import new_run, resumed_run
 from potstill.distillation.setup import SILENT, Listener
 from potstill.distilled import artefact
-from potstill.distilled.examples import DistilledSet
+from potstill.distilled.sets import DistilledSet
 from potstill.evaluation.bench import Bench
 from potstill.evaluation.measuring import fitting
 from potstill.registry import InputError

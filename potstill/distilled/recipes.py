@@ -1,0 +1,93 @@
+"""How to train on a distilled set."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from potstill.config.config import Resolved
+from potstill.config.options import declared
+from potstill.engine.optimizers import Adam, Optimizer
+from potstill.registry import OPTIMIZERS
+
+
+def tuples(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Convert the lists of plain data, as JSON gives them back, to tuples."""
+    return {
+        name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()
+    }
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train a network on the set, by the inner loop of distillation, for `steps` steps.
+
+    Args:
+        model: registered name or "package.module:factory".
+        width: channels or units, for registered models.
+        depth: blocks or layers, for registered models.
+        norm: normalisation, for the ConvNet.
+        optimizer: with its own options.
+        lr: its learning rate.
+        batch_per_class: synthetic images of a class in a batch.
+        classes_per_batch: random classes in a batch.
+        augment: augmentation operations, one a batch.
+        steps: how many steps.
+        precision: "float32", or "bfloat16" for the arithmetic in the network.
+        batch_size: shuffled batches of so many examples, epoch after epoch; None: by class, as
+            above.
+        learner: what learns from the set, a name in the registry.
+    """
+
+    model: str = "convnet"
+    width: int = 128
+    depth: int | str = "auto"
+    norm: str = "instance"
+    optimizer: Optimizer = Adam()
+    lr: float = 0.001
+    batch_per_class: int = 1
+    classes_per_batch: int = 10
+    augment: tuple[str, ...] = ()
+    steps: int = 300
+    precision: str = "float32"
+    batch_size: int | None = None
+    learner: str = "network"
+
+    @classmethod
+    def of(cls, config: Resolved, steps: int) -> "Recipe":
+        """Return the recipe that trains for so many steps as in the inner loop of a run."""
+        inner, model = config.inner, config.model.options
+        return cls(
+            model=config.model.name,
+            width=getattr(model, "width", 1),
+            depth=getattr(model, "depth", "auto"),
+            norm=getattr(model, "norm", "instance"),
+            optimizer=config.inner_optimizer.options,
+            lr=inner.inner_lr,
+            batch_per_class=inner.batch_per_class,
+            classes_per_batch=inner.classes_per_batch,
+            augment=inner.augment,
+            steps=steps,
+            precision=inner.precision,
+        )
+
+    def plain(self) -> dict[str, Any]:
+        """Return the recipe as plain data."""
+        known = {item.name: getattr(self, item.name) for item in fields(self)}
+        name = OPTIMIZERS.name_of(type(self.optimizer))
+        own = {
+            item.name: getattr(self.optimizer, item.name)
+            for item, _ in declared(type(self.optimizer))
+        }
+        return {**known, "optimizer": {"name": name, **own}}
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> "Recipe":
+        """Return the recipe of plain data that `plain` gave."""
+        known: dict[str, Any] = tuples(plain)
+        own: dict[str, Any] = tuples(known.pop("optimizer"))
+        return cls(optimizer=OPTIMIZERS[own.pop("name")](**own), **known)
+
+    @property
+    def model_options(self) -> dict[str, Any]:
+        """The options of the model that `models.resolve` takes."""
+        return {"width": self.width, "depth": self.depth, "norm": self.norm}
