@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from curves import RESULTS, provenance
 
+from potstill.config.config import configuration
 from potstill.config.sections import DataConfig
 from potstill.data.preparation import prepare
 from potstill.data.sampling import UNIFORM, Weighted
@@ -64,9 +65,7 @@ def main() -> None:
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     known = parser.parse_args()
     folder, cache = known.work / "images", known.work / "cache"
-    config = DataConfig(
-        data=f"folder:{folder}", image_size=SIZE, cache_dir=str(cache), preprocess="normalize"
-    )
+    config = DataConfig(data=f"folder:{folder}", image_size=SIZE, cache_dir=str(cache))
     if known.part:
         print(json.dumps(PARTS[known.part](config)))
         return
@@ -159,7 +158,9 @@ def batches(config: DataConfig) -> dict[str, Any]:
     """Fit the preprocessing, and draw and read real batches that lie in the system's cache."""
     dataset = read(config)
     began = time.perf_counter()
-    real = prepare(dataset, config, torch.device("cpu"))
+    real = prepare(
+        dataset, config, torch.device("cpu"), configuration(preprocess="normalize").preprocessing
+    )
     found: dict[str, Any] = {"preprocessing_seconds": round(time.perf_counter() - began, 1)}
     rng = generator(0)
     weighted = Weighted(torch.rand(len(real.train), generator=rng, dtype=torch.float64))

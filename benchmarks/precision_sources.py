@@ -100,8 +100,9 @@ class Bench:
     """The data of a problem, and meta-gradients on it."""
 
     def __init__(self, name: str):
-        config = configuration(preprocess="none" if name == "blobs" else "normalize").data
-        self.real = prepare(blobs() if name == "blobs" else read(config), config, CPU)
+        config = configuration(preprocess="none" if name == "blobs" else "normalize")
+        dataset = blobs() if name == "blobs" else read(config.data)
+        self.real = prepare(dataset, config.data, CPU, config.preprocessing)
         self.model, self.rate = ("mlp", 0.01) if name == "blobs" else ("convnet", 0.001)
         self.classes = len(self.real.class_names)
 

@@ -74,8 +74,8 @@ def pooled(figures: list[Figure]) -> dict[str, Any]:
 
 def of_all_rows(data: str) -> dict[str, Any]:
     """Test accuracy of scikit-learn's logistic regression on every training row, standardised."""
-    config = configuration(COMMON, data=data, preprocess="normalize").data
-    real = prepare(read(config), config, torch.device("cpu"))
+    config = configuration(COMMON, data=data, preprocess="normalize")
+    real = prepare(read(config.data), config.data, torch.device("cpu"), config.preprocessing)
 
     def arrays(split: Split) -> tuple[Any, Any]:
         return tuple(part.numpy() for part in split.take(torch.arange(len(split))))  # type: ignore[return-value]

@@ -265,7 +265,7 @@ def test_a_preset_holds_the_papers_numbers(name):
         2.0,
     )
     assert config.distilled.ipc == int(name.rpartition("ipc")[2])
-    assert config.data.preprocess == ("normalize" if name.startswith("imagenet") else "zca")
+    assert config.preprocessing.name == ("normalize" if name.startswith("imagenet") else "zca")
     # A synthetic batch: 10 of a class on CIFAR-10, 1 elsewhere (2 on CIFAR-100 at IPC 50), 50
     # classes at 64 pixels.
     per_class = {

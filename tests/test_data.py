@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from potstill.config.config import configuration
 from potstill.config.sections import DataConfig
 from potstill.data import decoding, folders
 from potstill.data.preparation import RealData, prepare
@@ -55,8 +56,9 @@ def folder_config(root: Path, cache: Path, **options: object) -> DataConfig:
     return DataConfig(data=f"folder:{root}", cache_dir=str(cache), **options)  # type: ignore[arg-type]
 
 
-def load(config: DataConfig) -> RealData:
-    return prepare(read(config), config, CPU)
+def load(config: DataConfig, preprocess: str = "auto") -> RealData:
+    chosen = configuration(preprocess=preprocess).preprocessing
+    return prepare(read(config), config, CPU, chosen)
 
 
 def conversions(cache: Path) -> list[Path]:
@@ -181,9 +183,7 @@ def test_batches_cover_a_split_once_in_order():
 def test_mapped_and_in_memory_splits_give_the_same_batches(kind, tmp_path):
     write_folder(tmp_path / "source")
     loaded = {
-        storage: load(
-            folder_config(tmp_path / "source", tmp_path / "cache", storage=storage, preprocess=kind)
-        )
+        storage: load(folder_config(tmp_path / "source", tmp_path / "cache", storage=storage), kind)
         for storage in ("memory", "mapped")
     }
     for name in ("train", "validation", "test"):

@@ -9,6 +9,7 @@ from test_store import make_set
 from torch import nn
 
 import potstill
+from potstill.config.config import configuration
 from potstill.config.sections import DataConfig
 from potstill.data.preparation import RealData, prepare
 from potstill.data.sources import from_arrays
@@ -47,7 +48,8 @@ def blobs(count: int = 120, seed: int = 0) -> RealData:
     labels = torch.arange(count) % 3
     centres = torch.randn(3, 1, 4, 4, generator=generator(9))
     images = centres[labels] + torch.randn(count, 1, 4, 4, generator=generator(seed, "noise"))
-    return prepare(from_arrays(images, labels), DataConfig(preprocess="none"), CPU)
+    unchanged = configuration(preprocess="none").preprocessing
+    return prepare(from_arrays(images, labels), DataConfig(), CPU, unchanged)
 
 
 def set_of(real: RealData, **recipe) -> DistilledSet:

@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from potstill.config.config import configuration
 from potstill.config.sections import DataConfig
+from potstill.config.slots import Chosen
 from potstill.data.preparation import RealData, prepare
-from potstill.data.preprocessing import Preprocess, resolved_kind, restored
+from potstill.data.preprocessing import Preprocess, auto_preprocessing, restored
 from potstill.data.sources import from_arrays
 from potstill.data.splits import Arrays, Dataset
 from potstill.registry import PREPROCESSING, InputError
@@ -101,15 +103,11 @@ def test_zca_with_hardly_any_regularization_whitens():
         ((1, 1, 3073), "normalize"),
         ((3, 64, 64), "normalize"),
         ((1, 8, 8), "zca"),
+        ((8,), "normalize"),
     ],
 )
 def test_auto_is_zca_up_to_3072_values_an_image(shape, expected):
-    assert resolved_kind("auto", shape) == expected
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_given_kind_is_kept_at_any_size(kind):
-    assert resolved_kind(kind, (3, 64, 64)) == resolved_kind(kind, (1, 8, 8)) == kind
+    assert auto_preprocessing(shape) == expected
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -232,6 +230,10 @@ def test_the_stored_state_gives_the_preprocessing_back_to_the_bit(kind):
 # Splits and what is fitted to them
 
 
+def choice(name: str) -> Chosen:
+    return configuration(preprocess=name).preprocessing
+
+
 def numbered(per_class: int = 40, classes: int = 3, test: bool = False) -> Dataset:
     """Random float images, the first pixel of each its own number."""
     count = per_class * classes
@@ -257,7 +259,7 @@ def changed(arrays: Arrays, rows: list[int]) -> Arrays:
 
 @pytest.mark.parametrize("test", [False, True])
 def test_train_validation_and_test_share_no_image_and_leave_none_out(test):
-    loaded = prepare(numbered(test=test), DataConfig(preprocess="none"), CPU)
+    loaded = prepare(numbered(test=test), DataConfig(), CPU, choice("none"))
     held = {name: numbers(loaded, name, 240) for name in ("train", "validation", "test")}
     assert sorted(number for part in held.values() for number in part) == list(
         range(240 if test else 120)
@@ -280,7 +282,7 @@ def test_train_validation_and_test_share_no_image_and_leave_none_out(test):
 def test_the_split_seed_decides_what_is_held_out(test, name):
     first, again, other = (
         numbers(
-            prepare(numbered(test=test), DataConfig(preprocess="none", split_seed=seed), CPU),
+            prepare(numbered(test=test), DataConfig(split_seed=seed), CPU, choice("none")),
             name,
             240,
         )
@@ -291,28 +293,29 @@ def test_the_split_seed_decides_what_is_held_out(test, name):
 
 
 def test_a_note_tells_that_test_data_were_held_out():
-    (note,) = prepare(numbered(), DataConfig(split_seed=5), CPU).notes
+    (note,) = prepare(numbered(), DataConfig(split_seed=5), CPU, choice("zca")).notes
     assert (
         "no test split: 24 of 120 images (20 % of each class, split seed 5) are held out as test"
         in note
     )
-    assert prepare(numbered(test=True), DataConfig(), CPU).notes == ()
+    assert prepare(numbered(test=True), DataConfig(), CPU, choice("zca")).notes == ()
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("test", [False, True])
 def test_preprocessing_is_fitted_to_train_images_alone(test, kind):
     dataset = numbered(test=test)
-    config = DataConfig(preprocess=kind)
-    loaded = prepare(dataset, replace(config, preprocess="none"), CPU)
+    loaded = prepare(dataset, DataConfig(), CPU, choice("none"))
     held = {name: numbers(loaded, name, 240) for name in ("train", "validation", "test")}
-    expected = prepare(dataset, config, CPU).preprocess.tensors
+    expected = prepare(dataset, DataConfig(), CPU, choice(kind)).preprocess.tensors
 
     def refitted(rows: list[int], test_rows: list[int]) -> dict[str, Tensor]:
         parts = {"train": changed(dataset.train, rows)}
         if dataset.test is not None:
             parts["test"] = changed(dataset.test, [row - 120 for row in test_rows])
-        return prepare(replace(dataset, **parts), config, CPU).preprocess.tensors
+        return prepare(
+            replace(dataset, **parts), DataConfig(), CPU, choice(kind)
+        ).preprocess.tensors
 
     others = held["validation"] + ([] if test else held["test"])
     untouched = refitted(others, held["test"] if test else [])
@@ -324,8 +327,8 @@ def test_preprocessing_is_fitted_to_train_images_alone(test, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_split_goes_through_the_fitted_preprocessing(kind):
     dataset = numbered(test=True)
-    raw = prepare(dataset, DataConfig(preprocess="none"), CPU)
-    loaded = prepare(dataset, DataConfig(preprocess=kind), CPU)
+    raw = prepare(dataset, DataConfig(), CPU, choice("none"))
+    loaded = prepare(dataset, DataConfig(), CPU, choice(kind))
     for name in ("train", "validation", "test"):
         every = torch.arange(len(getattr(raw, name)))
         expected = loaded.preprocess(getattr(raw, name).take(every)[0])
@@ -334,8 +337,8 @@ def test_every_split_goes_through_the_fitted_preprocessing(kind):
 
 def test_a_preprocessing_that_is_given_is_used_and_not_fitted_again():
     elsewhere = fitted("normalize", photos(30, seed=5) * 0.1)
-    loaded = prepare(numbered(), DataConfig(preprocess="zca"), CPU, elsewhere)
-    raw = prepare(numbered(), DataConfig(preprocess="none"), CPU)
+    loaded = prepare(numbered(), DataConfig(), CPU, elsewhere)
+    raw = prepare(numbered(), DataConfig(), CPU, choice("none"))
     rows = torch.arange(10)
     torch.testing.assert_close(loaded.test.take(rows)[0], elsewhere(raw.test.take(rows)[0]))
 
@@ -349,12 +352,12 @@ def test_a_class_without_training_images_is_named():
         match="every class must have training images, class 'bee' has none; add some or drop the "
         "class",
     ):
-        prepare(dataset, DataConfig(), CPU)
+        prepare(dataset, DataConfig(), CPU, choice("zca"))
 
 
 def test_a_class_with_one_image_trains_on_it():
     labels = np.array([0] * 20 + [1])
-    loaded = prepare(from_arrays(photos(21).numpy(), labels), DataConfig(), CPU)
+    loaded = prepare(from_arrays(photos(21).numpy(), labels), DataConfig(), CPU, choice("zca"))
     assert loaded.train.labels.bincount(minlength=2)[1] == 1
     assert (
         loaded.validation.labels.bincount(minlength=2)[1]
@@ -371,4 +374,4 @@ def test_data_too_few_to_hold_any_out_are_refused(per_class, test):
         rf"{per_class} in a class"
     )
     with pytest.raises(InputError, match=message):
-        prepare(numbered(per_class, test=test), DataConfig(), CPU)
+        prepare(numbered(per_class, test=test), DataConfig(), CPU, choice("zca"))

@@ -13,6 +13,7 @@ import pytest
 from potstill.config.config import preset_names
 from potstill.methods.unrolled import UnrolledMethod
 from potstill.registry import LEARNERS, METHODS, PARAMETERISATIONS, PROTOCOLS, SOURCES, STUDIES
+from potstill.testing import contracts, methods, parameterisations
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -111,25 +112,19 @@ def test_the_method_of_your_own_keeps_to_the_contract_and_distills(tmp_path, mon
 
 
 def test_the_page_on_methods_has_every_rule_of_the_contract():
-    # The last argument of `require` is what a rule protects; each has a row.
     told = {
         line.split("|")[2].strip(" `")
         for line in OWN.split("## The contract")[1].splitlines()
         if line.startswith("| ")
     }
-    code = ast.parse((ROOT / "potstill" / "testing.py").read_text())
-    others = ("check_model", "check_source")
-    rules = [
-        call
-        for function in code.body
-        if isinstance(function, ast.FunctionDef) and function.name not in others
-        for call in ast.walk(function)
-        if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "require"
-    ]
-    assert len(rules) > 25
-    assert {
-        ast.literal_eval(rule.args[-1]).replace("--help", "`--help`").strip("`") for rule in rules
-    } <= told
+    protected = []
+    for module in (contracts, methods, parameterisations):
+        for node in ast.walk(ast.parse(Path(module.__file__).read_text())):
+            if isinstance(node, ast.keyword) and node.arg == "protects":
+                text = ast.unparse(node.value)
+                protected.append(eval(text, vars(module)) if text != "protects" else "")
+    assert len(protected) > 25
+    assert {text.replace("--help", "`--help`").strip("`") for text in protected} <= {*told, ""}
 
 
 def test_every_parameterisation_is_told_with_what_a_budget_buys():

@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from twins import pixels
 
+from potstill.config.config import configuration
 from potstill.config.sections import DataConfig
 from potstill.data.preparation import prepare
 from potstill.data.sources import from_arrays
@@ -240,8 +241,9 @@ def test_the_real_start_holds_distinct_preprocessed_train_images_of_the_right_cl
     images = torch.rand(60, 1, 4, 4, generator=generator(0))
     real = prepare(
         from_arrays(images, torch.arange(3).repeat(20)),
-        DataConfig(preprocess="normalize"),
+        DataConfig(),
         torch.device("cpu"),
+        configuration(preprocess="normalize").preprocessing,
     )
     block = initial_blocks("real", [pixels(4, 3, real.shape)], real.train, 0, torch.device("cpu"))[
         0

@@ -17,7 +17,7 @@ from potstill.cli.parser import main
 from potstill.config.config import configuration
 from potstill.data import augmentation
 from potstill.data.preparation import prepare
-from potstill.data.preprocessing import Preprocess, restored
+from potstill.data.preprocessing import Preprocess, auto_preprocessing, restored
 from potstill.data.sources import from_arrays, read
 from potstill.data.splits import KINDS, require_kind
 from potstill.distillation.auto_values import check_kinds
@@ -259,8 +259,7 @@ def test_the_way_back_is_exact_and_the_state_restores_everything(name):
 
 
 def test_auto_normalizes_vectors_of_any_size_and_zca_of_constants_is_refused():
-    config = configuration(data="sklearn:wine").data
-    assert prepare(read(config), config, CPU).preprocess.name == "normalize"
+    assert auto_preprocessing((13,)) == "normalize"
     with pytest.raises(
         InputError,
         match="zca needs a feature that is not constant, found none; give --preprocess none",
@@ -302,6 +301,15 @@ def test_parts_say_what_they_take():
             "augmentation flip takes images, the data are vectors; use --augment none",
         ),
         ({"data": "sklearn:wines"}, "got 'sklearn:wines' (did you mean 'sklearn:wine'?)"),
+        (
+            {"zca_regularization": 0.3},
+            "zca_regularization has no effect with --preprocess normalize; it belongs to zca: "
+            "choose another --preprocess, or leave it out",
+        ),
+        (
+            {"norm": "batch"},
+            "norm has no effect with --model mlp; it belongs to convnet",
+        ),
         ({"preprocess": "whiten"}, "unknown preprocessing 'whiten'; known: none, normalize, zca"),
     ],
 )
@@ -342,21 +350,30 @@ def test_a_users_own_preprocessing_and_network_take_vectors_and_are_found_again(
     tmp_path, monkeypatch
 ):
     (tmp_path / "logs.py").write_text(
-        "import torch\nfrom potstill.data.preprocessing import Preprocess\n\n\nclass "
-        "Log(Preprocess):\n"
-        "    def __call__(self, rows):\n        return rows.log1p()\n\n"
-        "    def inverse(self, rows):\n        return rows.expm1()\n\n\n"
+        "from dataclasses import dataclass\nimport torch\n"
+        "from potstill.config.options import option\n"
+        "from potstill.data.preprocessing import Preprocess\n\n\n"
+        "class Log(Preprocess):\n"
+        "    @dataclass(frozen=True)\n    class Options:\n"
+        "        shift: float = option(1.0, 'added before the logarithm', low=0)\n\n"
+        "    @classmethod\n    def solve(cls, means, options):\n"
+        "        return {'shift': torch.tensor(options.shift)}\n\n"
+        "    def __call__(self, rows):\n        return (rows + self.tensors['shift']).log()\n\n"
+        "    def inverse(self, rows):\n        return rows.exp() - self.tensors['shift']\n\n\n"
         "def net(in_features, num_classes):\n    return torch.nn.Linear(in_features, num_classes)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     own = {name: value for name, value in QUICK.items() if name not in ("width", "depth")}
     distilled = potstill.distill(
-        X, Y, **own, model="logs:net", preprocess="logs:Log", out=tmp_path / "r"
+        X, Y, **own, model="logs:net", preprocess="logs:Log", shift=2.0, out=tmp_path / "r"
     )
     again = potstill.load(tmp_path / "r")
     assert again.fitted.name == "logs:Log"
-    torch.testing.assert_close(again.preprocess(X), torch.as_tensor(X).float().log1p())
-    torch.testing.assert_close(again.rows, distilled.images.expm1())
+    torch.testing.assert_close(again.preprocess(X), (torch.as_tensor(X).float() + 2).log())
+    torch.testing.assert_close(again.rows, distilled.images.exp() - 2)
+    assert again.meta["config"]["preprocessing"] == {"preprocess": "logs:Log", "shift": 2.0}
+    with pytest.raises(InputError, match=r"shift must be at least 0, got -1"):
+        potstill.distill(X, Y, **own, model="logs:net", preprocess="logs:Log", shift=-1)
     assert potstill.train(again, steps=2).in_features == 13
     with pytest.raises(
         InputError,
@@ -515,11 +532,9 @@ def test_the_report_shows_the_rows_and_the_ranges_of_their_features(run, tmp_pat
     distilled = potstill.load(run)
     for value in (distilled.rows[0, 0], distilled.rows[5, 12]):
         assert f">{float(value):.4g}<" in text
-    config = RunFolder(run).config().data
-    train = (
-        prepare(read(config), config, CPU).train.images * distilled.fitted.tensors["std"]
-        + distilled.fitted.tensors["mean"]
-    )
+    config = RunFolder(run).config()
+    real = prepare(read(config.data), config.data, CPU, distilled.fitted)
+    train = distilled.fitted.inverse(real.train.images)
     assert f"{float(train[:, 0].min()):.4g} to {float(train[:, 0].max()):.4g}" in words
     assert (
         f"{float(distilled.rows[:, 0].min()):.4g} to {float(distilled.rows[:, 0].max()):.4g}"

@@ -10,7 +10,6 @@ from test_runs import QUICK, interrupted_run
 import potstill
 from potstill.cli.parser import main
 from potstill.config.config import configuration
-from potstill.config.sections import DataConfig
 from potstill.data.preparation import prepare
 from potstill.data.sampling import Weighted
 from potstill.data.sources import from_arrays, with_weights
@@ -122,14 +121,14 @@ def test_what_is_no_weights_is_refused(weights, sentence):
 
 def test_weights_that_only_held_out_images_have_are_refused():
     numbered = torch.arange(COUNT, dtype=torch.float32).reshape(COUNT, 1, 1).expand(COUNT, 8, 8)
-    dataset, config = from_arrays(numbered, arrays()[1]), DataConfig(preprocess="none")
-    held = prepare(dataset, config, torch.device("cpu")).validation.images[0, 0, 0, 0]
-    only = np.eye(COUNT)[int(held)]
+    dataset, config = from_arrays(numbered, arrays()[1]), configuration(preprocess="none")
+    real = prepare(dataset, config.data, torch.device("cpu"), config.preprocessing)
+    only = np.eye(COUNT)[int(real.validation.images[0, 0, 0, 0])]
     with pytest.raises(
         InputError,
         match="weights must be above 0 for some image that is not held out, all of those have 0",
     ):
-        prepare(with_weights(dataset, only), config, torch.device("cpu"))
+        prepare(with_weights(dataset, only), config.data, torch.device("cpu"), config.preprocessing)
 
 
 def test_diagnosing_takes_no_more_samples_than_have_a_weight(tmp_path):

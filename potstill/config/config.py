@@ -29,7 +29,7 @@ from potstill.config.slots import (
     owners_of,
     unused,
 )
-from potstill.registry import AUGMENTATIONS, PREPROCESSING, SOURCES, InputError, near_miss
+from potstill.registry import AUGMENTATIONS, SOURCES, InputError, near_miss
 
 SECTIONS: dict[str, type] = {
     "data": DataConfig,
@@ -40,8 +40,8 @@ SECTIONS: dict[str, type] = {
     "run": RunConfig,
 }
 ORDER = (
-    "data", "distilled", "parameterisation", "model", "inner", "inner_optimizer", "method", "outer",
-    "outer_optimizer", "real_sampler", "evaluation", "run",
+    "data", "preprocessing", "distilled", "parameterisation", "model", "inner", "inner_optimizer",
+    "method", "outer", "outer_optimizer", "real_sampler", "evaluation", "run",
 )  # fmt: skip
 """Order of the tables, in a file and in help texts."""
 Layer = Mapping[str, Any]
@@ -77,6 +77,7 @@ class Config(Generic[A]):
     """
 
     data: DataConfig
+    preprocessing: Chosen
     distilled: DistilledConfig
     parameterisation: Chosen
     model: Chosen
@@ -175,6 +176,23 @@ def changed(config: "Given | Resolved", **options: Any) -> Given:
     return configuration(config.flat(), **options)
 
 
+def decided(config: Given, **parts: str) -> Given:
+    """Build the configuration in which the data have decided the parts that "auto" left open.
+
+    Args:
+        config: as the user gave it.
+        parts: the name of each part by its choice, e.g. model="mlp".
+    Raises:
+        InputError: an option was given that the decided part does not have.
+    """
+    made = changed(config, **parts)
+    left, before = made.flat(), config.flat()
+    for option in options_of_run(before):
+        if option.name not in left and before[option.name] != option.default:
+            raise InputError(no_effect(option.name, left, chosen_names(left)))
+    return made
+
+
 def layered(*layers: Layer) -> dict[str, Any]:
     """Merge layers of options as `configuration` does."""
     given: dict[str, Any] = {}
@@ -246,8 +264,6 @@ def validated(config: Given) -> Given:
             f"boost_blocks must divide ipc={ipc} into blocks of equal size, got {blocks}; change "
             "--ipc or --boost-blocks"
         )
-    if config.data.preprocess != "auto":
-        PREPROCESSING.check(config.data.preprocess)
     for operation in config.inner.augment if isinstance(config.inner.augment, tuple) else ():
         AUGMENTATIONS.check(operation)
     check_data(config.data)
@@ -269,7 +285,7 @@ READ_BY = {
 
 
 def check_data(data: DataConfig) -> None:
-    """Raise an InputError if an option of the data has no effect on source or preprocessing."""
+    """Raise an InputError if an option of the data has no effect on its source."""
     kind, default = data.data.partition(":")[0], DataConfig()
     for name, kinds in READ_BY.items():
         if (
@@ -282,13 +298,6 @@ def check_data(data: DataConfig) -> None:
                 f"{name} has no effect with data {data.data}, {flag} is for {' and '.join(kinds)}; "
                 "leave it out"
             )
-    if (
-        data.preprocess in ("none", "normalize")
-        and data.zca_regularization != default.zca_regularization
-    ):
-        raise InputError(
-            f"zca_regularization has no effect with --preprocess {data.preprocess}; leave it out"
-        )
 
 
 def resolved(config: "Given | Resolved", **options: Any) -> Resolved:

@@ -20,7 +20,7 @@ EVALUATION_DATA_OPTIONS = ("image_column", "label_column", "image_size", "storag
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The real data and what is done to its pixels."""
+    """The real data."""
 
     data: str = option("digits", "digits, sklearn:NAME, folder:PATH, parquet:PATH or hf:NAME")
     image_column: str = option("auto", "column of the images in parquet or hf data")
@@ -34,12 +34,6 @@ class DataConfig:
         0.1, "share of train held out for every choice", low=0, high=0.5, open_low=True
     )
     split_seed: int = option(0, "seed of the held-out splits", low=0)
-    preprocess: str = option(
-        "auto", "none, normalize, zca or your own; auto: zca for images up to 3,072 values"
-    )
-    zca_regularization: float = option(
-        0.1, "zca: this times the mean eigenvalue is added to all (paper D.1)", low=0, open_low=True
-    )
 
     @property
     def embedded(self) -> bool:

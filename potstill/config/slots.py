@@ -11,6 +11,7 @@ from potstill.registry import (
     MODELS,
     OPTIMIZERS,
     PARAMETERISATIONS,
+    PREPROCESSING,
     REAL_SAMPLERS,
     InputError,
     Registry,
@@ -91,6 +92,14 @@ class Chosen:
 
 
 SLOTS = (
+    Slot(
+        "preprocessing",
+        "preprocess",
+        "auto",
+        PREPROCESSING,
+        "what is done to values first; auto: zca for images up to 3,072 values, else normalize",
+        automatic="zca",
+    ),
     Slot("parameterisation", "param", "pixels", PARAMETERISATIONS, "how images are stored"),
     Slot(
         "model",

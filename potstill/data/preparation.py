@@ -3,12 +3,15 @@
 import dataclasses
 import json
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from potstill.config.config import Config
 from potstill.config.sections import DataConfig
+from potstill.config.slots import Chosen
 from potstill.data.preprocessing import Preprocess, fitted
 from potstill.data.splits import (
     NOUNS,
@@ -78,15 +81,16 @@ class RealData:
 
 
 def prepare(
-    dataset: Dataset, config: DataConfig, device: torch.device, preprocess: Preprocess | None = None
+    dataset: Dataset, config: DataConfig, device: torch.device, preprocess: Preprocess | Chosen
 ) -> RealData:
     """Cut `dataset` into splits and preprocess them.
 
     Args:
         dataset: the raw images.
-        config: shares, seeds and kind of preprocessing.
+        config: shares and seeds.
         device: where in-memory splits and batches live.
-        preprocess: a fitted preprocessing, as of a distilled set; None fits one to the train split.
+        preprocess: a fitted one, as of a distilled set, or the choice of one (not "auto"), which is
+            fitted to the train split.
     Raises:
         InputError: a class without training images; too few images to hold any out.
     """
@@ -113,11 +117,9 @@ def prepare(
         raise InputError(
             "weights must be above 0 for some image that is not held out, all of those have 0"
         )
-    if preprocess is None:
+    if isinstance(preprocess, Chosen):
         train = dataset.train
-        preprocess = fitted(
-            config, lambda: map(train.floats, chunks(train_rows, train)), dataset.shape
-        )
+        preprocess = fitted(preprocess, lambda: map(train.floats, chunks(train_rows, train)))
     preprocess = preprocess.to(device)
 
     def split(arrays: Arrays, rows: "np.ndarray[tuple[int], np.dtype[np.int64]]") -> Split:
@@ -138,18 +140,14 @@ def prepare(
     )
 
 
-def cut_of(config: DataConfig, identity: str) -> str:
+def cut_of(config: Config[Any], identity: str) -> str:
     """Return a text key of everything that decides what `prepare` returns.
 
-    It holds the data's identity and every option but their path and storage.
+    It holds the data's identity, and every option of data and preprocessing but path and storage.
     """
-    return json.dumps(
-        [
-            identity,
-            dataclasses.asdict(dataclasses.replace(config, data="", cache_dir="", storage="auto")),
-        ],
-        sort_keys=True,
-    )
+    options = dataclasses.replace(config.data, data="", cache_dir="", storage="auto")
+    known = [identity, dataclasses.asdict(options), config.tables()["preprocessing"]]
+    return json.dumps(known, sort_keys=True)
 
 
 def require_every_class(

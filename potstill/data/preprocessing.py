@@ -3,7 +3,6 @@
 Each has an inverse, back to pixels or to a table's units.
 """
 
-import dataclasses
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from potstill.config.options import option
-from potstill.config.sections import DataConfig
+from potstill.config.slots import Chosen
 from potstill.data.splits import KINDS, kind_of
 from potstill.registry import PREPROCESSING, InputError
 
@@ -365,17 +364,14 @@ def average(parts: Iterable[tuple[dict[str, Tensor], int]]) -> dict[str, Tensor]
     return {name: total / count for name, total in totals.items()}
 
 
-def resolved_kind(kind: str, shape: tuple[int, ...]) -> str:
-    """Return `kind`, with "auto" resolved by the shape of an example.
+def auto_preprocessing(shape: tuple[int, ...]) -> str:
+    """Return what "auto" is for examples of a shape.
 
-    "auto" is zca for images of up to 3,072 values, and normalize for others and for vectors: beyond
+    It is zca for images of up to 3,072 values, and normalize for others and for vectors: beyond
     that, the matrix of zca becomes too large.
     """
-    if kind != "auto":
-        return kind
-    if kind_of(shape) == "vector":
-        return "normalize"
-    return "zca" if torch.Size(shape).numel() <= ZCA_UP_TO else "normalize"
+    small = torch.Size(shape).numel() <= ZCA_UP_TO
+    return "zca" if small and kind_of(shape) == "image" else "normalize"
 
 
 def preprocessing(name: str) -> type[Preprocess]:
@@ -389,11 +385,9 @@ def preprocessing(name: str) -> type[Preprocess]:
     return chosen
 
 
-def fitted(config: DataConfig, chunks: Chunks, shape: tuple[int, ...]) -> Preprocess:
-    """Fit the preprocessing of the configuration to training examples of a shape."""
-    chosen = preprocessing(resolved_kind(config.preprocess, shape))
-    names = {item.name for item in dataclasses.fields(chosen.Options)} & vars(config).keys()
-    return chosen.fit(chunks, chosen.Options(**{name: getattr(config, name) for name in names}))
+def fitted(chosen: Chosen, chunks: Chunks) -> Preprocess:
+    """Fit the chosen preprocessing to training examples."""
+    return preprocessing(chosen.name).fit(chunks, chosen.options)
 
 
 def restored(name: str, kept: Mapping[str, Tensor]) -> Preprocess:

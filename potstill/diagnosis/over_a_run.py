@@ -122,7 +122,7 @@ def diagnose_run(
             than there are images.
     """
     folder.require_data(dataset.identity)
-    setup = Setup.of(config, dataset, model, listener, folder.fitted(config.data, dataset.identity))
+    setup = Setup.of(config, dataset, model, listener, folder.fitted(config, dataset.identity))
     # Other data are told first.
     next(folder.states(setup.config, dataset.identity, setup.device), None)
     weights = setup.real.weights

@@ -87,7 +87,6 @@ def resolve_auto(
     known: dict[str, Any] = {
         "steps": max(1, AUTO_STEPS // blocks),
         "storage": "mapped" if mapped else "memory",
-        "preprocess": real.preprocess.name,
         "batch_per_class": min(blocks * one.per_class, max(1, AUTO_SYNTHETIC_BATCH // classes)),
         "classes_per_batch": classes,
         "outer_lr": given or of_norm_1 * start,
@@ -104,17 +103,17 @@ def resolve_auto(
     kind, _, rest = config.data.data.partition(":")
     if kind in ("folder", "parquet"):  # so that the run is found again from wherever it is resumed
         known["data"] = f"{kind}:{Path(rest).expanduser().resolve()}"
-    house = changed(config, **known)
-    sizes = sizes_of(house, real, one, couples_batch(fresh(factory, 0, torch.device("cpu"))))
+    known_sizes = changed(config, **known)
+    sizes = sizes_of(known_sizes, real, one, couples_batch(fresh(factory, 0, torch.device("cpu"))))
     options: dict[str, Any] = {}
     for slot in SLOTS:
-        chosen = getattr(house, slot.table)
+        chosen = getattr(known_sizes, slot.table)
         if slot.choice == "param":
             chosen = chosen.filled_from(one)
         chosen = chosen.resolved(sizes)
         for name, item, _ in slot.options_of(chosen):
             options[name] = getattr(chosen.options, item.name)
-    return resolved(house, **options), sizes
+    return resolved(known_sizes, **options), sizes
 
 
 def sizes_of(config: Given, real: RealData, one: Parameterisation, coupled: bool) -> Sizes:
@@ -146,7 +145,7 @@ def sizes_of(config: Given, real: RealData, one: Parameterisation, coupled: bool
 
 def check_kinds(config: Given, shape: Shape, model: ModelSpec) -> None:
     """Raise an InputError if a part of the configuration does not take examples of this shape."""
-    kind, own, method = kind_of(shape), config.data.preprocess, config.method.name
+    kind, own, method = kind_of(shape), config.preprocessing.name, config.method.name
     kinds = METHODS[method].needs.kinds
     if kind not in kinds:
         raise InputError(

@@ -23,7 +23,6 @@ from potstill.config.config import (
     resolved,
     to_toml,
 )
-from potstill.config.sections import DataConfig
 from potstill.data.preparation import RealData, cut_of
 from potstill.data.preprocessing import Preprocess, restored
 from potstill.distillation.boosting import made_blocks
@@ -166,7 +165,7 @@ class RunFolder:
         shutil.rmtree(self.path / REPLACED, ignore_errors=True)
         (self.path / PREPARATION).unlink(missing_ok=True)
 
-    def keep_preparation(self, real: RealData, config: DataConfig, one: Parameterisation) -> None:
+    def keep_preparation(self, real: RealData, config: Resolved, one: Parameterisation) -> None:
         """Write what was derived from the data, for `snapshot`, `fitted` and `require_data`.
 
         A finished set holds it itself.
@@ -189,7 +188,7 @@ class RunFolder:
         except (InputError, Unreadable):
             return {}, {}
 
-    def fitted(self, config: DataConfig, identity: str) -> Preprocess | None:
+    def fitted(self, config: Given, identity: str) -> Preprocess | None:
         """Return the preprocessing that was fitted when the run began.
 
         None if it is not known, or was fitted to other data or with other options.

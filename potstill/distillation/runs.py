@@ -58,7 +58,7 @@ def new_run(
         return finish(setup, None, None)
     folder = RunFolder.create(out, setup.config, overwrite=overwrite)
     with folder.locked():
-        folder.keep_preparation(setup.real, setup.config.data, setup.blocks[0].parameterisation)
+        folder.keep_preparation(setup.real, setup.config, setup.blocks[0].parameterisation)
         return finish(setup, folder, None)
 
 
@@ -89,7 +89,7 @@ def resumed_run(
     ranks.require_same(settings(config, dataset.identity))
     with folder.locked() if ranks.first else nullcontext():
         folder.require_data(dataset.identity)
-        fitted = folder.fitted(config.data, dataset.identity)
+        fitted = folder.fitted(config, dataset.identity)
         setup = Setup.of(config, dataset, model, listener, fitted, ranks)
         state = folder.newest(setup.config, dataset.identity, setup.device, listener.say)
         done = steps_done(state, setup.config) if state else 0

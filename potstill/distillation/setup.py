@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from potstill.cache import Cache
-from potstill.config.config import Given, Resolved, changed
+from potstill.config.config import Given, Resolved, decided
 from potstill.data.preparation import RealData, cut_of, prepare
-from potstill.data.preprocessing import ZCA_UP_TO, Preprocess
+from potstill.data.preprocessing import ZCA_UP_TO, Preprocess, auto_preprocessing
 from potstill.data.splits import NOUNS, Dataset, kind_of, require_kind
 from potstill.devices import keep_freed_memory, pick_device
 from potstill.distillation.auto_values import (
@@ -155,15 +155,17 @@ class Setup:
         method: type[Method] = METHODS[given.method.name]
         check_dealt(given, method, ranks, listener.say)
         if given.model.name == "auto":
-            given = changed(given, model=DEFAULTS[dataset.kind])
+            given = decided(given, model=DEFAULTS[dataset.kind])
+        if given.preprocessing.name == "auto":
+            given = decided(given, preprocess=auto_preprocessing(dataset.shape))
         check_kinds(given, dataset.shape, given.model.name if model is None else model)
         shape, classes, noun = dataset.shape, len(dataset.class_names), NOUNS[dataset.kind]
         one = block_parameterisation(given, shape, classes)
         check_batch(given, one, classes)
         values = one.budget.values
-        if fitted is None and values > ZCA_UP_TO and given.data.preprocess == "zca":
+        if fitted is None and values > ZCA_UP_TO and given.preprocessing.name == "zca":
             listener.say(f"fitting zca to {noun}s of {values:,} values takes minutes")
-        real = prepare(dataset, given.data, device, fitted)
+        real = prepare(dataset, given.data, device, fitted or given.preprocessing)
         for note in (counted(real), *real.notes):
             listener.say(note)
         factory = checked_factory(given, model, real.shape, classes, method)
@@ -246,7 +248,7 @@ class Setup:
             derive(seed, "block", number) if number else seed,
             self.device,
             stage_micro_batch(batch, self.sizes.batch, self.sizes.micro_batch, compiled=compiled),
-            cut_of(self.config.data, self.real.identity),
+            cut_of(self.config, self.real.identity),
             self.ranks,
         )
 
@@ -377,5 +379,5 @@ def method_cache(config: Resolved, real: RealData) -> Cache:
     """Make the cache of what the method prepares for these data and its options."""
     folder = config.data.cache_dir or platformdirs.user_cache_path("potstill")
     return Cache(
-        Path(folder) / "prepared", [cut_of(config.data, real.identity), config.tables()["method"]]
+        Path(folder) / "prepared", [cut_of(config, real.identity), config.tables()["method"]]
     )

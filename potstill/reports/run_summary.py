@@ -222,7 +222,7 @@ def read_run(path: Path, name: str) -> RunSummary:
     """
     folder = RunFolder.open(path)
     config = folder.config()
-    if "auto" in (config.outer.steps, config.data.preprocess):
+    if "auto" in (config.outer.steps, config.preprocessing.name):
         raise InputError(
             f'{path / run_folder.CONFIG} still holds "auto": it was not written by a run; distill '
             "with it first"

@@ -120,7 +120,7 @@ def facts(run: RunSummary) -> dict[str, list[Fact]]:
 
 def data_facts(run: RunSummary) -> list[Fact]:
     """Describe the data."""
-    data, found = run.config.data, [("Source", run.config.data.data)]
+    found = [("Source", run.config.data.data)]
     for split, use in (
         ("train", "distilled from"),
         ("validation", "held out for every choice"),
@@ -134,7 +134,7 @@ def data_facts(run: RunSummary) -> list[Fact]:
         )
         found.append(("Classes", f"{len(run.distilled.class_names):,}"))
     words = run.distilled.fitted.words.get(run.distilled.kind) if run.distilled else None
-    return [*found, ("Preprocessing", words or data.preprocess)]
+    return [*found, ("Preprocessing", words or run.config.preprocessing.name)]
 
 
 def shape_words(shape: Shape) -> str:

@@ -329,7 +329,7 @@ def scores(subject: Subject, scale: Scale) -> Forgetting:
     bench, workplace = subject.bench, subject.workplace
     folder = workplace.folder / "forgetting"
     folder.mkdir(parents=True, exist_ok=True)
-    content = cut_of(configuration(scale.options).data, workplace.dataset.fingerprint)
+    content = cut_of(configuration(scale.options), workplace.dataset.fingerprint)
     with filelock.FileLock(folder / ".lock"):
         return forgetting(
             bench.real.train,

@@ -47,7 +47,7 @@ def check_parameterisation(parameterisation: str | type, options: Any = None) ->
         protects="that every leaf moves",
     )
     plain = one.plain()
-    part.must_be_plain("have fields of plain data", plain, protects="its file")
+    part.must_be_plain("have fields of plain data", plain, protects="that a set's file can be read")
     fields = {of: value for of, value in plain.items() if of not in ("kind", "ipc")}
     again = kind(BUDGET, **fields)
     part.must(
