@@ -10,7 +10,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from potstill.api import diagnose, distill, evaluate, resume
+    from potstill.api.measurements import evaluate
+    from potstill.api.runs import diagnose, distill, resume
     from potstill.config.config import configuration
     from potstill.distilled.artefact import load, save
     from potstill.distilled.exports import export
@@ -38,12 +39,12 @@ _HOMES = {
     "configuration": "config.config",
     "DistilledSet": "distilled.sets",
     "InputError": "registry",
-    "diagnose": "api",
-    "distill": "api",
-    "evaluate": "api",
+    "diagnose": "api.runs",
+    "distill": "api.runs",
+    "evaluate": "api.measurements",
     "export": "distilled.exports",
     "load": "distilled.artefact",
-    "resume": "api",
+    "resume": "api.runs",
     "save": "distilled.artefact",
     "train": "evaluation.scoring",
 }

@@ -20,7 +20,8 @@ from potstill.cli.parser import main
 from potstill.config.config import configuration
 from potstill.distillation import run_folder
 from potstill.distillation.setup import check_dealt
-from potstill.distributed import ALONE, VARIABLES, Ranks
+from potstill.distributed.link import VARIABLES
+from potstill.distributed.ranks import ALONE, Ranks
 from potstill.registry import METHODS, InputError
 
 # Three trajectories and networks on two ranks: one has more to do than the other.

@@ -5,7 +5,6 @@ import dataclasses
 import os
 import shlex
 import signal
-import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
-from potstill import api, distributed
+from potstill.api import measurements
 from potstill.cli.display import Display
+from potstill.cli.tables import show, show_diagnosis, tell
 from potstill.config.config import (
     Given,
     changed,
@@ -29,25 +27,25 @@ from potstill.config.config import (
 from potstill.config.sections import EVALUATION_DATA_OPTIONS
 from potstill.data import sources
 from potstill.devices import hardware, pick_device
-from potstill.diagnosis.over_a_run import Diagnosis, Noise, recorded_diagnoses
-from potstill.diagnosis.variance import SOURCES
+from potstill.diagnosis.over_a_run import Noise, recorded_diagnoses
 from potstill.distillation import run_folder, runs
 from potstill.distillation.outer import Interrupted
 from potstill.distillation.setup import SILENT, Listener
-from potstill.distilled import artefact, exports
+from potstill.distilled import exports
 from potstill.distilled.sets import DistilledSet
-from potstill.distributed import ALONE, Lost, Ranks
+from potstill.distributed.link import Lost
+from potstill.distributed.ranks import ALONE, Ranks, joined
 from potstill.evaluation import measuring
 from potstill.evaluation.protocols import EvaluationOptions
 from potstill.evaluation.records import DIAGNOSIS, EvaluationRecord
-from potstill.registry import EXPORTS, METHODS, STUDIES, InputError
+from potstill.registry import EXPORTS, STUDIES, InputError
 
 
 def distill(parsed: argparse.Namespace) -> int:
     """Run `potstill distill`; return the exit code."""
     config = resumed_config(parsed) if parsed.resume else new_config(parsed)
     out = parsed.resume or parsed.out or default_out(config)
-    with distributed.joined() as ranks:
+    with joined() as ranks:
         distilled = distilled_by(ranks, config, out, parsed)
         if ranks.first:
             tell(distilled, out)
@@ -87,29 +85,6 @@ def distilled_by(
         )
         kind = Lost if isinstance(error, Lost) else KeyboardInterrupt
         raise kind(f"{str(error) or 'interrupted'}; {way_on}") from error
-
-
-def tell(distilled: DistilledSet, out: Path) -> None:
-    """Print where a finished set is, how accurate it is, and what to do with it."""
-    print(f"distilled set: {out / artefact.ARTEFACT}")
-    print(f"stored:        {distilled.stored}")
-    nested = len(distilled.budgets) > 1
-    for part in map(distilled.prefix, distilled.budgets):
-        size = (
-            f"{'budget of ' * part.decoded}{part.ipc} of each class, {part.stored_bytes:,} bytes: "
-            if nested
-            else ""
-        )
-        print(
-            f"validation:    {size}{part.metadata.accuracy}, {part.recipe.steps} training steps; "
-            "this split chose them"
-        )
-    print(f"next:          potstill evaluate {shlex.quote(str(out))}{' --all-budgets' * nested}")
-    shown = exports.DEFAULTS[distilled.kind]
-    print(
-        f"{'table' if shown == 'csv' else 'picture'}:".ljust(15)
-        + f"{out / EXPORTS[shown].default_name}"
-    )
 
 
 def given_options(parsed: argparse.Namespace) -> dict[str, Any]:
@@ -203,13 +178,13 @@ def evaluate(parsed: argparse.Namespace) -> int:
         if hasattr(parsed, item.name)
     }
     records = list[EvaluationRecord]()
-    with distributed.joined() as ranks:
+    with joined() as ranks:
         given["device"] = parsed.device = ranks.device(given.get("device", "auto"))
         device = machine(parsed)
         try:
             with Display(not ranks.first) as display:
                 listener = Listener(display.say, work=display.work)
-                measured = api.evaluations(
+                measured = measurements.evaluations(
                     parsed.path,
                     ipc=parsed.ipc,
                     all_budgets=parsed.all_budgets,
@@ -223,7 +198,7 @@ def evaluate(parsed: argparse.Namespace) -> int:
             if records and ranks.first:
                 show(records, hardware(device))
         if ranks.first:
-            print(f"written: {api.results_file(parsed.path)}")
+            print(f"written: {measurements.results_file(parsed.path)}")
     return 0
 
 
@@ -235,40 +210,9 @@ def data_options(parsed: argparse.Namespace) -> dict[str, Any]:
     return given | ({"data": parsed.data} if parsed.data else {})
 
 
-def show(records: list[EvaluationRecord], machine: str) -> None:
-    """Print evaluations as a table."""
-    noun = f"{records[0].noun}s"
-    title = f"Test accuracy on {records[0].test_images} {noun}, fresh networks ({machine})"
-    table = Table(title=title, title_justify="left")
-    for column in (
-        "trained on",
-        noun,
-        "per class",
-        "bytes",
-        "network",
-        "steps",
-        "lr",
-        "accuracy",
-        "protocol",
-    ):
-        right = column in (noun, "per class", "bytes", "steps", "lr")
-        table.add_column(column, justify="right" if right else "left", overflow="fold")
-    classes = records[0].classes
-    for row in (row for record in records for row in record.rows):
-        numbers = f"{row.images:,}", row.per_class(classes), f"{row.stored_bytes:,}"
-        training = (
-            "" if row.steps is None else f"{row.steps:,}",
-            "" if row.lr is None else f"{row.lr:g}",
-        )
-        table.add_row(row.name, *numbers, row.model, *training, str(row.accuracy), row.protocol)
-    # No terminal means a log or a pipe: there the table takes the room that it needs.
-    console = Console() if sys.stdout.isatty() else Console(width=140)
-    console.print(table)
-
-
 def export(parsed: argparse.Namespace) -> int:
     """Run `potstill export`; return the exit code."""
-    distilled, data = api.opened(parsed.path, parsed.ipc, data_options(parsed))
+    distilled, data = measurements.opened(parsed.path, parsed.ipc, data_options(parsed))
     folder = parsed.path if parsed.path.is_dir() else parsed.path.parent
     suffixes = {".png": "png", ".csv": "csv", ".parquet": "parquet", ".npz": "npz"}
     format = parsed.format or (
@@ -286,7 +230,7 @@ def export(parsed: argparse.Namespace) -> int:
         return 0
     device = machine(parsed)
     with Display() as display:
-        real = api.real_of(distilled, sources.read(data), data, str(device), display.say)
+        real = measurements.real_of(distilled, sources.read(data), data, str(device), display.say)
         exact, pictures = measuring.accuracy_of_export(
             distilled,
             exports.exported_images(distilled),
@@ -325,39 +269,6 @@ def diagnose(parsed: argparse.Namespace) -> int:
     show_diagnosis(found, config)
     print(f"written: {folder.path / DIAGNOSIS}")
     return 0
-
-
-def show_diagnosis(found: list[Diagnosis], config: Given) -> None:
-    """Print the noise at each measured step as a table."""
-    first, method = found[0], config.method
-    words = "; ".join(
-        f"{term.lower()}: {value}" for term, value in METHODS[method.name].words(method.options)
-    )
-    print(f"Meta-gradient of {method.name}; {words}.")
-    print("Noise is the share of its squared length that varies when something is drawn anew.")
-    table = Table()
-    columns = ["step"]
-    columns += ["norm", "normalised variance", "noise of a sample"] if first.real else []
-    columns += [f"noise with {SOURCES[name]}" for name in first.sources or ()]
-    for column in columns:
-        table.add_column(column, justify="right")
-    for one in found:
-        cells = []
-        if one.real:
-            names = ("norm", "normalised", "share")
-            norm, normalised, share = (
-                statistics.median(getattr(variance, name) for variance in one.real)
-                for name in names
-            )
-            cells = [f"{norm:.3g}", f"{normalised:.3g}", in_percent(share)]
-        cells += [in_percent(variance.share) for variance in (one.sources or {}).values()]
-        table.add_row(f"{one.step:,}", *cells)
-    (Console() if sys.stdout.isatty() else Console(width=140)).print(table)
-
-
-def in_percent(share: float) -> str:
-    """Write a fraction in per cent."""
-    return f"{100 * share:.0f} %"
 
 
 def study(parsed: argparse.Namespace) -> int:

@@ -12,7 +12,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from potstill.cli.flags import Parser, flag_of, make_parser
+from potstill.cli.flags import make_parser
+from potstill.cli.options import Parser, flag_of
 from potstill.config.config import Option, layered, options_of_run, preset_names
 from potstill.config.slots import SLOTS, owners_of, unused
 from potstill.registry import (
@@ -88,9 +89,10 @@ def fail(message: str) -> int:
 
 def tells() -> bool:
     """Return whether this process reports how a command ended; of ranks, the first that knows."""
-    return (
-        "RANK" not in os.environ or importlib.import_module("potstill.distributed").first_to_tell()
-    )
+    if "RANK" not in os.environ:
+        return True
+    first: bool = importlib.import_module("potstill.distributed.link").first_to_tell()
+    return first
 
 
 def dispatch(arguments: list[str]) -> int:
@@ -107,7 +109,7 @@ def dispatch(arguments: list[str]) -> int:
     if parsed.command == "list":
         return list_parts()
     if parsed.command not in SHARED and "RANK" in os.environ:
-        importlib.import_module("potstill.distributed").require_alone(parsed.command)
+        importlib.import_module("potstill.distributed.ranks").require_alone(parsed.command)
     run: Callable[[argparse.Namespace], int] = getattr(
         importlib.import_module("potstill.cli.commands"), parsed.command
     )

@@ -335,3 +335,42 @@ def as_vectors(name: str, rows: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     # What float32 cannot hold becomes infinite, and is told as that.
     with np.errstate(over="ignore"):
         return rows.astype(np.float32)
+
+
+def dataset_of(
+    config: DataConfig,
+    images: Any,
+    labels: Any,
+    test_images: Any,
+    test_labels: Any,
+    class_names: Sequence[str] | None,
+    weights: Any = None,
+    feature_names: Sequence[str] | None = None,
+) -> Dataset:
+    """Return the data that were given as arrays, or else the data that the configuration names.
+
+    Args:
+        config: the options of the data.
+        images: (N, H, W), (N, C, H, W) or (N, d); None: the configuration's data.
+        labels: (N,) classes.
+        test_images: held out for tests only; None: a share of the images.
+        test_labels: their classes.
+        class_names: name of each class.
+        weights: (N,) of the train images in real batches; None: all alike.
+        feature_names: of vectors, name of each feature.
+    """
+    if images is not None and labels is not None:
+        dataset = from_arrays(images, labels, test_images, test_labels, class_names, feature_names)
+        return with_weights(dataset, weights)
+    named = {
+        "images": images,
+        "labels": labels,
+        "test_images": test_images,
+        "test_labels": test_labels,
+        "class_names": class_names,
+        "feature_names": feature_names,
+    }
+    for name, value in named.items():
+        if value is not None:
+            raise InputError(f"images and labels must be given together, got {name} without them")
+    return with_weights(read(config), weights)

@@ -19,7 +19,7 @@ from potstill.distilled.blocks import Block
 from potstill.distilled.exports import write_default
 from potstill.distilled.recipes import Recipe
 from potstill.distilled.sets import DistilledSet
-from potstill.distributed import ALONE, Ranks
+from potstill.distributed.ranks import ALONE, Ranks
 from potstill.files import with_prefix
 from potstill.methods.base import Method
 from potstill.models import ModelSpec

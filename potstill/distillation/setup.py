@@ -28,7 +28,7 @@ from potstill.distillation.boosting import LEARNED, Rates, Stage, examples, with
 from potstill.distillation.outer import Carried, OuterState, Schedule
 from potstill.distilled.blocks import Block, initial_blocks
 from potstill.distilled.recipes import Recipe
-from potstill.distributed import ALONE, Ranks
+from potstill.distributed.ranks import ALONE, Ranks
 from potstill.engine.compiled_losses import CompiledNetwork
 from potstill.engine.losses import couples_batch
 from potstill.engine.when_to_compile import NetworkFamily, stage_micro_batch

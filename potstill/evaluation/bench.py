@@ -14,7 +14,7 @@ from potstill.data.splits import sample_per_class
 from potstill.devices import keep_freed_memory
 from potstill.distilled.recipes import Recipe
 from potstill.distilled.sets import DistilledSet
-from potstill.distributed import ALONE, Ranks
+from potstill.distributed.ranks import ALONE, Ranks
 from potstill.engine.compiled_losses import CompiledNetwork
 from potstill.engine.optimizers import SGD
 from potstill.evaluation.learners import Learner, TrainingSet

@@ -11,7 +11,7 @@ from potstill.data.splits import NOUNS, Dataset
 from potstill.devices import hardware, pick_device, versions
 from potstill.distilled.recipes import Recipe
 from potstill.distilled.sets import DistilledSet
-from potstill.distributed import ALONE, Ranks
+from potstill.distributed.ranks import ALONE, Ranks
 from potstill.engine.compiled_losses import CompiledNetwork
 from potstill.engine.losses import couples_batch, even
 from potstill.engine.when_to_compile import NetworkFamily, compiled_if_worth, compiled_networks

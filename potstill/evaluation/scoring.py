@@ -13,7 +13,7 @@ from potstill.data.splits import Split
 from potstill.devices import pick_device
 from potstill.distilled.recipes import Recipe
 from potstill.distilled.sets import DistilledSet
-from potstill.distributed import ALONE, Ranks
+from potstill.distributed.ranks import ALONE, Ranks
 from potstill.engine.compiled_losses import CompiledNetwork
 from potstill.evaluation.learners import Learner, Network, TrainingSet
 from potstill.evaluation.training import Batches, accuracy, set_batches, train_network

@@ -23,7 +23,7 @@ from potstill.data.sampling import UNIFORM, RealSampler
 from potstill.data.splits import Split
 from potstill.distilled.batches import BatchPlan
 from potstill.distilled.recipes import Recipe
-from potstill.distributed import ALONE, Ranks
+from potstill.distributed.ranks import ALONE, Ranks
 from potstill.engine.losses import Batch
 from potstill.engine.rows import taken
 from potstill.engine.unroll import Leaves

@@ -1,0 +1,173 @@
+"""Distil, resume and diagnose, on arrays or on named data."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from potstill.config.config import configuration, options_from_preset
+from potstill.data.sources import dataset_of
+from potstill.diagnosis.over_a_run import Diagnosis, Noise, recorded_diagnoses
+from potstill.distillation.run_folder import RunFolder
+from potstill.distillation.runs import new_run, resumed_run
+from potstill.distillation.setup import SILENT, Listener
+from potstill.distilled.sets import DistilledSet
+from potstill.models import ModelSpec, model_name
+from potstill.registry import InputError
+
+
+def distill(
+    images: Any = None,
+    labels: Any = None,
+    *,
+    test_images: Any = None,
+    test_labels: Any = None,
+    class_names: Sequence[str] | None = None,
+    feature_names: Sequence[str] | None = None,
+    weights: Any = None,
+    model: ModelSpec | None = None,
+    preset: str | None = None,
+    out: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+    listener: Listener = SILENT,
+    **options: Any,
+) -> DistilledSet:
+    """Distill labelled images or vectors, or the data that `data=` names, into a small set.
+
+    The set holds a few examples per class.
+
+    Args:
+        images: (N, H, W) or (N, C, H, W) arrays or tensors, C 1 or 3; integers 0..255, or floats.
+            Or (N, d) vectors, the rows of a table, as numbers of any kind; a data frame will do.
+            None: `data=` is read.
+        labels: (N,) whole numbers 0 .. K-1.
+        test_images: held out for tests only; None holds 20 % out.
+        test_labels: their classes.
+        class_names: name of each class, all different.
+        feature_names: of vectors, name of each feature, all different; None: those of a data
+            frame's columns.
+        weights: (N,) at least 0, one for each training image that is given or that `data=` names,
+            in that order: real batches are drawn without replacement in proportion to them; None:
+            all alike. A hardness sampler multiplies them.
+        model: a registered name, "package.module:factory", or a callable that makes a fresh
+            network.
+        preset: a named set of options from the paper, e.g. "cifar10-ipc10".
+        out: folder to keep checkpoints, log and result in; None keeps nothing on disk.
+        overwrite: replace a run that `out` holds.
+        listener: receives the progress.
+        **options: any option of `potstill distill --help` by its name, e.g. ipc=10, steps=500,
+            window=40. With threads=n, torch's number of threads is n in this process from
+            then on.
+    Returns:
+        The set that was best on the held-out validation images, on the CPU.
+    Raises:
+        InputError: something given is wrong; the sentence says what, the rule, the value found and
+            the way out.
+    """
+    named = {"data": images if images is None else "arrays", "model": model and model_name(model)}
+    for name, value in named.items():
+        if value is not None and options.setdefault(name, value) != value:
+            raise InputError(
+                f"{name} is given twice, as {value!r} and as {options[name]!r}; give it once"
+            )
+    config = configuration(options_from_preset(preset) if preset else {}, options)
+    dataset = dataset_of(
+        config.data, images, labels, test_images, test_labels, class_names, weights, feature_names
+    )
+    return new_run(
+        config,
+        dataset,
+        None if out is None else Path(out),
+        model=model,
+        overwrite=overwrite,
+        listener=listener,
+    )
+
+
+def resume(
+    out: str | os.PathLike[str],
+    images: Any = None,
+    labels: Any = None,
+    *,
+    test_images: Any = None,
+    test_labels: Any = None,
+    class_names: Sequence[str] | None = None,
+    feature_names: Sequence[str] | None = None,
+    weights: Any = None,
+    model: ModelSpec | None = None,
+    listener: Listener = SILENT,
+) -> DistilledSet:
+    """Go on with a stopped run from its last checkpoint; the result is as if it had not stopped.
+
+    Args:
+        out: the run's folder; its config.toml holds every option.
+        images: the arrays that the run was started with, if it was.
+        labels: their classes.
+        test_images: as at the start.
+        test_labels: as at the start.
+        class_names: as at the start.
+        feature_names: as at the start.
+        weights: as at the start.
+        model: a callable, if the run was started with one that cannot be imported.
+        listener: receives the progress.
+    Raises:
+        InputError: no run in `out`, a finished one, or other data than it was started with.
+    """
+    config = RunFolder.open(Path(out)).config()
+    dataset = dataset_of(
+        config.data, images, labels, test_images, test_labels, class_names, weights, feature_names
+    )
+    return resumed_run(Path(out), config, dataset, model=model, listener=listener)
+
+
+def diagnose(
+    run: str | os.PathLike[str],
+    images: Any = None,
+    labels: Any = None,
+    *,
+    test_images: Any = None,
+    test_labels: Any = None,
+    class_names: Sequence[str] | None = None,
+    weights: Any = None,
+    samples: int = 100,
+    size: int = 1,
+    signs: int = 0,
+    unrolls: int = 1,
+    sources: int = 0,
+    model: ModelSpec | None = None,
+    listener: Listener = SILENT,
+) -> list[Diagnosis]:
+    """Measure how noisy a run's meta-gradient is, at its start and at each checkpoint it kept.
+
+    The result is kept in the run's folder, in diagnosis.json. (`keep_checkpoints=0` keeps all.)
+
+    Args:
+        run: its folder, finished or not.
+        images: the arrays that it was started with, if it was.
+        labels: their classes.
+        test_images: as at the start.
+        test_labels: as at the start.
+        class_names: as at the start.
+        weights: as at the start.
+        samples: real samples over which the variance is taken (paper D.3: 100); 0: leave it out.
+        size: real images in a sample.
+        signs: estimate the variance by so many random-sign combinations, which costs less; 0: take
+            it exactly.
+        unrolls: of how many outer steps, from the next one on, each with its own start and window.
+        sources: n to tell apart the noise of n real batches, n starts and n windows, in n^2
+            unrolls; 0: leave it out.
+        model: a callable, if the run was started with one that cannot be imported.
+        listener: receives the progress.
+    Returns:
+        One diagnosis for each place: its step, `real` (a `Variance` for each unroll) and `sources`
+        (name -> `Variance`).
+    Raises:
+        InputError: no run, other data than it was started with, or an argument out of its range.
+    """
+    noise = Noise(samples, size, signs, unrolls, sources)
+    folder = RunFolder.open(Path(run))
+    config = folder.config()
+    dataset = dataset_of(
+        config.data, images, labels, test_images, test_labels, class_names, weights
+    )
+    return list(recorded_diagnoses(folder, config, dataset, noise, model=model, listener=listener))

@@ -1,0 +1,138 @@
+"""Options as flags: how a parser, its help and its errors look."""
+
+import argparse
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn, get_args
+
+from potstill.config.config import SECTIONS, Option
+from potstill.config.options import declared, words_of
+from potstill.config.sections import DataConfig, RunConfig
+from potstill.config.slots import SLOTS
+from potstill.evaluation.protocols import BASELINES, EvaluationOptions
+from potstill.registry import LEARNERS, PROTOCOLS, InputError
+
+
+class Parser(argparse.ArgumentParser):
+    """An argparse parser whose errors are one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see `{self.prog} --help`")
+
+
+class Help(argparse.RawDescriptionHelpFormatter):
+    """A help formatter with room for option names, one line for each."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=30, width=124)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if isinstance(action, argparse.BooleanOptionalAction):
+            return action.option_strings[0].replace("--", "--[no-]", 1)
+        return super()._format_action_invocation(action)
+
+
+def flag_of(name: str) -> str:
+    """Return the flag of an option's name."""
+    return "--" + name.replace("_", "-")
+
+
+def shared_options(*names: str) -> list[Option]:
+    """Return the options of potstill's own sections by name; this needs no torch."""
+    found = []
+    for table, section in (("data", DataConfig), ("run", RunConfig)):
+        for item, hint in declared(section):
+            if item.name in names:
+                known = (item.name, table, item, hint, item.default, item.metadata["help"])
+                found.append(Option(*known))
+    return found
+
+
+def add_options(
+    parser: argparse.ArgumentParser, options: Sequence[Option], default: str | None = None
+) -> None:
+    """Add a flag for each option, in groups by table. A flag that is not given sets nothing.
+
+    `default` says what holds then, if it is not the option's own default.
+    """
+    groups: dict[str, Any] = {}
+    slots = {slot.table: slot for slot in SLOTS}
+    chosen = {option.name: option.default for option in options if option.field is None}
+    for option in options:
+        table = option.table
+        if table not in groups:
+            if table in slots:
+                title = f"{table.replace('_', ' ')} {chosen[slots[table].choice]}"
+            else:
+                described = (SECTIONS[table].__doc__ or "").partition("\n")[0].rstrip(".")
+                title = f"{table}: {described[:1].lower()}{described[1:]}"
+            groups[table] = parser.add_argument_group(title)
+        own = option.default
+        own = ",".join(map(str, own)) if isinstance(own, tuple) else "no" if own is False else own
+        text = f"{option.help} [{default or (own if own != '' else 'none')}]".replace("%", "%%")
+        known = {"dest": option.name, "default": argparse.SUPPRESS, "help": text}
+        flag = flag_of(option.name)
+        if option.hint is bool:
+            groups[table].add_argument(flag, action=argparse.BooleanOptionalAction, **known)
+        else:
+            word = "NAME" if option.field is None else metavar(option.hint)
+            groups[table].add_argument(flag, metavar=word, **known)
+    before = parser.get_default("option_names") or ()
+    parser.set_defaults(option_names=(*before, *(option.name for option in options)))
+
+
+def metavar(hint: Any) -> str:
+    """Return the placeholder of a value in the help: the choices if they are short, or the type."""
+    names = {
+        str: "TEXT",
+        int: "N",
+        float: "X",
+        tuple[int, ...]: "N,N",
+        tuple[str, ...]: "NAME,NAME",
+    }
+    if hint in names:
+        return names[hint]
+    parts = (names.get(part) or "|".join(words_of(part)) or str(part) for part in get_args(hint))
+    choices = "|".join(parts)
+    return choices if len(choices) <= 12 else "NAME"
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """Return the type of a flag that takes a whole number of at least `least`."""
+
+    def whole(text: str) -> int:
+        if not text.isdigit() or int(text) < least:
+            raise argparse.ArgumentTypeError(
+                f"must be a whole number of at least {least}, got {text!r}"
+            )
+        return int(text)
+
+    return whole
+
+
+def add_evaluation_options(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of `EvaluationOptions`, which parses their texts.
+
+    A flag that takes several names may be repeated.
+    """
+    names = {
+        "protocol": "|".join(PROTOCOLS),
+        "learner": "|".join(("auto", *LEARNERS)),
+        "baselines": ",".join(BASELINES),
+    }
+    for item, hint in declared(EvaluationOptions):
+        flags = [
+            f"--{name.replace('_', '-')}" for name in (item.name, item.metadata["also"]) if name
+        ]
+        default = "none" if item.default == () else item.default
+        common: dict[str, Any] = {
+            "dest": item.name,
+            "default": argparse.SUPPRESS,
+            "help": f"{item.metadata['help']} (default: {default})",
+            "metavar": names.get(item.name) or metavar(hint),
+        }
+        if isinstance(item.default, tuple):
+            parser.add_argument(
+                *flags, action="extend", type=lambda text: text.split(","), **common
+            )
+        else:
+            parser.add_argument(*flags, **common)

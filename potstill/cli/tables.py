@@ -1,0 +1,106 @@
+"""What the command line prints of a result."""
+
+import shlex
+import statistics
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from potstill.config.config import (
+    Given,
+)
+from potstill.diagnosis.over_a_run import Diagnosis
+from potstill.diagnosis.variance import SOURCES
+from potstill.distilled import artefact, exports
+from potstill.distilled.sets import DistilledSet
+from potstill.evaluation.records import EvaluationRecord
+from potstill.registry import EXPORTS, METHODS
+
+
+def tell(distilled: DistilledSet, out: Path) -> None:
+    """Print where a finished set is, how accurate it is, and what to do with it."""
+    print(f"distilled set: {out / artefact.ARTEFACT}")
+    print(f"stored:        {distilled.stored}")
+    nested = len(distilled.budgets) > 1
+    for part in map(distilled.prefix, distilled.budgets):
+        size = (
+            f"{'budget of ' * part.decoded}{part.ipc} of each class, {part.stored_bytes:,} bytes: "
+            if nested
+            else ""
+        )
+        print(
+            f"validation:    {size}{part.metadata.accuracy}, {part.recipe.steps} training steps; "
+            "this split chose them"
+        )
+    print(f"next:          potstill evaluate {shlex.quote(str(out))}{' --all-budgets' * nested}")
+    shown = exports.DEFAULTS[distilled.kind]
+    print(
+        f"{'table' if shown == 'csv' else 'picture'}:".ljust(15)
+        + f"{out / EXPORTS[shown].default_name}"
+    )
+
+
+def show(records: list[EvaluationRecord], machine: str) -> None:
+    """Print evaluations as a table."""
+    noun = f"{records[0].noun}s"
+    title = f"Test accuracy on {records[0].test_images} {noun}, fresh networks ({machine})"
+    table = Table(title=title, title_justify="left")
+    for column in (
+        "trained on",
+        noun,
+        "per class",
+        "bytes",
+        "network",
+        "steps",
+        "lr",
+        "accuracy",
+        "protocol",
+    ):
+        right = column in (noun, "per class", "bytes", "steps", "lr")
+        table.add_column(column, justify="right" if right else "left", overflow="fold")
+    classes = records[0].classes
+    for row in (row for record in records for row in record.rows):
+        numbers = f"{row.images:,}", row.per_class(classes), f"{row.stored_bytes:,}"
+        training = (
+            "" if row.steps is None else f"{row.steps:,}",
+            "" if row.lr is None else f"{row.lr:g}",
+        )
+        table.add_row(row.name, *numbers, row.model, *training, str(row.accuracy), row.protocol)
+    # No terminal means a log or a pipe: there the table takes the room that it needs.
+    console = Console() if sys.stdout.isatty() else Console(width=140)
+    console.print(table)
+
+
+def show_diagnosis(found: list[Diagnosis], config: Given) -> None:
+    """Print the noise at each measured step as a table."""
+    first, method = found[0], config.method
+    words = "; ".join(
+        f"{term.lower()}: {value}" for term, value in METHODS[method.name].words(method.options)
+    )
+    print(f"Meta-gradient of {method.name}; {words}.")
+    print("Noise is the share of its squared length that varies when something is drawn anew.")
+    table = Table()
+    columns = ["step"]
+    columns += ["norm", "normalised variance", "noise of a sample"] if first.real else []
+    columns += [f"noise with {SOURCES[name]}" for name in first.sources or ()]
+    for column in columns:
+        table.add_column(column, justify="right")
+    for one in found:
+        cells = []
+        if one.real:
+            names = ("norm", "normalised", "share")
+            norm, normalised, share = (
+                statistics.median(getattr(variance, name) for variance in one.real)
+                for name in names
+            )
+            cells = [f"{norm:.3g}", f"{normalised:.3g}", in_percent(share)]
+        cells += [in_percent(variance.share) for variance in (one.sources or {}).values()]
+        table.add_row(f"{one.step:,}", *cells)
+    (Console() if sys.stdout.isatty() else Console(width=140)).print(table)
+
+
+def in_percent(share: float) -> str:
+    """Write a fraction in per cent."""
+    return f"{100 * share:.0f} %"

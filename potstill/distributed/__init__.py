@@ -1,0 +1,1 @@
+"""Several processes that share a run, as torchrun starts them."""
