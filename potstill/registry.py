@@ -297,7 +297,7 @@ STUDIES = Registry(
         "joint, weak and strong boosting at every budget, beside a set for each (figure 7)",
     ),
     pictures=(
-        "potstill.studies.boosting:Pictures",
+        "potstill.studies.pictures:Pictures",
         "picture grids of joint, weak and strong sets (figures 14 to 16)",
     ),
     stability=(

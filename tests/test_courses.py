@@ -83,12 +83,12 @@ def test_every_study_runs_from_end_to_end(monkeypatch, shared, name):
     )
     for measured in table.tables:
         for way in measured.ways():
-            assert all(set(measured.cell(way, at)) == {0, 1} for at in measured.places(way)), (
+            assert all(set(measured.cell(way, at)) == {0, 1} for at in measured.positions(way)), (
                 measured.quantity.name,
                 way,
             )
     if COURSE in study.quantities:
-        assert table[COURSE].places(table[COURSE].ways()[0]) == [2, 4, 6, 8, 10]
+        assert table[COURSE].positions(table[COURSE].ways()[0]) == [2, 4, 6, 8, 10]
 
 
 def test_runs_that_two_studies_need_are_made_once():

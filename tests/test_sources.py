@@ -17,10 +17,14 @@ import pytest
 import torch
 from PIL import Image
 
+import potstill
+from potstill.cli.parser import main
 from potstill.config.sections import DataConfig
 from potstill.data.sources import from_arrays, read
 from potstill.data.splits import Dataset
+from potstill.distillation.run_folder import RunFolder
 from potstill.registry import InputError
+from potstill.testing import check_source
 
 NAMES = ["cat", "dog", "eel"]
 
@@ -107,6 +111,37 @@ def test_an_unknown_source_is_told_the_nearest_one():
         match=r"unknown data source 'foldr' \(did you mean 'folder'\?\); known: digits, folder, hf",
     ):
         read(DataConfig(data="foldr:x"))
+
+
+def test_a_function_of_ones_own_is_a_source(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        "import numpy as np\nfrom potstill.data.sources import from_arrays\n\n\n"
+        "def squares(rest, config):\n"
+        "    rng = np.random.default_rng(int(rest or 0))\n"
+        "    labels = np.arange(60) % 2\n"
+        "    images = rng.random((60, 1, 6, 6), np.float32) + labels[:, None, None, None]\n"
+        "    return from_arrays(images, labels)\n\n\n"
+        "def nothing(rest, config):\n    return 3\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    one, other, again = (
+        read(DataConfig(data=data)) for data in ("mine:squares", "mine:squares:7", "mine:squares")
+    )
+    assert one.fingerprint == again.fingerprint != other.fingerprint
+    check_source("mine:squares", "7")
+    out = tmp_path / "run"
+    flags = ["--ipc", "1", "--steps", "2", "--lengths", "3", "--width", "8", "--out", str(out)]
+    assert main(["distill", "--data", "mine:squares:7", *flags]) == 0
+    assert main(["evaluate", str(out), "--nets", "1"]) == 0
+    assert RunFolder(out).config().data.data == "mine:squares:7"
+    assert potstill.load(out).meta["config"]["data"]["data"] == "mine:squares"
+    for data, sentence in (
+        ("mine:nothing", r"data source mine:nothing must return a potstill.*Dataset, got int"),
+        ("mine:square", r"module 'mine' has no 'square' \(did you mean 'squares'"),
+        ("theirs:read", r"cannot import 'theirs' of 'theirs:read': ModuleNotFoundError"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            read(DataConfig(data=data))
 
 
 def test_arrays_cannot_be_read_again_by_name():

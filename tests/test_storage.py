@@ -53,7 +53,7 @@ def test_the_study_of_table_2_runs_from_end_to_end(monkeypatch, tmp_path):
         1: 4840,
     }
     assert table[parameterisations.DECODED].cell("basis", 1) == {0: 6, 1: 6}
-    assert table[parameterisations.VALIDATION].places("basis") == [2, 4]
+    assert table[parameterisations.VALIDATION].positions("basis") == [2, 4]
     assert set(table[parameterisations.ACCURACY_BY_BUDGET].ways()) == {
         *PARAMETERISATIONS,
         "random real",

@@ -81,10 +81,10 @@ def test_the_study_runs_from_end_to_end(study):
     )
     way = weighted(1)
     accuracy, by_events, shares = results[ACCURACY_BY_SIZE], results[BY_EVENTS], results[HOW_MANY]
-    assert (accuracy.places(STANDARD), accuracy.places(way)) == ([1, 2], [2])
+    assert (accuracy.positions(STANDARD), accuracy.positions(way)) == ([1, 2], [2])
     assert set(by_events.ways()) == {"1 a class", "2 a class", f"2 a class, {way}", FULL}
-    assert all(by_events.places(one) == shares.places(SHARES) for one in by_events.ways())
-    assert sum(shares.spread(SHARES, at)[0] for at in shares.places(SHARES)) == pytest.approx(1)
+    assert all(by_events.positions(one) == shares.positions(SHARES) for one in by_events.ways())
+    assert sum(shares.spread(SHARES, at)[0] for at in shares.positions(SHARES)) == pytest.approx(1)
     assert all(0 < share < 1 for share in results[COST].cell(way, 2).values())
     assert set(results[COST].cell(STANDARD, 2).values()) == {0}
     # The strata's accuracies, weighted by their shares, are that of the same networks on all train
@@ -97,7 +97,7 @@ def test_the_study_runs_from_end_to_end(study):
     )
     parts = [
         shares.cell(SHARES, at)[0] * by_events.cell("1 a class", at)[0]
-        for at in shares.places(SHARES)
+        for at in shares.positions(SHARES)
     ]
     assert sum(parts) == pytest.approx(float(scores.mean()))
     # Once for all runs.

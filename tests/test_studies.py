@@ -22,16 +22,9 @@ from potstill.distilled.sets import DistilledSet
 from potstill.registry import STUDIES, InputError
 from potstill.reports.plots import Drawing, Series, line_figure
 from potstill.studies import boosting
-from potstill.studies.boosting import (
-    Boosting,
-    Pictures,
-    Subsets,
-    first_images,
-    nearest,
-    only,
-    within,
-)
+from potstill.studies.boosting import Boosting, Subsets, first_images, only
 from potstill.studies.claims import Claim, Finding, Reading, compared, reading, verdict
+from potstill.studies.pictures import Pictures, nearest, within
 from potstill.studies.results import ACCURACY_BY_SIZE, Measurement, Quantity, Table
 from potstill.studies.runner import Point, Subject, Workplace, locked, run_name, run_study, work
 

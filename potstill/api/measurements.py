@@ -114,9 +114,6 @@ def evaluations(
         name: options.pop(name) for name in ("data", *EVALUATION_DATA_OPTIONS) if name in options
     }
     chosen = EvaluationOptions.of(**options)
-    if model is not None and chosen.models:
-        others = ", ".join(chosen.models)
-        raise InputError(f"model and models are one option, got {model_name(model)} and {others}")
     distilled, config = opened(subject, ipc, given)
     if images is None and config.data == "arrays" and not isinstance(subject, DistilledSet):
         raise InputError(
@@ -124,32 +121,16 @@ def evaluations(
             "Python data=, or the arrays)"
         )
     target = None if isinstance(subject, DistilledSet) else results_file(Path(subject))
-    models: Sequence[ModelSpec | None] = chosen.models or (model,)
-    for spec in models:
-        factory_for(distilled, spec)  # a name that is wrong is told before anything is measured
+    models = models_of(distilled, model, chosen)
     names = distilled.class_names if labels is not None else None
     with ranks.in_turn():
         dataset = dataset_of(config, images, labels, test_images, test_labels, names)
-    ranks.require_same(
-        {
-            "the hash of the data": dataset.identity[:12],
-            "the hash of the set": checksum(
-                {"images": distilled.images, "targets": distilled.targets}, {}
-            )[:12],
-            **{
-                item.name: getattr(chosen, item.name)
-                for item in dataclasses.fields(chosen)
-                if item.name != "device"
-            },
-            "ipc": ipc,
-            "all_budgets": all_budgets,
-            "threads": torch.get_num_threads(),
-        }
-    )
+    measured = {"ipc": ipc, "all_budgets": all_budgets}
+    ranks.require_same({**measured, **identities(distilled, dataset, chosen)})
     real = real_of(distilled, dataset, config, chosen.device, listener.say)
-    sets = (
-        [distilled.prefix(budget) for budget in distilled.budgets] if all_budgets else [distilled]
-    )
+    sets = [distilled]
+    if all_budgets:
+        sets = [distilled.prefix(budget) for budget in distilled.budgets]
     lengths = recorded_config(distilled).evaluation.lengths
     for one, spec in itertools.product(sets, models):
         name = None if spec is None else model_name(spec)
@@ -168,10 +149,42 @@ def evaluations(
             say=listener.say,
             ranks=ranks,
         )
-        record = measuring.record_of(rows, own, name, one.ipc, config.data.partition(":")[0], real)
+        record = measuring.record_of(rows, own, name, one.ipc, config.source[0], real)
         if target and ranks.first:
             add_record(target, record)
         yield record
+
+
+def models_of(
+    distilled: DistilledSet, model: ModelSpec | None, options: EvaluationOptions
+) -> Sequence[ModelSpec | None]:
+    """Return the networks to measure on; None is the recipe's.
+
+    Raises:
+        InputError: two ways to say it, or a name that is wrong: told before anything is measured.
+    """
+    if model is not None and options.models:
+        others = ", ".join(options.models)
+        raise InputError(f"model and models are one option, got {model_name(model)} and {others}")
+    models = options.models or (model,)
+    for one in models:
+        factory_for(distilled, one)
+    return models
+
+
+def identities(
+    distilled: DistilledSet, dataset: Dataset, options: EvaluationOptions
+) -> dict[str, Any]:
+    """Return what must be the same on all ranks, by name."""
+    examples = {"images": distilled.images, "targets": distilled.targets}
+    known = {item.name: getattr(options, item.name) for item in dataclasses.fields(options)}
+    del known["device"]
+    return {
+        "the hash of the data": dataset.identity[:12],
+        "the hash of the set": checksum(examples, {})[:12],
+        "threads": torch.get_num_threads(),
+        **known,
+    }
 
 
 def opened(

@@ -103,8 +103,8 @@ def new_config(parsed: argparse.Namespace) -> Given:
 
 def layers(preset: str | None, config: Path | None) -> list[dict[str, Any]]:
     """Read the options that a preset and a file set; the file wins."""
-    found = [options_from_preset(preset)] if preset else []
-    return found + ([options_from_file(config)] if config else [])
+    of_preset = [options_from_preset(preset)] if preset else []
+    return of_preset + ([options_from_file(config)] if config else [])
 
 
 def resumed_config(parsed: argparse.Namespace) -> Given:
@@ -263,10 +263,10 @@ def diagnose(parsed: argparse.Namespace) -> int:
     config = changed(folder.config(), **given_options(parsed))
     with Display() as display, listening(display) as listener:
         quiet = dataclasses.replace(listener, say=SILENT.say)
-        found = list(
+        diagnoses = list(
             recorded_diagnoses(folder, config, sources.read(config.data), noise, listener=quiet)
         )
-    show_diagnosis(found, config)
+    show_diagnosis(diagnoses, config)
     print(f"written: {folder.path / DIAGNOSIS}")
     return 0
 

@@ -38,13 +38,13 @@ def flag_of(name: str) -> str:
 
 def shared_options(*names: str) -> list[Option]:
     """Return the options of potstill's own sections by name; this needs no torch."""
-    found = []
+    options = []
     for table, section in (("data", DataConfig), ("run", RunConfig)):
         for item, hint in declared(section):
             if item.name in names:
                 known = (item.name, table, item, hint, item.default, item.metadata["help"])
-                found.append(Option(*known))
-    return found
+                options.append(Option(*known))
+    return options
 
 
 def add_options(

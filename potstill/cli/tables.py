@@ -73,9 +73,9 @@ def show(records: list[EvaluationRecord], machine: str) -> None:
     console.print(table)
 
 
-def show_diagnosis(found: list[Diagnosis], config: Given) -> None:
+def show_diagnosis(diagnoses: list[Diagnosis], config: Given) -> None:
     """Print the noise at each measured step as a table."""
-    first, method = found[0], config.method
+    first, method = diagnoses[0], config.method
     words = "; ".join(
         f"{term.lower()}: {value}" for term, value in METHODS[method.name].words(method.options)
     )
@@ -87,7 +87,7 @@ def show_diagnosis(found: list[Diagnosis], config: Given) -> None:
     columns += [f"noise with {SOURCES[name]}" for name in first.sources or ()]
     for column in columns:
         table.add_column(column, justify="right")
-    for one in found:
+    for one in diagnoses:
         cells = []
         if one.real:
             names = ("norm", "normalised", "share")

@@ -103,7 +103,7 @@ class Config(Generic[A]):
     def tables(self) -> dict[str, dict[str, Any]]:
         """Return the complete configuration, table by table, as in a file; tuples as lists."""
         slots, without = {slot.table: slot for slot in SLOTS}, unused({"method": self.method.name})
-        found: dict[str, dict[str, Any]] = {}
+        tables: dict[str, dict[str, Any]] = {}
         for table in ORDER:
             value = getattr(self, table)
             if table in slots:
@@ -112,15 +112,15 @@ class Config(Generic[A]):
                     name: getattr(value.options, item.name)
                     for name, item, _ in own_options(slot, value.name)
                 }
-                found[table] = {slot.choice: value.name, **own}
+                tables[table] = {slot.choice: value.name, **own}
             else:
                 fields = [
                     item.name for item, _ in declared(type(value)) if item.name not in without
                 ]
-                found[table] = {name: getattr(value, name) for name in fields}
+                tables[table] = {name: getattr(value, name) for name in fields}
         return {
             table: {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
-            for table, values in found.items()
+            for table, values in tables.items()
         }
 
     def flat(self) -> dict[str, Any]:
@@ -257,7 +257,7 @@ def validated(config: Given) -> Given:
         InputError: they do not; one sentence says which option, the rule, the value found and the
             way out.
     """
-    check_source(config.data.data)
+    check_source(config.data)
     ipc, blocks = config.distilled.ipc, config.distilled.boost_blocks
     if ipc % blocks:
         raise InputError(
@@ -286,11 +286,11 @@ READ_BY = {
 
 def check_data(data: DataConfig) -> None:
     """Raise an InputError if an option of the data has no effect on its source."""
-    kind, default = data.data.partition(":")[0], DataConfig()
+    source, default = data.source[0], DataConfig()
     for name, kinds in READ_BY.items():
         if (
-            kind not in (*kinds, "arrays")
-            and ":" not in kind
+            source not in (*kinds, "arrays")
+            and ":" not in source
             and getattr(data, name) != getattr(default, name)
         ):
             flag = "--" + name.replace("_", "-")
@@ -314,15 +314,15 @@ FOUND_BY_NAME = ("image_column", "label_column")
 """Options whose "auto" holds for good: columns are looked for by their usual names."""
 
 
-def check_source(data: str) -> None:
-    """Raise an InputError unless `data` has a known kind; "arrays" stands for what Python gave."""
-    kind = data.partition(":")[0]
-    if kind not in SOURCES and ("/" in kind or Path(data).exists()):
+def check_source(config: DataConfig) -> None:
+    """Raise an InputError unless the data have a source; "arrays" stands for what Python gave."""
+    data, source = config.data, config.source[0]
+    if source not in SOURCES and ("/" in source.partition(":")[0] or Path(data).exists()):
         raise InputError(
             f"data must begin with its kind, got {data!r}; write folder:{data} or parquet:{data}"
         )
-    if kind != "arrays":
-        SOURCES.check(kind)
+    if source != "arrays":
+        SOURCES.check(source)
 
 
 def to_toml(config: Config[Any], comment: str = "") -> str:
@@ -341,7 +341,7 @@ def options_from_toml(text: str, source: str) -> dict[str, Any]:
         tables: Mapping[str, Any] = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{source} is not valid TOML: {error}") from error
-    found: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     for table, values in tables.items():
         if table not in ORDER or not isinstance(values, Mapping):
             known = ", ".join(ORDER)
@@ -349,16 +349,16 @@ def options_from_toml(text: str, source: str) -> dict[str, Any]:
                 f"{source} has an unknown section [{table}]{near_miss(table, ORDER)}; known: "
                 f"{known}"
             )
-        found |= values
+        options |= values
     homes: dict[str, list[str]] = {}
-    for option in options_of_run(found):
+    for option in options_of_run(options):
         homes.setdefault(option.table, []).append(option.name)
     for table, values in tables.items():
         for key in values:
             if key not in homes[table] and not owners_of(key):
                 near = near_miss(key, homes[table])
                 raise InputError(f"{source} has an unknown key {key!r} in [{table}]{near}")
-    return found
+    return options
 
 
 def options_from_file(path: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Generic, Literal
 
 from potstill.config.options import A, option
-from potstill.registry import AUGMENTATIONS
+from potstill.registry import AUGMENTATIONS, SOURCES, near_miss
 
 Unit = Literal["unit"]
 EVALUATION_DATA_OPTIONS = ("image_column", "label_column", "image_size", "storage", "cache_dir")
@@ -22,7 +22,10 @@ EVALUATION_DATA_OPTIONS = ("image_column", "label_column", "image_size", "storag
 class DataConfig:
     """The real data."""
 
-    data: str = option("digits", "digits, sklearn:NAME, folder:PATH, parquet:PATH or hf:NAME")
+    data: str = option(
+        "digits",
+        "digits, sklearn:NAME, folder:PATH, parquet:PATH, hf:NAME or your own module:function",
+    )
     image_column: str = option("auto", "column of the images in parquet or hf data")
     label_column: str = option("auto", "column of the labels in parquet or hf data")
     image_size: int = option(0, "resize the shorter side to this and crop; 0: as they are", low=0)
@@ -36,15 +39,27 @@ class DataConfig:
     split_seed: int = option(0, "seed of the held-out splits", low=0)
 
     @property
+    def source(self) -> tuple[str, str]:
+        """The data source and what follows it: ("folder", "photos"), ("package.module:name", "").
+
+        What looks like a registered name is one, written wrongly.
+        """
+        name, _, rest = self.data.partition(":")
+        if name in SOURCES.rows or name == "arrays" or near_miss(name, SOURCES) or not rest:
+            return name, rest
+        function, _, rest = rest.partition(":")
+        return f"{name}:{function}", rest
+
+    @property
     def embedded(self) -> bool:
         """Whether the data come with scikit-learn, so that their name finds them everywhere."""
-        return self.data.partition(":")[0] in ("digits", "sklearn")
+        return self.source[0] in ("digits", "sklearn")
 
     @property
     def name(self) -> str:
         """The data in a word: the last part of its path, or its kind."""
-        kind, _, rest = self.data.partition(":")
-        return Path(rest).stem or kind
+        source, rest = self.source
+        return Path(rest).stem or source.rpartition(":")[2]
 
 
 @dataclass(frozen=True)

@@ -145,8 +145,8 @@ def chosen_names(given: Mapping[str, Any]) -> dict[str, str]:
 def method_defaults(given: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the options for which the chosen method has defaults of its own."""
     method = method_slot.registry[given.get("method", method_slot.default)]
-    found: Mapping[str, Any] = getattr(method, "defaults", {})
-    return found
+    defaults: Mapping[str, Any] = getattr(method, "defaults", {})
+    return defaults
 
 
 def unused(given: Mapping[str, Any]) -> tuple[str, ...]:

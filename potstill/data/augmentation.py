@@ -157,10 +157,10 @@ def cutout(images: Tensor, values: Tensor) -> Tensor:
     inside = [
         (
             torch.arange(side, device=images.device)
-            - (place * side).floor()[:, None]
+            - (centre * side).floor()[:, None]
             + HOLE * side / 2
         ).floor()
-        for side, place in ((height, values[:, 0]), (width, values[:, 1]))
+        for side, centre in ((height, values[:, 0]), (width, values[:, 1]))
     ]
     hole = [
         (axis >= 0) & (axis < round(HOLE * side))
@@ -175,7 +175,7 @@ def color(images: Tensor, values: Tensor) -> Tensor:
 
     Brightness + U(-1/2, 1/2), saturation times U(0, 2), contrast times U(1/2, 3/2).
     """
-    one, two, three = (values[:, place].view(-1, 1, 1, 1) for place in range(3))
+    one, two, three = (values[:, index].view(-1, 1, 1, 1) for index in range(3))
     images = images + (one - 0.5) * BRIGHTNESS
     if images.shape[1] > 1:
         grey = images.mean(1, keepdim=True)

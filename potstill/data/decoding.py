@@ -125,8 +125,8 @@ def scan(listings: list[Listing], image_size: int) -> tuple[tuple[int, int, int]
             f"{image_size} x {image_size}"
         )
     if layout.converted:
-        found = ", ".join(f"{mode} ({count})" for mode, count in sorted(layout.converted.items()))
-        notes.append(f"images of mode {found} were converted to {'grey' if layout.grey else 'RGB'}")
+        modes = ", ".join(f"{mode} ({count})" for mode, count in sorted(layout.converted.items()))
+        notes.append(f"images of mode {modes} were converted to {'grey' if layout.grey else 'RGB'}")
     if height == width == UNPADDED_SIDE:
         height = width = PADDED_SIDE
         notes.append(PADDED_NOTE)

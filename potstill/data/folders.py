@@ -89,12 +89,12 @@ def named(root: Path, files: list[tuple[int, str]]) -> Iterator[tuple[str, Path]
 
 def existing(path: str, kind: str) -> Path:
     """Return `path` as a Path; raise an InputError if it does not exist."""
-    found = Path(path).expanduser()
-    if not found.exists():
+    given = Path(path).expanduser()
+    if not given.exists():
         raise InputError(f"{kind} {path} does not exist; give the path with --data {kind}:PATH")
-    if kind == "folder" and not found.is_dir():
+    if kind == "folder" and not given.is_dir():
         raise InputError(f"{kind} {path} is a file; give the folder that holds the class folders")
-    return found
+    return given
 
 
 def split_folders(root: Path, names: list[str]) -> tuple[dict[str, Path], list[str]]:
@@ -132,17 +132,17 @@ def tiny_validation(folder: Path, names: list[str]) -> Iterator[tuple[int, Path]
 
     The list holds name, class and box, between tabs.
     """
-    places, found = {name: place for place, name in enumerate(names)}, []
-    for place, line in lines(folder / TINY_LIST):
+    index_of, entries = {name: index for index, name in enumerate(names)}, []
+    for line_name, line in lines(folder / TINY_LIST):
         file, _, rest = line.partition("\t")
         label = rest.partition("\t")[0]
-        if label not in places or "/" in file or not inside(file):
+        if label not in index_of or "/" in file or not inside(file):
             raise InputError(
-                f"{place} must hold a file and a class of train/ between tabs, found {line!r}; "
+                f"{line_name} must hold a file and a class of train/ between tabs, found {line!r}; "
                 "correct it"
             )
-        found.append((places[label], folder / "images" / file))
-    yield from sorted(found)
+        entries.append((index_of[label], folder / "images" / file))
+    yield from sorted(entries)
 
 
 def cub(root: Path) -> tuple[list[str], dict[str, list[tuple[int, str]]]]:
@@ -163,10 +163,10 @@ def cub(root: Path) -> tuple[list[str], dict[str, list[tuple[int, str]]]]:
             f"{len(files)} and {len(training)}"
         )
     names = sorted({file.partition("/")[0] for file in files.values()})
-    places = {name: place for place, name in enumerate(names)}
+    index_of = {name: index for index, name in enumerate(names)}
     splits: dict[str, list[tuple[int, str]]] = {"train": [], "test": []}
     for file, number in sorted((file, number) for number, file in files.items()):
-        entry = places[file.partition("/")[0]], f"images/{file}"
+        entry = index_of[file.partition("/")[0]], f"images/{file}"
         splits["train" if training[number] == "1" else "test"].append(entry)
     if not all(splits.values()):
         raise InputError(
@@ -184,16 +184,16 @@ def numbered(path: Path, fits: Callable[[str], bool], what: str) -> dict[str, st
         fits: whether a word has the expected form.
         what: the expected form, for the message.
     """
-    found: dict[str, str] = {}
-    for place, line in lines(path):
+    entries: dict[str, str] = {}
+    for line_name, line in lines(path):
         number, *rest = line.split(maxsplit=1)
-        if not rest or number in found or not fits(rest[0]):
+        if not rest or number in entries or not fits(rest[0]):
             raise InputError(
-                f"{place} must hold another number than before and {what}, found {line!r}; correct "
-                "it"
+                f"{line_name} must hold another number than before and {what}, found {line!r}; "
+                "correct it"
             )
-        found[number] = rest[0]
-    return found
+        entries[number] = rest[0]
+    return entries
 
 
 def inside(name: str) -> bool:
@@ -231,10 +231,10 @@ def class_files(folder: Path, names: list[str]) -> Iterator[tuple[int, Path]]:
         extension for extension, form in Image.registered_extensions().items() if form in Image.OPEN
     }
     for label, name in enumerate(names):
-        found = sorted((folder / name).rglob("*")) if (folder / name).is_dir() else []
+        entries = sorted((folder / name).rglob("*")) if (folder / name).is_dir() else []
         files = [
             file
-            for file in found
+            for file in entries
             if file.suffix.lower() in known and file.is_file() and not hidden(file, folder)
         ]
         if not files:

@@ -26,18 +26,23 @@ def read(config: DataConfig) -> Dataset:
         InputError: it does not exist, is empty, or cannot be read; the sentence says which file and
             what to do.
     """
-    kind, _, rest = config.data.partition(":")
-    if kind == "arrays":
+    source, rest = config.source
+    if source == "arrays":
         raise InputError(
             "the data were arrays given in Python; give them again there, as in "
             "potstill.resume(out, images, labels)"
         )
-    if (kind == "digits") == bool(rest):
+    if ":" not in source and (source == "digits") == bool(rest):
         raise InputError(
             "data must be digits, sklearn:NAME, folder:PATH, parquet:PATH or hf:NAME, got "
             f"{config.data!r}"
         )
-    dataset: Dataset = SOURCES[kind](rest, config)
+    dataset = SOURCES[source](rest, config)
+    if not isinstance(dataset, Dataset):
+        raise InputError(
+            f"data source {source} must return a potstill.data.splits.Dataset, got "
+            f"{type(dataset).__name__}; potstill.data.sources.from_arrays makes one"
+        )
     return checked(dataset)
 
 
@@ -48,9 +53,9 @@ def checked(dataset: Dataset) -> Dataset:
         InputError: it has not.
     """
     if len(dataset.class_names) < 2:
-        found = "".join(f": {name}" for name in dataset.class_names)
+        names = "".join(f": {name}" for name in dataset.class_names)
         raise InputError(
-            f"the data must have at least 2 classes, found {len(dataset.class_names)}{found}; add "
+            f"the data must have at least 2 classes, found {len(dataset.class_names)}{names}; add "
             "another"
         )
     for split, arrays in (("train", dataset.train), ("test", dataset.test)):

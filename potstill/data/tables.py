@@ -46,13 +46,13 @@ def read_parquet(path: str, config: DataConfig) -> Dataset:
 
     names = features.get(label, {}).get("names")
     root = Path(path).expanduser()
-    places = {
+    relative = {
         file: file.relative_to(root).as_posix() if root.is_dir() else ""
         for paths in files.values()
         for file in paths
     }
     tracked = [
-        (f"{split}/{places[file]}", file) for split, paths in files.items() for file in paths
+        (f"{split}/{relative[file]}", file) for split, paths in files.items() for file in paths
     ]
 
     def fingerprint() -> str:
@@ -83,16 +83,16 @@ def parquet_files(path: Path) -> dict[str, list[Path]]:
     """
     if path.is_file():
         return {"train": [path]}
-    found = sorted(
+    files = sorted(
         file for file in path.rglob("*.parquet") if file.is_file() and not hidden(file, path)
     )
-    if not found:
+    if not files:
         raise InputError(
             f"parquet folder {path} must hold *.parquet files, found none; check the path after "
             "'parquet:'"
         )
     splits: dict[str, list[Path]] = {name: [] for name in ("train", *TEST_NAMES)}
-    for file in found:
+    for file in files:
         *folders, own = (part.lower() for part in file.relative_to(path).parts)
         split = next((name for name in splits if own.startswith(name)), None)
         split = split or next((folder for folder in reversed(folders) if folder in splits), None)
@@ -102,9 +102,9 @@ def parquet_files(path: Path) -> dict[str, list[Path]]:
         if any(splits.values()):
             raise InputError(
                 f"parquet folder {path} must have a file or folder named train..., found "
-                f"{found[0].relative_to(path)} and the like; rename the training files"
+                f"{files[0].relative_to(path)} and the like; rename the training files"
             )
-        return {"train": found}
+        return {"train": files}
     test = next((splits[name] for name in TEST_NAMES if splits[name]), [])
     return {"train": splits["train"], "test": test} if test else {"train": splits["train"]}
 
@@ -152,20 +152,20 @@ def choose_columns(
             if isinstance(features.get(name), dict) and features[name].get("_type") == types[kind]
         ]
         candidates = [given] if given != "auto" else [*typed[:1], *usual[kind]]
-        found = next((name for name in candidates if name in names), None)
-        if found is None:
+        column = next((name for name in candidates if name in names), None)
+        if column is None:
             wrong = (
                 f"has no column {given!r}{near_miss(given, names)}"
                 if given != "auto"
                 else f"has no {kind} column with a usual name ({', '.join(usual[kind])})"
             )
             raise InputError(f"the data {wrong}; give --{kind}-column, one of: {', '.join(names)}")
-        chosen.append(found)
+        chosen.append(column)
     return chosen[0], chosen[1]
 
 
 def encoded(
-    rows: Iterator[dict[str, Any]], column: str, place: str, *, embedded: bool = False
+    rows: Iterator[dict[str, Any]], column: str, table: str, *, embedded: bool = False
 ) -> Iterator[tuple[str, Path | bytes]]:
     """Yield (name, encoded bytes or path) of an image column.
 
@@ -174,18 +174,18 @@ def encoded(
     Args:
         rows: the rows of the table, each column -> value.
         column: name of the image column.
-        place: the table's name, for messages.
+        table: the table's name, for messages.
         embedded: whether to refuse paths.
     """
     for index, row in enumerate(rows):
         value = row[column]
-        name = f"{place} {index}"
+        name = f"{table} {index}"
         if isinstance(value, dict):
             path = value.get("path")
             name = f"{name} ({path})" if path else name
             value = value["bytes"] if value.get("bytes") is not None else path and Path(path)
         if not isinstance(value, bytes if embedded else bytes | Path):
-            found = (
+            held = (
                 "nothing"
                 if value is None
                 else "a path"
@@ -193,8 +193,8 @@ def encoded(
                 else f"a {type(value).__name__}"
             )
             raise InputError(
-                f"column {column!r} must hold encoded images (PNG, JPEG, ...), {place} {index} "
-                f"holds {found}; repair or drop the row, or give another --image-column"
+                f"column {column!r} must hold encoded images (PNG, JPEG, ...), {table} {index} "
+                f"holds {held}; repair or drop the row, or give another --image-column"
             )
         yield name, value
 
@@ -238,24 +238,24 @@ def from_table(
     if names is None:
         values = splits["train"][0]
         known = sorted(set(values), key=lambda value: (isinstance(value, str), value))
-        places = {value: place for place, value in enumerate(known)}
+        index_of = {value: index for index, value in enumerate(known)}
         names = [str(value) for value in known]
     else:
-        places = {place: place for place in range(len(names))}
+        index_of = {index: index for index in range(len(names))}
     listings = {}
     for split, (values, files) in splits.items():
-        strange = next((value for value in values if value not in places), None)
+        strange = next((value for value in values if value not in index_of), None)
         if strange is not None:
             reach = (
                 f"lie in 0..{len(names) - 1}"
-                if places.keys() == set(range(len(names)))
+                if index_of.keys() == set(range(len(names)))
                 else "occur in train"
             )
             raise InputError(
                 f"labels in column {column!r} must {reach} ({len(names)} classes), {split} row "
                 f"{values.index(strange)} holds {strange!r}; correct or drop such rows"
             )
-        listings[split] = Listing(np.array([places[value] for value in values], np.int64), files)
+        listings[split] = Listing(np.array([index_of[value] for value in values], np.int64), files)
     return assemble(listings, tuple(map(str, names)), fingerprint, config)
 
 

@@ -130,7 +130,7 @@ def variance_of(draws: Iterable[Tensor]) -> Variance:
 
 def exact_variance(gradient: Gradient, n: int) -> Variance:
     """Return the variance of the gradients of n losses, from each gradient: n ways back."""
-    return variance_of(gradient((torch.arange(n) == place).float()) for place in range(n))
+    return variance_of(gradient((torch.arange(n) == index).float()) for index in range(n))
 
 
 def variance_by_signs(gradient: Gradient, n: int, signs: Iterable[Tensor]) -> Variance:
@@ -249,8 +249,8 @@ def noise_sources(
         trajectory = method.trajectory(
             examples, learned, Replay(outer_step + start), *windows[drawn]
         )
-        found = (trajectory.meta_gradient(Replay(outer_step + real)) for real in range(n))
-        return [one.leaves["images"][examples.frozen :].flatten() for one in found]
+        gradients = (trajectory.meta_gradient(Replay(outer_step + real)) for real in range(n))
+        return [one.leaves["images"][examples.frozen :].flatten() for one in gradients]
 
     return factorial(draws, windows, n)
 
@@ -266,7 +266,7 @@ def factorial(
         n: how many of each.
     """
     everything = Running()
-    found: dict[str, dict[tuple[int, int], Running]] = {
+    sums: dict[str, dict[tuple[int, int], Running]] = {
         name: defaultdict(Running) for name in SOURCES
     }
     for start in range(n):
@@ -276,15 +276,15 @@ def factorial(
                 known[windows[window]] = draws(start, window)
             for real, vector in enumerate(known[windows[window]]):
                 everything.add(vector)
-                found["real"][start, window].add(vector)
-                found["start"][window, real].add(vector)
-                found["window"][start, real].add(vector)
+                sums["real"][start, window].add(vector)
+                sums["start"][window, real].add(vector)
+                sums["window"][start, real].add(vector)
                 # Along a diagonal of the cube no draw comes twice.
-                found["all"][(window - start) % n, (real - start) % n].add(vector)
+                sums["all"][(window - start) % n, (real - start) % n].add(vector)
     norm, power, entries = float(everything.mean.norm()), everything.power, len(everything.mean)
     return {
         name: Variance(
             statistics.fmean(line.per_entry for line in lines.values()), norm, power, entries, n
         )
-        for name, lines in found.items()
+        for name, lines in sums.items()
     }

@@ -100,9 +100,12 @@ def resolve_auto(
     }
     flat = config.flat()
     known = {name: value for name, value in known.items() if flat.get(name) == "auto"}
-    kind, _, rest = config.data.data.partition(":")
-    if kind in ("folder", "parquet"):  # so that the run is found again from wherever it is resumed
-        known["data"] = f"{kind}:{Path(rest).expanduser().resolve()}"
+    source, rest = config.data.source
+    if source in (
+        "folder",
+        "parquet",
+    ):  # so that the run is found again from wherever it is resumed
+        known["data"] = f"{source}:{Path(rest).expanduser().resolve()}"
     known_sizes = changed(config, **known)
     sizes = sizes_of(known_sizes, real, one, couples_batch(fresh(factory, 0, torch.device("cpu"))))
     options: dict[str, Any] = {}

@@ -171,14 +171,14 @@ class OnBlocks:
         reached = [name for name in moving if name in estimate.grads]
         grads = {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
         if reached:
-            found = torch.autograd.grad(
+            of_leaves = torch.autograd.grad(
                 [moving[name] for name in reached],
                 list(wanted.values()),
                 [estimate.grads[name][given.frozen :] for name in reached],
                 allow_unused=True,
                 materialize_grads=True,
             )
-            grads |= dict(zip(wanted, found, strict=True))
+            grads |= dict(zip(wanted, of_leaves, strict=True))
         grads |= {
             LEARNED + name: estimate.grads[name] for name in learned if name in estimate.grads
         }

@@ -192,7 +192,7 @@ def make_set(
     real, config, whole = setup.real, setup.config, budgets[-1]
     tables = config.tables()
     # No path: equal runs, equal bytes.
-    source = config.data.data if config.data.embedded else config.data.data.partition(":")[0]
+    source = config.data.data if config.data.embedded else config.data.source[0]
     tables["data"] |= {"data": source, "cache_dir": ""}
     learned = {
         name: leaf.tolist()

@@ -115,11 +115,11 @@ def initial_blocks(
         sum(one.real_per_class for one in parameterisations),
     )
     # What decodes to more images than a class has takes some again.
-    places = torch.arange(wanted) % min(wanted, least)
+    rows = torch.arange(wanted) % min(wanted, least)
     if kind == "real":
         chosen = sample_per_class(train.labels, budget.classes, min(wanted, least), rng).view(
             budget.classes, -1
-        )[:, places]
+        )[:, rows]
     made, first = [], 0
     for one in parameterisations:
         if kind == "real":

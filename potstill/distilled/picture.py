@@ -59,8 +59,8 @@ def grid(distilled: DistilledSet, caption: str = "") -> Image.Image:
     )
     sheet = Image.new("RGB", size, PAPER)
     pen = ImageDraw.Draw(sheet)
-    for place, picture in enumerate(pictures):
-        row, column = divmod(place, columns)
+    for index, picture in enumerate(pictures):
+        row, column = divmod(index, columns)
         x, y = (
             MARGIN_PX + left + column * (cell_w + GAP_PX),
             MARGIN_PX + row * (cell_h + GAP_PX + name_h),
@@ -70,7 +70,7 @@ def grid(distilled: DistilledSet, caption: str = "") -> Image.Image:
             (x, y + name_h),
         )
         if each == 1:
-            pen.text((x, y), shorten(names[place], font, cell_w), INK, font)
+            pen.text((x, y), shorten(names[index], font, cell_w), INK, font)
         elif column == 0:
             pen.text((MARGIN_PX, y + (cell_h - TEXT_PX) // 2), names[row], INK, font)
     for number, line in enumerate(lines):

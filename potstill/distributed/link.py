@@ -111,9 +111,9 @@ class Link:
             try:
                 self.life.set(f"alive/{self.index}", str(beats))
                 for rank, (before, _) in self.seen.items():
-                    found = read(self.life, f"alive/{rank}")
-                    if found != before:
-                        self.seen[rank] = (found, time.monotonic())
+                    beat = read(self.life, f"alive/{rank}")
+                    if beat != before:
+                        self.seen[rank] = (beat, time.monotonic())
                 self.looked = time.monotonic()
                 self.cause = self.cause or read(self.life, "ended")
             except RuntimeError:

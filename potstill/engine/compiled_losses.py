@@ -233,8 +233,8 @@ class Compiled:
 
     def gradient(self, theta: Tensor, batch: Batch, step: int) -> tuple[Tensor, Tensor]:
         arguments = (theta, batch.inputs, batch.targets, *self.constants)
-        found: tuple[Tensor, Tensor] = self.network.call(self.network.gradient, *arguments)
-        return found
+        result: tuple[Tensor, Tensor] = self.network.call(self.network.gradient, *arguments)
+        return result
 
     def product(self, theta: Tensor, batch: Batch, step: int, cotangent: Tensor) -> Products:
         network = self.network
@@ -250,5 +250,5 @@ class Compiled:
 
     def logits(self, theta: Tensor, inputs: Tensor) -> Tensor:
         """Compute the network's output."""
-        found: Tensor = self.network.call(self.network.logits, theta, inputs, *self.constants)
-        return found
+        result: Tensor = self.network.call(self.network.logits, theta, inputs, *self.constants)
+        return result

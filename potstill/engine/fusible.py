@@ -41,11 +41,11 @@ class Contraction(torch.autograd.Function):
     def backward(ctx: Any, cotangent: Tensor) -> Any:
         given = dict(zip("xwy", ctx.saved_tensors, strict=True)) | {ctx.wanted: cotangent}
         asked = zip("xwy", ctx.needs_input_grad[1:4], strict=True)
-        found = (
+        grads = (
             contraction(name, **given, how=ctx.how) if needed and name != ctx.wanted else None
             for name, needed in asked
         )
-        return None, *found, None
+        return None, *grads, None
 
 
 def contraction(wanted: str, *, x: Tensor, w: Tensor, y: Tensor | None, how: Geometry) -> Tensor:

@@ -188,8 +188,8 @@ class Eager:
         of_theta, *rest = torch.autograd.grad(
             grad, wanted, cotangent, allow_unused=True, materialize_grads=True
         )
-        found = iter(rest)
-        of_inputs, of_targets = (next(found) if part.requires_grad else None for part in cut)
+        remaining = iter(rest)
+        of_inputs, of_targets = (next(remaining) if part.requires_grad else None for part in cut)
         return of_theta, of_inputs, of_targets
 
 
@@ -325,6 +325,6 @@ def derivative_error(
         along *= 1e-7 / along.norm()
         up, down = (loss.gradient(model.theta + sign * along, batch, 0)[1] for sign in (1, -1))
         expected = (up - down) / 2
-        found = loss.product(model.theta, batch, 0, along)[0]
-        errors.append(float((found - expected).norm() / expected.norm().clamp_min(1e-300)))
+        product = loss.product(model.theta, batch, 0, along)[0]
+        errors.append(float((product - expected).norm() / expected.norm().clamp_min(1e-300)))
     return min(errors)

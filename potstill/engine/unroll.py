@@ -321,11 +321,11 @@ def optimizer_transpose(
     state = tuple(tensor.detach().requires_grad_() for tensor in before)
     grad, rates = grad.detach().requires_grad_(), with_grad(hyper)
     after = optimizer.step(state, grad, rates, count)
-    found = torch.autograd.grad(
+    grads = torch.autograd.grad(
         after, [*state, grad, *rates.values()], adjoint, allow_unused=True, materialize_grads=True
     )
     moments = len(state)
-    return found[:moments], found[moments], dict(zip(rates, found[moments + 1 :], strict=True))
+    return grads[:moments], grads[moments], dict(zip(rates, grads[moments + 1 :], strict=True))
 
 
 def step_product(

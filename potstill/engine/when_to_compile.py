@@ -124,9 +124,9 @@ def compiled_networks(
     for count in logits:
         inputs = family.batch(count).inputs
         pairs.append((fast.logits(theta, inputs), second(theta, inputs).detach()))
-    for found, expected in pairs:
+    for result, expected in pairs:
         cosine = torch.cosine_similarity(
-            found.flatten().double(), expected.flatten().double(), dim=0
+            result.flatten().double(), expected.flatten().double(), dim=0
         )
         if bool(expected.any()) and not cosine > AGREEMENT:
             raise CannotCompile(

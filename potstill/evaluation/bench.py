@@ -171,14 +171,14 @@ class Bench:
             derive(self.seed, "rate"),
             (self.real.validation,),
         )
-        found = {}
+        accuracies = {}
         for rate in self.rates:
             label = f"{name}, learning rate {rate:g}"
             scores = self.scores(
                 rate, nets, seed, make, lengths=lengths, splits=splits, label=label
             )
-            found[rate] = float(scores[:, :, 0].mean(0).max())
-        return max(found, key=lambda rate: found[rate])
+            accuracies[rate] = float(scores[:, :, 0].mean(0).max())
+        return max(accuracies, key=lambda rate: accuracies[rate])
 
     def batches(self, examples: TrainingSet, seed: int) -> Batches:
         """Return the batches of a small set for the network of that seed."""

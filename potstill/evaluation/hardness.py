@@ -206,43 +206,65 @@ def forgetting(
         raise InputError(
             "content must tell the data, as a hash does, where a folder keeps results; got nothing"
         )
-    counted = [
-        (torch.zeros(len(split), dtype=torch.int32), torch.zeros(len(split), dtype=torch.bool))
-        for _ in range(starts)
-    ]
     # How a small set is trained on does not matter.
     taught = replace(recipe, steps=0, batch_per_class=0, classes_per_batch=0)
-    digest = hashlib.sha256(
-        files.canonical([content, repr(taught), epochs, seed]).encode()
-    ).hexdigest()[:16]
-    for start, (events, learned) in enumerate(counted):
+    identity = files.canonical([content, repr(taught), epochs, seed])
+    digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
+    counted = []
+    for start in range(starts):
         path = folder / f"forgetting-{digest}-{start}.safetensors" if folder else None
         if path and path.is_file():
-            kept, _ = files.load_tensors(path, KIND)
-            events += kept["events"]
-            learned |= kept["learned"]
-        else:
-            own, before = (
-                derive(seed, "forgetting", start),
-                torch.zeros(len(split), dtype=torch.bool),
-            )
-            batch = split_batches(split, recipe, classes, own)
-            stops = [steps_of(split, done + 1) for done in range(epochs)]
-            for done, predict in enumerate(
-                train_network(fresh(factory, own, device), batch, recipe, stops, own)
-            ):
-                right = predictions(predict, split) == split.labels
-                events += before & ~right
-                learned |= right
-                before = right
-                if progress:
-                    progress("epochs on the real data", start * epochs + done + 1, starts * epochs)
-            if path:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                files.save_tensors(
-                    path, {"events": events, "learned": learned}, KIND, {"epochs": epochs}
-                )
-    return Forgetting(
-        torch.stack([events for events, _ in counted]).double().mean(0),
-        torch.stack([learned for _, learned in counted]).double().mean(0),
-    )
+            tensors = files.load_tensors(path, KIND)[0]
+            counted.append((tensors["events"], tensors["learned"]))
+            continue
+
+        def report(done: int, before: int = start * epochs) -> None:
+            if progress:
+                progress("epochs on the real data", before + done, starts * epochs)
+
+        own = derive(seed, "forgetting", start)
+        network = fresh(factory, own, device)
+        events, learned = one_start(split, recipe, classes, network, epochs, own, report)
+        counted.append((events, learned))
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            tensors = {"events": events, "learned": learned}
+            files.save_tensors(path, tensors, KIND, {"epochs": epochs})
+    events, learned = map(torch.stack, zip(*counted, strict=True))
+    return Forgetting(events.double().mean(0), learned.double().mean(0))
+
+
+def one_start(
+    split: Split,
+    recipe: Recipe,
+    classes: int,
+    network: nn.Module,
+    epochs: int,
+    seed: int,
+    report: Callable[[int], None],
+) -> tuple[Tensor, Tensor]:
+    """Train one network, and look at every example after each epoch.
+
+    Args:
+        split: the real training data.
+        recipe: how the network is trained.
+        classes: number of classes.
+        network: trained in place.
+        epochs: passes over the split.
+        seed: of the batches.
+        report: called with the number of epochs after each.
+    Returns:
+        (n,) int32 forgetting events of each example, and (n,) whether it was ever right.
+    """
+    events = torch.zeros(len(split), dtype=torch.int32)
+    learned, before = torch.zeros(2, len(split), dtype=torch.bool)
+    batches = split_batches(split, recipe, classes, seed)
+    stops = [steps_of(split, done + 1) for done in range(epochs)]
+    trained = train_network(network, batches, recipe, stops, seed)
+    for done, predict in enumerate(trained, start=1):
+        right = predictions(predict, split) == split.labels
+        events += before & ~right
+        learned |= right
+        before = right
+        report(done)
+    return events, learned

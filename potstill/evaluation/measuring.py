@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -16,7 +17,7 @@ from potstill.engine.compiled_losses import CompiledNetwork
 from potstill.engine.losses import couples_batch, even
 from potstill.engine.when_to_compile import NetworkFamily, compiled_if_worth, compiled_networks
 from potstill.evaluation.bench import Bench, FitBench, recipe_under
-from potstill.evaluation.protocols import VALIDATION, EvaluationOptions
+from potstill.evaluation.protocols import VALIDATION, EvaluationOptions, Protocol
 from potstill.evaluation.records import DataSource, EvaluationRecord, Row
 from potstill.evaluation.scoring import Progress, factory_for, score_set
 from potstill.models import ModelSpec, model_name
@@ -65,7 +66,8 @@ def evaluate(
     options = options or EvaluationOptions()
     name = distilled.recipe.learner if options.learner == "auto" else options.learner
     if LEARNERS[name].trains:
-        return by_networks(distilled, real, options, model, lengths, progress, say, ranks)
+        training = Training(distilled, options, model, lengths)
+        return by_networks(training, real, progress, say, ranks)
     return by_fits(distilled, real, options, model, name, progress)
 
 
@@ -104,81 +106,132 @@ def by_fits(
     return rows
 
 
+@dataclass(frozen=True)
+class Training:
+    """How networks train in an evaluation: by the set's recipe, under a protocol, as options say.
+
+    Args:
+        distilled: the set.
+        options: what is measured, and how.
+        model: another network than the recipe's.
+        lengths: candidates for a choice on validation data.
+    """
+
+    distilled: DistilledSet
+    options: EvaluationOptions
+    model: ModelSpec | None
+    lengths: Sequence[int]
+
+    @property
+    def protocol(self) -> Protocol:
+        """The protocol."""
+        chosen: Protocol = PROTOCOLS[self.options.protocol]
+        return chosen
+
+    @property
+    def own(self) -> bool:
+        """Whether the network is the recipe's."""
+        return self.model is None or self.model == self.distilled.recipe.model
+
+    @property
+    def recorded(self) -> bool:
+        """Whether the length is the one that was chosen when distilling."""
+        automatic = self.options.steps == "auto"
+        return self.own and self.protocol == VALIDATION and automatic
+
+    @property
+    def searched(self) -> tuple[int, ...]:
+        """The lengths to choose from, or the one that is given."""
+        if self.options.steps == "auto":
+            return self.protocol.candidates or tuple(sorted(self.lengths))
+        return (int(self.options.steps),)
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """The learning rates to choose from; empty: the recipe's is taken."""
+        chosen = self.options.lr == "auto" and self.protocol.chosen_on == "validation"
+        lr = self.distilled.recipe.lr
+        return tuple(factor * lr for factor in RATES) if chosen and not self.own else ()
+
+    @property
+    def plain(self) -> Recipe:
+        """The set's recipe without a protocol."""
+        return self.at_rate(self.distilled.recipe)
+
+    def recipe(self, examples: int) -> Recipe:
+        """Return the recipe for so many examples under the protocol."""
+        return self.at_rate(recipe_under(self.protocol, self.distilled.recipe, examples))
+
+    def at_rate(self, recipe: Recipe) -> Recipe:
+        """Return a recipe with the learning rate that is given, if one is."""
+        lr = self.options.lr
+        return recipe if lr == "auto" else dataclasses.replace(recipe, lr=lr)
+
+    def steps(self, recipe: Recipe) -> tuple[int, ...]:
+        """Return the lengths to try under the protocol; `recipe` has the protocol's own."""
+        return (recipe.steps,) if self.protocol.epochs else self.searched
+
+
 def by_networks(
-    distilled: DistilledSet,
-    real: RealData,
-    options: EvaluationOptions,
-    model: ModelSpec | None,
-    lengths: Sequence[int],
-    progress: Progress | None,
-    say: Say,
-    ranks: Ranks,
+    training: Training, real: RealData, progress: Progress | None, say: Say, ranks: Ranks
 ) -> list[Row]:
-    """Evaluate by networks that train for a number of steps; arguments as for `evaluate`."""
-    device, protocol, given = (
-        pick_device(options.device),
-        PROTOCOLS[options.protocol],
-        distilled.recipe,
-    )
-    own, factory = model is None or model == given.model, factory_for(distilled, model)
+    """Evaluate by networks that train for a number of steps.
 
-    def at_rate(recipe: Recipe) -> Recipe:
-        return recipe if options.lr == "auto" else dataclasses.replace(recipe, lr=options.lr)
-
-    def recipe_for(examples: int) -> Recipe:
-        return at_rate(recipe_under(protocol, given, examples))
-
-    searched = (
-        protocol.candidates or tuple(sorted(lengths))
-        if options.steps == "auto"
-        else (int(options.steps),)
+    Args:
+        training: how they train.
+        real: the data.
+        progress: called as networks finish.
+        say: takes a sentence that the user should see.
+        ranks: the processes that share the networks.
+    """
+    distilled, options, classes = training.distilled, training.options, len(real.class_names)
+    recipe, device = training.recipe(len(distilled)), pick_device(options.device)
+    factory, model = factory_for(distilled, training.model), training.model
+    lengths = (recipe.steps,) if training.recorded else training.steps(recipe)
+    networks = NetworkFamily(factory, distilled.shape, classes, device, recipe.precision)
+    compiled = compiled_for(
+        networks,
+        batch_of(recipe, len(distilled)),
+        options.compile,
+        options.nets * lengths[-1],
+        options.nets * len(lengths) * len(real.test),
+        say,
     )
-    recorded = own and protocol == VALIDATION and options.steps == "auto"
-    recipe, taught = recipe_for(len(distilled)), at_rate(given)
-    first = (recipe.steps,) if protocol.epochs or recorded else searched
-    networks = NetworkFamily(
-        factory, distilled.shape, len(distilled.class_names), device, recipe.precision
-    )
-    tested = options.nets * len(first) * len(real.test)
-    count = (
-        min(recipe.batch_size, len(distilled))
-        if recipe.batch_size
-        else recipe.batch_per_class * recipe.classes_per_batch
-    )
-    compiled = compiled_for(networks, count, options.compile, options.nets * first[-1], tested, say)
-    chosen_rate = not own and options.lr == "auto" and protocol.chosen_on == "validation"
     bench = Bench(
         real,
         factory,
         recipe,
-        model_name(given.model if model is None else model),
+        model_name(recipe.model if model is None else model),
         options.nets,
         derive(options.seed, "test"),
         device,
         compiled,
         progress,
-        tuple(factor * given.lr for factor in RATES) if chosen_rate else (),
-        protocol,
+        training.rates,
+        training.protocol,
         ranks,
     )
-    rows = [bench.of_set("distilled", distilled, first)]
-    if recorded:
-        rows[0] = dataclasses.replace(
-            rows[0], protocol="steps chosen on validation data when distilling"
-        )
+    row = bench.of_set("distilled", distilled, lengths)
+    if training.recorded:
+        row = dataclasses.replace(row, protocol="steps chosen on validation data when distilling")
+    rows = [row]
     if "random" in options.baselines:
-        under = recipe_for(distilled.ipc * len(distilled.class_names))
+        under = training.recipe(distilled.ipc * classes)
         beside = dataclasses.replace(bench, recipe=under)
-        rows.append(
-            beside.of_random(
-                "random", distilled.ipc, (under.steps,) if protocol.epochs else searched
-            )
-        )
+        rows.append(beside.of_random("random", distilled.ipc, training.steps(under)))
     if "full" in options.baselines:
-        same = compiled if taught.precision == recipe.precision else None
-        whole = dataclasses.replace(bench, recipe=taught, protocol=VALIDATION, compiled=same)
+        plain = training.plain
+        same = compiled if plain.precision == recipe.precision else None
+        whole = dataclasses.replace(bench, recipe=plain, protocol=VALIDATION, compiled=same)
         rows.append(whole.of_all("full", options.full_epochs, distilled.ipc))
     return rows
+
+
+def batch_of(recipe: Recipe, examples: int) -> int:
+    """Return how many examples a training step takes of so many."""
+    if recipe.batch_size:
+        return min(recipe.batch_size, examples)
+    return recipe.batch_per_class * recipe.classes_per_batch
 
 
 def record_of(
@@ -268,12 +321,12 @@ def fitting(distilled: DistilledSet, dataset: Dataset, config: DataConfig, devic
         )
     if dataset.class_names != distilled.class_names:
         pairs = zip(dataset.class_names, distilled.class_names, strict=False)
-        found, wanted = next(
+        given, wanted = next(
             (pair for pair in pairs if pair[0] != pair[1]), ("another number", "all")
         )
         raise InputError(
             f"the data must have the {len(distilled.class_names)} classes of the distilled set, in "
-            f"its order, got {len(dataset.class_names)}; the first that differs is {found!r} in "
+            f"its order, got {len(dataset.class_names)}; the first that differs is {given!r} in "
             f"place of {wanted!r}"
         )
     named, own = dataset.feature_names, distilled.feature_names
@@ -309,21 +362,21 @@ def accuracy_of_export(
     Returns:
         Validation accuracy by the recipe, on the set and on `pictures`.
     """
-    place = pick_device(device)
+    on = pick_device(device)
     factory, recipe = factory_for(distilled, None), distilled.recipe
     figures = []
     for label, images in (("the set", distilled.images), ("the pictures", pictures)):
         scores = score_set(
-            images.to(place),
-            distilled.targets.to(place),
-            distilled.labels.to(place),
+            images.to(on),
+            distilled.targets.to(on),
+            distilled.labels.to(on),
             recipe,
             factory,
             lengths=(recipe.steps,),
             splits=(real.validation,),
             nets=nets,
             seed=derive(seed, "export"),
-            device=place,
+            device=on,
             progress=progress,
             label=f"networks on {label}",
         )

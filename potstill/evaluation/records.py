@@ -104,10 +104,10 @@ class EvaluationRecord:
 def entries(path: Path, key: str) -> list[Any]:
     """Return the plain entries of a results file; none if it is missing or not potstill's."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))[key]
+        records = json.loads(path.read_text(encoding="utf-8"))[key]
     except (OSError, ValueError, KeyError, TypeError):
         return []
-    return found if isinstance(found, list) else []
+    return records if isinstance(records, list) else []
 
 
 def read_records(path: Path, kind: type[Record]) -> tuple[list[Record], int]:

@@ -119,13 +119,13 @@ def score_fits(
         progress: called after each fit.
         label: what `progress` is told.
     """
-    found = torch.zeros(fits)
+    accuracies = torch.zeros(fits)
     for index in range(fits):
         own = derive(seed, "network", index)
-        found[index] = accuracy(learner.fit(make_examples(own), own), split)
+        accuracies[index] = accuracy(learner.fit(make_examples(own), own), split)
         if progress:
             progress(label, index + 1, fits)
-    return found
+    return accuracies
 
 
 def train(
@@ -151,12 +151,12 @@ def train(
     Raises:
         InputError: a model that does not exist or does not fit the images.
     """
-    place, recipe = pick_device(device), distilled.recipe
+    on, recipe = pick_device(device), distilled.recipe
     require_positive(steps=recipe.steps if steps is None else steps)
     own = derive(seed, "network", 0)
-    module = fresh(factory_for(distilled, model), own, place)
+    module = fresh(factory_for(distilled, model), own, on)
     images, targets, labels = (
-        part.to(place) for part in (distilled.images, distilled.targets, distilled.labels)
+        part.to(on) for part in (distilled.images, distilled.targets, distilled.labels)
     )
     for _ in train_network(
         module,

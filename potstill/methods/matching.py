@@ -92,8 +92,8 @@ class DistributionMatching(Method):
             their = {label: real[label] for label in some}
             wanted = self.real_means(network, their, shared, step)
             own = {label: self.members[label] for label in some}
-            found = self.means(network, images, own, shared, step)
-            loss = (wanted - found).square().sum()
+            means = self.means(network, images, own, shared, step)
+            loss = (wanted - means).square().sum()
             grad += torch.autograd.grad(loss, images)[0]
             total += float(loss.detach())
         return Estimate(total, {"images": grad}, state)
@@ -183,8 +183,8 @@ class DistributionMatching(Method):
         """
         device = images.device
         with self.seeded(network, step), autocast(self.problem.networks.precision, device):
-            found: Tensor = network.features(images)  # type: ignore[operator]
-        return found.flatten(1).to(images.dtype)
+            result: Tensor = network.features(images)  # type: ignore[operator]
+        return result.flatten(1).to(images.dtype)
 
     def seeded(self, network: nn.Module, step: int) -> AbstractContextManager[None]:
         """Seed dropout by the step, if the network has any: forking generators takes time."""

@@ -211,8 +211,8 @@ class UnrolledMethod(Method):
         own = {}
         for index in ranks.share(count):
             unrolled = self.trajectory(examples, learned, replays[index], *drawn[index])
-            found = unrolled.meta_gradient(replays[index])
-            own[index] = {"loss": found.loss, **found.leaves, **found.hyper}
+            result = unrolled.meta_gradient(replays[index])
+            own[index] = {"loss": result.loss, **result.leaves, **result.hyper}
         results = ranks.gathered(own, count)
         loss = sum(float(result["loss"]) / count for result in results)
         grads = {name: mean([result[name] for result in results]) for name in examples.leaves}

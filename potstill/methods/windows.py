@@ -207,8 +207,8 @@ class Early(Windowed):
     )
 
     def draw(self, state: SamplerState, rng: torch.Generator, outer_step: int) -> tuple[int, int]:
-        places = torch.arange(self.last + 1, dtype=torch.float64)
-        weights = self.early_weight ** (-places / max(1, self.last))
+        steps = torch.arange(self.last + 1, dtype=torch.float64)
+        weights = self.early_weight ** (-steps / max(1, self.last))
         return int(torch.multinomial(weights, 1, generator=rng)), self.window
 
     def __str__(self) -> str:

@@ -129,8 +129,8 @@ def check_model(name: str, factory: Callable[[], nn.Module], shape: Shape, class
             f"model {name} must make a fresh network at every call, two calls share trainable "
             "parameters"
         )
-    found = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
-    if found != (2, classes):
+    result = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+    if result != (2, classes):
         raise InputError(
-            f"model {name} must return logits of shape (B, {classes}), got {found} for B = 2"
+            f"model {name} must return logits of shape (B, {classes}), got {result} for B = 2"
         )

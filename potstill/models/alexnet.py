@@ -46,11 +46,11 @@ class AlexNet(nn.Module):
         channels, *sides = shape
         least = least_side(shape)
         layers: list[nn.Module] = []
-        for place, (kernel, halves, pooled) in enumerate(PLAN):
+        for index, (kernel, halves, pooled) in enumerate(PLAN):
             wide = halves * width // 2
             layers += [*convolution(channels, wide, norm, kernel), nn.ReLU()]
             channels = wide
-            if pooled and min(sides) // 2 >= (1 if place == len(PLAN) - 1 else least):
+            if pooled and min(sides) // 2 >= (1 if index == len(PLAN) - 1 else least):
                 layers.append(nn.MaxPool2d(2))
                 sides = [side // 2 for side in sides]
         self.blocks = nn.Sequential(*layers)

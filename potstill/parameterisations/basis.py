@@ -130,15 +130,16 @@ class Basis(Parameterisation):
         weighted = (rows.T @ reduced @ columns).flatten(1)
         directions = leading(weighted, self.bases)
         coefficients = weighted @ directions.T
-        found = torch.linalg.solve(rows.T, directions.view(-1, *small)) @ torch.linalg.inv(columns)
+        solution = torch.linalg.solve(rows.T, directions.view(-1, *small))
+        solution = solution @ torch.linalg.inv(columns)
         # Rows of coefficients of norm 1, as in `noise`.
         scale = coefficients.square().sum(1).mean().sqrt()
         start, kept = (
             {name: leaf.to(images.dtype) for name, leaf in self.noise(rng).items()},
-            len(found),
+            len(solution),
         )
         start["bases"] *= scale
-        start["bases"][:kept] = found * scale
+        start["bases"][:kept] = solution * scale
         start["coefficients"].zero_()[:, :kept] = coefficients / scale
         return start
 

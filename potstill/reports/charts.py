@@ -213,20 +213,20 @@ def validated(label: str, log: Log, look: int) -> Series:
             look,
         )
     block_of = dict(zip(log.step.tolist(), log.block.tolist(), strict=True))
-    found = binned(
+    result = binned(
         label, steps, means, bins([block_of[step] for step in steps.tolist()], size), size
     )
-    return dataclasses.replace(found, look=look)
+    return dataclasses.replace(result, look=look)
 
 
 def budget_chart(measured: Sequence[Measured], prefix: str, noun: str = "image") -> Chart | None:
     """Draw test accuracy against examples per class; None unless measured at several budgets."""
     names = {"distilled": "distilled", "random": f"random real {noun}s"}
-    found: dict[str, dict[int, Figure]] = {name: {} for name in names}
+    result: dict[str, dict[int, Figure]] = {name: {} for name in names}
     for row in (
         row for one in measured if one.standard for row in one.record.rows if row.name in names
     ):
-        found[row.name][row.ipc] = row.accuracy
+        result[row.name][row.ipc] = row.accuracy
     series = [
         Series(
             names[name],
@@ -234,12 +234,12 @@ def budget_chart(measured: Sequence[Measured], prefix: str, noun: str = "image")
             [at[ipc].mean for ipc in sorted(at)],
             deviations([at[ipc] for ipc in sorted(at)]),
         )
-        for name, at in found.items()
+        for name, at in result.items()
         if at
     ]
-    if len(found["distilled"]) < 2:
+    if len(result["distilled"]) < 2:
         return None
-    budgets = sorted(found["distilled"])
+    budgets = sorted(result["distilled"])
     figure = line_figure(
         series,
         f"{noun}s per class",
@@ -270,7 +270,7 @@ def bins(block: Sequence[float], size: int) -> list[NDArray[np.intp]]:
 
     A bin has `size` indices, or fewer at the end of a block.
     """
-    edges = [place for place in range(1, len(block)) if block[place] != block[place - 1]]
+    edges = [index for index in range(1, len(block)) if block[index] != block[index - 1]]
     parts = np.split(np.arange(len(block)), edges)
     return [chunk for part in parts for chunk in np.split(part, range(size, len(part), size))]
 
@@ -288,9 +288,9 @@ def binned(
         size: indices in a bin; at 1, the values themselves are shown.
     """
     centres, quartiles = [], []
-    for places in groups:
-        finite = values[places][np.isfinite(values[places])]
-        centres.append(float(x[places].mean()))
+    for indices in groups:
+        finite = values[indices][np.isfinite(values[indices])]
+        centres.append(float(x[indices].mean()))
         quartiles.append(
             np.quantile(finite, (0.25, 0.5, 0.75)) if len(finite) else np.full(3, np.nan)
         )
@@ -308,10 +308,10 @@ def clip_marks(log: Log) -> list[Marks]:
     norm, size = log.values["grad_norm"], bin_size(len(log.step))
     foot = float(np.nanmin(norm))
     clipped, skipped = [], []
-    for places in bins(log.block.tolist(), size):
-        those = [place for place in places if log.clipped[place] and np.isfinite(norm[place])]
-        clipped += sorted(those, key=lambda place: norm[place])[-1:]
-        skipped += [place for place in places if log.skipped[place]][:1]
+    for indices in bins(log.block.tolist(), size):
+        those = [index for index in indices if log.clipped[index] and np.isfinite(norm[index])]
+        clipped += sorted(those, key=lambda index: norm[index])[-1:]
+        skipped += [index for index in indices if log.skipped[index]][:1]
     marks = [
         Marks("clipped", log.step[clipped].tolist(), norm[clipped].tolist()),
         Marks("skipped", log.step[skipped].tolist(), [foot] * len(skipped), "x"),

@@ -89,8 +89,8 @@ def row_table(
     each = max(1, most_rows // len(classes))
     numbers = torch.cat(
         [
-            torch.full((len(block.labels),), place + 1)
-            for place, block in enumerate(distilled.blocks)
+            torch.full((len(block.labels),), index + 1)
+            for index, block in enumerate(distilled.blocks)
         ]
     )
     rows = []

@@ -98,14 +98,14 @@ def gallery(
     most = room(distilled)
     rows = min(classes, most_classes or classes, most)
     each = min(largest // classes, most_images or largest, max(1, most // rows))
-    places = range(len(distilled.blocks))
+    indices = range(len(distilled.blocks))
     size, enlarged = shown_size(distilled, side)
     return Gallery(
-        [f"block {place + 1}" for place in places],
+        [f"block {index + 1}" for index in indices],
         [
             (
                 distilled.class_names[label],
-                [cell(distilled, place, label, each) for place in places],
+                [cell(distilled, index, label, each) for index in indices],
             )
             for label in range(rows)
         ],
@@ -126,7 +126,7 @@ def room(distilled: DistilledSet) -> int:
 
 def stored_pictures(distilled: DistilledSet) -> StoredPictures | None:
     """Return pictures of the stored tensors; None if the images themselves are stored."""
-    found, nested, most = [], len(distilled.blocks) > 1, room(distilled)
+    groups, nested, most = [], len(distilled.blocks) > 1, room(distilled)
     for number, block in enumerate(distilled.blocks, start=1):
         stored = block.parameterisation.stored(block.leaves)
         if stored is None:
@@ -138,11 +138,11 @@ def stored_pictures(distilled: DistilledSet) -> StoredPictures | None:
         heading = f"{stored.title} (block {number})" if nested else stored.title
         heading += f": the first {most:,} of {count:,}" if count > most else ""
         shown = [
-            Picture(data_uri(one), f"{stored.title}, {place}", None)
-            for place, one in enumerate(pictures, start=1)
+            Picture(data_uri(one), f"{stored.title}, {index}", None)
+            for index, one in enumerate(pictures, start=1)
         ]
-        found.append((heading, shown))
-    return StoredPictures(f"{distilled.stored}, 4 for each number.", found)
+        groups.append((heading, shown))
+    return StoredPictures(f"{distilled.stored}, 4 for each number.", groups)
 
 
 def tiled(pictures: Tensor, side: int) -> Tensor:
@@ -153,7 +153,7 @@ def tiled(pictures: Tensor, side: int) -> Tensor:
     return laid.reshape(-1, channels, side * height, side * width)
 
 
-def cell(distilled: DistilledSet, place: int, label: int, each: int) -> list[Picture]:
+def cell(distilled: DistilledSet, index: int, label: int, each: int) -> list[Picture]:
     """Return the first pictures of a class in a block.
 
     Args:
@@ -162,9 +162,9 @@ def cell(distilled: DistilledSet, place: int, label: int, each: int) -> list[Pic
         label: the class.
         each: at most so many pictures.
     """
-    block, name = distilled.blocks[place], distilled.class_names[label]
+    block, name = distilled.blocks[index], distilled.class_names[label]
     members = torch.nonzero(block.labels == label)[:, 0]
-    end = f"of {len(members)}" + (f" in block {place + 1}" if len(distilled.blocks) > 1 else "")
+    end = f"of {len(members)}" + (f" in block {index + 1}" if len(distilled.blocks) > 1 else "")
     made = []
     for number, pixels in enumerate(distilled.fitted.pictures(block.images[members[:each]])):
         weights = block.targets[members[number]]
@@ -191,12 +191,12 @@ def label_bars(weights: Tensor, label: int, names: tuple[str, ...]) -> Bars:
         f"{BAR_HEIGHT:g}v-{heights[label]:.1f}h{thick:.2f}v{heights[label]:.1f}z"
     )
     others = "".join(
-        f"M{place} {BAR_HEIGHT:g}v-{height:.1f}h.8v{height:.1f}z"
-        for place, height in enumerate(heights)
-        if height >= 0.3 and place != label
+        f"M{index} {BAR_HEIGHT:g}v-{height:.1f}h.8v{height:.1f}z"
+        for index, height in enumerate(heights)
+        if height >= 0.3 and index != label
     )
-    top = [place for place in weights.argsort(descending=True).tolist()[:4] if weights[place] > 0]
-    words = ", ".join(f"{names[place]} {float(weights[place]):.2f}" for place in top)
+    top = [index for index in weights.argsort(descending=True).tolist()[:4] if weights[index] > 0]
+    words = ", ".join(f"{names[index]} {float(weights[index]):.2f}" for index in top)
     return Bars(own, others, len(heights), f"learned weights: {words or 'all 0'}")
 
 

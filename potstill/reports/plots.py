@@ -376,6 +376,6 @@ def adapted(tag: str, name: str, used: Collection[str]) -> str:
     tag = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", tag)  # the page's own font
     tag = re.sub(r"(\d\.\d\d)\d+", r"\1", re.sub(r"font-family:[^;\"]*; ", "", tag))
     tag = re.sub(
-        r' id="([^"]*)"', lambda found: f' id="{name}-{found[1]}"' if found[1] in used else "", tag
+        r' id="([^"]*)"', lambda match: f' id="{name}-{match[1]}"' if match[1] in used else "", tag
     )
     return re.sub(r'(xlink:href="|url\()#', rf"\1#{name}-", tag)

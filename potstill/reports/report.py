@@ -145,7 +145,7 @@ def render(summaries: Sequence[RunSummary]) -> str:
     """Return the text of the page."""
     templates = environment()
     templates.filters |= {"percent": percent, "progress": progress}
-    pages = [run_page(run, f"run{place}") for place, run in enumerate(summaries)]
+    pages = [run_page(run, f"run{index}") for index, run in enumerate(summaries)]
     comparison = compared(summaries) if len(summaries) > 1 else None
     title = pages[0].headline if len(pages) == 1 else f"{len(pages)} runs compared"
     return templates.get_template("reports/report.html.jinja").render(
@@ -192,7 +192,7 @@ def tables(measured: Sequence[Measured], noun: str = "images") -> list[tuple[lis
 
     Each line is in one table only.
     """
-    found: dict[str, list[Row]] = {}
+    rows_by_words: dict[str, list[Row]] = {}
     for one in measured:
         data = "" if one.same_data else " of other data than the set was distilled from"
         record, versions = (
@@ -200,9 +200,9 @@ def tables(measured: Sequence[Measured], noun: str = "images") -> list[tuple[lis
             ", ".join(f"{name} {number}" for name, number in one.record.versions.items()),
         )
         words = f"On {record.test_images:,} test {noun}{data}; {record.hardware}; {versions}."
-        found.setdefault(words, []).extend(record.rows)
+        rows_by_words.setdefault(words, []).extend(record.rows)
     # Each line once: a set that is measured again with a baseline beside it gives the same.
-    once = {words: list(dict.fromkeys(rows)) for words, rows in found.items()}
+    once = {words: list(dict.fromkeys(rows)) for words, rows in rows_by_words.items()}
     return [
         (sorted(rows, key=lambda row: (row.name == "full", row.ipc)), words)
         for words, rows in once.items()

@@ -76,13 +76,13 @@ class Log:
     def block_starts(self) -> dict[float, str]:
         """First step of each block -> its name, such as "block 1"; empty if there is one block."""
         first = [
-            place
-            for place in range(len(self.block))
-            if place == 0 or self.block[place] != self.block[place - 1]
+            index
+            for index in range(len(self.block))
+            if index == 0 or self.block[index] != self.block[index - 1]
         ]
         names = {
-            float(self.step[place]): f"{'block ' * (place == 0)}{self.block[place]:g}"
-            for place in first
+            float(self.step[index]): f"{'block ' * (index == 0)}{self.block[index]:g}"
+            for index in first
         }
         return names if len(names) > 1 else {}
 
@@ -198,17 +198,18 @@ def read_runs(paths: Sequence[Path]) -> list[RunSummary]:
     """
     if not paths:
         raise InputError("a report needs at least one run's folder, got none")
-    places = [path.resolve() for path in paths]
-    for place, path in zip(places, paths, strict=True):
-        if places.count(place) > 1:
+    resolved = [path.resolve() for path in paths]
+    for one, path in zip(resolved, paths, strict=True):
+        if resolved.count(one) > 1:
             raise InputError(f"each run must be given once, got {path} twice; leave one out")
-    return [read_run(path, name) for path, name in zip(paths, distinct_names(places), strict=True)]
+    names = distinct_names(resolved)
+    return [read_run(path, name) for path, name in zip(paths, names, strict=True)]
 
 
-def distinct_names(places: Sequence[Path]) -> list[str]:
+def distinct_names(paths: Sequence[Path]) -> list[str]:
     """Return the last parts of each path, as few as make them distinct."""
-    for length in range(1, max(len(place.parts) for place in places) + 1):
-        names = [Path(*place.parts[-length:]).as_posix() for place in places]
+    for length in range(1, max(len(path.parts) for path in paths) + 1):
+        names = [Path(*path.parts[-length:]).as_posix() for path in paths]
         if len(set(names)) == len(names):
             break
     return names

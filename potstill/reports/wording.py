@@ -56,10 +56,10 @@ def lede(run: RunSummary) -> str:
 
 def tiles(run: RunSummary) -> list[Fact]:
     """Return the few numbers to see first, each with what it counts."""
-    found: list[Fact] = []
+    lines: list[Fact] = []
     if run.distilled:
         each = run.distilled.per_class
-        found.append(
+        lines.append(
             (
                 f"{len(run.distilled):,}",
                 f"synthetic {run.noun}s, {each:,} for each of {len(run.distilled.class_names):,} "
@@ -70,20 +70,20 @@ def tiles(run: RunSummary) -> list[Fact]:
         real, shape = run.counts["train"], run.distilled.shape
         if run.config.decoded:
             less = real * math.prod(shape) * FLOAT_BYTES / run.distilled.stored_bytes
-            found.append((f"{less:,.0f}×", f"fewer numbers than in the {real:,} real {run.noun}s"))
+            lines.append((f"{less:,.0f}×", f"fewer numbers than in the {real:,} real {run.noun}s"))
         else:
-            found.append(
+            lines.append(
                 (f"{real / len(run.distilled):,.0f}×", f"fewer than the {real:,} real {run.noun}s")
             )
-        found.append((f"{run.distilled.stored_bytes:,}", "bytes stored"))
+        lines.append((f"{run.distilled.stored_bytes:,}", "bytes stored"))
     test, random, validation = run.test("distilled"), run.test("random"), run.validation
     if test:
-        found.append((percent(test[0]), f"test accuracy, {networks(test[0])}"))
+        lines.append((percent(test[0]), f"test accuracy, {networks(test[0])}"))
     elif validation:
-        found.append((percent(validation), f"validation accuracy, {networks(validation)}"))
+        lines.append((percent(validation), f"validation accuracy, {networks(validation)}"))
     if random:
-        found.append((percent(random[0]), f"the same on {of_random(run)}, chosen at random"))
-    return found
+        lines.append((percent(random[0]), f"the same on {of_random(run)}, chosen at random"))
+    return lines
 
 
 def of_random(run: RunSummary) -> str:
@@ -120,21 +120,21 @@ def facts(run: RunSummary) -> dict[str, list[Fact]]:
 
 def data_facts(run: RunSummary) -> list[Fact]:
     """Describe the data."""
-    found = [("Source", run.config.data.data)]
+    lines = [("Source", run.config.data.data)]
     for split, use in (
         ("train", "distilled from"),
         ("validation", "held out for every choice"),
         ("test", "only measured on"),
     ):
         if split in run.counts:
-            found.append((f"{split.capitalize()} {run.noun}s", f"{run.counts[split]:,}, {use}"))
+            lines.append((f"{split.capitalize()} {run.noun}s", f"{run.counts[split]:,}, {use}"))
     if run.distilled:
-        found.append(
+        lines.append(
             (f"A{'n' * (run.noun == 'image')} {run.noun}", shape_words(run.distilled.shape))
         )
-        found.append(("Classes", f"{len(run.distilled.class_names):,}"))
+        lines.append(("Classes", f"{len(run.distilled.class_names):,}"))
     words = run.distilled.fitted.words.get(run.distilled.kind) if run.distilled else None
-    return [*found, ("Preprocessing", words or run.config.preprocessing.name)]
+    return [*lines, ("Preprocessing", words or run.config.preprocessing.name)]
 
 
 def shape_words(shape: Shape) -> str:
@@ -148,7 +148,7 @@ def shape_words(shape: Shape) -> str:
 def set_facts(run: RunSummary) -> list[Fact]:
     """Describe the synthetic set and how networks train on it."""
     distilled, inner, model = run.config.distilled, run.config.inner, run.config.model
-    found = [
+    lines = [
         ("Budget", f"{distilled.ipc:,} {run.noun}s per class")
         if run.config.decoded
         else (f"{run.noun.capitalize()}s per class", f"{distilled.ipc:,}"),
@@ -162,10 +162,10 @@ def set_facts(run: RunSummary) -> list[Fact]:
         ("Started from", f"real {run.noun}s" if distilled.init == "real" else "noise"),
     ]
     if distilled.boost_blocks > 1:
-        found.append(
+        lines.append(
             ("Blocks", f"{distilled.boost_blocks:,}; the first ones are sets of their own")
         )
-        found.append(
+        lines.append(
             (
                 "Earlier blocks",
                 f"at {distilled.boost_beta:g} of the learning rate"
@@ -177,22 +177,22 @@ def set_facts(run: RunSummary) -> list[Fact]:
         f"{item.name} {getattr(model.options, item.name)}"
         for item, _ in declared(type(model.options))
     )
-    found.append(("Network", f"{model.name}, {known}" if known else model.name))
+    lines.append(("Network", f"{model.name}, {known}" if known else model.name))
     lr = run.distilled.recipe.lr if run.distilled else inner.inner_lr
-    found.append(("It trains by", f"{run.config.inner_optimizer.name}, learning rate {lr:.3g}"))
+    lines.append(("It trains by", f"{run.config.inner_optimizer.name}, learning rate {lr:.3g}"))
     if run.finished and run.distilled:
-        found.append(
+        lines.append(
             ("for", f"{run.distilled.recipe.steps:,} steps, chosen on validation {run.noun}s")
         )
-    return [*found, ("Augmentation", ", ".join(inner.augment) or "none")]
+    return [*lines, ("Augmentation", ", ".join(inner.augment) or "none")]
 
 
 def stored_facts(run: RunSummary) -> list[Fact]:
     """Describe what is stored."""
     if not run.distilled:
         return []
-    found = [("Parameterisation", run.config.parameterisation.name)] if run.config.decoded else []
-    return [*found, ("Stored", run.distilled.stored)]
+    lines = [("Parameterisation", run.config.parameterisation.name)] if run.config.decoded else []
+    return [*lines, ("Stored", run.distilled.stored)]
 
 
 def making_facts(run: RunSummary) -> list[Fact]:
@@ -203,7 +203,7 @@ def making_facts(run: RunSummary) -> list[Fact]:
         if method.name in METHODS.rows
         else ""
     )
-    found = [
+    lines = [
         ("Method", f"{method.name}, {line}" if line else method.name),
         *METHODS[method.name].words(method.options),
         ("Outer steps", progress(run)),
@@ -211,16 +211,16 @@ def making_facts(run: RunSummary) -> list[Fact]:
     step = run.distilled.metadata.outer_step if run.distilled else None
     if step is not None:
         block = " of the last block" if run.config.distilled.boost_blocks > 1 else ""
-        found.append(
+        lines.append(
             ("Set kept", f"after step {step:,}{block}, the best on validation {run.noun}s")
         )
     if "real_batch" in run.config.flat():  # some methods have a batch of their own
-        found.append((f"Real {run.noun}s in a step", f"{outer.real_batch:,}"))
+        lines.append((f"Real {run.noun}s in a step", f"{outer.real_batch:,}"))
     if run.config.decoded and run.log.decoding == run.log.decoding:
-        found.append(("Decoding", f"{100 * run.log.decoding:.1f} % of the time"))
+        lines.append(("Decoding", f"{100 * run.log.decoding:.1f} % of the time"))
     mover = run.config.outer_optimizer.name
     return [
-        *found,
+        *lines,
         *sampler_facts(run),
         ("The set moves by", f"{mover}, learning rate {float(outer.outer_lr):.3g}"),
     ]
@@ -228,29 +228,29 @@ def making_facts(run: RunSummary) -> list[Fact]:
 
 def sampler_facts(run: RunSummary) -> list[Fact]:
     """Say how real images are drawn, and how long scoring them took."""
-    found = [(f"Real {run.noun}s are drawn", "by weights of their own")] if run.weighted else []
+    lines = [(f"Real {run.noun}s are drawn", "by weights of their own")] if run.weighted else []
     words = run.config.real_sampler.options.words()
     if not words:
-        return found
+        return lines
     cost = f", which took {100 * run.log.scoring:.1f} % of the time" if run.log.scoring else ""
-    return [*found, (f"Real {run.noun}s are weighed", words + cost)]
+    return [*lines, (f"Real {run.noun}s are weighed", words + cost)]
 
 
 def run_facts(run: RunSummary) -> list[Fact]:
     """Say when and where the run was made, and with which versions."""
     versions = run.distilled.metadata.versions if run.distilled else {}
-    found = [("Started", moment(run.begun))]
+    lines = [("Started", moment(run.begun))]
     if run.changed:
-        found.append(("Finished" if run.finished else "Last step logged", moment(run.changed)))
+        lines.append(("Finished" if run.finished else "Last step logged", moment(run.changed)))
     seconds = run.log.values["seconds"]
     if len(seconds):
-        found.append(("Time in outer steps", duration(float(seconds[seconds == seconds].sum()))))
-    found += [
+        lines.append(("Time in outer steps", duration(float(seconds[seconds == seconds].sum()))))
+    lines += [
         ("Device", f"{run.config.run.device}, {run.config.inner.precision}"),
         ("Threads", str(run.config.run.threads)),
     ]
-    found.append(("Seed", str(run.config.run.seed)))
-    return found + [
+    lines.append(("Seed", str(run.config.run.seed)))
+    return lines + [
         ("Versions", ", ".join(f"{name} {number}" for name, number in versions.items()))
     ] * bool(versions)
 
@@ -274,21 +274,21 @@ def commands(run: RunSummary) -> list[Fact]:
     if not run.finished:
         return [] if run.in_python else [("Go on", f"potstill distill --resume {folder}")]
     format = "csv" if run.noun == "row" else "folder"
-    found = [(f"Save the {run.noun}s", f"potstill export {folder} --format {format}")]
+    lines = [(f"Save the {run.noun}s", f"potstill export {folder} --format {format}")]
     budgets = " --all-budgets" if run.config.distilled.boost_blocks > 1 else ""
     if arrays:
-        return found
+        return lines
     measure = (
         f"Measure it on test {run.noun}s",
         f"potstill evaluate {folder} --nets 10 --baseline random{budgets}",
     )
     if run.weighted:  # the weights are in no file
-        return [measure, *found]
+        return [measure, *lines]
     again = (
         f"potstill distill --config {shlex.quote(str(run.path / CONFIG))} --out "
         f"{shlex.quote(f'{run.path}-again')}"
     )
-    return [measure, *found, ("Make it again", again)]
+    return [measure, *lines, ("Make it again", again)]
 
 
 def reached(runs: Sequence[RunSummary]) -> list[tuple[str, list[str]]]:
@@ -297,7 +297,7 @@ def reached(runs: Sequence[RunSummary]) -> list[tuple[str, list[str]]]:
     rows = [
         ("Outer steps", [progress(run) for run in runs]),
         ("Validation accuracy", [measured(run.validation) for run in runs]),
-        ("Test accuracy", [measured(found and found[0]) for found in tests]),
+        ("Test accuracy", [measured(lines and lines[0]) for lines in tests]),
         (
             "Bytes stored",
             [f"{run.distilled.stored_bytes:,}" if run.distilled else "" for run in runs],
@@ -307,7 +307,7 @@ def reached(runs: Sequence[RunSummary]) -> list[tuple[str, list[str]]]:
         rows.append(
             (
                 f"Test accuracy, random real {runs[0].noun}s",
-                [measured(found and found[0]) for found in random],
+                [measured(lines and lines[0]) for lines in random],
             )
         )
     return rows

@@ -1,6 +1,6 @@
-"""Studies of section 5 and appendix B: parts of sets, boosting against budget, and pictures.
+"""Studies of section 5 and appendix B: parts of sets, and boosting against budget.
 
-Source: figures 6, 7, 8 and 14 to 16 of Feng, Vedantam & Kempe 2024, arXiv:2311.07025.
+Source: figures 6 to 8 of Feng, Vedantam & Kempe 2024, arXiv:2311.07025.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -8,18 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from matplotlib.figure import Figure
 
 from potstill.config.config import options_from_preset
-from potstill.data.splits import Split
 from potstill.distilled.blocks import Block
-from potstill.distilled.picture import write_grid
 from potstill.distilled.sets import DistilledSet
 from potstill.evaluation.bench import examples_of
 from potstill.evaluation.training import Batches
 from potstill.reports.plots import Drawing, Series, dot_figure, line_figure
-from potstill.studies.claims import Claim, Finding, compared
+from potstill.studies.claims import Claim, compared
 from potstill.studies.results import ACCURACY_BY_SIZE, Measurement, Quantity, Results, Table
 from potstill.studies.runner import Point, Subject, Workplace, paper_data, small_options
 
@@ -29,11 +26,6 @@ ALONE, RANDOM = "distilled at that size", "random real"
 STRONG, WEAKLY = "strong boosting, prefix", "weak boosting, prefix"
 FIRST, SECOND = "first block (boosted)", "second block (boosted)"
 ANY_BLOCK = "random block (boosted)"
-COSINE = Quantity("cosine", "images per class", where="At {:g} a class")
-SIMILARITY, NEAREST = "similarity within a class", "similarity to the nearest real image"
-JOINT = "joint"
-LOOKS = {"joint": JOINT, "strong": "strong boosting", "weak": "weak boosting"}
-"""Names of files -> sets whose looks are compared."""
 
 
 @dataclass(frozen=True)
@@ -112,21 +104,25 @@ class Nested:
 
     quantities: tuple[Quantity, ...] = (ACCURACY_BY_SIZE,)
 
+    def scale(self, preset: str, data: str | None) -> Scale:
+        """Return the sizes of a preset."""
+        return scale_of(preset, data)
+
     def about(self, preset: str, data: str | None) -> str:
         """Say what a preset runs."""
-        return str(scale_of(preset, data))
+        return str(self.scale(preset, data))
 
 
 def lines(table: Table, ways: Sequence[str]) -> Figure:
     """Draw the ways over images per class, with their deviation over seeds."""
     series = []
     for way in ways:
-        places = table.places(way)
-        means, deviations = zip(*(table.spread(way, at) for at in places), strict=True)
-        series.append(Series(way, places, means, deviations))
+        positions = table.positions(way)
+        means, deviations = zip(*(table.spread(way, at) for at in positions), strict=True)
+        series.append(Series(way, positions, means, deviations))
     quantity = table.quantity
     return line_figure(
-        series, quantity.place, quantity.name, percent=True, error_bars=True, size=(560, 330)
+        series, quantity.x_name, quantity.name, percent=True, error_bars=True, size=(560, 330)
     )
 
 
@@ -151,18 +147,18 @@ class Subsets(Nested):
     title = "What part of a distilled set is worth"
 
     def points(self, preset: str, data: str | None, seeds: Sequence[int]) -> list[Point]:
-        scale = scale_of(preset, data)
-        found = []
+        scale = self.scale(preset, data)
+        points = []
         for seed in seeds:
-            found.append(
+            points.append(
                 Point(
                     f"strong-seed{seed}",
                     scale.boosted(0.0, seed),
                     lambda subject: self.of_boosted(subject, scale),
                 )
             )
-            found += joint_points(scale, seed, lambda subject: self.of_joint(subject, scale))
-        return found
+            points += joint_points(scale, seed, lambda subject: self.of_joint(subject, scale))
+        return points
 
     def of_joint(self, subject: Subject, scale: Scale) -> list[Measurement]:
         """Measure the set, random parts of it and, once for each seed, random real images."""
@@ -211,12 +207,11 @@ class Subsets(Nested):
         self, results: Results, workplace: Workplace, points: Sequence[Point]
     ) -> list[Drawing]:
         table = results[ACCURACY_BY_SIZE]
-        least = min(table.places(RANDOM))
+        least = min(table.positions(RANDOM))
         boosted = (FIRST, SECOND, ANY_BLOCK, part_of(2 * least, "boosted"))
         parts = lines(table, [way for way in table.ways() if way not in boosted])
-        dots = [
-            (way, *table.spread(way, least)) for way in table.ways() if least in table.places(way)
-        ]
+        measured = [way for way in table.ways() if least in table.positions(way)]
+        dots = [(way, *table.spread(way, least)) for way in measured]
         blocks = dot_figure(dots, f"test accuracy at {least:g} of each class", percent=True)
         return [
             Drawing(
@@ -229,7 +224,7 @@ class Subsets(Nested):
 
     def claims(self, results: Results) -> list[Claim]:
         table = results[ACCURACY_BY_SIZE]
-        block, whole = min(table.places(RANDOM)), max(table.places(RANDOM))
+        block, whole = min(table.positions(RANDOM)), max(table.positions(RANDOM))
         part = part_of(whole)
         boosted, joint = part_of(2 * block, "boosted"), part_of(2 * block)
         measured = bool(table.cell(joint, block))  # not of every scale
@@ -237,7 +232,7 @@ class Subsets(Nested):
             Claim(
                 "Paper (figure 6)",
                 "a random part of a distilled set does worse than as many random real images",
-                [compared(table, (part, at), (RANDOM, at), -1) for at in table.places(part)],
+                [compared(table, (part, at), (RANDOM, at), -1) for at in table.positions(part)],
             ),
             Claim(
                 "Paper (figure 6)",
@@ -270,17 +265,17 @@ class Boosting(Nested):
     title = "One nested set against a set for every budget"
 
     def points(self, preset: str, data: str | None, seeds: Sequence[int]) -> list[Point]:
-        scale = scale_of(preset, data)
+        scale = self.scale(preset, data)
 
         def budgets(way: str) -> Callable[[Subject], list[Measurement]]:
             return lambda subject: self.of_prefixes(subject, way)
 
-        found = []
+        points = []
         for seed in seeds:
-            found.append(Point(f"strong-seed{seed}", scale.boosted(0.0, seed), budgets(STRONG)))
-            found.append(Point(f"weak-seed{seed}", scale.boosted(WEAK, seed), budgets(WEAKLY)))
-            found += joint_points(scale, seed, lambda subject: self.of_joint(subject, scale))
-        return found
+            points.append(Point(f"strong-seed{seed}", scale.boosted(0.0, seed), budgets(STRONG)))
+            points.append(Point(f"weak-seed{seed}", scale.boosted(WEAK, seed), budgets(WEAKLY)))
+            points += joint_points(scale, seed, lambda subject: self.of_joint(subject, scale))
+        return points
 
     def of_prefixes(self, subject: Subject, way: str) -> list[Measurement]:
         """Measure every prefix of a boosted set."""
@@ -316,7 +311,7 @@ class Boosting(Nested):
 
     def claims(self, results: Results) -> list[Claim]:
         table = results[ACCURACY_BY_SIZE]
-        sizes = table.places(ALONE)
+        sizes = table.positions(ALONE)
         whole = sizes[-1]
         return [
             Claim(
@@ -330,80 +325,6 @@ class Boosting(Nested):
                 [compared(table, (WEAKLY, whole), (ALONE, whole), 1)],
             ),
         ]
-
-
-class Pictures(Nested):
-    """Figures 14 to 16."""
-
-    title = "How joint, weakly and strongly boosted sets look"
-    quantities = (COSINE,)
-
-    def points(self, preset: str, data: str | None, seeds: Sequence[int]) -> list[Point]:
-        scale = scale_of(preset, data)
-        return [
-            Point(f"{name}-seed{seed}", options, self.likeness(LOOKS[name]))
-            for seed in seeds
-            for name, options in (
-                ("joint", scale.joint(scale.ipc, seed)),
-                ("strong", scale.boosted(0.0, seed)),
-                ("weak", scale.boosted(WEAK, seed)),
-            )
-        ]
-
-    def likeness(self, way: str) -> Callable[[Subject], list[Measurement]]:
-        """Return a function that measures cosines between the images, as a network reads them."""
-
-        def measure(subject: Subject) -> list[Measurement]:
-            distilled, train = subject.distilled, subject.bench.real.train
-            likenesses = {SIMILARITY: within(distilled), NEAREST: nearest(distilled, train)}
-            detail = "images as a network reads them"
-            return [
-                Measurement(
-                    COSINE.name, likened(way, name), distilled.ipc, subject.seed,
-                    value, None, 1, detail,
-                )
-                for name, value in likenesses.items()
-            ]  # fmt: skip
-
-        return measure
-
-    def figures(
-        self,
-        results: Results,
-        workplace: Workplace,
-        points: Sequence[Point],
-    ) -> list[Drawing]:
-        first = min(row.seed for row in results.rows)
-        named = {point.name: point for point in points}
-        drawings = []
-        for look in LOOKS:
-            point = named[f"{look}-seed{first}"]
-            write_grid(workplace.run(point), workplace.folder / f"{point.name}.png")
-            drawings.append(Drawing(point.name, f"The whole set, {look}, seed {first}"))
-        return drawings
-
-    def claims(self, results: Results) -> list[Claim]:
-        table = results[COSINE]
-        at = table.rows[0].at
-
-        def beside_joint(name: str, expected: int) -> list[Finding]:
-            joint = likened(JOINT, name), at
-            boosted = [likened(way, name) for way in LOOKS.values() if way != JOINT]
-            return [compared(table, (way, at), joint, expected) for way in boosted]
-
-        return [
-            Claim(
-                "Paper (appendix D.9)",
-                "boosted images are more diverse than joint ones",
-                beside_joint(SIMILARITY, -1),
-            ),
-            Claim("Paper (section 5)", "and closer to real images", beside_joint(NEAREST, 1)),
-        ]
-
-
-def likened(way: str, likeness: str) -> str:
-    """Name a likeness of some sets."""
-    return f"{way}: {likeness}"
 
 
 def only(distilled: DistilledSet, numbers: Sequence[int]) -> DistilledSet:
@@ -423,21 +344,3 @@ def first_images(distilled: DistilledSet, ipc: int) -> DistilledSet:
     return distilled.with_blocks(
         (Block.of_pixels(distilled.images[rows], len(distilled.class_names), targets),)
     )
-
-
-def within(distilled: DistilledSet) -> float:
-    """Return the mean cosine of two different images of a class."""
-    images = F.normalize(distilled.images.flatten(1), dim=1)
-    same = distilled.labels[:, None] == distilled.labels
-    return float((images @ images.T)[same & ~torch.eye(len(images), dtype=torch.bool)].mean())
-
-
-def nearest(distilled: DistilledSet, train: Split) -> float:
-    """Return the mean cosine of a distilled image and the most similar real one of its class."""
-    found = []
-    for label in range(len(distilled.class_names)):
-        real = train.take(torch.nonzero(train.labels == label)[:, 0])[0].cpu()
-        own = distilled.images[distilled.labels == label]
-        cosines = F.normalize(own.flatten(1), dim=1) @ F.normalize(real.flatten(1), dim=1).T
-        found.append(cosines.max(1).values)
-    return float(torch.cat(found).mean())

@@ -44,7 +44,7 @@ class Throughout:
     second: str
     above: bool
     agreed: int
-    places: int
+    positions: int
 
 
 @dataclass(frozen=True)

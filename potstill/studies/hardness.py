@@ -152,10 +152,10 @@ class Hardness:
 
     def points(self, preset: str, data: str | None, seeds: Sequence[int]) -> list[Point]:
         scale = scale_of(preset, data)
-        found = []
+        points = []
         for seed in seeds:
             plain = {ipc: scale.run(ipc, seed) for ipc in reversed(scale.sizes)}
-            found += [
+            points += [
                 Point(f"{ipc}-seed{seed}", options, self.measure(STANDARD, scale))
                 for ipc, options in plain.items()
             ]
@@ -167,14 +167,14 @@ class Hardness:
                     "hardness_every": scale.every,
                 }
                 options = {**scale.run(scale.sizes[-1], seed), **sampler}
-                found.append(
+                points.append(
                     Point(
                         f"sampler{threshold:g}-seed{seed}",
                         options,
                         self.measure(weighted(threshold), scale),
                     )
                 )
-        return found
+        return points
 
     def measure(self, way: str, scale: Scale) -> Callable[[Subject], list[Measurement]]:
         """Return a function that measures a set by stratum and on test data, and scoring's cost.
@@ -188,10 +188,12 @@ class Hardness:
             strata = scores(subject, scale).strata(scale.edges)
             parts = {stratum: Part(train, rows) for stratum, rows in strata.items()}
             steps, name = distilled.recipe.steps, set_name(ipc, way)
-            test, found = by_stratum(subject, name, bench.batches_of(distilled), steps, parts)
-            found.append(figured(ACCURACY_BY_SIZE, way, ipc, subject, test, steps))
+            test, measurements = by_stratum(
+                subject, name, bench.batches_of(distilled), steps, parts
+            )
+            measurements.append(figured(ACCURACY_BY_SIZE, way, ipc, subject, test, steps))
             if ipc == scale.sizes[-1]:
-                found.append(
+                measurements.append(
                     single(
                         COST,
                         way,
@@ -203,23 +205,23 @@ class Hardness:
                 )
                 for record in records:
                     if figure := record.validation:
-                        place = way, record.step, seed
-                        found.append(
+                        where = way, record.step, seed
+                        measurements.append(
                             Measurement(
-                                VALIDATION.name, *place, figure.mean, figure.std, figure.n, "logged"
+                                VALIDATION.name, *where, figure.mean, figure.std, figure.n, "logged"
                             )
                         )
             if (way, ipc) == (STANDARD, scale.sizes[0]):
-                found += by_stratum(
+                measurements += by_stratum(
                     subject, FULL, bench.batches_of_all(), steps_of(train, scale.epochs), parts
                 )[1]
                 for stratum, part in parts.items():
-                    found.append(
+                    measurements.append(
                         single(
                             HOW_MANY, SHARES, stratum, subject, len(part) / len(train), "counted"
                         )
                     )
-            return found
+            return measurements
 
         return measured
 
@@ -227,7 +229,7 @@ class Hardness:
         self, results: Results, workplace: Workplace, points: Sequence[Point]
     ) -> list[Drawing]:
         table, shares = results[BY_EVENTS], results[HOW_MANY]
-        strata = shares.places(SHARES)
+        strata = shares.positions(SHARES)
         counts = [shares.spread(SHARES, at)[0] for at in strata]
         names = [table.quantity.name_of(at) for at in strata]
 
@@ -241,7 +243,7 @@ class Hardness:
             )
 
         accuracy = results[ACCURACY_BY_SIZE]
-        sizes = accuracy.places(STANDARD)
+        sizes = accuracy.positions(STANDARD)
         plain = [set_name(ipc, STANDARD) for ipc in sizes]
         largest = [set_name(sizes[-1], way) for way in accuracy.ways()]
         return [
@@ -264,7 +266,7 @@ class Hardness:
 
     def claims(self, results: Results) -> list[Claim]:
         accuracy, cost = results[ACCURACY_BY_SIZE], results[COST]
-        sizes = accuracy.places(STANDARD)
+        sizes = accuracy.positions(STANDARD)
         largest = sizes[-1]
         ways = [way for way in accuracy.ways() if way != STANDARD]
         better = "real batches with more images of middling hardness are better at the largest size"
@@ -283,7 +285,7 @@ class Hardness:
 def strata_claims(table: Table, sizes: Sequence[str]) -> list[Claim]:
     """Return what figure 9 shows, by paired differences between strata."""
     one, most = sizes[0], sizes[-1]
-    strata = [at for at in table.places(one) if at < NEVER]
+    strata = [at for at in table.positions(one) if at < NEVER]
     easy, hard = strata[0], strata[-1]
     middle = strata[len(strata) // 2]
     names = {stratum: f"at most {stratum:g} events" for stratum in strata}
@@ -363,10 +365,10 @@ def by_stratum(
         parts: stratum -> its part of the train images.
     """
     bench, splits = subject.bench, (subject.bench.real.test, *parts.values())
-    found = bench.scores(
+    scores = bench.scores(
         bench.recipe.lr, bench.nets, bench.seed, make, lengths=(steps,), splits=splits, label=way
     )
-    test, *rest = (Figure.of(values) for values in found[:, 0].T)
+    test, *rest = (Figure.of(values) for values in scores[:, 0].T)
     return test, [
         figured(BY_EVENTS, way, at, subject, one, steps)
         for at, one in zip(parts, rest, strict=True)

@@ -190,19 +190,19 @@ def curves(table: Table, ways: Sequence[str] | None = None) -> Figure:
     for look, way in enumerate(table.ways()):
         if ways is not None and way not in ways:
             continue
-        places = table.places(way)
+        positions = table.positions(way)
         if not quantity.percent:
-            columns = [sorted(table.cell(way, at).values()) for at in places]
+            columns = [sorted(table.cell(way, at).values()) for at in positions]
             middle = [statistics.median(column) for column in columns]
             below = [mid - column[0] for mid, column in zip(middle, columns, strict=True)]
             above = [column[-1] - mid for mid, column in zip(middle, columns, strict=True)]
-            series.append(Series(way, places, middle, [below, above], look))
+            series.append(Series(way, positions, middle, [below, above], look))
         else:
-            means, deviations = zip(*(table.spread(way, at) for at in places), strict=True)
-            series.append(Series(way, places, means, deviations, look))
+            means, deviations = zip(*(table.spread(way, at) for at in positions), strict=True)
+            series.append(Series(way, positions, means, deviations, look))
     return line_figure(
         series,
-        quantity.place,
+        quantity.x_name,
         quantity.name,
         log_y=quantity.log,
         percent=quantity.percent,
@@ -223,7 +223,7 @@ def later(table: Table) -> Table:
     for way in table.ways():
         seeds = {row.seed: row for row in table.rows if row.way == way}
         for seed, row in seeds.items():
-            values = [table.cell(way, at)[seed] for at in table.places(way) if at > end / 2]
+            values = [table.cell(way, at)[seed] for at in table.positions(way) if at > end / 2]
             rows.append(
                 dataclasses.replace(
                     row, at=end, mean=statistics.fmean(values), std=None, n=len(values)
@@ -241,7 +241,7 @@ def throughout(table: Table, first: str, second: str, expected: int) -> Througho
         second: the way that it is compared with.
         expected: +1 or -1.
     """
-    places = [at for at in table.places(first) if table.cell(second, at)]
-    differences = [table.difference((first, at), (second, at)).values for at in places]
+    positions = [at for at in table.positions(first) if table.cell(second, at)]
+    differences = [table.difference((first, at), (second, at)).values for at in positions]
     agreed = sum(all(value * expected > 0 for value in values) for values in differences)
-    return Throughout(first, second, expected > 0, agreed, len(places))
+    return Throughout(first, second, expected > 0, agreed, len(positions))

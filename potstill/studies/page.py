@@ -54,12 +54,13 @@ class Told:
             file = f"{drawing.name}.{'svg' if drawing.plot else 'png'}"
             lines += ["", f"![{drawing.caption}]({file})", "", f"*{drawing.caption}*"]
         for table in self.tables:
-            places = table.shown_places()
-            corner = f"{table.quantity.name}, by {table.quantity.place}"
-            heads = corner, *map(table.quantity.name_of, places)
+            positions = table.shown_positions()
+            corner = f"{table.quantity.name}, by {table.quantity.x_name}"
+            heads = corner, *map(table.quantity.name_of, positions)
             lines += ["", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
             for way in table.ways():
-                lines.append(f"| {' | '.join((way, *(table.words(way, at) for at in places)))} |")
+                cells = (way, *(table.words(way, at) for at in positions))
+                lines.append(f"| {' | '.join(cells)} |")
         return "\n".join([*lines, "", self.footnote, ""])
 
 
@@ -109,7 +110,7 @@ def in_addition(more: Reading | Throughout) -> str:
     if isinstance(more, Reading):
         return f"{more.name}: {more.words}."
     relation = "above" if more.above else "below"
-    counted = f"{more.agreed} of {more.places} places"
+    counted = f"{more.agreed} of {more.positions} places"
     return f"{more.first} is {relation} {more.second} in all seeds at {counted}."
 
 

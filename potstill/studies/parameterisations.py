@@ -139,7 +139,7 @@ class Parameterisations:
             rows = [bench.of_set(param, distilled, subject.lengths)]
             if param == PIXELS:
                 rows.append(bench.of_random(RANDOM, distilled.ipc, subject.lengths))
-            found = [Measurement.of(row.name, row, subject.seed) for row in rows]
+            measurements = [Measurement.of(row.name, row, subject.seed) for row in rows]
             share = statistics.median(
                 (record.decode_seconds or 0.0) / record.seconds for record in records
             )
@@ -150,16 +150,16 @@ class Parameterisations:
                 (SHARE, share, "logged; several runs at a time"),
                 (SECONDS, seconds, "logged; several runs at a time"),
             ):
-                found.append(single(quantity, param, distilled.ipc, subject, value, detail))
+                measurements.append(single(quantity, param, distilled.ipc, subject, value, detail))
             for record in records if smallest else ():
                 if figure := record.validation:
-                    place = param, record.step, subject.seed
-                    found.append(
+                    where = param, record.step, subject.seed
+                    measurements.append(
                         Measurement(
-                            VALIDATION.name, *place, figure.mean, figure.std, figure.n, "logged"
+                            VALIDATION.name, *where, figure.mean, figure.std, figure.n, "logged"
                         )
                     )
-            return found
+            return measurements
 
         return measured
 
@@ -167,9 +167,9 @@ class Parameterisations:
         self, results: Results, workplace: Workplace, points: Sequence[Point]
     ) -> list[Drawing]:
         accuracy = results[ACCURACY_BY_BUDGET]
-        first, least = min(row.seed for row in results.rows), min(accuracy.places(PIXELS))
+        first, least = min(row.seed for row in results.rows), min(accuracy.positions(PIXELS))
         plot = lines(accuracy, accuracy.ways())
-        if accuracy.places(PIXELS) == [least]:
+        if accuracy.positions(PIXELS) == [least]:
             dots = [(way, *accuracy.spread(way, least)) for way in accuracy.ways()]
             plot = dot_figure(
                 dots, f"test accuracy, in the bytes of {least:g} of each class", percent=True
@@ -198,7 +198,7 @@ class Parameterisations:
 
     def claims(self, results: Results) -> list[Claim]:
         table = results[ACCURACY_BY_BUDGET]
-        budgets = table.places(PIXELS)
+        budgets = table.positions(PIXELS)
         rivals = [way for way in table.ways() if way not in (PIXELS, BASIS, RANDOM)]
 
         def beside(first: str, second: str, expected: int) -> list[Finding]:
@@ -234,7 +234,7 @@ class Parameterisations:
 def means(table: Table, form: str) -> Claim:
     """Return an account of a quantity: its mean over seeds for each way, at each budget."""
     findings = []
-    for at in table.places(PIXELS):
+    for at in table.positions(PIXELS):
         cells = {way: tuple(table.cell(way, at).values()) for way in table.ways()}
         readings = [
             Reading(way, form.format(statistics.fmean(values)), values)

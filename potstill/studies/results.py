@@ -11,7 +11,7 @@ import torch
 from potstill.evaluation.records import Row
 from potstill.records.metrics import Figure
 
-SHOWN_PLACES = 6
+SHOWN_POSITIONS = 6
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Quantity:
 
     Args:
         name: with its unit if it has one.
-        place: name of the x value, for the x axis.
+        x_name: name of the x value, for the x axis.
         percent: whether it is a fraction that reads in per cent.
         log: whether it spans orders of magnitude.
         where: an x value in words, as a format.
@@ -28,7 +28,7 @@ class Quantity:
     """
 
     name: str
-    place: str
+    x_name: str
     percent: bool = False
     log: bool = False
     where: str = "At {:g}"
@@ -78,11 +78,11 @@ class Measurement:
             at: the x value; None: the row's number of images per class.
         """
         figure = row.accuracy
-        place, detail = (
+        position, detail = (
             row.ipc if at is None else at,
             f"{row.steps} steps; {row.protocol}; {row.stored_bytes or 0:,} bytes",
         )
-        return cls(ACCURACY, way, place, seed, figure.mean, figure.std, figure.n, detail)
+        return cls(ACCURACY, way, position, seed, figure.mean, figure.std, figure.n, detail)
 
     @classmethod
     def of_text(cls, row: Mapping[str, str]) -> "Measurement":
@@ -126,20 +126,20 @@ class Table:
         """Return the ways in the order of appearance."""
         return list(dict.fromkeys(row.way for row in self.rows))
 
-    def places(self, way: str) -> list[float]:
+    def positions(self, way: str) -> list[float]:
         """Return the x values at which a way was measured, ascending."""
         return sorted({row.at for row in self.rows if row.way == way})
 
-    def shown_places(self) -> list[float]:
+    def shown_positions(self) -> list[float]:
         """Return some of the x values, evenly spread: the columns of a printed table."""
-        places = sorted({row.at for row in self.rows})
+        positions = sorted({row.at for row in self.rows})
         chosen = (
-            torch.linspace(0, len(places) - 1, min(len(places), SHOWN_PLACES))
+            torch.linspace(0, len(positions) - 1, min(len(positions), SHOWN_POSITIONS))
             .round()
             .int()
             .tolist()
         )
-        return [places[place] for place in chosen]
+        return [positions[index] for index in chosen]
 
     def cell(self, way: str, at: float) -> dict[int, float]:
         """Return seed -> mean."""

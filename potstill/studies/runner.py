@@ -260,14 +260,11 @@ def work(points: Iterable[Point], workplace: Workplace) -> int:
             ):
                 if not target.exists():
                     workplace.listener.say(f"{point.name} ...")
-                    found = [
+                    measurements = [
                         dataclasses.asdict(row) for row in point.measure(workplace.subject(point))
                     ]
-                    files.write(
-                        target,
-                        json.dumps({"measurements": found, **provenance(workplace)}, indent=2)
-                        + "\n",
-                    )
+                    known = {"measurements": measurements, **provenance(workplace)}
+                    files.write(target, json.dumps(known, indent=2) + "\n")
         except filelock.Timeout:
             busy += 1
     return busy

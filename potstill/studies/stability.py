@@ -185,7 +185,8 @@ class Stability(Courses):
     def claims(self, results: Results) -> list[Claim]:
         variance, uneven, spread = (results[quantity] for quantity in (VARIANCE, UNEVEN, SPREAD))
         jumps = results[JUMPS]
-        last, end = jumps.rows[0].at, max(variance.places("rat-bptt"))
+        last, end = jumps.rows[0].at, max(variance.positions("rat-bptt"))
+        measured = spread.positions("bptt")
 
         def lower(other: str) -> Finding:
             later = compared(variance, ("rat-bptt", end), (other, end), -1)
@@ -226,7 +227,7 @@ class Stability(Courses):
             Claim(
                 "Paper (section 3)",
                 "long products of Hessians amplify the variance from different initialisations",
-                [compared(spread, ("bptt", at), ("t-bptt", at), 1) for at in spread.places("bptt")],
+                [compared(spread, ("bptt", at), ("t-bptt", at), 1) for at in measured],
             ),
             Claim(
                 "Paper (section 3, left open)",
@@ -249,13 +250,13 @@ def decrease(norm: Table, way: str, *, stable: bool) -> Finding:
 
     Of a method that is not `stable` the paper says nothing.
     """
-    places = norm.places(way)
-    quarter = max(1, len(places) // 4)
+    positions = norm.positions(way)
+    quarter = max(1, len(positions) // 4)
     changes = []
-    for seed in norm.cell(way, places[0]):
+    for seed in norm.cell(way, positions[0]):
         first, last = (
             statistics.median(norm.cell(way, at)[seed] for at in part if seed in norm.cell(way, at))
-            for part in (places[:quarter], places[-quarter:])
+            for part in (positions[:quarter], positions[-quarter:])
         )
         changes.append(last / first)
     return ratios(f"{way}, last quarter over first", changes, -1 if stable else 0)
@@ -266,7 +267,7 @@ def dominant(noise: Table, method: str) -> list[Finding]:
     ways = {name: f"{method}, {words}" for name, words in SOURCES.items()}
     alone = [name for name in ways if name != "all"]
     findings = []
-    for at in noise.places(ways["all"]):
+    for at in noise.positions(ways["all"]):
         shares = [reading(noise, way, at, SOURCES[name]) for name, way in ways.items()]
         cells = {name: noise.cell(ways[name], at) for name in alone}
         greatest = {max(alone, key=lambda name: cells[name][seed]) for seed in cells["start"]}

@@ -111,16 +111,16 @@ class Transfer:
 
     def points(self, preset: str, data: str | None, seeds: Sequence[int]) -> list[Point]:
         scale = scale_of(preset, data)
-        found = []
+        points = []
         for seed in seeds:
-            found += [
+            points += [
                 Point(f"{model}-seed{seed}", scale.run(model, seed), self.direct(model))
                 for model in DIRECT
             ]
-            found.append(
+            points.append(
                 Point(f"transfer-seed{seed}", scale.run(SOURCE, seed), self.transfer(scale))
             )
-        return found
+        return points
 
     def direct(self, model: str) -> Callable[[Subject], list[Measurement]]:
         """Return a function that measures a set on the network that it was distilled for."""

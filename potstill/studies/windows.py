@@ -83,7 +83,7 @@ class Windows(Courses):
 
     def claims(self, results: Results) -> list[Claim]:
         course, level = results[COURSE], later(results[COURSE])
-        first, end = course.places("bptt")[0], level.rows[0].at
+        first, end = course.positions("bptt")[0], level.rows[0].at
 
         def against(other: str) -> Finding:
             best = compared(level, ("rat-bptt", end), (other, end), 1)
@@ -123,8 +123,8 @@ class Windows(Courses):
 def moves(before: Table, way: str) -> Reading:
     """Return where a moving window was and for how long, by seed."""
     stays = []
-    for seed in before.cell(way, before.places(way)[0]):
-        steps = Counter(before.cell(way, at)[seed] for at in before.places(way))
+    for seed in before.cell(way, before.positions(way)[0]):
+        steps = Counter(before.cell(way, at)[seed] for at in before.positions(way))
         stays.append(", ".join(f"{start:g} ({count})" for start, count in steps.items()))
     name = "Steps before its window (and for how many outer steps), seed by seed"
     return Reading(name, "; ".join(stays))
