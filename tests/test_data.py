@@ -56,7 +56,7 @@ def folder_config(root: Path, cache: Path, **options: object) -> DataConfig:
     return DataConfig(data=f"folder:{root}", cache_dir=str(cache), **options)  # type: ignore[arg-type]
 
 
-def load(config: DataConfig, preprocess: str = "auto") -> RealData:
+def load(config: DataConfig, preprocess: str = "normalize") -> RealData:
     chosen = configuration(preprocess=preprocess).preprocessing
     return prepare(read(config), config, CPU, chosen)
 
