@@ -151,9 +151,10 @@ def run_stage(
 
     def log(record: StepRecord) -> None:
         record = dataclasses.replace(record, step=before + record.step, block=stage.number + 1)
+        # Shown first: who sees the log grow and presses Ctrl-C is then stopped after a step.
+        listener.step(record, setup.config.all_steps)
         if folder:
             folder.log(record)
-        listener.step(record, setup.config.all_steps)
 
     def save(state: OuterState) -> None:
         if folder:
