@@ -85,7 +85,7 @@ SEEDS = {"blobs, Adam": 10, "blobs, SGD": 3, "digits": 3, "MNIST": 3, "MNIST, 40
 """Distilling seeds: more where a run takes a second. 40 steps of MNIST tell nothing, runs differ
 too much so early.
 """
-MORE = {("MNIST", "forward"): 10, ("MNIST", "early"): 10}
+MORE = {("MNIST", "forward"): 20, ("MNIST", "early"): 10}
 """Distilling seeds where the first three showed a loss: whether seven others show it, too."""
 
 
