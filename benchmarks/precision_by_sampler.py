@@ -34,7 +34,7 @@ from potstill.data.splits import Dataset
 from potstill.distillation.runs import new_run
 from potstill.distillation.setup import Listener
 from potstill.evaluation.bench import Bench
-from potstill.evaluation.measuring import fitting
+from potstill.evaluation.fitting import fitting
 from potstill.methods import unrolled
 from potstill.methods.unrolled import UnrolledMethod
 from potstill.records.metrics import StepRecord

@@ -4,9 +4,12 @@ import ctypes
 import os
 import platform
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from potstill.registry import InputError
 
@@ -14,6 +17,25 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Parameters of mallopt, from glibc's malloc.h."""
 PRECISIONS, AUTO_PRECISION = ("float32", "bfloat16"), "POTSTILL_AUTO_PRECISION"
 """Precisions of a network's arithmetic; the environment variable that sets what "auto" means."""
+
+
+@contextmanager
+def own_torch_state() -> Iterator[None]:
+    """Give torch the global state that potstill needs inside the block, and restore it after it.
+
+    A caller or another import may have set another default type or device, or have switched
+    gradients off. Attention takes the one path that has a second derivative.
+    """
+    dtype, device = torch.get_default_dtype(), torch.get_default_device()
+    with ExitStack() as restored:
+        restored.callback(torch.set_default_dtype, dtype)
+        torch.set_default_dtype(torch.float32)
+        restored.enter_context(torch.inference_mode(False))
+        restored.enter_context(torch.enable_grad())
+        restored.enter_context(sdpa_kernel(SDPBackend.MATH))
+        if device.type != "cpu":  # not always: such a context costs time in every call of torch
+            restored.enter_context(torch.device("cpu"))
+        yield
 
 
 def pick_device(name: str) -> torch.device:

@@ -13,11 +13,55 @@ class InputError(ValueError):
     """
 
 
+CALLED_ELSEWHERE = {
+    ("lr", "learning_rate", "lr_img", "lr_net"): "--outer-lr for the set, --inner-lr for networks",
+    ("epochs", "iterations", "iters", "iteration", "num_iter", "max_steps"): "--steps",
+    ("arch", "architecture", "net", "network", "backbone"): "--model",
+    ("batch_size", "batch", "batch_real", "bs"): "--real-batch for real images, --batch-per-class "
+    "for the set",
+    ("images_per_class", "n_ipc", "spc", "budget", "num_images"): "--ipc",
+    ("dataset", "data_path", "data_dir", "data_root", "path"): "--data",
+    ("output", "output_dir", "out_dir", "save_path", "save_dir", "logdir"): "--out",
+    ("gpu", "gpus", "cuda"): "--device cuda",
+    ("workers", "num_workers", "cpus", "num_threads"): "--threads",
+    ("zca", "whiten", "whitening"): "--preprocess zca",
+    ("dsa", "dsa_strategy", "augmentation", "augmentations"): "--augment",
+    ("momentum", "mom_img"): "--outer-momentum, with --outer-optimizer sgd",
+    ("fp16", "bf16", "amp", "dtype"): "--precision bfloat16",
+    ("init_from", "pix_init"): "--init",
+    ("inner_steps", "inner_loop", "unroll_steps", "syn_steps"): "--unroll",
+    ("num_eval", "repeats", "runs"): "--nets of `potstill evaluate`",
+    ("haba",): "factorised",
+    ("linba", "memory", "addressing"): "basis",
+    ("idc", "multi"): "multi-formation",
+    ("fixed_window", "tbptt"): "t-bptt",
+    ("boost_dd", "boostdd"): "rat-bptt with --boost-blocks",
+    ("resnet",): "resnet18",
+    ("vgg",): "vgg11",
+    ("standardize", "standardise", "standard"): "normalize",
+}
+"""What other tools and papers call it -> what it is called here."""
+CUTOFF = 0.65
+"""Least likeness of a name that is suggested, of 1: a bad guess is worse than none."""
+
+
 def near_miss(name: str, known: Iterable[str]) -> str:
-    """Return the text " (did you mean 'x'?)" for the closest known name, or ""."""
-    return "".join(
-        f" (did you mean {near!r}?)" for near in difflib.get_close_matches(name, list(known), n=1)
-    )
+    """Return a hint on a name that is not known, or "".
+
+    It is " (here it is x)" for what other tools call it, else " (did you mean 'x'?)".
+    """
+    word, names = plain(name), {plain(one): one for one in known}
+    for others, here in CALLED_ELSEWHERE.items():
+        own = plain(here.partition(" ")[0].strip("`,"))
+        if word in others and own in names:
+            return f" (here it is {here})"
+    near = difflib.get_close_matches(word, list(names), n=1, cutoff=CUTOFF)
+    return f" (did you mean {names[near[0]]!r}?)" if near else ""
+
+
+def plain(name: str) -> str:
+    """Return a name as names are compared: without dashes, in small letters."""
+    return name.lstrip("-").replace("-", "_").lower()
 
 
 def split_path(path: str) -> tuple[str, str]:
@@ -116,7 +160,7 @@ SOURCES = Registry(
         "parquet:PATH: Hugging Face layout; a file, or a folder of train and test files",
     ),
     hf=(
-        "potstill.data.tables:read_hub",
+        "potstill.data.hub:read_hub",
         "hf:NAME: a data set of the Hugging Face hub (pip install 'potstill[hf]')",
     ),
 )

@@ -60,7 +60,7 @@ def test_distill_says_where_everything_is(tmp_path, capsys):
         assert str(tmp_path / "r" / name) in output.out
     assert "% (n = 2)" in output.out
     assert f"potstill evaluate {tmp_path / 'r'}" in output.out
-    assert "held out as test" in output.err
+    assert "359 test (20 % of all, by class)" in output.err
 
 
 def test_evaluate_prints_a_table_and_writes_the_same(run, capsys):
@@ -186,8 +186,8 @@ def test_a_file_of_other_data_asks_for_them(tmp_path, capsys):
     )
     more = f"folder:{photos(tmp_path / 'more', [(16, 16)], classes=3)}"
     assert (
-        "the 2 classes of the distilled set, in its order, got 3; the first that differs is "
-        "'another number'" in told(capsys, "evaluate", alone, "--data", more)
+        "the 2 classes of the distilled set, class0, class1; got 3, with class2; give data of the "
+        "same classes" in told(capsys, "evaluate", alone, "--data", more)
     )
     other = f"folder:{photos(tmp_path / 'other', [(16, 16)], count=9)}"
     assert (

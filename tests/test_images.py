@@ -198,9 +198,9 @@ def test_black_and_white_images_become_0_and_255(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["png", "tiff"])
-def test_16_bit_grey_keeps_its_upper_8_bits(suffix, tmp_path):
+def test_16_bit_grey_is_scaled_to_8_bits(suffix, tmp_path):
     values = np.array([[0, 255, 256, 0x1234, 0xFFFF]], np.uint16)
-    assert decoded(tmp_path, values, suffix).tolist() == [[[0, 0, 1, 0x12, 0xFF]]]
+    assert decoded(tmp_path, values, suffix).tolist() == [[[0, 1, 1, 0x12, 0xFF]]]
 
 
 def test_cmyk_becomes_rgb(tmp_path):
@@ -217,6 +217,8 @@ def test_converted_modes_are_counted_in_a_note(tmp_path):
     write(tmp_path / "set", {"b/0.png": np.zeros((2, 2), np.uint16), "b/1.png": GREY[:2, :2]})
     assert load(tmp_path / "set", tmp_path).notes == (
         "images of mode I;16 (1), RGBA (2) were converted to RGB",
+        "16-bit images hold values up to 0: taken as 8 bits and scaled to 0..255; --bit-depth says "
+        "otherwise",
     )
 
 
@@ -338,12 +340,14 @@ def test_a_class_without_images_is_named(tmp_path):
     (tmp_path / "set" / "b").mkdir()
     (tmp_path / "set" / "b" / "notes.txt").write_text("no image")
     with pytest.raises(
-        InputError, match=r"class folder .*set/b holds no images; add some or remove the class"
+        InputError,
+        match=r"class folder .*set/b holds no images, only 1 \.txt files; add some or remove the "
+        "class",
     ):
         load(tmp_path / "set", tmp_path)
 
 
-def test_a_test_class_that_train_lacks_is_named_with_the_nearest_one(tmp_path):
+def test_a_test_class_that_train_lacks_is_named_beside_those_of_train(tmp_path):
     write(tmp_path / "set", {f"train/{name}/0.png": COLOUR for name in ("cat", "dog")})
     # A hidden folder, which sorts first, once kept the stranger from being seen.
     write(
@@ -351,8 +355,8 @@ def test_a_test_class_that_train_lacks_is_named_with_the_nearest_one(tmp_path):
         {f"test/{name}/0.png": COLOUR for name in (".hidden", "cat", "dog", "dogs")},
     )
     message = (
-        r"class folder .*test/dogs has no counterpart in train/ \(did you mean 'dog'\?\); "
-        r"both splits need the same class"
+        r"class folder .*test/dogs has no counterpart in train, which has cat, dog; both splits "
+        r"need the same class"
     )
     with pytest.raises(InputError, match=message):
         load(tmp_path / "set", tmp_path)
@@ -438,28 +442,25 @@ def test_a_test_folder_without_class_folders_is_left_out_and_said(tmp_path):
     write(tmp_path, {"set/test/images/0.png": COLOUR, "set/val/images/0.png": COLOUR})
     dataset = load(tmp_path / "set", tmp_path)
     assert dataset.test is None
-    assert (
-        sum(
-            "holds none of the class folders of train/ and is not used" in note
-            for note in dataset.notes
-        )
-        == 2
+    assert dataset.left_out == (
+        "folder val/, which holds no class folder of train",
+        "folder test/, which holds no class folder of train",
     )
     write(tmp_path, {"set/valid/a/0.png": COLOUR, "set/valid/b/0.png": COLOUR})
     assert load(tmp_path / "set", tmp_path).test is not None
 
 
-@pytest.mark.parametrize("damage", ["train.npy", "notes.json", "cut", "empty notes"])
+@pytest.mark.parametrize("damage", ["train.npy", "form.json", "cut", "empty form"])
 def test_a_damaged_conversion_is_made_again(damage, tmp_path):
     write(
         tmp_path, {f"set/{name}/{index}.png": COLOUR + index for name in "ab" for index in range(3)}
     )
     first = np.array(load(tmp_path / "set", tmp_path, storage="mapped").train.images)
-    (folder,) = [path.parent for path in tmp_path.rglob("notes.json")]
+    (folder,) = [path.parent for path in tmp_path.rglob("form.json")]
     if damage == "cut":
         (folder / "train.npy").write_bytes((folder / "train.npy").read_bytes()[:100])
-    elif damage == "empty notes":
-        (folder / "notes.json").write_text("")
+    elif damage == "empty form":
+        (folder / "form.json").write_text("")
     else:
         (folder / damage).unlink()
     again = load(tmp_path / "set", tmp_path, storage="mapped")

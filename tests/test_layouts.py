@@ -57,7 +57,9 @@ def test_tiny_imagenet_tests_on_its_validation_images(tiny, tmp_path):
     )
     assert (shades(dataset.test), dataset.test.labels.tolist()) == ([50, 200, 201], [0, 1, 1])
     # Not used, and that is said.
-    assert [note.partition(" holds")[0] for note in dataset.notes] == [str(tiny / "test")]
+    told = ("folder test/, which holds no class folder of train", "2 .txt files")
+    assert dataset.left_out == told
+    assert dataset.origins["test"] == "val/, there being no test split"
 
 
 def test_other_classes_in_its_list_are_other_data(tiny, tmp_path):

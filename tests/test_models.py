@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from twins import EagerObjective, Tiny, lr, meta_gradient, plain_unroll
 
 from potstill.config.options import options_class
-from potstill.distillation.auto_values import check_second_derivative
+from potstill.distillation.network_checks import check_second_derivative
 from potstill.engine.optimizers import Adam
 from potstill.engine.unroll import Leaves
 from potstill.models import check_model, fresh, model_name, resolve

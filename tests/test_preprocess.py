@@ -292,13 +292,16 @@ def test_the_split_seed_decides_what_is_held_out(test, name):
     assert first != other
 
 
-def test_a_note_tells_that_test_data_were_held_out():
-    (note,) = prepare(numbered(), DataConfig(split_seed=5), CPU, choice("zca")).notes
-    assert (
-        "no test split: 24 of 120 images (20 % of each class, split seed 5) are held out as test"
-        in note
+def test_a_line_tells_what_was_read_and_where_each_split_comes_from():
+    told = prepare(numbered(), DataConfig(), CPU, choice("zca")).words
+    assert told.startswith("3 classes (0, 1, 2), images of 3 x 5 x 4 with values 0 to ")
+    assert told.endswith(
+        ": 87 train (the rest), 9 validation (10 % of train, by class), 24 test (20 % of all, by "
+        "class)"
     )
-    assert prepare(numbered(test=True), DataConfig(), CPU, choice("zca")).notes == ()
+    assert prepare(numbered(test=True), DataConfig(), CPU, choice("zca")).words.endswith(
+        ": 108 train (the rest), 12 validation (10 % of train, by class), 120 test (given)"
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -373,7 +373,7 @@ def test_the_run_says_that_it_holds_out_a_test_split():
     said: list[str] = []
     potstill.distill(**{**QUICK, "steps": 1}, listener=Listener(say=said.append))
     assert any(
-        "no test split: 359 of 1797 images (20 % of each class, split seed 0) are held out as test"
+        "1,295 train (the rest), 143 validation (10 % of train, by class), 359 test (20 % of all"
         in line
         for line in said
     )

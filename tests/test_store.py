@@ -257,7 +257,7 @@ def test_the_real_start_holds_distinct_preprocessed_train_images_of_the_right_cl
 
 def test_more_images_than_a_class_has_are_refused():
     train = TensorSplit(torch.zeros(12, 1, 4, 4), torch.tensor([0] * 5 + [1] * 3 + [2] * 4))
-    with pytest.raises(InputError, match=r"ipc must be at most .* 3 in class 1, got 4"):
+    with pytest.raises(InputError, match=r"ipc must be at most .* 3 in class '1', got 4"):
         initial_blocks("gaussian", [pixels(4, 3, (1, 4, 4))], train, 0, torch.device("cpu"))[0]
 
 

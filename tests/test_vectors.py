@@ -484,7 +484,7 @@ def test_other_data_and_other_networks_are_refused_by_evaluate(run, capsys):
     with pytest.raises(
         InputError, match=r"the first that differs is 'other alcohol' in place of 'alcohol'"
     ):
-        potstill.evaluation.measuring.fitting(
+        potstill.evaluation.fitting.fitting(
             potstill.load(run), dataset, configuration().data, "cpu"
         )
 

@@ -20,6 +20,7 @@ from potstill.distilled.artefact import ARTEFACT, load, recorded_config
 from potstill.distilled.sets import DistilledSet
 from potstill.distributed.ranks import ALONE, Ranks
 from potstill.evaluation import measuring
+from potstill.evaluation.fitting import fitting
 from potstill.evaluation.protocols import EvaluationOptions
 from potstill.evaluation.records import EVALUATION, EvaluationRecord, Row, add_record
 from potstill.evaluation.scoring import factory_for
@@ -47,11 +48,11 @@ def evaluate(
 
     Args:
         distilled: the set, a run's folder, or a set's file.
-        images: the arrays that it was distilled from, in the same order: its test images are found
-            among them again.
+        images: the arrays that it was distilled from, in the same order: what was held out of them
+            is tested on. Other arrays are tested on, all of them.
         labels: their classes.
-        test_images: as when it was distilled.
-        test_labels: as when it was distilled.
+        test_images: tested on, all of them; `images` beside them are for baselines.
+        test_labels: their classes.
         ipc: measure the first blocks of a boosted set that hold so many images per class; None: all
             of it.
         all_budgets: measure every set that a boosted set holds.
@@ -62,7 +63,8 @@ def evaluate(
             the set tells of.
     Returns:
         For each set and network one row for the set and one for each baseline; `row.accuracy` has
-        mean, std and n.
+        mean, std and n, `row.tested` is the number of test examples, and `row.cautions` says
+        whether they are examples that the set was distilled from, or on another scale.
     Raises:
         InputError: data that do not fit the set, or an argument out of its range.
     """
@@ -115,14 +117,17 @@ def evaluations(
     }
     chosen = EvaluationOptions.of(**options)
     distilled, config = opened(subject, ipc, given)
-    if images is None and config.data == "arrays" and not isinstance(subject, DistilledSet):
+    given_here = images is not None or test_images is not None
+    if not given_here and config.data == "arrays" and not isinstance(subject, DistilledSet):
         raise InputError(
             f"{os.fspath(subject)} does not tell where its data lie; give them with --data (in "
             "Python data=, or the arrays)"
         )
     target = None if isinstance(subject, DistilledSet) else results_file(Path(subject))
     models = models_of(distilled, model, chosen)
-    names = distilled.class_names if labels is not None else None
+    names = distilled.class_names if given_here else None
+    if images is None:  # all that is given is tested on
+        images, labels, test_images, test_labels = test_images, test_labels, None, None
     with ranks.in_turn():
         dataset = dataset_of(config, images, labels, test_images, test_labels, names)
     measured = {"ipc": ipc, "all_budgets": all_budgets}
@@ -235,13 +240,15 @@ def real_of(
         device: where the data go.
         say: receives a sentence if the set was distilled from other data.
     """
-    known = distilled.metadata.data
+    real, known = fitting(distilled, dataset, config, device), distilled.metadata.data
     if known is None or dataset.fingerprint != known.fingerprint:
         say(
-            "note: these are not the data that the set was distilled from; its validation and "
-            f"test {distilled.noun}s may differ"
+            f"these are not the data that the set was distilled from; tested on {len(real.test):,} "
+            f"{distilled.noun}s ({real.origins['test']})"
         )
-    return measuring.fitting(distilled, dataset, config, device)
+    for caution in real.cautions:
+        say(f"note: {caution}")
+    return real
 
 
 def results_file(path: Path) -> Path:

@@ -7,6 +7,7 @@ from typing import Any
 
 from potstill.config.config import configuration, options_from_preset
 from potstill.data.sources import dataset_of
+from potstill.devices import own_torch_state
 from potstill.diagnosis.over_a_run import Diagnosis, Noise, recorded_diagnoses
 from potstill.distillation.run_folder import RunFolder
 from potstill.distillation.runs import new_run, resumed_run
@@ -170,4 +171,7 @@ def diagnose(
     dataset = dataset_of(
         config.data, images, labels, test_images, test_labels, class_names, weights
     )
-    return list(recorded_diagnoses(folder, config, dataset, noise, model=model, listener=listener))
+    with own_torch_state():
+        return list(
+            recorded_diagnoses(folder, config, dataset, noise, model=model, listener=listener)
+        )

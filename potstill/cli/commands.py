@@ -26,7 +26,7 @@ from potstill.config.config import (
 )
 from potstill.config.sections import EVALUATION_DATA_OPTIONS
 from potstill.data import sources
-from potstill.devices import hardware, pick_device
+from potstill.devices import hardware, own_torch_state, pick_device
 from potstill.diagnosis.over_a_run import Noise, recorded_diagnoses
 from potstill.distillation import run_folder, runs
 from potstill.distillation.outer import Interrupted
@@ -261,7 +261,7 @@ def diagnose(parsed: argparse.Namespace) -> int:
     noise = Noise(parsed.samples, parsed.size, parsed.signs, parsed.unrolls, parsed.sources)
     folder = run_folder.RunFolder.open(parsed.run)
     config = changed(folder.config(), **given_options(parsed))
-    with Display() as display, listening(display) as listener:
+    with Display() as display, listening(display) as listener, own_torch_state():
         quiet = dataclasses.replace(listener, say=SILENT.say)
         diagnoses = list(
             recorded_diagnoses(folder, config, sources.read(config.data), noise, listener=quiet)

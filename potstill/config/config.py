@@ -280,6 +280,7 @@ READ_BY = {
     "image_column": ("parquet", "hf"),
     "label_column": ("parquet", "hf"),
     "image_size": ("folder", "parquet", "hf"),
+    "bit_depth": ("folder", "parquet", "hf"),
 }
 """Options that tell how data are read -> the sources that they have an effect on."""
 
@@ -304,14 +305,14 @@ def resolved(config: "Given | Resolved", **options: Any) -> Resolved:
     """Build the configuration of a run: `config` with these options, in which no "auto" is left."""
     made = changed(config, **options)
     left = [
-        name for name, value in made.flat().items() if value == "auto" and name not in FOUND_BY_NAME
+        name for name, value in made.flat().items() if value == "auto" and name not in STAYS_AUTO
     ]
     assert not left, f"every auto must be resolved, left: {left}"
     return cast(Resolved, made)
 
 
-FOUND_BY_NAME = ("image_column", "label_column")
-"""Options whose "auto" holds for good: columns are looked for by their usual names."""
+STAYS_AUTO = ("image_column", "label_column", "bit_depth")
+"""Options whose "auto" may hold for good: columns have usual names, few images have 16 bits."""
 
 
 def check_source(config: DataConfig) -> None:

@@ -10,11 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, Literal
 
-from potstill.config.options import A, option
+from potstill.config.options import A, Auto, option
 from potstill.registry import AUGMENTATIONS, SOURCES, near_miss
 
 Unit = Literal["unit"]
-EVALUATION_DATA_OPTIONS = ("image_column", "label_column", "image_size", "storage", "cache_dir")
+EVALUATION_DATA_OPTIONS = (
+    "image_column",
+    "label_column",
+    "image_size",
+    "bit_depth",
+    "storage",
+    "cache_dir",
+)
 """Options that tell how real data are read, not how they were distilled."""
 
 
@@ -29,6 +36,9 @@ class DataConfig:
     image_column: str = option("auto", "column of the images in parquet or hf data")
     label_column: str = option("auto", "column of the labels in parquet or hf data")
     image_size: int = option(0, "resize the shorter side to this and crop; 0: as they are", low=0)
+    bit_depth: int | Auto = option(
+        "auto", "bits that hold the values of 16-bit grey images; auto: looked at", low=8, high=16
+    )
     storage: Literal["auto", "memory", "mapped"] = option(
         "auto", "memory, or memory-mapped on disk; auto: mapped above 4 GB of pixels"
     )

@@ -24,13 +24,14 @@ import platformdirs
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from potstill.data.splits import Arrays, chunk_size
+from potstill.records.plain import Unreadable, dump, parse
 from potstill.registry import InputError
 
 PADDED_SIDE, UNPADDED_SIDE = 32, 28
 PADDED_NOTE = "28 x 28 images were padded with zeros to 32 x 32"
 GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N")
 MAPPED_ABOVE_BYTES = 4 * 10**9
-FORMAT = "potstill-mapped-1"
+FORMAT, FORM = "potstill-mapped-2", "form.json"
 
 
 @dataclass(frozen=True)
@@ -47,16 +48,46 @@ class Listing:
     files: Callable[[], Iterator[tuple[str, Path | bytes]]]
 
 
+@dataclass(frozen=True)
+class Form:
+    """What all images of a data set become.
+
+    Args:
+        shape: (C, H, W).
+        image_size: side to resize to, in pixels; 0: as they are.
+        bit_depth: bits that hold the values of 16-bit grey images; None: there are none.
+        notes: sentences that a user should see, on what was changed.
+    """
+
+    shape: tuple[int, int, int]
+    image_size: int = 0
+    bit_depth: int | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def grey(self) -> bool:
+        """Whether there is one channel."""
+        return self.shape[0] == 1
+
+
 @dataclass
-class Layout:
-    """What a pass over the headers found: the shape that all images will have."""
+class Headers:
+    """What a pass over the headers found."""
 
     grey: bool = True
     converted: dict[str, int] = field(default_factory=dict)
     sizes: dict[tuple[int, int], str] = field(default_factory=dict)
+    deepest: int = -1
+    """The greatest value of 16-bit grey images; -1: there are none."""
+    deep_colour: int = 0
+    """Number of images with 16 bits in a colour."""
 
     def see(self, name: str, image: Image.Image) -> None:
         self.grey = self.grey and image.mode in GREY_MODES
+        if image.mode.startswith("I"):  # the header does not tell how many bits are used
+            self.deepest = max(self.deepest, int(np.asarray(image).max()))
+        elif any("16" in str(tile[3]) for tile in getattr(image, "tile", ())):
+            self.deep_colour += 1
         if image.mode not in ("L", "RGB"):
             self.converted[image.mode] = self.converted.get(image.mode, 0) + 1
         # EXIF orientations 5 to 8 turn the picture by a quarter. A square one is not asked: a PNG
@@ -94,13 +125,18 @@ def reading(name: str, source: Path | bytes) -> Iterator[Image.Image]:
         raise InputError(f"cannot read the image {name}: {reason}; repair or remove it") from error
 
 
-def scan(listings: list[Listing], image_size: int) -> tuple[tuple[int, int, int], list[str]]:
-    """Read every header; return the common shape (C, H, W), and notes on what will change.
+def scan(listings: list[Listing], image_size: int = 0, bit_depth: int | str = "auto") -> Form:
+    """Read every header; return the form that all images get.
 
+    Args:
+        listings: the images of every split.
+        image_size: side to resize to, in pixels; 0: as they are.
+        bit_depth: bits that hold the values of 16-bit grey images; "auto": as few of 8, 10, ... 16
+            as hold all of them.
     Raises:
         InputError: an unreadable image, or several sizes and no `image_size`.
     """
-    layout = Layout()
+    layout = Headers()
     with refusing_bombs():
         for listing in listings:
             for name, source in listing.files():
@@ -127,16 +163,32 @@ def scan(listings: list[Listing], image_size: int) -> tuple[tuple[int, int, int]
     if layout.converted:
         modes = ", ".join(f"{mode} ({count})" for mode, count in sorted(layout.converted.items()))
         notes.append(f"images of mode {modes} were converted to {'grey' if layout.grey else 'RGB'}")
+    if layout.deep_colour:
+        notes.append(
+            f"of {layout.deep_colour:,} images with 16 bits in a colour the upper 8 are kept"
+        )
+    bits = None
+    if layout.deepest >= 0:
+        bits = int(bit_depth) if bit_depth != "auto" else depth_of(layout.deepest)
+        notes.append(
+            f"16-bit images hold values up to {layout.deepest:,}: taken as {bits} bits and scaled "
+            "to 0..255; --bit-depth says otherwise"
+        )
     if height == width == UNPADDED_SIDE:
         height = width = PADDED_SIDE
         notes.append(PADDED_NOTE)
-    return (1 if layout.grey else 3, height, width), notes
+    return Form((1 if layout.grey else 3, height, width), image_size, bits, tuple(notes))
 
 
-def decode(image: Image.Image, *, grey: bool, image_size: int) -> npt.NDArray[np.uint8]:
+def depth_of(greatest: int) -> int:
+    """Return the least of 8, 10, ... 16 bits that hold a value."""
+    return max(8, min(16, greatest.bit_length() + greatest.bit_length() % 2))
+
+
+def decode(image: Image.Image, form: Form) -> npt.NDArray[np.uint8]:
     """Decode one image to uint8 (C, H, W): upright, grey or RGB, resized if asked for.
 
-    Transparent pixels become white. 16-bit grey keeps its upper 8 bits.
+    Transparent pixels become white. 16-bit grey is scaled by the form's bit depth.
 
     Raises:
         ValueError: floating-point pixels.
@@ -147,36 +199,37 @@ def decode(image: Image.Image, *, grey: bool, image_size: int) -> npt.NDArray[np
             "its pixels are floating-point numbers of no known range, they must be whole numbers"
         )
     if upright.mode.startswith("I"):
-        upright = Image.fromarray((np.asarray(upright).clip(0, 65535) >> 8).astype(np.uint8))
+        most = 2 ** (form.bit_depth or 16) - 1
+        values = np.asarray(upright).clip(0, most).astype(np.float64)
+        upright = Image.fromarray((values * (255 / most)).round().astype(np.uint8))
     if upright.has_transparency_data:
         upright = upright.convert("RGBA")
         upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
-    upright = upright.convert("L" if grey else "RGB")
-    if image_size and upright.size != (image_size, image_size):
-        upright = ImageOps.fit(upright, (image_size, image_size), Image.Resampling.BICUBIC)
+    upright = upright.convert("L" if form.grey else "RGB")
+    side = form.image_size
+    if side and upright.size != (side, side):
+        upright = ImageOps.fit(upright, (side, side), Image.Resampling.BICUBIC)
     pixels = np.asarray(upright)
-    return pixels[None] if grey else pixels.transpose(2, 0, 1)
+    return pixels[None] if form.grey else pixels.transpose(2, 0, 1)
 
 
-def decoded(
-    listing: Listing, *, image_size: int, shape: tuple[int, int, int]
-) -> Iterator[npt.NDArray[np.uint8]]:
+def decoded(listing: Listing, form: Form) -> Iterator[npt.NDArray[np.uint8]]:
     """Yield the images of the listing, (n, C, H, W) at a time, decoded on all cores.
 
     Pillow works outside Python's lock, so threads suffice.
 
-    Images of another size than `shape` (C, H, W) are padded; with one channel they become grey.
+    Images of another size than the form's are padded; with one channel they become grey.
     """
 
     def pixels_of(item: tuple[str, Path | bytes]) -> npt.NDArray[np.uint8]:
         with reading(*item) as image:
-            pixels = decode(image, grey=shape[0] == 1, image_size=image_size)
-        return pixels if pixels.shape == shape else pad(pixels)
+            pixels = decode(image, form)
+        return pixels if pixels.shape == form.shape else pad(pixels)
 
     files = listing.files()
     with refusing_bombs(), ThreadPoolExecutor(os.cpu_count()) as pool:
         # Not all at once: their encoded bytes would lie in memory.
-        while some := list(itertools.islice(files, chunk_size(shape))):
+        while some := list(itertools.islice(files, chunk_size(form.shape))):
             yield np.stack(list(pool.map(pixels_of, some)))
 
 
@@ -188,49 +241,44 @@ def pad(pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return np.pad(pixels, [(0, 0)] * (pixels.ndim - 2) + [(margin, margin)] * 2)
 
 
-def decode_in_memory(listing: Listing, shape: tuple[int, int, int], image_size: int) -> Arrays:
+def decode_in_memory(listing: Listing, form: Form) -> Arrays:
     """Decode all images of the listing into one array."""
-    images, done = np.empty((len(listing.labels), *shape), np.uint8), 0
-    for some in decoded(listing, image_size=image_size, shape=shape):
+    images, done = np.empty((len(listing.labels), *form.shape), np.uint8), 0
+    for some in decoded(listing, form):
         images[done : done + len(some)] = some
         done += len(some)
     return Arrays(images, listing.labels)
 
 
-def conversion_folder(cache_dir: Path, fingerprint: str, image_size: int) -> Path:
-    """Return the folder of memory-mapped images, named by a hash of their content and size."""
-    return (
-        cache_dir / hashlib.sha256(f"{FORMAT}/{fingerprint}/{image_size}".encode()).hexdigest()[:32]
-    )
+def conversion_folder(
+    cache_dir: Path, fingerprint: str, image_size: int, bit_depth: int | str
+) -> Path:
+    """Return the folder of memory-mapped images, named by a hash of what decides them."""
+    key = f"{FORMAT}/{fingerprint}/{image_size}/{bit_depth}"
+    return cache_dir / hashlib.sha256(key.encode()).hexdigest()[:32]
 
 
 def open_cached(
     folder: Path, listings: dict[str, Listing]
-) -> tuple[dict[str, Arrays], list[str]] | None:
+) -> tuple[dict[str, Arrays], Form] | None:
     """Open the images of every split that an earlier conversion wrote.
 
     Returns:
-        (split name -> memory-mapped images, notes of the conversion); None if it is incomplete.
+        (split name -> memory-mapped images, their form); None if it is incomplete.
     """
     try:
-        notes = json.loads((folder / "notes.json").read_text())
+        form = parse(Form, json.loads((folder / FORM).read_text()))
         images = {split: np.load(folder / f"{split}.npy", mmap_mode="r") for split in listings}
-    except (OSError, ValueError):
+    except (OSError, ValueError, Unreadable):
         return None
     if any(len(images[split]) != len(listing.labels) for split, listing in listings.items()):
         return None
     return {
         split: Arrays(images[split], listing.labels) for split, listing in listings.items()
-    }, notes
+    }, form
 
 
-def convert(
-    folder: Path,
-    listings: dict[str, Listing],
-    image_size: int,
-    shape: tuple[int, int, int],
-    notes: list[str],
-) -> dict[str, Arrays]:
+def convert(folder: Path, listings: dict[str, Listing], form: Form) -> dict[str, Arrays]:
     """Decode every listing into files in `folder`, and memory-map them.
 
     The folder is written whole or not at all.
@@ -238,22 +286,19 @@ def convert(
     Args:
         folder: the folder of the arrays.
         listings: split name -> images before decoding.
-        image_size: side to resize to, in pixels; 0: as they are.
-        shape: (C, H, W) of every image.
-        notes: sentences that a user should see, kept beside the arrays.
+        form: what all images become; kept beside the arrays.
     """
-    require_room(
-        folder.parent, sum(len(listing.labels) for listing in listings.values()) * math.prod(shape)
-    )
+    count = sum(len(listing.labels) for listing in listings.values())
+    require_room(folder.parent, count * math.prod(form.shape))
     building = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(building, ignore_errors=True)
     try:
         with cache_errors(folder.parent):
             building.mkdir(parents=True)
         for split, listing in listings.items():
-            write_decoded(building / f"{split}.npy", listing, image_size, shape)
+            write_decoded(building / f"{split}.npy", listing, form)
         with cache_errors(folder.parent):
-            (building / "notes.json").write_text(json.dumps(notes))
+            (building / FORM).write_text(json.dumps(dump(form)))
             shutil.rmtree(folder, ignore_errors=True)
             building.rename(folder)
     finally:
@@ -266,9 +311,7 @@ def convert(
     return opened[0]
 
 
-def write_decoded(
-    path: Path, listing: Listing, image_size: int, shape: tuple[int, int, int]
-) -> None:
+def write_decoded(path: Path, listing: Listing, form: Form) -> None:
     """Write the images of the listing as a NumPy file, from front to back.
 
     It writes a plain file because pages written through a memory map count as used memory.
@@ -276,15 +319,14 @@ def write_decoded(
     Args:
         path: the file, in a folder of the cache.
         listing: the images, not yet decoded.
-        image_size: side to resize to, in pixels; 0: as they are.
-        shape: (C, H, W) of every image.
+        form: what all images become.
     """
-    header = {"descr": "|u1", "fortran_order": False, "shape": (len(listing.labels), *shape)}
+    header = {"descr": "|u1", "fortran_order": False, "shape": (len(listing.labels), *form.shape)}
     with ExitStack() as closing:
         with cache_errors(path.parent.parent):
             file = closing.enter_context(path.open("wb"))
             np.lib.format.write_array_header_1_0(file, header)
-        for some in decoded(listing, image_size=image_size, shape=shape):
+        for some in decoded(listing, form):
             with cache_errors(path.parent.parent):
                 file.write(some.tobytes())
         with cache_errors(path.parent.parent):

@@ -1,16 +1,18 @@
 """Image folders as a data set, and the step from any listing of image files to arrays."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from potstill.config.sections import DataConfig
 from potstill.data.decoding import (
     MAPPED_ABOVE_BYTES,
+    Form,
     Listing,
     cache_folder,
     content_hash,
@@ -20,46 +22,42 @@ from potstill.data.decoding import (
     open_cached,
     scan,
 )
+from potstill.data.layouts import by_use, listed, split_folders, unwrapped
 from potstill.data.splits import Arrays, Dataset
-from potstill.registry import InputError, near_miss
+from potstill.data.walking import LeftOut, image_files, is_image, subfolders
+from potstill.registry import InputError
 
 TINY_LIST = "val_annotations.txt"
 CUB_FILES, CUB_SPLIT = "images.txt", "train_test_split.txt"
-TEST_NAMES = ("test", "validation", "valid", "val")
 
 
 def read_folder(path: str, config: DataConfig) -> Dataset:
-    """Read class sub-folders of images, with or without train/ and test/ folders.
-
-    The test folder may also be called validation/.
+    """Read class folders of images, in folders of the splits or not.
 
     Two well-known sets are read as they are distributed: Tiny-ImageNet, whose val/ lists its
     classes in a file, and CUB-200-2011, which lists its splits in a file.
     """
-    root = existing(path, "folder")
-    notes: list[str] = []
+    root, left_out = unwrapped(existing(path, "folder"), CUB_SPLIT), LeftOut()
+    lists: list[Path] = []
     if (root / CUB_SPLIT).is_file():
-        (names, splits), lists = cub(root), [root / CUB_SPLIT]
+        names, splits = cub(root)
+        lists, origins = [root / CUB_SPLIT], dict.fromkeys(splits, CUB_SPLIT)
     else:
-        train = root / "train" if (root / "train").is_dir() else root
-        names = sorted(
-            entry.name
-            for entry in train.iterdir()
-            if entry.is_dir() and not entry.name.startswith(".")
-        )
-        if not names:
-            raise InputError(
-                f"folder {train} must hold one sub-folder of images for each class, found none"
-            )
-        roots, notes = split_folders(root, names) if train != root else ({"train": root}, [])
+        folders = class_folders(root, left_out)
+        names = subfolders(folders["train"])
         splits = {
             split: [
                 (label, file.relative_to(root).as_posix())
-                for label, file in files_of(folder, names)
+                for label, file in files_of(folder, names, left_out)
             ]
-            for split, folder in roots.items()
+            for split, folder in folders.items()
         }
-        lists = [folder / TINY_LIST for folder in roots.values() if not has_classes(folder, names)]
+        lists = [
+            folder / TINY_LIST for folder in folders.values() if not has_classes(folder, names)
+        ]
+        origins = {split: f"{folder.name}/" for split, folder in folders.items()}
+        if folders == {"train": root}:
+            origins = {"train": ""}
     listings = {}
     for split, files in splits.items():
         labels = np.array([label for label, _ in files], np.int64)
@@ -71,12 +69,58 @@ def read_folder(path: str, config: DataConfig) -> Dataset:
         yield from ((path.relative_to(root).as_posix(), path) for path in lists)
 
     return assemble(
-        listings,
-        tuple(names),
+        Sources(listings, tuple(map(readable, names)), origins, left_out.words),
         lambda: content_hash(tracked, cache_folder(config.cache_dir)),
         config,
-        notes,
     )
+
+
+def class_folders(root: Path, left_out: LeftOut) -> dict[str, Path]:
+    """Return split -> the folder that holds its class folders; one named train if there are none.
+
+    Raises:
+        InputError: no class folder, or two folders of one split.
+    """
+    known = split_folders(root)
+    train = one_of("train", known["train"], root) if known else root
+    names = subfolders(train)
+    if not names:
+        raise InputError(
+            f"folder {train} must hold one sub-folder of images for each class, found none"
+        )
+    loose = sum(is_image(file, LeftOut()) for file in train.iterdir() if file.is_file())
+    if loose:
+        left_out.count(f"images that lie in no class folder of {train.name}/", loose)
+    if not known:
+        return {"train": root}
+    splits = {"train": train}
+    for split in ("validation", "test"):
+        folders = known.get(split, [])
+        holding = [folder for folder in folders if holds_split(folder, names)]
+        if holding:
+            splits[split] = one_of(split, holding, root)
+        for folder in folders:
+            if folder not in holding:
+                left_out.tell(f"folder {folder.name}/, which holds no class folder of train")
+    for name in subfolders(root):
+        if not any(root / name in folders for folders in known.values()):
+            left_out.tell(f"folder {name}/, which is no split")
+    return splits
+
+
+def one_of(split: str, folders: list[Path], root: Path) -> Path:
+    """Return the only folder of a split; raise an InputError if there are several."""
+    if len(folders) > 1:
+        names = " and ".join(one.name for one in folders)
+        raise InputError(
+            f"{root} must hold one {split} split, it has {names}; remove or rename one"
+        )
+    return folders[0]
+
+
+def holds_split(folder: Path, names: list[str]) -> bool:
+    """Return whether a folder holds images whose classes are known."""
+    return has_classes(folder, names) or (folder / TINY_LIST).is_file()
 
 
 def named(root: Path, files: list[tuple[int, str]]) -> Iterator[tuple[str, Path]]:
@@ -92,24 +136,15 @@ def existing(path: str, kind: str) -> Path:
     given = Path(path).expanduser()
     if not given.exists():
         raise InputError(f"{kind} {path} does not exist; give the path with --data {kind}:PATH")
+    try:
+        str(given.resolve()).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"the path {path!a} must be of letters that can be written in UTF-8; rename the folder"
+        ) from error
     if kind == "folder" and not given.is_dir():
         raise InputError(f"{kind} {path} is a file; give the folder that holds the class folders")
     return given
-
-
-def split_folders(root: Path, names: list[str]) -> tuple[dict[str, Path], list[str]]:
-    """Return split name -> folder, and notes on folders that are not used.
-
-    The test split is the first of test/, validation/, ... that holds its images.
-    """
-    notes: list[str] = []
-    for name in TEST_NAMES:
-        folder = root / name
-        if has_classes(folder, names) or (folder / TINY_LIST).is_file():
-            return {"train": root / "train", "test": folder}, notes
-        if folder.is_dir():
-            notes.append(f"{folder} holds none of the class folders of train/ and is not used")
-    return {"train": root / "train"}, notes
 
 
 def has_classes(folder: Path, names: list[str]) -> bool:
@@ -117,14 +152,14 @@ def has_classes(folder: Path, names: list[str]) -> bool:
     return any((folder / name).is_dir() for name in names)
 
 
-def files_of(folder: Path, names: list[str]) -> Iterator[tuple[int, Path]]:
+def files_of(folder: Path, names: list[str], left_out: LeftOut) -> Iterator[tuple[int, Path]]:
     """Return (class, file) of every image of a split.
 
     A list in the folder counts only if the images were not sorted into class folders.
     """
-    return (
-        class_files(folder, names) if has_classes(folder, names) else tiny_validation(folder, names)
-    )
+    if has_classes(folder, names):
+        return class_files(folder, names, left_out)
+    return tiny_validation(folder, names)
 
 
 def tiny_validation(folder: Path, names: list[str]) -> Iterator[tuple[int, Path]]:
@@ -214,81 +249,101 @@ def lines(path: Path) -> Iterator[tuple[str, str]]:
             yield f"line {number + 1} of {path}", line.strip()
 
 
-def class_files(folder: Path, names: list[str]) -> Iterator[tuple[int, Path]]:
+def class_files(folder: Path, names: list[str], left_out: LeftOut) -> Iterator[tuple[int, Path]]:
     """Yield (class, file) of every image, classes and files in the order of their names."""
-    inside = sorted(
-        entry.name
-        for entry in folder.iterdir()
-        if entry.is_dir() and not entry.name.startswith(".")
-    )
-    strangers = [name for name in inside if name not in names]
+    strangers = [name for name in subfolders(folder) if name not in names]
     if strangers:
         raise InputError(
-            f"class folder {folder / strangers[0]} has no counterpart in "
-            f"train/{near_miss(strangers[0], names)}; both splits need the same class folders"
+            f"class folder {folder / strangers[0]} has no counterpart in train, which has "
+            f"{listed(names)}; both splits need the same class folders"
         )
-    known = {
-        extension for extension, form in Image.registered_extensions().items() if form in Image.OPEN
-    }
     for label, name in enumerate(names):
-        entries = sorted((folder / name).rglob("*")) if (folder / name).is_dir() else []
-        files = [
-            file
-            for file in entries
-            if file.suffix.lower() in known and file.is_file() and not hidden(file, folder)
-        ]
+        here = LeftOut()
+        files = image_files(folder / name, here) if (folder / name).is_dir() else []
         if not files:
+            held = f", only {', '.join(here.words)}" if here.words else ""
             raise InputError(
-                f"class folder {folder / name} holds no images; add some or remove the class"
+                f"class folder {folder / name} holds no images{held}; add some or remove the class"
             )
+        left_out.counts.update(here.counts)
         yield from ((label, file) for file in files)
 
 
-def hidden(file: Path, folder: Path) -> bool:
-    """Return whether the file, or a folder between it and `folder`, starts with a dot."""
-    return any(part.startswith(".") for part in file.relative_to(folder).parts)
+def readable(name: str) -> str:
+    """Return the name of a folder as a text that can be written.
+
+    Names from old archives are no UTF-8: they are read as Western European.
+    """
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return os.fsencode(name).decode("cp1252", "replace")
+    return name
 
 
-def assemble(
-    listings: dict[str, Listing],
-    names: tuple[str, ...],
-    fingerprint: Callable[[], str],
-    config: DataConfig,
-    notes: Sequence[str] = (),
-) -> Dataset:
+@dataclass(frozen=True)
+class Sources:
+    """What a source found, before decoding.
+
+    Args:
+        listings: split -> its images; "train" is there.
+        names: name of each class.
+        origins: split -> where it comes from, in words; empty: it is all that there is.
+        left_out: what is not used, in phrases.
+    """
+
+    listings: dict[str, Listing]
+    names: tuple[str, ...]
+    origins: Mapping[str, str]
+    left_out: tuple[str, ...] = ()
+
+    def used(self) -> "Sources":
+        """Return the splits by their use: see `by_use`."""
+        uses = by_use(self.origins)
+        listings = {use: self.listings[split] for use, (split, _) in uses.items()}
+        return replace(self, listings=listings, origins={use: at for use, (_, at) in uses.items()})
+
+
+def assemble(sources: Sources, fingerprint: Callable[[], str], config: DataConfig) -> Dataset:
     """Decode listings into memory or into the mapped cache.
 
     `config.storage` decides; "auto" decides by size.
 
     Args:
-        listings: split name -> images before decoding; "train" is there.
-        names: name of each class.
+        sources: the images before decoding.
         fingerprint: computes a hash of the content.
-        config: storage, cache folder and image size.
-        notes: sentences that a user should see.
+        config: storage, cache folder, image size and bit depth.
     """
-    content = fingerprint()
+    sources = sources.used()
+    content, listings = fingerprint(), sources.listings
     count = sum(len(listing.labels) for listing in listings.values())
-    folder = conversion_folder(cache_folder(config.cache_dir), content, config.image_size)
+    cache = cache_folder(config.cache_dir)
+    folder = conversion_folder(cache, content, config.image_size, config.bit_depth)
 
     def is_mapped(shape: tuple[int, ...]) -> bool:
         large = 4 * count * math.prod(shape) > MAPPED_ABOVE_BYTES
         return config.storage == "mapped" or (config.storage == "auto" and large)
 
-    def dataset(arrays: dict[str, Arrays], seen: list[str], *, mapped: bool) -> Dataset:
+    def dataset(arrays: dict[str, Arrays], form: Form, *, mapped: bool) -> Dataset:
         return Dataset(
-            arrays["train"], arrays.get("test"), names, content, (*notes, *seen), mapped=mapped
+            arrays["train"],
+            arrays.get("test"),
+            sources.names,
+            content,
+            form.notes,
+            mapped=mapped,
+            validation=arrays.get("validation"),
+            origins=sources.origins,
+            left_out=sources.left_out,
+            bit_depth=form.bit_depth,
         )
 
     known = open_cached(folder, listings)
     # The headers of a million files need not be read again.
-    if known and is_mapped(known[0]["train"].images.shape[1:]):
+    if known and is_mapped(known[1].shape):
         return dataset(*known, mapped=True)
-    shape, seen = scan(list(listings.values()), config.image_size)
-    if is_mapped(shape):
-        return dataset(convert(folder, listings, config.image_size, shape, seen), seen, mapped=True)
-    return dataset(
-        {name: decode_in_memory(one, shape, config.image_size) for name, one in listings.items()},
-        seen,
-        mapped=False,
-    )
+    form = scan(list(listings.values()), config.image_size, config.bit_depth)
+    if is_mapped(form.shape):
+        return dataset(convert(folder, listings, form), form, mapped=True)
+    arrays = {name: decode_in_memory(one, form) for name, one in listings.items()}
+    return dataset(arrays, form, mapped=False)

@@ -58,12 +58,8 @@ def checked(dataset: Dataset) -> Dataset:
             f"the data must have at least 2 classes, found {len(dataset.class_names)}{names}; add "
             "another"
         )
-    for split, arrays in (("train", dataset.train), ("test", dataset.test)):
-        if (
-            arrays is not None
-            and arrays.images.dtype != np.uint8
-            and not np.isfinite(arrays.images).all()
-        ):
+    for split, arrays in dataset.splits.items():
+        if arrays.images.dtype != np.uint8 and not np.isfinite(arrays.images).all():
             bad = int(
                 np.flatnonzero(
                     ~np.isfinite(arrays.images).reshape(len(arrays.images), -1).all(axis=1)

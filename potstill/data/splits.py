@@ -7,8 +7,8 @@ splits and preprocesses them.
 import hashlib
 import math
 import mmap
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -97,6 +97,10 @@ class Dataset:
         mapped: whether the arrays are memory maps, to be preprocessed batch by batch.
         weights: (N,) float64, with which training images are drawn; None: all alike.
         feature_names: of vectors, name of each feature; empty: they have none.
+        validation: the images for every choice; None: a share of train is held out for it.
+        origins: "train", "validation" or "test" -> where it comes from, in words.
+        left_out: phrases that say what the source holds and is not used.
+        bit_depth: bits that hold the values of 16-bit images; None: there are none.
     """
 
     train: Arrays
@@ -107,6 +111,16 @@ class Dataset:
     mapped: bool = False
     weights: npt.NDArray[np.float64] | None = None
     feature_names: tuple[str, ...] = ()
+    validation: Arrays | None = None
+    origins: Mapping[str, str] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
+    bit_depth: int | None = None
+
+    @property
+    def splits(self) -> dict[str, Arrays]:
+        """The splits that there are, by name."""
+        every = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {name: arrays for name, arrays in every.items() if arrays is not None}
 
     @property
     def shape(self) -> Shape:

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,10 @@ import numpy as np
 
 from potstill.config.sections import DataConfig
 from potstill.data.decoding import Listing, cache_folder, content_hash
-from potstill.data.folders import TEST_NAMES, assemble, existing, hidden
+from potstill.data.folders import Sources, assemble, existing
+from potstill.data.layouts import listed, split_of, split_of_file
 from potstill.data.splits import Dataset
+from potstill.data.walking import LeftOut, every_file
 from potstill.registry import InputError, near_miss
 
 
@@ -21,38 +23,30 @@ def read_parquet(path: str, config: DataConfig) -> Dataset:
     """Read parquet files in the Hugging Face layout: a folder of train and test, or one file."""
     import pyarrow.parquet as pq  # here: only this source needs it
 
-    files = parquet_files(existing(path, "parquet"))
-    tables = {split: [open_parquet(pq, file) for file in paths] for split, paths in files.items()}
-    schema = tables["train"][0].schema_arrow
-    features = described_features(schema.metadata or {})
-    image, label = choose_columns(list(schema.names), features, config)
-
-    def columns(split: str, wanted: list[str]) -> Iterator[dict[str, Any]]:
-        for table, file in zip(tables[split], files[split], strict=True):
-            missing = set(wanted) - set(table.schema_arrow.names)
-            if missing:
-                raise InputError(
-                    f"{file} has no column {missing.pop()!r}; every file needs the same columns"
-                )
-            with parquet_errors(file):
-                for batch in table.iter_batches(batch_size=256, columns=wanted):
-                    yield from batch.to_pylist()
+    root, left_out = existing(path, "parquet"), LeftOut()
+    files = parquet_files(root, left_out)
+    tables = {split: [Table.opened(pq, file) for file in paths] for split, paths in files.items()}
+    first = tables["train"][0]
+    image, label = choose_columns(first.columns, first.features, config)
+    # A label means its name in its own file: files may number their classes differently.
+    names = first.class_names(label)
+    for table in (table for some in tables.values() for table in some):
+        table.require(image, label, names, first.file)
 
     def listing(split: str) -> tuple[list[Any], Callable[[], Iterator[tuple[str, Path | bytes]]]]:
-        labels = [row[label] for row in columns(split, [label])]
+        labels = [value for table in tables[split] for value in table.labels(label, names)]
         return labels, lambda: encoded(
-            columns(split, [image]), image, f"{split} row", embedded=True
+            (row for table in tables[split] for row in table.rows([image])),
+            image,
+            f"{split} row",
+            embedded=True,
         )
 
-    names = features.get(label, {}).get("names")
-    root = Path(path).expanduser()
-    relative = {
-        file: file.relative_to(root).as_posix() if root.is_dir() else ""
-        for paths in files.values()
-        for file in paths
-    }
+    shown = root if root.is_dir() else root.parent
     tracked = [
-        (f"{split}/{relative[file]}", file) for split, paths in files.items() for file in paths
+        (f"{split}/{file.relative_to(root).as_posix() if root.is_dir() else ''}", file)
+        for split, paths in files.items()
+        for file in paths
     ]
 
     def fingerprint() -> str:
@@ -60,7 +54,88 @@ def read_parquet(path: str, config: DataConfig) -> Dataset:
         content = content_hash(lambda: iter(tracked), cache_folder(config.cache_dir))
         return hashlib.sha256(json.dumps([content, image, label]).encode()).hexdigest()
 
-    return from_table({split: listing(split) for split in files}, names, label, fingerprint, config)
+    origins = {
+        split: listed([file.relative_to(shown).as_posix() for file in paths], 2)
+        for split, paths in files.items()
+    }
+    splits = {split: listing(split) for split in files}
+    return from_table(splits, names, label, fingerprint, config, origins, left_out.words)
+
+
+@dataclass(frozen=True)
+class Table:
+    """An open parquet file.
+
+    Args:
+        file: its path.
+        table: pyarrow's.
+        features: column -> feature as Hugging Face describes it.
+    """
+
+    file: Path
+    table: Any
+    features: dict[str, Any]
+
+    @classmethod
+    def opened(cls, pq: Any, file: Path) -> "Table":
+        """Open a file; raise an InputError if it is no parquet."""
+        with parquet_errors(file):
+            # memory_map: without it, pyarrow 26 reads all row groups ahead, so that the whole set
+            # comes into memory.
+            table = pq.ParquetFile(file, memory_map=True)
+        return cls(file, table, described_features(table.schema_arrow.metadata or {}))
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the columns."""
+        return list(self.table.schema_arrow.names)
+
+    def class_names(self, label: str) -> list[str] | None:
+        """Return the name of each class, in this file's order; None if it tells none."""
+        names = self.features.get(label, {}).get("names")
+        return None if names is None else list(map(str, names))
+
+    def require(self, image: str, label: str, names: list[str] | None, first: Path) -> None:
+        """Raise an InputError unless the file has the columns and classes of the first one.
+
+        Args:
+            image: name of the image column.
+            label: name of the label column.
+            names: the classes.
+            first: the file that they are of.
+        """
+        for column in (image, label):
+            if column not in self.columns:
+                raise InputError(
+                    f"{self.file} has no column {column!r}; every file needs the same columns"
+                )
+        own = self.class_names(label)
+        if (own is None) != (names is None) or sorted(own or ()) != sorted(names or ()):
+            here, there = (
+                "no class names" if some is None else f"the classes {listed(some)}"
+                for some in (own, names)
+            )
+            raise InputError(
+                f"all files must have the same classes in column {label!r}, {self.file} has {here} "
+                f"and {first} has {there}; write them anew with the same names"
+            )
+
+    def rows(self, columns: list[str]) -> Iterator[dict[str, Any]]:
+        """Yield every row, with some of the columns."""
+        with parquet_errors(self.file):
+            for batch in self.table.iter_batches(batch_size=256, columns=columns):
+                yield from batch.to_pylist()
+
+    def labels(self, label: str, names: list[str] | None) -> Iterator[Any]:
+        """Yield the label of every row, numbered by `names`."""
+        own = self.class_names(label)
+        index = None
+        if own is not None and names is not None and own != names:
+            index = [names.index(name) for name in own]
+        for row in self.rows([label]):
+            value = row[label]
+            known = index is not None and isinstance(value, int) and 0 <= value < len(index)
+            yield index[value] if index is not None and known else value
 
 
 def described_features(metadata: Mapping[bytes, bytes]) -> dict[str, Any]:
@@ -75,46 +150,40 @@ def described_features(metadata: Mapping[bytes, bytes]) -> dict[str, Any]:
         return {}
 
 
-def parquet_files(path: Path) -> dict[str, list[Path]]:
+def parquet_files(path: Path, left_out: LeftOut) -> dict[str, list[Path]]:
     """Return split name -> files.
 
-    In a folder, a file belongs to the split that its own name starts with, else to the split that
+    In a folder, a file belongs to the split that its own name begins with, else to the split that
     its folder is named after.
     """
     if path.is_file():
         return {"train": [path]}
-    files = sorted(
-        file for file in path.rglob("*.parquet") if file.is_file() and not hidden(file, path)
-    )
+    files = sorted(file for file in every_file(path, left_out) if file.suffix == ".parquet")
     if not files:
         raise InputError(
             f"parquet folder {path} must hold *.parquet files, found none; check the path after "
             "'parquet:'"
         )
-    splits: dict[str, list[Path]] = {name: [] for name in ("train", *TEST_NAMES)}
+    splits: dict[str, list[Path]] = {}
+    strangers = []
     for file in files:
-        *folders, own = (part.lower() for part in file.relative_to(path).parts)
-        split = next((name for name in splits if own.startswith(name)), None)
-        split = split or next((folder for folder in reversed(folders) if folder in splits), None)
+        *folders, own = file.relative_to(path).parts
+        named = [split_of_file(own), *(split_of(folder) for folder in reversed(folders))]
+        split = next((split for split in named if split), None)
         if split:
-            splits[split].append(file)
-    if not splits["train"]:
-        if any(splits.values()):
-            raise InputError(
-                f"parquet folder {path} must have a file or folder named train..., found "
-                f"{files[0].relative_to(path)} and the like; rename the training files"
-            )
+            splits.setdefault(split, []).append(file)
+        else:
+            strangers.append(file.relative_to(path).as_posix())
+    if not splits:
         return {"train": files}
-    test = next((splits[name] for name in TEST_NAMES if splits[name]), [])
-    return {"train": splits["train"], "test": test} if test else {"train": splits["train"]}
-
-
-def open_parquet(pq: Any, file: Path) -> Any:
-    """Open a parquet file; raise an InputError if it is not one."""
-    with parquet_errors(file):
-        # memory_map: without it, pyarrow 26 reads all row groups ahead, so that the whole set comes
-        # into memory.
-        return pq.ParquetFile(file, memory_map=True)
+    if "train" not in splits:
+        raise InputError(
+            f"parquet folder {path} must have a file or folder named train..., found "
+            f"{files[0].relative_to(path)} and the like; rename the training files"
+        )
+    if strangers:
+        left_out.tell(f"{listed(strangers, 3)}, of no split that is known by its name")
+    return splits
 
 
 @contextmanager
@@ -205,6 +274,8 @@ def from_table(
     column: str,
     fingerprint: Callable[[], str],
     config: DataConfig,
+    origins: Mapping[str, str],
+    left_out: tuple[str, ...] = (),
 ) -> Dataset:
     """Make a data set from label values and image readers.
 
@@ -214,7 +285,10 @@ def from_table(
         column: name of the label column, for messages.
         fingerprint: computes a hash of the content.
         config: how the images are stored.
+        origins: split name -> where it comes from.
+        left_out: what is not used, in phrases.
     """
+    splits = {split: (whole_numbers(values), files) for split, (values, files) in splits.items()}
     for split, (values, _) in splits.items():
         if not values:
             raise InputError(
@@ -256,63 +330,12 @@ def from_table(
                 f"{values.index(strange)} holds {strange!r}; correct or drop such rows"
             )
         listings[split] = Listing(np.array([index_of[value] for value in values], np.int64), files)
-    return assemble(listings, tuple(map(str, names)), fingerprint, config)
+    sources = Sources(listings, tuple(map(str, names)), origins, left_out)
+    return assemble(sources, fingerprint, config)
 
 
-def read_hub(name: str, config: DataConfig) -> Dataset:
-    """Read a data set of the Hugging Face hub, or a folder that `datasets` can load."""
-    try:
-        import datasets  # here: an optional extra
-    except ImportError as error:
-        raise InputError(
-            "data hf:NAME needs the package datasets; run: pip install 'potstill[hf]'"
-        ) from error
-    try:
-        loaded = datasets.load_dataset(name)
-    except Exception as error:
-        raise InputError(
-            f"cannot load hf:{name}: {first_line(error)}; check its name and the network"
-        ) from error
-    if "train" not in loaded:
-        raise InputError(
-            f"hf:{name} must have a train split, found: {', '.join(loaded)}; give other data"
-        )
-    features = loaded["train"].features
-    described = {column: {"_type": type(feature).__name__} for column, feature in features.items()}
-    image, label = choose_columns(list(features), described, config)
-    # The hub marks the labels of a secret test split with -1 (ImageNet's): the next split stands in
-    # for it.
-    test = next(
-        (split for split in TEST_NAMES if split in loaded and -1 not in set(loaded[split][label])),
-        None,
-    )
-    chosen = {"train": loaded["train"], **({"test": loaded[test]} if test else {})}
-    try:
-        raw = {
-            split: part.cast_column(image, datasets.Image(decode=False))
-            for split, part in chosen.items()
-        }
-    except Exception as error:
-        raise InputError(
-            f"column {image!r} of hf:{name} must hold encoded images, found {features[image]}; "
-            "give another --image-column"
-        ) from error
-    labels = {split: list(part[label]) for split, part in raw.items()}
-    names = getattr(features[label], "names", None)
-
-    def files(split: str) -> Iterator[tuple[str, Path | bytes]]:
-        return encoded(iter(raw[split].select_columns([image])), image, f"{split} row")
-
-    def fingerprint() -> str:
-        total = hashlib.sha256(json.dumps([image, names, labels]).encode())
-        for split in raw:
-            for _, source in files(split):
-                total.update(
-                    hashlib.sha256(
-                        source if isinstance(source, bytes) else source.read_bytes()
-                    ).digest()
-                )
-        return total.hexdigest()
-
-    splits = {split: (labels[split], partial(files, split)) for split in raw}
-    return from_table(splits, names, label, fingerprint, config)
+def whole_numbers(values: list[Any]) -> list[Any]:
+    """Return labels that are floats without a fraction, as pandas writes them, as whole numbers."""
+    if all(isinstance(value, float) and value.is_integer() for value in values):
+        return [int(value) for value in values]
+    return values

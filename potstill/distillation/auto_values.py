@@ -3,7 +3,6 @@
 It is resolved once, from data, network and device, and stored with the run.
 """
 
-import copy
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -22,11 +21,7 @@ from potstill.devices import auto_precision
 from potstill.distillation.boosting import stage_sizes
 from potstill.engine.compiled_losses import CompiledNetwork
 from potstill.engine.losses import (
-    Batch,
-    FlatModel,
     couples_batch,
-    cross_entropy,
-    derivative_error,
     even,
     largest_micro_batch,
 )
@@ -40,11 +35,9 @@ from potstill.methods.base import Method, Sizes
 from potstill.models import ModelSpec, fresh, resolve
 from potstill.parameterisations.base import Parameterisation
 from potstill.registry import METHODS, InputError
-from potstill.seeds import generator
 
 AUTO_SYNTHETIC_BATCH, AUTO_STEPS = 100, 400
 PAPER_LR, PAPER_VALUES = 0.001, 3072
-DERIVATIVE_TOLERANCE = 1e-3
 NORM_IMAGES = 1000
 
 
@@ -87,6 +80,7 @@ def resolve_auto(
     known: dict[str, Any] = {
         "steps": max(1, AUTO_STEPS // blocks),
         "storage": "mapped" if mapped else "memory",
+        "bit_depth": real.bit_depth or "auto",
         "batch_per_class": min(blocks * one.per_class, max(1, AUTO_SYNTHETIC_BATCH // classes)),
         "classes_per_batch": classes,
         "outer_lr": given or of_norm_1 * start,
@@ -232,74 +226,3 @@ def typical_norm(real: RealData) -> float:
     indices = torch.linspace(0, count - 1, min(NORM_IMAGES, count)).long()
     images, _ = real.train.take(indices)
     return float(images.flatten(1).square().sum(1).mean().sqrt()) or 1.0
-
-
-def check_features(
-    name: str, factory: Callable[[], nn.Module], shape: tuple[int, ...], method: str
-) -> None:
-    """Raise an InputError unless a network has `features(inputs)`, which the method needs.
-
-    Args:
-        name: of the network, for the message.
-        factory: makes a fresh network.
-        shape: of an example.
-        method: name of the method, for the message.
-    """
-    module = fresh(factory, 0, torch.device("cpu"))
-    features = getattr(module, "features", None)
-    reason = "it has none"
-    if callable(features):
-        try:
-            result = features(torch.zeros(2, *shape))
-        except Exception as error:
-            reason = f"it fails: {type(error).__name__}: {error}"
-        else:
-            if isinstance(result, torch.Tensor) and len(result) == 2:
-                return
-            reason = f"it gives {tuple(getattr(result, 'shape', ()))} for two inputs"
-    raise InputError(
-        f"method {method} needs a network whose features(inputs) gives a row for each input; of "
-        f"model {name} {reason}; add it, or choose another --model"
-    )
-
-
-def check_second_derivative(
-    name: str, factory: Callable[[], nn.Module], shape: tuple[int, ...], classes: int
-) -> None:
-    """Check a network's second derivative, so that an unfit network fails at the start.
-
-    One Hessian product is computed and, in float64, compared with differences of gradients.
-
-    Args:
-        name: of the network, for the message.
-        factory: makes a fresh network.
-        shape: of an example.
-        classes: number of classes.
-    Raises:
-        InputError: it has no second derivative, or a wrong one (a detach or a straight-through
-            estimator).
-    """
-    rng = generator(0, "second derivative")
-    # A user's factory may share parts between calls.
-    module = copy.deepcopy(fresh(factory, 0, torch.device("cpu")))
-    inputs = torch.randn(2, *shape, generator=rng)
-    targets = torch.eye(classes)[torch.arange(2) % classes]
-    single = FlatModel(copy.deepcopy(module))
-    try:
-        cross_entropy(single).product(single.theta, Batch(inputs, targets), 0, single.theta)
-    except RuntimeError as reason:  # NotImplementedError is one
-        raise InputError(
-            f"model {name} cannot be differentiated twice: {reason}; distillation needs a second "
-            "derivative"
-        ) from reason
-    try:
-        error = derivative_error(FlatModel(module.double()), inputs.double(), targets.double(), rng)
-    except (RuntimeError, TypeError):
-        return  # it insists on single precision, in which a difference of gradients shows nothing
-    if not error < DERIVATIVE_TOLERANCE:
-        raise InputError(
-            f"model {name} must be differentiable throughout, its gradient changes otherwise than "
-            f"its second derivative says (relative error {error:.1e}); remove what it detaches, "
-            "its straight-through estimator, or an operation whose second derivative torch has "
-            "wrong"
-        )

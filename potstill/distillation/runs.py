@@ -8,7 +8,7 @@ import torch
 
 from potstill.config.config import Given
 from potstill.data.splits import NOUNS, Dataset
-from potstill.devices import versions
+from potstill.devices import own_torch_state, versions
 from potstill.distillation.boosting import LEARNED, OnBlocks, Stage
 from potstill.distillation.checkpoints import steps_done
 from potstill.distillation.outer import Best, Carried, Hooks, OuterState, optimise
@@ -28,6 +28,7 @@ from potstill.records.metrics import Figure, StepRecord
 from potstill.registry import InputError
 
 
+@own_torch_state()
 def new_run(
     config: Given,
     dataset: Dataset,
@@ -62,6 +63,7 @@ def new_run(
         return finish(setup, folder, None)
 
 
+@own_torch_state()
 def resumed_run(
     path: Path,
     config: Given,

@@ -18,13 +18,12 @@ from potstill.data.splits import NOUNS, Dataset, kind_of, require_kind
 from potstill.devices import keep_freed_memory, pick_device
 from potstill.distillation.auto_values import (
     check_batch,
-    check_features,
     check_kinds,
-    check_second_derivative,
     resolve_auto,
     resolve_compile,
 )
 from potstill.distillation.boosting import LEARNED, Rates, Stage, examples, with_leaves
+from potstill.distillation.network_checks import check_features, check_second_derivative
 from potstill.distillation.outer import Carried, OuterState, Schedule
 from potstill.distilled.blocks import Block, initial_blocks
 from potstill.distilled.recipes import Recipe
@@ -36,7 +35,15 @@ from potstill.evaluation.scoring import score_set
 from potstill.evaluation.training import Predict, set_batches, train_network
 from potstill.files import checksum, with_prefix
 from potstill.methods.base import Method, Problem, Real, Sizes
-from potstill.models import DEFAULTS, ModelSpec, check_model, fresh, resolve
+from potstill.models import (
+    DEFAULTS,
+    ModelSpec,
+    check_model,
+    check_smallest_batch,
+    fresh,
+    model_name,
+    resolve,
+)
 from potstill.parameterisations.base import Budget, Parameterisation
 from potstill.records.metrics import StepRecord
 from potstill.registry import METHODS, PARAMETERISATIONS, InputError
@@ -166,7 +173,7 @@ class Setup:
         if fitted is None and values > ZCA_UP_TO and given.preprocessing.name == "zca":
             listener.say(f"fitting zca to {noun}s of {values:,} values takes minutes")
         real = prepare(dataset, given.data, device, fitted or given.preprocessing)
-        for note in (counted(real), *real.notes):
+        for note in (real.words, *real.notes):
             listener.say(note)
         factory = checked_factory(given, model, real.shape, classes, method)
         if couples_batch(fresh(factory, 0, torch.device("cpu"))):
@@ -177,8 +184,12 @@ class Setup:
         config, sizes = resolve_auto(
             given, real, one, factory, mapped=dataset.mapped, device=device
         )
+        name = model_name(given.model.name if model is None else model)
+        check_smallest_batch(name, factory, shape, min(*sizes.batches, sizes.real_batch))
         parts = [one] * config.distilled.boost_blocks
-        blocks = initial_blocks(config.distilled.init, parts, real.train, config.run.seed, device)
+        blocks = initial_blocks(
+            config.distilled.init, parts, real.train, config.run.seed, device, real.class_names
+        )
         networks = NetworkFamily(factory, real.shape, classes, device, config.inner.precision)
         config, compiled = resolve_compile(
             config, given.run.compile, method, sizes, networks, listener.say
@@ -328,16 +339,6 @@ class Setup:
         return sampling.refresh(trained, self.real.train, seed, self.listener.work)
 
 
-def counted(real: RealData) -> str:
-    """Say how many images each split has."""
-    size = " x ".join(map(str, real.shape)) + " features" * (real.kind == "vector")
-    counts = (
-        f"{len(real.train):,} train, {len(real.validation):,} validation and {len(real.test):,} "
-        "test"
-    )
-    return f"{counts} {NOUNS[real.kind]}s of {size} in {len(real.class_names)} classes"
-
-
 def block_parameterisation(config: Given | Resolved, shape: Any, classes: int) -> Parameterisation:
     """Make the parameterisation of each block.
 
@@ -367,6 +368,7 @@ def checked_factory(
     name = config.model.name
     options = dataclasses.asdict(config.model.options)
     factory = resolve(name if model is None else model, shape, classes, **options)
+    torch.set_default_dtype(torch.float32)  # importing the network may have set another
     check_model(name, factory, shape, classes)
     if method.needs.second_derivative:
         check_second_derivative(name, factory, shape, classes)

@@ -88,6 +88,7 @@ def initial_blocks(
     train: Split,
     seed: int,
     device: torch.device,
+    names: Sequence[str] = (),
 ) -> tuple[Block, ...]:
     """Make the blocks before distillation, all different; their labels are one-hot.
 
@@ -98,6 +99,7 @@ def initial_blocks(
         train: where real images come from, preprocessed.
         seed: of the draw.
         device: where the blocks live.
+        names: of the classes, for messages.
     Raises:
         InputError: a class has fewer train images than the blocks' budget.
     """
@@ -105,10 +107,11 @@ def initial_blocks(
     counts = torch.bincount(train.labels, minlength=budget.classes)
     least = int(counts.min())
     if least < ipc:
-        noun = NOUNS[kind_of(budget.shape)]
+        noun, label = NOUNS[kind_of(budget.shape)], int(counts.argmin())
+        name = names[label] if names else str(label)
         raise InputError(
             f"ipc must be at most the smallest class's number of train {noun}s (after the held-out "
-            f"shares), {least} in class {int(counts.argmin())}, got {ipc}"
+            f"shares), {least} in class {name!r}, got {ipc}"
         )
     rng, wanted = (
         generator(seed, "initial images"),

@@ -2,6 +2,7 @@
 
 import io
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -15,6 +16,20 @@ MOST_COLUMNS, COLUMNS_OF_MANY = 50, 20
 CELL_PX, GAP_PX, MARGIN_PX, TEXT_PX, CAPTION_PX, NAME_PX = 96, 6, 12, 15, 480, 240
 INK, PAPER, FAINT = (24, 24, 27), (255, 255, 255), (113, 113, 122)
 
+FONTS = (
+    "DejaVuSans.ttf",
+    "Arial.ttf",
+    "NotoSans-Regular.ttf",
+    "NotoSansCJK-Regular.ttc",
+    "wqy-microhei.ttc",
+    "msyh.ttc",
+    "YuGothM.ttc",
+    "malgun.ttf",
+    "PingFang.ttc",
+    "Arial Unicode.ttf",
+    "unifont.ttf",
+)
+"""Fonts that systems have, those with Chinese, Japanese and Korean letters after the others."""
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
@@ -43,8 +58,8 @@ def grid(distilled: DistilledSet, caption: str = "") -> Image.Image:
     height, width = distilled.shape[1:]
     zoom = max(1, round(CELL_PX / max(height, width)))
     cell_w, cell_h = width * zoom, height * zoom
-    font = find_font()
-    names = [shorten(drawable(name, font), font, NAME_PX) for name in distilled.class_names]
+    font = font_for(distilled.class_names)
+    names = [shorten(name, font, NAME_PX) for name in drawable_names(distilled.class_names, font)]
     left = 0 if each == 1 else round(max(font.getlength(name) for name in names)) + MARGIN_PX
     across = max(columns * (cell_w + GAP_PX) + left, CAPTION_PX if caption else 0)
     name_h = TEXT_PX + GAP_PX if each == 1 else 0
@@ -88,17 +103,29 @@ def shown_of_class(distilled: DistilledSet) -> int:
     return distilled.per_class if distilled.per_class <= MOST_COLUMNS else COLUMNS_OF_MANY
 
 
-def find_font() -> Font:
-    """Return a font of the system with many scripts; else Pillow's own.
+def font_for(texts: Sequence[str]) -> Font:
+    """Return a font of the system that has all letters of the texts, if there is one.
 
-    Pillow's has little more than ASCII.
+    Else it is the first there is; else Pillow's own, which has little more than ASCII.
     """
-    for name in ("DejaVuSans.ttf", "Arial.ttf", "NotoSans-Regular.ttf"):
+    fonts = []
+    for name in FONTS:
         try:
-            return ImageFont.truetype(name, TEXT_PX)
+            fonts.append(ImageFont.truetype(name, TEXT_PX))
         except OSError:
             continue
-    return ImageFont.load_default(TEXT_PX)
+        if all(drawable(text, fonts[-1]) == text for text in texts):
+            return fonts[-1]
+    return fonts[0] if fonts else ImageFont.load_default(TEXT_PX)
+
+
+def drawable_names(names: Sequence[str], font: Font) -> list[str]:
+    """Return names that the font can draw; a class whose name it cannot is told by its number."""
+    drawn = [(name, drawable(name, font)) for name in names]
+    return [
+        f"class {number}" if "?" in text and text != name else text
+        for number, (name, text) in enumerate(drawn)
+    ]
 
 
 def drawable(text: str, font: Font) -> str:

@@ -1,5 +1,6 @@
 """The distilled set: blocks of learned examples with all that is needed to train on them."""
 
+import warnings
 from dataclasses import replace
 from functools import cached_property
 from itertools import accumulate
@@ -19,6 +20,26 @@ from potstill.parameterisations.pixels import Pixels
 from potstill.records.metadata import SetMetadata
 from potstill.records.plain import dump
 from potstill.registry import InputError
+
+FACTOR, FEW = 4.0, 8
+"""How many times as great the values of real data may be, or as small; examples that tell it."""
+
+
+def other_scale(greatest: float, known: tuple[float, float]) -> str:
+    """Say that values are on another scale than those that a set was distilled from; else "".
+
+    Args:
+        greatest: the greatest absolute value.
+        known: the least and the greatest value of those; bytes count as 0 to 1.
+    """
+    reach = max(map(abs, known))
+    if reach / FACTOR <= greatest <= reach * FACTOR:
+        return ""
+    word = "more" if greatest > reach else "less"
+    return (
+        f"reach {word} than those of the data that the set was distilled from, {greatest:.3g} and "
+        f"{reach:.3g} (bytes count as 0 to 1); give them on the same scale"
+    )
 
 
 class DistilledSet(Dataset[tuple[Tensor, Tensor]]):
@@ -179,11 +200,13 @@ class DistilledSet(Dataset[tuple[Tensor, Tensor]]):
                 d), or one (d,), or a data frame with its columns in the set's order.
         Returns:
             (N, C, H, W) or (N, d) float32.
+        Warns:
+            UserWarning: they are on another scale than the data that the set was distilled from.
         Raises:
             InputError: another shape than the set's.
         """
         if self.kind == "vector":
-            return self.fitted(self.real_vectors(real))
+            return self.fitted(self.on_the_scale(self.real_vectors(real)))
         images = torch.as_tensor(real)
         if images.dtype == torch.bool:
             raise InputError(
@@ -202,7 +225,17 @@ class DistilledSet(Dataset[tuple[Tensor, Tensor]]):
             raise InputError(
                 f"real images must have shape (N, {wanted}), got {tuple(images.shape)}"
             )
-        return self.fitted(images)
+        return self.fitted(self.on_the_scale(images))
+
+    def on_the_scale(self, real: Tensor) -> Tensor:
+        """Return real examples; warn if they are on another scale than the set's were."""
+        known = self.metadata.data
+        if known and known.values and real.numel():
+            told = other_scale(float(real.abs().max()), known.values)
+            # A few images may be dark.
+            if told and (len(real) >= FEW or told.startswith("reach more")):
+                warnings.warn(f"values of these {self.noun}s {told}", stacklevel=3)
+        return real
 
     def real_vectors(self, real: Any) -> Tensor:
         """Return real vectors (N, d) as float32.

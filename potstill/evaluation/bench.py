@@ -136,7 +136,19 @@ class Bench:
         protocol = self.protocol.choice(
             lengths
         ) + "; learning rate chosen on validation data" * bool(self.rates)
-        return Row(name, self.model, images, ipc, lengths[best], figure, protocol, stored, rate)
+        return Row(
+            name,
+            self.model,
+            images,
+            ipc,
+            lengths[best],
+            figure,
+            protocol,
+            stored,
+            rate,
+            len(self.real.test),
+            self.real.cautions,
+        )
 
     def scores(
         self, rate: float, nets: int, seed: int, make: Callable[[int], Batches], **how: Any
@@ -291,6 +303,8 @@ class FitBench:
             self.learner.words,
             stored_bytes,
             None,
+            len(self.real.test),
+            self.real.cautions,
         )
 
     def of_set(self, name: str, distilled: DistilledSet) -> Row:

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from potstill.config.sections import DataConfig
-from potstill.data.preparation import RealData, prepare
-from potstill.data.splits import NOUNS, Dataset
-from potstill.devices import hardware, pick_device, versions
+from potstill.data.preparation import RealData
+from potstill.data.splits import NOUNS
+from potstill.devices import hardware, own_torch_state, pick_device, versions
 from potstill.distilled.recipes import Recipe
 from potstill.distilled.sets import DistilledSet
 from potstill.distributed.ranks import ALONE, Ranks
@@ -36,6 +35,7 @@ def silent(sentence: str) -> None:
     """Ignore a sentence."""
 
 
+@own_torch_state()
 def evaluate(
     distilled: DistilledSet,
     real: RealData,
@@ -64,6 +64,11 @@ def evaluate(
         InputError: a model that does not fit, or options that have no effect on the learner.
     """
     options = options or EvaluationOptions()
+    if options.baselines and not len(real.train):
+        raise InputError(
+            f"the baseline {options.baselines[0]} trains on real {NOUNS[real.kind]}s, all that are "
+            "given are tested on; give data with a train and a test split, or leave it out"
+        )
     name = distilled.recipe.learner if options.learner == "auto" else options.learner
     if LEARNERS[name].trains:
         training = Training(distilled, options, model, lengths)
@@ -154,6 +159,13 @@ class Training:
         return tuple(factor * lr for factor in RATES) if chosen and not self.own else ()
 
     @property
+    def chooses(self) -> bool:
+        """Whether something is chosen on validation data."""
+        lengths = () if self.recorded or self.protocol.epochs else self.searched
+        on_validation = self.protocol.chosen_on == "validation"
+        return bool(self.rates) or (on_validation and len(lengths) > 1)
+
+    @property
     def plain(self) -> Recipe:
         """The set's recipe without a protocol."""
         return self.at_rate(self.distilled.recipe)
@@ -186,6 +198,11 @@ def by_networks(
     """
     distilled, options, classes = training.distilled, training.options, len(real.class_names)
     recipe, device = training.recipe(len(distilled)), pick_device(options.device)
+    if training.chooses and not len(real.validation):
+        raise InputError(
+            "the number of steps and the learning rate of another network are chosen on validation "
+            f"{NOUNS[real.kind]}s, all that are given are tested on; give --steps and --lr"
+        )
     factory, model = factory_for(distilled, training.model), training.model
     lengths = (recipe.steps,) if training.recorded else training.steps(recipe)
     networks = NetworkFamily(factory, distilled.shape, classes, device, recipe.precision)
@@ -293,52 +310,7 @@ def compiled_for(
     return compiled_if_worth(wanted, networks.device, work, build, say, obstacle)
 
 
-def fitting(distilled: DistilledSet, dataset: Dataset, config: DataConfig, device: str) -> RealData:
-    """Return `dataset` through the set's own preprocessing.
-
-    Args:
-        distilled: the set.
-        dataset: the real data, raw.
-        config: how the data are read and split.
-        device: where the data go.
-    Raises:
-        InputError: the shape, classes or features are not the set's.
-    """
-    shape = dataset.shape
-    if "vector" in (dataset.kind, distilled.kind) and shape != distilled.shape:
-        wanted, got = (
-            f"{one[0]} features" if len(one) == 1 else f"images of shape {one}"
-            for one in (distilled.shape, shape)
-        )
-        raise InputError(
-            f"the data must have {wanted} like the distilled set, got {got}; give the data that it "
-            "was distilled from"
-        )
-    if shape != distilled.shape:
-        raise InputError(
-            f"the data must have images of shape {distilled.shape} like the distilled set, got "
-            f"{shape}; try --image-size"
-        )
-    if dataset.class_names != distilled.class_names:
-        pairs = zip(dataset.class_names, distilled.class_names, strict=False)
-        given, wanted = next(
-            (pair for pair in pairs if pair[0] != pair[1]), ("another number", "all")
-        )
-        raise InputError(
-            f"the data must have the {len(distilled.class_names)} classes of the distilled set, in "
-            f"its order, got {len(dataset.class_names)}; the first that differs is {given!r} in "
-            f"place of {wanted!r}"
-        )
-    named, own = dataset.feature_names, distilled.feature_names
-    if named and own and named != own:
-        got, first = next(pair for pair in zip(named, own, strict=True) if pair[0] != pair[1])
-        raise InputError(
-            "the data must have the features of the distilled set, in its order; the first that "
-            f"differs is {got!r} in place of {first!r}"
-        )
-    return prepare(dataset, config, pick_device(device), distilled.fitted)
-
-
+@own_torch_state()
 def accuracy_of_export(
     distilled: DistilledSet,
     pictures: Tensor,

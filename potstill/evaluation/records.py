@@ -30,6 +30,8 @@ class Row:
         protocol: how it was trained and what chose the number of steps, in words.
         stored_bytes: of the examples as they are stored, 4 for each number, also for real images.
         lr: the learning rate that the networks trained with; None: the learner has none.
+        tested: number of test examples.
+        cautions: sentences on whether this figure tells what it seems to.
     """
 
     name: str
@@ -41,6 +43,8 @@ class Row:
     protocol: str
     stored_bytes: int
     lr: float | None
+    tested: int = 0
+    cautions: tuple[str, ...] = ()
 
     def per_class(self, classes: int) -> str:
         """Say how many examples of each class it was trained on."""

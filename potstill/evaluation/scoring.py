@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from potstill.data.splits import Split
-from potstill.devices import pick_device
+from potstill.devices import own_torch_state, pick_device
 from potstill.distilled.recipes import Recipe
 from potstill.distilled.sets import DistilledSet
 from potstill.distributed.ranks import ALONE, Ranks
@@ -128,6 +128,7 @@ def score_fits(
     return accuracies
 
 
+@own_torch_state()
 def train(
     distilled: DistilledSet,
     model: ModelSpec | None = None,
@@ -190,5 +191,6 @@ def factory_for(distilled: DistilledSet, model: ModelSpec | None) -> Callable[[]
         recipe.model_options if model is None or model == recipe.model else {"norm": recipe.norm}
     )
     factory = resolve(spec, distilled.shape, len(distilled.class_names), **options)
+    torch.set_default_dtype(torch.float32)  # importing the network may have set another
     check_model(model_name(spec), factory, distilled.shape, len(distilled.class_names))
     return factory

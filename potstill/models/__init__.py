@@ -1,5 +1,7 @@
 """Networks: `resolve` returns the factory of a registered name or "package.module:factory"."""
 
+import copy
+import functools
 import inspect
 import math
 from collections.abc import Callable
@@ -7,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from potstill.data.splits import Shape, kind_of, require_kind
 from potstill.registry import MODELS, InputError
@@ -20,13 +23,15 @@ DEFAULTS = {"image": "convnet", "vector": "mlp"}
 def model_name(spec: ModelSpec) -> str:
     """Return the name under which a model is stored.
 
-    It is the registered name, or "module:qualified.name" of a callable.
+    It is the registered name, or "module:qualified.name" of a callable; one that cannot be imported
+    by its name has angle brackets in it.
     """
     if isinstance(spec, str):
         return spec
-    return (
-        f"{getattr(spec, '__module__', '?')}:{getattr(spec, '__qualname__', type(spec).__name__)}"
-    )
+    if isinstance(spec, functools.partial):
+        return f"{spec.func.__module__}:<partial of {spec.func.__qualname__}>"
+    own = getattr(spec, "__qualname__", f"<an instance of {type(spec).__qualname__}>")
+    return f"{getattr(spec, '__module__', '?')}:{own}"
 
 
 def resolve(spec: ModelSpec, shape: Shape, classes: int, **options: Any) -> Callable[[], nn.Module]:
@@ -72,7 +77,18 @@ def resolve(spec: ModelSpec, shape: Shape, classes: int, **options: Any) -> Call
         "in_features": math.prod(shape),
         "num_classes": classes,
     }
-    return bind(factory, offered)
+    made = bind(factory, offered)
+    return lambda: materialised(made(), shape)
+
+
+def materialised(module: nn.Module, shape: Shape) -> nn.Module:
+    """Return a network whose lazy layers know their sizes, by calling it once if it has some."""
+    if isinstance(module, nn.Module) and any(map(is_lazy, module.parameters())):
+        training = module.training
+        with torch.no_grad():
+            module.eval()(torch.zeros(2, *shape))
+        module.train(training)
+    return module
 
 
 def bind(factory: Callable[..., nn.Module], offered: dict[str, Any]) -> Callable[[], nn.Module]:
@@ -98,6 +114,42 @@ def fresh(factory: Callable[[], nn.Module], seed: int, device: torch.device) -> 
         return factory().to(device)
 
 
+def failing(name: str, shape: Shape, error: Exception) -> InputError:
+    """Return the sentence on a network that fails on inputs of a shape."""
+    padded = "; images of 28 x 28 were padded to 32 x 32" if shape[-2:] == (32, 32) else ""
+    sizes = ", ".join(map(str, shape))
+    return InputError(
+        f"model {name} fails on inputs of shape ({sizes}): {type(error).__name__}: "
+        f"{first_line(error)}{padded}"
+    )
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's text."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def check_smallest_batch(
+    name: str, factory: Callable[[], nn.Module], shape: Shape, smallest: int
+) -> None:
+    """Raise an InputError if a network fails on the smallest batch of a run, in training.
+
+    Args:
+        name: the model's name.
+        factory: makes a fresh network.
+        shape: of an example.
+        smallest: examples in the batch.
+    """
+    module = fresh(factory, 0, torch.device("cpu")).train()
+    try:
+        module(torch.zeros(smallest, *shape))
+    except Exception as error:
+        raise InputError(
+            f"{failing(name, (smallest, *shape), error)}; raise --classes-per-batch, "
+            "--batch-per-class or --real-batch, or take a network without batch norm"
+        ) from error
+
+
 def check_model(name: str, factory: Callable[[], nn.Module], shape: Shape, classes: int) -> None:
     """Call a network once, so that a broken one fails here and not deep inside a run.
 
@@ -117,9 +169,13 @@ def check_model(name: str, factory: Callable[[], nn.Module], shape: Shape, class
             raise TypeError(f"it returned {type(module).__name__}, which is no torch.nn.Module")
         output = module(torch.zeros(2, *shape))
     except Exception as error:
-        text = f"{type(error).__name__}: {error}"
+        raise failing(name, (2, *shape), error) from error
+    try:
+        copy.deepcopy(module)
+    except Exception as error:
         raise InputError(
-            f"model {name} fails on inputs of shape (2, {', '.join(map(str, shape))}): {text}"
+            f"model {name} must be one that can be copied, copying it fails: {first_line(error)}; "
+            "weight_norm and spectral_norm can where they come from torch.nn.utils.parametrizations"
         ) from error
     if not any(p.requires_grad for p in module.parameters()):
         raise InputError(f"model {name} must have parameters to train, it has none")

@@ -19,6 +19,10 @@ class DataRecord:
         identity: a hash of the content and of the weights of images in real batches; None: all had
             the same weight.
         features: of vectors, the name of each feature.
+        values: the least and the greatest value of train examples; bytes are scaled to [0, 1].
+        origins: split -> where it comes from, in words.
+        left_out: phrases that say what the source held and was not used.
+        marks: of some train examples, see `potstill.data.marks`.
     """
 
     fingerprint: str
@@ -27,6 +31,10 @@ class DataRecord:
     test: int
     identity: str | None = None
     features: tuple[str, ...] = ()
+    values: tuple[float, float] | None = None
+    origins: Mapping[str, str] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
+    marks: str = ""
 
     @property
     def whole_identity(self) -> str:

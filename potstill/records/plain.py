@@ -11,6 +11,9 @@ import types
 from collections.abc import Mapping
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+MOST_SHOWN = 80
+"""Characters of a value that a message shows."""
+
 
 class Unreadable(ValueError):
     """Plain data that do not fit a record: a field is missing, unknown, or of a wrong type."""
@@ -79,7 +82,9 @@ def parse(hint: Any, value: Any, where: str = "record") -> Any:
         return float(value)
     elif hint in (bool, int, str, types.NoneType) and type(value) is hint:
         return value
-    raise Unreadable(f"{where} must be {getattr(hint, '__name__', hint)}, got {value!r}")
+    shown = repr(value)
+    shown = shown if len(shown) <= MOST_SHOWN else f"{shown[:MOST_SHOWN]}..."
+    raise Unreadable(f"{where} must be {getattr(hint, '__name__', hint)}, got {shown}")
 
 
 def parse_fields(kind: Any, value: Mapping[str, Any], where: str = "record") -> Any:

@@ -199,7 +199,9 @@ def tables(measured: Sequence[Measured], noun: str = "images") -> list[tuple[lis
             one.record,
             ", ".join(f"{name} {number}" for name, number in one.record.versions.items()),
         )
-        words = f"On {record.test_images:,} test {noun}{data}; {record.hardware}; {versions}."
+        cautions = dict.fromkeys(caution for row in record.rows for caution in row.cautions)
+        told = "".join(f" Note: {caution}." for caution in cautions)
+        words = f"On {record.test_images:,} test {noun}{data}; {record.hardware}; {versions}.{told}"
         rows_by_words.setdefault(words, []).extend(record.rows)
     # Each line once: a set that is measured again with a baseline beside it gives the same.
     once = {words: list(dict.fromkeys(rows)) for words, rows in rows_by_words.items()}

@@ -1,6 +1,6 @@
 """The facts that are known of a run, as plain data; damaged files are left out and named."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +14,7 @@ from potstill.distillation.run_folder import RunFolder
 from potstill.distilled import artefact
 from potstill.distilled.sets import DistilledSet
 from potstill.evaluation.records import EVALUATION, EvaluationRecord, read_records
+from potstill.records.metadata import DataRecord
 from potstill.records.metrics import Figure, StepRecord, hardness_share
 from potstill.registry import InputError
 
@@ -145,6 +146,16 @@ class RunSummary:
         if self.distilled:
             return self.distilled.noun
         return "row" if self.config.data.data.startswith("sklearn:") else "image"
+
+    @property
+    def data(self) -> DataRecord | None:
+        """What the set's file says of the real data."""
+        return self.distilled.metadata.data if self.distilled else None
+
+    @property
+    def origins(self) -> Mapping[str, str]:
+        """Split -> where it came from, in words; empty without a set."""
+        return self.data.origins if self.data else {}
 
     @property
     def counts(self) -> dict[str, int]:

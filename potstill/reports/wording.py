@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from potstill.config.options import declared
+from potstill.data.layouts import listed
 from potstill.data.splits import Shape
 from potstill.distillation.run_folder import CONFIG
 from potstill.parameterisations.base import FLOAT_BYTES
@@ -127,12 +128,22 @@ def data_facts(run: RunSummary) -> list[Fact]:
         ("test", "only measured on"),
     ):
         if split in run.counts:
-            lines.append((f"{split.capitalize()} {run.noun}s", f"{run.counts[split]:,}, {use}"))
+            origin = run.origins.get(split)
+            where = f"; {origin}" if origin else ""
+            term = f"{split.capitalize()} {run.noun}s"
+            lines.append((term, f"{run.counts[split]:,}, {use}{where}"))
     if run.distilled:
         lines.append(
             (f"A{'n' * (run.noun == 'image')} {run.noun}", shape_words(run.distilled.shape))
         )
-        lines.append(("Classes", f"{len(run.distilled.class_names):,}"))
+        names = run.distilled.class_names
+        lines.append(("Classes", f"{len(names):,}: {listed(names)}"))
+    data = run.data
+    if data and data.values:
+        low, high = data.values
+        lines.append(("Values", f"{low:.4g} to {high:.4g}" + ", bytes as 0 to 1" * (high <= 1)))
+    if data and data.left_out:
+        lines.append(("Left out", "; ".join(data.left_out)))
     words = run.distilled.fitted.words.get(run.distilled.kind) if run.distilled else None
     return [*lines, ("Preprocessing", words or run.config.preprocessing.name)]
 

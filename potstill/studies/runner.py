@@ -31,7 +31,7 @@ from potstill.distillation.setup import SILENT, Listener
 from potstill.distilled import artefact
 from potstill.distilled.sets import DistilledSet
 from potstill.evaluation.bench import Bench
-from potstill.evaluation.measuring import fitting
+from potstill.evaluation.fitting import fitting
 from potstill.registry import InputError
 from potstill.reports.plots import Drawing, save
 from potstill.studies.claims import Claim, as_data

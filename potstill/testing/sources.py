@@ -7,7 +7,7 @@ from torch import nn
 
 from potstill.config.sections import DataConfig
 from potstill.data.splits import Arrays, Dataset, Shape
-from potstill.distillation.auto_values import check_second_derivative
+from potstill.distillation.network_checks import check_second_derivative
 from potstill.models import check_model as model_that_can_be_called
 from potstill.models import fresh, resolve
 from potstill.registry import SOURCES, InputError
@@ -73,9 +73,8 @@ def check_source(
         "two readings differ",
         protects="that a resumed run has the data that it began with",
     )
-    check_arrays(part, "train", one.train, len(one.class_names))
-    if one.test is not None:
-        check_arrays(part, "test", one.test, len(one.class_names))
+    for split, arrays in one.splits.items():
+        check_arrays(part, split, arrays, len(one.class_names))
 
 
 def check_arrays(part: Part, split: str, arrays: Arrays, classes: int) -> None:

@@ -1,0 +1,123 @@
+"""How folders and files name the splits of a data set."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from potstill.data.walking import LeftOut, is_image, subfolders
+from potstill.registry import InputError
+
+SPLIT_NAMES = {
+    "train": ("train", "training", "trn"),
+    "validation": ("validation", "valid", "val", "dev", "development"),
+    "test": ("test", "testing", "tst", "eval", "evaluation"),
+}
+"""Split -> what its folder or file may be called, in any case."""
+LOOK_LIKE_SPLITS = ("train", "test", "val", "dev", "fold", "split", "part", "set")
+FEW, ARCHIVE_DEPTH = 4, 3
+"""Splits are so few; and so many folders are looked into that hold nothing but one folder, as those
+of archives do.
+"""
+
+
+def split_of(name: str) -> str | None:
+    """Return the split that a folder of this name holds; None if it is no split's name."""
+    return next((split for split, names in SPLIT_NAMES.items() if name.lower() in names), None)
+
+
+def split_of_file(stem: str) -> str | None:
+    """Return the split that a file's name begins with, as in train-00000-of-00002."""
+    word = stem.lower()
+    for split, names in SPLIT_NAMES.items():
+        for name in sorted(names, key=len, reverse=True):
+            if word.startswith(name) and not word[len(name) : len(name) + 1].isalpha():
+                return split
+    return None
+
+
+def unwrapped(root: Path, mark: str) -> Path:
+    """Return the folder that holds the data, where an archive wrapped it into others.
+
+    Args:
+        root: the folder that was given.
+        mark: name of a file that tells that a folder holds the data.
+    """
+    for _ in range(ARCHIVE_DEPTH):
+        inner = [] if (root / mark).is_file() else subfolders(root)
+        if len(inner) != 1 or split_of(inner[0]) or not subfolders(root / inner[0]):
+            return root
+        root /= inner[0]
+    return root
+
+
+def split_folders(root: Path) -> dict[str, list[Path]]:
+    """Return split -> the folders of its names that a folder holds; {} if it holds class folders.
+
+    A folder with a split's name is a split if it holds folders. (One with images is a class, unless
+    all folders beside it have splits' names, too.)
+
+    Raises:
+        InputError: the folders look like splits of other names.
+    """
+    inner = subfolders(root)
+    only_splits = all(map(split_of, inner))
+    splits: dict[str, list[Path]] = {}
+    for name in inner:
+        split = split_of(name)
+        if split and (only_splits or subfolders(root / name)):
+            splits.setdefault(split, []).append(root / name)
+    if "train" in splits:
+        return splits
+    refuse_other_splits(root, inner)
+    return {}
+
+
+def refuse_other_splits(root: Path, names: Sequence[str]) -> None:
+    """Raise an InputError if the folders in a folder look like splits and not like classes.
+
+    They do if all hold folders of the same names, at least two, and no images beside them; unless
+    they are many and no name tells of a split.
+    """
+    inside = [set(subfolders(root / name)) for name in names]
+    if len(inside) < 2 or len(inside[0]) < 2 or any(one != inside[0] for one in inside):
+        return
+    if any(holds_images(root / name) for name in names):
+        return
+    told = any(part in name.lower() for name in names for part in LOOK_LIKE_SPLITS)
+    if len(names) > FEW and not told:
+        return
+    some = ", ".join(sorted(inside[0])[:3])
+    raise InputError(
+        f"the folders {', '.join(names[:3])} in {root} look like splits, not classes: all hold the "
+        f"folders {some}; rename them to train, val and test, or give one of them as the data"
+    )
+
+
+def by_use(splits: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    """Return use -> (split, where it comes from in words), for the splits that a source has.
+
+    The validation split is the one for validation. Without a test split it is what networks are
+    tested on, and images for validation are held out of train: a figure on images that chose
+    nothing is worth more.
+
+    Args:
+        splits: split -> its name in the source, as in {"train": "Train/", "validation": "val/"}.
+    """
+    uses = {"train": ("train", splits["train"])}
+    if "test" in splits:
+        uses["test"] = ("test", splits["test"])
+        if "validation" in splits:
+            uses["validation"] = ("validation", splits["validation"])
+    elif "validation" in splits:
+        uses["test"] = ("validation", f"{splits['validation']}, there being no test split")
+    return uses
+
+
+def holds_images(folder: Path) -> bool:
+    """Return whether image files lie in a folder itself."""
+    return any(is_image(file, LeftOut()) for file in folder.iterdir() if file.is_file())
+
+
+def listed(names: Iterable[str], most: int = 6) -> str:
+    """Write the first few names, and how many there are beside them."""
+    known = list(names)
+    return ", ".join(known[:most]) + (f", ... ({len(known):,})" if len(known) > most else "")

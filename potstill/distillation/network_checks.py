@@ -1,0 +1,139 @@
+"""What distillation asks of a network, checked before anything slow."""
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from potstill.engine.losses import (
+    Batch,
+    FlatModel,
+    cross_entropy,
+    derivative_error,
+)
+from potstill.models import first_line, fresh
+from potstill.registry import InputError
+from potstill.seeds import generator
+
+DERIVATIVE_TOLERANCE = 1e-3
+
+
+def check_features(
+    name: str, factory: Callable[[], nn.Module], shape: tuple[int, ...], method: str
+) -> None:
+    """Raise an InputError unless a network has `features(inputs)`, which the method needs.
+
+    Args:
+        name: of the network, for the message.
+        factory: makes a fresh network.
+        shape: of an example.
+        method: name of the method, for the message.
+    """
+    module = fresh(factory, 0, torch.device("cpu"))
+    features = getattr(module, "features", None)
+    reason = "it has none"
+    if callable(features):
+        try:
+            result = features(torch.zeros(2, *shape))
+        except Exception as error:
+            reason = f"it fails: {type(error).__name__}: {error}"
+        else:
+            if isinstance(result, torch.Tensor) and len(result) == 2:
+                return
+            reason = f"it gives {tuple(getattr(result, 'shape', ()))} for two inputs"
+    raise InputError(
+        f"method {method} needs a network whose features(inputs) gives a row for each input; of "
+        f"model {name} {reason}; add it, or choose another --model"
+    )
+
+
+def check_second_derivative(
+    name: str, factory: Callable[[], nn.Module], shape: tuple[int, ...], classes: int
+) -> None:
+    """Check a network's second derivative, so that an unfit network fails at the start.
+
+    One Hessian product is computed and, in float64, compared with differences of gradients.
+
+    Args:
+        name: of the network, for the message.
+        factory: makes a fresh network.
+        shape: of an example.
+        classes: number of classes.
+    Raises:
+        InputError: it has no second derivative, or a wrong one (a detach or a straight-through
+            estimator).
+    """
+    rng = generator(0, "second derivative")
+    # A user's factory may share parts between calls.
+    module = copy.deepcopy(fresh(factory, 0, torch.device("cpu")))
+    inputs = torch.randn(2, *shape, generator=rng)
+    targets = torch.eye(classes)[torch.arange(2) % classes]
+    changing = changed_buffers(module, inputs)
+    if changing:
+        raise InputError(
+            f"model {name} must give the same output every time, calling it changes its buffers "
+            f"{', '.join(changing[:3])}; take a layer that does not (spectral norm without power "
+            "iterations, for instance)"
+        )
+    single = FlatModel(copy.deepcopy(module))
+    unused = unused_parameters(single, inputs)
+    if unused:
+        raise InputError(
+            f"model {name} must use its parameters by their names, its output does not depend on "
+            f"{', '.join(unused[:3])} when others are put there; a module that keeps parameters in "
+            "a list of its own does so: use nn.ParameterList, or the attributes themselves"
+        )
+    try:
+        cross_entropy(single).product(single.theta, Batch(inputs, targets), 0, single.theta)
+    except (RuntimeError, ValueError, TypeError) as reason:  # NotImplementedError is one
+        raise InputError(
+            f"model {name} cannot be differentiated twice: {first_line(reason)}; distillation by "
+            f"unrolling needs a second derivative: take another network, or --method dm"
+        ) from reason
+    try:
+        error = derivative_error(FlatModel(module.double()), inputs.double(), targets.double(), rng)
+    except (RuntimeError, TypeError):
+        return  # it insists on single precision, in which a difference of gradients shows nothing
+    if not error < DERIVATIVE_TOLERANCE:
+        raise InputError(
+            f"model {name} must be differentiable throughout, its gradient changes otherwise than "
+            f"its second derivative says (relative error {error:.1e}); remove what it detaches, "
+            "its straight-through estimator, or an operation whose second derivative torch has "
+            "wrong"
+        )
+
+
+def changed_buffers(module: nn.Module, inputs: torch.Tensor) -> list[str]:
+    """List the buffers that a call of a network changes, but for the statistics of batch norm."""
+    norms = {
+        id(buffer)
+        for part in module.modules()
+        if isinstance(part, _NormBase)
+        for buffer in part.buffers(recurse=False)
+    }
+    before = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    with torch.no_grad():
+        module.train()(inputs)
+    return [
+        name
+        for name, buffer in module.named_buffers()
+        if id(buffer) not in norms and not torch.equal(before[name], buffer)
+    ]
+
+
+def unused_parameters(model: FlatModel, inputs: torch.Tensor) -> list[str]:
+    """List parameters that a network uses, but not where others are put in their place."""
+    own = dict(model.module.named_parameters())
+    outputs = model.module(inputs).sum()
+    used = torch.autograd.grad(outputs, [own[name] for name in model.names], allow_unused=True)
+    theta = model.theta.detach().requires_grad_()
+    pieces = theta.split(model.sizes)
+    (grad,) = torch.autograd.grad(model(torch.cat(pieces), inputs).sum(), theta)
+    parts = zip(model.names, used, grad.split(model.sizes), strict=True)
+    return [
+        name
+        for name, direct, through in parts
+        if direct is not None and bool(direct.any()) and not bool(through.any())
+    ]
