@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from potstill.api.measurements import evaluate
-    from potstill.api.runs import diagnose, distill, resume
+    from potstill.api.runs import diagnose, distill, finish, resume
     from potstill.config.config import configuration
     from potstill.distilled.artefact import load, save
     from potstill.distilled.exports import export
@@ -28,6 +28,7 @@ __all__ = [
     "distill",
     "evaluate",
     "export",
+    "finish",
     "load",
     "resume",
     "save",
@@ -43,6 +44,7 @@ _HOMES = {
     "distill": "api.runs",
     "evaluate": "api.measurements",
     "export": "distilled.exports",
+    "finish": "api.runs",
     "load": "distilled.artefact",
     "resume": "api.runs",
     "save": "distilled.artefact",

@@ -238,8 +238,8 @@ def test_list_names_everything_that_is_registered(capsys):
         (["distill", "--config", "/no/such.toml"], "cannot read the configuration /no/such.toml"),
         (["distill", "--resume", "/no/such"], "/no/such holds no run of potstill"),
         (
-            ["distill", "--resume", "/no/such", "--steps", "3"],
-            "--resume takes every option from the run's config.toml; remove --steps",
+            ["distill", "--resume", "/no/such", "--unroll", "3"],
+            "--resume takes every option from the run's config.toml; remove --unroll",
         ),
         (
             ["distill", "--ipc", "200"],

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 import potstill
+from potstill.cli.parser import main
 from potstill.config.config import configuration, options_from_file, options_of_run
 from potstill.distillation import run_folder
 from potstill.distillation.outer import Interrupted
@@ -367,6 +368,62 @@ def test_batch_norm_takes_the_real_batch_whole_and_says_so():
     options = {**QUICK, "model": "convnet", "norm": "batch", "width": 8, "depth": 1, "steps": 1}
     potstill.distill(**options, listener=Listener(say=said.append))
     assert any("batch norm: batches are taken whole" in sentence for sentence in said)
+
+
+GOING_ON = {**QUICK, "validate_every": 2, "checkpoint_every": 2, "lengths": (3,)}
+
+
+@pytest.mark.parametrize("first", [4, 5])
+def test_a_finished_run_goes_on_as_if_it_had_been_longer(first, tmp_path):
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    potstill.distill(**{**GOING_ON, "steps": 8}, out=whole)
+    potstill.distill(**{**GOING_ON, "steps": first}, out=run)
+    shorter = (run / "distilled.safetensors").read_bytes()
+    with pytest.raises(InputError, match=rf"is finished; .* or go on with --steps above {first}"):
+        potstill.resume(run)
+    assert main(["distill", "--resume", str(run), "--steps", "8", "--quiet"]) == 0
+    assert bytes_of(run) == bytes_of(whole)
+    (kept,) = run.glob("set-of-step-*")
+    assert (kept / "distilled.safetensors").read_bytes() == shorter
+    records = run_folder.RunFolder(run).records()
+    assert [record.step for record in records] == list(range(1, 9))
+
+
+def test_a_stopped_run_gives_its_best_set_and_goes_on_all_the_same(tmp_path, capsys):
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    potstill.distill(**{**GOING_ON, "steps": 8}, out=whole)
+    interrupted_run(run, 1, **{**GOING_ON, "steps": 8})
+    assert main(["finish", str(run)]) == 2
+    assert "was not validated yet, which chooses its set; go on" in capsys.readouterr().err
+    shutil.rmtree(run)
+    interrupted_run(run, 5, **{**GOING_ON, "steps": 8})
+    assert main(["finish", str(run)]) == 0
+    output = capsys.readouterr().out
+    assert f"go on:         potstill distill --resume {run}" in output
+    early = potstill.load(run)
+    assert early.metadata.outer_step in (2, 4)
+    assert early.metadata.accuracy is not None
+    assert main(["evaluate", str(run), "--nets", "1"]) == 0
+    assert main(["export", str(run), "--out", str(tmp_path / "x.npz")]) == 0
+    potstill.resume(run)
+    assert bytes_of(run) == bytes_of(whole)
+    (kept,) = run.glob("set-of-step-*")
+    assert (kept / "evaluation.json").exists()
+    assert not (run / "evaluation.json").exists(), "it is of the other set"
+    with pytest.raises(InputError, match="is finished; `potstill evaluate"):
+        potstill.finish(run)
+
+
+def test_a_nested_run_cannot_be_made_longer_but_can_be_cashed_in(tmp_path):
+    nested = {**GOING_ON, "ipc": 2, "boost_blocks": 2, "steps": 4}
+    run = tmp_path / "run"
+    interrupted_run(run, 6, **nested)
+    with pytest.raises(InputError, match="steps of a nested run cannot change, its blocks take 4"):
+        potstill.resume(run, steps=6)
+    assert potstill.finish(run).budgets == (1, 2)
+    first = tmp_path / "first"
+    interrupted_run(first, 3, **nested)
+    assert potstill.finish(first).budgets == (1,)
 
 
 def test_the_run_says_that_it_holds_out_a_test_split():

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from potstill.config.config import configuration, options_from_preset
+from potstill.config.config import Given, changed, configuration, options_from_preset
 from potstill.data.sources import dataset_of
 from potstill.devices import own_torch_state
 from potstill.diagnosis.over_a_run import Diagnosis, Noise, recorded_diagnoses
 from potstill.distillation.run_folder import RunFolder
-from potstill.distillation.runs import new_run, resumed_run
+from potstill.distillation.runs import finished_early, new_run, resumed_run
 from potstill.distillation.setup import SILENT, Listener
 from potstill.distilled.sets import DistilledSet
 from potstill.models import ModelSpec, model_name
@@ -95,10 +95,11 @@ def resume(
     class_names: Sequence[str] | None = None,
     feature_names: Sequence[str] | None = None,
     weights: Any = None,
+    steps: int | None = None,
     model: ModelSpec | None = None,
     listener: Listener = SILENT,
 ) -> DistilledSet:
-    """Go on with a stopped run from its last checkpoint; the result is as if it had not stopped.
+    """Go on with a run from its last checkpoint; the result is as if it had not stopped.
 
     Args:
         out: the run's folder; its config.toml holds every option.
@@ -109,16 +110,71 @@ def resume(
         class_names: as at the start.
         feature_names: as at the start.
         weights: as at the start.
+        steps: outer steps that the run is to have in all, so that a finished one goes on; None: as
+            at the start. The set that it gave is kept in a folder of its own.
         model: a callable, if the run was started with one that cannot be imported.
         listener: receives the progress.
     Raises:
         InputError: no run in `out`, a finished one, or other data than it was started with.
     """
     config = RunFolder.open(Path(out)).config()
+    if steps is not None:
+        config = longer(config, changed(config, steps=steps))
     dataset = dataset_of(
         config.data, images, labels, test_images, test_labels, class_names, weights, feature_names
     )
     return resumed_run(Path(out), config, dataset, model=model, listener=listener)
+
+
+def finish(
+    out: str | os.PathLike[str],
+    images: Any = None,
+    labels: Any = None,
+    *,
+    test_images: Any = None,
+    test_labels: Any = None,
+    class_names: Sequence[str] | None = None,
+    feature_names: Sequence[str] | None = None,
+    weights: Any = None,
+    model: ModelSpec | None = None,
+    listener: Listener = SILENT,
+) -> DistilledSet:
+    """Make the set of a stopped run, the best so far on validation images; the run can go on.
+
+    Args:
+        out: the run's folder.
+        images: the arrays that the run was started with, if it was.
+        labels: their classes.
+        test_images: as at the start.
+        test_labels: as at the start.
+        class_names: as at the start.
+        feature_names: as at the start.
+        weights: as at the start.
+        model: a callable, if the run was started with one that cannot be imported.
+        listener: receives the progress.
+    Raises:
+        InputError: no run in `out`, a finished one, one that was not validated yet, or other data.
+    """
+    config = RunFolder.open(Path(out)).config()
+    dataset = dataset_of(
+        config.data, images, labels, test_images, test_labels, class_names, weights, feature_names
+    )
+    return finished_early(Path(out), config, dataset, model=model, listener=listener)
+
+
+def longer(config: Given, changed: Given) -> Given:
+    """Return the changed configuration of a run that goes on.
+
+    Raises:
+        InputError: a nested run is to take other steps; its first blocks have taken theirs.
+    """
+    before, after = config.outer.steps, changed.outer.steps
+    if config.distilled.boost_blocks > 1 and before != after:
+        raise InputError(
+            f"steps of a nested run cannot change, its blocks take {before} each, got {after}; "
+            "start a new run"
+        )
+    return changed
 
 
 def diagnose(

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from potstill.api import measurements
+from potstill.api.runs import longer
 from potstill.cli.display import Display
 from potstill.cli.tables import show, show_diagnosis, tell
 from potstill.config.config import (
@@ -78,13 +79,24 @@ def distilled_by(
             )
     except (Interrupted, KeyboardInterrupt, Lost) as error:
         begun = display.begun or parsed.resume
-        way_on = (
-            f"go on with `potstill distill --resume {shlex.quote(str(out))}`"
-            if begun
-            else "no step was done"
-        )
+        run = shlex.quote(str(out))
+        way_on = f"go on with `potstill distill --resume {run}`" if begun else "no step was done"
+        if display.accuracy:
+            way_on += f", or take the best set so far with `potstill finish {run}`"
         kind = Lost if isinstance(error, Lost) else KeyboardInterrupt
         raise kind(f"{str(error) or 'interrupted'}; {way_on}") from error
+
+
+def finish(parsed: argparse.Namespace) -> int:
+    """Run `potstill finish`; return the exit code."""
+    out = run_folder.RunFolder.open(parsed.run).path
+    config = changed(run_folder.RunFolder(out).config(), **given_options(parsed))
+    with Display() as display, listening(display) as listener:
+        dataset = sources.read(config.data)
+        distilled = runs.finished_early(out, config, dataset, listener=listener)
+    tell(distilled, out)
+    print(f"go on:         potstill distill --resume {shlex.quote(str(out))}")
+    return 0
 
 
 def given_options(parsed: argparse.Namespace) -> dict[str, Any]:
@@ -108,7 +120,7 @@ def layers(preset: str | None, config: Path | None) -> list[dict[str, Any]]:
 
 
 def resumed_config(parsed: argparse.Namespace) -> Given:
-    """Return the configuration of the run to resume; only paths and devices may be given anew.
+    """Return the configuration of the run to resume; paths, devices and steps may be given anew.
 
     Raises:
         InputError: the command line sets other options beside it.
@@ -116,12 +128,13 @@ def resumed_config(parsed: argparse.Namespace) -> Given:
     given = given_options(parsed)
     others = [name for name in ("out", "preset", "config", "overwrite") if getattr(parsed, name)]
     for name in (*given, *others):
-        if name not in ("data", "cache_dir", "device"):
+        if name not in ("data", "cache_dir", "device", "steps"):
             raise InputError(
                 "--resume takes every option from the run's config.toml; remove "
                 f"--{name.replace('_', '-')}"
             )
-    return changed(run_folder.RunFolder.open(parsed.resume).config(), **given)
+    config = run_folder.RunFolder.open(parsed.resume).config()
+    return longer(config, changed(config, **given))
 
 
 def default_out(config: Given) -> Path:

@@ -110,7 +110,7 @@ def make_parser(known: Sequence[Option] = ()) -> tuple[Parser, dict[str, Parser]
     parser.add_argument("--version", action="version", version=f"potstill {__version__}")
     commands = Commands(parser)
     add_distill(commands, known)
-    for add in (add_evaluate, add_export, add_report, add_diagnose, add_study):
+    for add in (add_finish, add_evaluate, add_export, add_report, add_diagnose, add_study):
         add(commands)
     commands.add("list", "List data sources, methods, models, studies, presets.", "potstill list")
     return parser, commands.parsers
@@ -140,7 +140,7 @@ def add_distill(commands: Commands, known: Sequence[Option]) -> None:
         "--resume",
         type=Path,
         metavar="RUN",
-        help="go on with the run in this folder, to the bytes it would have given",
+        help="go on with the run in this folder, to the bytes it would have given; --steps: longer",
     )
     distill.add_argument(
         "--overwrite",
@@ -149,6 +149,18 @@ def add_distill(commands: Commands, known: Sequence[Option]) -> None:
     )
     distill.add_argument("--quiet", action="store_true", help="print the result only")
     add_options(distill, known)
+
+
+def add_finish(commands: Commands) -> None:
+    """Add the flags of `potstill finish`."""
+    finish = commands.add(
+        "finish",
+        "Make the set of a stopped run, its best so far; the run can go on.",
+        "potstill finish runs/digits",
+        "RUN [options]",
+    )
+    finish.add_argument("run", type=Path, metavar="RUN", help="the folder of a stopped run")
+    add_options(finish, shared_options("data", "cache_dir", "device", "threads"), "the run's")
 
 
 def add_evaluate(commands: Commands) -> None:

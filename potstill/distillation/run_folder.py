@@ -4,6 +4,7 @@ It holds config.toml, metrics.jsonl, checkpoints/, distilled.safetensors, distil
 evaluation.json.
 """
 
+import math
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -73,7 +74,7 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
             with run.locked():
                 run.set_aside()
-                files.write(path / CONFIG, to_toml(config, f"potstill distill --config {CONFIG}"))
+                run.write_config(config)
                 (path / CHECKPOINTS).mkdir(exist_ok=True)
         except OSError as error:
             raise InputError(
@@ -256,6 +257,31 @@ class RunFolder:
         """Whether the distilled set is in the folder."""
         return (self.path / artefact.ARTEFACT).is_file()
 
+    @property
+    def newest_step(self) -> int:
+        """Outer steps of the whole run up to the newest checkpoint; 0 without one."""
+        return max(map(step_of, self.checkpoints), default=0)
+
+    def write_config(self, config: Resolved) -> None:
+        """Write the configuration, over that of before if there is one."""
+        files.write(self.path / CONFIG, to_toml(config, f"potstill distill --config {CONFIG}"))
+
+    def keep_earlier_set(self) -> Path | None:
+        """Move a set that is there, and what was measured of it, to a folder of their own.
+
+        A set that the run gives later takes their place. Returns the folder; None without a set.
+        """
+        if not self.finished:
+            return None
+        step = artefact.load(self.path).metadata.outer_step
+        aside = self.path / f"set-of-step-{step}"
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir()
+        for name in (artefact.ARTEFACT, EVALUATION, PICTURE, TABLE, REPORT):
+            if (self.path / name).exists():
+                (self.path / name).rename(aside / name)
+        return aside
+
     def log(self, record: StepRecord) -> None:
         """Append one record to metrics.jsonl."""
         line = record.line
@@ -288,7 +314,7 @@ class RunFolder:
         kept = [record.line for record in self.records() if record.step <= step]
         files.write(self.path / METRICS, "".join(kept))
         for path in self.checkpoints:
-            if int(path.stem.split("-")[1]) > step:
+            if step_of(path) > step:
                 path.unlink(missing_ok=True)
 
     def save(self, state: OuterState, config: Resolved, fingerprint: str) -> None:
@@ -318,7 +344,13 @@ class RunFolder:
             old.unlink(missing_ok=True)
 
     def newest(
-        self, config: Resolved, fingerprint: str, device: torch.device, say: Callable[[str], None]
+        self,
+        config: Resolved,
+        fingerprint: str,
+        device: torch.device,
+        say: Callable[[str], None],
+        *,
+        below: float = math.inf,
     ) -> OuterState | None:
         """Return the state of the newest complete checkpoint; None if there is no checkpoint yet.
 
@@ -327,15 +359,17 @@ class RunFolder:
             fingerprint: hash of the data.
             device: of the tensors.
             say: receives a sentence on each damaged checkpoint.
+            below: checkpoints of this outer step and later ones are left out.
         Raises:
             InputError: all are damaged, or they were made with other data or other options.
         """
-        for path in reversed(self.checkpoints):
+        known = [path for path in self.checkpoints if step_of(path) < below]
+        for path in reversed(known):
             try:
                 return self.state(path, config, fingerprint, device)
             except Damaged as error:
                 say(f"{error}; trying the checkpoint before")
-        if self.checkpoints:
+        if known:
             raise InputError(
                 f"every checkpoint of the run in {self.path} is damaged; start it anew with "
                 "--overwrite"
@@ -392,3 +426,8 @@ class RunFolder:
                 f"{config.outer.steps}"
             )
         return unpack({name: tensor.to(device) for name, tensor in tensors.items()}, meta)
+
+
+def step_of(checkpoint: Path) -> int:
+    """Return the outer step of the whole run that a checkpoint's name tells."""
+    return int(checkpoint.stem.split("-")[1])

@@ -1,12 +1,13 @@
 """From real data and a configuration to a distilled set: new runs and resumed ones."""
 
 import dataclasses
+import math
 from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 
-from potstill.config.config import Given
+from potstill.config.config import Given, Resolved
 from potstill.data.splits import NOUNS, Dataset
 from potstill.devices import own_torch_state, versions
 from potstill.distillation.boosting import LEARNED, OnBlocks, Stage
@@ -73,34 +74,106 @@ def resumed_run(
     listener: Listener = SILENT,
     ranks: Ranks = ALONE,
 ) -> DistilledSet:
-    """Go on with the run in a folder.
+    """Go on with the run in a folder; a finished one takes more steps than it had.
+
+    The result is that of a run which had so many steps from its start.
 
     Args:
         path: the folder.
-        config: the run's options, with where its data are.
+        config: the run's options, with where its data are, and how many steps it is to take.
         dataset: the real data.
         model: a callable in place of the configuration's model.
         listener: receives the progress.
         ranks: the processes that share the run.
     """
     folder = RunFolder.open(path)
-    if folder.finished:
+    planned = folder.config()
+    if folder.finished and folder.newest_step >= config.all_steps:
         raise InputError(
-            f"the run in {path} is finished; evaluate it with `potstill evaluate {path}`"
+            f"the run in {path} is finished; evaluate it with `potstill evaluate {path}`, or go on "
+            f"with --steps above {config.outer.steps}"
         )
     ranks.require_same(settings(config, dataset.identity))
     with folder.locked() if ranks.first else nullcontext():
         folder.require_data(dataset.identity)
         fitted = folder.fitted(config, dataset.identity)
         setup = Setup.of(config, dataset, model, listener, fitted, ranks)
-        state = folder.newest(setup.config, dataset.identity, setup.device, listener.say)
+        below = undue_validation(planned, setup.config)
+        known = setup.config, dataset.identity, setup.device, listener.say
+        state = folder.newest(*known, below=below)
+        if state is None and folder.checkpoints:
+            state = folder.newest(*known)
+            listener.say(
+                f"step {below} was validated as the last one, which a longer run would not do: the "
+                "set may be another than that of a run with so many steps from its start"
+            )
         done = steps_done(state, setup.config) if state else 0
         # Every rank has read the folder at this point: now it may change.
         ranks.require_same({"the newest whole checkpoint": done})
         if ranks.first:
+            folder.write_config(setup.config)
+            if folder.finished:
+                folder.keep_preparation(setup.real, setup.config, setup.blocks[0].parameterisation)
             folder.forget_after(done)
         listener.say(f"going on after outer step {done} of {setup.config.all_steps}")
         return finish(setup, folder if ranks.first else None, state)
+
+
+def undue_validation(planned: Given, config: Resolved) -> float:
+    """Return the last step that was planned, if only that it was the last had it validated.
+
+    A longer run does not validate it and may so keep another set as its best.
+    """
+    last = planned.outer.steps
+    if last == "auto" or config.outer.steps == last or not last % config.outer.validate_every:
+        return math.inf
+    return last
+
+
+@own_torch_state()
+def finished_early(
+    path: Path,
+    config: Given,
+    dataset: Dataset,
+    *,
+    model: ModelSpec | None = None,
+    listener: Listener = SILENT,
+) -> DistilledSet:
+    """Make the set of a stopped run: its best one so far by validation, with a training length.
+
+    The run can go on afterwards. Of a nested run, the set holds the blocks that were begun.
+
+    Args:
+        path: the run's folder.
+        config: the run's options, with where its data are.
+        dataset: the real data.
+        model: a callable in place of the configuration's model.
+        listener: receives the progress.
+    Raises:
+        InputError: the run is finished, or was not validated yet.
+    """
+    folder = RunFolder.open(path)
+    if folder.finished and folder.newest_step >= config.all_steps:
+        raise InputError(f"the run in {path} is finished; `potstill evaluate {path}` measures it")
+    with folder.locked():
+        folder.require_data(dataset.identity)
+        setup = Setup.of(config, dataset, model, listener, folder.fitted(config, dataset.identity))
+        state = folder.newest(setup.config, dataset.identity, setup.device, listener.say)
+        if state is None or state.best is None:
+            raise InputError(
+                f"the run in {path} was not validated yet, which chooses its set; go on with "
+                f"`potstill distill --resume {path}`"
+            )
+        stage = setup.stage(state)
+        method = setup.make_method(stage, state.carried)
+        blocks = stage.with_leaves(state.best.leaves)
+        recipe = setup.recipe_at(method, state.best.leaves, state)
+        recipes = (*map(Recipe.from_plain, state.carried.recipes), recipe)
+        distilled = make_set(setup, blocks, recipes, state.best)
+        folder.keep_earlier_set()
+        artefact.save(distilled, folder.path / artefact.ARTEFACT)
+        write_default(distilled, folder.path)
+    return distilled
 
 
 def finish(setup: Setup, folder: RunFolder | None, state: OuterState | None) -> DistilledSet:
@@ -121,6 +194,7 @@ def finish(setup: Setup, folder: RunFolder | None, state: OuterState | None) -> 
         state = setup.begin(stage, setup.make_method(stage, Carried()), recipes)
     distilled = make_set(setup, blocks, tuple(map(Recipe.from_plain, recipes)), state.best)
     if folder:
+        folder.keep_earlier_set()
         artefact.save(distilled, folder.path / artefact.ARTEFACT)
         folder.drop_replaced()
         write_default(distilled, folder.path)
