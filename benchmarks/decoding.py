@@ -15,7 +15,8 @@ import torch
 from curves import RESULTS, provenance
 
 from potstill.config.config import changed, configuration
-from potstill.data.sources import from_arrays, read
+from potstill.data.arrays import from_arrays
+from potstill.data.sources import read
 from potstill.distillation.outer import Carried, outer_step
 from potstill.distillation.setup import SILENT, Setup
 from potstill.registry import PARAMETERISATIONS

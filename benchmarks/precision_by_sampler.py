@@ -29,7 +29,8 @@ import torch
 from curves import RESULTS, provenance
 
 from potstill.config.config import configuration, options_of_run
-from potstill.data.sources import from_arrays, read
+from potstill.data.arrays import from_arrays
+from potstill.data.sources import read
 from potstill.data.splits import Dataset
 from potstill.distillation.runs import new_run
 from potstill.distillation.setup import Listener

@@ -18,7 +18,8 @@ from torch import nn
 import potstill
 from potstill.cli.parser import main
 from potstill.config.sections import DataConfig
-from potstill.data.sources import from_arrays, read
+from potstill.data.arrays import from_arrays
+from potstill.data.sources import dataset_of, read
 from potstill.data.splits import Dataset
 from potstill.distillation.run_folder import RunFolder
 from potstill.distilled.picture import drawable_names, font_for
@@ -361,6 +362,80 @@ def test_classes_in_another_order_are_mapped_by_their_names(distilled):
     assert np.array_equal(ordered.train.labels, labels)
     with pytest.raises(InputError, match=r"got 10, without 9 and with nine; give data of the same"):
         in_order(from_arrays(images, labels, class_names=[*names[:9], "nine"]), tuple(names))
+
+
+# What Python takes
+
+
+class Pairs(torch.utils.data.Dataset):
+    """A data set of (image, label), as torchvision's are."""
+
+    classes = ("even", "odd")
+
+    def __init__(self, images: Any, labels: Any, as_picture: bool = False):
+        self.images, self.labels, self.as_picture = images, labels, as_picture
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        image = self.images[index]
+        shown = Image.fromarray(image) if self.as_picture else torch.from_numpy(image)[None]
+        return shown, int(self.labels[index])
+
+
+def test_data_sets_of_other_libraries_are_read_as_arrays_are():
+    datasets = pytest.importorskip("datasets")
+    images, labels = digits()
+    images, labels = images[:200], labels[:200] % 2
+    expected = from_arrays(images, labels, class_names=["even", "odd"])
+    pairs = Pairs(images, labels)
+    rows = {"img": [Image.fromarray(one) for one in images], "label": labels.tolist()}
+    features = datasets.Features(
+        {"img": datasets.Image(), "label": datasets.ClassLabel(names=["even", "odd"])}
+    )
+    for given in (
+        pairs,
+        Pairs(images, labels, as_picture=True),
+        torch.utils.data.DataLoader(pairs, batch_size=7, shuffle=True),
+        datasets.Dataset.from_dict(rows, features=features),
+    ):
+        dataset = dataset_of(DataConfig(), given, None, None, None, None)
+        assert dataset.fingerprint == expected.fingerprint
+        assert dataset.class_names == ("even", "odd")
+    distilled = potstill.distill(pairs, **SMALL)
+    (row,) = potstill.evaluate(distilled, pairs, nets=1)
+    assert row.tested == 40, "a fifth was held out of them"
+    with pytest.raises(InputError, match="items of list_iterator must be pairs of an example"):
+        potstill.distill(iter([1, 2]), **SMALL)
+    mixed = Pairs([images[0], images[0][:4]], [0, 1])
+    with pytest.raises(InputError, match=r"must have one shape, got 2, such as \(1, 4, 8\) and"):
+        potstill.distill(mixed, **SMALL)
+
+
+def test_channels_may_come_last_and_labels_may_be_names():
+    images, labels = digits()
+    colour = np.stack([images, images // 2, images // 3], -1)
+    expected = from_arrays(colour.transpose(0, 3, 1, 2), labels)
+    assert from_arrays(colour, labels).fingerprint == expected.fingerprint
+    named = np.array(["dog" if label % 2 else "cat" for label in labels])
+    dataset = from_arrays(images, named, images[:50], named[:50].astype(object))
+    assert dataset.class_names == ("cat", "dog")
+    assert np.array_equal(dataset.train.labels, labels % 2)
+    assert np.array_equal(dataset.splits["test"].labels, labels[:50] % 2)
+    other = from_arrays(images, named, class_names=["dog", "cat"])
+    assert np.array_equal(other.train.labels, 1 - labels % 2)
+    distilled = potstill.distill(images, named, **SMALL)
+    (row,) = potstill.evaluate(distilled, images[::-1][:30], named[::-1][:30], nets=1)
+    assert row.tested == 30
+
+
+def test_a_path_may_stand_in_place_of_arrays(tmp_path):
+    root = folders(tmp_path / "set")
+    for path in (f"folder:{root}", "digits"):
+        assert potstill.distill(path, **SMALL, cache_dir=str(tmp_path / "c")).class_names
+    with pytest.raises(InputError, match="data is given twice, as 'digits' and as 'sklearn:wine'"):
+        potstill.distill("digits", data="sklearn:wine", **SMALL)
 
 
 # Networks

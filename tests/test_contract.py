@@ -22,7 +22,8 @@ from potstill.cache import Cache
 from potstill.cli.parser import main
 from potstill.config.config import configuration
 from potstill.config.options import Auto, declared, option
-from potstill.data.sources import array_hash, read_digits
+from potstill.data.arrays import array_hash
+from potstill.data.sources import read_digits
 from potstill.data.splits import Arrays, Dataset
 from potstill.distillation import run_folder
 from potstill.parameterisations.base import Reduced

@@ -11,8 +11,8 @@ from torch import nn
 import potstill
 from potstill.config.config import configuration
 from potstill.config.sections import DataConfig
+from potstill.data.arrays import from_arrays
 from potstill.data.preparation import RealData, prepare
-from potstill.data.sources import from_arrays
 from potstill.data.splits import TensorSplit
 from potstill.distilled.recipes import Recipe
 from potstill.distilled.sets import DistilledSet

@@ -11,9 +11,9 @@ from torch import Tensor
 from potstill.config.config import configuration
 from potstill.config.sections import DataConfig
 from potstill.config.slots import Chosen
+from potstill.data.arrays import from_arrays
 from potstill.data.preparation import RealData, prepare
 from potstill.data.preprocessing import Preprocess, auto_preprocessing, restored
-from potstill.data.sources import from_arrays
 from potstill.data.splits import Arrays, Dataset
 from potstill.registry import PREPROCESSING, InputError
 from potstill.seeds import generator

@@ -20,7 +20,8 @@ from PIL import Image
 import potstill
 from potstill.cli.parser import main
 from potstill.config.sections import DataConfig
-from potstill.data.sources import from_arrays, read
+from potstill.data.arrays import from_arrays
+from potstill.data.sources import read
 from potstill.data.splits import Dataset
 from potstill.distillation.run_folder import RunFolder
 from potstill.registry import InputError
@@ -115,7 +116,7 @@ def test_an_unknown_source_is_told_the_nearest_one():
 
 def test_a_function_of_ones_own_is_a_source(tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(
-        "import numpy as np\nfrom potstill.data.sources import from_arrays\n\n\n"
+        "import numpy as np\nfrom potstill.data.arrays import from_arrays\n\n\n"
         "def squares(rest, config):\n"
         "    rng = np.random.default_rng(int(rest or 0))\n"
         "    labels = np.arange(60) % 2\n"
@@ -256,13 +257,13 @@ def test_the_fingerprint_of_arrays_follows_every_pixel_and_label():
         (
             {"images": np.zeros(4)},
             r"images must have shape \(N, d\) of vectors, \(N, H, W\) or \(N, C, H, W\) with C 1 "
-            r"or 3, got \(4,\)",
+            r"or 3, or \(N, H, W, C\), got \(4,\)",
         ),
         (
-            {"images": np.zeros((4, 6, 6, 3))},
-            r"C 1 or 3, got \(4, 6, 6, 3\); move the channels to the front",
+            {"images": np.zeros((4, 6, 6, 4))},
+            r"C 1 or 3, or \(N, H, W, C\), got \(4, 6, 6, 4\)$",
         ),
-        ({"images": np.zeros((4, 2, 6, 6))}, r"C 1 or 3, got \(4, 2, 6, 6\)$"),
+        ({"images": np.zeros((4, 2, 6, 6))}, r"\(N, H, W, C\), got \(4, 2, 6, 6\)$"),
         ({"images": np.zeros((0, 3, 6, 6))}, r"images must have shape .* got \(0, 3, 6, 6\)"),
         (
             {"images": [[[1, 2], [3]], [[1, 2], [3, 4]]]},
@@ -295,8 +296,8 @@ def test_the_fingerprint_of_arrays_follows_every_pixel_and_label():
             r"labels must be whole numbers 0 \.\. K-1, got values of type float64",
         ),
         (
-            {"labels": list("abab")},
-            r"labels must be whole numbers 0 \.\. K-1, got values of type <U1",
+            {"labels": list("abac"), "class_names": ["a", "b"]},
+            r"labels must be among the 2 classes of class_names, a, b; got 'c'",
         ),
         ({"labels": [0, 1, -1, 1]}, r"labels must be at least 0, got -1"),
         (

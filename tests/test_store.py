@@ -15,8 +15,8 @@ from twins import pixels
 
 from potstill.config.config import configuration
 from potstill.config.sections import DataConfig
+from potstill.data.arrays import from_arrays
 from potstill.data.preparation import prepare
-from potstill.data.sources import from_arrays
 from potstill.data.splits import TensorSplit
 from potstill.distilled.artefact import load, save
 from potstill.distilled.batches import BatchPlan

@@ -16,9 +16,10 @@ import potstill
 from potstill.cli.parser import main
 from potstill.config.config import configuration
 from potstill.data import augmentation
+from potstill.data.arrays import from_arrays
 from potstill.data.preparation import prepare
 from potstill.data.preprocessing import Preprocess, auto_preprocessing, restored
-from potstill.data.sources import from_arrays, read
+from potstill.data.sources import read
 from potstill.data.splits import KINDS, require_kind
 from potstill.distillation.auto_values import check_kinds
 from potstill.distillation.outer import Interrupted

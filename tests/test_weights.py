@@ -10,9 +10,9 @@ from test_runs import QUICK, interrupted_run
 import potstill
 from potstill.cli.parser import main
 from potstill.config.config import configuration
+from potstill.data.arrays import from_arrays, with_weights
 from potstill.data.preparation import prepare
 from potstill.data.sampling import Weighted
-from potstill.data.sources import from_arrays, with_weights
 from potstill.distillation.outer import Carried
 from potstill.distillation.setup import SILENT, Setup
 from potstill.evaluation.hardness import hardness_weights

@@ -38,10 +38,11 @@ def distill(
     The set holds a few examples per class.
 
     Args:
-        images: (N, H, W) or (N, C, H, W) arrays or tensors, C 1 or 3; integers 0..255, or floats.
-            Or (N, d) vectors, the rows of a table, as numbers of any kind; a data frame will do.
-            None: `data=` is read.
-        labels: (N,) whole numbers 0 .. K-1.
+        images: (N, H, W), (N, C, H, W) or (N, H, W, C) arrays or tensors, C 1 or 3; integers
+            0..255, or floats. Or (N, d) vectors, the rows of a table, as numbers of any kind; a
+            data frame will do. Or a torch Dataset or DataLoader, or a Hugging Face Dataset, which
+            has the labels, too. Or the path of data, as `data=` takes it. None: `data=` is read.
+        labels: (N,) whole numbers 0 .. K-1, or names of classes.
         test_images: held out for tests only; None holds 20 % out.
         test_labels: their classes.
         class_names: name of each class, all different.
@@ -65,7 +66,11 @@ def distill(
         InputError: something given is wrong; the sentence says what, the rule, the value found and
             the way out.
     """
-    named = {"data": images if images is None else "arrays", "model": model and model_name(model)}
+    if isinstance(images, str | os.PathLike):
+        path, images = os.fspath(images), None
+    else:
+        path = None if images is None else "arrays"
+    named = {"data": path, "model": model and model_name(model)}
     for name, value in named.items():
         if value is not None and options.setdefault(name, value) != value:
             raise InputError(

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from potstill.data.arrays import as_array, as_vectors
 from potstill.data.decoding import PADDED_SIDE, UNPADDED_SIDE
 from potstill.data.preprocessing import Preprocess
-from potstill.data.sources import as_array, as_vectors
 from potstill.data.splits import NOUNS, Shape, kind_of
 from potstill.distilled.blocks import Block, joined
 from potstill.distilled.recipes import Recipe
