@@ -18,7 +18,8 @@ from potstill.config.config import changed, configuration
 from potstill.data.arrays import from_arrays
 from potstill.data.sources import read
 from potstill.distillation.outer import Carried, outer_step
-from potstill.distillation.setup import SILENT, Setup
+from potstill.distillation.setup import Setup
+from potstill.progress import SILENT
 from potstill.registry import PARAMETERISATIONS
 
 SHARED = {"preprocess": "normalize", "unroll": 60, "window": 20, "real_batch": 200}

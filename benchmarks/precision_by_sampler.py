@@ -33,11 +33,11 @@ from potstill.data.arrays import from_arrays
 from potstill.data.sources import read
 from potstill.data.splits import Dataset
 from potstill.distillation.runs import new_run
-from potstill.distillation.setup import Listener
 from potstill.evaluation.bench import Bench
 from potstill.evaluation.fitting import fitting
 from potstill.methods import unrolled
 from potstill.methods.unrolled import UnrolledMethod
+from potstill.progress import Listener
 from potstill.records.metrics import StepRecord
 from potstill.registry import METHODS
 from potstill.seeds import generator

@@ -17,12 +17,14 @@ if TYPE_CHECKING:
     from potstill.distilled.exports import export
     from potstill.distilled.sets import DistilledSet
     from potstill.evaluation.scoring import train
+    from potstill.progress import Listener
     from potstill.registry import InputError
 
 __version__ = "0.1.0"
 __all__ = [
     "DistilledSet",
     "InputError",
+    "Listener",
     "configuration",
     "diagnose",
     "distill",
@@ -40,6 +42,7 @@ _HOMES = {
     "configuration": "config.config",
     "DistilledSet": "distilled.sets",
     "InputError": "registry",
+    "Listener": "progress",
     "diagnose": "api.runs",
     "distill": "api.runs",
     "evaluate": "api.measurements",

@@ -20,7 +20,6 @@ from potstill.data.splits import TensorSplit
 from potstill.distillation.boosting import OnBlocks, Rates, Stage, examples, stage_sizes
 from potstill.distillation.outer import Carried, Hooks, OuterState, Schedule, optimise
 from potstill.distillation.run_folder import RunFolder
-from potstill.distillation.setup import Listener
 from potstill.distilled.blocks import Block, initial_blocks
 from potstill.distilled.recipes import Recipe
 from potstill.distilled.sets import DistilledSet
@@ -28,6 +27,7 @@ from potstill.engine.compiled_losses import CompiledNetwork
 from potstill.engine.optimizers import Adam
 from potstill.engine.when_to_compile import stage_micro_batch
 from potstill.methods.base import Examples, Method, Problem
+from potstill.progress import Listener
 from potstill.registry import METHODS, InputError
 from potstill.seeds import generator
 

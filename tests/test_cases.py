@@ -138,7 +138,7 @@ def test_validation_images_of_ones_own_are_those_that_choose(tmp_path):
 
 
 def potstill_listener(said: list[str]) -> Any:
-    from potstill.distillation.setup import Listener
+    from potstill.progress import Listener
 
     return Listener(say=said.append)
 
@@ -606,3 +606,30 @@ def test_a_class_is_named_where_it_has_too_few_images(tmp_path):
         potstill.distill(
             data=f"folder:{root}", cache_dir=str(tmp_path / "c"), ipc=5, init="real", **SMALL
         )
+
+
+def test_an_export_to_a_name_of_no_format_is_refused(distilled, tmp_path, capsys):
+    potstill.save(distilled, tmp_path / "d.safetensors")
+    for name in ("x.zip", "x.pt"):
+        command = ["export", str(tmp_path / "d.safetensors"), "--no-check"]
+        assert main([*command, "--out", str(tmp_path / name)]) == 2
+        assert (
+            f"out must end in .png, .csv, .parquet, .npz, or name a folder of images, got '{name}'"
+            in capsys.readouterr().err
+        )
+        assert not (tmp_path / name).exists()
+
+
+def test_progress_is_shown_in_a_terminal_and_off_if_asked(monkeypatch, capsys):
+    images, labels = digits()
+    potstill.distill(images, labels, **SMALL)
+    assert capsys.readouterr().err == "", "no terminal"
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    potstill.distill(images, labels, **SMALL)
+    assert "10 classes (0, 1, 2, 3, 4, 5, ... (10))" in capsys.readouterr().err
+    potstill.distill(images, labels, **SMALL, progress=False)
+    assert capsys.readouterr().err == ""
+    said: list[str] = []
+    potstill.distill(images, labels, **SMALL, listener=potstill.Listener(say=said.append))
+    assert said[0].startswith("10 classes")
+    assert capsys.readouterr().err == ""

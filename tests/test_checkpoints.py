@@ -9,7 +9,7 @@ from potstill.config.sections import DataConfig
 from potstill.data.sources import read
 from potstill.distillation import run_folder
 from potstill.distillation.outer import Interrupted
-from potstill.distillation.setup import Listener
+from potstill.progress import Listener
 
 
 def test_a_moving_window_resumes_where_it_was(tmp_path):

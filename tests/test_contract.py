@@ -366,7 +366,7 @@ def test_a_strangers_method_distils_resumes_boosts_evaluates_reports_and_exports
 
 
 def potstill_listener(steps: list[int], last: int):
-    from potstill.distillation.setup import Listener
+    from potstill.progress import Listener
 
     def step(record, total):
         steps.append(record.step)

@@ -14,9 +14,10 @@ from potstill.diagnosis.over_a_run import Noise
 from potstill.diagnosis.variance import SOURCES
 from potstill.distillation.boosting import Stage
 from potstill.distillation.outer import Carried
-from potstill.distillation.setup import SILENT, Setup
+from potstill.distillation.setup import Setup
 from potstill.methods.base import Examples
 from potstill.methods.unrolled import Replay, UnrolledMethod
+from potstill.progress import SILENT
 from potstill.registry import STUDIES
 from potstill.studies import over_time, windows
 from potstill.studies.claims import Finding, Reading, Throughout, compared

@@ -15,9 +15,10 @@ from potstill.data.sources import read
 from potstill.diagnosis.over_a_run import DiagnosisRecord
 from potstill.diagnosis.variance import noise_sources, real_variance
 from potstill.distillation import run_folder
-from potstill.distillation.setup import SILENT, Setup
+from potstill.distillation.setup import Setup
 from potstill.evaluation.records import DIAGNOSIS, read_records
 from potstill.methods.base import Examples
+from potstill.progress import SILENT
 from potstill.registry import InputError
 
 

@@ -13,6 +13,7 @@ import potstill
 ROOT = Path(potstill.__file__).parent
 ORDER = [
     "records",
+    "progress",
     "registry",
     "seeds",
     "devices",

@@ -18,13 +18,13 @@ from potstill.data import augmentation
 from potstill.data.sampling import Weighted
 from potstill.data.splits import TensorSplit
 from potstill.distillation.outer import Interrupted
-from potstill.distillation.setup import Listener
 from potstill.distilled.recipes import Recipe
 from potstill.engine.when_to_compile import NetworkFamily
 from potstill.evaluation.protocols import DSA
 from potstill.methods.base import Estimate, Examples, Problem, Real
 from potstill.methods.matching import DistributionMatching
 from potstill.models import fresh, resolve
+from potstill.progress import Listener
 from potstill.registry import METHODS, InputError
 from potstill.seeds import derive, generator
 

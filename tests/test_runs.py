@@ -20,8 +20,8 @@ from potstill.cli.parser import main
 from potstill.config.config import configuration, options_from_file, options_of_run
 from potstill.distillation import run_folder
 from potstill.distillation.outer import Interrupted
-from potstill.distillation.setup import Listener
 from potstill.distilled import artefact
+from potstill.progress import Listener
 from potstill.registry import METHODS, InputError
 from potstill.seeds import generator
 

@@ -17,8 +17,8 @@ from potstill.cli.parser import main
 from potstill.config.config import DataConfig, changed, configuration
 from potstill.data.sources import read
 from potstill.distillation import run_folder
-from potstill.distillation.setup import Listener
 from potstill.distilled.sets import DistilledSet
+from potstill.progress import Listener
 from potstill.registry import STUDIES, InputError
 from potstill.reports.plots import Drawing, Series, line_figure
 from potstill.studies import boosting

@@ -13,7 +13,6 @@ import potstill
 from potstill.config.config import configuration, resolved
 from potstill.data.splits import TensorSplit
 from potstill.distillation.auto_values import resolve_compile
-from potstill.distillation.setup import Listener
 from potstill.distilled.recipes import Recipe
 from potstill.engine.compiled_losses import CannotCompile, CompiledNetwork
 from potstill.engine.rows import taken
@@ -27,6 +26,7 @@ from potstill.engine.when_to_compile import (
 from potstill.methods.base import Estimate, Examples, Method, Problem, Real, Sizes
 from potstill.methods.unrolled import Bptt, RatBptt, Replay
 from potstill.models import resolve
+from potstill.progress import Listener
 from potstill.registry import InputError
 from potstill.seeds import generator
 
@@ -172,7 +172,7 @@ def test_why_a_run_is_not_compiled_is_said_or_an_error():
     assert compiled_if_worth("off", CPU, lambda: 1e99, never, said.append) is None
     assert said == []
     assert compiled_if_worth("auto", CPU, lambda: 1e9, never, said.append) is None
-    assert "the run is short" in said[-1] or "no C++ compiler" in said[-1]
+    assert said == [], "a short run: nothing is missing"
     if missing_compiler(CPU) is None:
         assert compiled_if_worth("auto", CPU, lambda: 1e99, never, said.append) is None
         assert said[-1] == "not compiled: of the moon"

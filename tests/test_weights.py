@@ -14,8 +14,9 @@ from potstill.data.arrays import from_arrays, with_weights
 from potstill.data.preparation import prepare
 from potstill.data.sampling import Weighted
 from potstill.distillation.outer import Carried
-from potstill.distillation.setup import SILENT, Setup
+from potstill.distillation.setup import Setup
 from potstill.evaluation.hardness import hardness_weights
+from potstill.progress import SILENT
 from potstill.registry import InputError
 from potstill.seeds import generator
 

@@ -15,7 +15,6 @@ from potstill.data.preparation import RealData
 from potstill.data.sources import dataset_of
 from potstill.data.splits import Dataset
 from potstill.distillation.run_folder import RunFolder
-from potstill.distillation.setup import SILENT, Listener
 from potstill.distilled.artefact import ARTEFACT, load, recorded_config
 from potstill.distilled.sets import DistilledSet
 from potstill.distributed.ranks import ALONE, Ranks
@@ -26,6 +25,7 @@ from potstill.evaluation.records import EVALUATION, EvaluationRecord, Row, add_r
 from potstill.evaluation.scoring import factory_for
 from potstill.files import checksum
 from potstill.models import ModelSpec, model_name
+from potstill.progress import SILENT, Listener, followed
 from potstill.registry import InputError
 
 
@@ -39,7 +39,8 @@ def evaluate(
     ipc: int | None = None,
     all_budgets: bool = False,
     model: ModelSpec | None = None,
-    listener: Listener = SILENT,
+    listener: Listener | None = None,
+    progress: bool = True,
     **options: Any,
 ) -> list[Row]:
     """Measure the test accuracy of fresh networks that train on a set.
@@ -57,7 +58,8 @@ def evaluate(
             of it.
         all_budgets: measure every set that a boosted set holds.
         model: another network than the recipe's; `models=` takes several names.
-        listener: receives the progress.
+        listener: is told of the progress; None: it is shown in terminals and notebooks.
+        progress: False to show nothing.
         **options: any option of `potstill evaluate --help` by its name, e.g. nets=5,
             protocol="paper", baselines=("random",); without arrays `data=` names other data than
             the set tells of.
@@ -68,18 +70,21 @@ def evaluate(
     Raises:
         InputError: data that do not fit the set, or an argument out of its range.
     """
-    records = evaluations(
-        distilled,
-        images,
-        labels,
-        test_images=test_images,
-        test_labels=test_labels,
-        ipc=ipc,
-        all_budgets=all_budgets,
-        model=model,
-        listener=listener,
-        **options,
-    )
+    with followed(listener, progress) as told:
+        records = list(
+            evaluations(
+                distilled,
+                images,
+                labels,
+                test_images=test_images,
+                test_labels=test_labels,
+                ipc=ipc,
+                all_budgets=all_budgets,
+                model=model,
+                listener=told,
+                **options,
+            )
+        )
     return [row for record in records for row in record.rows]
 
 

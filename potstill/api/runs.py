@@ -11,9 +11,9 @@ from potstill.devices import own_torch_state
 from potstill.diagnosis.over_a_run import Diagnosis, Noise, recorded_diagnoses
 from potstill.distillation.run_folder import RunFolder
 from potstill.distillation.runs import finished_early, new_run, resumed_run
-from potstill.distillation.setup import SILENT, Listener
 from potstill.distilled.sets import DistilledSet
 from potstill.models import ModelSpec, model_name
+from potstill.progress import Listener, followed
 from potstill.registry import InputError
 
 
@@ -30,7 +30,8 @@ def distill(
     preset: str | None = None,
     out: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
-    listener: Listener = SILENT,
+    listener: Listener | None = None,
+    progress: bool = True,
     **options: Any,
 ) -> DistilledSet:
     """Distill labelled images or vectors, or the data that `data=` names, into a small set.
@@ -56,7 +57,8 @@ def distill(
         preset: a named set of options from the paper, e.g. "cifar10-ipc10".
         out: folder to keep checkpoints, log and result in; None keeps nothing on disk.
         overwrite: replace a run that `out` holds.
-        listener: receives the progress.
+        listener: is told of the progress; None: it is shown in terminals and notebooks.
+        progress: False to show nothing.
         **options: any option of `potstill distill --help` by its name, e.g. ipc=10, steps=500,
             window=40. With threads=n, torch's number of threads is n in this process from
             then on.
@@ -80,14 +82,9 @@ def distill(
     dataset = dataset_of(
         config.data, images, labels, test_images, test_labels, class_names, weights, feature_names
     )
-    return new_run(
-        config,
-        dataset,
-        None if out is None else Path(out),
-        model=model,
-        overwrite=overwrite,
-        listener=listener,
-    )
+    folder = None if out is None else Path(out)
+    with followed(listener, progress) as told:
+        return new_run(config, dataset, folder, model=model, overwrite=overwrite, listener=told)
 
 
 def resume(
@@ -102,7 +99,8 @@ def resume(
     weights: Any = None,
     steps: int | None = None,
     model: ModelSpec | None = None,
-    listener: Listener = SILENT,
+    listener: Listener | None = None,
+    progress: bool = True,
 ) -> DistilledSet:
     """Go on with a run from its last checkpoint; the result is as if it had not stopped.
 
@@ -118,7 +116,8 @@ def resume(
         steps: outer steps that the run is to have in all, so that a finished one goes on; None: as
             at the start. The set that it gave is kept in a folder of its own.
         model: a callable, if the run was started with one that cannot be imported.
-        listener: receives the progress.
+        listener: is told of the progress; None: it is shown in terminals and notebooks.
+        progress: False to show nothing.
     Raises:
         InputError: no run in `out`, a finished one, or other data than it was started with.
     """
@@ -128,7 +127,8 @@ def resume(
     dataset = dataset_of(
         config.data, images, labels, test_images, test_labels, class_names, weights, feature_names
     )
-    return resumed_run(Path(out), config, dataset, model=model, listener=listener)
+    with followed(listener, progress) as told:
+        return resumed_run(Path(out), config, dataset, model=model, listener=told)
 
 
 def finish(
@@ -142,7 +142,8 @@ def finish(
     feature_names: Sequence[str] | None = None,
     weights: Any = None,
     model: ModelSpec | None = None,
-    listener: Listener = SILENT,
+    listener: Listener | None = None,
+    progress: bool = True,
 ) -> DistilledSet:
     """Make the set of a stopped run, the best so far on validation images; the run can go on.
 
@@ -156,7 +157,8 @@ def finish(
         feature_names: as at the start.
         weights: as at the start.
         model: a callable, if the run was started with one that cannot be imported.
-        listener: receives the progress.
+        listener: is told of the progress; None: it is shown in terminals and notebooks.
+        progress: False to show nothing.
     Raises:
         InputError: no run in `out`, a finished one, one that was not validated yet, or other data.
     """
@@ -164,7 +166,8 @@ def finish(
     dataset = dataset_of(
         config.data, images, labels, test_images, test_labels, class_names, weights, feature_names
     )
-    return finished_early(Path(out), config, dataset, model=model, listener=listener)
+    with followed(listener, progress) as told:
+        return finished_early(Path(out), config, dataset, model=model, listener=told)
 
 
 def longer(config: Given, changed: Given) -> Given:
@@ -197,7 +200,8 @@ def diagnose(
     unrolls: int = 1,
     sources: int = 0,
     model: ModelSpec | None = None,
-    listener: Listener = SILENT,
+    listener: Listener | None = None,
+    progress: bool = True,
 ) -> list[Diagnosis]:
     """Measure how noisy a run's meta-gradient is, at its start and at each checkpoint it kept.
 
@@ -219,7 +223,8 @@ def diagnose(
         sources: n to tell apart the noise of n real batches, n starts and n windows, in n^2
             unrolls; 0: leave it out.
         model: a callable, if the run was started with one that cannot be imported.
-        listener: receives the progress.
+        listener: is told of the progress; None: it is shown in terminals and notebooks.
+        progress: False to show nothing.
     Returns:
         One diagnosis for each place: its step, `real` (a `Variance` for each unroll) and `sources`
         (name -> `Variance`).
@@ -232,7 +237,5 @@ def diagnose(
     dataset = dataset_of(
         config.data, images, labels, test_images, test_labels, class_names, weights
     )
-    with own_torch_state():
-        return list(
-            recorded_diagnoses(folder, config, dataset, noise, model=model, listener=listener)
-        )
+    with own_torch_state(), followed(listener, progress) as told:
+        return list(recorded_diagnoses(folder, config, dataset, noise, model=model, listener=told))

@@ -16,7 +16,6 @@ import torch
 
 from potstill.api import measurements
 from potstill.api.runs import longer
-from potstill.cli.display import Display
 from potstill.cli.tables import show, show_diagnosis, tell
 from potstill.config.config import (
     Given,
@@ -31,7 +30,6 @@ from potstill.devices import hardware, own_torch_state, pick_device
 from potstill.diagnosis.over_a_run import Noise, recorded_diagnoses
 from potstill.distillation import run_folder, runs
 from potstill.distillation.outer import Interrupted
-from potstill.distillation.setup import SILENT, Listener
 from potstill.distilled import exports
 from potstill.distilled.sets import DistilledSet
 from potstill.distributed.link import Lost
@@ -39,6 +37,7 @@ from potstill.distributed.ranks import ALONE, Ranks, joined
 from potstill.evaluation import measuring
 from potstill.evaluation.protocols import EvaluationOptions
 from potstill.evaluation.records import DIAGNOSIS, EvaluationRecord
+from potstill.progress import SILENT, Display, Listener
 from potstill.registry import EXPORTS, STUDIES, InputError
 
 
@@ -223,15 +222,31 @@ def data_options(parsed: argparse.Namespace) -> dict[str, Any]:
     return given | ({"data": parsed.data} if parsed.data else {})
 
 
+SUFFIXES = {".png": "png", ".csv": "csv", ".parquet": "parquet", ".npz": "npz", "": "folder"}
+"""Suffix of a file to export to -> the format."""
+
+
+def format_of(out: Path) -> str:
+    """Return the export format that a file's suffix tells; without one it is a folder.
+
+    Raises:
+        InputError: another suffix.
+    """
+    if out.suffix.lower() not in SUFFIXES:
+        known = ", ".join(suffix for suffix in SUFFIXES if suffix)
+        raise InputError(
+            f"out must end in {known}, or name a folder of images, got {out.name!r}; --format "
+            "writes any name in the format that it says"
+        )
+    return SUFFIXES[out.suffix.lower()]
+
+
 def export(parsed: argparse.Namespace) -> int:
     """Run `potstill export`; return the exit code."""
     distilled, data = measurements.opened(parsed.path, parsed.ipc, data_options(parsed))
     folder = parsed.path if parsed.path.is_dir() else parsed.path.parent
-    suffixes = {".png": "png", ".csv": "csv", ".parquet": "parquet", ".npz": "npz"}
     format = parsed.format or (
-        suffixes.get(parsed.out.suffix, "folder")
-        if parsed.out
-        else exports.DEFAULTS[distilled.kind]
+        format_of(parsed.out) if parsed.out else exports.DEFAULTS[distilled.kind]
     )
     out = parsed.out or folder / EXPORTS[format].default_name
     told = exports.export(distilled, format, out, overwrite=parsed.out is None)

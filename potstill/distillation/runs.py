@@ -14,7 +14,7 @@ from potstill.distillation.boosting import LEARNED, OnBlocks, Stage
 from potstill.distillation.checkpoints import steps_done
 from potstill.distillation.outer import Best, Carried, Hooks, OuterState, optimise
 from potstill.distillation.run_folder import RunFolder
-from potstill.distillation.setup import SILENT, Listener, Setup, settings
+from potstill.distillation.setup import Setup, settings
 from potstill.distilled import artefact
 from potstill.distilled.blocks import Block
 from potstill.distilled.exports import write_default
@@ -24,6 +24,7 @@ from potstill.distributed.ranks import ALONE, Ranks
 from potstill.files import with_prefix
 from potstill.methods.base import Method
 from potstill.models import ModelSpec
+from potstill.progress import SILENT, Listener
 from potstill.records.metadata import BudgetRecord, ChosenAccuracy, SetMetadata
 from potstill.records.metrics import Figure, StepRecord
 from potstill.registry import InputError

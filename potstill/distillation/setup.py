@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,32 +45,12 @@ from potstill.models import (
     resolve,
 )
 from potstill.parameterisations.base import Budget, Parameterisation
-from potstill.records.metrics import StepRecord
+from potstill.progress import Listener
 from potstill.registry import METHODS, PARAMETERISATIONS, InputError
 from potstill.seeds import derive
 
 PLACES = ("data", "cache_dir", "storage", "device")
 """Options that may differ between ranks: paths and devices."""
-
-
-@dataclass(frozen=True)
-class Listener:
-    """How a run reports its progress; every function is optional.
-
-    Args:
-        say: takes a sentence that the user should see.
-        step: takes (record of the step, number of outer steps).
-        work: takes (name of the work, done, total) outside the outer loop.
-        stop: returns whether the user asked to stop.
-    """
-
-    say: Callable[[str], None] = field(default=lambda sentence: None)
-    step: Callable[[StepRecord, int], None] = field(default=lambda record, steps: None)
-    work: Callable[[str, int, int], None] = field(default=lambda what, done, total: None)
-    stop: Callable[[], bool] = field(default=lambda: False)
-
-
-SILENT = Listener()
 
 
 def settings(config: Given | Resolved, identity: str) -> dict[str, Any]:

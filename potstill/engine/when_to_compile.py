@@ -1,6 +1,5 @@
 """The networks of a run, the decision to compile them, and the check of what was compiled."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -167,7 +166,7 @@ def compiled_if_worth(
     obstacle: str | None = None,
     functions: int = 3,
 ) -> CompiledNetwork | None:
-    """Compile if it is asked for or worth it; return None otherwise, and say why.
+    """Compile if it is asked for or worth it; return None otherwise, and say what is missing.
 
     Args:
         wanted: "on", "off" or "auto".
@@ -182,11 +181,9 @@ def compiled_if_worth(
     """
     if wanted == "off":
         return None
-    reason = (
-        obstacle
-        or missing_compiler(device)
-        or (too_short(work(), functions, device) if wanted == "auto" else None)
-    )
+    if wanted == "auto" and too_short(work(), functions, device):
+        return None  # as most runs of a first hour: nothing is missing
+    reason = obstacle or missing_compiler(device)
     if reason is None:
         say("compiling the network's derivatives; the next run finds them in a cache")
         try:
@@ -199,14 +196,9 @@ def compiled_if_worth(
     return None
 
 
-def too_short(work: float, functions: int, device: torch.device) -> str | None:
-    """Return why compiling does not pay for so many operations; None if it does."""
-    least = functions * PAYS.get(device.type, math.inf)
-    return (
-        f"the run is short ({work / 1e12:.1f} TFLOP; it pays from {least / 1e12:.0f})"
-        if work < least
-        else None
-    )
+def too_short(work: float, functions: int, device: torch.device) -> bool:
+    """Return whether compiling does not pay for so many floating-point operations."""
+    return work < functions * PAYS.get(device.type, 0.0)
 
 
 def missing_compiler(device: torch.device) -> str | None:

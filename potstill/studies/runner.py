@@ -27,11 +27,11 @@ from potstill.distillation.boosting import made_blocks
 from potstill.distillation.checkpoints import steps_done
 from potstill.distillation.run_folder import RunFolder
 from potstill.distillation.runs import new_run, resumed_run
-from potstill.distillation.setup import SILENT, Listener
 from potstill.distilled import artefact
 from potstill.distilled.sets import DistilledSet
 from potstill.evaluation.bench import Bench
 from potstill.evaluation.fitting import fitting
+from potstill.progress import SILENT, Listener
 from potstill.registry import InputError
 from potstill.reports.plots import Drawing, save
 from potstill.studies.claims import Claim, as_data

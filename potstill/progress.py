@@ -1,7 +1,10 @@
-"""The progress of a long command: a bar in a terminal, a line now and then elsewhere."""
+"""Progress of long work: who listens to it, and how it is shown in terminals and notebooks."""
 
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from types import TracebackType
 
 from rich.console import Console
@@ -20,6 +23,56 @@ from potstill.records.metrics import StepRecord
 SECONDS_BETWEEN_LINES = 10.0
 
 
+def ignore(*what: object) -> None:
+    """Do nothing with what is told."""
+
+
+def never() -> bool:
+    """Return that nobody asks to stop."""
+    return False
+
+
+@dataclass(frozen=True)
+class Listener:
+    """What is told of long work; each is a function that may be left out.
+
+        potstill.distill(images, labels, listener=potstill.Listener(say=print))
+
+    Args:
+        say: takes a sentence that the user should see.
+        step: takes (`StepRecord` of the outer step, number of outer steps of the run).
+        work: takes (name of the work, done, total) outside the outer loop.
+        stop: returns whether to stop after this outer step; the run can then be resumed.
+    """
+
+    say: Callable[[str], None] = ignore
+    step: Callable[[StepRecord, int], None] = ignore
+    work: Callable[[str, int, int], None] = ignore
+    stop: Callable[[], bool] = never
+
+
+SILENT = Listener()
+
+
+@contextmanager
+def followed(listener: Listener | None, progress: bool) -> Iterator[Listener]:
+    """Yield who is told: the listener, or a display where there is a terminal or a notebook.
+
+    Args:
+        listener: the user's; None: a display.
+        progress: whether to show a display at all.
+    """
+    if listener is not None:
+        yield listener
+        return
+    display = Display()
+    if not progress or not display.live:
+        yield SILENT
+        return
+    with display:
+        yield Listener(display.say, display.step, display.work)
+
+
 class Display:
     """Progress on standard error, so that standard output holds results only."""
 
@@ -33,7 +86,9 @@ class Display:
             TimeElapsedColumn(),
             TimeRemainingColumn(),
         )
-        hidden = quiet or not sys.stderr.isatty()
+        self.live = sys.stderr.isatty() or self.console.is_jupyter
+        """Whether it can show a bar."""
+        hidden = quiet or not self.live
         self.bar = Progress(*columns, console=self.console, disable=hidden, transient=True)
         self.lines = not quiet and hidden
         self.tasks: dict[str, TaskID] = {}
