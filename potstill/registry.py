@@ -159,6 +159,14 @@ SOURCES = Registry(
         "potstill.data.tables:read_parquet",
         "parquet:PATH: Hugging Face layout; a file, or a folder of train and test files",
     ),
+    npz=(
+        "potstill.data.npz:read_npz",
+        "npz:PATH: NumPy arrays x_train, y_train, x_test, ... or images and labels",
+    ),
+    csv=(
+        "potstill.data.csv_files:read_csv",
+        "csv:PATH: image files with their labels (and splits), or a table of numbers",
+    ),
     hf=(
         "potstill.data.hub:read_hub",
         "hf:NAME: a data set of the Hugging Face hub (pip install 'potstill[hf]')",

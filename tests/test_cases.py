@@ -143,6 +143,80 @@ def potstill_listener(said: list[str]) -> Any:
     return Listener(say=said.append)
 
 
+# Data as people have them, by their path alone
+
+
+def test_a_path_alone_tells_what_it_is(tmp_path, capsys):
+    folders(tmp_path / "photos")
+    table(tmp_path / "shards" / "data" / "train-0.parquet", ["cat", "dog"])
+    images, labels = digits()
+    np.savez(tmp_path / "keras.npz", x_train=images[:99], y_train=labels[:99, None])
+    lines = ["a,b,kind", *(f"{i},{i % 7},{'xy'[i % 2]}" for i in range(30))]
+    (tmp_path / "numbers.csv").write_text("\n".join(lines))
+    for name, kind, shape in (
+        ("photos", "folder", (1, 8, 8)),
+        ("shards", "parquet", (1, 8, 8)),
+        ("keras.npz", "npz", (1, 8, 8)),
+        ("numbers.csv", "csv", (2,)),
+    ):
+        config = DataConfig(data=str(tmp_path / name), cache_dir=str(tmp_path / "c"))
+        assert config.source == (kind, str(tmp_path / name))
+        assert read(config).shape == shape
+    out = tmp_path / "run"
+    flags = ["--model", "mlp", "--steps", "2", "--lengths", "3", "--cache-dir", str(tmp_path / "c")]
+    assert main(["distill", "--data", str(tmp_path / "photos"), *flags, "--out", str(out)]) == 0
+    assert RunFolder(out).config().data.data == f"folder:{tmp_path / 'photos'}"
+    (tmp_path / "x.zip").write_bytes(b"PK")
+    assert main(["distill", "--data", str(tmp_path / "x.zip")]) == 2
+    assert "unpack archives, or load it in Python" in capsys.readouterr().err
+
+
+def test_arrays_in_a_file_have_the_splits_that_their_names_tell(tmp_path):
+    images, labels = digits()
+    names = {"train": slice(0, 900), "val": slice(900, 1200), "test": slice(1200, None)}
+    arrays = {f"{name}_images": images[rows] for name, rows in names.items()}
+    arrays |= {f"{name}_labels": labels[rows, None] for name, rows in names.items()}
+    np.savez(tmp_path / "medical.npz", **arrays, extra=np.zeros(3))
+    dataset = read(DataConfig(data=f"npz:{tmp_path / 'medical.npz'}"))
+    sizes = {name: len(part.labels) for name, part in dataset.splits.items()}
+    assert sizes == {"train": 900, "validation": 300, "test": 597}
+    assert dataset.left_out == ("array extra of shape (3,)",)
+    np.savez(tmp_path / "bad.npz", pictures=images)
+    with pytest.raises(InputError, match=r"must hold x_train and y_train.*got pictures; rename"):
+        read(DataConfig(data=f"npz:{tmp_path / 'bad.npz'}"))
+    np.savez(tmp_path / "objects.npz", x=np.array([{}], object), y=labels[:1])
+    with pytest.raises(InputError, match=r"as arrays: .*pickle"):
+        read(DataConfig(data=f"npz:{tmp_path / 'objects.npz'}"))
+
+
+def test_a_csv_lists_images_with_labels_and_splits(tmp_path):
+    lines = ["file_name;label;split"]
+    for index in range(40):
+        kind, split = index % 2, ("train", "valid", "test", "Train")[index // 2 % 4]
+        save(tmp_path / "images" / f"{index}.png", picture(kind))
+        lines.append(f"images/{index}.png;{('cat', 'dog')[kind]};{split}")
+    (tmp_path / "labels.csv").write_text("\n".join(lines))
+    dataset = read(DataConfig(data=str(tmp_path / "labels.csv"), cache_dir=str(tmp_path / "c")))
+    assert dataset.class_names == ("cat", "dog")
+    sizes = {name: len(part.labels) for name, part in dataset.splits.items()}
+    assert sizes == {"train": 20, "validation": 10, "test": 10}
+    assert dataset.origins["validation"] == "labels.csv, split validation"
+    for arrays in dataset.splits.values():
+        assert all(
+            np.array_equal(image[0], picture(label))
+            for image, label in zip(arrays.images, arrays.labels, strict=True)
+        )
+    (tmp_path / "images" / "3.png").unlink()
+    with pytest.raises(InputError, match=r"lists 'images/3\.png', which is not there; paths begin"):
+        read(DataConfig(data=str(tmp_path / "labels.csv"), cache_dir=str(tmp_path / "c")))
+    (tmp_path / "gap.csv").write_text("a,b,kind\n1,2,x\n3,,y\n")
+    with pytest.raises(InputError, match=r"column 'b' of .* must hold numbers, line 3 holds ''"):
+        read(DataConfig(data=str(tmp_path / "gap.csv")))
+    (tmp_path / "short.csv").write_text("a,b,kind\n1,2,x\n3,y\n")
+    with pytest.raises(InputError, match=r"line 3 of .* must have as many values as the heading"):
+        read(DataConfig(data=str(tmp_path / "short.csv")))
+
+
 # What is left out
 
 

@@ -224,8 +224,7 @@ def test_list_names_everything_that_is_registered(capsys):
         (["distill", "--model", "conv"], "unknown model 'conv' (did you mean 'convnet'?)"),
         (
             ["distill", "--data", "/no/such"],
-            "data must begin with its kind, got '/no/such'; write folder:/no/such or "
-            "parquet:/no/such",
+            "data /no/such does not exist; check the path",
         ),
         (["distill", "--threads", "99999999"], "threads must be at least 1 and at most 4096"),
         (["distill", "--data", "digit"], "unknown data source 'digit' (did you mean 'digits'?)"),

@@ -109,7 +109,7 @@ def test_a_source_without_its_path_is_told_the_forms(data):
 def test_an_unknown_source_is_told_the_nearest_one():
     with pytest.raises(
         InputError,
-        match=r"unknown data source 'foldr' \(did you mean 'folder'\?\); known: digits, folder, hf",
+        match=r"unknown data source 'foldr' \(did you mean 'folder'\?\); known: csv, digits",
     ):
         read(DataConfig(data="foldr:x"))
 

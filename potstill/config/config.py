@@ -277,10 +277,10 @@ def validated(config: Given) -> Given:
 
 
 READ_BY = {
-    "image_column": ("parquet", "hf"),
-    "label_column": ("parquet", "hf"),
-    "image_size": ("folder", "parquet", "hf"),
-    "bit_depth": ("folder", "parquet", "hf"),
+    "image_column": ("parquet", "csv", "hf"),
+    "label_column": ("parquet", "csv", "hf"),
+    "image_size": ("folder", "parquet", "csv", "hf"),
+    "bit_depth": ("folder", "parquet", "csv", "hf"),
 }
 """Options that tell how data are read -> the sources that they have an effect on."""
 
@@ -318,10 +318,13 @@ STAYS_AUTO = ("image_column", "label_column", "bit_depth")
 def check_source(config: DataConfig) -> None:
     """Raise an InputError unless the data have a source; "arrays" stands for what Python gave."""
     data, source = config.data, config.source[0]
-    if source not in SOURCES and ("/" in source.partition(":")[0] or Path(data).exists()):
+    if not source:
         raise InputError(
-            f"data must begin with its kind, got {data!r}; write folder:{data} or parquet:{data}"
+            f"data must be a folder, or a file of parquet, npz or csv, got {data!r}; unpack "
+            "archives, or load it in Python: arrays work"
         )
+    if source not in SOURCES and "/" in source.partition(":")[0]:
+        raise InputError(f"data {data} does not exist; check the path")
     if source != "arrays":
         SOURCES.check(source)
 

@@ -25,6 +25,18 @@ EVALUATION_DATA_OPTIONS = (
 """Options that tell how real data are read, not how they were distilled."""
 
 
+KINDS_OF_FILES = {".parquet": "parquet", ".npz": "npz", ".csv": "csv", ".tsv": "csv"}
+"""Extension of a file -> the source that reads it."""
+
+
+def kind_of_path(path: Path) -> str:
+    """Return the source that reads a file or folder, by what it looks like; "" if none does."""
+    if not path.is_dir():
+        return KINDS_OF_FILES.get(path.suffix.lower(), "")
+    shallow = (*path.glob("*.parquet"), *path.glob("*/*.parquet"))
+    return "parquet" if shallow else "folder"
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """The real data."""
@@ -55,6 +67,8 @@ class DataConfig:
         What looks like a registered name is one, written wrongly.
         """
         name, _, rest = self.data.partition(":")
+        if name not in SOURCES.rows and Path(self.data).expanduser().exists():
+            return kind_of_path(Path(self.data).expanduser()), self.data
         if name in SOURCES.rows or name == "arrays" or near_miss(name, SOURCES) or not rest:
             return name, rest
         function, _, rest = rest.partition(":")

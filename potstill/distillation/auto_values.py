@@ -95,10 +95,8 @@ def resolve_auto(
     flat = config.flat()
     known = {name: value for name, value in known.items() if flat.get(name) == "auto"}
     source, rest = config.data.source
-    if source in (
-        "folder",
-        "parquet",
-    ):  # so that the run is found again from wherever it is resumed
+    # So that the data are found from wherever the run is resumed.
+    if source in ("folder", "parquet", "npz", "csv"):
         known["data"] = f"{source}:{Path(rest).expanduser().resolve()}"
     known_sizes = changed(config, **known)
     sizes = sizes_of(known_sizes, real, one, couples_batch(fresh(factory, 0, torch.device("cpu"))))
