@@ -23,6 +23,8 @@ from potstill.data.sources import dataset_of, read
 from potstill.data.splits import Dataset
 from potstill.distillation.run_folder import RunFolder
 from potstill.distilled.picture import drawable_names, font_for
+from potstill.evaluation.records import worse_than_random
+from potstill.records.metrics import Figure
 from potstill.registry import InputError, near_miss
 
 QUICK: dict[str, Any] = {
@@ -680,6 +682,26 @@ def test_a_class_is_named_where_it_has_too_few_images(tmp_path):
         potstill.distill(
             data=f"folder:{root}", cache_dir=str(tmp_path / "c"), ipc=5, init="real", **SMALL
         )
+
+
+def test_a_set_that_is_worse_than_real_images_says_so_with_the_likeliest_reason():
+    bad, good = Figure(0.19, 0.02, 3), Figure(0.6, 0.02, 3)
+    assert worse_than_random(good, bad, 6, 10, "image") == ""
+    assert "it took 6 outer steps, and most sets need some hundreds; go on with" in (
+        worse_than_random(bad, good, 6, 10, "image")
+    )
+    chance = Figure(0.11, 0.02, 3)
+    assert "guessing: a learning rate may be too high" in worse_than_random(
+        chance, good, 600, 10, "row"
+    )
+    assert "distil for longer" in worse_than_random(bad, good, 600, 10, "image")
+    images, labels = digits()
+    said: list[str] = []
+    noise = potstill.distill(images, labels, **SMALL)
+    potstill.evaluate(
+        noise, images, labels, nets=2, baselines=("random",), listener=potstill_listener(said)
+    )
+    assert any("the set is worse than as many real images: it took 2 outer" in one for one in said)
 
 
 def test_an_export_to_a_name_of_no_format_is_refused(distilled, tmp_path, capsys):

@@ -17,7 +17,9 @@ from PIL import Image
 
 import potstill
 from potstill.cli.parser import main
-from potstill.config.config import configuration, options_from_file, options_of_run
+from potstill.config.config import QUICK as QUICK_OPTIONS
+from potstill.config.config import configuration, options_from_file, options_of_run, quick_options
+from potstill.config.durations import in_words, seconds_of
 from potstill.distillation import run_folder
 from potstill.distillation.outer import Interrupted
 from potstill.distilled import artefact
@@ -368,6 +370,69 @@ def test_batch_norm_takes_the_real_batch_whole_and_says_so():
     options = {**QUICK, "model": "convnet", "norm": "batch", "width": 8, "depth": 1, "steps": 1}
     potstill.distill(**options, listener=Listener(say=said.append))
     assert any("batch norm: batches are taken whole" in sentence for sentence in said)
+
+
+def test_a_run_that_is_planned_by_time_is_repeated_by_its_steps(tmp_path):
+    said: list[str] = []
+    options = {**QUICK, "lengths": (3,), "checkpoint_every": 10**6}
+    del options["steps"]
+    out, again = tmp_path / "run", tmp_path / "again"
+    began = time.perf_counter()
+    potstill.distill(**options, time_budget="4s", out=out, listener=Listener(say=said.append))
+    taken = time.perf_counter() - began
+    assert 2 < taken < 8, "loose: this machine is shared; the figure is in the closing measurement"
+    config = run_folder.RunFolder(out).config()
+    steps = config.outer.steps
+    assert f"the time allowed {steps} outer steps" in said
+    assert any(sentence.startswith("planned by time: ") for sentence in said)
+    assert config.outer.time_budget == ""
+    assert len(run_folder.RunFolder(out).records()) == steps > 3
+    potstill.distill(**{**options, "steps": steps}, out=again)
+    assert bytes_of(out) == bytes_of(again)
+    with pytest.raises(InputError, match="is finished"):
+        potstill.resume(out)
+
+
+@pytest.mark.parametrize(
+    ("budget", "more", "sentence"),
+    [
+        ("10 apples", {}, "time_budget must be a time such as 10m, 1h30m or 90s, got '10 apples'"),
+        ("0s", {}, "time_budget must be a time"),
+        (
+            "0.001s",
+            {},
+            "time_budget must leave time for outer steps: reading, compiling and choosing",
+        ),
+        ("1m", {"ipc": 2, "boost_blocks": 2}, "time_budget has no effect on a nested run"),
+    ],
+)
+def test_a_time_that_is_none_or_too_short_is_one_sentence(budget, more, sentence):
+    with pytest.raises(InputError, match=sentence):
+        potstill.distill(**{**QUICK, **more}, time_budget=budget)
+
+
+def test_a_quick_run_takes_what_has_an_effect_and_every_option_wins():
+    assert quick_options({}).keys() == QUICK_OPTIONS.keys()
+    assert "unroll" not in quick_options({"method": "dm"})
+    assert quick_options({"method": "dm"})["time_budget"] == "1m"
+    assert "width" not in quick_options({"width": 64})
+    assert "time_budget" not in quick_options({"steps": 40})
+    config = configuration(quick_options({"steps": 40}), {"steps": 40})
+    assert (config.outer.steps, config.outer.time_budget) == (40, "")
+    distilled = potstill.distill(
+        data="digits", quick=True, steps=2, lengths=(3,), width=8, progress=False
+    )
+    assert distilled.metadata.option("unroll") == 30
+
+
+def test_times_are_read_as_people_write_them():
+    for text, seconds in (("90s", 90), ("10m", 600), ("1h30m", 5400), ("45", 45), ("1.5h", 5400)):
+        assert seconds_of("time_budget", text) == seconds
+    assert [in_words(seconds) for seconds in (5.2, 600, 5400)] == [
+        "5 s",
+        "10 min 0 s",
+        "1 h 30 min",
+    ]
 
 
 GOING_ON = {**QUICK, "validate_every": 2, "checkpoint_every": 2, "lengths": (3,)}

@@ -21,7 +21,13 @@ from potstill.distributed.ranks import ALONE, Ranks
 from potstill.evaluation import measuring
 from potstill.evaluation.fitting import fitting
 from potstill.evaluation.protocols import EvaluationOptions
-from potstill.evaluation.records import EVALUATION, EvaluationRecord, Row, add_record
+from potstill.evaluation.records import (
+    EVALUATION,
+    EvaluationRecord,
+    Row,
+    add_record,
+    worse_than_random,
+)
 from potstill.evaluation.scoring import factory_for
 from potstill.files import checksum
 from potstill.models import ModelSpec, model_name
@@ -162,7 +168,20 @@ def evaluations(
         record = measuring.record_of(rows, own, name, one.ipc, config.source[0], real)
         if target and ranks.first:
             add_record(target, record)
+        note = note_on(record, distilled)
+        if note:
+            listener.say(f"note: {note}")
         yield record
+
+
+def note_on(record: EvaluationRecord, distilled: DistilledSet) -> str:
+    """Say that a set is worse than real examples, if it is; else ""."""
+    rows = {row.name: row for row in record.rows}
+    if not {"distilled", "random"} <= rows.keys():
+        return ""
+    figures = rows["distilled"].accuracy, rows["random"].accuracy
+    steps = distilled.metadata.option("steps")
+    return worse_than_random(*figures, steps, record.classes, record.noun)
 
 
 def models_of(

@@ -1,11 +1,12 @@
 """Distil, resume and diagnose, on arrays or on named data."""
 
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from potstill.config.config import Given, changed, configuration, options_from_preset
+from potstill.config.config import Given, changed, configuration, options_from_preset, quick_options
 from potstill.data.sources import dataset_of
 from potstill.devices import own_torch_state
 from potstill.diagnosis.over_a_run import Diagnosis, Noise, recorded_diagnoses
@@ -28,6 +29,7 @@ def distill(
     weights: Any = None,
     model: ModelSpec | None = None,
     preset: str | None = None,
+    quick: bool = False,
     out: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     listener: Listener | None = None,
@@ -55,6 +57,7 @@ def distill(
         model: a registered name, "package.module:factory", or a callable that makes a fresh
             network.
         preset: a named set of options from the paper, e.g. "cifar10-ipc10".
+        quick: a first try, as `potstill distill --quick`: a minute, a small network, short unrolls.
         out: folder to keep checkpoints, log and result in; None keeps nothing on disk.
         overwrite: replace a run that `out` holds.
         listener: is told of the progress; None: it is shown in terminals and notebooks.
@@ -68,6 +71,7 @@ def distill(
         InputError: something given is wrong; the sentence says what, the rule, the value found and
             the way out.
     """
+    began = time.perf_counter()
     if isinstance(images, str | os.PathLike):
         path, images = os.fspath(images), None
     else:
@@ -78,13 +82,22 @@ def distill(
             raise InputError(
                 f"{name} is given twice, as {value!r} and as {options[name]!r}; give it once"
             )
-    config = configuration(options_from_preset(preset) if preset else {}, options)
+    layers = (options_from_preset(preset) if preset else {}, options)
+    config = configuration(quick_options(*layers) if quick else {}, *layers)
     dataset = dataset_of(
         config.data, images, labels, test_images, test_labels, class_names, weights, feature_names
     )
     folder = None if out is None else Path(out)
     with followed(listener, progress) as told:
-        return new_run(config, dataset, folder, model=model, overwrite=overwrite, listener=told)
+        return new_run(
+            config,
+            dataset,
+            folder,
+            model=model,
+            overwrite=overwrite,
+            listener=told,
+            began=began,
+        )
 
 
 def resume(

@@ -23,6 +23,7 @@ from potstill.config.config import (
     configuration,
     options_from_file,
     options_from_preset,
+    quick_options,
 )
 from potstill.config.sections import EVALUATION_DATA_OPTIONS
 from potstill.data import sources
@@ -74,7 +75,13 @@ def distilled_by(
             if parsed.resume:
                 return runs.resumed_run(out, config, dataset, listener=listener, ranks=ranks)
             return runs.new_run(
-                config, dataset, out, overwrite=parsed.overwrite, listener=listener, ranks=ranks
+                config,
+                dataset,
+                out,
+                overwrite=parsed.overwrite,
+                listener=listener,
+                ranks=ranks,
+                began=parsed.began,
             )
     except (Interrupted, KeyboardInterrupt, Lost) as error:
         begun = display.begun or parsed.resume
@@ -109,7 +116,8 @@ def new_config(parsed: argparse.Namespace) -> Given:
 
     The command line comes before the file, the file before the preset, the preset before defaults.
     """
-    return configuration(*layers(parsed.preset, parsed.config), given_options(parsed))
+    given = (*layers(parsed.preset, parsed.config), given_options(parsed))
+    return configuration(quick_options(*given) if parsed.quick else {}, *given)
 
 
 def layers(preset: str | None, config: Path | None) -> list[dict[str, Any]]:
@@ -125,7 +133,9 @@ def resumed_config(parsed: argparse.Namespace) -> Given:
         InputError: the command line sets other options beside it.
     """
     given = given_options(parsed)
-    others = [name for name in ("out", "preset", "config", "overwrite") if getattr(parsed, name)]
+    others = [
+        name for name in ("out", "preset", "config", "overwrite", "quick") if getattr(parsed, name)
+    ]
     for name in (*given, *others):
         if name not in ("data", "cache_dir", "device", "steps"):
             raise InputError(

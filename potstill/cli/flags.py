@@ -132,6 +132,11 @@ def add_distill(commands: Commands, known: Sequence[Option]) -> None:
         "--preset", help="start from a named setting of the paper (see `potstill list`)"
     )
     distill.add_argument(
+        "--quick",
+        action="store_true",
+        help="a first try: a minute, a small network, short unrolls; every option still wins",
+    )
+    distill.add_argument(
         "--config",
         type=Path,
         help="start from a config.toml; it wins over --preset, and flags win over both",

@@ -9,6 +9,7 @@ import importlib
 import io
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -97,6 +98,7 @@ def tells() -> bool:
 
 def dispatch(arguments: list[str]) -> int:
     """Parse and run one command."""
+    began = time.perf_counter()
     known = options_of_chosen(arguments[1:]) if arguments[:1] == ["distill"] else None
     parser, commands = make_parser(known or ())
     parsed, unknown = parser.parse_known_args(arguments)
@@ -110,6 +112,7 @@ def dispatch(arguments: list[str]) -> int:
         return list_parts()
     if parsed.command not in SHARED and "RANK" in os.environ:
         importlib.import_module("potstill.distributed.ranks").require_alone(parsed.command)
+    parsed.began = began
     run: Callable[[argparse.Namespace], int] = getattr(
         importlib.import_module("potstill.cli.commands"), parsed.command
     )

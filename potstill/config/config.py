@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Generic, Never, cast
 
 import tomli_w
@@ -258,6 +259,7 @@ def validated(config: Given) -> Given:
             way out.
     """
     check_source(config.data)
+    _ = config.outer.budget_seconds  # it is a time
     ipc, blocks = config.distilled.ipc, config.distilled.boost_blocks
     if ipc % blocks:
         raise InputError(
@@ -363,6 +365,33 @@ def options_from_toml(text: str, source: str) -> dict[str, Any]:
                 near = near_miss(key, homes[table])
                 raise InputError(f"{source} has an unknown key {key!r} in [{table}]{near}")
     return options
+
+
+QUICK: Layer = MappingProxyType(
+    {
+        "width": 32,
+        "unroll": 30,
+        "window": 10,
+        "real_batch": 200,
+        "time_budget": "1m",
+        "validate_every": 50,
+        "lengths": (100, 300),
+        "validation_nets": 2,
+    }
+)
+"""Options of a first try on one's own data, which takes a minute or so on a laptop."""
+
+
+def quick_options(*layers: Layer) -> dict[str, Any]:
+    """Return the options of a quick run that have an effect beside those of the layers."""
+    given = layered(*layers)
+    known = {option.name for option in options_of_run(given)}
+    both = {"time_budget", "steps"} & given.keys()
+    return {
+        name: value
+        for name, value in QUICK.items()
+        if name in known and name not in given and not (name == "time_budget" and both)
+    }
 
 
 def options_from_file(path: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, Literal
 
+from potstill.config.durations import seconds_of
 from potstill.config.options import A, Auto, option
 from potstill.registry import AUGMENTATIONS, SOURCES, near_miss
 
@@ -137,6 +138,9 @@ class OuterConfig(Generic[A]):
     steps: int | A = option(
         "auto", "outer steps for each block; auto: 400, dealt out to the blocks", low=1
     )
+    time_budget: str = option(
+        "", "plan by time instead, e.g. 10m or 1h30m: as many steps as fit; empty: by steps"
+    )
     outer_lr: float | A = option(
         "auto", "learning rate on the images; auto: 0.001 at norm 1 (paper D.1), else to scale",
         low=0, open_low=True,
@@ -159,6 +163,11 @@ class OuterConfig(Generic[A]):
     )
     checkpoint_every: int = option(100, "outer steps between checkpoints", low=1)
     keep_checkpoints: int = option(2, "how many of the newest are kept; 0: all", low=0)
+
+    @property
+    def budget_seconds(self) -> float:
+        """Seconds that the run may take; 0: it is planned by steps."""
+        return seconds_of("time_budget", self.time_budget)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ MAY_CHANGE = (
     "device",
     "threads",
     "steps",
+    "time_budget",
     "checkpoint_every",
     "keep_checkpoints",
 )

@@ -151,6 +151,7 @@ class Hooks:
             interruption.
         log: takes one record a step.
         stop: returns whether the user asked to stop.
+        enough: (step, its seconds) -> whether it was the last, whatever the schedule says.
         refresh: state -> the state and the method for the next step if they change, else None.
     """
 
@@ -158,6 +159,7 @@ class Hooks:
     save: Callable[[OuterState], None] = field(default=lambda state: None)
     log: Callable[[StepRecord], None] = field(default=lambda record: None)
     stop: Callable[[], bool] = field(default=lambda: False)
+    enough: Callable[[int, float], bool] = field(default=lambda step, seconds: False)
     refresh: Callable[[OuterState], tuple[OuterState, Estimator] | None] = field(
         default=lambda state: None
     )
@@ -194,7 +196,7 @@ def optimise(
         record = replace(record, seconds=seconds, memory_mb=round(peak_memory_mb(device), 1))
         if refreshed:
             record = replace(record, hardness_seconds=round(scored - began, 4))
-        last = state.step == schedule.steps
+        last = state.step == schedule.steps or hooks.enough(state.step, seconds)
         if hooks.validate and (last or state.step % schedule.validate_every == 0):
             figure = hooks.validate(state)
             record = replace(record, validation=figure)
@@ -206,6 +208,8 @@ def optimise(
             hooks.save(state)
         if stopping:
             raise Interrupted(state.step)
+        if last:
+            break
     return state
 
 

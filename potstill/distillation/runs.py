@@ -2,12 +2,13 @@
 
 import dataclasses
 import math
+import time
 from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 
-from potstill.config.config import Given, Resolved
+from potstill.config.config import Given, Resolved, resolved
 from potstill.data.splits import NOUNS, Dataset
 from potstill.devices import own_torch_state, versions
 from potstill.distillation.boosting import LEARNED, OnBlocks, Stage
@@ -15,6 +16,7 @@ from potstill.distillation.checkpoints import steps_done
 from potstill.distillation.outer import Best, Carried, Hooks, OuterState, optimise
 from potstill.distillation.run_folder import RunFolder
 from potstill.distillation.setup import Setup, settings
+from potstill.distillation.time_budget import TimeBudget, with_steps_to_plan
 from potstill.distilled import artefact
 from potstill.distilled.blocks import Block
 from potstill.distilled.exports import write_default
@@ -40,6 +42,7 @@ def new_run(
     overwrite: bool = False,
     listener: Listener = SILENT,
     ranks: Ranks = ALONE,
+    began: float | None = None,
 ) -> DistilledSet:
     """Distill `dataset` as `config` says.
 
@@ -51,18 +54,23 @@ def new_run(
         overwrite: replace a run that `out` holds.
         listener: receives the progress.
         ranks: the processes that share the run; the first alone uses `out`.
+        began: when the work began that a time budget is for, by `time.perf_counter`; None: now.
     Raises:
         InputError: options, data and network do not fit each other, or `out` cannot be used; or the
             ranks differ in options or data.
     """
+    began = time.perf_counter() if began is None else began
     ranks.require_same(settings(config, dataset.identity))
+    if ranks.count == 1:
+        config = with_steps_to_plan(config, dataset, model, listener)
     setup = Setup.of(config, dataset, model, listener, ranks=ranks)
+    budget = TimeBudget.of(setup, began)
     if out is None or not ranks.first:
-        return finish(setup, None, None)
+        return finish(setup, None, None, budget)
     folder = RunFolder.create(out, setup.config, overwrite=overwrite)
     with folder.locked():
         folder.keep_preparation(setup.real, setup.config, setup.blocks[0].parameterisation)
-        return finish(setup, folder, None)
+        return finish(setup, folder, None, budget)
 
 
 @own_torch_state()
@@ -94,6 +102,7 @@ def resumed_run(
             f"the run in {path} is finished; evaluate it with `potstill evaluate {path}`, or go on "
             f"with --steps above {config.outer.steps}"
         )
+    began = time.perf_counter() - sum(record.seconds or 0.0 for record in folder.records())
     ranks.require_same(settings(config, dataset.identity))
     with folder.locked() if ranks.first else nullcontext():
         folder.require_data(dataset.identity)
@@ -117,7 +126,8 @@ def resumed_run(
                 folder.keep_preparation(setup.real, setup.config, setup.blocks[0].parameterisation)
             folder.forget_after(done)
         listener.say(f"going on after outer step {done} of {setup.config.all_steps}")
-        return finish(setup, folder if ranks.first else None, state)
+        budget = TimeBudget.of(setup, began)
+        return finish(setup, folder if ranks.first else None, state, budget)
 
 
 def undue_validation(planned: Given, config: Resolved) -> float:
@@ -177,14 +187,28 @@ def finished_early(
     return distilled
 
 
-def finish(setup: Setup, folder: RunFolder | None, state: OuterState | None) -> DistilledSet:
+def finish(
+    setup: Setup,
+    folder: RunFolder | None,
+    state: OuterState | None,
+    budget: TimeBudget | None = None,
+) -> DistilledSet:
     """Distill block after block, choose training lengths and write the result.
 
-    It begins anew, or from `state`.
+    Args:
+        setup: of the run.
+        folder: where to keep it; None: nowhere.
+        state: where to begin; None: at the beginning.
+        budget: how long it may take; None: as many steps as are configured.
     """
     stage = setup.stage(state)
     while True:
-        method, state = run_stage(setup, stage, folder, state)
+        method, state = run_stage(setup, stage, folder, state, budget)
+        if budget:
+            setup = dataclasses.replace(setup, config=as_done(setup.config, state.step))
+            if folder:
+                folder.write_config(setup.config)
+            setup.listener.say(f"the time allowed {state.step} outer steps")
         assert state.best is not None  # the last step validates
         blocks = stage.with_leaves(state.best.leaves)
         recipe = setup.recipe_at(method, state.best.leaves, state)
@@ -202,8 +226,17 @@ def finish(setup: Setup, folder: RunFolder | None, state: OuterState | None) -> 
     return distilled
 
 
+def as_done(config: Resolved, steps: int) -> Resolved:
+    """Return the configuration that repeats a run which ended by time, to the byte."""
+    return resolved(config, steps=steps, time_budget="")
+
+
 def run_stage(
-    setup: Setup, stage: Stage, folder: RunFolder | None, state: OuterState | None
+    setup: Setup,
+    stage: Stage,
+    folder: RunFolder | None,
+    state: OuterState | None,
+    budget: TimeBudget | None = None,
 ) -> tuple[Method, OuterState]:
     """Run the outer loop of a stage to its end, from its beginning or from `state`.
 
@@ -212,6 +245,7 @@ def run_stage(
         stage: the stage.
         folder: where to log and save; None: nowhere.
         state: where to begin; None: at the beginning.
+        budget: how long the run may take.
     Returns:
         The method as it is at the end, and the state there.
     """
@@ -219,7 +253,7 @@ def run_stage(
     current = setup.make_method(stage, state.carried if state else Carried())
     state = state or setup.begin(stage, current)
     rules = stage.rules(current.start()[1])
-    before = stage.number * config.outer.steps
+    before, ended = stage.number * config.outer.steps, 0
 
     def validate(state: OuterState) -> Figure:
         recipe = setup.recipe_at(current, state.leaves, state)
@@ -235,7 +269,8 @@ def run_stage(
 
     def save(state: OuterState) -> None:
         if folder:
-            folder.save(state, config, setup.real.identity)
+            own = as_done(config, ended) if ended else config
+            folder.save(state, own, setup.real.identity)
         setup.ranks.wait()  # none goes on, or says that it stopped, before the state is safe
 
     def refresh(state: OuterState) -> tuple[OuterState, OnBlocks] | None:
@@ -249,7 +284,17 @@ def run_stage(
         current = setup.make_method(stage, state.carried)
         return state, stage.on_blocks(current, setup.device)
 
-    hooks = Hooks(validate, save, log, lambda: setup.ranks.any(listener.stop()), refresh)
+    def enough(step: int, seconds: float) -> bool:
+        nonlocal ended
+        if budget is None or not setup.ranks.any(budget.over(seconds)):
+            return False
+        ended = step
+        return True
+
+    def stop() -> bool:
+        return setup.ranks.any(listener.stop())
+
+    hooks = Hooks(validate, save, log, stop, enough, refresh)
     on_blocks = stage.on_blocks(current, setup.device)
     state = optimise(on_blocks, setup.schedule, rules, state, setup.device, hooks)
     return current, state

@@ -105,6 +105,39 @@ class EvaluationRecord:
     versions: Mapping[str, str]
 
 
+FEW_STEPS, NEAR_CHANCE = 100, 1.5
+"""Outer steps that few sets can do with; accuracy of so many times that of guessing is chance."""
+
+
+def worse_than_random(
+    distilled: Figure, random: Figure, steps: int | None, classes: int, noun: str
+) -> str:
+    """Say that a set is worse than as many real examples, with the likeliest reason; else "".
+
+    Args:
+        distilled: accuracy on the set.
+        random: accuracy on as many real examples.
+        steps: outer steps that the set took; None: not known.
+        classes: number of classes.
+        noun: what an example is called.
+    """
+    if distilled.mean >= random.mean:
+        return ""
+    if steps is not None and steps < FEW_STEPS:
+        reason = (
+            f"it took {steps} outer steps, and most sets need some hundreds; go on with "
+            "`potstill distill --resume RUN --steps MORE`"
+        )
+    elif distilled.mean < NEAR_CHANCE / classes:
+        reason = (
+            "its networks do little better than guessing: a learning rate may be too high "
+            "(--outer-lr, --inner-lr)"
+        )
+    else:
+        reason = "distil for longer (`--resume RUN --steps MORE`), or with another --outer-lr"
+    return f"the set is worse than as many real {noun}s: {reason}"
+
+
 def entries(path: Path, key: str) -> list[Any]:
     """Return the plain entries of a results file; none if it is missing or not potstill's."""
     try:

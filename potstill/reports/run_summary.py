@@ -13,7 +13,7 @@ from potstill.distillation import run_folder
 from potstill.distillation.run_folder import RunFolder
 from potstill.distilled import artefact
 from potstill.distilled.sets import DistilledSet
-from potstill.evaluation.records import EVALUATION, EvaluationRecord, read_records
+from potstill.evaluation.records import EVALUATION, EvaluationRecord, Row, read_records
 from potstill.records.metadata import DataRecord
 from potstill.records.metrics import Figure, StepRecord, hardness_share
 from potstill.registry import InputError
@@ -183,21 +183,31 @@ class RunSummary:
             return self.distilled.metadata.accuracy
         return self.log.validations[-1][1] if self.log.validations else None
 
+    @property
+    def headline(self) -> Measured | None:
+        """The evaluation that figures beside each other are taken from; None: there is none.
+
+        Of those of the whole set as it is meant to be used, the one that compares it with most;
+        of several the newest.
+        """
+        known = [one for one in self.measured if one.standard and "distilled" in self.rows_of(one)]
+        return max(reversed(known), key=lambda one: len(self.rows_of(one)), default=None)
+
+    def rows_of(self, measured: Measured) -> dict[str, Row]:
+        """Return the rows of an evaluation that are of the whole set, by name."""
+        ipc = self.distilled.ipc if self.distilled else None
+        return {row.name: row for row in measured.record.rows if row.ipc == ipc}
+
     def test(self, name: str) -> tuple[Figure, Measured] | None:
         """Return the test accuracy of networks, with its evaluation, or None if not measured.
 
-        The networks train on the whole set ("distilled") or on as many "random" real images.
+        Args:
+            name: what the networks train on: the set ("distilled"), as many "random" real examples,
+                or all, "full".
         """
-        for measured in reversed(self.measured):
-            for row in measured.record.rows:
-                if (
-                    measured.standard
-                    and row.name == name
-                    and self.distilled
-                    and row.ipc == self.distilled.ipc
-                ):
-                    return row.accuracy, measured
-        return None
+        measured = self.headline
+        row = self.rows_of(measured).get(name) if measured else None
+        return (row.accuracy, measured) if row and measured else None
 
 
 def read_runs(paths: Sequence[Path]) -> list[RunSummary]:

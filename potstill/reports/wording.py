@@ -10,6 +10,7 @@ from potstill.config.options import declared
 from potstill.data.layouts import listed
 from potstill.data.splits import Shape
 from potstill.distillation.run_folder import CONFIG
+from potstill.evaluation.records import worse_than_random
 from potstill.parameterisations.base import FLOAT_BYTES
 from potstill.records.metrics import Figure
 from potstill.registry import METHODS
@@ -41,11 +42,16 @@ def lede(run: RunSummary) -> str:
             f"{test[1].record.test_images:,} test {run.noun}s, which neither they nor the "
             "distillation ever saw."
         )
-        return words + (
-            f" On {of_random(run)}, picked at random, they reach {percent(random[0])}."
-            if random
-            else ""
-        )
+        if random:
+            words += f" On {of_random(run)}, picked at random, they reach {percent(random[0])}."
+        full = run.test("full")
+        if full:
+            words += f" On all real {run.noun}s they reach {percent(full[0])}."
+        if random:
+            steps, classes = run.log.done or None, len(run.distilled.class_names)
+            told = worse_than_random(test[0], random[0], steps, classes, run.noun)
+            words += f" {told[:1].upper()}{told[1:]}." if told else ""
+        return words
     if run.finished and validation:
         return (
             f"Fresh networks trained on these synthetic {run.noun}s alone are right on "

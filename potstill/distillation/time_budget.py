@@ -1,0 +1,129 @@
+"""Planning a run by time: as many outer steps as fit, beside what comes after them."""
+
+import time
+from dataclasses import dataclass
+
+from potstill.config.config import Given, changed
+from potstill.config.durations import in_words
+from potstill.data.splits import Dataset
+from potstill.distillation.outer import Carried
+from potstill.distillation.setup import Setup
+from potstill.distilled.blocks import Block
+from potstill.distilled.recipes import Recipe
+from potstill.models import ModelSpec
+from potstill.progress import SILENT, Listener
+from potstill.registry import InputError
+
+COMPILES_FROM = 600.0
+"""Seconds of a budget from which on compiling may pay."""
+MARGIN, MEASURED_STEPS = 3, 2
+"""How many times as many steps are planned as a measured one says: compiled ones are faster."""
+PROBES = (5, 10, 40)
+"""Training steps of three validations that are timed; the first one warms up."""
+
+
+@dataclass(frozen=True)
+class TimeBudget:
+    """How long a run may take.
+
+    Args:
+        seconds: from the run's begin to its end.
+        began: when it began, by `time.perf_counter`.
+        reserve: seconds that the last validation and the choice of the training length take.
+    """
+
+    seconds: float
+    began: float
+    reserve: float
+
+    @classmethod
+    def of(cls, setup: Setup, began: float) -> "TimeBudget | None":
+        """Measure what a run keeps time for; None if it is planned by steps.
+
+        Raises:
+            InputError: the budget leaves no time for outer steps, or a nested run has one.
+        """
+        seconds = setup.config.outer.budget_seconds
+        if not seconds:
+            return None
+        if len(setup.blocks) > 1:
+            raise InputError(
+                f"time_budget has no effect on a nested run, whose blocks take equally many steps, "
+                f"got {setup.config.outer.time_budget}; give --steps"
+            )
+        reserve = expected(setup)
+        left = seconds - (time.perf_counter() - began) - reserve
+        if left <= 0:
+            raise InputError(
+                f"time_budget must leave time for outer steps: reading, compiling and choosing the "
+                f"training length take {in_words(seconds - left)}, got "
+                f"{setup.config.outer.time_budget}; give more, or fewer --lengths or "
+                "--validation-nets"
+            )
+        setup.listener.say(
+            f"planned by time: {in_words(left)} for outer steps, {in_words(reserve)} are kept for "
+            "choosing the training length"
+        )
+        return cls(seconds, began, reserve)
+
+    def over(self, step_seconds: float) -> bool:
+        """Return whether another step of so many seconds would be too much."""
+        gone = time.perf_counter() - self.began
+        return gone + step_seconds + self.reserve >= self.seconds
+
+
+def expected(setup: Setup) -> float:
+    """Return about how many seconds the last validation and the choice of a length will take."""
+    blocks, recipe = setup.blocks, setup.recipe
+    times = [timed(setup, blocks, recipe, steps) for steps in PROBES]
+    each = max(0.0, (times[2] - times[1]) / (PROBES[2] - PROBES[1]))
+    once = max(0.0, times[1] - PROBES[1] * each)
+    lengths = setup.lengths
+    choosing = each * max(lengths) + once * len(lengths)
+    return choosing + each * lengths[0] + once
+
+
+def timed(setup: Setup, blocks: tuple[Block, ...], recipe: Recipe, steps: int) -> float:
+    """Return the seconds of a validation with so many training steps."""
+    began = time.perf_counter()
+    setup.validation_scores(blocks, recipe, (steps,))
+    return time.perf_counter() - began
+
+
+def with_steps_to_plan(
+    config: Given, dataset: Dataset, model: ModelSpec | None, listener: Listener
+) -> Given:
+    """Return the configuration with more steps than the time will allow, if it is planned by time.
+
+    What depends on the number of steps (whether to compile, when a window grows) follows from a
+    step that is measured. The clock ends the run before they are taken.
+
+    Args:
+        config: as the user gave it.
+        dataset: the real data.
+        model: a callable in place of the configuration's model.
+        listener: is told of the measurement.
+    """
+    seconds = config.outer.budget_seconds
+    if not seconds or config.outer.steps != "auto" or config.distilled.boost_blocks > 1:
+        return config
+    listener.say("planning by time: measuring a step")
+    plain = changed(config, steps=1, compile="off", time_budget="")
+    setup = Setup.of(plain, dataset, model, SILENT)
+    steps = max(1, int(MARGIN * seconds / seconds_of_step(setup)))
+    # Compiling takes about a minute, which a short run has better uses for.
+    short = config.run.compile == "auto" and seconds < COMPILES_FROM
+    return changed(config, steps=steps, compile="off" if short else config.run.compile)
+
+
+def seconds_of_step(setup: Setup) -> float:
+    """Measure an outer step: the mean of some, after one that warms up."""
+    stage = setup.stage(None)
+    method = setup.make_method(stage, Carried())
+    state, on_blocks = setup.begin(stage, method), stage.on_blocks(method, setup.device)
+    times = []
+    for step in range(MEASURED_STEPS + 1):
+        began = time.perf_counter()
+        on_blocks.estimate(state.leaves, state.method, step)
+        times.append(time.perf_counter() - began)
+    return sum(times[1:]) / MEASURED_STEPS
