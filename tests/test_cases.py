@@ -623,6 +623,21 @@ def test_torchs_global_state_does_not_matter_and_is_left_as_it_was(state):
     assert torch.equal(found.images, expected.images)
 
 
+def test_an_import_that_changes_torchs_default_type_does_not_matter(tmp_path, monkeypatch):
+    (tmp_path / "greedy.py").write_text(
+        "import torch\nfrom torch import nn\ntorch.set_default_dtype(torch.float64)\n\n\n"
+        "def net(in_features, num_classes):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(in_features, num_classes))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        distilled = potstill.distill(data="digits", model="greedy:net", **QUICK)
+        assert torch.get_default_dtype() == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert distilled.images.dtype == torch.float32
+
+
 # Text
 
 

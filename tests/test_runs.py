@@ -22,6 +22,7 @@ from potstill.config.config import configuration, options_from_file, options_of_
 from potstill.config.durations import in_words, seconds_of
 from potstill.distillation import run_folder
 from potstill.distillation.outer import Interrupted
+from potstill.distillation.time_budget import Forecast
 from potstill.distilled import artefact
 from potstill.progress import Listener
 from potstill.registry import METHODS, InputError
@@ -425,6 +426,16 @@ def test_a_quick_run_takes_what_has_an_effect_and_every_option_wins():
     assert distilled.metadata.option("unroll") == 30
 
 
+def test_a_long_run_says_after_some_steps_how_long_it_will_take():
+    said: list[str] = []
+    long, short = Forecast(400, said.append), Forecast(40, said.append)
+    for step, seconds in enumerate((9.0, 2.0, 3.0, 2.0, 2.0), 1):
+        long.see(step, seconds)
+        short.see(step, seconds / 10)
+    (told,) = said
+    assert told.startswith("an outer step takes 2.5 s: the other 397 take 16 min 32 s, and valid")
+
+
 def test_times_are_read_as_people_write_them():
     for text, seconds in (("90s", 90), ("10m", 600), ("1h30m", 5400), ("45", 45), ("1.5h", 5400)):
         assert seconds_of("time_budget", text) == seconds
@@ -452,6 +463,7 @@ def test_a_finished_run_goes_on_as_if_it_had_been_longer(first, tmp_path):
     assert (kept / "distilled.safetensors").read_bytes() == shorter
     records = run_folder.RunFolder(run).records()
     assert [record.step for record in records] == list(range(1, 9))
+    assert [record.step for record in records if record.validation] == [2, 4, 6, 8]
 
 
 def test_a_stopped_run_gives_its_best_set_and_goes_on_all_the_same(tmp_path, capsys):

@@ -16,7 +16,7 @@ from potstill.distillation.checkpoints import steps_done
 from potstill.distillation.outer import Best, Carried, Hooks, OuterState, optimise
 from potstill.distillation.run_folder import RunFolder
 from potstill.distillation.setup import Setup, settings
-from potstill.distillation.time_budget import TimeBudget, with_steps_to_plan
+from potstill.distillation.time_budget import Forecast, TimeBudget, with_steps_to_plan
 from potstill.distilled import artefact
 from potstill.distilled.blocks import Block
 from potstill.distilled.exports import write_default
@@ -255,6 +255,8 @@ def run_stage(
     rules = stage.rules(current.start()[1])
     before, ended = stage.number * config.outer.steps, 0
 
+    forecast = Forecast(setup.config.all_steps, listener.say)
+
     def validate(state: OuterState) -> Figure:
         recipe = setup.recipe_at(current, state.leaves, state)
         blocks = stage.with_leaves(state.leaves)
@@ -262,6 +264,8 @@ def run_stage(
 
     def log(record: StepRecord) -> None:
         record = dataclasses.replace(record, step=before + record.step, block=stage.number + 1)
+        if not budget:
+            forecast.see(record.step, record.seconds or 0.0)
         # Shown first: who sees the log grow and presses Ctrl-C is then stopped after a step.
         listener.step(record, setup.config.all_steps)
         if folder:

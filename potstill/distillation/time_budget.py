@@ -1,6 +1,7 @@
 """Planning a run by time: as many outer steps as fit, beside what comes after them."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from potstill.config.config import Given, changed
@@ -14,6 +15,8 @@ from potstill.models import ModelSpec
 from potstill.progress import SILENT, Listener
 from potstill.registry import InputError
 
+TOLD_FROM = 120.0
+"""Seconds from which on a forecast is told."""
 COMPILES_FROM = 600.0
 """Seconds of a budget from which on compiling may pay."""
 MARGIN, MEASURED_STEPS = 3, 2
@@ -88,6 +91,33 @@ def timed(setup: Setup, blocks: tuple[Block, ...], recipe: Recipe, steps: int) -
     began = time.perf_counter()
     setup.validation_scores(blocks, recipe, (steps,))
     return time.perf_counter() - began
+
+
+class Forecast:
+    """Says once, after some steps of a long run, how long it will take.
+
+    Args:
+        steps: outer steps of the whole run.
+        say: takes the sentence.
+    """
+
+    def __init__(self, steps: int, say: Callable[[str], None]):
+        self.steps, self.say = steps, say
+        self.seconds: list[float] = []
+
+    def see(self, step: int, seconds: float) -> None:
+        """Count a step; the first one of a process warms up."""
+        self.seconds.append(seconds)
+        if len(self.seconds) != MEASURED_STEPS + 1:
+            return
+        each = sum(self.seconds[1:]) / MEASURED_STEPS
+        left = each * (self.steps - step)
+        if left > TOLD_FROM:
+            self.say(
+                f"an outer step takes {each:.2g} s: the other {self.steps - step:,} take "
+                f"{in_words(left)}, and validation some more; --time-budget 10m or --quick plan by "
+                "time"
+            )
 
 
 def with_steps_to_plan(
