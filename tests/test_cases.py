@@ -214,6 +214,9 @@ def test_a_csv_lists_images_with_labels_and_splits(tmp_path):
     (tmp_path / "gap.csv").write_text("a,b,kind\n1,2,x\n3,,y\n")
     with pytest.raises(InputError, match=r"column 'b' of .* must hold numbers, line 3 holds ''"):
         read(DataConfig(data=str(tmp_path / "gap.csv")))
+    (tmp_path / "twice.csv").write_text("a,a,kind\n1,2,x\n3,4,y\n")
+    with pytest.raises(InputError, match="must have different names, 'a' comes twice"):
+        read(DataConfig(data=str(tmp_path / "twice.csv")))
     (tmp_path / "short.csv").write_text("a,b,kind\n1,2,x\n3,y\n")
     with pytest.raises(InputError, match=r"line 3 of .* must have as many values as the heading"):
         read(DataConfig(data=str(tmp_path / "short.csv")))
@@ -302,6 +305,16 @@ def test_parquet_files_of_unknown_splits_are_told(tmp_path):
     assert set(dataset.splits) == {"train", "test"}
     assert dataset.origins["test"] == "dev.parquet, there being no test split"
     assert dataset.left_out == ("extra.parquet, of no split that is known by its name",)
+
+
+@pytest.mark.parametrize(
+    "names", [("trainset", "testset"), ("training1", "test"), ("train", "values")]
+)
+def test_parquet_files_are_known_by_how_their_names_begin(names, tmp_path):
+    for name in names:
+        table(tmp_path / "set" / f"{name}.parquet", ["cat", "dog"])
+    splits = set(parquet(tmp_path / "set", tmp_path).splits)
+    assert splits == ({"train"} if "values" in names else {"train", "test"})
 
 
 def test_whole_numbers_that_pandas_wrote_as_floats_are_labels(tmp_path):

@@ -66,6 +66,10 @@ def rows_of(file: Path) -> list[Row]:
         raise InputError(
             f"cannot read {file} as CSV: {error}; give a heading line, and values between commas"
         ) from error
+    names = next(csv.reader([heading], delimiter=between))
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(f"the columns of {file} must have different names, {twice!r} comes twice")
     for number, row in enumerate(rows, 2):
         if None in row or None in row.values():
             raise InputError(

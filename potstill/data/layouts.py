@@ -13,6 +13,8 @@ SPLIT_NAMES = {
 }
 """Split -> what its folder or file may be called, in any case."""
 LOOK_LIKE_SPLITS = ("train", "test", "val", "dev", "fold", "split", "part", "set")
+SHORT = 3
+"""Letters of a split's name that must stand alone."""
 FEW, ARCHIVE_DEPTH = 4, 3
 """Splits are so few; and so many folders are looked into that hold nothing but one folder, as those
 of archives do.
@@ -29,7 +31,10 @@ def split_of_file(stem: str) -> str | None:
     word = stem.lower()
     for split, names in SPLIT_NAMES.items():
         for name in sorted(names, key=len, reverse=True):
-            if word.startswith(name) and not word[len(name) : len(name) + 1].isalpha():
+            rest = word[len(name) :]
+            whole = not rest[:1].isalpha() or rest.startswith("set")
+            # A short name may begin another word: values.parquet, devices.parquet.
+            if word.startswith(name) and (whole or len(name) > SHORT):
                 return split
     return None
 
