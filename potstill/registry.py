@@ -64,6 +64,11 @@ def plain(name: str) -> str:
     return name.lstrip("-").replace("-", "_").lower()
 
 
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's text; its type if it has none."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def split_path(path: str) -> tuple[str, str]:
     """Split "package.module:name" at the colon; raise an InputError for another form."""
     module, colon, name = path.partition(":")

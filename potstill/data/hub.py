@@ -10,9 +10,9 @@ from typing import Any
 from potstill.config.sections import DataConfig
 from potstill.data.layouts import listed, split_of
 from potstill.data.splits import Dataset
-from potstill.data.tables import choose_columns, encoded, first_line, from_table
+from potstill.data.tables import choose_columns, encoded, from_table
 from potstill.data.walking import LeftOut
-from potstill.registry import InputError
+from potstill.registry import InputError, first_line
 
 
 def read_hub(name: str, config: DataConfig) -> Dataset:

@@ -16,7 +16,7 @@ from potstill.data.folders import Sources, assemble, existing
 from potstill.data.layouts import listed, split_of, split_of_file
 from potstill.data.splits import Dataset
 from potstill.data.walking import LeftOut, every_file
-from potstill.registry import InputError, near_miss
+from potstill.registry import InputError, first_line, near_miss
 
 
 def read_parquet(path: str, config: DataConfig) -> Dataset:
@@ -197,11 +197,6 @@ def parquet_errors(file: Path) -> Iterator[None]:
         raise InputError(
             f"cannot read {file} as parquet: {first_line(error)}; repair or replace it"
         ) from error
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's text."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def choose_columns(

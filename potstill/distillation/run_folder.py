@@ -262,6 +262,10 @@ class RunFolder:
         """Outer steps of the whole run up to the newest checkpoint; 0 without one."""
         return max(map(step_of, self.checkpoints), default=0)
 
+    def complete(self, config: Given | Resolved) -> bool:
+        """Return whether the set is there and the run has taken all the steps of `config`."""
+        return self.finished and self.newest_step >= config.all_steps
+
     def write_config(self, config: Resolved) -> None:
         """Write the configuration, over that of before if there is one."""
         files.write(self.path / CONFIG, to_toml(config, f"potstill distill --config {CONFIG}"))

@@ -61,9 +61,10 @@ def new_run(
     """
     began = time.perf_counter() if began is None else began
     ranks.require_same(settings(config, dataset.identity))
+    fitted = None
     if ranks.count == 1:
-        config = with_steps_to_plan(config, dataset, model, listener)
-    setup = Setup.of(config, dataset, model, listener, ranks=ranks)
+        config, fitted = with_steps_to_plan(config, dataset, model, listener)
+    setup = Setup.of(config, dataset, model, listener, fitted, ranks)
     budget = TimeBudget.of(setup, began)
     if out is None or not ranks.first:
         return finish(setup, None, None, budget)
@@ -97,7 +98,7 @@ def resumed_run(
     """
     folder = RunFolder.open(path)
     planned = folder.config()
-    if folder.finished and folder.newest_step >= config.all_steps:
+    if folder.complete(config):
         raise InputError(
             f"the run in {path} is finished; evaluate it with `potstill evaluate {path}`, or go on "
             f"with --steps above {config.outer.steps}"
@@ -121,10 +122,12 @@ def resumed_run(
         # Every rank has read the folder at this point: now it may change.
         ranks.require_same({"the newest whole checkpoint": done})
         if ranks.first:
-            folder.write_config(setup.config)
             if folder.finished:
                 folder.keep_preparation(setup.real, setup.config, setup.blocks[0].parameterisation)
+            # First: a kill in between leaves no last step of a shorter run.
             folder.forget_after(done)
+            if setup.config.outer.steps != planned.outer.steps:
+                folder.write_config(setup.config)
         listener.say(f"going on after outer step {done} of {setup.config.all_steps}")
         budget = TimeBudget.of(setup, began)
         return finish(setup, folder if ranks.first else None, state, budget)
@@ -164,7 +167,7 @@ def finished_early(
         InputError: the run is finished, or was not validated yet.
     """
     folder = RunFolder.open(path)
-    if folder.finished and folder.newest_step >= config.all_steps:
+    if folder.complete(config):
         raise InputError(f"the run in {path} is finished; `potstill evaluate {path}` measures it")
     with folder.locked():
         folder.require_data(dataset.identity)
@@ -181,10 +184,15 @@ def finished_early(
         recipe = setup.recipe_at(method, state.best.leaves, state)
         recipes = (*map(Recipe.from_plain, state.carried.recipes), recipe)
         distilled = make_set(setup, blocks, recipes, state.best)
-        folder.keep_earlier_set()
-        artefact.save(distilled, folder.path / artefact.ARTEFACT)
-        write_default(distilled, folder.path)
+        write_set(distilled, folder)
     return distilled
+
+
+def write_set(distilled: DistilledSet, folder: RunFolder) -> None:
+    """Write a run's set and its picture; a set that is there is kept in a folder of its own."""
+    folder.keep_earlier_set()
+    artefact.save(distilled, folder.path / artefact.ARTEFACT)
+    write_default(distilled, folder.path)
 
 
 def finish(
@@ -219,10 +227,8 @@ def finish(
         state = setup.begin(stage, setup.make_method(stage, Carried()), recipes)
     distilled = make_set(setup, blocks, tuple(map(Recipe.from_plain, recipes)), state.best)
     if folder:
-        folder.keep_earlier_set()
-        artefact.save(distilled, folder.path / artefact.ARTEFACT)
+        write_set(distilled, folder)
         folder.drop_replaced()
-        write_default(distilled, folder.path)
     return distilled
 
 
@@ -254,7 +260,6 @@ def run_stage(
     state = state or setup.begin(stage, current)
     rules = stage.rules(current.start()[1])
     before, ended = stage.number * config.outer.steps, 0
-
     forecast = Forecast(setup.config.all_steps, listener.say)
 
     def validate(state: OuterState) -> Figure:

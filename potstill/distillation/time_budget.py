@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from potstill.config.config import Given, changed
 from potstill.config.durations import in_words
+from potstill.data.preprocessing import Preprocess
 from potstill.data.splits import Dataset
 from potstill.distillation.outer import Carried
 from potstill.distillation.setup import Setup
@@ -122,7 +123,7 @@ class Forecast:
 
 def with_steps_to_plan(
     config: Given, dataset: Dataset, model: ModelSpec | None, listener: Listener
-) -> Given:
+) -> tuple[Given, Preprocess | None]:
     """Return the configuration with more steps than the time will allow, if it is planned by time.
 
     What depends on the number of steps (whether to compile, when a window grows) follows from a
@@ -133,17 +134,20 @@ def with_steps_to_plan(
         dataset: the real data.
         model: a callable in place of the configuration's model.
         listener: is told of the measurement.
+    Returns:
+        The configuration, and the preprocessing if it was fitted for the measurement.
     """
     seconds = config.outer.budget_seconds
     if not seconds or config.outer.steps != "auto" or config.distilled.boost_blocks > 1:
-        return config
+        return config, None
     listener.say("planning by time: measuring a step")
     plain = changed(config, steps=1, compile="off", time_budget="")
     setup = Setup.of(plain, dataset, model, SILENT)
     steps = max(1, int(MARGIN * seconds / seconds_of_step(setup)))
     # Compiling takes about a minute, which a short run has better uses for.
     short = config.run.compile == "auto" and seconds < COMPILES_FROM
-    return changed(config, steps=steps, compile="off" if short else config.run.compile)
+    planned = changed(config, steps=steps, compile="off" if short else config.run.compile)
+    return planned, setup.real.preprocess
 
 
 def seconds_of_step(setup: Setup) -> float:

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from potstill.data.splits import Shape, kind_of, require_kind
-from potstill.registry import MODELS, InputError
+from potstill.registry import MODELS, InputError, first_line
 from potstill.seeds import global_seed
 
 ModelSpec = str | Callable[..., nn.Module]
@@ -122,11 +122,6 @@ def failing(name: str, shape: Shape, error: Exception) -> InputError:
         f"model {name} fails on inputs of shape ({sizes}): {type(error).__name__}: "
         f"{first_line(error)}{padded}"
     )
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's text."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def check_smallest_batch(
