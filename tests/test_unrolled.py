@@ -290,6 +290,7 @@ def test_a_compiled_run_tells_what_it_compiled_and_repeats_to_the_byte(tmp_path)
         "compile": "on",
         "trajectories": 2,
         "validation_nets": 1,
+        "learn_labels": True,
     }
     for name in ("one", "two"):
         potstill.distill(**options, out=tmp_path / name, listener=Listener(say=said.append))

@@ -193,7 +193,11 @@ class CompiledNetwork:
         return self.loss(constants).product(theta, Batch(inputs, targets), 0, cotangent)[0]
 
     def call(self, kind: Callable[..., Any], *arguments: Tensor) -> Any:
-        """Call one of the functions above, compiled at the first call with these shapes."""
+        """Call one of the functions above, compiled at the first call with these shapes.
+
+        What asks for a gradient here does not there: the compiler would make a second version.
+        """
+        arguments = tuple(tensor.detach() for tensor in arguments)
         key = (kind.__name__, *((tensor.shape, tensor.dtype) for tensor in arguments))
         with torch.no_grad():
             if key not in self.functions:
