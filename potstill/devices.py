@@ -24,7 +24,8 @@ def own_torch_state() -> Iterator[None]:
     """Give torch the global state that potstill needs inside the block, and restore it after it.
 
     A caller or another import may have set another default type or device, or have switched
-    gradients off. Attention takes the one path that has a second derivative.
+    gradients off. Attention takes the one path that has a second derivative. On CUDA a
+    convolution gives the same bits every time.
     """
     dtype, device = torch.get_default_dtype(), torch.get_default_device()
     with ExitStack() as restored:
@@ -33,6 +34,11 @@ def own_torch_state() -> Iterator[None]:
         restored.enter_context(torch.inference_mode(False))
         restored.enter_context(torch.enable_grad())
         restored.enter_context(sdpa_kernel(SDPBackend.MATH))
+        for flag, value in (("deterministic", True), ("benchmark", False)):
+            restored.callback(
+                setattr, torch.backends.cudnn, flag, getattr(torch.backends.cudnn, flag)
+            )
+            setattr(torch.backends.cudnn, flag, value)
         if device.type != "cpu":  # not always: such a context costs time in every call of torch
             restored.enter_context(torch.device("cpu"))
         yield

@@ -303,3 +303,21 @@ def test_an_operation_of_a_users_own_is_applied_with_its_values(tmp_path, monkey
     torch.testing.assert_close(augmentation.apply(images, drawn), expected, rtol=0, atol=0)
     with pytest.raises(InputError, match=r"has no 'dimm' \(did you mean 'dim'\?\)"):
         augmentation.apply(images, augmentation.draw(("shades:dimm",), 3, generator(0)))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_repeatable_derivative_of_a_warp_is_that_of_torch(shape):
+    """On CUDA it takes the place of torch's own, which adds in another order every time."""
+    grid = 1.3 * torch.rand(5, *shape[1:], 2, generator=generator(3), dtype=torch.float64) - 0.2
+    grid = torch.cat((grid[:2], -grid[2:]))
+    found = []
+    for how in (augmentation.sampled, augmentation.Sampled.apply):
+        images = noise(5, shape).requires_grad_()
+        cotangent = noise(5, shape).flip(0).requires_grad_()
+        read = how(images, grid)
+        (of_images,) = torch.autograd.grad(read, images, cotangent, create_graph=True)
+        (of_cotangent,) = torch.autograd.grad(of_images, cotangent, noise(5, shape).flip(1))
+        found.append((read, of_images, of_cotangent))
+    for one, other in zip(*found, strict=True):
+        assert one.any()
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)

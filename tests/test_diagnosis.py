@@ -26,7 +26,7 @@ from potstill.registry import InputError
 def run(tmp_path_factory):
     """A finished run that kept all its checkpoints; bfloat16 would round samples otherwise."""
     out = tmp_path_factory.mktemp("diagnosed") / "run"
-    potstill.distill(**QUICK, keep_checkpoints=0, precision="float32", out=out)
+    potstill.distill(**QUICK, keep_checkpoints=0, precision="float32", device="cpu", out=out)
     return out
 
 

@@ -26,6 +26,7 @@ from potstill.registry import METHODS, InputError
 
 # Three trajectories and networks on two ranks: one has more to do than the other.
 SAME = {
+    "device": "cpu",
     "threads": 1,
     "precision": "float32",
     "compile": "off",
@@ -121,7 +122,18 @@ def test_two_ranks_give_the_bytes_of_one_process(alone, tmp_path):
 
 
 def test_two_ranks_evaluate_as_one_process(alone, tmp_path):
-    words = ("--nets", 3, "--baseline", "random", "--threads", 1, "--compile", "off")
+    words = (
+        "--nets",
+        3,
+        "--baseline",
+        "random",
+        "--threads",
+        1,
+        "--compile",
+        "off",
+        "--device",
+        "cpu",
+    )
     found = []
     for folder, ranks in (("one", 1), ("two", 2)):
         (tmp_path / folder).mkdir()

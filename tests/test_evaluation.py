@@ -225,7 +225,11 @@ def measured(
 ):
     """The rows of an evaluation with these options."""
     return measuring.evaluate(
-        distilled, real, EvaluationOptions(**options), model=model, lengths=lengths
+        distilled,
+        real,
+        EvaluationOptions(**{"device": "cpu", **options}),
+        model=model,
+        lengths=lengths,
     )
 
 

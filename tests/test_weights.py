@@ -39,6 +39,7 @@ def setup(**options) -> Setup:
             "classes_per_batch": 2,
             "data": "arrays",
             "preprocess": "none",
+            "device": "cpu",
             **options,
         }
     )

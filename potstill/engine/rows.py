@@ -19,9 +19,8 @@ class Rows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, None]:
-        made = torch.sparse_coo_tensor(
-            ctx.rows[None], cotangents[0], ctx.shape, check_invariants=False
-        )
+        with torch.sparse.check_sparse_tensor_invariants(False):  # said aloud: some torch warns
+            made = torch.sparse_coo_tensor(ctx.rows[None], cotangents[0], ctx.shape)
         return made, None
 
 
