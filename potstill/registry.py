@@ -317,6 +317,10 @@ EXPORTS = Registry(
         "Hugging Face parquet: pictures, labels, and the exact arrays",
     ),
     npz=("potstill.distilled.exports:NPZ", "NumPy arrays"),
+    safetensors=(
+        "potstill.distilled.exports:SAFETENSORS",
+        "a set's own file, of --ipc images per class, or --without-preprocessing",
+    ),
 )
 PREPROCESSING = Registry(
     "preprocessing",

@@ -20,10 +20,13 @@ from potstill.cli.parser import main
 from potstill.config.config import QUICK as QUICK_OPTIONS
 from potstill.config.config import configuration, options_from_file, options_of_run, quick_options
 from potstill.config.durations import in_words, seconds_of
-from potstill.distillation import run_folder
+from potstill.distillation import forecasts, run_folder
+from potstill.distillation.forecasts import Forecast, forecast
 from potstill.distillation.outer import Interrupted
-from potstill.distillation.time_budget import Forecast
 from potstill.distilled import artefact
+from potstill.engine.when_to_compile import NetworkFamily
+from potstill.methods.base import Work
+from potstill.models import resolve
 from potstill.progress import Listener
 from potstill.registry import METHODS, InputError
 from potstill.seeds import generator
@@ -415,7 +418,7 @@ def test_a_time_that_is_none_or_too_short_is_one_sentence(budget, more, sentence
 def test_a_quick_run_takes_what_has_an_effect_and_every_option_wins():
     assert quick_options({}).keys() == QUICK_OPTIONS.keys()
     assert "unroll" not in quick_options({"method": "dm"})
-    assert quick_options({"method": "dm"})["time_budget"] == "1m"
+    assert quick_options({"method": "dm"})["time_budget"] == "about 1m"
     assert "width" not in quick_options({"width": 64})
     assert "time_budget" not in quick_options({"steps": 40})
     config = configuration(quick_options({"steps": 40}), {"steps": 40})
@@ -656,3 +659,31 @@ def test_a_run_is_found_again_from_another_folder(tmp_path, monkeypatch):
     potstill.distill(**{**quick, "data": "folder:home/pictures"}, out=tmp_path / "first")
     assert bytes_of(tmp_path / "again") == bytes_of(tmp_path / "first")
     assert torch.equal(again.images, whole.images)
+
+
+def test_a_long_run_says_before_it_compiles_how_long_it_would_take_without(monkeypatch):
+    said: list[str] = []
+    forecast(7200, 1000, said.append)
+    forecast(60, 1000, said.append)
+    (told,) = said
+    assert told.startswith("uncompiled, an outer step would take about 7.2 s here, all 1,000 about")
+    # Every look at the clock is a second later than the one before.
+    seconds = iter(range(100))
+    monkeypatch.setattr(forecasts.time, "perf_counter", lambda: next(seconds))
+    factory = resolve("mlp", (1, 8, 8), 3, width=4, depth=1)
+    networks = NetworkFamily(factory, (1, 8, 8), 3, torch.device("cpu"), "float32")
+    work = Work(gradients=600, products=80, gradient_batches=(6, 20), product_batches=(4,))
+    assert forecasts.plain_seconds(work, networks) == pytest.approx(600 / 6 + 80 / 4)
+    no_products = Work(gradients=600, gradient_batches=(6,))
+    assert forecasts.plain_seconds(no_products, networks) == pytest.approx(100)
+
+
+def test_a_budget_of_about_so_long_is_exceeded_where_nothing_fits(tmp_path):
+    said: list[str] = []
+    out = tmp_path / "run"
+    listener = Listener(say=said.append)
+    potstill.distill(
+        **{**QUICK, "steps": "auto"}, time_budget="about 0.01s", out=out, listener=listener
+    )
+    assert any(one.startswith("reading and choosing the training length alone") for one in said)
+    assert run_folder.RunFolder(out).records()

@@ -26,7 +26,7 @@ from potstill.engine.when_to_compile import (
 from potstill.methods.base import Estimate, Examples, Method, Problem, Real, Sizes
 from potstill.methods.unrolled import Bptt, RatBptt, Replay
 from potstill.models import resolve
-from potstill.progress import Listener
+from potstill.progress import SILENT, Listener
 from potstill.registry import InputError
 from potstill.seeds import generator
 
@@ -194,7 +194,9 @@ def test_without_a_compiler_a_run_says_so_and_goes_on(monkeypatch):
     config = resolved(configuration(QUICK, steps=10**9, window=5, device="cpu"), **RESOLVED)
     networks = problem().networks
     sizes = Sizes(SHAPE, 3, (2,), (6,), 6, 20, 20, 10**9)
-    config, compiled = resolve_compile(config, "auto", RatBptt, sizes, networks, said.append)
+    config, compiled = resolve_compile(
+        config, "auto", RatBptt, sizes, networks, Listener(say=said.append)
+    )
     assert compiled is None
     assert config.run.compile == "off"
     assert said == ["not compiled: there is no C++ compiler; install g++ or clang++"]
@@ -207,7 +209,7 @@ def test_compiling_has_no_effect_on_a_method_that_compiles_nothing():
 
     config = resolved(configuration(QUICK, device="cpu"), **RESOLVED)
     sizes = Sizes(SHAPE, 3, (2,), (6,), 6, 20, 20, 1)
-    known = (Still, sizes, problem().networks, lambda sentence: None)
+    known = (Still, sizes, problem().networks, SILENT)
     assert resolve_compile(config, "auto", *known)[1] is None
     with pytest.raises(
         InputError, match="compile=on has no effect with method rat-bptt, which compiles nothing"

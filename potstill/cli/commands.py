@@ -27,14 +27,16 @@ from potstill.config.config import (
 )
 from potstill.config.sections import EVALUATION_DATA_OPTIONS
 from potstill.data import sources
+from potstill.data.preprocessing import Absent
 from potstill.devices import hardware, own_torch_state, pick_device
 from potstill.diagnosis.over_a_run import Noise, recorded_diagnoses
 from potstill.distillation import run_folder, runs
 from potstill.distillation.outer import Interrupted
-from potstill.distilled import exports
+from potstill.distilled import artefact, exports
 from potstill.distilled.sets import DistilledSet
 from potstill.distributed.link import Lost
 from potstill.distributed.ranks import ALONE, Ranks, joined
+from potstill.engine.when_to_compile import COMPILING
 from potstill.evaluation import measuring
 from potstill.evaluation.protocols import EvaluationOptions
 from potstill.evaluation.records import DIAGNOSIS, EvaluationRecord
@@ -162,25 +164,46 @@ def listening(display: Display, ranks: Ranks = ALONE) -> Iterator[Listener]:
     each what the terminal already sent, and kills ranks that run for 30 seconds more.
     """
     asked: list[int] = []
+    compiling: set[str] = set()
     shared = ranks.count > 1
+
+    def work(what: str, done: int, total: int) -> None:
+        display.work(what, done, total)
+        compiling.clear()
+        if what == COMPILING and done < total:
+            if asked:
+                raise KeyboardInterrupt
+            compiling.add(what)
 
     def handle(number: int, frame: Any) -> None:
         if asked and shared:
             return
-        again = bool(asked)
         asked.append(number)
         ranks.stopping()
-        if again or not display.looping:
+        if len(asked) == 1 and (display.looping or compiling):
+            what = "this step" if display.looping else "what is being compiled"
+            display.say(f"stopping after {what}" + "; once more stops at once" * (not shared))
+        # Inside the compiler an exception may be caught, or end in a traceback of its threads.
+        elif len(asked) > 2 or compiling:
+            stop_at_once(number, frame)
+        else:
             raise KeyboardInterrupt
-        display.say("stopping after this step" + "; once more stops at once" * (not shared))
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield Listener(display.say, display.step, display.work, lambda: bool(asked))
+        yield Listener(display.say, display.step, work, lambda: bool(asked))
     finally:
         for number, handler in before.items():
-            # A rank that has ended its work is not cut off while it says why.
-            signal.signal(number, signal.SIG_IGN if shared else handler)
+            # A rank that has ended its work is not cut off while it says why; and who is already
+            # leaving has no traceback to show when asked again.
+            ending = signal.SIG_IGN if shared else stop_at_once if asked else handler
+            signal.signal(number, ending)
+
+
+def stop_at_once(number: int, frame: Any) -> None:
+    """End the process, as at a second Ctrl-C; what was saved stays whole."""
+    os.write(2, b"\npotstill: stopped at once; what was saved is whole\n")
+    os._exit(128 + number)
 
 
 def machine(parsed: argparse.Namespace) -> torch.device:
@@ -232,7 +255,14 @@ def data_options(parsed: argparse.Namespace) -> dict[str, Any]:
     return given | ({"data": parsed.data} if parsed.data else {})
 
 
-SUFFIXES = {".png": "png", ".csv": "csv", ".parquet": "parquet", ".npz": "npz", "": "folder"}
+SUFFIXES = {
+    ".png": "png",
+    ".csv": "csv",
+    ".parquet": "parquet",
+    ".npz": "npz",
+    ".safetensors": "safetensors",
+    "": "folder",
+}
 """Suffix of a file to export to -> the format."""
 
 
@@ -255,12 +285,22 @@ def export(parsed: argparse.Namespace) -> int:
     """Run `potstill export`; return the exit code."""
     distilled, data = measurements.opened(parsed.path, parsed.ipc, data_options(parsed))
     folder = parsed.path if parsed.path.is_dir() else parsed.path.parent
-    format = parsed.format or (
-        format_of(parsed.out) if parsed.out else exports.DEFAULTS[distilled.kind]
-    )
+    default = "safetensors" if parsed.without_preprocessing else exports.DEFAULTS[distilled.kind]
+    format = parsed.format or (format_of(parsed.out) if parsed.out else default)
+    if parsed.without_preprocessing:
+        if format != "safetensors":
+            raise InputError(
+                f"--without-preprocessing is for --format safetensors, got {format}, which never "
+                "holds the preprocessing; leave it out"
+            )
+        distilled = artefact.without_preprocessing(distilled)
     out = parsed.out or folder / EXPORTS[format].default_name
     told = exports.export(distilled, format, out, overwrite=parsed.out is None)
     print(f"written: {out}\n{told}")
+    if isinstance(distilled.fitted, Absent):
+        print(distilled.fitted.missing)
+    if format == "safetensors":
+        print(f"size: {artefact.size_words(out)}")
     if parsed.no_check or EXPORTS[format].exact:
         return 0
     if data.data == "arrays":

@@ -203,7 +203,8 @@ def add_export(commands: Commands) -> None:
     export.add_argument(
         "--format", choices=list(EXPORTS),
         help="an annotated grid, one PNG an image in class folders, CSV of vectors, Hugging Face "
-        "parquet, NumPy arrays (default: by the suffix of --out, else png, or csv of vectors)",
+        "parquet, NumPy arrays, a set's own file (default: by the suffix of --out, else png, or "
+        "csv of vectors)",
     )  # fmt: skip
     export.add_argument(
         "--out", type=Path, help="file or folder to write (default: beside the set)"
@@ -212,6 +213,11 @@ def add_export(commands: Commands) -> None:
         "--ipc",
         type=at_least(1),
         help="write the first blocks of a boosted set that hold so many images per class",
+    )
+    export.add_argument(
+        "--without-preprocessing",
+        action="store_true",
+        help="write the set's own file without what prepares real examples, mostly the larger part",
     )
     export.add_argument(
         "--no-check", action="store_true", help="do not measure what accuracy a lossy format costs"

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from rich.console import Console
+from rich.filesize import decimal
 from rich.table import Table
 
 from potstill.config.config import (
@@ -23,6 +24,10 @@ def tell(distilled: DistilledSet, out: Path) -> None:
     """Print where a finished set is, how accurate it is, and what to do with it."""
     print(f"distilled set: {out / artefact.ARTEFACT}")
     print(f"stored:        {distilled.stored}")
+    print(f"file:          {artefact.size_words(out / artefact.ARTEFACT)}")
+    data = distilled.metadata.data
+    if data and data.disk_bytes:
+        print(f"real data:     {decimal(data.disk_bytes)} on disk")
     nested = len(distilled.budgets) > 1
     for part in map(distilled.prefix, distilled.budgets):
         size = (

@@ -13,6 +13,7 @@ import tomli_w
 
 from potstill.config.options import A, Auto, checked, convert, declared
 from potstill.config.sections import (
+    STARTED,
     DataConfig,
     DistilledConfig,
     EvaluationConfig,
@@ -373,7 +374,7 @@ QUICK: Layer = MappingProxyType(
         "unroll": 30,
         "window": 10,
         "real_batch": 200,
-        "time_budget": "1m",
+        "time_budget": "about 1m",
         "validate_every": 50,
         "lengths": (100, 300),
         "validation_nets": 2,
@@ -395,12 +396,17 @@ def quick_options(*layers: Layer) -> dict[str, Any]:
 
 
 def options_from_file(path: Path) -> dict[str, Any]:
-    """Read the options that a TOML file sets; raise an InputError if it cannot be read."""
+    """Read the options that a TOML file sets; raise an InputError if it cannot be read.
+
+    A set that the file keeps beside it is found there.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read the configuration {path}: {error}") from error
-    return options_from_toml(text, str(path))
+    options = options_from_toml(text, str(path))
+    beside = path.parent / STARTED
+    return options | ({"init": str(beside.resolve())} if options.get("init") == STARTED else {})
 
 
 def preset_names() -> list[tuple[str, str]]:

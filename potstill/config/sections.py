@@ -87,6 +87,14 @@ class DataConfig:
         return Path(rest).stem or source.rpartition(":")[2]
 
 
+ABOUT = "about "
+"""Before a time budget: better late than nothing."""
+STARTS = ("gaussian", "real")
+"""What a set can start from beside another set."""
+STARTED = "start.safetensors"
+"""The copy, in a run's folder, of the set that it started from."""
+
+
 @dataclass(frozen=True)
 class DistilledConfig:
     """The synthetic set."""
@@ -94,8 +102,9 @@ class DistilledConfig:
     ipc: int = option(
         1, "images per class; of another --param than pixels the budget: their bytes", low=1
     )
-    init: Literal["gaussian", "real"] = option(
-        "gaussian", "start: Gaussian images of norm 1 (paper D.1), or real images"
+    init: str = option(
+        "gaussian",
+        "start: gaussian images of norm 1, real images, or a set: a run's folder or a set's file",
     )
     learn_labels: bool = option(False, "learn soft labels with the images (paper D.1)")
     boost_blocks: int = option(
@@ -167,7 +176,12 @@ class OuterConfig(Generic[A]):
     @property
     def budget_seconds(self) -> float:
         """Seconds that the run may take; 0: it is planned by steps."""
-        return seconds_of("time_budget", self.time_budget)
+        return seconds_of("time_budget", self.time_budget.removeprefix(ABOUT))
+
+    @property
+    def budget_about(self) -> bool:
+        """Whether the run may take longer where the time is too short for anything."""
+        return self.time_budget.startswith(ABOUT)
 
 
 @dataclass(frozen=True)

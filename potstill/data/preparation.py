@@ -58,6 +58,7 @@ class RealData:
         scale: what the source's values are divided by: 255 for bytes, 1 for floats.
         marks: of some train examples, see `potstill.data.marks`.
         cautions: sentences on whether tests on these data tell what they seem to.
+        disk_bytes: what the files of the source take; None: not known.
     """
 
     train: Split
@@ -78,6 +79,7 @@ class RealData:
     scale: float = 1.0
     marks: str = ""
     cautions: tuple[str, ...] = ()
+    disk_bytes: int | None = None
 
     @property
     def kind(self) -> str:
@@ -99,6 +101,7 @@ class RealData:
             self.origins,
             self.left_out,
             self.marks,
+            self.disk_bytes,
         )
 
     @property
@@ -175,6 +178,7 @@ def prepare(
         scale=255.0 if dataset.train.images.dtype == np.uint8 else 1.0,
         marks=marks(dataset.train, train_rows, config.split_seed),
         cautions=cautions,
+        disk_bytes=dataset.disk_bytes,
     )
 
 

@@ -1,5 +1,6 @@
 """Sources of labelled examples: `read` by name, and scikit-learn's own data."""
 
+import dataclasses
 import importlib
 from collections.abc import Sequence
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 from potstill.config.sections import DataConfig
 from potstill.data.arrays import array_hash, checked, from_arrays, with_weights
 from potstill.data.collections import examples_of, is_collection
+from potstill.data.disk import bytes_on_disk
 from potstill.data.splits import Arrays, Dataset
 from potstill.registry import SOURCES, InputError, near_miss
 
@@ -40,7 +42,8 @@ def read(config: DataConfig) -> Dataset:
             f"data source {source} must return a potstill.data.splits.Dataset, got "
             f"{type(dataset).__name__}; potstill.data.arrays.from_arrays makes one"
         )
-    return checked(dataset)
+    on_disk = None if source == "sklearn" else bytes_on_disk(rest)
+    return checked(dataclasses.replace(dataset, disk_bytes=on_disk))
 
 
 def read_digits(_: str, config: DataConfig) -> Dataset:

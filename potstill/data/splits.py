@@ -101,6 +101,7 @@ class Dataset:
         origins: "train", "validation" or "test" -> where it comes from, in words.
         left_out: phrases that say what the source holds and is not used.
         bit_depth: bits that hold the values of 16-bit images; None: there are none.
+        disk_bytes: what the files that it was read from take; None: not known.
     """
 
     train: Arrays
@@ -115,6 +116,7 @@ class Dataset:
     origins: Mapping[str, str] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
     bit_depth: int | None = None
+    disk_bytes: int | None = None
 
     @property
     def splits(self) -> dict[str, Arrays]:

@@ -19,6 +19,8 @@ from potstill.data.preprocessing import preprocessing
 from potstill.data.splits import NOUNS, Shape, kind_of, require_kind
 from potstill.devices import auto_precision
 from potstill.distillation.boosting import stage_sizes
+from potstill.distillation.forecasts import forecast, plain_seconds
+from potstill.distilled.sets import DistilledSet
 from potstill.engine.compiled_losses import CompiledNetwork
 from potstill.engine.losses import (
     couples_batch,
@@ -34,6 +36,7 @@ from potstill.engine.when_to_compile import (
 from potstill.methods.base import Method, Sizes
 from potstill.models import ModelSpec, fresh, resolve
 from potstill.parameterisations.base import Parameterisation
+from potstill.progress import Listener
 from potstill.registry import METHODS, InputError
 
 AUTO_SYNTHETIC_BATCH, AUTO_STEPS = 100, 400
@@ -49,6 +52,7 @@ def resolve_auto(
     *,
     mapped: bool,
     device: torch.device,
+    first_norm: float = 1.0,
 ) -> tuple[Resolved, Sizes]:
     """Replace every "auto" by its value for this run, except `compile`, which becomes "off".
 
@@ -59,6 +63,7 @@ def resolve_auto(
         factory: makes a fresh network.
         mapped: whether the data are memory-mapped.
         device: where the run computes.
+        first_norm: the norm of an example that the run starts from.
     Returns:
         The configuration, which a resumed run reads back, and how large the run is.
     Raises:
@@ -75,7 +80,7 @@ def resolve_auto(
     # Real first images have another norm; of the numbers that others are made of only some follow
     # it.
     pixels_only = set(one.speeds.values()) == {1.0}
-    start = typical_norm(real) if config.distilled.init == "real" and pixels_only else 1.0
+    norm = first_norm if pixels_only else 1.0
     most = largest_micro_batch(fresh(factory, 0, device), real.shape, device)
     known: dict[str, Any] = {
         "steps": max(1, AUTO_STEPS // blocks),
@@ -83,7 +88,7 @@ def resolve_auto(
         "bit_depth": real.bit_depth or "auto",
         "batch_per_class": min(blocks * one.per_class, max(1, AUTO_SYNTHETIC_BATCH // classes)),
         "classes_per_batch": classes,
-        "outer_lr": given or of_norm_1 * start,
+        "outer_lr": given or of_norm_1 * norm,
         "label_lr": given or of_norm_1,
         "augment": METHODS[config.method.name].needs.augment if real.kind == "image" else (),
         "micro_batch": most,
@@ -177,7 +182,7 @@ def resolve_compile(
     method: type[Method],
     sizes: Sizes,
     networks: NetworkFamily,
-    say: Callable[[str], None],
+    listener: Listener,
 ) -> tuple[Resolved, CompiledNetwork | None]:
     """Compile the derivatives that a method uses, if it is asked for or saves time.
 
@@ -187,7 +192,7 @@ def resolve_compile(
         method: the run's.
         sizes: of the run.
         networks: of the run.
-        say: takes a sentence that the user should see.
+        listener: is told what is done and how long the run would take without.
     Returns:
         `config` with `compile` on or off, and the compiled derivatives if it is on.
     Raises:
@@ -206,21 +211,36 @@ def resolve_compile(
         return (work.gradients + PRODUCT_COST * work.products) * networks.operations()
 
     def build() -> CompiledNetwork:
-        return compiled_networks(networks, work.gradient_batches, work.product_batches, [], say)
+        if not config.outer.time_budget:
+            forecast(plain_seconds(work, networks), config.all_steps, listener.say)
+        return compiled_networks(
+            networks,
+            work.gradient_batches,
+            work.product_batches,
+            [],
+            listener.say,
+            listener.work,
+        )
 
     compiled = compiled_if_worth(
-        wanted, networks.device, operations, build, say, functions=work.functions
+        wanted, networks.device, operations, build, listener.say, functions=work.functions
     )
     return resolved(config, compile="on" if compiled else "off"), compiled
 
 
-def typical_norm(real: RealData) -> float:
-    """Return the root mean square norm of some train images, as a network reads them.
+def first_norm(config: Given, real: RealData, start: DistilledSet | None) -> float:
+    """Return the norm of an example that a run starts from, as a network reads it.
 
-    It is 1 if all images are 0.
+    It is the root mean square over the set to start from, or over some train examples; 1 of noise,
+    or if all are 0.
     """
-    count = len(real.train)
-    # Evenly spaced, so that all classes are in it if they are sorted.
-    indices = torch.linspace(0, count - 1, min(NORM_IMAGES, count)).long()
-    images, _ = real.train.take(indices)
-    return float(images.flatten(1).square().sum(1).mean().sqrt()) or 1.0
+    if start:
+        examples = start.images
+    elif config.distilled.init == "real":
+        count = len(real.train)
+        # Evenly spaced, so that all classes are in it if they are sorted.
+        indices = torch.linspace(0, count - 1, min(NORM_IMAGES, count)).long()
+        examples, _ = real.train.take(indices)
+    else:
+        return 1.0
+    return float(examples.flatten(1).square().sum(1).mean().sqrt()) or 1.0

@@ -24,6 +24,7 @@ from potstill.config.config import (
     resolved,
     to_toml,
 )
+from potstill.config.sections import STARTED
 from potstill.data.preparation import RealData, cut_of
 from potstill.data.preprocessing import Preprocess, restored
 from potstill.distillation.boosting import made_blocks
@@ -62,9 +63,21 @@ class RunFolder:
         self.path = path
 
     @classmethod
-    def create(cls, path: Path, config: Resolved, *, overwrite: bool = False) -> "RunFolder":
+    def create(
+        cls,
+        path: Path,
+        config: Resolved,
+        *,
+        overwrite: bool = False,
+        start: DistilledSet | None = None,
+    ) -> "RunFolder":
         """Make the folder of a new run, with its complete configuration.
 
+        Args:
+            path: the folder.
+            config: the options.
+            overwrite: replace a run that is there.
+            start: the set that the run starts from, which the folder keeps.
         Raises:
             InputError: a run or other files are there, or the folder cannot be made.
         """
@@ -74,6 +87,8 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
             with run.locked():
                 run.set_aside()
+                if start:
+                    artefact.save(start, path / STARTED)
                 run.write_config(config)
                 (path / CHECKPOINTS).mkdir(exist_ok=True)
         except OSError as error:
@@ -151,6 +166,7 @@ class RunFolder:
             TABLE,
             REPORT,
             DIAGNOSIS,
+            STARTED,
             CONFIG,
         ):
             here = self.path / name

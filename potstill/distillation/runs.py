@@ -13,10 +13,11 @@ from potstill.data.splits import NOUNS, Dataset
 from potstill.devices import own_torch_state, versions
 from potstill.distillation.boosting import LEARNED, OnBlocks, Stage
 from potstill.distillation.checkpoints import steps_done
+from potstill.distillation.forecasts import Forecast
 from potstill.distillation.outer import Best, Carried, Hooks, OuterState, optimise
 from potstill.distillation.run_folder import RunFolder
 from potstill.distillation.setup import Setup, settings
-from potstill.distillation.time_budget import Forecast, TimeBudget, with_steps_to_plan
+from potstill.distillation.time_budget import TimeBudget, with_steps_to_plan
 from potstill.distilled import artefact
 from potstill.distilled.blocks import Block
 from potstill.distilled.exports import write_default
@@ -68,7 +69,7 @@ def new_run(
     budget = TimeBudget.of(setup, began)
     if out is None or not ranks.first:
         return finish(setup, None, None, budget)
-    folder = RunFolder.create(out, setup.config, overwrite=overwrite)
+    folder = RunFolder.create(out, setup.config, overwrite=overwrite, start=setup.start)
     with folder.locked():
         folder.keep_preparation(setup.real, setup.config, setup.blocks[0].parameterisation)
         return finish(setup, folder, None, budget)

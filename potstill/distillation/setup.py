@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from potstill.cache import Cache
-from potstill.config.config import Given, Resolved, decided
+from potstill.config.config import Given, Resolved, changed, decided
+from potstill.config.sections import STARTED
 from potstill.data.preparation import RealData, cut_of, prepare
 from potstill.data.preprocessing import ZCA_UP_TO, Preprocess, auto_preprocessing
 from potstill.data.splits import NOUNS, Dataset, kind_of, require_kind
@@ -19,14 +20,17 @@ from potstill.devices import keep_freed_memory, pick_device
 from potstill.distillation.auto_values import (
     check_batch,
     check_kinds,
+    first_norm,
     resolve_auto,
     resolve_compile,
 )
 from potstill.distillation.boosting import LEARNED, Rates, Stage, examples, with_leaves
 from potstill.distillation.network_checks import check_features, check_second_derivative
 from potstill.distillation.outer import Carried, OuterState, Schedule
+from potstill.distillation.start import blocks_of, start_set
 from potstill.distilled.blocks import Block, initial_blocks
 from potstill.distilled.recipes import Recipe
+from potstill.distilled.sets import DistilledSet
 from potstill.distributed.ranks import ALONE, Ranks
 from potstill.engine.compiled_losses import CompiledNetwork
 from potstill.engine.losses import couples_batch
@@ -102,6 +106,7 @@ class Setup:
         cache: keeps what the method prepares.
         listener: receives the progress.
         ranks: the processes that share the run.
+        start: the set that the run starts from; None: noise or real examples.
     """
 
     config: Resolved
@@ -114,6 +119,7 @@ class Setup:
     cache: Cache
     listener: Listener
     ranks: Ranks = ALONE
+    start: DistilledSet | None = None
 
     @classmethod
     def of(
@@ -143,6 +149,11 @@ class Setup:
         check_dealt(given, method, ranks, listener.say)
         if given.model.name == "auto":
             given = decided(given, model=DEFAULTS[dataset.kind])
+        start = start_set(given, dataset)
+        if start:
+            fitted = fitted or start.fitted
+            own = start.metadata.config.get("preprocessing", {"preprocess": fitted.name})
+            given = changed(given, **own, init=STARTED)
         if given.preprocessing.name == "auto":
             given = decided(given, preprocess=auto_preprocessing(dataset.shape))
         check_kinds(given, dataset.shape, given.model.name if model is None else model)
@@ -162,17 +173,22 @@ class Setup:
                 "real batch"
             )
         config, sizes = resolve_auto(
-            given, real, one, factory, mapped=dataset.mapped, device=device
-        )
+            given, real, one, factory, mapped=dataset.mapped, device=device,
+            first_norm=first_norm(given, real, start),
+        )  # fmt: skip
         name = model_name(given.model.name if model is None else model)
         check_smallest_batch(name, factory, shape, min(*sizes.batches, sizes.real_batch))
         parts = [one] * config.distilled.boost_blocks
-        blocks = initial_blocks(
-            config.distilled.init, parts, real.train, config.run.seed, device, real.class_names
+        blocks = (
+            blocks_of(start, parts, device)
+            if start
+            else initial_blocks(
+                config.distilled.init, parts, real.train, config.run.seed, device, real.class_names
+            )
         )
         networks = NetworkFamily(factory, real.shape, classes, device, config.inner.precision)
         config, compiled = resolve_compile(
-            config, given.run.compile, method, sizes, networks, listener.say
+            config, given.run.compile, method, sizes, networks, listener
         )
         networks = networks.with_compiled(compiled)
         cache = method_cache(config, real)
@@ -180,7 +196,9 @@ class Setup:
             state = {name: tensor.cpu() for name, tensor in real.preprocess.state().items()}
             fit = {"the fitted preprocessing": checksum(state, {})[:12]}
             ranks.require_same({**settings(config, real.identity), **fit})
-        return cls(config, real, blocks, method, sizes, networks, device, cache, listener, ranks)
+        return cls(
+            config, real, blocks, method, sizes, networks, device, cache, listener, ranks, start
+        )
 
     @property
     def rates(self) -> Rates:

@@ -1,13 +1,13 @@
 """Planning a run by time: as many outer steps as fit, beside what comes after them."""
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from potstill.config.config import Given, changed
 from potstill.config.durations import in_words
 from potstill.data.preprocessing import Preprocess
 from potstill.data.splits import Dataset
+from potstill.distillation.forecasts import MEASURED_STEPS
 from potstill.distillation.outer import Carried
 from potstill.distillation.setup import Setup
 from potstill.distilled.blocks import Block
@@ -16,11 +16,11 @@ from potstill.models import ModelSpec
 from potstill.progress import SILENT, Listener
 from potstill.registry import InputError
 
-TOLD_FROM = 120.0
-"""Seconds from which on a forecast is told."""
+LEAST_SHARE = 0.25
+"""Share of a budget of about so long that outer steps get, however slow the machine."""
 COMPILES_FROM = 600.0
 """Seconds of a budget from which on compiling may pay."""
-MARGIN, MEASURED_STEPS = 3, 2
+MARGIN = 3
 """How many times as many steps are planned as a measured one says: compiled ones are faster."""
 PROBES = (5, 10, 40)
 """Training steps of three validations that are timed; the first one warms up."""
@@ -57,6 +57,13 @@ class TimeBudget:
             )
         reserve = expected(setup)
         left = seconds - (time.perf_counter() - began) - reserve
+        least = LEAST_SHARE * seconds
+        if setup.config.outer.budget_about and left < least:
+            setup.listener.say(
+                f"reading and choosing the training length alone take {in_words(seconds - left)} "
+                f"here: it will take {in_words(seconds - left + least)}"
+            )
+            seconds, left = seconds - left + least, least
         if left <= 0:
             raise InputError(
                 f"time_budget must leave time for outer steps: reading, compiling and choosing the "
@@ -92,33 +99,6 @@ def timed(setup: Setup, blocks: tuple[Block, ...], recipe: Recipe, steps: int) -
     began = time.perf_counter()
     setup.validation_scores(blocks, recipe, (steps,))
     return time.perf_counter() - began
-
-
-class Forecast:
-    """Says once, after some steps of a long run, how long it will take.
-
-    Args:
-        steps: outer steps of the whole run.
-        say: takes the sentence.
-    """
-
-    def __init__(self, steps: int, say: Callable[[str], None]):
-        self.steps, self.say = steps, say
-        self.seconds: list[float] = []
-
-    def see(self, step: int, seconds: float) -> None:
-        """Count a step; the first one of a process warms up."""
-        self.seconds.append(seconds)
-        if len(self.seconds) != MEASURED_STEPS + 1:
-            return
-        each = sum(self.seconds[1:]) / MEASURED_STEPS
-        left = each * (self.steps - step)
-        if left > TOLD_FROM:
-            self.say(
-                f"an outer step takes {each:.2g} s: the other {self.steps - step:,} take "
-                f"{in_words(left)}, and validation some more; --time-budget 10m or --quick plan by "
-                "time"
-            )
 
 
 def with_steps_to_plan(

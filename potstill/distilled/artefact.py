@@ -1,10 +1,14 @@
 """The distilled set as a file."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
+from rich.filesize import decimal
+from torch import Tensor
+
 from potstill.config.config import Given, changed, configuration, options_of_run
-from potstill.data.preprocessing import restored
+from potstill.data.preprocessing import Absent, restored
 from potstill.distilled.blocks import Block
 from potstill.distilled.recipes import Recipe
 from potstill.distilled.sets import DistilledSet
@@ -15,6 +19,8 @@ from potstill.records.plain import Unreadable, dump, parse
 from potstill.registry import InputError
 
 ARTEFACT = "distilled.safetensors"
+PREPROCESS = "preprocess."
+"""How the names of the tensors of the preprocessing begin."""
 
 
 def save(distilled: DistilledSet, path: str | os.PathLike[str]) -> None:
@@ -22,9 +28,6 @@ def save(distilled: DistilledSet, path: str | os.PathLike[str]) -> None:
 
     Equal sets give equal bytes: no time, host or path is in it.
     """
-    tensors = {f"preprocess.{name}": tensor for name, tensor in distilled.fitted.state().items()}
-    for number, block in enumerate(distilled.blocks):
-        tensors |= {f"blocks.{number}.{name}": leaf for name, leaf in block.leaves.items()}
     meta = {
         **dump(distilled.metadata),
         "class_names": list(distilled.class_names),
@@ -34,7 +37,49 @@ def save(distilled: DistilledSet, path: str | os.PathLike[str]) -> None:
         "learned_labels": distilled.learned_labels,
         "blocks": [block.parameterisation.plain() for block in distilled.blocks],
     }
-    save_tensors(Path(path), tensors, "distilled set", meta)
+    if isinstance(distilled.fitted, Absent):
+        meta["without_preprocessing"] = True
+    save_tensors(Path(path), tensors_of(distilled), "distilled set", meta)
+
+
+def tensors_of(distilled: DistilledSet) -> dict[str, Tensor]:
+    """Return the tensors of the file, by name."""
+    tensors = {f"{PREPROCESS}{name}": tensor for name, tensor in distilled.fitted.state().items()}
+    for number, block in enumerate(distilled.blocks):
+        tensors |= {f"blocks.{number}.{name}": leaf for name, leaf in block.leaves.items()}
+    return tensors
+
+
+def parts_of_file(path: Path) -> Mapping[str, int]:
+    """Return what the file of a set holds -> its bytes, the largest first."""
+    distilled = load(path)
+    kept = {name: tensor.nbytes for name, tensor in tensors_of(distilled).items()}
+    own = sum(size for name, size in kept.items() if name.startswith(PREPROCESS))
+    parts = {
+        f"what prepares real {distilled.noun}s ({distilled.fitted.name})": own,
+        "the set": sum(kept.values()) - own,
+        "how it was made": path.stat().st_size - sum(kept.values()),
+    }
+    return dict(sorted(parts.items(), key=lambda part: -part[1]))
+
+
+def size_words(path: Path) -> str:
+    """Say how large the file of a set is and what in it takes how much."""
+    parts = parts_of_file(path)
+    told = ", ".join(f"{decimal(size)} {what}" for what, size in parts.items() if size)
+    return f"{decimal(sum(parts.values()))}: {told}"
+
+
+def without_preprocessing(distilled: DistilledSet) -> DistilledSet:
+    """Return the same set without what prepares real examples, which may be most of the file."""
+    return DistilledSet(
+        distilled.blocks,
+        distilled.class_names,
+        Absent(distilled.fitted.name),
+        distilled.recipe,
+        learned_labels=distilled.learned_labels,
+        metadata=distilled.metadata,
+    )
 
 
 def load(path: str | os.PathLike[str], ipc: int | None = None) -> DistilledSet:
@@ -56,7 +101,8 @@ def load(path: str | os.PathLike[str], ipc: int | None = None) -> DistilledSet:
         Block(leaves, from_plain(plain, *size))
         for leaves, plain in zip(stored, meta.pop("blocks"), strict=True)
     )
-    fitted = restored(meta.pop("preprocess"), with_prefix(tensors, "preprocess."))
+    name, absent = meta.pop("preprocess"), meta.pop("without_preprocessing", False)
+    fitted = Absent(name) if absent else restored(name, with_prefix(tensors, PREPROCESS))
     names, learned_labels, recipe = (
         meta.pop(name) for name in ("class_names", "learned_labels", "recipe")
     )

@@ -17,6 +17,7 @@ import numpy as np
 from torch import Tensor
 
 from potstill.data.splits import require_kind
+from potstill.distilled.artefact import save
 from potstill.distilled.picture import to_bytes, to_image, write_grid
 from potstill.distilled.sets import DistilledSet
 from potstill.files import write
@@ -182,6 +183,11 @@ def export_csv(distilled: DistilledSet, path: Path) -> None:
     write(path, text.getvalue())
 
 
+def export_set(distilled: DistilledSet, path: Path) -> None:
+    """Write the file that `potstill.load` reads, of these blocks only."""
+    save(distilled, path)
+
+
 @dataclass(frozen=True)
 class Format:
     """One export format, a row of `registry.EXPORTS`.
@@ -225,6 +231,10 @@ NPZ = Format(
         "vector": f"array rows holds {OWN_UNITS}; images, targets and labels are {EXACT}",
     },
     exact=True,
+)
+WHOLE = "exact, all that potstill.load reads"
+SAFETENSORS = Format(
+    export_set, "exported.safetensors", {"image": WHOLE, "vector": WHOLE}, exact=True
 )
 
 

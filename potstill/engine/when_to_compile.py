@@ -19,6 +19,7 @@ from potstill.engine.losses import (
     largest_micro_batch,
 )
 from potstill.models import fresh
+from potstill.progress import ignore
 from potstill.registry import InputError
 from potstill.seeds import generator
 
@@ -26,6 +27,8 @@ PAYS = {"cpu": 3e12, "cuda": 3e14}
 """Floating-point operations, for each function to compile, from which compiling saves time."""
 PRODUCT_COST = 8 / 3
 """A Hessian product has eight convolutions a layer where a gradient has three."""
+COMPILING = "compiling"
+"""The name of that work where progress is shown."""
 AGREEMENT = 0.9
 """Least cosine of a compiled derivative to the plain one; bfloat16 costs a few thousandths."""
 
@@ -91,6 +94,7 @@ def compiled_networks(
     products: Sequence[int],
     logits: Sequence[int],
     say: Callable[[str], None],
+    work: Callable[[str, int, int], None] = ignore,
 ) -> CompiledNetwork:
     """Compile derivatives for batches of these sizes, and compare them with plain ones.
 
@@ -102,6 +106,7 @@ def compiled_networks(
         products: batch sizes of Hessian products.
         logits: batch sizes of outputs.
         say: takes sentences for the user.
+        work: takes (name, done, total) while it compiles.
     Raises:
         CannotCompile: the network cannot be compiled, or networks of the factory
             differ in more than their parameters and buffers.
@@ -109,11 +114,14 @@ def compiled_networks(
     network, second = CompiledNetwork(family.model(0), family.most), family.model(1)
     fast, plain = network.of(second), cross_entropy(second, lambda _: 0)
     theta = second.theta
-    pairs = []
+    pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
+    total = len(gradients) + len(products) + len(logits)
     for count in gradients:
+        work(COMPILING, len(pairs), total)
         batch = family.batch(count)
         pairs.append((fast.gradient(theta, batch, 0)[1], plain.gradient(theta, batch, 0)[1]))
     for count in products:
+        work(COMPILING, len(pairs), total)
         still = family.batch(count)
         along = plain.gradient(theta, still, 0)[1]
         batch = replace(still, inputs=still.inputs.requires_grad_())
@@ -121,8 +129,10 @@ def compiled_networks(
             (fast.product(theta, batch, 0, along)[0], plain.product(theta, batch, 0, along)[0])
         )
     for count in logits:
+        work(COMPILING, len(pairs), total)
         inputs = family.batch(count).inputs
         pairs.append((fast.logits(theta, inputs), second(theta, inputs).detach()))
+    work(COMPILING, total, total)
     for result, expected in pairs:
         cosine = torch.cosine_similarity(
             result.flatten().double(), expected.flatten().double(), dim=0

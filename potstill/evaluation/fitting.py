@@ -5,10 +5,13 @@ from typing import Any
 
 import numpy as np
 
+from potstill.config.config import configuration
 from potstill.config.sections import DataConfig
+from potstill.config.slots import Chosen
 from potstill.data.layouts import listed
 from potstill.data.marks import share_marked
 from potstill.data.preparation import CutPart, RealData, all_for_tests, cut_splits, prepare
+from potstill.data.preprocessing import Absent, Preprocess
 from potstill.data.splits import NOUNS, Arrays, Dataset
 from potstill.devices import pick_device
 from potstill.distilled.sets import DistilledSet, other_scale
@@ -43,7 +46,22 @@ def fitting(distilled: DistilledSet, dataset: Dataset, config: DataConfig, devic
     whole = known is not None and known.fingerprint != dataset.fingerprint and not dataset.test
     cut = all_for_tests(dataset) if whole else cut_splits(dataset, config)
     told = cautions(known, cut["test"], dataset.kind) if known else ()
-    return prepare(dataset, config, pick_device(device), distilled.fitted, cut=cut, cautions=told)
+    how = preprocessing_of(distilled, dataset)
+    return prepare(dataset, config, pick_device(device), how, cut=cut, cautions=told)
+
+
+def preprocessing_of(distilled: DistilledSet, dataset: Dataset) -> Preprocess | Chosen:
+    """Return the set's preprocessing or, if its file is without, the choice of it, to be fitted.
+
+    Raises:
+        InputError: it would have to be fitted, but the data are not those of the set.
+    """
+    known = distilled.metadata.data
+    if not isinstance(distilled.fitted, Absent):
+        return distilled.fitted
+    if known is None or known.fingerprint != dataset.fingerprint:
+        raise InputError(f"{distilled.fitted.missing}; these are other data")
+    return configuration(dict(distilled.metadata.config["preprocessing"])).preprocessing
 
 
 def require_shape(distilled: DistilledSet, dataset: Dataset) -> None:

@@ -20,6 +20,7 @@ from potstill.evaluation.protocols import VALIDATION, EvaluationOptions, Protoco
 from potstill.evaluation.records import DataSource, EvaluationRecord, Row
 from potstill.evaluation.scoring import Progress, factory_for, score_set
 from potstill.models import ModelSpec, model_name
+from potstill.progress import ignore
 from potstill.records.metrics import Figure
 from potstill.registry import LEARNERS, PROTOCOLS, InputError
 from potstill.seeds import derive
@@ -213,6 +214,7 @@ def by_networks(
         options.nets * lengths[-1],
         options.nets * len(lengths) * len(real.test),
         say,
+        progress,
     )
     bench = Bench(
         real,
@@ -284,7 +286,13 @@ def record_of(
 
 
 def compiled_for(
-    networks: NetworkFamily, count: int, wanted: str, steps: int, tested: int, say: Say
+    networks: NetworkFamily,
+    count: int,
+    wanted: str,
+    steps: int,
+    tested: int,
+    say: Say,
+    progress: Progress | None = None,
 ) -> CompiledNetwork | None:
     """Return compiled derivatives if they are wanted or save time; None otherwise.
 
@@ -295,10 +303,18 @@ def compiled_for(
         steps: training steps of all networks.
         tested: test images of all networks.
         say: hears why not.
+        progress: called as functions are compiled.
     """
 
     def build() -> CompiledNetwork:
-        return compiled_networks(networks, [even(count, networks.most)], [], [networks.most], say)
+        return compiled_networks(
+            networks,
+            [even(count, networks.most)],
+            [],
+            [networks.most],
+            say,
+            progress or ignore,
+        )
 
     def work() -> float:
         return (count * steps + tested / 3) * networks.operations()

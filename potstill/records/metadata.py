@@ -23,6 +23,7 @@ class DataRecord:
         origins: split -> where it comes from, in words.
         left_out: phrases that say what the source held and was not used.
         marks: of some train examples, see `potstill.data.marks`.
+        disk_bytes: what the files of the source take, all splits together; None: not known.
     """
 
     fingerprint: str
@@ -35,6 +36,7 @@ class DataRecord:
     origins: Mapping[str, str] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
     marks: str = ""
+    disk_bytes: int | None = None
 
     @property
     def whole_identity(self) -> str:

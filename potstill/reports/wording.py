@@ -6,16 +6,20 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
+from rich.filesize import decimal
+
 from potstill.config.options import declared
 from potstill.data.layouts import listed
 from potstill.data.splits import Shape
 from potstill.distillation.run_folder import CONFIG
+from potstill.distilled.artefact import ARTEFACT, size_words
 from potstill.evaluation.records import worse_than_random
 from potstill.parameterisations.base import FLOAT_BYTES
 from potstill.records.metrics import Figure
 from potstill.registry import METHODS
 from potstill.reports.run_summary import RunSummary
 
+STARTS_IN_WORDS = {"gaussian": "noise", "real": "real {}s"}
 CHANNELS = {1: "grey", 3: "colour"}
 Fact = tuple[str, str]
 """A term, and its value in words."""
@@ -145,6 +149,8 @@ def data_facts(run: RunSummary) -> list[Fact]:
         names = run.distilled.class_names
         lines.append(("Classes", f"{len(names):,}: {listed(names)}"))
     data = run.data
+    if data and data.disk_bytes:
+        lines.append(("On disk", f"{decimal(data.disk_bytes)}, all splits"))
     if data and data.values:
         low, high = data.values
         lines.append(("Values", f"{low:.4g} to {high:.4g}" + ", bytes as 0 to 1" * (high <= 1)))
@@ -176,7 +182,7 @@ def set_facts(run: RunSummary) -> list[Fact]:
             if distilled.learn_labels
             else "hard, one class each",
         ),
-        ("Started from", f"real {run.noun}s" if distilled.init == "real" else "noise"),
+        ("Started from", STARTS_IN_WORDS.get(distilled.init, "another set").format(run.noun)),
     ]
     if distilled.boost_blocks > 1:
         lines.append(
@@ -209,7 +215,9 @@ def stored_facts(run: RunSummary) -> list[Fact]:
     if not run.distilled:
         return []
     lines = [("Parameterisation", run.config.parameterisation.name)] if run.config.decoded else []
-    return [*lines, ("Stored", run.distilled.stored)]
+    lines.append(("Stored", run.distilled.stored))
+    file = run.path / ARTEFACT
+    return [*lines, ("File", size_words(file))] if run.finished and file.is_file() else lines
 
 
 def making_facts(run: RunSummary) -> list[Fact]:
