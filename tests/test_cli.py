@@ -16,7 +16,9 @@ from potstill.cli.parser import main
 from potstill.distillation import run_folder
 from potstill.distilled import artefact
 from potstill.distilled.exports import folder_names
+from potstill.evaluation import measuring
 from potstill.evaluation.records import EVALUATION, EvaluationRecord, entries
+from potstill.records.metrics import Figure
 from potstill.registry import METHODS, MODELS, SOURCES
 
 KEY = EvaluationRecord.KEY
@@ -483,3 +485,12 @@ def test_several_networks_are_measured_one_after_the_other(run, tmp_path, capsys
     wrong = told(capsys, "evaluate", run, "--models", "mlp,vgg12")
     assert wrong.startswith("unknown model 'vgg12' (did you mean 'vgg11'?)")
     assert "lr must be above 0, got -1.0" in told(capsys, "evaluate", run, "--lr", "-1")
+
+
+def test_pictures_that_cost_accuracy_are_warned_of(run, monkeypatch, tmp_path, capsys):
+    for gap, warned in ((0.005, False), (0.116, True)):
+        figures = Figure(0.5, 0.1, 3), Figure(0.5 - gap, 0.1, 3)
+        monkeypatch.setattr(measuring, "accuracy_of_export", lambda *_, **__: figures)  # noqa: B023
+        assert main(["export", str(run), "--out", str(tmp_path / f"{gap}.png")]) == 0
+        output = capsys.readouterr().out
+        assert ("do not train on the pictures: they cost 11.6 points here" in output) == warned

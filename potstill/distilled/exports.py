@@ -29,10 +29,7 @@ OWN_UNITS = (
     "each feature in the data's own units, to the last bit of float32; give them to "
     "distilled.preprocess to train on them"
 )
-LOSSY = (
-    "for the eye: 8-bit pixels of a typical brightness and contrast; a network trained on them is "
-    "not the same"
-)
+LOSSY = "to be looked at, not trained on: 8-bit pixels of a typical brightness and contrast"
 
 
 def export_png(distilled: DistilledSet, path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.filesize import decimal
 
+from potstill.config.durations import in_words
 from potstill.config.options import declared
 from potstill.data.layouts import listed
 from potstill.data.splits import Shape
@@ -269,7 +270,7 @@ def run_facts(run: RunSummary) -> list[Fact]:
         lines.append(("Finished" if run.finished else "Last step logged", moment(run.changed)))
     seconds = run.log.values["seconds"]
     if len(seconds):
-        lines.append(("Time in outer steps", duration(float(seconds[seconds == seconds].sum()))))
+        lines.append(("Time in outer steps", in_words(float(seconds[seconds == seconds].sum()))))
     lines += [
         ("Device", f"{run.config.run.device}, {run.config.inner.precision}"),
         ("Threads", str(run.config.run.threads)),
@@ -283,13 +284,6 @@ def run_facts(run: RunSummary) -> list[Fact]:
 def moment(time: datetime) -> str:
     """Write a date, to the minute."""
     return f"{time:%Y-%m-%d %H:%M} UTC"
-
-
-def duration(seconds: float) -> str:
-    """Write a time in the most readable unit."""
-    if seconds < 120:
-        return f"{seconds:.0f} seconds"
-    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
 
 
 def commands(run: RunSummary) -> list[Fact]:
