@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from potstill.api.measurements import evaluate
-    from potstill.api.runs import diagnose, distill, finish, resume
-    from potstill.config.config import configuration
+    from potstill.api.runs import configuration, diagnose, distill, finish, resume
     from potstill.distilled.artefact import load, save
     from potstill.distilled.exports import export
     from potstill.distilled.sets import DistilledSet
     from potstill.evaluation.scoring import train
     from potstill.progress import Listener
-    from potstill.registry import InputError
+    from potstill.registry import InputError, trust
 
 __version__ = "0.1.0"
 __all__ = [
@@ -35,11 +34,12 @@ __all__ = [
     "resume",
     "save",
     "train",
+    "trust",
 ]
 
 # Imported when first used (PEP 562), so that `potstill --help` does not wait for torch.
 _HOMES = {
-    "configuration": "config.config",
+    "configuration": "api.runs",
     "DistilledSet": "distilled.sets",
     "InputError": "registry",
     "Listener": "progress",
@@ -52,6 +52,7 @@ _HOMES = {
     "resume": "api.runs",
     "save": "distilled.artefact",
     "train": "evaluation.scoring",
+    "trust": "registry",
 }
 
 

@@ -2,8 +2,19 @@
 
 import difflib
 import importlib
+import os
+import re
+import sys
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
+
+TRUST = "POTSTILL_TRUST"
+"""The environment variable that holds more trusted packages and names, with commas between them."""
+TRUSTED: set[str] = set()
+"""Packages, and names such as "package.module:name", whose code may be run."""
+PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+"""The form of "package.module:name", at the beginning of a text."""
 
 
 class InputError(ValueError):
@@ -77,6 +88,47 @@ def split_path(path: str) -> tuple[str, str]:
     return module, name
 
 
+def trust(*names: str) -> None:
+    """Let files name parts of a package, or one part, "package.module:name".
+
+    A set, a run's folder or a configuration may come from a stranger, and a part that it names is
+    code that would be run. What is named on the command line or in Python is trusted anyway.
+    """
+    TRUSTED.update(names)
+
+
+def trust_given(values: Iterable[Any]) -> None:
+    """Trust every part of a user's own among values that the user gave.
+
+    Args:
+        values: of options and arguments; texts, sequences of texts, or anything else.
+    """
+    for value in values:
+        if isinstance(value, list | tuple):
+            trust_given(value)
+        found = PATH.match(value) if isinstance(value, str) else None
+        if found and found[0].partition(":")[0] not in SOURCES.rows:
+            trust(found[0])
+
+
+def trusted(path: str) -> bool:
+    """Return whether the code at "package.module:name" may be run."""
+    known = TRUSTED | set(filter(None, os.environ.get(TRUST, "").split(",")))
+    module = path.partition(":")[0]
+    parts = module.split(".")
+    packages = {".".join(parts[:count]) for count in range(1, len(parts) + 1)}
+    return path in known or bool(known & packages)
+
+
+def find_modules_here() -> None:
+    """Let modules be imported from the current folder, after all others.
+
+    Not before them: a file torch.py or jinja2.py in a folder would else be run by any command.
+    """
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
+
+
 def import_object(path: str) -> Any:
     """Import "package.module:name".
 
@@ -130,7 +182,17 @@ class Registry:
 
     def __getitem__(self, name: str) -> Any:
         self.check(name)
-        return import_object(name if ":" in name else self.rows[name][0])
+        if ":" not in name:
+            return import_object(self.rows[name][0])
+        if not trusted(name):
+            package = name.partition(":")[0]
+            raise InputError(
+                f"{self.kind} {name} is named by a file, and using it would run the code of "
+                f"{package}; if you know it, name it yourself on the command line or in Python, or "
+                f"allow it with --trust {package} (in Python potstill.trust({package!r}))"
+            )
+        find_modules_here()
+        return import_object(name)
 
     def name_of(self, part: Any) -> str:
         """Return the first registered name of `part`, a class or function.

@@ -738,8 +738,8 @@ def test_an_export_to_a_name_of_no_format_is_refused(distilled, tmp_path, capsys
         command = ["export", str(tmp_path / "d.safetensors"), "--no-check"]
         assert main([*command, "--out", str(tmp_path / name)]) == 2
         assert (
-            f"out must end in .png, .csv, .parquet, .npz, or name a folder of images, got '{name}'"
-            in capsys.readouterr().err
+            "out must end in .png, .csv, .parquet, .npz, .safetensors, or name a folder of images, "
+            f"got '{name}'" in capsys.readouterr().err
         )
         assert not (tmp_path / name).exists()
 

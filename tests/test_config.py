@@ -5,6 +5,7 @@ from importlib import resources
 
 import pytest
 
+import potstill
 from potstill.cli.flags import make_parser
 from potstill.cli.parser import options_of_chosen
 from potstill.config.config import (
@@ -179,7 +180,7 @@ def test_a_resolved_configuration_holds_no_auto():
 )
 def test_a_wrong_option_is_told_in_a_sentence(options, sentence):
     with pytest.raises(InputError, match=sentence):
-        configuration(options)
+        potstill.configuration(options)
 
 
 @pytest.mark.parametrize(

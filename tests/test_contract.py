@@ -38,11 +38,12 @@ from potstill.testing import (
     check_source,
 )
 
-FOREIGN = "foreign.means:Means"
+FOREIGN, TRUSTED = "foreign.means:Means", ("--trust", "foreign")
 
 
 @pytest.mark.parametrize("name", [*METHODS, FOREIGN])
 def test_every_method_keeps_to_the_contract(name):
+    potstill.trust("foreign")
     names = {item.name for item, _ in declared(METHODS[name].Options)}
     small = {
         key: value
@@ -129,28 +130,28 @@ class NamesAnOptionOfTheHouse(Wrong):
     @dataclass(frozen=True)
     class Options:
         steps: int = option(3, "steps of its own")
-        trust: float = option(0.5, "as before")
+        faith: float = option(0.5, "as before")
         mean_batch: int = option(40, "as before")
 
 
 class HasAnUnfrozenOption(Wrong):
     @dataclass
     class Options:
-        trust: float = option(0.5, "as before")
+        faith: float = option(0.5, "as before")
         mean_batch: int = option(40, "as before")
 
 
 class HasAPlainField(Wrong):
     @dataclass(frozen=True)
     class Options:
-        trust: float = option(0.5, "as before")
+        faith: float = option(0.5, "as before")
         mean_batch: int = 40
 
 
 class SaysNothing(Wrong):
     @dataclass(frozen=True)
     class Options:
-        trust: float = option(0.5, " ")
+        faith: float = option(0.5, " ")
         mean_batch: int = option(40, "as before")
 
 
@@ -161,7 +162,7 @@ class WantsWhatIsNotThere(Wrong):
 class SpeaksInNumbers(Wrong):
     @classmethod
     def words(cls, options):
-        return [("Trust", options.trust)]
+        return [("Faith", options.faith)]
 
 
 @pytest.mark.parametrize(
@@ -194,7 +195,7 @@ class SpeaksInNumbers(Wrong):
         (NamesAnOptionOfTheHouse, "must name its options otherwise than potstill's own, got steps"),
         (HasAnUnfrozenOption, "must have a frozen dataclass of options, got Options"),
         (HasAPlainField, "must declare every field of Options with potstill.config.options.option"),
-        (SaysNothing, "must say what its option trust is, the help text is empty"),
+        (SaysNothing, "must say what its option faith is, the help text is empty"),
         (WantsWhatIsNotThere, "must name options of potstill in defaults, got outer_speed"),
         (SpeaksInNumbers, r"must give a list of \(term, value\) texts from words\(\), got"),
     ],
@@ -294,7 +295,7 @@ QUICK = {
     "validation_nets": 1,
     "ipc": 2,
     "threads": 1,
-    "trust": 0.25,
+    "faith": 0.25,
     "preprocess": "normalize",
 }
 
@@ -334,13 +335,16 @@ def test_a_strangers_method_distils_resumes_boosts_evaluates_reports_and_exports
         "step-00000004",
         "step-00000008",
     ]
-    assert run("distill", "--resume", cut, cache=tmp_path).returncode == 0
+    refused = run("distill", "--resume", cut, cache=tmp_path)
+    assert refused.returncode == 2
+    assert f"method {FOREIGN} is named by a file, and using it would run the" in refused.stderr
+    assert run("distill", "--resume", cut, *TRUSTED, cache=tmp_path).returncode == 0
     assert bytes_of(cut) == bytes_of(whole)
     assert kept.stat().st_mtime_ns == stamp
     assert "learned" in potstill.load(whole).meta
     assert potstill.load(whole).meta["config"]["method"] == {
         "method": FOREIGN,
-        "trust": 0.25,
+        "faith": 0.25,
         "mean_batch": 40,
     }
     flags = words_of(ipc=2, boost_blocks=2, boost_beta=0.1)
@@ -348,7 +352,8 @@ def test_a_strangers_method_distils_resumes_boosts_evaluates_reports_and_exports
     assert potstill.load(boosted).budgets == (1, 2)
     evaluated = run("evaluate", whole, "--nets", 2, "--baseline", "random", cache=tmp_path)
     assert evaluated.returncode == 0, evaluated.stderr
-    assert run("report", whole, "--out", tmp_path / "page.html", cache=tmp_path).returncode == 0
+    words = ("report", whole, "--out", tmp_path / "page.html", *TRUSTED)
+    assert run(*words, cache=tmp_path).returncode == 0
     page = (tmp_path / "page.html").read_text()
     assert "0.25 in the means of all images" in page
     assert FOREIGN in page
@@ -359,7 +364,7 @@ def test_a_strangers_method_distils_resumes_boosts_evaluates_reports_and_exports
     shutil.copy(whole / "distilled.safetensors", copied)
     alone = [sys.executable, "-m", "potstill.cli.parser", "evaluate", str(copied), "--nets", "1"]
     assert subprocess.run(alone, capture_output=True, check=False).returncode == 0
-    refused = run("diagnose", whole, cache=tmp_path)
+    refused = run("diagnose", whole, *TRUSTED, cache=tmp_path)
     assert refused.returncode == 2
     assert f"the noise of {FOREIGN} cannot be taken apart, it does not unroll" in refused.stderr
     assert "Traceback" not in refused.stderr
@@ -387,7 +392,7 @@ def potstill_listener(steps: list[int], last: int):
             ["--method", "foreign.mean:Means"],
             "cannot import 'foreign.mean' of 'foreign.mean:Means': ModuleNotFoundError",
         ),
-        (["--method", FOREIGN, "--trust", "2"], "trust must be at least 0 and at most 1, got 2.0"),
+        (["--method", FOREIGN, "--faith", "2"], "faith must be at least 0 and at most 1, got 2.0"),
         (
             ["--method", FOREIGN, "--window", "3"],
             f"--window has no effect with --method {FOREIGN}; it belongs to --method rat-bptt, "
@@ -401,7 +406,7 @@ def potstill_listener(steps: list[int], last: int):
             ["--method", FOREIGN, "--learn-labels"],
             "--learn-labels has no effect with --method foreign.means:Means; leave it out",
         ),
-        (["--trust", "0.5"], "unknown argument '--trust'"),
+        (["--faith", "0.5"], "unknown argument '--faith'"),
     ],
 )
 def test_wrong_use_of_a_strangers_method_is_told_in_a_sentence(flags, sentence, capsys):
@@ -415,7 +420,7 @@ def test_the_help_of_a_strangers_method_shows_its_options_and_what_it_wants(caps
     with pytest.raises(SystemExit):
         main(["distill", "--method", FOREIGN, "--help"])
     told = capsys.readouterr().out
-    assert "--trust X" in told
+    assert "--faith X" in told
     assert "share of the whole data's means beside a running one [0.5]" in told
     assert "--outer-momentum X" in told
     assert "factor on the velocity [0.5]" in told

@@ -3,7 +3,13 @@
 import pytest
 
 from potstill.data.preprocessing import Zca
-from potstill.registry import MODELS, PREPROCESSING, InputError, Registry
+from potstill.registry import (
+    MODELS,
+    PREPROCESSING,
+    InputError,
+    Registry,
+    trust,
+)
 
 PARTS = Registry(
     "part", first_one=("test_registry:PARTS", "the first"), other=("test_registry:Own", "another")
@@ -21,6 +27,7 @@ def test_a_registered_name_gives_its_part_and_lists_its_line():
 
 def test_a_name_with_a_colon_is_imported_from_where_it_says():
     PARTS.check("test_registry:Own")
+    trust("test_registry", "torch.nn")
     assert PARTS["test_registry:Own"] is Own
     assert MODELS["torch.nn:Linear"].__name__ == "Linear"
 
@@ -45,6 +52,7 @@ def test_a_wrong_name_is_told_before_anything_is_imported(name, message):
 
 def test_what_cannot_be_imported_is_told_with_its_reason():
     PARTS.check("no_such_module:Part")
+    trust("no_such_module")
     with pytest.raises(
         InputError,
         match="cannot import 'no_such_module' of 'no_such_module:Part': ModuleNotFoundError",

@@ -125,6 +125,7 @@ def test_a_function_of_ones_own_is_a_source(tmp_path, monkeypatch):
         "def nothing(rest, config):\n    return 3\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
+    potstill.trust("mine", "theirs")
     one, other, again = (
         read(DataConfig(data=data)) for data in ("mine:squares", "mine:squares:7", "mine:squares")
     )

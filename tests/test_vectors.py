@@ -330,6 +330,7 @@ def test_a_wrong_pair_is_one_sentence_before_anything_is_fitted(
 
 
 def test_a_strangers_operation_may_take_vectors(tmp_path, monkeypatch):
+    potstill.trust("noises")
     (tmp_path / "noises.py").write_text(
         "def jitter(rows, values):\n    return rows + 0.1 * (values[:, :1] - 0.5)\n\n\n"
         "def short(rows, values):\n    return rows[:1]\n"

@@ -32,7 +32,7 @@ from potstill.evaluation.scoring import factory_for
 from potstill.files import checksum
 from potstill.models import ModelSpec, model_name
 from potstill.progress import SILENT, Listener, followed
-from potstill.registry import InputError
+from potstill.registry import InputError, trust_given
 
 
 def evaluate(
@@ -123,6 +123,7 @@ def evaluations(
         ranks: the processes that share the networks; the first alone keeps records.
         **options: as for `evaluate`.
     """
+    trust_given([*options.values(), model_name(model) if model else None])
     given = {
         name: options.pop(name) for name in ("data", *EVALUATION_DATA_OPTIONS) if name in options
     }

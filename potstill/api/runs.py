@@ -6,7 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from potstill.config.config import Given, changed, configuration, options_from_preset, quick_options
+from potstill.config.config import (
+    Given,
+    Layer,
+    changed,
+    options_from_preset,
+    quick_options,
+)
+from potstill.config.config import configuration as made
 from potstill.data.sources import dataset_of
 from potstill.devices import own_torch_state
 from potstill.diagnosis.over_a_run import Diagnosis, Noise, recorded_diagnoses
@@ -15,7 +22,22 @@ from potstill.distillation.runs import finished_early, new_run, resumed_run
 from potstill.distilled.sets import DistilledSet
 from potstill.models import ModelSpec, model_name
 from potstill.progress import Listener, followed
-from potstill.registry import InputError
+from potstill.registry import InputError, trust_given
+
+
+def configuration(*layers: Layer, **options: Any) -> Given:
+    """Build the configuration of a run from layers of options and from `options`.
+
+    A later layer wins over an earlier one, and `options` over all. Parts that these name are
+    trusted: their code may be run.
+
+    Raises:
+        InputError: an unknown name, an option without effect on the chosen parts, a value of the
+            wrong type or out of its range, options that do not fit.
+    """
+    for layer in (*layers, options):
+        trust_given(layer.values())
+    return made(*layers, **options)
 
 
 def distill(
@@ -82,8 +104,9 @@ def distill(
             raise InputError(
                 f"{name} is given twice, as {value!r} and as {options[name]!r}; give it once"
             )
+    trust_given([*options.values(), model_name(model) if model else None])
     layers = (options_from_preset(preset) if preset else {}, options)
-    config = configuration(quick_options(*layers) if quick else {}, *layers)
+    config = made(quick_options(*layers) if quick else {}, *layers)
     dataset = dataset_of(
         config.data, images, labels, test_images, test_labels, class_names, weights, feature_names
     )
@@ -134,6 +157,7 @@ def resume(
     Raises:
         InputError: no run in `out`, a finished one, or other data than it was started with.
     """
+    trust_given([model_name(model) if model else None])
     config = RunFolder.open(Path(out)).config()
     if steps is not None:
         config = longer(config, changed(config, steps=steps))
@@ -175,6 +199,7 @@ def finish(
     Raises:
         InputError: no run in `out`, a finished one, one that was not validated yet, or other data.
     """
+    trust_given([model_name(model) if model else None])
     config = RunFolder.open(Path(out)).config()
     dataset = dataset_of(
         config.data, images, labels, test_images, test_labels, class_names, weights, feature_names
@@ -244,6 +269,7 @@ def diagnose(
     Raises:
         InputError: no run, other data than it was started with, or an argument out of its range.
     """
+    trust_given([model_name(model) if model else None])
     noise = Noise(samples, size, signs, unrolls, sources)
     folder = RunFolder.open(Path(run))
     config = folder.config()

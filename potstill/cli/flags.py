@@ -57,6 +57,10 @@ NOISE = (
 """Whole numbers that say what `potstill diagnose` measures: name, default, help."""
 
 
+READ_FILES = ("distill", "finish", "evaluate", "export", "report", "diagnose")
+"""Commands that read what a stranger may have written."""
+
+
 class Commands:
     """The commands' parsers by name, as they are added.
 
@@ -91,6 +95,13 @@ class Commands:
             allow_abbrev=False,
             usage=f"potstill {name} {usage}".rstrip(),
         )
+        if name in READ_FILES:
+            made.add_argument(
+                "--trust",
+                action="append",
+                metavar="PACKAGE",
+                help="let a set, a run or a configuration name code of this package; it is run",
+            )
         self.parsers[name] = made
         return made
 

@@ -32,6 +32,8 @@ from potstill.registry import (
     STUDIES,
     InputError,
     near_miss,
+    trust,
+    trust_given,
 )
 
 EXIT_INPUT, EXIT_INTERRUPTED = 2, 130
@@ -52,7 +54,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # whatever else runs: two runs beside each other on two cores took 60 times longer than one,
         # with this 8 times; alone it costs nothing. Read when torch loads.
         os.environ.setdefault("GOMP_SPINCOUNT", "5000")
-    sys.path.insert(0, str(Path.cwd()))  # where a user's own package.module:name is looked for
     try:
         return dispatch(list(sys.argv[1:] if arguments is None else arguments))
     except InputError as error:
@@ -77,8 +78,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 "--storage mapped"
             )
         raise
-    finally:
-        sys.path.pop(0)
 
 
 def fail(message: str) -> int:
@@ -108,6 +107,8 @@ def dispatch(arguments: list[str]) -> int:
             flag for action in commands[parsed.command]._actions for flag in action.option_strings
         ]
         raise InputError(unknown_argument(parsed.command, name, flags, known or ()))
+    trust(*(name for names in getattr(parsed, "trust", None) or () for name in names.split(",")))
+    trust_given(vars(parsed).values())
     if parsed.command == "list":
         return list_parts()
     if parsed.command not in SHARED and "RANK" in os.environ:
@@ -128,10 +129,12 @@ def options_of_chosen(arguments: Sequence[str]) -> list[Option]:
     first = Parser(add_help=False, allow_abbrev=False)
     for slot in SLOTS:
         first.add_argument(flag_of(slot.choice), dest=slot.choice, default=argparse.SUPPRESS)
-    for name in ("preset", "config", "resume"):
+    for name in ("preset", "config", "resume", "trust"):
         first.add_argument(f"--{name}")
     chosen = vars(first.parse_known_args(list(arguments))[0])
     preset, config, resume = (chosen.pop(name) for name in ("preset", "config", "resume"))
+    trust(*(chosen.pop("trust") or "").split(","))
+    trust_given(chosen.values())
     if resume:
         return list(options_of_run({}))
     layers = importlib.import_module("potstill.cli.commands").layers

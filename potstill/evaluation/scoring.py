@@ -18,7 +18,7 @@ from potstill.engine.compiled_losses import CompiledNetwork
 from potstill.evaluation.learners import Learner, Network, TrainingSet
 from potstill.evaluation.training import Batches, accuracy, set_batches, train_network
 from potstill.models import ModelSpec, check_model, fresh, model_name, resolve
-from potstill.registry import InputError
+from potstill.registry import InputError, trust_given
 from potstill.seeds import derive
 
 Progress = Callable[[str, int, int], None]
@@ -152,6 +152,7 @@ def train(
     Raises:
         InputError: a model that does not exist or does not fit the images.
     """
+    trust_given([model_name(model) if model else None])
     on, recipe = pick_device(device), distilled.recipe
     require_positive(steps=recipe.steps if steps is None else steps)
     own = derive(seed, "network", 0)

@@ -24,7 +24,7 @@ from potstill.files import load_tensors, save_tensors
 from potstill.methods.base import Estimate, Examples, Problem, Work
 from potstill.parameterisations.base import Budget
 from potstill.parameterisations.pixels import Pixels
-from potstill.registry import METHODS
+from potstill.registry import METHODS, trust_given
 from potstill.testing.contracts import Part, check_options, same
 from potstill.testing.problems import CLASSES, CPU, SIZES, small_examples, small_problem
 
@@ -61,6 +61,7 @@ def check_method(
         ContractError: it breaks a rule.
         InputError: there is no such method.
     """
+    trust_given([method])
     made: Any = METHODS[method] if isinstance(method, str) else method
     part = Part(method if isinstance(method, str) else METHODS.name_of(made))
     check_description(part, made)

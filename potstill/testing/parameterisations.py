@@ -9,7 +9,7 @@ from torch import Tensor
 from potstill.config.options import options_class
 from potstill.engine.unroll import with_grad
 from potstill.parameterisations.base import Budget, Parameterisation
-from potstill.registry import PARAMETERISATIONS
+from potstill.registry import PARAMETERISATIONS, trust_given
 from potstill.seeds import generator
 from potstill.testing.contracts import Part, check_options, same
 from potstill.testing.problems import CLASSES
@@ -26,6 +26,7 @@ def check_parameterisation(parameterisation: str | type, options: Any = None) ->
     Raises:
         ContractError: it breaks a rule.
     """
+    trust_given([parameterisation])
     if isinstance(parameterisation, str):
         name, made = parameterisation, PARAMETERISATIONS[parameterisation]
     else:

@@ -10,7 +10,7 @@ from potstill.data.splits import Arrays, Dataset, Shape
 from potstill.distillation.network_checks import check_second_derivative
 from potstill.models import check_model as model_that_can_be_called
 from potstill.models import fresh, resolve
-from potstill.registry import SOURCES, InputError
+from potstill.registry import SOURCES, InputError, trust_given
 from potstill.testing.contracts import ContractError, Part, same
 from potstill.testing.problems import CPU
 
@@ -58,6 +58,7 @@ def check_source(
     Raises:
         ContractError: it breaks a rule.
     """
+    trust_given([source])
     read: Any = SOURCES[source] if isinstance(source, str) else source
     part = Part(source if isinstance(source, str) else getattr(read, "__qualname__", "the source"))
     one, other = (read(rest, config or DataConfig()) for _ in range(2))

@@ -17,7 +17,7 @@ from potstill.methods.base import Estimate, Learnable, Method, Needs
 class Options:
     """Options of the method."""
 
-    trust: float = option(
+    faith: float = option(
         0.5, "share of the whole data's means beside a running one", low=0, high=1
     )
     mean_batch: int = option(40, "real images that the running means see in a step", low=1)
@@ -70,7 +70,7 @@ class Means(Method):
         running = (
             state["running"] + (self.by_class(*real.train.take(chosen)) - state["running"]) / seen
         )
-        target = options.trust * self.means + (1 - options.trust) * running
+        target = options.faith * self.means + (1 - options.faith) * running
         images = examples.images.detach().requires_grad_()
         scale = learned["scale"].detach().requires_grad_()
         loss = (scale * self.by_class(images, examples.labels) - target).square().sum(1).mean()
@@ -85,4 +85,4 @@ class Means(Method):
 
     @classmethod
     def words(cls, options):
-        return [("Trust", f"{options.trust:g} in the means of all images")]
+        return [("Faith", f"{options.faith:g} in the means of all images")]
