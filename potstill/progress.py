@@ -19,6 +19,7 @@ from rich.progress import (
 )
 
 from potstill.records.metrics import StepRecord
+from potstill.registry import visible
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -111,7 +112,7 @@ class Display:
     def say(self, sentence: str) -> None:
         """Show a sentence, above the bar if there is one."""
         if not self.quiet:
-            self.console.print(sentence, markup=False)
+            self.console.print(visible(sentence), markup=False)
 
     def work(self, what: str, done: int, total: int, note: str = "") -> None:
         """Show that `done` of `total` are done.

@@ -52,6 +52,8 @@ CALLED_ELSEWHERE = {
     ("standardize", "standardise", "standard"): "normalize",
 }
 """What other tools and papers call it -> what it is called here."""
+LONGEST = 300
+"""Characters of an error of somebody else's that are passed on."""
 CUTOFF = 0.65
 """Least likeness of a name that is suggested, of 1: a bad guess is worse than none."""
 
@@ -75,9 +77,25 @@ def plain(name: str) -> str:
     return name.lstrip("-").replace("-", "_").lower()
 
 
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's text; its type if it has none."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text, not too long; its type if it has none."""
+    line = (str(error).splitlines() or [""])[0] or type(error).__name__
+    return line if len(line) <= LONGEST else line[:LONGEST] + " ..."
+
+
+def visible(text: str) -> str:
+    """Return a text with its control characters as escapes: a terminal would obey them."""
+    return "".join(
+        one if one.isprintable() or one in "\n\t" else one.encode("unicode_escape").decode()
+        for one in text
+    )
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory ran out, on any device."""
+    return isinstance(error, MemoryError) or any(
+        phrase in str(error) for phrase in ("out of memory", "not enough memory", "can't allocate")
+    )
 
 
 def split_path(path: str) -> tuple[str, str]:
@@ -145,6 +163,12 @@ def import_object(path: str) -> Any:
     if not hasattr(loaded, name):
         raise InputError(f"module {module!r} has no {name!r}{near_miss(name, dir(loaded))}")
     return getattr(loaded, name)
+
+
+def let_memory_pass(error: BaseException) -> None:
+    """Raise an error again if memory ran out: whoever's code it was, it is not to blame."""
+    if out_of_memory(error):
+        raise error
 
 
 class Registry:

@@ -235,6 +235,8 @@ def opened(
     else:
         path = Path(subject)
         run = RunFolder(path if path.is_dir() else path.parent)
+        if path.is_dir():
+            run.recover()
         if path.is_dir() and run.is_run and not run.finished:
             raise InputError(
                 f"the run in {path} is not finished; go on with `potstill distill --resume {path}`"

@@ -32,8 +32,10 @@ from potstill.registry import (
     STUDIES,
     InputError,
     near_miss,
+    out_of_memory,
     trust,
     trust_given,
+    visible,
 )
 
 EXIT_INPUT, EXIT_INTERRUPTED = 2, 130
@@ -44,7 +46,8 @@ SHARED = ("distill", "evaluate")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code.
 
-    2: the input was wrong, as one sentence says. 130: interrupted.
+    2: the input was wrong, as one sentence says. 130: interrupted; 143: by SIGTERM, 129: by a
+    terminal that was closed.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -61,18 +64,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         if tells():
             print(f"potstill: {str(error) or 'interrupted'}", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        received = getattr(sys.modules.get("potstill.cli.interrupts"), "RECEIVED", None)
+        return 128 + received[0] if received else EXIT_INTERRUPTED
     except BrokenPipeError:  # the reader of our output left, as in `potstill list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
         return fail(f"cannot access {error.filename or 'a file'}: {error.strerror or error}")
     except (RuntimeError, MemoryError) as error:
-        if (
-            isinstance(error, MemoryError)
-            or "out of memory" in str(error)
-            or "not enough memory" in str(error)
-        ):
+        if out_of_memory(error):
             return fail(
                 "out of memory; lower --micro-batch, --width, --real-batch or --ipc, or use "
                 "--storage mapped"
@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def fail(message: str) -> int:
     """Print one sentence and return the exit code."""
     if tells():
-        print(f"potstill: error: {message}", file=sys.stderr)
+        print(f"potstill: error: {visible(message)}", file=sys.stderr)
     return EXIT_INPUT
 
 

@@ -14,7 +14,7 @@ from potstill.engine.losses import (
     derivative_error,
 )
 from potstill.models import fresh
-from potstill.registry import InputError, first_line
+from potstill.registry import InputError, first_line, let_memory_pass
 from potstill.seeds import generator
 
 DERIVATIVE_TOLERANCE = 1e-3
@@ -37,8 +37,9 @@ def check_features(
     if callable(features):
         try:
             result = features(torch.zeros(2, *shape))
-        except Exception as error:
-            reason = f"it fails: {type(error).__name__}: {error}"
+        except (Exception, SystemExit) as error:
+            let_memory_pass(error)
+            reason = f"it fails: {type(error).__name__}: {first_line(error)}"
         else:
             if isinstance(result, torch.Tensor) and len(result) == 2:
                 return

@@ -5,9 +5,10 @@ evaluation.json.
 """
 
 import math
+import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -30,6 +31,7 @@ from potstill.data.preprocessing import Preprocess, restored
 from potstill.distillation.boosting import made_blocks
 from potstill.distillation.checkpoints import identity, pack, steps_done, unpack
 from potstill.distillation.outer import OuterState
+from potstill.distillation.replacing import REPLACED, UNFINISHED, put_back, set_aside, sweep
 from potstill.distilled import artefact
 from potstill.distilled.recipes import Recipe
 from potstill.distilled.sets import DistilledSet
@@ -44,9 +46,26 @@ CONFIG, METRICS, CHECKPOINTS, PICTURE, REPORT = (
     "config.toml", "metrics.jsonl", "checkpoints", "distilled.png", "report.html",
 )  # fmt: skip
 TABLE = "distilled.csv"
-LOCK, REPLACED, PREPARATION = ".lock", ".replaced", "preparation.safetensors"
+LOCK, PREPARATION = ".lock", "preparation.safetensors"
 INTERRUPTED = "-interrupted"
 """Suffix of a checkpoint that was written at an interruption, not on schedule."""
+CHECKPOINT = re.compile(rf"step-\d{{8}}(?:{INTERRUPTED})?\.safetensors")
+"""The name of a checkpoint; others among them are not ours."""
+MARK = "# potstill"
+"""How the configuration of a run begins."""
+WRITTEN = (
+    METRICS,
+    CHECKPOINTS,
+    PREPARATION,
+    artefact.ARTEFACT,
+    EVALUATION,
+    PICTURE,
+    TABLE,
+    REPORT,
+    DIAGNOSIS,
+    STARTED,
+)
+"""What a run writes in its folder, beside its configuration."""
 
 
 class Damaged(InputError):
@@ -86,11 +105,16 @@ class RunFolder:
         try:
             path.mkdir(parents=True, exist_ok=True)
             with run.locked():
-                run.set_aside()
-                if start:
-                    artefact.save(start, path / STARTED)
-                run.write_config(config)
-                (path / CHECKPOINTS).mkdir(exist_ok=True)
+                sweep(path)
+                try:
+                    run.set_aside()
+                    if start:
+                        artefact.save(start, path / STARTED)
+                    (path / CHECKPOINTS).mkdir(exist_ok=True)
+                    run.write_config(config)
+                except BaseException:
+                    put_back(path, CONFIG)
+                    raise
         except OSError as error:
             raise InputError(
                 f"cannot make the run folder {path}: {error.strerror}; choose another with --out"
@@ -100,8 +124,13 @@ class RunFolder:
     @classmethod
     def check_free(cls, path: Path, *, overwrite: bool = False) -> None:
         """Raise an InputError if `path` holds anything, except a run that is to be overwritten."""
+        cls(path).recover()
         occupied = path.exists() and (
-            not path.is_dir() or any(entry.name != LOCK for entry in path.iterdir())
+            not path.is_dir()
+            or any(
+                entry.name != LOCK and not UNFINISHED.fullmatch(entry.name)
+                for entry in path.iterdir()
+            )
         )
         if occupied and not cls(path).is_run:
             raise InputError(
@@ -116,6 +145,7 @@ class RunFolder:
     @classmethod
     def open(cls, path: Path) -> "RunFolder":
         """Return the folder of an existing run; raise an InputError if there is none."""
+        cls(path).recover()
         if not (path / CONFIG).is_file():
             raise InputError(
                 f"{path} holds no run of potstill (it has no {CONFIG}); check the path"
@@ -124,10 +154,11 @@ class RunFolder:
 
     @property
     def is_run(self) -> bool:
-        """Whether the folder holds a run of potstill, by its config.toml."""
+        """Whether the folder holds a run of potstill, by the first line of its config.toml."""
         try:
-            return bool(self.config())
-        except InputError:
+            with (self.path / CONFIG).open(encoding="utf-8") as file:
+                return file.readline().startswith(MARK)
+        except (OSError, UnicodeDecodeError):
             return False
 
     @contextmanager
@@ -148,34 +179,45 @@ class RunFolder:
 
     def set_aside(self) -> None:
         """Move an overwritten run's files to .replaced/, until the new set is written."""
-        if not self.is_run:
+        if self.is_run:
+            # A finished set from before is worth more than an unfinished run.
+            keep = (self.path / REPLACED).exists() and not self.finished
+            set_aside(self.path, CONFIG, WRITTEN, keep=keep)
+
+    def recover(self) -> None:
+        """Put back a run that was being replaced, if that was cut off.
+
+        Nothing is done while another process works on the run, or where nothing can be written.
+        """
+        cut_off = not (self.path / CONFIG).exists() and (self.path / REPLACED / CONFIG).is_file()
+        with suppress(InputError, OSError):
+            if cut_off:
+                with self.locked():
+                    put_back(self.path, CONFIG)
+
+    def ready(self, say: Callable[[str], None]) -> None:
+        """Make what a kill or a stranger's hand left of the folder fit to go on.
+
+        Args:
+            say: receives a sentence if a damaged set is moved away.
+        """
+        (self.path / CHECKPOINTS).mkdir(exist_ok=True)
+        for folder in (self.path, self.path / CHECKPOINTS):
+            sweep(folder)
+        if not self.finished:
             return
+        try:
+            artefact.load(self.path)
+        except InputError as error:
+            damaged = self.path / f"{artefact.ARTEFACT}.damaged"
+            (self.path / artefact.ARTEFACT).replace(damaged)
+            say(f"{error}; it is now {damaged.name}, and is made again from the last checkpoint")
+
+    @property
+    def replaced(self) -> Path | None:
+        """The folder of the set that this run is to replace; None: there is none."""
         aside = self.path / REPLACED
-        # A finished set from before is worth more than an unfinished run.
-        keep = aside.exists() and not self.finished
-        if not keep:
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir()
-        for name in (
-            METRICS,
-            CHECKPOINTS,
-            PREPARATION,
-            artefact.ARTEFACT,
-            EVALUATION,
-            PICTURE,
-            TABLE,
-            REPORT,
-            DIAGNOSIS,
-            STARTED,
-            CONFIG,
-        ):
-            here = self.path / name
-            if here.exists() and not keep:
-                here.rename(aside / name)
-            elif here.is_dir():
-                shutil.rmtree(here)
-            else:
-                here.unlink(missing_ok=True)
+        return aside if (aside / artefact.ARTEFACT).is_file() else None
 
     def drop_replaced(self) -> None:
         """Remove what `set_aside` kept, and what only an unfinished run needs."""
@@ -321,7 +363,9 @@ class RunFolder:
         """
         path, records = self.path / METRICS, []
         for line in (
-            path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+            path.read_text(encoding="utf-8", errors="replace").splitlines()
+            if path.is_file()
+            else []
         ):
             try:
                 records.append(StepRecord.of_line(line))
@@ -410,7 +454,8 @@ class RunFolder:
     @property
     def checkpoints(self) -> list[Path]:
         """The files of the kept checkpoints, in order."""
-        return sorted((self.path / CHECKPOINTS).glob("step-*.safetensors"))
+        found = (self.path / CHECKPOINTS).glob("step-*.safetensors")
+        return sorted(path for path in found if CHECKPOINT.fullmatch(path.name))
 
     def state(
         self, path: Path, config: Resolved, fingerprint: str, device: torch.device

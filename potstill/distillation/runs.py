@@ -72,7 +72,14 @@ def new_run(
     folder = RunFolder.create(out, setup.config, overwrite=overwrite, start=setup.start)
     with folder.locked():
         folder.keep_preparation(setup.real, setup.config, setup.blocks[0].parameterisation)
-        return finish(setup, folder, None, budget)
+        try:
+            return finish(setup, folder, None, budget)
+        except InputError as error:
+            if folder.replaced is None:
+                raise
+            raise InputError(
+                f"{error}; the set that was there before is in {folder.replaced}"
+            ) from error
 
 
 @own_torch_state()
@@ -99,7 +106,13 @@ def resumed_run(
     """
     folder = RunFolder.open(path)
     planned = folder.config()
+    if ranks.first:
+        with folder.locked():
+            folder.ready(listener.say)
+    ranks.require_same({"the run": "is ready"})
     if folder.complete(config):
+        if ranks.first:
+            write_default(artefact.load(path), path, missing=True)
         raise InputError(
             f"the run in {path} is finished; evaluate it with `potstill evaluate {path}`, or go on "
             f"with --steps above {config.outer.steps}"

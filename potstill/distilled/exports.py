@@ -272,10 +272,18 @@ def export(
     return chosen.told[distilled.kind]
 
 
-def write_default(distilled: DistilledSet, folder: Path) -> None:
-    """Write a set into a run's folder in the format that shows it best; replace an earlier file."""
+def write_default(distilled: DistilledSet, folder: Path, *, missing: bool = False) -> None:
+    """Write a set into a run's folder in the format that shows it best.
+
+    Args:
+        distilled: the set.
+        folder: of the run.
+        missing: only if there is no such file; otherwise an earlier one is replaced.
+    """
     name = DEFAULTS[distilled.kind]
-    export(distilled, name, folder / EXPORTS[name].default_name, overwrite=True)
+    path = folder / EXPORTS[name].default_name
+    if not (missing and path.exists()):
+        export(distilled, name, path, overwrite=True)
 
 
 def exported_images(distilled: DistilledSet) -> Tensor:

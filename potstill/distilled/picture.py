@@ -131,15 +131,18 @@ def drawable_names(names: Sequence[str], font: Font) -> list[str]:
 def drawable(text: str, font: Font) -> str:
     """Replace the characters of `text` that the font lacks by their plain form or "?".
 
-    The font would draw them as boxes.
+    The font would draw them as boxes; a line break or another control character it cannot draw.
     """
     box = bytes(font.getmask("\ufffe"))
 
     def plain(character: str) -> str:
-        return unicodedata.normalize("NFKD", character).encode("ascii", "ignore").decode() or "?"
+        near = unicodedata.normalize("NFKD", character).encode("ascii", "ignore").decode()
+        return near if near.isprintable() and near else "?"
 
     return "".join(
-        plain(character) if bytes(font.getmask(character)) == box else character
+        plain(character)
+        if not character.isprintable() or bytes(font.getmask(character)) == box
+        else character
         for character in text
     )
 

@@ -28,6 +28,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from potstill.engine.fusible import Fusible
 from potstill.engine.losses import Batch, Eager, FlatModel, Products
+from potstill.registry import let_memory_pass
 
 aten = torch.ops.aten
 CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
@@ -86,6 +87,7 @@ def trace(function: Callable[..., Any], examples: Sequence[Tensor]) -> fx.GraphM
         with Fusible():
             module = make_fx(function, tracing_mode="fake")(*examples)
     except Exception as error:  # whatever a user's network does that a trace cannot follow
+        let_memory_pass(error)
         raise CannotCompile(
             f"the network cannot be traced ({str(error).splitlines()[0]})"
         ) from error
@@ -217,6 +219,7 @@ class CompiledNetwork:
             try:
                 result = function(*arguments)
             except Exception as error:  # the compiler or the C++ compiler behind it, in many forms
+                let_memory_pass(error)
                 raise CannotCompile(
                     f"the compiler fails ({type(error).__name__}: {str(error).splitlines()[0]})"
                 ) from error

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from potstill.data.splits import Shape, kind_of, require_kind
-from potstill.registry import MODELS, InputError, first_line
+from potstill.registry import MODELS, InputError, first_line, let_memory_pass
 from potstill.seeds import global_seed
 
 ModelSpec = str | Callable[..., nn.Module]
@@ -114,7 +114,7 @@ def fresh(factory: Callable[[], nn.Module], seed: int, device: torch.device) -> 
         return factory().to(device)
 
 
-def failing(name: str, shape: Shape, error: Exception) -> InputError:
+def failing(name: str, shape: Shape, error: BaseException) -> InputError:
     """Return the sentence on a network that fails on inputs of a shape."""
     padded = "; images of 28 x 28 were padded to 32 x 32" if shape[-2:] == (32, 32) else ""
     sizes = ", ".join(map(str, shape))
@@ -138,7 +138,8 @@ def check_smallest_batch(
     module = fresh(factory, 0, torch.device("cpu")).train()
     try:
         module(torch.zeros(smallest, *shape))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
+        let_memory_pass(error)
         raise InputError(
             f"{failing(name, (smallest, *shape), error)}; raise --classes-per-batch, "
             "--batch-per-class or --real-batch, or take a network without batch norm"
@@ -163,11 +164,13 @@ def check_model(name: str, factory: Callable[[], nn.Module], shape: Shape, class
         if not isinstance(module, nn.Module):
             raise TypeError(f"it returned {type(module).__name__}, which is no torch.nn.Module")
         output = module(torch.zeros(2, *shape))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
+        let_memory_pass(error)
         raise failing(name, (2, *shape), error) from error
     try:
         copy.deepcopy(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
+        let_memory_pass(error)
         raise InputError(
             f"model {name} must be one that can be copied, copying it fails: {first_line(error)}; "
             "weight_norm and spectral_norm can where they come from torch.nn.utils.parametrizations"
