@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from potstill.registry import InputError
+from potstill.registry import InputError, first_line
 
 KEY = "potstill"
 FORMAT_VERSION = 2
@@ -42,8 +42,8 @@ def write(path: Path, content: bytes | str) -> None:
     Raises:
         InputError: no space, no permission.
     """
-    if not path.name or path.is_dir():
-        raise InputError(f"cannot write {path}: it must name a file")
+    if not path.name or (path.exists() and not path.is_file()):
+        raise InputError(f"cannot write {path}: it must name a file, not a folder or a device")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -51,6 +51,7 @@ def write(path: Path, content: bytes | str) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+        settle(path.parent)
     except OSError as error:
         raise InputError(
             f"cannot write {path}: {error.strerror}; what was there is unchanged"
@@ -58,6 +59,16 @@ def write(path: Path, content: bytes | str) -> None:
     finally:
         with suppress(OSError):  # it would hide the sentence above
             temporary.unlink(missing_ok=True)
+
+
+def settle(folder: Path) -> None:
+    """Have the system keep a folder's new names over a loss of power, where it can."""
+    with suppress(OSError):  # Windows opens no folders, and some file systems sync none
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def save_tensors(
@@ -96,9 +107,12 @@ def load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, An
                 )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
         meta = json.loads(header)
-    except (SafetensorError, OSError, json.JSONDecodeError) as error:
+    except InputError:  # it is a ValueError, too
+        raise
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise InputError(
-            f"{path} is damaged or no safetensors file: {error}; take another copy of it"
+            f"{path} is damaged or no safetensors file: {first_line(error)}; take another copy of "
+            "it"
         ) from error
     version = meta.get("format_version") if isinstance(meta, dict) else None
     if not isinstance(version, int):
@@ -112,7 +126,11 @@ def load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, An
         )
     if meta.get("kind") != kind:
         raise InputError(f"{path} must hold a {kind}, it holds a {meta.get('kind')}")
-    if meta.pop("sha256", None) != checksum(tensors, meta):
+    try:
+        whole = meta.pop("sha256", None) == checksum(tensors, meta)
+    except (ValueError, RecursionError):  # no finite numbers, or too deep
+        whole = False
+    if not whole:
         raise InputError(
             f"{path} is damaged: its checksum does not fit its content; take another copy of it"
         )

@@ -12,9 +12,9 @@ import potstill
 
 ROOT = Path(potstill.__file__).parent
 ORDER = [
+    "registry",
     "records",
     "progress",
-    "registry",
     "seeds",
     "devices",
     "files",

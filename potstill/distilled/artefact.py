@@ -7,20 +7,28 @@ from pathlib import Path
 from rich.filesize import decimal
 from torch import Tensor
 
+from potstill import __version__
 from potstill.config.config import Given, changed, configuration, options_of_run
-from potstill.data.preprocessing import Absent, restored
-from potstill.distilled.blocks import Block
-from potstill.distilled.recipes import Recipe
+from potstill.data.preprocessing import Absent
+from potstill.distilled.reading import PREPROCESS, assembled
 from potstill.distilled.sets import DistilledSet
-from potstill.files import load_tensors, save_tensors, with_prefix
-from potstill.parameterisations.base import from_plain
-from potstill.records.metadata import SetMetadata
-from potstill.records.plain import Unreadable, dump, parse
-from potstill.registry import InputError
+from potstill.files import load_tensors, save_tensors
+from potstill.records.plain import Unreadable, dump
+from potstill.registry import InputError, let_memory_pass
 
 ARTEFACT = "distilled.safetensors"
-PREPROCESS = "preprocess."
-"""How the names of the tensors of the preprocessing begin."""
+FORGED = (
+    Unreadable,
+    KeyError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    IndexError,
+    ArithmeticError,
+    RuntimeError,
+    RecursionError,
+)
+"""What reading a file that somebody made up may raise, beside a sentence on it."""
 
 
 def save(distilled: DistilledSet, path: str | os.PathLike[str]) -> None:
@@ -94,33 +102,19 @@ def load(path: str | os.PathLike[str], ipc: int | None = None) -> DistilledSet:
         InputError: no such file, a damaged or foreign one, or a size that the set does not hold.
     """
     file = Path(path)
-    tensors, meta = load_tensors(file / ARTEFACT if file.is_dir() else file, "distilled set")
-    size = tuple(meta.pop("input_shape")), len(meta["class_names"]), meta["learned_labels"]
-    stored = [with_prefix(tensors, f"blocks.{number}.") for number in range(len(meta["blocks"]))]
-    blocks = tuple(
-        Block(leaves, from_plain(plain, *size))
-        for leaves, plain in zip(stored, meta.pop("blocks"), strict=True)
-    )
-    name, absent = meta.pop("preprocess"), meta.pop("without_preprocessing", False)
-    fitted = Absent(name) if absent else restored(name, with_prefix(tensors, PREPROCESS))
-    names, learned_labels, recipe = (
-        meta.pop(name) for name in ("class_names", "learned_labels", "recipe")
-    )
-    told = {name: value for name, value in meta.items() if name not in ("format_version", "kind")}
+    file = file / ARTEFACT if file.is_dir() else file
+    tensors, meta = load_tensors(file, "distilled set")
     try:
-        metadata = parse(SetMetadata, told, "metadata")
-    except Unreadable as error:
+        distilled = assembled(tensors, meta)
+    except InputError:  # it is a ValueError, too
+        raise
+    except FORGED as error:
+        let_memory_pass(error)
+        what = str(error) if isinstance(error, Unreadable) else f"{type(error).__name__}, {error}"
         raise InputError(
-            f"{path} was written by another version of potstill: {error}; use that one"
+            f"{file} is no set as potstill {__version__} writes it: {what}; it is damaged, or of "
+            "another version: take another copy, or that version"
         ) from error
-    distilled = DistilledSet(
-        blocks,
-        tuple(names),
-        fitted,
-        Recipe.from_plain(recipe),
-        learned_labels=learned_labels,
-        metadata=metadata,
-    )
     return distilled if ipc is None else distilled.prefix(ipc)
 
 

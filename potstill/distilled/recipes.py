@@ -1,12 +1,13 @@
 """How to train on a distilled set."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from potstill.config.config import Resolved
-from potstill.config.options import declared
+from potstill.config.options import checked, convert, declared
 from potstill.engine.optimizers import Adam, Optimizer
+from potstill.records.plain import Unreadable, parse_fields
 from potstill.registry import OPTIMIZERS
 
 
@@ -82,10 +83,30 @@ class Recipe:
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> "Recipe":
-        """Return the recipe of plain data that `plain` gave."""
-        known: dict[str, Any] = tuples(plain)
-        own: dict[str, Any] = tuples(known.pop("optimizer"))
-        return cls(optimizer=OPTIMIZERS[own.pop("name")](**own), **known)
+        """Return the recipe of plain data that `plain` gave.
+
+        Raises:
+            Unreadable: a field is missing, unknown, or of a wrong type.
+            InputError: an unknown optimizer, or an option of it out of its range.
+        """
+        own: Any = plain.get("optimizer")
+        if not isinstance(own, Mapping) or not isinstance(own.get("name"), str):
+            raise Unreadable("recipe.optimizer must be a table with a name")
+        rule = OPTIMIZERS[own["name"]]
+        options = {name: value for name, value in tuples(own).items() if name != "name"}
+        known = {item.name: (item, hint) for item, hint in declared(rule)}
+        for name in options:
+            if name not in known:
+                raise Unreadable(f"recipe.optimizer has an unknown field {name!r}")
+            item, hint = known[name]
+            checked(name, item, convert(name, options[name], hint))
+        table = {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in plain.items()
+            if name != "optimizer"
+        }
+        rest: Recipe = parse_fields(cls, table, "recipe")
+        return replace(rest, optimizer=rule(**options))
 
     @property
     def model_options(self) -> dict[str, Any]:
