@@ -29,6 +29,8 @@ PARTS = (
     "--model, --real-sampler and the\n"
     f"optimizers. {PAPER}"
 )
+LEAST_STEPS = 4
+"""Outer steps of a run in a study, so that what changes from step to step has a deviation."""
 NOISE = (
     (
         "samples",
@@ -280,9 +282,16 @@ def add_study(commands: Commands) -> None:
     )
     study.add_argument(
         "--preset", choices=("small", "paper"), default="small",
-        help="small: minutes on two CPU cores; paper: the paper's own setting (default: small)",
+        help="small: a narrow network, for a CPU; paper: the paper's own setting, for a GPU "
+        "(default: small)",
     )  # fmt: skip
     study.add_argument("--data", help="the real data (default: digits for small; paper needs it)")
+    study.add_argument(
+        "--steps",
+        type=at_least(LEAST_STEPS),
+        help="outer steps of each run, or of each block: a study in short, whose figures do not "
+        "compare (default: the preset's)",
+    )
     study.add_argument(
         "--seeds",
         type=at_least(1),
@@ -295,7 +304,8 @@ def add_study(commands: Commands) -> None:
     study.add_argument(
         "--jobs",
         type=at_least(1),
-        help="processes (default: one for each of up to 4 CPU cores; 1 on a GPU)",
+        help="processes that share the runs (default: one for each of up to 4 CPU cores; 1 on a "
+        "GPU)",
     )
     study.add_argument(
         "--out",
