@@ -58,7 +58,9 @@ def test_distill_says_where_everything_is(tmp_path, capsys):
     output = capsys.readouterr()
     for name in ("distilled.safetensors", "distilled.png"):
         assert str(tmp_path / "r" / name) in output.out
-    assert "% (n = 2)" in output.out
+    assert "% (n = 2) after " in output.out
+    assert "these images chose the set and the steps, so this is no test result" in output.out
+    assert "10 classes (0, 1, 2, 3, 4, 5, ...), images" in output.err
     assert f"potstill evaluate {tmp_path / 'r'}" in output.out
     assert "359 test (20 % of all, by class)" in output.err
 
@@ -88,8 +90,14 @@ def test_evaluate_prints_a_table_and_writes_the_same(run, capsys):
             f"{100 * row['accuracy']['mean']:.1f} ± {100 * row['accuracy']['std']:.1f} % (n = 3)"
             in output
         )
+    assert "± is the standard deviation over networks, not over distilling runs.\n" in output
     assert written["test_images"] == 359
     assert {"hardware", "versions", "settings", "data"} <= set(written)
+
+
+def test_one_network_has_no_spread_to_explain(run, capsys):
+    assert main(["evaluate", str(run), "--nets", "1"]) == 0
+    assert "±" not in capsys.readouterr().out
 
 
 def test_evaluating_twice_gives_the_same(run):

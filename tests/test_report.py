@@ -167,6 +167,9 @@ def test_a_page_tells_what_was_distilled_and_what_it_is_worth(places, tmp_path):
         assert page.row(row["name"])[:6] == [row["name"], "20", "2", stored, figure, "2"]
     assert "On 359 test images; " + entry["hardware"] in page.text
     assert "which neither they nor the distillation ever saw" in page.text
+    assert "mean ± standard deviation over n networks, not over distilling runs" in page.text
+    assert "Classes10: 0, 1, 2, 3, 4, 5, ..." in page.text
+    assert "(10)" not in page.text
     for title in (
         "Outer loss",
         "Validation accuracy",

@@ -143,7 +143,7 @@ def data_facts(run: RunSummary) -> list[Fact]:
             (f"A{'n' * (run.noun == 'image')} {run.noun}", shape_words(run.distilled.shape))
         )
         names = run.distilled.class_names
-        lines.append(("Classes", f"{len(names):,}: {listed(names)}"))
+        lines.append(("Classes", f"{len(names):,}: {listed(names, counted=False)}"))
     data = run.data
     if data and data.values:
         low, high = data.values
