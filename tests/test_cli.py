@@ -1,6 +1,7 @@
 """The command line as a new user meets it."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -412,7 +413,45 @@ def test_version_and_help_end_with_0(capsys):
         with pytest.raises(SystemExit) as ending:
             main(words)
         assert ending.value.code == 0
-    assert "paper D.2" in capsys.readouterr().out
+    assert "--unroll N" in capsys.readouterr().out
+
+
+PLACES = re.compile(
+    r"paper [A-E]\.\d|\((?:figure|table|section|appendix|equation)s? |released commands"
+)
+"""A place in a paper."""
+
+
+def help_of(capsys, *words: str) -> str:
+    with pytest.raises(SystemExit):
+        main([*words, "--help"])
+    return capsys.readouterr().out
+
+
+def test_places_in_the_paper_are_told_to_those_who_ask(capsys):
+    methods = [["distill", "--method", name] for name in METHODS]
+    parts = [["distill", "--real-sampler", "hardness"], ["distill", "--inner-optimizer", "sgd"]]
+    commands = [[name] for name in ("evaluate", "export", "report", "diagnose", "study", "finish")]
+    for words in (*methods, *parts, *commands, []):
+        assert not PLACES.search(help_of(capsys, *words)), words
+    whole = help_of(capsys, "distill", "--method", "growing", "--verbose")
+    assert "most inner steps of an outer step (paper D.2: 3 windows) [60]" in whole
+    assert "auto: unroll / 18 (paper D.4: 10 of 180)" in whole
+    assert "(paper D.1: 0.001, and 0.0003" in help_of(capsys, "evaluate", "--verbose")
+    assert main(["list"]) == 0
+    assert not PLACES.search(capsys.readouterr().out)
+    assert main(["list", "--verbose"]) == 0
+    assert "towards T when the loss stagnates (figure 5)" in capsys.readouterr().out
+    for words in (["distill", "--verbose"], ["evaluate", "x", "--verbose"]):
+        sentence = "--verbose is for --help and for `potstill list`; leave it out"
+        assert told(capsys, *words) == sentence
+
+
+def test_one_thing_has_one_name(capsys):
+    words = help_of(capsys, "distill", "--param", "basis", "--boost-blocks", "2")
+    assert "with another --param than pixels, the bytes of so many" in words
+    known = words.replace("time_budget", "").replace("--time-budget", "").lower()
+    assert "budget" not in known
 
 
 def test_python_takes_arrays_and_a_model_of_its_own():

@@ -202,7 +202,7 @@ def test_a_boosted_set_shows_its_blocks_and_budgets(places, tmp_path):
     page = report(tmp_path / "report.html", places / "boosted")
     assert ["", "block 1", "block 2"] in page.rows
     assert "class 3, image 1 of 1 in block 2" in [image["alt"] for image in page.all("img")]
-    assert "Accuracy by budget" in page.text
+    assert "Accuracy by images per class" in page.text
     assert [row[2] for row in page.rows if row and row[0] == "distilled"] == ["1", "2"]
     assert "Outer steps12 of 12" in page.text
 

@@ -31,6 +31,7 @@ from potstill.registry import (
     SOURCES,
     STUDIES,
     InputError,
+    Registry,
     near_miss,
 )
 
@@ -100,7 +101,7 @@ def dispatch(arguments: list[str]) -> int:
     """Parse and run one command."""
     began = time.perf_counter()
     known = options_of_chosen(arguments[1:]) if arguments[:1] == ["distill"] else None
-    parser, commands = make_parser(known or ())
+    parser, commands = make_parser(known or (), sourced="--verbose" in arguments)
     parsed, unknown = parser.parse_known_args(arguments)
     if unknown:
         name = unknown[0].partition("=")[0]
@@ -109,7 +110,9 @@ def dispatch(arguments: list[str]) -> int:
         ]
         raise InputError(unknown_argument(parsed.command, name, flags, known or ()))
     if parsed.command == "list":
-        return list_parts()
+        return list_parts(sourced=parsed.verbose)
+    if getattr(parsed, "verbose", False):  # with --help the parser has ended already
+        raise InputError("--verbose is for --help and for `potstill list`; leave it out")
     if parsed.command not in SHARED and "RANK" in os.environ:
         importlib.import_module("potstill.distributed.ranks").require_alone(parsed.command)
     parsed.began = began
@@ -162,27 +165,31 @@ def unknown_argument(command: str, name: str, flags: Sequence[str], known: Seque
     return f"unknown argument {name!r}{near_miss(name, flags)}; see `potstill {command} --help`"
 
 
-def list_parts() -> int:
+def list_parts(*, sourced: bool) -> int:
     """Run `potstill list`; return the exit code."""
+
+    def rows_of(registry: Registry) -> list[tuple[str, str]]:
+        return registry.described(sourced=sourced)
+
     tables = [
-        ("data (--data)", SOURCES.described()),
-        ("methods (--method)", METHODS.described()),
-        ("parameterisations (--param)", PARAMETERISATIONS.described()),
+        ("data (--data)", rows_of(SOURCES)),
+        ("methods (--method)", rows_of(METHODS)),
+        ("parameterisations (--param)", rows_of(PARAMETERISATIONS)),
         (
             "models (--model)",
             [
-                *MODELS.described(),
+                *rows_of(MODELS),
                 ("package.module:factory", "your own: a function or class that makes a network"),
             ],
         ),
-        ("optimizers (--inner-optimizer, --outer-optimizer)", OPTIMIZERS.described()),
-        ("real batches (--real-sampler)", REAL_SAMPLERS.described()),
-        ("augmentations (--augment)", AUGMENTATIONS.described()),
-        ("preprocessing (--preprocess)", PREPROCESSING.described()),
-        ("protocols (potstill evaluate --protocol)", PROTOCOLS.described()),
-        ("learners (potstill evaluate --learner)", LEARNERS.described()),
-        ("export formats (--format)", EXPORTS.described()),
-        ("studies (potstill study NAME)", STUDIES.described()),
+        ("optimizers (--inner-optimizer, --outer-optimizer)", rows_of(OPTIMIZERS)),
+        ("real batches (--real-sampler)", rows_of(REAL_SAMPLERS)),
+        ("augmentations (--augment)", rows_of(AUGMENTATIONS)),
+        ("preprocessing (--preprocess)", rows_of(PREPROCESSING)),
+        ("protocols (potstill evaluate --protocol)", rows_of(PROTOCOLS)),
+        ("learners (potstill evaluate --learner)", rows_of(LEARNERS)),
+        ("export formats (--format)", rows_of(EXPORTS)),
+        ("studies (potstill study NAME)", rows_of(STUDIES)),
         ("presets (--preset)", preset_names()),
     ]
     width = max(len(name) for _, rows in tables for name, _ in rows)

@@ -27,11 +27,7 @@ def tell(distilled: DistilledSet, out: Path) -> None:
     print(f"stored:        {distilled.stored}")
     nested = len(distilled.budgets) > 1
     for part in map(distilled.prefix, distilled.budgets):
-        size = (
-            f"{'budget of ' * part.decoded}{part.ipc} of each class, {part.stored_bytes:,} bytes: "
-            if nested
-            else ""
-        )
+        size = f"--ipc {part.ipc}, {part.stored_bytes:,} bytes: " if nested else ""
         print(
             f"validation:    {size}{part.metadata.accuracy} after {part.recipe.steps:,} training "
             f"steps; these {part.noun}s chose the set and the steps, so this is no test result"

@@ -33,10 +33,10 @@ def headline(run: RunSummary) -> str:
     of_data = f" of {run.data_name}" if run.data_name else ""
     if run.finished and run.distilled and run.counts:
         pixels = run.distilled.ipc * len(run.distilled.class_names)
-        budget = f", stored in the room of {pixels:,}" * run.distilled.decoded
-        return f"{run.counts['train']:,} {run.noun}s{of_data} became {len(run.distilled):,}{budget}"
-    ipc, budget = run.config.distilled.ipc, "a budget of " * run.config.decoded
-    return f"{run.data_name or 'Arrays'} at {budget}{ipc:,} {run.noun}{'s'[: ipc > 1]} per class"
+        room = f", stored in the room of {pixels:,}" * run.distilled.decoded
+        return f"{run.counts['train']:,} {run.noun}s{of_data} became {len(run.distilled):,}{room}"
+    ipc, room = run.config.distilled.ipc, "the room of " * run.config.decoded
+    return f"{run.data_name or 'Arrays'} in {room}{ipc:,} {run.noun}{'s'[: ipc > 1]} per class"
 
 
 def lede(run: RunSummary) -> str:
@@ -173,9 +173,10 @@ def set_facts(run: RunSummary) -> list[Fact]:
     """Describe the synthetic set and how networks train on it."""
     distilled, inner, model = run.config.distilled, run.config.inner, run.config.model
     lines = [
-        ("Budget", f"{distilled.ipc:,} {run.noun}s per class")
-        if run.config.decoded
-        else (f"{run.noun.capitalize()}s per class", f"{distilled.ipc:,}"),
+        (
+            f"{run.noun.capitalize()}s per class",
+            f"{distilled.ipc:,}" + ", whose bytes what is stored takes" * run.config.decoded,
+        ),
         *stored_facts(run),
         (
             "Labels",
