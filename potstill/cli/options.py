@@ -5,9 +5,8 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, get_args
 
-from potstill.config.config import SECTIONS, Option
+from potstill.config.config import SECTIONS, Option, own_section_options
 from potstill.config.options import declared, words_of
-from potstill.config.sections import DataConfig, RunConfig
 from potstill.config.slots import SLOTS
 from potstill.evaluation.protocols import BASELINES, EvaluationOptions
 from potstill.registry import LEARNERS, PROTOCOLS, InputError, with_source
@@ -39,13 +38,7 @@ def flag_of(name: str) -> str:
 
 def shared_options(*names: str) -> list[Option]:
     """Return the options of potstill's own sections by name; this needs no torch."""
-    options = []
-    for table, section in (("data", DataConfig), ("run", RunConfig)):
-        for item, hint in declared(section):
-            if item.name in names:
-                known = (item.name, table, item, hint, item.default, item.metadata["help"])
-                options.append(Option(*known))
-    return options
+    return [option for option in own_section_options() if option.name in names]
 
 
 def add_options(

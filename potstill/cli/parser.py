@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from potstill.cli import early
 from potstill.cli.flags import make_parser
 from potstill.cli.options import Parser, flag_of
 from potstill.config.config import Option, layered, options_of_run, preset_names
@@ -100,14 +101,15 @@ def tells() -> bool:
 def dispatch(arguments: list[str]) -> int:
     """Parse and run one command."""
     began = time.perf_counter()
-    known = options_of_chosen(arguments[1:]) if arguments[:1] == ["distill"] else None
+    known = None
+    if arguments[:1] == ["distill"]:
+        check_distill(arguments[1:])
+        known = options_of_chosen(arguments[1:])
     parser, commands = make_parser(known or (), sourced="--verbose" in arguments)
     parsed, unknown = parser.parse_known_args(arguments)
     if unknown:
         name = unknown[0].partition("=")[0]
-        flags = [
-            flag for action in commands[parsed.command]._actions for flag in action.option_strings
-        ]
+        flags = flags_of(commands[parsed.command])
         raise InputError(unknown_argument(parsed.command, name, flags, known or ()))
     if parsed.command == "list":
         return list_parts(sourced=parsed.verbose)
@@ -115,11 +117,27 @@ def dispatch(arguments: list[str]) -> int:
         raise InputError("--verbose is for --help and for `potstill list`; leave it out")
     if parsed.command not in SHARED and "RANK" in os.environ:
         importlib.import_module("potstill.distributed.ranks").require_alone(parsed.command)
+    if parsed.command != "distill":
+        early.check_parsed(parsed)
     parsed.began = began
     run: Callable[[argparse.Namespace], int] = getattr(
         importlib.import_module("potstill.cli.commands"), parsed.command
     )
     return run(parsed)
+
+
+def check_distill(arguments: Sequence[str]) -> None:
+    """Raise an InputError for what is wrong with `potstill distill` whatever the parts are."""
+    flags = flags_of(make_parser()[1]["distill"])
+    unknown = early.check_distill(arguments, flags)
+    if unknown:
+        every = [*flags, *map(flag_of, early.names_of_options())]
+        raise InputError(unknown_argument("distill", unknown, every, ()))
+
+
+def flags_of(parser: Parser) -> list[str]:
+    """List the flags of a command."""
+    return [flag for action in parser._actions for flag in action.option_strings]
 
 
 def options_of_chosen(arguments: Sequence[str]) -> list[Option]:
