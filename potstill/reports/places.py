@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from potstill.config.config import Config
+from potstill.config.config import SECTIONS, Config
 from potstill.config.sections import DataConfig
 
 
@@ -22,8 +22,16 @@ def shown_data(config: DataConfig) -> str:
 
 
 def shown_config(config: Config[Any]) -> Config[Any]:
-    """Return the configuration without the paths of the machine."""
-    data = dataclasses.replace(
-        config.data, data=shown_data(config.data), cache_dir=Path(config.data.cache_dir).name
-    )
-    return dataclasses.replace(config, data=data)
+    """Return the configuration without the paths of the machine: each by its last part."""
+    sections: dict[str, Any] = {
+        "data": dataclasses.replace(config.data, data=shown_data(config.data))
+    }
+    for table in SECTIONS:
+        section = sections.get(table, getattr(config, table))
+        paths = {
+            item.name: Path(value).name
+            for item in dataclasses.fields(section)
+            if isinstance(value := getattr(section, item.name), str) and Path(value).is_absolute()
+        }
+        sections[table] = dataclasses.replace(section, **paths)
+    return dataclasses.replace(config, **sections)
