@@ -12,16 +12,20 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    Task,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 from potstill.records.metrics import StepRecord
 from potstill.registry import visible
 
 SECONDS_BETWEEN_LINES = 10.0
+RUN = "run"
+"""Name of the bar that counts the runs of a study."""
 
 
 def ignore(*what: object) -> None:
@@ -44,12 +48,15 @@ class Listener:
         step: takes (`StepRecord` of the outer step, number of outer steps of the run).
         work: takes (name of the work, done, total) outside the outer loop.
         stop: returns whether to stop after this outer step; the run can then be resumed.
+        run: takes (number of the run, number of runs, the time left in words, or "" before it is
+            known), in a study of several.
     """
 
     say: Callable[[str], None] = ignore
     step: Callable[[StepRecord, int], None] = ignore
     work: Callable[[str, int, int], None] = ignore
     stop: Callable[[], bool] = never
+    run: Callable[[int, int, str], None] = ignore
 
 
 SILENT = Listener()
@@ -71,7 +78,15 @@ def followed(listener: Listener | None, progress: bool) -> Iterator[Listener]:
         yield SILENT
         return
     with display:
-        yield Listener(display.say, display.step, display.work)
+        yield Listener(display.say, display.step, display.work, run=display.run)
+
+
+class Remaining(TimeRemainingColumn):
+    """The time left by the pace of the bar, but of a study, which tells a better one itself."""
+
+    def render(self, task: Task) -> Text:
+        """Return what stands in the column."""
+        return Text() if task.fields.get("told") else super().render(task)
 
 
 class Display:
@@ -85,7 +100,7 @@ class Display:
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TimeRemainingColumn(),
+            Remaining(),
         )
         self.live = sys.stderr.isatty() or self.console.is_jupyter
         """Whether it can show a bar."""
@@ -93,8 +108,9 @@ class Display:
         self.bar = Progress(*columns, console=self.console, disable=hidden, transient=True)
         self.lines = not quiet and hidden
         self.tasks: dict[str, TaskID] = {}
+        self.done: dict[str, int] = {}
         self.last_line = 0.0
-        self.accuracy = ""
+        self.accuracy = self.place = self.left = ""
         self.begun = self.looping = False
 
     def __enter__(self) -> "Display":
@@ -125,12 +141,23 @@ class Display:
         """
         if what not in self.tasks:
             self.tasks[what] = self.bar.add_task(what, total=total)
+        if done < self.done.get(what, 0):  # the same work of another run
+            self.bar.reset(self.tasks[what])
+        self.done[what] = done
         self.bar.update(self.tasks[what], completed=done, total=total, description=f"{what}{note}")
         if self.lines and (
             done == total or time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES
         ):
             self.last_line = time.monotonic()
-            self.say(f"{what} {done}/{total}{note}")
+            self.say(f"{self.place}{what} {done}/{total}{note}{self.left}")
+
+    def run(self, number: int, runs: int, left: str) -> None:
+        """Show which run of a study is at work, and how long the study still takes."""
+        self.place, self.left = f"run {number} of {runs}, ", f"; the study: {left}" * bool(left)
+        if RUN not in self.tasks:
+            self.tasks[RUN] = self.bar.add_task(RUN, total=runs, told=True)
+        words = f"run {number} of {runs}{self.left}"
+        self.bar.update(self.tasks[RUN], completed=number - 1, description=words)
 
     def step(self, record: StepRecord, steps: int) -> None:
         """Show one outer step."""

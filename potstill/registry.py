@@ -180,11 +180,11 @@ class Registry:
 
     Args:
         kind: what the parts are, for messages.
-        rows: name -> ("module:object", one line of description); an underscore in a name reads as a
-            hyphen.
+        rows: name -> ("module:object", one line of description) and, as a third, where a paper
+            describes it; an underscore in a name reads as a hyphen.
     """
 
-    def __init__(self, kind: str, **rows: tuple[str, str]):
+    def __init__(self, kind: str, **rows: tuple[str, str] | tuple[str, str, str]):
         self.kind = kind
         self.rows = {name.replace("_", "-"): row for name, row in rows.items()}
 
@@ -226,9 +226,21 @@ class Registry:
         path = f"{part.__module__}:{part.__qualname__}"
         return next((name for name, row in self.rows.items() if row[0] == path), path)
 
-    def described(self) -> list[tuple[str, str]]:
-        """List (name, one line of description) of every part, in order of registration."""
-        return [(name, row[1]) for name, row in self.rows.items()]
+    def described(self, *, sourced: bool = False) -> list[tuple[str, str]]:
+        """List (name, one line of description) of every part, in order of registration.
+
+        Args:
+            sourced: whether a line ends with where a paper describes the part.
+        """
+        return [
+            (name, with_source(row[1], row[2] if sourced and len(row) == 3 else ""))
+            for name, row in self.rows.items()
+        ]
+
+
+def with_source(line: str, source: str) -> str:
+    """Return a line with its source in brackets, if there is one."""
+    return f"{line} ({source})" if source else line
 
 
 SOURCES = Registry(
@@ -271,11 +283,12 @@ MODELS = Registry(
     ),
     convnet_wide=(
         "potstill.models.convnet:WideConvNet",
-        "the ConvNet with 2 and 4 times the channels in later blocks (table 1)",
+        "the ConvNet with 2 and 4 times the channels in later blocks",
+        "table 1",
     ),
-    vgg11=("potstill.models.vgg:VGG11", "VGG-11 for small images (table 3)"),
-    alexnet=("potstill.models.alexnet:AlexNet", "AlexNet for small images (table 3)"),
-    resnet18=("potstill.models.resnet:ResNet18", "ResNet-18 for small images (table 3)"),
+    vgg11=("potstill.models.vgg:VGG11", "VGG-11 for small images", "table 3"),
+    alexnet=("potstill.models.alexnet:AlexNet", "AlexNet for small images", "table 3"),
+    resnet18=("potstill.models.resnet:ResNet18", "ResNet-18 for small images", "table 3"),
     mlp=("potstill.models.mlp:MLP", "fully connected layers with ReLU between them"),
 )
 METHODS = Registry(
@@ -284,31 +297,41 @@ METHODS = Registry(
         "potstill.methods.unrolled:RatBptt",
         "N ~ U{M..T} inner steps, the last M differentiated: RaT-BPTT (default)",
     ),
-    bptt=("potstill.methods.unrolled:Bptt", "T inner steps, every one differentiated (equation 2)"),
+    bptt=(
+        "potstill.methods.unrolled:Bptt",
+        "T inner steps, every one differentiated",
+        "equation 2",
+    ),
     t_bptt=(
         "potstill.methods.unrolled:TBptt",
-        "T inner steps, the last M differentiated (equation 3)",
+        "T inner steps, the last M differentiated",
+        "equation 3",
     ),
     r_bptt=("potstill.methods.unrolled:RBptt", "N ~ U{1..T} inner steps, every one differentiated"),
     early=(
         "potstill.methods.unrolled:Early",
-        "as rat-bptt, but early places of the window are likelier (section 4.3)",
+        "as rat-bptt, but early places of the window are likelier",
+        "section 4.3",
     ),
     forward=(
         "potstill.methods.unrolled:Forward",
-        "M differentiated steps, towards T when the loss stagnates (figure 5)",
+        "M differentiated steps, towards T when the loss stagnates",
+        "figure 5",
     ),
     backward=(
         "potstill.methods.unrolled:Backward",
-        "M differentiated steps, from T towards the start likewise (figure 5)",
+        "M differentiated steps, from T towards the start likewise",
+        "figure 5",
     ),
     fixed=(
         "potstill.methods.unrolled:Fixed",
-        "always the same steps before the M differentiated ones (released commands)",
+        "always the same steps before the M differentiated ones",
+        "released commands",
     ),
     growing=(
         "potstill.methods.unrolled:Growing",
-        "every step differentiated, ever more of them up to T (appendix D.4)",
+        "every step differentiated, ever more of them up to T",
+        "appendix D.4",
     ),
     dm=(
         "potstill.methods.matching:DistributionMatching",
@@ -323,7 +346,8 @@ REAL_SAMPLERS = Registry(
     ),
     hardness=(
         "potstill.evaluation.hardness:ByHardness",
-        "more of those that networks on the set disagree on (appendix E.2)",
+        "more of those that networks on the set disagree on",
+        "appendix E.2",
     ),
 )
 PARAMETERISATIONS = Registry(
@@ -437,50 +461,62 @@ STUDIES = Registry(
     "study",
     subsets=(
         "potstill.studies.boosting:Subsets",
-        "what a part of a distilled set is worth, beside random real images (figures 6 and 8)",
+        "what a part of a distilled set is worth, beside random real images",
+        "figures 6 and 8",
     ),
     boosting=(
         "potstill.studies.boosting:Boosting",
-        "joint, weak and strong boosting at every budget, beside a set for each (figure 7)",
+        "joint, weak and strong boosting at every number of images, beside a set for each",
+        "figure 7",
     ),
     pictures=(
         "potstill.studies.pictures:Pictures",
-        "picture grids of joint, weak and strong sets (figures 14 to 16)",
+        "picture grids of joint, weak and strong sets",
+        "figures 14 to 16",
     ),
     stability=(
         "potstill.studies.stability:Stability",
-        "norm, variance and sources of noise of the meta-gradient (figures 3 and 11)",
+        "norm, variance and sources of noise of the meta-gradient",
+        "figures 3 and 11",
     ),
     windows=(
         "potstill.studies.windows:Windows",
-        "accuracy in the course of distillation, by how the window is placed (figures 4 and 5)",
+        "accuracy in the course of distillation, by how the window is placed",
+        "figures 4 and 5",
     ),
     unroll=(
         "potstill.studies.windows:UnrollLength",
-        "how long the unroll may be for a window (figure 10, left)",
+        "how long the unroll may be for a window",
+        "figure 10, left",
     ),
     window_size=(
         "potstill.studies.windows:WindowSize",
-        "how large the window should be for an unroll (figure 10, right)",
+        "how large the window should be for an unroll",
+        "figure 10, right",
     ),
     stabilising=(
         "potstill.studies.windows:Stabilising",
-        "whether clipping, unit norm or growing unrolls make up for it (figure 12)",
+        "whether clipping, unit norm or growing unrolls make up for it",
+        "figure 12",
     ),
     inner_optimizer=(
         "potstill.studies.windows:InnerOptimizers",
-        "Adam or SGD in the inner loop (appendix D.6)",
+        "Adam or SGD in the inner loop",
+        "appendix D.6",
     ),
     transfer=(
         "potstill.studies.transfer:Transfer",
-        "a set for the ConvNet on other networks, beside sets for them (tables 1 and 3)",
+        "a set for the ConvNet on other networks, beside sets for them",
+        "tables 1 and 3",
     ),
     hardness=(
         "potstill.studies.hardness:Hardness",
-        "which real images distilled sets serve, and weighing them by hardness (figures 9 and 17)",
+        "which real images distilled sets serve, and weighing them by hardness",
+        "figures 9 and 17",
     ),
     parameterisations=(
         "potstill.studies.parameterisations:Parameterisations",
-        "what the same bytes are worth, by how images are stored (table 2)",
+        "what the same bytes are worth, by how images are stored",
+        "table 2",
     ),
 )

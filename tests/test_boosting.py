@@ -233,9 +233,7 @@ def test_a_prefix_of_a_file_is_the_blocks_it_was_with_its_own_length_and_accurac
         assert (part.recipe.steps, part.meta["accuracy"]) == (budget["steps"], budget["accuracy"])
         potstill.save(part, tmp_path / "part.safetensors")
         assert potstill.load(tmp_path / "part.safetensors").budgets == tuple(range(1, ipc + 1))
-    with pytest.raises(
-        InputError, match=r"ipc must be a budget that the set holds, 1, 2, 3, got 4"
-    ):
+    with pytest.raises(InputError, match=r"ipc must be one that the set holds, 1, 2, 3, got 4"):
         potstill.load(tmp_path / "set.safetensors", ipc=4)
 
 
@@ -351,7 +349,7 @@ def test_evaluate_measures_a_prefix_or_all_budgets(tmp_path, capsys):
     alone = json.loads((tmp_path / "run/evaluation.json").read_text())["evaluations"][-1]
     assert alone["rows"][0]["accuracy"] == found[1]["rows"][0]["accuracy"]
     assert main(["evaluate", str(tmp_path / "run"), "--ipc", "4"]) == 2
-    assert "ipc must be a budget that the set holds, 1, 2, 3, got 4" in capsys.readouterr().err
+    assert "ipc must be one that the set holds, 1, 2, 3, got 4" in capsys.readouterr().err
 
 
 def test_a_prefix_is_exported(tmp_path, capsys):
@@ -366,7 +364,7 @@ def test_a_prefix_is_exported(tmp_path, capsys):
         main(["export", str(tmp_path / "run"), "--ipc", "9", "--out", str(tmp_path / "set.npz")])
         == 2
     )
-    assert "ipc must be a budget that the set holds, 1, 2, 3, got 9" in capsys.readouterr().err
+    assert "ipc must be one that the set holds, 1, 2, 3, got 9" in capsys.readouterr().err
 
 
 def test_a_compiled_boosted_run_has_few_shapes():

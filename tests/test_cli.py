@@ -1,6 +1,9 @@
 """The command line as a new user meets it."""
 
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +15,11 @@ from PIL import Image
 from test_runs import QUICK, flags
 
 import potstill
+from potstill.cli import early
 from potstill.cli.parser import main
+from potstill.config.config import DataConfig, options_of_run
+from potstill.config.slots import SLOTS
+from potstill.data import sources
 from potstill.distillation import run_folder
 from potstill.distilled import artefact
 from potstill.distilled.exports import folder_names
@@ -60,7 +67,9 @@ def test_distill_says_where_everything_is(tmp_path, capsys):
     output = capsys.readouterr()
     for name in ("distilled.safetensors", "distilled.png"):
         assert str(tmp_path / "r" / name) in output.out
-    assert "% (n = 2)" in output.out
+    assert "% (n = 2) after " in output.out
+    assert "these images chose the set and the steps, so this is no test result" in output.out
+    assert "10 classes (0, 1, 2, 3, 4, 5, ...), images" in output.err
     assert f"potstill evaluate {tmp_path / 'r'}" in output.out
     assert "359 test (20 % of all, by class)" in output.err
 
@@ -90,8 +99,14 @@ def test_evaluate_prints_a_table_and_writes_the_same(run, capsys):
             f"{100 * row['accuracy']['mean']:.1f} ± {100 * row['accuracy']['std']:.1f} % (n = 3)"
             in output
         )
+    assert "± is the standard deviation over networks, not over distilling runs.\n" in output
     assert written["test_images"] == 359
     assert {"hardware", "versions", "settings", "data"} <= set(written)
+
+
+def test_one_network_has_no_spread_to_explain(run, capsys):
+    assert main(["evaluate", str(run), "--nets", "1"]) == 0
+    assert "±" not in capsys.readouterr().out
 
 
 def test_evaluating_twice_gives_the_same(run):
@@ -279,6 +294,79 @@ def test_bad_input_gets_one_sentence_and_exit_code_2(
     assert list(tmp_path.iterdir()) == []
 
 
+EARLY = [
+    (["distill", "--no-such-option"], "unknown argument '--no-such-option'"),
+    (["distill", "--ipcc", "3"], "unknown argument '--ipcc' (did you mean '--ipc'?)"),
+    (["distill", "--windw", "3"], "unknown argument '--windw' (did you mean '--window'?)"),
+    (["distill", "--method", "nosuch"], "unknown method 'nosuch'"),
+    (["distill", "--inner-optimizer", "nosuch"], "unknown optimizer 'nosuch'"),
+    (["distill", "--ipc", "two"], "ipc must be a whole number, got 'two'"),
+    (["distill", "--outer-lr=-1"], "outer_lr must be above 0, got -1.0"),
+    (["distill", "--preset", "nosuch"], "unknown preset 'nosuch'"),
+    (["distill", "--config", "/no/such"], "cannot read the configuration /no/such"),
+    (["distill", "--resume", "/no/such"], "/no/such holds no run of potstill"),
+    (["distill", "--data", "nosuch"], "unknown data source 'nosuch'"),
+    (["distill", "--data", "folder:/no/such"], "folder /no/such does not exist"),
+    (["evaluate", "/no/such"], "there is no file /no/such"),
+    (["evaluate", "/no/such", "--protocol", "nosuch"], "unknown protocol 'nosuch'"),
+    (["evaluate", "/no/such", "--threads", "0"], "threads must be at least 1"),
+    (["export", "/no/such"], "there is no file /no/such"),
+    (["report", "/no/such"], "/no/such holds no run of potstill"),
+    (["finish", "/no/such"], "/no/such holds no run of potstill"),
+    (["diagnose", "/no/such"], "/no/such holds no run of potstill"),
+    (["study", "nosuch"], "unknown study 'nosuch'"),
+    (["study", "windows", "--data", "npz:/no/such"], "npz /no/such does not exist"),
+]
+SCRIPT = """
+import json, sys
+from potstill.cli.parser import main
+for words in json.loads(sys.argv[1]):
+    code = main(words)
+    print(code, "torch" in sys.modules or "numpy" in sys.modules, flush=True)
+"""
+
+
+def test_mistakes_that_need_no_torch_are_told_without_it():
+    commands = json.dumps([words for words, _ in EARLY])
+    result = subprocess.run(
+        [sys.executable, "-c", SCRIPT, commands], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.splitlines() == ["2 False"] * len(EARLY)
+    for (words, sentence), line in zip(EARLY, result.stderr.splitlines(), strict=True):
+        assert line.startswith(f"potstill: error: {sentence}"), words
+
+
+def test_what_is_told_early_is_what_the_code_itself_says(tmp_path):
+    for early_check, own_check in (
+        (lambda: early.check_run(tmp_path), lambda: run_folder.RunFolder.open(tmp_path)),
+        (
+            lambda: early.check_data("parquet:/no/such"),
+            lambda: sources.read(DataConfig("parquet:/no/such")),
+        ),
+        (lambda: early.check_set(tmp_path / "x"), lambda: artefact.load(tmp_path / "x")),
+    ):
+        told = []
+        for check in (early_check, own_check):
+            with pytest.raises(potstill.InputError) as error:
+                check()
+            told.append(str(error.value))
+        assert told[0] == told[1]
+
+
+def test_every_option_is_known_early():
+    names = early.names_of_options()
+    for slot in SLOTS:
+        for part in slot.registry:
+            assert {name for name, *_ in slot.options(part)} <= names, part
+    given = [{"method": method} for method in METHODS]
+    assert all(option.name in names for one in given for option in options_of_run(one))
+
+
+def test_an_own_part_may_have_options_of_any_name(capsys):
+    words = ["distill", "--method", "test_contract:Missing", "--what-only-it-has", "3"]
+    assert "test_contract" in told(capsys, *words)
+
+
 def test_a_run_that_is_not_finished_does_not_evaluate(run, tmp_path, capsys):
     half = tmp_path / "half"
     half.mkdir()
@@ -406,7 +494,45 @@ def test_version_and_help_end_with_0(capsys):
         with pytest.raises(SystemExit) as ending:
             main(words)
         assert ending.value.code == 0
-    assert "paper D.2" in capsys.readouterr().out
+    assert "--unroll N" in capsys.readouterr().out
+
+
+PLACES = re.compile(
+    r"paper [A-E]\.\d|\((?:figure|table|section|appendix|equation)s? |released commands"
+)
+"""A place in a paper."""
+
+
+def help_of(capsys, *words: str) -> str:
+    with pytest.raises(SystemExit):
+        main([*words, "--help"])
+    return capsys.readouterr().out
+
+
+def test_places_in_the_paper_are_told_to_those_who_ask(capsys):
+    methods = [["distill", "--method", name] for name in METHODS]
+    parts = [["distill", "--real-sampler", "hardness"], ["distill", "--inner-optimizer", "sgd"]]
+    commands = [[name] for name in ("evaluate", "export", "report", "diagnose", "study", "finish")]
+    for words in (*methods, *parts, *commands, []):
+        assert not PLACES.search(help_of(capsys, *words)), words
+    whole = help_of(capsys, "distill", "--method", "growing", "--verbose")
+    assert "most inner steps of an outer step (paper D.2: 3 windows) [60]" in whole
+    assert "auto: unroll / 18 (paper D.4: 10 of 180)" in whole
+    assert "(paper D.1: 0.001, and 0.0003" in help_of(capsys, "evaluate", "--verbose")
+    assert main(["list"]) == 0
+    assert not PLACES.search(capsys.readouterr().out)
+    assert main(["list", "--verbose"]) == 0
+    assert "towards T when the loss stagnates (figure 5)" in capsys.readouterr().out
+    for words in (["distill", "--depth", "3"], ["evaluate", "x"]):
+        sentence = "--verbose is for --help and for `potstill list`; leave it out"
+        assert told(capsys, *words, "--verbose") == sentence
+
+
+def test_one_thing_has_one_name(capsys):
+    words = help_of(capsys, "distill", "--param", "basis", "--boost-blocks", "2")
+    assert "with another --param than pixels, the bytes of so many" in words
+    known = words.replace("time_budget", "").replace("--time-budget", "").lower()
+    assert "budget" not in known
 
 
 def test_python_takes_arrays_and_a_model_of_its_own():

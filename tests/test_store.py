@@ -107,9 +107,7 @@ def test_a_prefix_is_the_blocks_it_was(tmp_path):
     part = load(tmp_path / "set.safetensors", ipc=2)
     assert part.ipc == 2
     assert torch.equal(part.images, whole.images[:6])
-    with pytest.raises(
-        InputError, match=r"ipc must be a budget that the set holds, 1, 2, 3, got 5"
-    ):
+    with pytest.raises(InputError, match=r"ipc must be one that the set holds, 1, 2, 3, got 5"):
         load(tmp_path / "set.safetensors", ipc=5)
 
 

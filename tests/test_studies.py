@@ -13,6 +13,7 @@ import torch
 from test_evaluation import blobs, set_of
 from test_runs import QUICK
 
+from potstill.cli import commands
 from potstill.cli.parser import main
 from potstill.config.config import DataConfig, changed, configuration
 from potstill.data.sources import read
@@ -26,7 +27,17 @@ from potstill.studies.boosting import Boosting, Subsets, first_images, only
 from potstill.studies.claims import Claim, Finding, Reading, compared, reading, verdict
 from potstill.studies.pictures import Pictures, nearest, within
 from potstill.studies.results import ACCURACY_BY_SIZE, Measurement, Quantity, Table
-from potstill.studies.runner import Point, Subject, Workplace, locked, run_name, run_study, work
+from potstill.studies.runner import (
+    Length,
+    Point,
+    Subject,
+    Workplace,
+    locked,
+    run_name,
+    run_study,
+    work,
+)
+from potstill.studies.time_left import TimeLeft, kind_of
 
 TINY = {name: value for name, value in {**QUICK, "steps": 4}.items() if name != "threads"}
 
@@ -37,10 +48,10 @@ class Question:
     title = "A question"
     quantities = (ACCURACY_BY_SIZE,)
 
-    def about(self, preset, data):
+    def about(self, preset, data, steps=None):
         return "Two runs."
 
-    def points(self, preset, data, seeds):
+    def points(self, preset, data, seeds, steps=None):
         def measure(subject: Subject) -> list[Measurement]:
             return [
                 Measurement.of(
@@ -48,7 +59,8 @@ class Question:
                 )
             ]
 
-        return [Point(f"seed{seed}", {**TINY, "seed": seed}, measure) for seed in seeds]
+        options = {**TINY, "steps": steps or TINY["steps"]}
+        return [Point(f"seed{seed}", {**options, "seed": seed}, measure) for seed in seeds]
 
     def figures(self, results, workplace, points):
         table = results[ACCURACY_BY_SIZE]
@@ -135,6 +147,108 @@ def test_a_point_or_run_that_another_has_is_left_to_it(tmp_path):
         assert not target.exists()
     assert work(points, workplace) == 0
     assert target.exists()
+
+
+def test_a_study_tells_which_run_is_at_work_and_how_long_all_take_once_that_is_known(tmp_path):
+    heard: list[tuple[int, int, str]] = []
+    steps: list[int] = []
+    listener = Listener(
+        run=lambda *place: heard.append(place), step=lambda record, of: steps.append(record.step)
+    )
+    assert (
+        work(Question().points("small", None, (0, 1)), workplace_in(tmp_path, listener=listener))
+        == 0
+    )
+    assert steps == [1, 2, 3, 4] * 2  # the run's own progress too
+    assert [(number, of) for number, of, _ in heard] == sorted((n, of) for n, of, _ in heard)
+    assert {(number, of) for number, of, _ in heard} == {(1, 2), (2, 2)}
+    first = [words for number, _, words in heard if number == 1]
+    assert first[:2] == ["", ""]  # before and at the first outer step nothing was timed
+    assert first[2].startswith("at least ")
+    assert all(words.startswith("about ") for number, _, words in heard if number == 2)
+
+
+def test_the_time_left_is_that_of_like_runs_and_shared_by_the_processes():
+    now = [0.0]
+    left = TimeLeft(jobs=2, clock=lambda: now[0])
+    small, large = {"ipc": 1}, {"ipc": 9}
+    later = [({**large, "seed": 0}, False), ({**small, "seed": 1}, False)]
+    left.begin({**small, "seed": 0})
+    assert left.words(later) == ""
+    now[0] += 5
+    left.step(1, 11)
+    assert left.words(later) == ""  # the first step warms up
+    now[0] += 2
+    left.step(2, 11)
+    # 9 steps of 2 s, and half of two runs of 11 such steps; how long measuring takes is not known.
+    assert left.words(later) == "at least 40 s left"
+    now[0] += 23
+    left.made()
+    now[0] += 10
+    left.measured()
+    left.begin({**large, "seed": 0})
+    # Like none that was timed: 30 + 10 s, the mean of all, and half of the next beside it.
+    assert left.words(later[1:]) == "about 1 min 0 s left"
+    now[0] += 90
+    left.made()
+    left.measured()
+    left.begin({**small, "seed": 1})
+    assert left.words([]) == "about 40 s left"  # what the first of its kind took
+    left.begin({**large, "seed": 1}, made=True)
+    assert left.words([({**small, "seed": 2}, True)]) == "about 5 s left"  # only measured
+
+
+def test_a_run_that_was_cut_off_is_not_taken_for_a_whole_one():
+    now = [0.0]
+    left = TimeLeft(clock=lambda: now[0])
+    left.begin({"seed": 0}, whole=False)
+    left.step(99, 100)
+    now[0] += 1
+    left.step(100, 100)
+    left.made()
+    left.measured()
+    assert left.making == {}
+    assert left.measuring == {kind_of({"seed": 1}): [0.0]}
+
+
+def test_a_shortened_study_says_so_and_is_not_continued_at_another_length(
+    monkeypatch, tmp_path, capsys
+):
+    monkeypatch.setattr(boosting, "scale_of", lambda preset, data: SMALLEST)
+    idle = [sys.executable, "-c", "pass"]
+    monkeypatch.setattr(commands, "helper_command", lambda *_: idle)
+    command = ["study", "pictures", "--seeds", "1", "--nets", "1", "--out", str(tmp_path)]
+    assert main([*command, "--steps", "5", "--jobs", "9"]) == 0
+    output = capsys.readouterr()
+    caution = "Not the study's own length: 5 outer steps in place of 2 (`--steps`)."
+    assert f"**{caution}" in output.out
+    assert "--jobs 9: the study has 3 runs, one for a process" in output.err
+    folder = tmp_path / "pictures-small-digits"
+    assert json.loads((folder / "study.json").read_text()) == {"steps": 5, "preset": 2}
+    assert "outer steps in place of 2" in (folder / "report.html").read_text()
+    for words, got in ((["--steps", "6"], 6), ([], 2)):
+        assert main([*command, *words]) == 2
+        assert (
+            f"{folder} holds this study with 5 outer steps a run, got {got}; give --steps 5, or "
+            "another folder with --out" in capsys.readouterr().err
+        )
+    assert main([*command, "--steps", "5"]) == 0  # goes on: nothing is left to do
+    assert caution in capsys.readouterr().out
+    assert main([*command, "--steps", "3"]) == 2
+    assert "argument --steps: must be a whole number of at least 4" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", list(STUDIES))
+def test_every_study_can_be_shortened(name):
+    study = STUDIES[name]()
+    whole, short = (study.points("small", None, (0,), steps) for steps in (None, 7))
+    assert [point.name for point in short] == [point.name for point in whole]
+    assert {point.config.outer.steps for point in short} == {7}
+    assert "7 outer steps" in study.about("small", None, 7)
+    assert study.about("small", None, 7) != study.about("small", None)
+    assert Length.of(study, "small", None, None).caution == ""
+    own = whole[0].config.outer.steps
+    assert f"7 outer steps in place of {own}" in Length.of(study, "small", None, 7).caution
 
 
 SHARED = """

@@ -542,7 +542,7 @@ def test_the_report_shows_the_rows_and_the_ranges_of_their_features(run, tmp_pat
         f"{float(distilled.rows[:, 0].min()):.4g} to {float(distilled.rows[:, 0].max()):.4g}"
         in words
     )
-    assert f"potstill export {run} --format csv" in words
+    assert f"potstill export {run.name} --format csv" in words
 
 
 def test_a_table_on_a_page_is_cut_to_what_it_can_hold(run):

@@ -309,10 +309,13 @@ def study(parsed: argparse.Namespace) -> int:
 
     device = machine(parsed)
     chosen: runner.Study = STUDIES[parsed.name]()
-    points = chosen.points(parsed.preset, parsed.data, range(parsed.seeds))
+    asked = parsed.preset, parsed.data
+    points = chosen.points(*asked, range(parsed.seeds), parsed.steps)
     config = points[0].config
     folder = parsed.out / f"{parsed.name}-{parsed.preset}-{config.data.name}"
-    jobs = parsed.jobs or (min(4, cores()) if device.type == "cpu" else 1)
+    length = runner.Length.of(chosen, *asked, parsed.steps)
+    wanted = parsed.jobs or (min(4, cores()) if device.type == "cpu" else 1)
+    jobs = min(wanted, len(points))
     threads = getattr(parsed, "threads", "auto" if jobs == 1 else max(1, cores() // jobs))
     if threads != "auto":
         torch.set_num_threads(int(threads))
@@ -332,11 +335,15 @@ def study(parsed: argparse.Namespace) -> int:
             if parsed.helper:
                 runner.work(points, workplace)
                 return 0
+            length.keep(folder)
+            if parsed.jobs and parsed.jobs > jobs:
+                display.say(f"--jobs {parsed.jobs}: the study has {jobs} runs, one for a process")
             command = helper_command(parsed, threads)
             helpers += [
                 subprocess.Popen(command, stderr=subprocess.DEVNULL) for _ in range(jobs - 1)
             ]
-            runner.run_study(chosen, points, workplace, chosen.about(parsed.preset, parsed.data))
+            about = chosen.about(*asked, parsed.steps)
+            runner.run_study(chosen, points, workplace, about, caution=length.caution, jobs=jobs)
     except (Interrupted, KeyboardInterrupt) as error:
         raise KeyboardInterrupt("interrupted; the same command goes on where it was") from error
     finally:
@@ -376,5 +383,6 @@ def helper_command(parsed: argparse.Namespace, threads: Any) -> list[str]:
         threads,
     ]
     words += ["--data", parsed.data] if parsed.data else []
+    words += ["--steps", parsed.steps] if parsed.steps else []
     words += ["--device", parsed.device] if hasattr(parsed, "device") else []
     return list(map(str, words))

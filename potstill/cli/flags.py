@@ -19,21 +19,23 @@ from potstill.registry import EXPORTS, STUDIES
 
 PAPER = (
     "paper: Feng, Vedantam & Kempe, Embarrassingly Simple Dataset Distillation, ICLR 2024, "
-    "arXiv:2311.07025;\n"
-    "help texts name its sections"
+    "arXiv:2311.07025"
 )
+SOURCED = f"{PAPER};\n--verbose --help names its sections"
 PARTS = (
     "What holds unless it is given stands in [brackets]. Parts have options of their own: "
     "`potstill list` names them,\n"
     "`potstill distill --method NAME --help` shows those of another method; likewise --param, "
     "--model, --real-sampler and the\n"
-    f"optimizers. {PAPER}"
+    f"optimizers. {SOURCED}"
 )
+LEAST_STEPS = 4
+"""Outer steps of a run in a study, so that what changes from step to step has a deviation."""
 NOISE = (
     (
         "samples",
         100,
-        "real samples over which the variance is taken (paper D.3); 0: leave it out",
+        "real samples over which the variance is taken; 0: leave it out",
     ),
     ("size", 1, "real images in a sample"),
     (
@@ -106,11 +108,15 @@ class Commands:
         return made
 
 
-def make_parser(known: Sequence[Option] = ()) -> tuple[Parser, dict[str, Parser]]:
+def make_parser(
+    known: Sequence[Option] = (), *, sourced: bool = False
+) -> tuple[Parser, dict[str, Parser]]:
     """Return the parser of the whole command line, and the parsers of the commands by name.
 
-    `known` are the options that `distill` has; they depend on the parts that are chosen, and
-    finding them needs torch.
+    Args:
+        known: the options that `distill` has; they depend on the parts that are chosen, and finding
+            them needs torch.
+        sourced: whether help says where the paper has an option.
     """
     parser = Parser(
         "potstill",
@@ -120,14 +126,20 @@ def make_parser(known: Sequence[Option] = ()) -> tuple[Parser, dict[str, Parser]
     )
     parser.add_argument("--version", action="version", version=f"potstill {__version__}")
     commands = Commands(parser)
-    add_distill(commands, known)
-    for add in (add_finish, add_evaluate, add_export, add_report, add_diagnose, add_study):
+    add_distill(commands, known, sourced=sourced)
+    add_evaluate(commands, sourced=sourced)
+    for add in (add_finish, add_export, add_report, add_diagnose, add_study):
         add(commands)
-    commands.add("list", "List data sources, methods, models, studies, presets.", "potstill list")
+    listing = commands.add(
+        "list", "List data sources, methods, models, studies, presets.", "potstill list"
+    )
+    listing.add_argument(
+        "--verbose", action="store_true", help="say where the paper describes each, too"
+    )
     return parser, commands.parsers
 
 
-def add_distill(commands: Commands, known: Sequence[Option]) -> None:
+def add_distill(commands: Commands, known: Sequence[Option], *, sourced: bool) -> None:
     """Add the flags of `potstill distill`; `known` are the options of the chosen parts."""
     distill = commands.add(
         "distill",
@@ -164,7 +176,8 @@ def add_distill(commands: Commands, known: Sequence[Option]) -> None:
         help="replace the run that --out holds, once the new set is written",
     )
     distill.add_argument("--quiet", action="store_true", help="print the result only")
-    add_options(distill, known)
+    add_verbose(distill)
+    add_options(distill, known, sourced=sourced)
 
 
 def add_finish(commands: Commands) -> None:
@@ -179,15 +192,24 @@ def add_finish(commands: Commands) -> None:
     add_options(finish, shared_options("data", "cache_dir", "device", "threads"), "the run's")
 
 
-def add_evaluate(commands: Commands) -> None:
+def add_verbose(parser: argparse.ArgumentParser) -> None:
+    """Add the flag that makes help longer."""
+    parser.add_argument(
+        "--verbose", action="store_true", help="with --help: say where the paper has an option, too"
+    )
+
+
+def add_evaluate(commands: Commands, *, sourced: bool) -> None:
     """Add the flags of `potstill evaluate`."""
     evaluate = commands.add(
         "evaluate",
         "Train fresh networks on a set and test them.",
         "potstill evaluate runs/digits --nets 10",
         "RUN_OR_FILE [options]",
+        SOURCED,
     )
     add_set(evaluate)
+    add_verbose(evaluate)
     which = evaluate.add_mutually_exclusive_group()
     which.add_argument(
         "--ipc",
@@ -197,7 +219,7 @@ def add_evaluate(commands: Commands) -> None:
     which.add_argument(
         "--all-budgets", action="store_true", help="measure every set that a boosted set holds"
     )
-    add_evaluation_options(evaluate)
+    add_evaluation_options(evaluate, sourced=sourced)
     add_data(evaluate)
     add_options(evaluate, shared_options("threads"))
 
@@ -297,9 +319,16 @@ def add_study(commands: Commands) -> None:
     )
     study.add_argument(
         "--preset", choices=("small", "paper"), default="small",
-        help="small: minutes on two CPU cores; paper: the paper's own setting (default: small)",
+        help="small: a narrow network, for a CPU; paper: the paper's own setting, for a GPU "
+        "(default: small)",
     )  # fmt: skip
     study.add_argument("--data", help="the real data (default: digits for small; paper needs it)")
+    study.add_argument(
+        "--steps",
+        type=at_least(LEAST_STEPS),
+        help="outer steps of each run, or of each block: a study in short, whose figures do not "
+        "compare (default: the preset's)",
+    )
     study.add_argument(
         "--seeds",
         type=at_least(1),
@@ -312,7 +341,8 @@ def add_study(commands: Commands) -> None:
     study.add_argument(
         "--jobs",
         type=at_least(1),
-        help="processes (default: one for each of up to 4 CPU cores; 1 on a GPU)",
+        help="processes that share the runs (default: one for each of up to 4 CPU cores; 1 on a "
+        "GPU)",
     )
     study.add_argument(
         "--out",

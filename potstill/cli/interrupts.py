@@ -62,7 +62,7 @@ def listening(display: Display, ranks: Ranks = ALONE) -> Iterator[Listener]:
         if signal.getsignal(number) is not signal.SIG_IGN
     }
     try:
-        yield Listener(display.say, display.step, work, lambda: bool(asked))
+        yield Listener(display.say, display.step, work, lambda: bool(asked), display.run)
     finally:
         for number, handler in before.items():
             # A rank that has ended its work is not cut off while it says why; and who is already

@@ -1,15 +1,15 @@
 """Options as flags: how a parser, its help and its errors look."""
 
 import argparse
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, get_args
 
-from potstill.config.config import SECTIONS, Option
+from potstill.config.config import SECTIONS, Option, own_section_options
 from potstill.config.options import declared, words_of
-from potstill.config.sections import DataConfig, RunConfig
 from potstill.config.slots import SLOTS
 from potstill.evaluation.protocols import BASELINES, EvaluationOptions
-from potstill.registry import LEARNERS, PROTOCOLS, InputError
+from potstill.registry import LEARNERS, PROTOCOLS, InputError, with_source
 
 
 class Parser(argparse.ArgumentParser):
@@ -38,21 +38,23 @@ def flag_of(name: str) -> str:
 
 def shared_options(*names: str) -> list[Option]:
     """Return the options of potstill's own sections by name; this needs no torch."""
-    options = []
-    for table, section in (("data", DataConfig), ("run", RunConfig)):
-        for item, hint in declared(section):
-            if item.name in names:
-                known = (item.name, table, item, hint, item.default, item.metadata["help"])
-                options.append(Option(*known))
-    return options
+    return [option for option in own_section_options() if option.name in names]
 
 
 def add_options(
-    parser: argparse.ArgumentParser, options: Sequence[Option], default: str | None = None
+    parser: argparse.ArgumentParser,
+    options: Sequence[Option],
+    default: str | None = None,
+    *,
+    sourced: bool = False,
 ) -> None:
     """Add a flag for each option, in groups by table. A flag that is not given sets nothing.
 
-    `default` says what holds then, if it is not the option's own default.
+    Args:
+        parser: gets the flags.
+        options: the options.
+        default: what holds then, if it is not the option's own default.
+        sourced: whether help says where a paper has an option.
     """
     groups: dict[str, Any] = {}
     slots = {slot.table: slot for slot in SLOTS}
@@ -68,7 +70,8 @@ def add_options(
             groups[table] = parser.add_argument_group(title)
         own = option.default
         own = ",".join(map(str, own)) if isinstance(own, tuple) else "no" if own is False else own
-        text = f"{option.help} [{default or (own if own != '' else 'none')}]".replace("%", "%%")
+        told = help_text(option.help, option.field, sourced=sourced)
+        text = f"{told} [{default or (own if own != '' else 'none')}]".replace("%", "%%")
         known = {"dest": option.name, "default": argparse.SUPPRESS, "help": text}
         flag = flag_of(option.name)
         if option.hint is bool:
@@ -78,6 +81,11 @@ def add_options(
             groups[table].add_argument(flag, metavar=word, **known)
     before = parser.get_default("option_names") or ()
     parser.set_defaults(option_names=(*before, *(option.name for option in options)))
+
+
+def help_text(line: str, item: "dataclasses.Field[Any] | None", *, sourced: bool) -> str:
+    """Return an option's line of help; `sourced`: with where a paper has it."""
+    return with_source(line, item.metadata.get("source", "") if sourced and item else "")
 
 
 def metavar(hint: Any) -> str:
@@ -109,10 +117,10 @@ def at_least(least: int) -> Callable[[str], int]:
     return whole
 
 
-def add_evaluation_options(parser: argparse.ArgumentParser) -> None:
+def add_evaluation_options(parser: argparse.ArgumentParser, *, sourced: bool) -> None:
     """Add the flags of `EvaluationOptions`, which parses their texts.
 
-    A flag that takes several names may be repeated.
+    A flag that takes several names may be repeated; `sourced` as in `add_options`.
     """
     names = {
         "protocol": "|".join(PROTOCOLS),
@@ -127,7 +135,8 @@ def add_evaluation_options(parser: argparse.ArgumentParser) -> None:
         common: dict[str, Any] = {
             "dest": item.name,
             "default": argparse.SUPPRESS,
-            "help": f"{item.metadata['help']} (default: {default})",
+            "help": f"{help_text(item.metadata['help'], item, sourced=sourced)} (default: "
+            f"{default})",
             "metavar": names.get(item.name) or metavar(hint),
         }
         if isinstance(item.default, tuple):

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from potstill.cli import early
 from potstill.cli.flags import make_parser
 from potstill.cli.options import Parser, flag_of
 from potstill.config.config import Option, layered, options_of_run, preset_names
@@ -31,6 +32,7 @@ from potstill.registry import (
     SOURCES,
     STUDIES,
     InputError,
+    Registry,
     near_miss,
     out_of_memory,
     trust,
@@ -98,26 +100,45 @@ def tells() -> bool:
 def dispatch(arguments: list[str]) -> int:
     """Parse and run one command."""
     began = time.perf_counter()
-    known = options_of_chosen(arguments[1:]) if arguments[:1] == ["distill"] else None
-    parser, commands = make_parser(known or ())
+    known = None
+    if arguments[:1] == ["distill"]:
+        check_distill(arguments[1:])
+        known = options_of_chosen(arguments[1:])
+    parser, commands = make_parser(known or (), sourced="--verbose" in arguments)
     parsed, unknown = parser.parse_known_args(arguments)
     if unknown:
         name = unknown[0].partition("=")[0]
-        flags = [
-            flag for action in commands[parsed.command]._actions for flag in action.option_strings
-        ]
+        flags = flags_of(commands[parsed.command])
         raise InputError(unknown_argument(parsed.command, name, flags, known or ()))
     trust(*(name for names in getattr(parsed, "trust", None) or () for name in names.split(",")))
     trust_given(vars(parsed).values())
     if parsed.command == "list":
-        return list_parts()
+        return list_parts(sourced=parsed.verbose)
+    if getattr(parsed, "verbose", False):  # with --help the parser has ended already
+        raise InputError("--verbose is for --help and for `potstill list`; leave it out")
     if parsed.command not in SHARED and "RANK" in os.environ:
         importlib.import_module("potstill.distributed.ranks").require_alone(parsed.command)
+    if parsed.command != "distill":
+        early.check_parsed(parsed)
     parsed.began = began
     run: Callable[[argparse.Namespace], int] = getattr(
         importlib.import_module("potstill.cli.commands"), parsed.command
     )
     return run(parsed)
+
+
+def check_distill(arguments: Sequence[str]) -> None:
+    """Raise an InputError for what is wrong with `potstill distill` whatever the parts are."""
+    flags = flags_of(make_parser()[1]["distill"])
+    unknown = early.check_distill(arguments, flags)
+    if unknown:
+        every = [*flags, *map(flag_of, early.names_of_options())]
+        raise InputError(unknown_argument("distill", unknown, every, ()))
+
+
+def flags_of(parser: Parser) -> list[str]:
+    """List the flags of a command."""
+    return [flag for action in parser._actions for flag in action.option_strings]
 
 
 def options_of_chosen(arguments: Sequence[str]) -> list[Option]:
@@ -165,27 +186,31 @@ def unknown_argument(command: str, name: str, flags: Sequence[str], known: Seque
     return f"unknown argument {name!r}{near_miss(name, flags)}; see `potstill {command} --help`"
 
 
-def list_parts() -> int:
+def list_parts(*, sourced: bool) -> int:
     """Run `potstill list`; return the exit code."""
+
+    def rows_of(registry: Registry) -> list[tuple[str, str]]:
+        return registry.described(sourced=sourced)
+
     tables = [
-        ("data (--data)", SOURCES.described()),
-        ("methods (--method)", METHODS.described()),
-        ("parameterisations (--param)", PARAMETERISATIONS.described()),
+        ("data (--data)", rows_of(SOURCES)),
+        ("methods (--method)", rows_of(METHODS)),
+        ("parameterisations (--param)", rows_of(PARAMETERISATIONS)),
         (
             "models (--model)",
             [
-                *MODELS.described(),
+                *rows_of(MODELS),
                 ("package.module:factory", "your own: a function or class that makes a network"),
             ],
         ),
-        ("optimizers (--inner-optimizer, --outer-optimizer)", OPTIMIZERS.described()),
-        ("real batches (--real-sampler)", REAL_SAMPLERS.described()),
-        ("augmentations (--augment)", AUGMENTATIONS.described()),
-        ("preprocessing (--preprocess)", PREPROCESSING.described()),
-        ("protocols (potstill evaluate --protocol)", PROTOCOLS.described()),
-        ("learners (potstill evaluate --learner)", LEARNERS.described()),
-        ("export formats (--format)", EXPORTS.described()),
-        ("studies (potstill study NAME)", STUDIES.described()),
+        ("optimizers (--inner-optimizer, --outer-optimizer)", rows_of(OPTIMIZERS)),
+        ("real batches (--real-sampler)", rows_of(REAL_SAMPLERS)),
+        ("augmentations (--augment)", rows_of(AUGMENTATIONS)),
+        ("preprocessing (--preprocess)", rows_of(PREPROCESSING)),
+        ("protocols (potstill evaluate --protocol)", rows_of(PROTOCOLS)),
+        ("learners (potstill evaluate --learner)", rows_of(LEARNERS)),
+        ("export formats (--format)", rows_of(EXPORTS)),
+        ("studies (potstill study NAME)", rows_of(STUDIES)),
         ("presets (--preset)", preset_names()),
     ]
     width = max(len(name) for _, rows in tables for name, _ in rows)

@@ -19,6 +19,8 @@ from potstill.distilled.sets import DistilledSet
 from potstill.evaluation.records import EvaluationRecord
 from potstill.registry import EXPORTS, METHODS
 
+SPREAD = "± is the standard deviation over networks, not over distilling runs."
+
 
 def tell(distilled: DistilledSet, out: Path) -> None:
     """Print where a finished set is, how accurate it is, and what to do with it."""
@@ -30,14 +32,10 @@ def tell(distilled: DistilledSet, out: Path) -> None:
         print(f"real data:     {decimal(data.disk_bytes)} on disk")
     nested = len(distilled.budgets) > 1
     for part in map(distilled.prefix, distilled.budgets):
-        size = (
-            f"{'budget of ' * part.decoded}{part.ipc} of each class, {part.stored_bytes:,} bytes: "
-            if nested
-            else ""
-        )
+        size = f"--ipc {part.ipc}, {part.stored_bytes:,} bytes: " if nested else ""
         print(
-            f"validation:    {size}{part.metadata.accuracy}, {part.recipe.steps} training steps; "
-            "this split chose them"
+            f"validation:    {size}{part.metadata.accuracy} after {part.recipe.steps:,} training "
+            f"steps; these {part.noun}s chose the set and the steps, so this is no test result"
         )
     print(f"next:          potstill evaluate {shlex.quote(str(out))}{' --all-budgets' * nested}")
     shown = exports.DEFAULTS[distilled.kind]
@@ -76,6 +74,8 @@ def show(records: list[EvaluationRecord], machine: str) -> None:
     # No terminal means a log or a pipe: there the table takes the room that it needs.
     console = Console() if sys.stdout.isatty() else Console(width=140)
     console.print(table)
+    if any(row.accuracy.std is not None for record in records for row in record.rows):
+        print(SPREAD)
 
 
 def show_diagnosis(diagnoses: list[Diagnosis], config: Given) -> None:

@@ -232,6 +232,15 @@ def options_of_run(given: Layer) -> Iterator[Option]:
             yield Option(name, table, item, hint, default, item.metadata["help"])
 
 
+def own_section_options() -> list[Option]:
+    """List the options of potstill's own sections, which need none of the parts."""
+    return [
+        Option(item.name, table, item, hint, item.default, item.metadata["help"])
+        for table, section in SECTIONS.items()
+        for item, hint in declared(section)
+    ]
+
+
 def own_options(slot: Slot, name: str) -> list[tuple[str, "dataclasses.Field[Any]", Any]]:
     """List (name in the run, field, type) of every option of a part."""
     return [(slot.prefix + item.name, item, hint) for item, hint in declared(own_class(slot, name))]
@@ -400,13 +409,17 @@ def options_from_file(path: Path) -> dict[str, Any]:
 
     A set that the file keeps beside it is found there.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read the configuration {path}: {error}") from error
-    options = options_from_toml(text, str(path))
+    options = options_from_toml(text_of_file(path), str(path))
     beside = path.parent / STARTED
     return options | ({"init": str(beside.resolve())} if options.get("init") == STARTED else {})
+
+
+def text_of_file(path: Path) -> str:
+    """Read a TOML file's text; raise an InputError if it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read the configuration {path}: {error}") from error
 
 
 def preset_names() -> list[tuple[str, str]]:
@@ -426,16 +439,21 @@ def natural(name: str) -> tuple[str | int, ...]:
     return (stem, int(number)) if number.isdigit() else (name, 0)
 
 
+def check_preset(name: str) -> None:
+    """Raise an InputError if there is no such preset; the message names the nearest one."""
+    names = [known for known, _ in preset_names()]
+    if name not in names:
+        known = ", ".join(names)
+        raise InputError(f"unknown preset {name!r}{near_miss(name, names)}; known: {known}")
+
+
 def options_from_preset(name: str) -> dict[str, Any]:
     """Read the options of a preset.
 
     Raises:
         InputError: there is no such preset; the message names the nearest one.
     """
-    names = [known for known, _ in preset_names()]
-    if name not in names:
-        known = ", ".join(names)
-        raise InputError(f"unknown preset {name!r}{near_miss(name, names)}; known: {known}")
+    check_preset(name)
     text = (resources.files("potstill.config") / "presets" / f"{name}.toml").read_text(
         encoding="utf-8"
     )

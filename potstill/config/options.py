@@ -26,6 +26,7 @@ def option(
     high: float | None = None,
     open_low: bool = False,
     also: str = "",
+    source: str = "",
 ) -> Any:
     """Declare an option: its default, help text and the interval of its numbers.
 
@@ -38,8 +39,16 @@ def option(
         high: greatest allowed number; None: no bound.
         open_low: whether `low` itself is not allowed.
         also: a second name of the option.
+        source: where a paper says so; shown only if it is asked for.
     """
-    known = {"help": help, "low": low, "high": high, "open_low": open_low, "also": also}
+    known = {
+        "help": help,
+        "low": low,
+        "high": high,
+        "open_low": open_low,
+        "also": also,
+        "source": source,
+    }
     return field(default=default, metadata=known)
 
 

@@ -100,13 +100,14 @@ class DistilledConfig:
     """The synthetic set."""
 
     ipc: int = option(
-        1, "images per class; of another --param than pixels the budget: their bytes", low=1
+        1, "images per class; with another --param than pixels, the bytes of so many", low=1
     )
     init: str = option(
         "gaussian",
         "start: gaussian images of norm 1, real images, or a set: a run's folder or a set's file",
+        source="paper D.1",
     )
-    learn_labels: bool = option(False, "learn soft labels with the images (paper D.1)")
+    learn_labels: bool = option(False, "learn soft labels with the images", source="paper D.1")
     boost_blocks: int = option(
         1, "Boost-DD: so many blocks, the first of which are good sets of their size", low=1
     )
@@ -126,7 +127,7 @@ class InnerConfig(Generic[A]):
     """How a network trains on the synthetic set."""
 
     inner_lr: float = option(
-        0.001, "learning rate on the synthetic set (paper D.1)", low=0, open_low=True
+        0.001, "learning rate on the synthetic set", low=0, open_low=True, source="paper D.1"
     )
     batch_per_class: int | A = option(
         "auto", "synthetic images of a class in a step; auto: all, up to 100 in total", low=1
@@ -151,18 +152,18 @@ class OuterConfig(Generic[A]):
         "", "plan by time instead, e.g. 10m or 1h30m: as many steps as fit; empty: by steps"
     )
     outer_lr: float | A = option(
-        "auto", "learning rate on the images; auto: 0.001 at norm 1 (paper D.1), else to scale",
-        low=0, open_low=True,
+        "auto", "learning rate on the images; auto: 0.001 at norm 1, else to scale",
+        low=0, open_low=True, source="paper D.1: 0.001",
     )  # fmt: skip
     label_lr: float | A = option(
         "auto", "learning rate on learned labels; auto: outer_lr, or what auto is at norm 1",
         low=0, open_low=True,
     )  # fmt: skip
     clip: float | Unit = option(
-        2.0, "clip at this times the mean norm; 0: never; unit: norm 1 (paper D.4)", low=0
+        2.0, "clip at this times the mean norm; 0: never; unit: norm 1", low=0, source="paper D.4"
     )
     real_batch: int = option(
-        500, "real images in the outer loss (paper D.1: 1,000 to 5,000)", low=1
+        500, "real images in the outer loss", low=1, source="paper D.1: 1,000 to 5,000"
     )
     micro_batch: int | A = option(
         "auto", "images at once on the device: bounds the memory, not the result", low=1

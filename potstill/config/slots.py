@@ -121,24 +121,27 @@ SLOTS = (
 (method_slot,) = (slot for slot in SLOTS if slot.choice == "method")
 
 
+def check_names(given: Mapping[str, Any]) -> None:
+    """Raise an InputError if a part that is given is none; this imports no part."""
+    for slot in SLOTS:
+        name = given.get(slot.choice, "auto" if slot.automatic else slot.default)
+        if not isinstance(name, str):
+            raise InputError(f"{slot.choice} must be the name of a part, got {name!r}")
+        if not (name == "auto" and slot.automatic):
+            slot.registry.check(name.strip())
+
+
 def chosen_names(given: Mapping[str, Any]) -> dict[str, str]:
     """Return the part's name for each slot: as given, as the method asks, or the default.
 
     Raises:
         InputError: an unknown part; the nearest right name is told.
     """
-    for slot in SLOTS:
-        if not isinstance(given.get(slot.choice, ""), str):
-            raise InputError(
-                f"{slot.choice} must be the name of a part, got {given[slot.choice]!r}"
-            )
+    check_names(given)
     defaults = method_defaults(given)
-    names = {}
-    for slot in SLOTS:
-        name = given.get(slot.choice, defaults.get(slot.choice, slot.default))
-        if not (name == "auto" and slot.automatic):
-            slot.registry.check(name.strip())
-        names[slot.choice] = name.strip()
+    wanted = {slot.choice: defaults.get(slot.choice, slot.default) for slot in SLOTS}
+    names = {choice: given.get(choice, name).strip() for choice, name in wanted.items()}
+    check_names(names)
     return names
 
 

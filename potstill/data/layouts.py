@@ -122,7 +122,8 @@ def holds_images(folder: Path) -> bool:
     return any(is_image(file, LeftOut()) for file in folder.iterdir() if file.is_file())
 
 
-def listed(names: Iterable[str], most: int = 6) -> str:
-    """Write the first few names, and how many there are beside them."""
+def listed(names: Iterable[str], most: int = 6, *, counted: bool = True) -> str:
+    """Write the first few names and, where it is not said beside them, how many there are."""
     known = list(names)
-    return ", ".join(known[:most]) + (f", ... ({len(known):,})" if len(known) > most else "")
+    count = f" ({len(known):,})" * counted
+    return ", ".join(known[:most]) + (f", ...{count}" if len(known) > most else "")

@@ -116,8 +116,8 @@ class RealData:
         low, high = self.values
         out = f"; left out: {', '.join(self.left_out)}" if self.left_out else ""
         return (
-            f"{len(self.class_names):,} classes ({listed(self.class_names)}), {noun}s of {size} "
-            f"with values {low:g} to {high:g}: {counts}{out}"
+            f"{len(self.class_names):,} classes ({listed(self.class_names, counted=False)}), "
+            f"{noun}s of {size} with values {low:g} to {high:g}: {counts}{out}"
         )
 
 

@@ -256,7 +256,8 @@ class Zca(Preprocess):
 
         zca_regularization: float = option(
             0.1,
-            "ZCA: this times the mean eigenvalue is added to all (paper D.1)",
+            "ZCA: this times the mean eigenvalue is added to all",
+            source="paper D.1",
             low=0,
             open_low=True,
         )

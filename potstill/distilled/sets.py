@@ -277,7 +277,7 @@ class DistilledSet(Dataset[tuple[Tensor, Tensor]]):
         if ipc not in self.budgets:
             held = ", ".join(map(str, self.budgets))
             raise InputError(
-                f"ipc must be a budget that the set holds, {held}, got {ipc}; --boost-blocks makes "
+                f"ipc must be one that the set holds, {held}, got {ipc}; --boost-blocks makes "
                 "sets that hold several"
             )
         own = tuple(budget for budget in self.metadata.budgets if budget.ipc <= ipc)

@@ -121,7 +121,7 @@ class SGD:
     momentum: float = option(0.9, "SGD: factor on the velocity", low=0, high=1)
     weight_decay: float = option(0.0, "SGD: this times the parameters is added", low=0)
     milestones: tuple[int, ...] = option((), "SGD: steps at which the rate is multiplied", low=1)
-    decay: float = option(0.2, "SGD: by this (paper D.6)", low=0, high=1, open_low=True)
+    decay: float = option(0.2, "SGD: by this", low=0, high=1, open_low=True, source="paper D.6")
     restart: bool = False
 
     def init(self, theta: Tensor) -> State:

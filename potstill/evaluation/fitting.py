@@ -99,8 +99,9 @@ def in_order(dataset: Dataset, names: tuple[str, ...]) -> Dataset:
         }
         parts = [f"{word} {listed(some)}" for word, some in differing.items() if some]
         raise InputError(
-            f"the data must have the {len(names)} classes of the distilled set, {listed(names)}; "
-            f"got {len(given)}, {' and '.join(parts)}; give data of the same classes"
+            f"the data must have the {len(names)} classes of the distilled set, "
+            f"{listed(names, counted=False)}; got {len(given)}, {' and '.join(parts)}; give data "
+            "of the same classes"
         )
     index = np.array([names.index(name) for name in given], np.int64)
     splits: dict[str, Any] = {

@@ -46,11 +46,15 @@ class ByHardness:
     """
 
     hardness_threshold: float = option(
-        1.0, "least weight of a real image, as in 1 or 4 (paper E.2)", low=0, open_low=True
+        1.0, "least weight of a real image", low=0, open_low=True, source="paper E.2: 1 and 4"
     )
     hardness_nets: int = option(8, "networks that score the real images", low=1, high=255)
-    hardness_every: int = option(50, "outer steps between scorings (paper E.2: 50 epochs)", low=1)
-    hardness_from: int = option(0, "outer step of the first scoring (figure 17: 25,000)", low=0)
+    hardness_every: int = option(
+        50, "outer steps between scorings", low=1, source="paper E.2: 50 epochs"
+    )
+    hardness_from: int = option(
+        0, "outer step of the first scoring", low=0, source="figure 17: 25,000"
+    )
 
     def due(self, step: int) -> bool:
         """Return whether the images are to be scored before this outer step."""

@@ -114,10 +114,10 @@ class EvaluationOptions:
     lr: float | Auto = option(
         "auto",
         "learning rate; auto: as the protocol has it, else the recipe's or, for another network, "
-        "that or 0.3 times it, whichever is better on validation data (paper D.1: 0.001, and "
-        "0.0003 for wide ConvNets)",
+        "that or 0.3 times it, whichever is better on validation data",
         low=0,
         open_low=True,
+        source="paper D.1: 0.001, and 0.0003 for wide ConvNets",
     )
     baselines: tuple[str, ...] = option(
         (),

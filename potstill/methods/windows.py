@@ -55,7 +55,9 @@ class WindowSampler(Protocol):
 class Sampler:
     """At most `unroll` inner steps; no state between outer steps, unless a sampler says so."""
 
-    unroll: int = option(60, "T: most inner steps of an outer step (paper D.2: 3 windows)", low=1)
+    unroll: int = option(
+        60, "T: most inner steps of an outer step", low=1, source="paper D.2: 3 windows"
+    )
 
     def init(self) -> SamplerState:
         return {}
@@ -110,7 +112,7 @@ class Growing(Sampler):
     """
 
     grow_from: int | Auto = option(
-        "auto", "inner steps at first; auto: unroll / 18 (paper D.4)", low=1
+        "auto", "inner steps at first; auto: unroll / 18", low=1, source="paper D.4: 10 of 180"
     )
     grow_over: int | Auto = option("auto", "outer steps until they are unroll; auto: all", low=1)
 

@@ -254,7 +254,7 @@ def budget_chart(measured: Sequence[Measured], prefix: str, noun: str = "image")
     alternative = (
         f"Test accuracy against {noun}s per class. {course(series, percent=True, unit='per class')}"
     )
-    return Chart("Accuracy by budget", words, inline_svg(figure, prefix, alternative))
+    return Chart(f"Accuracy by {noun}s per class", words, inline_svg(figure, prefix, alternative))
 
 
 def bin_size(steps: int) -> int:

@@ -14,9 +14,12 @@ from potstill.registry import METHODS, InputError
 from potstill.reports.charts import Chart, budget_chart, log_charts
 from potstill.reports.features import Ranges, RowTable, feature_ranges, row_table
 from potstill.reports.gallery import Gallery, StoredPictures, gallery, stored_pictures
+from potstill.reports.places import shown_config
 from potstill.reports.run_summary import Measured, RunSummary, read_runs
 from potstill.reports.templates import environment
 from potstill.reports.wording import (
+    Cell,
+    Difference,
     Fact,
     commands,
     differences,
@@ -41,7 +44,8 @@ class RunPage:
     Args:
         run: its summary.
         anchor: id of its part.
-        folder: its path, quoted for a shell.
+        folder: its path as the page names it, quoted for a shell.
+        moved: the folder's name, if that is not its path from here.
         headline: what was distilled into what.
         lede: how good the set is, in a sentence or two.
         tiles: (number, what it counts), the few to see first.
@@ -56,11 +60,13 @@ class RunPage:
         facts: heading -> terms.
         commands: (purpose, command).
         toml: its whole configuration.
+        notes: what could not be read.
     """
 
     run: RunSummary
     anchor: str
     folder: str
+    moved: str
     headline: str
     lede: str
     tiles: list[Fact]
@@ -75,6 +81,7 @@ class RunPage:
     facts: dict[str, list[Fact]]
     commands: list[Fact]
     toml: str
+    notes: list[str]
 
 
 @dataclass(frozen=True)
@@ -84,14 +91,16 @@ class Comparison:
     Args:
         reached: (figure, its value in each run): how far the runs came.
         options: (option, its value in each run), where the runs differ.
+        derived: the same of options that follow from others.
         note: a caveat; may be empty.
         galleries: run name -> its first images.
         learned_labels: whether some of them have learned labels.
         charts: their curves, overlaid.
     """
 
-    reached: list[tuple[str, list[str]]]
-    options: list[tuple[str, list[str]]]
+    reached: list[tuple[str, list[Cell]]]
+    options: list[Difference]
+    derived: list[Difference]
     note: str
     galleries: dict[str, Gallery]
     learned_labels: bool
@@ -163,7 +172,8 @@ def run_page(run: RunSummary, anchor: str) -> RunPage:
     return RunPage(
         run,
         anchor,
-        shlex.quote(str(run.path)),
+        shlex.quote(run.place),
+        run.place if run.path.is_absolute() and run.place == run.path.name else "",
         headline(run),
         lede(run),
         tiles(run),
@@ -177,7 +187,8 @@ def run_page(run: RunSummary, anchor: str) -> RunPage:
         budget_chart(run.measured, f"{anchor}-budgets", run.noun),
         facts(run),
         commands(run),
-        to_toml(run.config),
+        to_toml(shown_config(run.config)),
+        [note.replace(str(run.path), run.place) for note in run.notes],
     )
 
 
@@ -225,7 +236,7 @@ def compared(runs: Sequence[RunSummary]) -> Comparison:
     )
     return Comparison(
         reached(runs),
-        differences(runs),
+        *differences(runs),
         note,
         {
             name: gallery(distilled, COMPARED_CLASSES, COMPARED_IMAGES, COMPARED_PX)

@@ -17,6 +17,7 @@ from potstill.evaluation.records import EVALUATION, EvaluationRecord, Row, read_
 from potstill.records.metadata import DataRecord
 from potstill.records.metrics import Figure, StepRecord, hardness_share
 from potstill.registry import InputError
+from potstill.reports.places import shown_path
 
 Numbers = NDArray[np.float64]
 
@@ -134,6 +135,11 @@ class RunSummary:
     notes: list[str]
     begun: datetime
     changed: datetime | None
+
+    @property
+    def place(self) -> str:
+        """Its folder as the page names it."""
+        return shown_path(self.path)
 
     @property
     def data_name(self) -> str:

@@ -3,11 +3,13 @@
 import math
 import shlex
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from rich.filesize import decimal
 
+from potstill.config.config import options_of_run
 from potstill.config.durations import in_words
 from potstill.config.options import declared
 from potstill.data.layouts import listed
@@ -18,12 +20,17 @@ from potstill.evaluation.records import worse_than_random
 from potstill.parameterisations.base import FLOAT_BYTES
 from potstill.records.metrics import Figure
 from potstill.registry import METHODS
+from potstill.reports.places import shown_config, shown_data
 from potstill.reports.run_summary import RunSummary
 
 STARTS_IN_WORDS = {"gaussian": "noise", "real": "real {}s"}
 CHANNELS = {1: "grey", 3: "colour"}
 Fact = tuple[str, str]
 """A term, and its value in words."""
+Difference = tuple[str, list[str]]
+"""An option, and its value in each run."""
+OFTEN_GIVEN = ("steps", "outer_lr", "batch_per_class", "classes_per_batch", "augment")
+"""Options that are given as often as they follow from others, and change what is distilled."""
 
 
 def headline(run: RunSummary) -> str:
@@ -31,10 +38,10 @@ def headline(run: RunSummary) -> str:
     of_data = f" of {run.data_name}" if run.data_name else ""
     if run.finished and run.distilled and run.counts:
         pixels = run.distilled.ipc * len(run.distilled.class_names)
-        budget = f", stored in the room of {pixels:,}" * run.distilled.decoded
-        return f"{run.counts['train']:,} {run.noun}s{of_data} became {len(run.distilled):,}{budget}"
-    ipc, budget = run.config.distilled.ipc, "a budget of " * run.config.decoded
-    return f"{run.data_name or 'Arrays'} at {budget}{ipc:,} {run.noun}{'s'[: ipc > 1]} per class"
+        room = f", stored in the room of {pixels:,}" * run.distilled.decoded
+        return f"{run.counts['train']:,} {run.noun}s{of_data} became {len(run.distilled):,}{room}"
+    ipc, room = run.config.distilled.ipc, "the room of " * run.config.decoded
+    return f"{run.data_name or 'Arrays'} in {room}{ipc:,} {run.noun}{'s'[: ipc > 1]} per class"
 
 
 def lede(run: RunSummary) -> str:
@@ -132,7 +139,7 @@ def facts(run: RunSummary) -> dict[str, list[Fact]]:
 
 def data_facts(run: RunSummary) -> list[Fact]:
     """Describe the data."""
-    lines = [("Source", run.config.data.data)]
+    lines = [("Source", shown_data(run.config.data).replace(":", " ", 1))]
     for split, use in (
         ("train", "distilled from"),
         ("validation", "held out for every choice"),
@@ -148,7 +155,7 @@ def data_facts(run: RunSummary) -> list[Fact]:
             (f"A{'n' * (run.noun == 'image')} {run.noun}", shape_words(run.distilled.shape))
         )
         names = run.distilled.class_names
-        lines.append(("Classes", f"{len(names):,}: {listed(names)}"))
+        lines.append(("Classes", f"{len(names):,}: {listed(names, counted=False)}"))
     data = run.data
     if data and data.disk_bytes:
         lines.append(("On disk", f"{decimal(data.disk_bytes)}, all splits"))
@@ -173,9 +180,10 @@ def set_facts(run: RunSummary) -> list[Fact]:
     """Describe the synthetic set and how networks train on it."""
     distilled, inner, model = run.config.distilled, run.config.inner, run.config.model
     lines = [
-        ("Budget", f"{distilled.ipc:,} {run.noun}s per class")
-        if run.config.decoded
-        else (f"{run.noun.capitalize()}s per class", f"{distilled.ipc:,}"),
+        (
+            f"{run.noun.capitalize()}s per class",
+            f"{distilled.ipc:,}" + ", whose bytes what is stored takes" * run.config.decoded,
+        ),
         *stored_facts(run),
         (
             "Labels",
@@ -288,7 +296,7 @@ def moment(time: datetime) -> str:
 
 def commands(run: RunSummary) -> list[Fact]:
     """Return (purpose, command); commands that need arrays given in Python are left out."""
-    folder = shlex.quote(str(run.path))
+    folder = shlex.quote(run.place)
     arrays = run.config.data.data == "arrays"
     if not run.finished:
         return [] if run.in_python else [("Go on", f"potstill distill --resume {folder}")]
@@ -304,48 +312,85 @@ def commands(run: RunSummary) -> list[Fact]:
     if run.weighted:  # the weights are in no file
         return [measure, *lines]
     again = (
-        f"potstill distill --config {shlex.quote(str(run.path / CONFIG))} --out "
-        f"{shlex.quote(f'{run.path}-again')}"
+        f"potstill distill --config {shlex.quote(f'{run.place}/{CONFIG}')} --out "
+        f"{shlex.quote(f'{run.place}-again')}"
     )
     return [measure, *lines, ("Make it again", again)]
 
 
-def reached(runs: Sequence[RunSummary]) -> list[tuple[str, list[str]]]:
+@dataclass(frozen=True)
+class Cell:
+    """What a table says of a run.
+
+    Args:
+        words: the value, or why there is none.
+        command: what measures it, if it is missing.
+    """
+
+    words: str
+    command: str = ""
+
+
+def reached(runs: Sequence[RunSummary]) -> list[tuple[str, list[Cell]]]:
     """Return (figure, its value in each run): how far the runs came."""
     tests, random = [run.test("distilled") for run in runs], [run.test("random") for run in runs]
+    stored = [f"{run.distilled.stored_bytes:,}" if run.distilled else "" for run in runs]
     rows = [
-        ("Outer steps", [progress(run) for run in runs]),
-        ("Validation accuracy", [measured(run.validation) for run in runs]),
-        ("Test accuracy", [measured(lines and lines[0]) for lines in tests]),
+        ("Outer steps", [Cell(progress(run)) for run in runs]),
+        ("Validation accuracy", [measured(run, run.validation) for run in runs]),
         (
-            "Bytes stored",
-            [f"{run.distilled.stored_bytes:,}" if run.distilled else "" for run in runs],
+            "Test accuracy",
+            [measured(run, test and test[0]) for run, test in zip(runs, tests, strict=True)],
         ),
+        ("Bytes stored", [Cell(words) for words in stored]),
     ]
     if any(random):
-        rows.append(
-            (
-                f"Test accuracy, random real {runs[0].noun}s",
-                [measured(lines and lines[0]) for lines in random],
-            )
-        )
+        cells = [
+            measured(run, test and test[0], " --baseline random")
+            for run, test in zip(runs, random, strict=True)
+        ]
+        rows.append((f"Test accuracy, random real {runs[0].noun}s", cells))
     return rows
 
 
-def differences(runs: Sequence[RunSummary]) -> list[tuple[str, list[str]]]:
-    """Return (option, its value in each run), where the runs differ."""
-    options = [run.config.flat() for run in runs]
-    differing = [name for name in options[0] if len({one[name] for one in options}) > 1]
-    return [(name, [option_text(one[name]) for one in options]) for name in differing]
+def measured(run: RunSummary, figure: Figure | None, more: str = "") -> Cell:
+    """Write a figure for a table or, without one, how to measure it.
+
+    Args:
+        run: whose figure it is.
+        figure: None if it was not measured.
+        more: options of the command that measures it.
+    """
+    if figure:
+        return Cell(f"{percent(figure)} (n\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{figure.n})")
+    folder = shlex.quote(run.place)
+    if run.in_python:
+        return Cell("not measured:", "potstill.evaluate" if run.finished else "potstill.resume")
+    if not run.finished:
+        return Cell("not measured, unfinished:", f"potstill distill --resume {folder}")
+    return Cell("not measured:", f"potstill evaluate {folder} --nets 10{more}")
 
 
-def measured(figure: Figure | None) -> str:
-    """Write a figure for a table."""
-    return (
-        f"{percent(figure)} (n\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{figure.n})"
-        if figure
-        else "not measured"
-    )
+def differences(runs: Sequence[RunSummary]) -> tuple[list[Difference], list[Difference]]:
+    """Return (option, its value in each run) where the runs differ.
+
+    Those of the first list were given or chosen; those of the second follow from others unless
+    they were given: "auto" is their default, or they have it and come with a part that only some
+    of the runs have. A run that lacks an option has "" there.
+    """
+    options = [shown_config(run.config).flat() for run in runs]
+    known = {option.name: option for one in options for option in options_of_run(one)}
+    given, derived = list[Difference](), list[Difference]()
+    for name in dict.fromkeys(name for one in options for name in one):
+        values = [one[name] for one in options if name in one]
+        texts = [option_text(one[name]) if name in one else "" for one in options]
+        if len(set(texts)) == 1:
+            continue
+        auto = known[name].default == "auto" and name not in OFTEN_GIVEN
+        untouched = len(values) < len(runs) and set(values) == {known[name].default}
+        follows = known[name].field is not None and (auto or untouched)
+        (derived if follows else given).append((name, texts))
+    return given, derived
 
 
 def option_text(value: Any) -> str:

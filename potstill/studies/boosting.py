@@ -3,6 +3,7 @@
 Source: figures 6 to 8 of Feng, Vedantam & Kempe 2024, arXiv:2311.07025.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -60,6 +61,10 @@ class Scale:
         blocks = {"boost_blocks": self.ipc // self.block, "boost_beta": beta, "steps": self.steps}
         return {**self.options, "ipc": self.ipc, "seed": seed, **blocks}
 
+    def lasting(self, steps: int | None) -> "Scale":
+        """Return the same with so many outer steps; None: as it is."""
+        return self if steps is None else dataclasses.replace(self, steps=steps)
+
     def __str__(self) -> str:
         known = self.options
         return (
@@ -104,13 +109,13 @@ class Nested:
 
     quantities: tuple[Quantity, ...] = (ACCURACY_BY_SIZE,)
 
-    def scale(self, preset: str, data: str | None) -> Scale:
+    def scale(self, preset: str, data: str | None, steps: int | None = None) -> Scale:
         """Return the sizes of a preset."""
-        return scale_of(preset, data)
+        return scale_of(preset, data).lasting(steps)
 
-    def about(self, preset: str, data: str | None) -> str:
+    def about(self, preset: str, data: str | None, steps: int | None = None) -> str:
         """Say what a preset runs."""
-        return str(self.scale(preset, data))
+        return str(self.scale(preset, data, steps))
 
 
 def lines(table: Table, ways: Sequence[str]) -> Figure:
@@ -146,8 +151,10 @@ class Subsets(Nested):
 
     title = "What part of a distilled set is worth"
 
-    def points(self, preset: str, data: str | None, seeds: Sequence[int]) -> list[Point]:
-        scale = self.scale(preset, data)
+    def points(
+        self, preset: str, data: str | None, seeds: Sequence[int], steps: int | None = None
+    ) -> list[Point]:
+        scale = self.scale(preset, data, steps)
         points = []
         for seed in seeds:
             points.append(
@@ -264,8 +271,10 @@ class Boosting(Nested):
 
     title = "One nested set against a set for every budget"
 
-    def points(self, preset: str, data: str | None, seeds: Sequence[int]) -> list[Point]:
-        scale = self.scale(preset, data)
+    def points(
+        self, preset: str, data: str | None, seeds: Sequence[int], steps: int | None = None
+    ) -> list[Point]:
+        scale = self.scale(preset, data, steps)
 
         def budgets(way: str) -> Callable[[Subject], list[Measurement]]:
             return lambda subject: self.of_prefixes(subject, way)

@@ -5,7 +5,7 @@ Source: appendix E, figures 9 and 17 of Feng, Vedantam & Kempe 2024, arXiv:2311.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import filelock
@@ -88,6 +88,13 @@ class Scale:
         """
         return int(self.options["steps"]) // 2
 
+    def lasting(self, steps: int | None) -> "Scale":
+        """Return the same with so many outer steps, scored as often; None: as it is."""
+        if steps is None:
+            return self
+        every = max(1, self.every * steps // self.options["steps"])
+        return replace(self, options={**self.options, "steps": steps}, every=every)
+
     def __str__(self) -> str:
         known = self.options
         return (
@@ -147,11 +154,13 @@ class Hardness:
     title = "Which real images distilled sets serve, and weighing them by hardness"
     quantities = (BY_EVENTS, HOW_MANY, ACCURACY_BY_SIZE, VALIDATION, COST)
 
-    def about(self, preset: str, data: str | None) -> str:
-        return str(scale_of(preset, data))
+    def about(self, preset: str, data: str | None, steps: int | None = None) -> str:
+        return str(scale_of(preset, data).lasting(steps))
 
-    def points(self, preset: str, data: str | None, seeds: Sequence[int]) -> list[Point]:
-        scale = scale_of(preset, data)
+    def points(
+        self, preset: str, data: str | None, seeds: Sequence[int], steps: int | None = None
+    ) -> list[Point]:
+        scale = scale_of(preset, data).lasting(steps)
         points = []
         for seed in seeds:
             plain = {ipc: scale.run(ipc, seed) for ipc in reversed(scale.sizes)}

@@ -66,6 +66,13 @@ class Setting:
         }
         return layered(self.options, own, way)
 
+    def lasting(self, steps: int | None) -> "Setting":
+        """Return the same with so many outer steps, tested as often; None: as it is."""
+        if steps is None:
+            return self
+        every = max(1, self.every * steps // self.steps)
+        return dataclasses.replace(self, steps=steps, every=every)
+
     def __str__(self) -> str:
         known = self.options
         return (
@@ -116,13 +123,13 @@ class Courses:
         """Return what is compared."""
         raise NotImplementedError
 
-    def setting(self, preset: str, data: str | None) -> Setting:
+    def setting(self, preset: str, data: str | None, steps: int | None = None) -> Setting:
         """Return how large the study is."""
-        return setting_of(preset, data)
+        return setting_of(preset, data).lasting(steps)
 
-    def about(self, preset: str, data: str | None) -> str:
+    def about(self, preset: str, data: str | None, steps: int | None = None) -> str:
         """Say what a preset runs."""
-        setting = self.setting(preset, data)
+        setting = self.setting(preset, data, steps)
         lengths = ", ".join(map(str, setting.options["lengths"]))
         return (
             f"{setting} Every {setting.every:,} outer steps the set is tested: networks train for "
@@ -130,8 +137,10 @@ class Courses:
             "test data."
         )
 
-    def points(self, preset: str, data: str | None, seeds: Sequence[int]) -> list[Point]:
-        setting = self.setting(preset, data)
+    def points(
+        self, preset: str, data: str | None, seeds: Sequence[int], steps: int | None = None
+    ) -> list[Point]:
+        setting = self.setting(preset, data, steps)
         return [
             Point(
                 f"{re.sub(r'[^a-z0-9.]+', '-', way.lower())}-seed{seed}",

@@ -35,6 +35,7 @@ class Told:
         drawings: figures, in the order in which they are shown.
         tables: one for each quantity.
         footnote: what the figures are means over, and what they were measured with.
+        caution: what is to be known before them; may be empty.
     """
 
     title: str
@@ -43,10 +44,12 @@ class Told:
     drawings: Sequence[Drawing]
     tables: Sequence[Table]
     footnote: str
+    caution: str = ""
 
     def markdown(self) -> str:
         """Write the study as a page of Markdown that shows the figures beside it."""
-        lines = [f"# {self.title}", "", self.about, ""]
+        caution = [f"**{self.caution}**", ""] * bool(self.caution)
+        lines = [f"# {self.title}", "", *caution, self.about, ""]
         for claim in self.claims:
             source = f"{claim.source}: " if claim.source else ""
             lines += [f"- {source}{claim.words}. {sentence(finding)}" for finding in claim.findings]
@@ -79,6 +82,7 @@ def study_page(told: Told, folder: Path) -> str:
         .render(
             title=told.title,
             about=text(told.about),
+            caution=text(told.caution),
             claims=[(claim, list(map(marked, claim.findings))) for claim in measured],
             drawings=[
                 (each, picture(each, f"figure{number}", folder)) for number, each in numbered

@@ -68,6 +68,11 @@ class Scale:
             "seed": seed,
         }
 
+    def lasting(self, steps: int | None) -> "Scale":
+        """Return the same with so many outer steps; None: as it is."""
+        own = {} if steps is None else {"steps": steps}
+        return Scale({ipc: {**options, **own} for ipc, options in self.budgets.items()})
+
     def __str__(self) -> str:
         known = next(iter(self.budgets.values()))
         lengths = ", ".join(
@@ -112,11 +117,13 @@ class Parameterisations:
     title = "What the same bytes are worth, by how images are stored"
     quantities = (ACCURACY_BY_BUDGET, BYTES, DECODED, SHARE, SECONDS, VALIDATION)
 
-    def about(self, preset: str, data: str | None) -> str:
-        return str(scale_of(preset, data))
+    def about(self, preset: str, data: str | None, steps: int | None = None) -> str:
+        return str(scale_of(preset, data).lasting(steps))
 
-    def points(self, preset: str, data: str | None, seeds: Sequence[int]) -> list[Point]:
-        scale = scale_of(preset, data)
+    def points(
+        self, preset: str, data: str | None, seeds: Sequence[int], steps: int | None = None
+    ) -> list[Point]:
+        scale = scale_of(preset, data).lasting(steps)
         return [
             Point(
                 f"{param}-{ipc}-seed{seed}",

@@ -30,8 +30,10 @@ class Pictures(Nested):
     title = "How joint, weakly and strongly boosted sets look"
     quantities = (COSINE,)
 
-    def points(self, preset: str, data: str | None, seeds: Sequence[int]) -> list[Point]:
-        scale = self.scale(preset, data)
+    def points(
+        self, preset: str, data: str | None, seeds: Sequence[int], steps: int | None = None
+    ) -> list[Point]:
+        scale = self.scale(preset, data, steps)
         return [
             Point(f"{name}-seed{seed}", options, self.likeness(LOOKS[name]))
             for seed in seeds

@@ -57,17 +57,17 @@ class Stability(Courses):
     title = "How stable meta-gradients are"
     quantities = (NORM, IMAGE_NORM, JUMPS, VARIANCE, UNEVEN, SPREAD, NOISE)
 
-    def setting(self, preset: str, data: str | None) -> Setting:
+    def setting(self, preset: str, data: str | None, steps: int | None = None) -> Setting:
         whole = super().setting(preset, data)
         return dataclasses.replace(
             whole, steps=min(whole.steps, FIRST_STEPS), every=min(whole.every, FIRST_STEPS // 20)
-        )
+        ).lasting(steps)
 
     def ways(self, setting: Setting) -> Ways:
         return {method: {"method": method} for method in METHODS}
 
-    def about(self, preset: str, data: str | None) -> str:
-        setting = self.setting(preset, data)
+    def about(self, preset: str, data: str | None, steps: int | None = None) -> str:
+        setting = self.setting(preset, data, steps)
         return (
             f"{setting} Every {setting.every:,} outer steps the noise of the meta-gradient is "
             f"measured: its variance over {setting.noise.samples} real images "

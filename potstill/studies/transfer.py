@@ -43,6 +43,10 @@ class Scale:
         """Return the option that sets a network's width, if it is not the default."""
         return {} if self.widths[model] == "auto" else {"width": self.widths[model]}
 
+    def lasting(self, steps: int | None) -> "Scale":
+        """Return the same with so many outer steps; None: as it is."""
+        return self if steps is None else replace(self, options={**self.options, "steps": steps})
+
     def __str__(self) -> str:
         known = self.options
         widths = ", ".join(f"{model} {width}" for model, width in self.widths.items())
@@ -106,11 +110,13 @@ class Transfer:
     title = "How far a set carries to other networks"
     quantities = (ACCURACY_BY_SIZE,)
 
-    def about(self, preset: str, data: str | None) -> str:
-        return str(scale_of(preset, data))
+    def about(self, preset: str, data: str | None, steps: int | None = None) -> str:
+        return str(scale_of(preset, data).lasting(steps))
 
-    def points(self, preset: str, data: str | None, seeds: Sequence[int]) -> list[Point]:
-        scale = scale_of(preset, data)
+    def points(
+        self, preset: str, data: str | None, seeds: Sequence[int], steps: int | None = None
+    ) -> list[Point]:
+        scale = scale_of(preset, data).lasting(steps)
         points = []
         for seed in seeds:
             points += [

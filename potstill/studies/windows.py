@@ -260,15 +260,15 @@ class InnerOptimizers(Courses):
 
     title = "Adam or SGD in the inner loop"
 
-    def setting(self, preset: str, data: str | None) -> Setting:
-        setting = super().setting(preset, data)
+    def setting(self, preset: str, data: str | None, steps: int | None = None) -> Setting:
+        setting = super().setting(preset, data, steps)
         own = {"unroll": 250, "window": 80} if preset == "paper" else {}
         return dataclasses.replace(setting, options={**setting.options, **own})
 
-    def about(self, preset: str, data: str | None) -> str:
+    def about(self, preset: str, data: str | None, steps: int | None = None) -> str:
         return (
-            f"{super().about(preset, data)} They train as in the inner loop, with its optimizer "
-            "and schedule."
+            f"{super().about(preset, data, steps)} They train as in the inner loop, with its "
+            "optimizer and schedule."
         )
 
     def ways(self, setting: Setting) -> Ways:
