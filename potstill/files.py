@@ -34,6 +34,20 @@ def checksum(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> str:
     return total.hexdigest()
 
 
+def place(name: str, given: Any) -> Path:
+    """Return a path that a caller gave; raise an InputError if it is none.
+
+    Args:
+        name: of the argument, for the message.
+        given: the path.
+    """
+    if not isinstance(given, str | os.PathLike):
+        raise InputError(f"{name} must be a path, got {given!r:.80}")
+    if "\0" in os.fspath(given):
+        raise InputError(f"{name} must be a path without a NUL character, got {given!r}")
+    return Path(given)
+
+
 def write(path: Path, content: bytes | str) -> None:
     """Write a file whole or not at all.
 
@@ -42,10 +56,10 @@ def write(path: Path, content: bytes | str) -> None:
     Raises:
         InputError: no space, no permission.
     """
-    if not path.name or (path.exists() and not path.is_file()):
-        raise InputError(f"cannot write {path}: it must name a file, not a folder or a device")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp") if path.name else path
     try:
+        if not path.name or (path.exists() and not path.is_file()):
+            raise InputError(f"cannot write {path}: it must name a file, not a folder or a device")
         with temporary.open("wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()

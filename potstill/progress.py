@@ -21,7 +21,7 @@ from rich.progress import (
 from rich.text import Text
 
 from potstill.records.metrics import StepRecord
-from potstill.registry import visible
+from potstill.registry import InputError, visible
 
 SECONDS_BETWEEN_LINES = 10.0
 RUN = "run"
@@ -71,6 +71,8 @@ def followed(listener: Listener | None, progress: bool) -> Iterator[Listener]:
         progress: whether to show a display at all.
     """
     if listener is not None:
+        if not isinstance(listener, Listener):
+            raise InputError(f"listener must be a potstill.Listener, got {listener!r:.80}")
         yield listener
         return
     display = Display()

@@ -29,7 +29,7 @@ from potstill.evaluation.records import (
     worse_than_random,
 )
 from potstill.evaluation.scoring import factory_for
-from potstill.files import checksum
+from potstill.files import checksum, place
 from potstill.models import ModelSpec, model_name
 from potstill.progress import SILENT, Listener, followed
 from potstill.registry import InputError, trust_given
@@ -135,7 +135,9 @@ def evaluations(
             f"{os.fspath(subject)} does not tell where its data lie; give them with --data (in "
             "Python data=, or the arrays)"
         )
-    target = None if isinstance(subject, DistilledSet) else results_file(Path(subject))
+    target = (
+        None if isinstance(subject, DistilledSet) else results_file(place("distilled", subject))
+    )
     models = models_of(distilled, model, chosen)
     names = distilled.class_names if given_here else None
     if images is None:  # all that is given is tested on
@@ -233,7 +235,7 @@ def opened(
         distilled = subject if ipc is None else subject.prefix(ipc)
         recorded = recorded_config(distilled).data
     else:
-        path = Path(subject)
+        path = place("distilled", subject)
         run = RunFolder(path if path.is_dir() else path.parent)
         if path.is_dir():
             run.recover()

@@ -20,6 +20,7 @@ from potstill.diagnosis.over_a_run import Diagnosis, Noise, recorded_diagnoses
 from potstill.distillation.run_folder import RunFolder
 from potstill.distillation.runs import finished_early, new_run, resumed_run
 from potstill.distilled.sets import DistilledSet
+from potstill.files import place
 from potstill.models import ModelSpec, model_name
 from potstill.progress import Listener, followed
 from potstill.registry import InputError, trust_given
@@ -105,12 +106,12 @@ def distill(
                 f"{name} is given twice, as {value!r} and as {options[name]!r}; give it once"
             )
     trust_given([*options.values(), model_name(model) if model else None])
-    layers = (options_from_preset(preset) if preset else {}, options)
+    layers = ({} if preset is None else options_from_preset(preset), options)
     config = made(quick_options(*layers) if quick else {}, *layers)
     dataset = dataset_of(
         config.data, images, labels, test_images, test_labels, class_names, weights, feature_names
     )
-    folder = None if out is None else Path(out)
+    folder = None if out is None else place("out", out)
     with followed(listener, progress) as told:
         return new_run(
             config,
@@ -158,7 +159,7 @@ def resume(
         InputError: no run in `out`, a finished one, or other data than it was started with.
     """
     trust_given([model_name(model) if model else None])
-    config = RunFolder.open(Path(out)).config()
+    config = RunFolder.open(place("out", out)).config()
     if steps is not None:
         config = longer(config, changed(config, steps=steps))
     dataset = dataset_of(
@@ -200,7 +201,7 @@ def finish(
         InputError: no run in `out`, a finished one, one that was not validated yet, or other data.
     """
     trust_given([model_name(model) if model else None])
-    config = RunFolder.open(Path(out)).config()
+    config = RunFolder.open(place("out", out)).config()
     dataset = dataset_of(
         config.data, images, labels, test_images, test_labels, class_names, weights, feature_names
     )
@@ -271,7 +272,7 @@ def diagnose(
     """
     trust_given([model_name(model) if model else None])
     noise = Noise(samples, size, signs, unrolls, sources)
-    folder = RunFolder.open(Path(run))
+    folder = RunFolder.open(place("run", run))
     config = folder.config()
     dataset = dataset_of(
         config.data, images, labels, test_images, test_labels, class_names, weights

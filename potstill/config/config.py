@@ -443,8 +443,8 @@ def check_preset(name: str) -> None:
     """Raise an InputError if there is no such preset; the message names the nearest one."""
     names = [known for known, _ in preset_names()]
     if name not in names:
-        known = ", ".join(names)
-        raise InputError(f"unknown preset {name!r}{near_miss(name, names)}; known: {known}")
+        known, near = ", ".join(names), near_miss(name, names) if isinstance(name, str) else ""
+        raise InputError(f"unknown preset {name!r}{near}; known: {known}")
 
 
 def options_from_preset(name: str) -> dict[str, Any]:

@@ -66,9 +66,7 @@ def from_arrays(
             "images and test_images must both be whole numbers or both floats, got one of each; "
             "scale them alike"
         )
-    if class_names is not None and (
-        isinstance(class_names, str) or len(set(class_names)) < len(class_names)
-    ):
+    if class_names is not None and not different_names(class_names):
         raise InputError(
             "class_names must be a list of different names, one for each class, got "
             f"{class_names!r}"
@@ -202,12 +200,27 @@ def with_weights(dataset: Dataset, weights: Any) -> Dataset:
     return dataclasses.replace(dataset, weights=given)
 
 
+def different_names(given: Any) -> bool:
+    """Return whether these are different texts or whole numbers, in a sequence."""
+    if isinstance(given, str) or not isinstance(given, Sequence | np.ndarray):
+        return False
+    texts = [str(name) for name in given if isinstance(name, str | int | np.integer)]
+    return len(texts) == len(given) == len(set(texts))
+
+
 def as_array(name: str, given: Any) -> npt.NDArray[Any]:
     """Convert an array, tensor or list to a NumPy array."""
+    if isinstance(given, torch.Tensor) and (given.layout != torch.strided or given.is_meta):
+        raise InputError(
+            f"{name} must be a dense tensor with data, got a {given.layout} one on {given.device}; "
+            "give it .to_dense()"
+        )
     if isinstance(given, torch.Tensor):
         given = given.detach().cpu()
         # NumPy knows no bfloat16.
         return np.asarray(given.float() if given.is_floating_point() else given)
+    if np.ma.isMaskedArray(given) and given.mask.any():
+        raise InputError(f"{name} must have no masked values, got some; fill or drop them")
     try:
         return np.asarray(given)
     except (ValueError, TypeError) as error:  # rows of several lengths

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from potstill.config.config import Given
+from potstill.config.options import convert
 from potstill.data.splits import Dataset
 from potstill.devices import hardware, pick_device, versions
 from potstill.diagnosis.variance import Variance, noise_sources, real_variance
@@ -52,7 +53,10 @@ class Noise:
             ("unrolls", 1),
             ("sources", 2),
         ):
-            value, may_be_0 = getattr(self, name), name in ("samples", "signs", "sources")
+            value, may_be_0 = (
+                convert(name, getattr(self, name), int),
+                name in ("samples", "signs", "sources"),
+            )
             if value < least and not (may_be_0 and value == 0):
                 raise InputError(
                     f"{name} must be {'0 or ' * may_be_0}at least {least}, got {value}"

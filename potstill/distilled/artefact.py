@@ -11,8 +11,8 @@ from potstill import __version__
 from potstill.config.config import Given, changed, configuration, options_of_run
 from potstill.data.preprocessing import Absent
 from potstill.distilled.reading import PREPROCESS, assembled
-from potstill.distilled.sets import DistilledSet
-from potstill.files import load_tensors, save_tensors
+from potstill.distilled.sets import DistilledSet, require_set
+from potstill.files import load_tensors, place, save_tensors
 from potstill.records.plain import Unreadable, dump
 from potstill.registry import InputError, let_memory_pass
 
@@ -36,6 +36,8 @@ def save(distilled: DistilledSet, path: str | os.PathLike[str]) -> None:
 
     Equal sets give equal bytes: no time, host or path is in it.
     """
+    require_set(distilled)
+    file = place("path", path)
     meta = {
         **dump(distilled.metadata),
         "class_names": list(distilled.class_names),
@@ -47,7 +49,7 @@ def save(distilled: DistilledSet, path: str | os.PathLike[str]) -> None:
     }
     if isinstance(distilled.fitted, Absent):
         meta["without_preprocessing"] = True
-    save_tensors(Path(path), tensors_of(distilled), "distilled set", meta)
+    save_tensors(file, tensors_of(distilled), "distilled set", meta)
 
 
 def tensors_of(distilled: DistilledSet) -> dict[str, Tensor]:
@@ -101,7 +103,7 @@ def load(path: str | os.PathLike[str], ipc: int | None = None) -> DistilledSet:
     Raises:
         InputError: no such file, a damaged or foreign one, or a size that the set does not hold.
     """
-    file = Path(path)
+    file = place("path", path)
     file = file / ARTEFACT if file.is_dir() else file
     tensors, meta = load_tensors(file, "distilled set")
     try:

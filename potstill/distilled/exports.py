@@ -19,8 +19,8 @@ from torch import Tensor
 from potstill.data.splits import require_kind
 from potstill.distilled.artefact import save
 from potstill.distilled.picture import to_bytes, to_image, write_grid
-from potstill.distilled.sets import DistilledSet
-from potstill.files import write
+from potstill.distilled.sets import DistilledSet, require_set
+from potstill.files import place, write
 from potstill.registry import EXPORTS, InputError
 
 WINDOWS_DEVICES = r"con|prn|aux|nul|com\d|lpt\d"
@@ -251,6 +251,7 @@ def export(
         InputError: an unknown format, one that cannot hold such data, a path that cannot be
             written, or one that exists and is not to be overwritten.
     """
+    require_set(distilled)
     chosen: Format = EXPORTS[format]
     require_kind(
         distilled.kind,
@@ -258,7 +259,7 @@ def export(
         chosen,
         f"use --format {DEFAULTS[distilled.kind]}, parquet or npz",
     )
-    target = Path(path)
+    target = place("path", path)
     if target.exists() and not overwrite:
         raise InputError(f"{target} exists; choose another place with --out, or remove it")
     try:

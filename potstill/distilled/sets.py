@@ -19,7 +19,7 @@ from potstill.distilled.recipes import Recipe
 from potstill.parameterisations.pixels import Pixels
 from potstill.records.metadata import SetMetadata
 from potstill.records.plain import dump
-from potstill.registry import InputError
+from potstill.registry import InputError, first_line
 
 FACTOR, FEW = 4.0, 8
 """How many times as great the values of real data may be, or as small; examples that tell it."""
@@ -40,6 +40,24 @@ def other_scale(greatest: float, known: tuple[float, float]) -> str:
         f"reach {word} than those of the data that the set was distilled from, {greatest:.3g} and "
         f"{reach:.3g} (bytes count as 0 to 1); give them on the same scale"
     )
+
+
+def as_tensor(real: Any) -> Tensor:
+    """Return real images as a tensor; raise an InputError if they are none."""
+    try:
+        return torch.as_tensor(real)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"real images must be a tensor or an array, got {real!r:.80} ({first_line(error)})"
+        ) from error
+
+
+def require_set(given: Any) -> None:
+    """Raise an InputError unless a set was given."""
+    if not isinstance(given, DistilledSet):
+        raise InputError(
+            f"the set must be a DistilledSet, as potstill.load gives, got {given!r:.80}"
+        )
 
 
 class DistilledSet(Dataset[tuple[Tensor, Tensor]]):
@@ -207,11 +225,15 @@ class DistilledSet(Dataset[tuple[Tensor, Tensor]]):
         """
         if self.kind == "vector":
             return self.fitted(self.on_the_scale(self.real_vectors(real)))
-        images = torch.as_tensor(real)
+        images = as_tensor(real)
         if images.dtype == torch.bool:
             raise InputError(
                 "real images must be whole numbers 0..255 or floats, got true and false"
             )
+        if not images.is_floating_point() and images.numel():
+            low, high = int(images.min()), int(images.max())
+            if low < 0 or high > 255:
+                raise InputError(f"real images of whole numbers must be 0..255, got {low}..{high}")
         images = images.float() if images.is_floating_point() else images.float() / 255
         if images.ndim == 3:
             images = images[:, None] if self.shape[0] == 1 and len(images) != 1 else images[None]
@@ -229,6 +251,8 @@ class DistilledSet(Dataset[tuple[Tensor, Tensor]]):
 
     def on_the_scale(self, real: Tensor) -> Tensor:
         """Return real examples; warn if they are on another scale than the set's were."""
+        if not real.isfinite().all():
+            raise InputError(f"real {self.noun}s must be finite numbers, got NaN or infinity")
         known = self.metadata.data
         if known and known.values and real.numel():
             told = other_scale(float(real.abs().max()), known.values)

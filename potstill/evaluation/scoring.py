@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from potstill.config.options import convert
 from potstill.data.splits import Split
 from potstill.devices import own_torch_state, pick_device
 from potstill.distilled.recipes import Recipe
-from potstill.distilled.sets import DistilledSet
+from potstill.distilled.sets import DistilledSet, require_set
 from potstill.distributed.ranks import ALONE, Ranks
 from potstill.engine.compiled_losses import CompiledNetwork
 from potstill.evaluation.learners import Learner, Network, TrainingSet
@@ -152,6 +153,9 @@ def train(
     Raises:
         InputError: a model that does not exist or does not fit the images.
     """
+    require_set(distilled)
+    steps = None if steps is None else convert("steps", steps, int)
+    seed = convert("seed", seed, int)
     trust_given([model_name(model) if model else None])
     on, recipe = pick_device(device), distilled.recipe
     require_positive(steps=recipe.steps if steps is None else steps)
