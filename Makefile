@@ -1,12 +1,13 @@
 # make demo    install into .venv, distill a small data set, test it, show it
 # make test    install what tests need and run them; with PRECISION=bfloat16 as on a machine on which `auto` is that
 # make check   format, lint, types
+# make torture kill it, starve it, lie to it: what was lost (nothing); about 20 minutes
 
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test check clean
+.PHONY: demo test check torture clean
 
 demo: .venv/installed
 	$(BIN)/potstill distill --preset digits-ipc1 --out runs/demo --overwrite
@@ -20,6 +21,9 @@ check: .venv/installed-dev
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
+
+torture: .venv/installed-dev
+	$(BIN)/python benchmarks/torture.py
 
 clean:
 	rm -rf .venv runs .pytest_cache .mypy_cache .ruff_cache
