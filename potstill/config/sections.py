@@ -6,6 +6,10 @@ Every option's name is unique over all sections and parts, so that it is one fla
 one keyword of `potstill.distill` (`inner_lr=`) and one key of the TOML file (`[inner] inner_lr`).
 """
 
+import itertools
+import os
+import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, Literal
@@ -20,6 +24,7 @@ EVALUATION_DATA_OPTIONS = (
     "label_column",
     "image_size",
     "bit_depth",
+    "weights",
     "storage",
     "cache_dir",
 )
@@ -28,14 +33,61 @@ EVALUATION_DATA_OPTIONS = (
 
 KINDS_OF_FILES = {".parquet": "parquet", ".npz": "npz", ".csv": "csv", ".tsv": "csv"}
 """Extension of a file -> the source that reads it."""
+READ_FROM_PATHS = ("folder", "archive", "webdataset", "idx", "parquet", "npz", "csv")
+"""Sources whose name is followed by a path."""
+TARS = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
+ARCHIVES = (".zip", *TARS)
+"""Extensions of archives, which are read without unpacking them."""
+WEIGHTS_FILES = (".npy", ".csv", ".txt")
+"""Extensions of files of weights."""
+IDX_NAME = re.compile(
+    r"(?P<set>.*?)(?P<split>train|t10k|test|val|valid|validation)"
+    r"[-_.](?P<part>images|labels)[-_.]idx\d-\w+?(?P<packed>\.gz)?",
+    re.IGNORECASE,
+)
+"""Name of a file in MNIST's format, as in train-images-idx3-ubyte.gz."""
+
+
+def is_archive(name: str) -> bool:
+    """Return whether a file of this name is an archive that is read."""
+    return name.lower().endswith(ARCHIVES)
+
+
+def is_weights_file(given: str) -> bool:
+    """Return whether weights that were given are a file's, and not a column's, by their name."""
+    return given.lower().endswith(WEIGHTS_FILES)
 
 
 def kind_of_path(path: Path) -> str:
     """Return the source that reads a file or folder, by what it looks like; "" if none does."""
-    if not path.is_dir():
-        return KINDS_OF_FILES.get(path.suffix.lower(), "")
-    shallow = (*path.glob("*.parquet"), *path.glob("*/*.parquet"))
-    return "parquet" if shallow else "folder"
+    if path.is_dir():
+        return kind_of_folder(path)
+    if IDX_NAME.fullmatch(path.name):
+        return "idx"
+    return "archive" if is_archive(path.name) else KINDS_OF_FILES.get(path.suffix.lower(), "")
+
+
+def kind_of_folder(path: Path) -> str:
+    """Return the source that reads a folder, by the names of files in it and its folders."""
+    own = {entry.name: entry.is_dir() for entry in path.iterdir()}
+    top = [name for name, is_folder in own.items() if not is_folder]
+    inner: dict[str, list[str]] = {}
+    for folder in (name for name, is_folder in own.items() if is_folder):
+        with suppress(OSError):  # the source that reads it says what is wrong
+            inner[folder] = [entry.name for entry in os.scandir(path / folder)]
+    files = [*top, *itertools.chain.from_iterable(inner.values())]
+    if any(name.endswith(".parquet") for name in files):
+        return "parquet"
+    if any(map(IDX_NAME.fullmatch, files)):
+        return "idx"
+    shards = [any(map(is_shard, names)) for name, names in inner.items() if name[0] != "."]
+    # An archive beside class folders is none of the data.
+    return "webdataset" if all(shards) and (shards or any(map(is_shard, top))) else "folder"
+
+
+def is_shard(name: str) -> bool:
+    """Return whether a file of this name can be a shard of samples."""
+    return name.lower().endswith(TARS)
 
 
 @dataclass(frozen=True)
@@ -44,10 +96,14 @@ class DataConfig:
 
     data: str = option(
         "digits",
-        "digits, sklearn:NAME, folder:PATH, parquet:PATH, hf:NAME or your own module:function",
+        "a path, digits, sklearn:NAME, folder:PATH, ... (see `potstill list`), hf:NAME or your own "
+        "module:function",
     )
-    image_column: str = option("auto", "column of the images in parquet or hf data")
-    label_column: str = option("auto", "column of the labels in parquet or hf data")
+    image_column: str = option("auto", "column of the images in parquet, csv or hf data")
+    label_column: str = option("auto", "column of the labels in parquet, csv or hf data")
+    weights: str = option(
+        "", "draw real examples by weight: a column, or a file (.npy, .csv, .txt) in train's order"
+    )
     image_size: int = option(0, "resize the shorter side to this and crop; 0: as they are", low=0)
     bit_depth: int | Auto = option(
         "auto", "bits that hold the values of 16-bit grey images; auto: looked at", low=8, high=16
@@ -84,7 +140,9 @@ class DataConfig:
     def name(self) -> str:
         """The data in a word: the last part of its path, or its kind."""
         source, rest = self.source
-        return Path(rest).stem or source.rpartition(":")[2]
+        name = Path(rest).name
+        packed = next((end for end in ARCHIVES if name.lower().endswith(end)), Path(name).suffix)
+        return name[: len(name) - len(packed)] or source.rpartition(":")[2]
 
 
 ABOUT = "about "

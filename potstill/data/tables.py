@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 
 from potstill.config.sections import DataConfig
+from potstill.data.arrays import with_weights
+from potstill.data.assembly import Sources, assemble, existing
 from potstill.data.decoding import Listing, cache_folder, content_hash
-from potstill.data.folders import Sources, assemble, existing
 from potstill.data.layouts import listed, split_of, split_of_file
 from potstill.data.splits import Dataset
-from potstill.data.walking import LeftOut, every_file
+from potstill.data.walking import LeftOut, files_on_disk
+from potstill.data.weights import Weights, of_column, require_column, weight_column
 from potstill.registry import InputError, first_line, near_miss
 
 
@@ -59,7 +61,20 @@ def read_parquet(path: str, config: DataConfig) -> Dataset:
         for split, paths in files.items()
     }
     splits = {split: listing(split) for split in files}
-    return from_table(splits, names, label, fingerprint, config, origins, left_out.words)
+    return from_table(
+        splits, names, label, fingerprint, config, origins, left_out.words,
+        weights_of(tables["train"], config),
+    )  # fmt: skip
+
+
+def weights_of(tables: list["Table"], config: DataConfig) -> Weights | None:
+    """Return the weights that a column of the training files holds; None if none is named."""
+    column = weight_column(config)
+    if not column:
+        return None
+    for table in tables:
+        require_column(column, table.columns)
+    return of_column(column, (row[column] for table in tables for row in table.rows([column])))
 
 
 @dataclass(frozen=True)
@@ -158,7 +173,7 @@ def parquet_files(path: Path, left_out: LeftOut) -> dict[str, list[Path]]:
     """
     if path.is_file():
         return {"train": [path]}
-    files = sorted(file for file in every_file(path, left_out) if file.suffix == ".parquet")
+    files = sorted(file for file in files_on_disk(path, left_out) if file.suffix == ".parquet")
     if not files:
         raise InputError(
             f"parquet folder {path} must hold *.parquet files, found none; check the path after "
@@ -271,6 +286,7 @@ def from_table(
     config: DataConfig,
     origins: Mapping[str, str],
     left_out: tuple[str, ...] = (),
+    weights: Weights | None = None,
 ) -> Dataset:
     """Make a data set from label values and image readers.
 
@@ -282,6 +298,7 @@ def from_table(
         config: how the images are stored.
         origins: split name -> where it comes from.
         left_out: what is not used, in phrases.
+        weights: of the training images; None: all alike.
     """
     splits = {split: (whole_numbers(values), files) for split, (values, files) in splits.items()}
     for split, (values, _) in splits.items():
@@ -326,7 +343,26 @@ def from_table(
             )
         listings[split] = Listing(np.array([index_of[value] for value in values], np.int64), files)
     sources = Sources(listings, tuple(map(str, names)), origins, left_out)
-    return assemble(sources, fingerprint, config)
+    return with_weights(
+        assemble(sources, fingerprint, config), weights, f"weights {config.weights}"
+    )
+
+
+def numbers_if_all(splits: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+    """Return labels as whole numbers if all are texts of such, so that 10 comes after 9.
+
+    Args:
+        splits: split -> its labels, as a file of texts holds them.
+    """
+    texts = {value for values in splits.values() for value in values}
+    if any(not isinstance(text, str) or not plain_number(text) for text in texts):
+        return dict(splits)
+    return {split: [int(value) for value in values] for split, values in splits.items()}
+
+
+def plain_number(text: str) -> bool:
+    """Return whether a text is a whole number as it is usually written: 01 is not."""
+    return text.isascii() and text.isdigit() and (text == "0" or text[0] != "0")
 
 
 def whole_numbers(values: list[Any]) -> list[Any]:
