@@ -100,8 +100,8 @@ def assert_is_the_set(dataset: Dataset, names: tuple[str, ...]) -> None:
 def test_a_source_without_its_path_is_told_the_forms(data):
     with pytest.raises(
         InputError,
-        match="data must be a path, digits, sklearn:NAME, folder:PATH, parquet:PATH or hf:NAME, got "
-        rf"'{data}'",
+        match="data must be a path, digits, sklearn:NAME, folder:PATH, parquet:PATH or hf:NAME, "
+        rf"got '{data}'",
     ):
         read(DataConfig(data=data))
 
@@ -109,7 +109,7 @@ def test_a_source_without_its_path_is_told_the_forms(data):
 def test_an_unknown_source_is_told_the_nearest_one():
     with pytest.raises(
         InputError,
-        match=r"unknown data source 'foldr' \(did you mean 'folder'\?\); known: archive, csv, digits",
+        match=r"unknown data source 'foldr' \(did you mean 'folder'\?\); known: archive, csv, dig",
     ):
         read(DataConfig(data="foldr:x"))
 

@@ -82,7 +82,7 @@ def read_set(folder: Place, left_out: LeftOut, wanted: str | None = None) -> Dat
     if "train" not in splits:
         raise InputError(
             f"{folder} must hold train-images-idx3-ubyte and train-labels-idx1-ubyte, found "
-            f"{listed([file.name for file in files.values()])} only; add them"
+            f"{listed([file.name for file in files.values()]) or 'none'}; add what is missing"
         )
     arrays = {split: pair(folder, split, parts) for split, parts in splits.items()}
     shape = arrays["train"][0].shape[1:]

@@ -14,7 +14,7 @@ from potstill.data.decoding import cache_folder, content_hash
 from potstill.data.layouts import inside, listed, origin, split_of
 from potstill.data.places import Place, content, way
 from potstill.data.splits import Dataset
-from potstill.data.tables import from_table, numbers_if_all
+from potstill.data.tables import alike, from_table
 from potstill.data.walking import LeftOut, every_file, is_image, subfolders
 from potstill.data.weights import Weights, of_column, require_column, weight_column
 from potstill.registry import InputError
@@ -154,12 +154,13 @@ def read_described(
     """
     splits: dict[str, list[Row]] = {}
     for one in described:
-        for split, row in rows_by_split(one, left_out):
+        for split, row in rows_by_split(one):
             splits.setdefault(split, []).append(row)
+    count_unlisted(root, splits, left_out)
+    left_out.count("listed images that lie in no split folder", len(splits.pop("", ())))
     if "train" not in splits:
         names = listed(splits)
         raise InputError(f"{described[0].file} must list training images, it lists {names} only")
-    count_unlisted(root, splits, left_out)
     label = described[0].label
 
     def files(split: str) -> Iterator[tuple[str, Path | bytes]]:
@@ -176,7 +177,7 @@ def read_described(
 
     own = {one.split: one for one in described}
     label_of = {one.split: one.label for one in described}
-    labels = numbers_if_all(
+    labels = alike(
         {
             split: [row.values.get(label_of.get(split, label)) for row in rows]
             for split, rows in splits.items()
@@ -203,8 +204,8 @@ def weights_of(rows: list[Row], config: DataConfig) -> Weights | None:
     return of_column(column, (row.values.get(column) for row in rows))
 
 
-def rows_by_split(one: Described, left_out: LeftOut) -> Iterator[tuple[str, Row]]:
-    """Yield (split, row) of every image that metadata list.
+def rows_by_split(one: Described) -> Iterator[tuple[str, Row]]:
+    """Yield (split, row) of every image that metadata list; its split is "" if it has none.
 
     Its split is that of the metadata's folder, or what the row's column of splits says, or that of
     the folder that its file name begins with.
@@ -235,10 +236,7 @@ def rows_by_split(one: Described, left_out: LeftOut) -> Iterator[tuple[str, Row]
                 )
         else:
             split = folder if any(folders) else "train"
-        if split:
-            yield split, Row(place, file, row)
-        else:
-            left_out.count(f"images of {one.file.name} that lie in no split folder")
+        yield split or "", Row(place, file, row)
 
 
 def count_unlisted(root: Place, splits: dict[str, list[Row]], left_out: LeftOut) -> None:

@@ -18,7 +18,7 @@ from potstill.data.decoding import cache_folder, content_hash
 from potstill.data.layouts import listed, split_of, split_of_file
 from potstill.data.places import Member
 from potstill.data.splits import Dataset
-from potstill.data.tables import from_table, numbers_if_all
+from potstill.data.tables import alike, from_table
 from potstill.data.walking import LeftOut, extensions, files_on_disk, hidden
 from potstill.data.weights import Weights, of_column, weight_column
 from potstill.registry import InputError
@@ -41,6 +41,11 @@ class Sample:
 
     key: str
     members: dict[str, Member]
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether it lies in no folder of its archive."""
+        return all(len(member.parts) == 1 for member in self.members.values())
 
     def image(self, wanted: str) -> Member | None:
         """Return its image; None if it has none.
@@ -113,16 +118,19 @@ def samples_of(root: Member) -> list[Sample]:
 
 
 def holds_samples(root: Member, config: DataConfig) -> bool:
-    """Return whether an archive holds images with labels beside them, and no class folders."""
+    """Return whether an archive holds images with labels beside them.
+
+    JSON beside images in folders may be about anything: there the folders are the classes.
+    """
     with_image = (
         one
         for one in samples_of(root)
-        if {CLASS, JSON} & one.members.keys()
-        and any(f".{end.rpartition('.')[2]}" in extensions() for end in one.members)
+        if any(f".{end.rpartition('.')[2]}" in extensions() for end in one.members)
     )
-    some = list(islice(with_image, LOOKED_AT))
-    return any(CLASS in one.members for one in some) or any(
-        one.label(config.label_column) is not None for one in some
+    with_label = (one for one in with_image if {CLASS, JSON} & one.members.keys())
+    return any(
+        CLASS in one.members or (one.is_flat and one.label(config.label_column) is not None)
+        for one in islice(with_label, LOOKED_AT)
     )
 
 
@@ -271,7 +279,7 @@ def dataset_of_samples(
         chosen = [known, config.image_column, config.label_column]
         return hashlib.sha256(json.dumps(chosen).encode()).hexdigest()
 
-    labels = numbers_if_all({split: [label for _, label in some] for split, some in kept.items()})
+    labels = alike({split: [label for _, label in some] for split, some in kept.items()})
     readers = {split: (labels[split], partial(files, split)) for split in kept}
     origins = {split: listed([root.name for root in roots], 2) for split, roots in shards.items()}
     column = CLASS if config.label_column == "auto" else config.label_column

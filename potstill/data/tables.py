@@ -1,6 +1,7 @@
 """Tables of encoded images as a data set: parquet files and the Hugging Face hub."""
 
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -348,21 +349,30 @@ def from_table(
     )
 
 
-def numbers_if_all(splits: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-    """Return labels as whole numbers if all are texts of such, so that 10 comes after 9.
+def alike(splits: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+    """Return labels of files that may write 1 as a number or a text, written in one way.
+
+    If all are whole numbers they are numbers, so that 10 comes after 9; else all are texts.
 
     Args:
-        splits: split -> its labels, as a file of texts holds them.
+        splits: split -> its labels.
     """
-    texts = {value for values in splits.values() for value in values}
-    if any(not isinstance(text, str) or not plain_number(text) for text in texts):
-        return dict(splits)
-    return {split: [int(value) for value in values] for split, values in splits.items()}
+    every = itertools.chain.from_iterable(splits.values())
+    kind = int if all(map(is_whole_number, every)) else str
+    return {
+        split: [
+            kind(value) if isinstance(value, str) or type(value) is int else value
+            for value in values
+        ]
+        for split, values in splits.items()
+    }
 
 
-def plain_number(text: str) -> bool:
-    """Return whether a text is a whole number as it is usually written: 01 is not."""
-    return text.isascii() and text.isdigit() and (text == "0" or text[0] != "0")
+def is_whole_number(value: Any) -> bool:
+    """Return whether a label is a whole number, or the text of one as it is usually written."""
+    if isinstance(value, str):  # 01 is a name
+        return value.isascii() and value.isdigit() and (value == "0" or value[0] != "0")
+    return type(value) is int
 
 
 def whole_numbers(values: list[Any]) -> list[Any]:
