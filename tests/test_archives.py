@@ -330,6 +330,30 @@ def test_a_header_of_a_tar_cannot_ask_for_absurdly_much(tmp_path):
             load(path, tmp_path)
 
 
+def test_sparse_files_of_a_tar_are_special_ones(tmp_path):
+    """As `tar --sparse` writes a hole of a terabyte: 512 bytes in the tar."""
+    for name in ("a.tar", "a.tar.gz"):
+        path = pack(tmp_path / name, photos())
+        packed = name.endswith("gz")
+        content = gzip.decompress(path.read_bytes()) if packed else path.read_bytes()
+        whole = b"".join((sparse_file("cat/hole.png", 2**40), content))
+        path.write_bytes(gzip.compress(whole) if packed else whole)
+        dataset = load(path, tmp_path)
+        assert len(dataset.train.labels) == 6
+        assert dataset.left_out == ("1 special files",)
+
+
+def sparse_file(name: str, size: int) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.type, info.size = tarfile.GNUTYPE_SPARSE, 512
+    header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    header[386:410] = tarfile.itn(0, 12, tarfile.GNU_FORMAT) + tarfile.itn(512, 12, 1)
+    header[483:495] = tarfile.itn(size, 12, tarfile.GNU_FORMAT)
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header) + bytes(512)
+
+
 def test_a_compressed_tar_must_fit_into_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(archives, "IN_MEMORY", 300)
     path = pack(tmp_path / "photos.tgz", photos())

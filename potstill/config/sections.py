@@ -33,6 +33,8 @@ EVALUATION_DATA_OPTIONS = (
 
 KINDS_OF_FILES = {".parquet": "parquet", ".npz": "npz", ".csv": "csv", ".tsv": "csv"}
 """Extension of a file -> the source that reads it."""
+FOLDERS, ENTRIES = 100, 1000
+"""So many folders in a folder, and files in each, are looked at to tell what it is."""
 READ_FROM_PATHS = ("folder", "archive", "webdataset", "idx", "parquet", "npz", "csv")
 """Sources whose name is followed by a path."""
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
@@ -68,21 +70,26 @@ def kind_of_path(path: Path) -> str:
 
 
 def kind_of_folder(path: Path) -> str:
-    """Return the source that reads a folder, by the names of files in it and its folders."""
-    own = {entry.name: entry.is_dir() for entry in path.iterdir()}
-    top = [name for name, is_folder in own.items() if not is_folder]
-    inner: dict[str, list[str]] = {}
-    for folder in (name for name, is_folder in own.items() if is_folder):
-        with suppress(OSError):  # the source that reads it says what is wrong
-            inner[folder] = [entry.name for entry in os.scandir(path / folder)]
-    files = [*top, *itertools.chain.from_iterable(inner.values())]
+    """Return the source that reads a folder, by some names of files in it and its folders."""
+    own = some_entries(path)
+    folders = [entry.name for entry in own if entry.is_dir() and entry.name[0] != "."]
+    top = [entry.name for entry in own if not entry.is_dir()]
+    inner = [[entry.name for entry in some_entries(path / name)] for name in folders[:FOLDERS]]
+    files = [*top, *itertools.chain.from_iterable(inner)]
     if any(name.endswith(".parquet") for name in files):
         return "parquet"
     if any(map(IDX_NAME.fullmatch, files)):
         return "idx"
-    shards = [any(map(is_shard, names)) for name, names in inner.items() if name[0] != "."]
+    shards = [any(map(is_shard, names)) for names in inner]
     # An archive beside class folders is none of the data.
     return "webdataset" if all(shards) and (shards or any(map(is_shard, top))) else "folder"
+
+
+def some_entries(folder: Path) -> list["os.DirEntry[str]"]:
+    """List the first entries of a folder; none if it cannot be read, as its source will say."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        return list(itertools.islice(entries, ENTRIES))
+    return []
 
 
 def is_shard(name: str) -> bool:

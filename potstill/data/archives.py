@@ -182,18 +182,18 @@ def tar_files(path: Path, left_out: LeftOut) -> tuple[dict[str, Stored], list[st
     with path.open("rb") as file:
         first = file.read(6)
     opener = next((one for magic, one in COMPRESSED.items() if first.startswith(magic)), None)
-    stored, declared = path.stat().st_size, 0
+    stored = path.stat().st_size
     files: dict[str, Stored] = {}
     folders: list[str] = []
     with opener(path) if opener else path.open("rb") as stream:
         bounded: Any = Bounded(stream, path)
         archive = tarfile.open(fileobj=bounded, mode="r:")  # noqa: SIM115 stream is closed
         for member in archive:
-            declared += member.size
-            require_whole(path, member, declared, None if opener else stored)
+            # The offset is where the next one begins: so much is unpacked to come there.
+            require_whole(path, member, archive.offset, None if opener else stored)
             if opener:
-                require_reasonable(path, declared, stored)
-                require_room_in_memory(path, declared)
+                require_reasonable(path, archive.offset, stored)
+                require_room_in_memory(path, archive.offset)
             name = safe_name(member.name, left_out)
             if name is None:
                 continue
@@ -211,22 +211,16 @@ def tar_files(path: Path, left_out: LeftOut) -> tuple[dict[str, Stored], list[st
     return files, folders
 
 
-def require_whole(path: Path, member: tarfile.TarInfo, declared: int, stored: int | None) -> None:
+def require_whole(path: Path, member: tarfile.TarInfo, end: int, stored: int | None) -> None:
     """Raise an InputError unless a file of a tar can be whole.
 
     Args:
         path: the tar.
         member: the file.
-        declared: bytes of all files up to it.
+        end: where it ends in the tar.
         stored: bytes of the tar; None: it is compressed.
     """
-    beyond = (
-        stored is not None
-        and not member.issparse()
-        and member.isreg()
-        and (member.offset_data + member.size > stored or declared > stored)
-    )
-    if member.size < 0 or beyond:
+    if member.size < 0 or end < member.offset_data or (stored is not None and end > stored):
         raise InputError(
             f"{path} must hold all of {member.name}, {member.size:,} bytes, it is damaged or cut "
             "short; download or pack it again"

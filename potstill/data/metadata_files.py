@@ -175,24 +175,25 @@ def read_described(
         known = content_hash(tracked, cache_folder(config.cache_dir))
         return hashlib.sha256(json.dumps([known, label]).encode()).hexdigest()
 
-    own = {one.split: one for one in described}
-    label_of = {one.split: one.label for one in described}
-    labels = alike(
-        {
-            split: [row.values.get(label_of.get(split, label)) for row in rows]
-            for split, rows in splits.items()
-        }
-    )
-    origins = {
-        split: origin(root, way(own.get(split, described[0]).file, root))
-        + ("" if split in own or len(splits) == 1 else f", {split}")
-        for split in splits
+    columns = {one.split: one.label for one in described}
+    values = {
+        split: [row.values.get(columns.get(split, label)) for row in rows]
+        for split, rows in splits.items()
     }
+    labels = alike(values)
     readers = {split: (labels[split], partial(files, split)) for split in splits}
     return from_table(
-        readers, None, label, fingerprint, config, origins, left_out.words,
-        weights_of(splits["train"], config),
+        readers, None, label, fingerprint, config, origins_of(root, described, list(splits)),
+        left_out.words, weights_of(splits["train"], config),
     )  # fmt: skip
+
+
+def origins_of(root: Place, described: list[Described], splits: list[str]) -> dict[str, str]:
+    """Return split -> the metadata that list it; of several splits in one file, with its name."""
+    own = {one.split: way(one.file, root) for one in described}
+    whole = way(described[0].file, root)
+    named = {split: whole if len(splits) == 1 else f"{whole}, {split}" for split in splits}
+    return {split: origin(root, own.get(split, named[split])) for split in splits}
 
 
 def weights_of(rows: list[Row], config: DataConfig) -> Weights | None:
