@@ -149,11 +149,13 @@ def test_a_run_says_what_it_read_and_where(prefix, tmp_path):
 
 def test_what_is_left_out_of_an_archive_is_counted(tmp_path):
     files = photos() | {"cat/a.txt": b"x", "cat/b.heic": b"x", "__MACOSX/cat/._0.png": b"x"}
+    files |= {"cat/.hidden.png": png(255), "cat/@eaDir/1.png": png(255)}
     dataset = load(pack(tmp_path / "photos.zip", files), tmp_path)
     assert sorted(dataset.left_out) == [
         "1 .heic files (pip install pillow-heif to read them)",
         "1 .txt files",
     ]
+    assert shades(dataset.train) == [0, 1, 2, 100, 101, 102]
 
 
 def test_an_empty_class_folder_of_an_archive_is_a_class_without_images(tmp_path):

@@ -189,6 +189,11 @@ def test_a_part_that_is_missing_is_told(missing, tmp_path):
         load(tmp_path / "set", tmp_path)
 
 
+def test_a_split_without_images_is_told(tmp_path):
+    with pytest.raises(InputError, match=r"t10k-images-idx3-ubyte must hold images, it holds none"):
+        load(write(tmp_path / "set", mnist(test=0)), tmp_path)
+
+
 def test_a_packed_file_that_is_damaged_or_a_bomb_is_told(tmp_path, monkeypatch):
     root = write(tmp_path / "set", mnist("{}-{}-idx{}-ubyte.gz"))
     path = root / f"{IMAGES}.gz"

@@ -296,12 +296,13 @@ def test_a_file_that_holds_no_weights_is_told(name, content, sentence, tmp_path,
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-def test_a_run_by_weights_of_a_file_is_recorded_resumed_and_reported(tmp_path, capsys):
+def test_a_run_by_weights_of_a_file_is_recorded_resumed_and_reported(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     path = pack(tmp_path / "photos.zip", photos(("train", "test")))
     weights = tmp_path / "mine.txt"
     weights.write_text("0\n" + "\n".join(map(str, [2, 1, 3, 1, 5])))
     cache = ["--cache-dir", str(tmp_path / "cache")]
-    given = ["--data", str(path), "--weights", str(weights), *FLAGS, *cache, "--ipc", "1"]
+    given = ["--data", str(path), "--weights", weights.name, *FLAGS, *cache, "--ipc", "1"]
     out, long = tmp_path / "run", tmp_path / "long"
     assert main(["distill", *given, "--out", str(out)]) == 0
     assert RunFolder(out).config().data.weights == str(weights)

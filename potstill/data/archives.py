@@ -190,7 +190,7 @@ def tar_files(path: Path, left_out: LeftOut) -> tuple[dict[str, Stored], list[st
         archive = tarfile.open(fileobj=bounded, mode="r:")  # noqa: SIM115 stream is closed
         for member in archive:
             # The offset is where the next one begins: so much is unpacked to come there.
-            require_whole(path, member, archive.offset, None if opener else stored)
+            require_forward(path, member, archive.offset)
             if opener:
                 require_reasonable(path, archive.offset, stored)
                 require_room_in_memory(path, archive.offset)
@@ -211,19 +211,18 @@ def tar_files(path: Path, left_out: LeftOut) -> tuple[dict[str, Stored], list[st
     return files, folders
 
 
-def require_whole(path: Path, member: tarfile.TarInfo, end: int, stored: int | None) -> None:
-    """Raise an InputError unless a file of a tar can be whole.
+def require_forward(path: Path, member: tarfile.TarInfo, end: int) -> None:
+    """Raise an InputError if a file of a tar ends before it begins, which the library goes round.
 
     Args:
         path: the tar.
         member: the file.
         end: where it ends in the tar.
-        stored: bytes of the tar; None: it is compressed.
     """
-    if member.size < 0 or end < member.offset_data or (stored is not None and end > stored):
+    if member.size < 0 or end < member.offset_data:
         raise InputError(
-            f"{path} must hold all of {member.name}, {member.size:,} bytes, it is damaged or cut "
-            "short; download or pack it again"
+            f"{path} must hold all of {member.name}, {member.size:,} bytes, it is damaged; "
+            "download or pack it again"
         )
 
 
