@@ -75,6 +75,7 @@ def test_mnists_files_are_read_by_their_names(names, tmp_path):
     assert dataset.left_out == ("1 files of other names",)
     one = load(root / names.format("t10k", "labels", 1), tmp_path)
     assert one.fingerprint == dataset.fingerprint
+    assert one.left_out == ()
 
 
 def test_mnists_files_are_read_out_of_an_archive(tmp_path):

@@ -142,6 +142,17 @@ def test_pickles_are_never_loaded_and_what_is_not_used_is_counted(tmp_path):
             load(Path(f"webdataset:{pack(tmp_path / 'train.tar', harmful)}"), tmp_path)
 
 
+def test_test_shards_without_labels_are_left_out(tmp_path):
+    (tmp_path / "set").mkdir()
+    pack(tmp_path / "set" / "train-0.tar", samples(["cat", "dog"]))
+    pack(tmp_path / "set" / "test-0.tar", {"7.png": png(7)})
+    dataset = load(tmp_path / "set", tmp_path)
+    assert dataset.test is None
+    assert dataset.left_out == (
+        "shards of test, which hold no labelled image", "1 images without a label"
+    )  # fmt: skip
+
+
 def test_of_several_images_one_is_named(tmp_path):
     files = samples(["cat", "dog"])
     files |= {f"{key:06}.seg.png": png(200 + key) for key in range(2)}

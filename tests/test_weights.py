@@ -321,6 +321,9 @@ def test_a_run_by_weights_of_a_file_is_recorded_resumed_and_reported(tmp_path, c
     capsys.readouterr()
     assert main(["distill", "--resume", str(out), "--steps", "9", *moved]) == 2
     assert "was started with other data or weights; give it those again" in capsys.readouterr().err
+    assert main(["diagnose", str(out), "--samples", "2", *moved]) == 2
+    (tmp_path / "moved.txt").write_text("0\n2\n1\n3\n1\n5")
+    assert main(["diagnose", str(out), "--samples", "2", *moved]) == 0
     assert main(["report", str(out), "--out", str(tmp_path / "page.html")]) == 0
     page = (tmp_path / "page.html").read_text()
     assert "by weights of their own (moved.txt)" in page

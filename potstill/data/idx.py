@@ -102,11 +102,17 @@ def read_set(folder: Place, left_out: LeftOut, wanted: str | None = None) -> Dat
 def files_of_set(folder: Place, left_out: LeftOut, wanted: str | None) -> dict[Named, Place]:
     """Return the IDX files of one set, each part once.
 
-    Of copies the one in fewer folders counts, then the one that is not packed.
+    Of copies the one in fewer folders counts, then the one that is not packed. Of a set that a file
+    names, the other files lie beside that one; what else lies there has nothing to do with it.
     """
+    files = (
+        every_file(folder, left_out)
+        if wanted is None
+        else (file for file in folder.iterdir() if named(file) and file.is_file())
+    )
     found = [
         (len(way(file, folder).split("/")), file.name.lower().endswith(".gz"), str(file), file)
-        for file in every_file(folder, left_out)
+        for file in files
     ]
     known: dict[Named, Place] = {}
     for _, _, _, file in sorted(found, key=lambda one: one[:3]):

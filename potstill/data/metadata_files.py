@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from potstill.config.sections import DataConfig
-from potstill.data.csv_files import LABELS, SPLITS, column_of, rows_of
+from potstill.data.collections import LABEL_COLUMNS
+from potstill.data.csv_files import SPLITS, column_of, rows_of
 from potstill.data.decoding import cache_folder, content_hash
 from potstill.data.layouts import inside, listed, origin, split_of
 from potstill.data.places import Place, content, way
@@ -92,7 +93,7 @@ def described(
         return None
     rows = rows_of_metadata(files[0])
     columns = list(rows[0][1])
-    label = column_of("label", columns, config.label_column, LABELS)
+    label = column_of("label", columns, config.label_column, LABEL_COLUMNS)
     missing = FILE_NAME if FILE_NAME not in columns else "" if label else "of labels"
     if label is None or missing:
         left_out.tell(f"{way(files[0], root)}, which has no column {missing}")

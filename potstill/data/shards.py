@@ -13,7 +13,7 @@ from typing import Any
 from potstill.config.sections import DataConfig, is_shard
 from potstill.data.archives import opened
 from potstill.data.assembly import existing
-from potstill.data.csv_files import LABELS
+from potstill.data.collections import LABEL_COLUMNS
 from potstill.data.decoding import cache_folder, content_hash
 from potstill.data.layouts import listed, split_of, split_of_file
 from potstill.data.places import Member
@@ -74,7 +74,7 @@ class Sample:
         if CLASS in self.members:
             return self.value(CLASS)
         fields = self.fields()
-        return next((fields[name] for name in (*LABELS, CLASS) if name in fields), None)
+        return next((fields[name] for name in (*LABEL_COLUMNS, CLASS) if name in fields), None)
 
     def value(self, name: str) -> Any:
         """Return a member, as a text, or a field of its JSON; None if it has neither."""
@@ -209,13 +209,16 @@ def read_samples(shards: dict[str, list[Member]], config: DataConfig, left_out: 
                     f"{'labels' if image is None else 'images'} without "
                     f"{'an image' if image is None else 'a label'}"
                 )
-        if not kept[split]:
+        if not kept[split] and split == "train":
             raise InputError(no_samples(roots))
+        if not kept[split]:
+            left_out.tell(f"shards of {split}, which hold no labelled image")
+    kept = {split: some for split, some in kept.items() if some}
     return dataset_of_samples(shards, kept, weights_of(column, weights), config, left_out)
 
 
 def no_samples(roots: list[Member]) -> str:
-    """Return the sentence on shards without a labelled image."""
+    """Return the sentence on training shards without a labelled image."""
     ends = sorted({f".{end}" for one in samples_of(roots[0]) for end in one.members if end})
     return (
         f"{roots[0]} must hold images with labels, as 0001.jpg with 0001.cls or 0001.json, found "
@@ -281,6 +284,6 @@ def dataset_of_samples(
 
     labels = alike({split: [label for _, label in some] for split, some in kept.items()})
     readers = {split: (labels[split], partial(files, split)) for split in kept}
-    origins = {split: listed([root.name for root in roots], 2) for split, roots in shards.items()}
+    origins = {split: listed([root.name for root in shards[split]], 2) for split in kept}
     column = CLASS if config.label_column == "auto" else config.label_column
     return from_table(readers, None, column, fingerprint, config, origins, left_out.words, weights)
