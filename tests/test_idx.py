@@ -95,6 +95,14 @@ def test_copies_count_once_and_plain_ones_before_packed_ones(tmp_path):
     assert dataset.left_out == ("8 further copies",)
 
 
+def test_folders_may_have_the_names_of_files(tmp_path):
+    root = write(tmp_path / "set", mnist("{}-{}.idx{}-ubyte"))
+    write(root, mnist("{0}-{1}-idx{2}-ubyte/{0}-{1}-idx{2}-ubyte"))
+    one, whole = (load(path, tmp_path) for path in (root / "train-labels.idx1-ubyte", root))
+    assert one.fingerprint == whole.fingerprint
+    assert (one.left_out, whole.left_out) == ((), ("4 further copies",))
+
+
 def test_of_several_sets_one_is_named_by_a_file(tmp_path):
     root = write(tmp_path / "set", mnist("emnist-letters-{}-{}-idx{}-ubyte.gz"))
     write(root, mnist("emnist-digits-{}-{}-idx{}-ubyte.gz", 30))
