@@ -103,8 +103,7 @@ class DataConfig:
 
     data: str = option(
         "digits",
-        "a path, digits, sklearn:NAME, folder:PATH, ... (see `potstill list`), hf:NAME or your own "
-        "module:function",
+        "a path, digits, sklearn:NAME, hf:NAME or your own module:function; `potstill list`",
     )
     image_column: str = option("auto", "column of the images in parquet, csv or hf data")
     label_column: str = option("auto", "column of the labels in parquet, csv or hf data")
