@@ -256,7 +256,19 @@ SOURCES = Registry(
     folder=(
         "potstill.data.folders:read_folder",
         "folder:PATH: class sub-folders of images, with or without train/ and test/; CUB-200-2011 "
-        "and Tiny-ImageNet as they come",
+        "and Tiny-ImageNet as they come; or images with a metadata.csv or .jsonl",
+    ),
+    archive=(
+        "potstill.data.packed:read_archive",
+        "archive:PATH: a zip or tar (.gz, .xz, .bz2) of such folders, read without unpacking it",
+    ),
+    webdataset=(
+        "potstill.data.shards:read_shards",
+        "webdataset:PATH: tar files of key.jpg with key.cls or key.json; one, or a folder of them",
+    ),
+    idx=(
+        "potstill.data.idx:read_idx",
+        "idx:PATH: MNIST's files, train-images-idx3-ubyte(.gz), ...: their folder, or one of them",
     ),
     parquet=(
         "potstill.data.tables:read_parquet",

@@ -170,7 +170,7 @@ def test_a_path_alone_tells_what_it_is(tmp_path, capsys):
     assert RunFolder(out).config().data.data == f"folder:{tmp_path / 'photos'}"
     (tmp_path / "x.zip").write_bytes(b"PK")
     assert main(["distill", "--data", str(tmp_path / "x.zip")]) == 2
-    assert "unpack archives, or load it in Python" in capsys.readouterr().err
+    assert "must be a whole zip or tar: download or pack it again" in capsys.readouterr().err
 
 
 def test_arrays_in_a_file_have_the_splits_that_their_names_tell(tmp_path):

@@ -12,7 +12,7 @@ from PIL import Image
 
 from potstill.config.config import configuration
 from potstill.config.sections import DataConfig
-from potstill.data import decoding, folders
+from potstill.data import assembly, decoding
 from potstill.data.preparation import RealData, prepare
 from potstill.data.sources import read
 from potstill.data.splits import (
@@ -226,17 +226,17 @@ def test_more_images_than_are_held_at_a_time_keep_their_order(storage, tmp_path,
 
 def test_a_conversion_is_found_without_reading_a_header(tmp_path, monkeypatch):
     write_folder(tmp_path / "source")
-    monkeypatch.setattr(folders, "MAPPED_ABOVE_BYTES", 1)
+    monkeypatch.setattr(assembly, "MAPPED_ABOVE_BYTES", 1)
     config = folder_config(tmp_path / "source", tmp_path / "cache")
     first = read(config)
 
     def never(*args: object) -> None:
         raise AssertionError
 
-    monkeypatch.setattr(folders, "scan", never)
+    monkeypatch.setattr(assembly, "scan", never)
     assert np.array_equal(read(config).train.images, first.train.images)
     # Small data are read into memory, whatever lies in the cache.
-    monkeypatch.setattr(folders, "MAPPED_ABOVE_BYTES", 10**9)
+    monkeypatch.setattr(assembly, "MAPPED_ABOVE_BYTES", 10**9)
     with pytest.raises(AssertionError):
         read(config)
 
@@ -245,7 +245,7 @@ def test_auto_storage_maps_what_exceeds_the_limit_as_float_pixels(tmp_path, monk
     write_folder(tmp_path / "source")
     size = 30 * 3 * 8 * 8 * 4
     for limit, mapped in ((size, False), (size - 1, True)):
-        monkeypatch.setattr(folders, "MAPPED_ABOVE_BYTES", limit)
+        monkeypatch.setattr(assembly, "MAPPED_ABOVE_BYTES", limit)
         assert read(folder_config(tmp_path / "source", tmp_path / "cache")).mapped == mapped
 
 

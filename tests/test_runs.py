@@ -219,8 +219,8 @@ def test_a_run_of_arrays_resumes_with_the_same_arrays_and_refuses_others(tmp_pat
     with pytest.raises(Interrupted):
         potstill.distill(images, labels, **quick, out=tmp_path / "run", listener=listener)
     message = (
-        r"was started with other data or weights; give it those again \(weights and arrays "
-        r"in Python, to potstill.resume\)"
+        r"was started with other data or weights; give it those again \(arrays, of weights "
+        r"as well, in Python to potstill.resume\)"
     )
     with pytest.raises(InputError, match=message):
         potstill.resume(tmp_path / "run", images + 1, labels)

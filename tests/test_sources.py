@@ -2,6 +2,7 @@
 be.
 """
 
+import dataclasses
 import io
 import json
 import shutil
@@ -16,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from test_archives import pack, unpack
 
 import potstill
 from potstill.cli.parser import main
@@ -100,8 +102,8 @@ def assert_is_the_set(dataset: Dataset, names: tuple[str, ...]) -> None:
 def test_a_source_without_its_path_is_told_the_forms(data):
     with pytest.raises(
         InputError,
-        match="data must be digits, sklearn:NAME, folder:PATH, parquet:PATH or hf:NAME, got "
-        rf"'{data}'",
+        match="data must be a path, digits, sklearn:NAME, folder:PATH, parquet:PATH or hf:NAME, "
+        rf"got '{data}'",
     ):
         read(DataConfig(data=data))
 
@@ -109,7 +111,7 @@ def test_a_source_without_its_path_is_told_the_forms(data):
 def test_an_unknown_source_is_told_the_nearest_one():
     with pytest.raises(
         InputError,
-        match=r"unknown data source 'foldr' \(did you mean 'folder'\?\); known: csv, digits",
+        match=r"unknown data source 'foldr' \(did you mean 'folder'\?\); known: archive, csv, dig",
     ):
         read(DataConfig(data="foldr:x"))
 
@@ -778,6 +780,44 @@ def test_a_local_folder_through_datasets_equals_the_parquet_source(tmp_path):
     assert mapped.mapped
     assert_is_the_set(mapped, ("cat", "dog", "eel"))
     assert mapped.fingerprint == dataset.fingerprint
+
+
+@pytest.mark.usefixtures("hub_offline")
+def test_a_column_of_hub_data_holds_the_weights(tmp_path):
+    write_set(tmp_path / "set", names=NAMES)
+    config = DataConfig(data=f"hf:{tmp_path / 'set'}", cache_dir=str(tmp_path / "cache"))
+    weighted = read(dataclasses.replace(config, weights="label"))
+    assert weighted.weights is not None
+    assert weighted.weights.tolist() == [0, 1, 2, 2, 1, 0]
+    with pytest.raises(InputError, match=r"no column 'labl' .* for --weights"):
+        read(dataclasses.replace(config, weights="labl"))
+
+
+@pytest.mark.usefixtures("hub_offline")
+@pytest.mark.filterwarnings("ignore:.*unclosed file.*")  # datasets leaves its metadata open
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("kind", ["metadata", "shards"])
+def test_metadata_and_shards_are_read_as_the_package_datasets_reads_them(kind, tmp_path):
+    for split, count in (("train", 6), ("test", 3)):
+        files, lines = {}, ["file_name,label"]
+        for index, image in enumerate(pixels(count, count)):
+            files[f"{index:03}.png"] = png(image)
+            if kind == "shards":
+                files[f"{index:03}.cls"] = str(index % 3).encode()
+            lines.append(f"{index:03}.png,{index % 3}")
+        (tmp_path / "set").mkdir(exist_ok=True)
+        if kind == "shards":
+            pack(tmp_path / "set" / f"{split}-00000.tar", files)
+        else:
+            unpack(tmp_path / "set" / split, files | {"metadata.csv": "\n".join(lines).encode()})
+    config = DataConfig(data=str(tmp_path / "set"), cache_dir=str(tmp_path / "cache"))
+    own = read(config)
+    label = "cls" if kind == "shards" else "label"
+    theirs = read(dataclasses.replace(config, data=f"hf:{tmp_path / 'set'}", label_column=label))
+    for split, arrays in own.splits.items():
+        assert np.array_equal(arrays.images, theirs.splits[split].images)
+        assert np.array_equal(arrays.labels, theirs.splits[split].labels)
+        assert len(arrays.labels) == {"train": 6, "test": 3}[split]
 
 
 @pytest.mark.usefixtures("hub_offline")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from potstill.config.config import changed, configuration
-from potstill.config.sections import EVALUATION_DATA_OPTIONS, DataConfig
+from potstill.config.sections import EVALUATION_DATA_OPTIONS, DataConfig, is_weights_file
 from potstill.data.preparation import RealData
 from potstill.data.sources import dataset_of
 from potstill.data.splits import Dataset
@@ -248,6 +248,9 @@ def opened(
         beside = run.is_run and (path.is_dir() or path.name == ARTEFACT)
         recorded = (run.config() if beside else recorded_config(distilled)).data
     known = {name: value for name, value in given.items() if value is not None}
+    # Nothing here is drawn by weight; but a column of weights is none of the features.
+    if "data" in known or is_weights_file(recorded.weights):
+        known = {"weights": "", **known}
     if "data" in known:
         known = {"storage": "auto", **known}
     return distilled, changed(configuration(dataclasses.asdict(recorded)), **known).data

@@ -75,8 +75,9 @@ def distill(
         feature_names: of vectors, name of each feature, all different; None: those of a data
             frame's columns.
         weights: (N,) at least 0, one for each training image that is given or that `data=` names,
-            in that order: real batches are drawn without replacement in proportion to them; None:
-            all alike. A hardness sampler multiplies them.
+            in that order: real batches are drawn without replacement in proportion to them; or a
+            column or file that holds them, as `--weights` takes it; None: all alike. A hardness
+            sampler multiplies them.
         model: a registered name, "package.module:factory", or a callable that makes a fresh
             network.
         preset: a named set of options from the paper, e.g. "cifar10-ipc10".
@@ -100,6 +101,8 @@ def distill(
     else:
         path = None if images is None else "arrays"
     named = {"data": path, "model": model and model_name(model)}
+    if isinstance(weights, str | os.PathLike):
+        named["weights"], weights = os.fspath(weights), None
     for name, value in named.items():
         if value is not None and options.setdefault(name, value) != value:
             raise InputError(

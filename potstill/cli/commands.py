@@ -136,7 +136,7 @@ def resumed_config(parsed: argparse.Namespace) -> Given:
         name for name in ("out", "preset", "config", "overwrite", "quick") if getattr(parsed, name)
     ]
     for name in (*given, *others):
-        if name not in ("data", "cache_dir", "device", "steps"):
+        if name not in ("data", "weights", "cache_dir", "device", "steps"):
             raise InputError(
                 "--resume takes every option from the run's config.toml; remove "
                 f"--{name.replace('_', '-')}"

@@ -189,7 +189,9 @@ def add_finish(commands: Commands) -> None:
         "RUN [options]",
     )
     finish.add_argument("run", type=Path, metavar="RUN", help="the folder of a stopped run")
-    add_options(finish, shared_options("data", "cache_dir", "device", "threads"), "the run's")
+    add_options(
+        finish, shared_options("data", "weights", "cache_dir", "device", "threads"), "the run's"
+    )
 
 
 def add_verbose(parser: argparse.ArgumentParser) -> None:
@@ -303,7 +305,9 @@ def add_diagnose(commands: Commands) -> None:
             metavar="N",
             help=f"{text} (default: {default})",
         )
-    add_options(diagnose, shared_options("data", "cache_dir", "device", "threads"), "the run's")
+    add_options(
+        diagnose, shared_options("data", "weights", "cache_dir", "device", "threads"), "the run's"
+    )
 
 
 def add_study(commands: Commands) -> None:

@@ -288,11 +288,12 @@ def validated(config: Given) -> Given:
     return config
 
 
+IMAGE_FILES = ("folder", "archive", "webdataset", "parquet", "csv", "hf")
 READ_BY = {
-    "image_column": ("parquet", "csv", "hf"),
-    "label_column": ("parquet", "csv", "hf"),
-    "image_size": ("folder", "parquet", "csv", "hf"),
-    "bit_depth": ("folder", "parquet", "csv", "hf"),
+    "image_column": ("webdataset", "archive", "parquet", "csv", "hf"),
+    "label_column": IMAGE_FILES,
+    "image_size": IMAGE_FILES,
+    "bit_depth": IMAGE_FILES,
 }
 """Options that tell how data are read -> the sources that they have an effect on."""
 
@@ -332,8 +333,8 @@ def check_source(config: DataConfig) -> None:
     data, source = config.data, config.source[0]
     if not source:
         raise InputError(
-            f"data must be a folder, or a file of parquet, npz or csv, got {data!r}; unpack "
-            "archives, or load it in Python: arrays work"
+            f"data must be a folder, or a file of parquet, npz, csv, idx, zip or tar, got "
+            f"{data!r}; unpack other archives, or load it in Python: arrays work"
         )
     if source not in SOURCES and "/" in source.partition(":")[0]:
         raise InputError(f"data {data} does not exist; check the path")

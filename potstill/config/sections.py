@@ -6,6 +6,10 @@ Every option's name is unique over all sections and parts, so that it is one fla
 one keyword of `potstill.distill` (`inner_lr=`) and one key of the TOML file (`[inner] inner_lr`).
 """
 
+import itertools
+import os
+import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, Literal
@@ -20,6 +24,7 @@ EVALUATION_DATA_OPTIONS = (
     "label_column",
     "image_size",
     "bit_depth",
+    "weights",
     "storage",
     "cache_dir",
 )
@@ -28,14 +33,68 @@ EVALUATION_DATA_OPTIONS = (
 
 KINDS_OF_FILES = {".parquet": "parquet", ".npz": "npz", ".csv": "csv", ".tsv": "csv"}
 """Extension of a file -> the source that reads it."""
+FOLDERS, ENTRIES = 100, 1000
+"""So many folders in a folder, and files in each, are looked at to tell what it is."""
+READ_FROM_PATHS = ("folder", "archive", "webdataset", "idx", "parquet", "npz", "csv")
+"""Sources whose name is followed by a path."""
+TARS = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
+ARCHIVES = (".zip", *TARS)
+"""Extensions of archives, which are read without unpacking them."""
+WEIGHTS_FILES = (".npy", ".csv", ".txt")
+"""Extensions of files of weights."""
+IDX_NAME = re.compile(
+    r"(?P<set>.*?)(?P<split>train|t10k|test|val|valid|validation)"
+    r"[-_.](?P<part>images|labels)[-_.]idx\d-\w+?(?P<packed>\.gz)?",
+    re.IGNORECASE,
+)
+"""Name of a file in MNIST's format, as in train-images-idx3-ubyte.gz."""
+
+
+def is_archive(name: str) -> bool:
+    """Return whether a file of this name is an archive that is read."""
+    return name.lower().endswith(ARCHIVES)
+
+
+def is_weights_file(given: str) -> bool:
+    """Return whether weights that were given are a file's, and not a column's, by their name."""
+    return given.lower().endswith(WEIGHTS_FILES)
 
 
 def kind_of_path(path: Path) -> str:
     """Return the source that reads a file or folder, by what it looks like; "" if none does."""
-    if not path.is_dir():
-        return KINDS_OF_FILES.get(path.suffix.lower(), "")
-    shallow = (*path.glob("*.parquet"), *path.glob("*/*.parquet"))
-    return "parquet" if shallow else "folder"
+    if path.is_dir():
+        return kind_of_folder(path)
+    if IDX_NAME.fullmatch(path.name):
+        return "idx"
+    return "archive" if is_archive(path.name) else KINDS_OF_FILES.get(path.suffix.lower(), "")
+
+
+def kind_of_folder(path: Path) -> str:
+    """Return the source that reads a folder, by some names of files in it and its folders."""
+    own = some_entries(path)
+    folders = [entry.name for entry in own if entry.is_dir() and entry.name[0] != "."]
+    top = [entry.name for entry in own if not entry.is_dir()]
+    inner = [[entry.name for entry in some_entries(path / name)] for name in folders[:FOLDERS]]
+    files = [*top, *itertools.chain.from_iterable(inner)]
+    if any(name.endswith(".parquet") for name in files):
+        return "parquet"
+    if any(map(IDX_NAME.fullmatch, files)):
+        return "idx"
+    shards = [any(map(is_shard, names)) for names in inner]
+    # An archive beside class folders is none of the data.
+    return "webdataset" if all(shards) and (shards or any(map(is_shard, top))) else "folder"
+
+
+def some_entries(folder: Path) -> list["os.DirEntry[str]"]:
+    """List the first entries of a folder; none if it cannot be read, as its source will say."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        return list(itertools.islice(entries, ENTRIES))
+    return []
+
+
+def is_shard(name: str) -> bool:
+    """Return whether a file of this name can be a shard of samples."""
+    return name.lower().endswith(TARS)
 
 
 @dataclass(frozen=True)
@@ -44,10 +103,13 @@ class DataConfig:
 
     data: str = option(
         "digits",
-        "digits, sklearn:NAME, folder:PATH, parquet:PATH, hf:NAME or your own module:function",
+        "a path, digits, sklearn:NAME, hf:NAME or your own module:function; `potstill list`",
     )
-    image_column: str = option("auto", "column of the images in parquet or hf data")
-    label_column: str = option("auto", "column of the labels in parquet or hf data")
+    image_column: str = option("auto", "column of the images in parquet, csv or hf data")
+    label_column: str = option("auto", "column of the labels in parquet, csv or hf data")
+    weights: str = option(
+        "", "draw real examples by weight: a column, or a file (.npy, .csv, .txt) in train's order"
+    )
     image_size: int = option(0, "resize the shorter side to this and crop; 0: as they are", low=0)
     bit_depth: int | Auto = option(
         "auto", "bits that hold the values of 16-bit grey images; auto: looked at", low=8, high=16
@@ -84,7 +146,9 @@ class DataConfig:
     def name(self) -> str:
         """The data in a word: the last part of its path, or its kind."""
         source, rest = self.source
-        return Path(rest).stem or source.rpartition(":")[2]
+        name = Path(rest).name
+        packed = next((end for end in ARCHIVES if name.lower().endswith(end)), Path(name).suffix)
+        return name[: len(name) - len(packed)] or source.rpartition(":")[2]
 
 
 ABOUT = "about "
@@ -104,7 +168,7 @@ class DistilledConfig:
     )
     init: str = option(
         "gaussian",
-        "start: gaussian images of norm 1, real images, or a set: a run's folder or a set's file",
+        "start: gaussian images of norm 1, real images, or a set: a run's folder or a file",
         source="paper D.1",
     )
     learn_labels: bool = option(False, "learn soft labels with the images", source="paper D.1")

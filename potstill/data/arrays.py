@@ -177,9 +177,13 @@ def features_of(
     return names
 
 
-def with_weights(dataset: Dataset, weights: Any) -> Dataset:
+def with_weights(dataset: Dataset, weights: Any, name: str = "weights") -> Dataset:
     """Return `dataset` with a weight for each training image; unchanged for None.
 
+    Args:
+        dataset: the data.
+        weights: (N,) at least 0.
+        name: what they are called in messages.
     Raises:
         InputError: they are not one for each, negative, not finite, or all 0.
     """
@@ -188,13 +192,13 @@ def with_weights(dataset: Dataset, weights: Any) -> Dataset:
     given, count = as_array("weights", weights), len(dataset.train.labels)
     if given.shape != (count,) or given.dtype.kind not in "iufb":
         raise InputError(
-            f"weights must be a number for each of the {count:,} training images that were given, "
+            f"{name} must be a number for each of the {count:,} training images that were given, "
             f"in their order, got shape {given.shape} of type {given.dtype}"
         )
     given = given.astype(np.float64)
     if not (np.isfinite(given).all() and (given >= 0).all() and given.any()):
         raise InputError(
-            f"weights must be finite and at least 0, and not all 0, got {given.min():g} to "
+            f"{name} must be finite and at least 0, and not all 0, got {given.min():g} to "
             f"{given.max():g}"
         )
     return dataclasses.replace(dataset, weights=given)

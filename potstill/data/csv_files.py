@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 
 from potstill.config.sections import DataConfig
-from potstill.data.arrays import from_arrays
+from potstill.data.arrays import from_arrays, with_weights
+from potstill.data.assembly import existing
 from potstill.data.decoding import cache_folder, content_hash
-from potstill.data.folders import existing
 from potstill.data.layouts import listed, split_of
+from potstill.data.places import Place
 from potstill.data.splits import Dataset
 from potstill.data.tables import from_table
+from potstill.data.weights import Weights, of_column, require_column, weight_column
 from potstill.registry import InputError, near_miss
 
 PATHS = (
@@ -49,13 +51,23 @@ def read_csv(path: str, config: DataConfig) -> Dataset:
     columns = list(rows[0])
     label = column_of("label", columns, config.label_column, LABELS) or columns[-1]
     image = column_of("image", columns, config.image_column, PATHS)
+    weights = weight_column(config)
+    if weights:
+        require_column(weights, columns)
     if image is None or image == label:
-        return vectors(file, rows, [name for name in columns if name != label], label)
+        features = [name for name in columns if name not in (label, weights)]
+        dataset = vectors(file, rows, features, label)
+        return with_weights(dataset, weights_of(rows, weights), f"weights {weights}")
     split = next((name for name in columns if name.lower() in SPLITS), None)
     return images(file, rows, image, label, split, config)
 
 
-def rows_of(file: Path) -> list[Row]:
+def weights_of(rows: list[Row], column: str) -> Weights | None:
+    """Return the weights that a column of rows holds; None without a column."""
+    return of_column(column, (row[column] for row in rows)) if column else None
+
+
+def rows_of(file: Place) -> list[Row]:
     """Return the rows of a CSV file by column, whatever separates them; there must be some."""
     try:
         text = file.read_text(encoding="utf-8-sig")
@@ -159,4 +171,5 @@ def images(
         name: ([row[label].strip() for row in some], partial(files, name))
         for name, some in parts.items()
     }
-    return from_table(readers, None, label, fingerprint, config, origins)
+    weights = weights_of(parts["train"], weight_column(config))
+    return from_table(readers, None, label, fingerprint, config, origins, weights=weights)

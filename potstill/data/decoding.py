@@ -23,6 +23,7 @@ import numpy.typing as npt
 import platformdirs
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from potstill.data.places import Place, stamp
 from potstill.data.splits import Arrays, chunk_size
 from potstill.records.plain import Unreadable, dump, parse
 from potstill.registry import InputError
@@ -363,17 +364,8 @@ def cache_folder(given: str) -> Path:
     return Path(given) if given else platformdirs.user_cache_path("potstill")
 
 
-def stamp(path: Path) -> tuple[int, ...]:
-    """Return numbers that change whenever the file's content does.
-
-    The time of the last status change cannot be set back by hand.
-    """
-    stat = path.stat()
-    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_dev
-
-
 @contextmanager
-def file_errors(path: Path) -> Iterator[None]:
+def file_errors(path: Place) -> Iterator[None]:
     """Turn an OSError of a data file inside the block into an InputError."""
     try:
         yield
@@ -383,8 +375,8 @@ def file_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
-def content_hash(files: Callable[[], Iterator[tuple[str, Path]]], cache_dir: Path) -> str:
-    """Return a hash over the names and bytes of files, the same in any folder.
+def content_hash(files: Callable[[], Iterator[tuple[str, Place]]], cache_dir: Path) -> str:
+    """Return a hash over the names and bytes of files, the same in any folder or archive.
 
     `files` gives (name, path) of each file, every time it is called.
 

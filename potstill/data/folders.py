@@ -1,29 +1,21 @@
-"""Image folders as a data set, and the step from any listing of image files to arrays."""
+"""Image folders as a data set, on disk or in an archive."""
 
-import math
 import os
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from potstill.config.sections import DataConfig
-from potstill.data.decoding import (
-    MAPPED_ABOVE_BYTES,
-    Form,
-    Listing,
-    cache_folder,
-    content_hash,
-    conversion_folder,
-    convert,
-    decode_in_memory,
-    open_cached,
-    scan,
-)
-from potstill.data.layouts import by_use, listed, split_folders, unwrapped
-from potstill.data.splits import Arrays, Dataset
+from potstill.config.sections import DataConfig, is_archive
+from potstill.data.archives import opened
+from potstill.data.assembly import Sources, assemble, existing
+from potstill.data.decoding import Listing, cache_folder, content_hash
+from potstill.data.layouts import inside, listed, origin, split_folders, unwrapped
+from potstill.data.metadata_files import METADATA, metadata_of, read_described
+from potstill.data.places import Place, content, way
+from potstill.data.splits import Dataset
 from potstill.data.walking import LeftOut, image_files, is_image, subfolders
 from potstill.registry import InputError
 
@@ -32,50 +24,94 @@ CUB_FILES, CUB_SPLIT = "images.txt", "train_test_split.txt"
 
 
 def read_folder(path: str, config: DataConfig) -> Dataset:
-    """Read class folders of images, in folders of the splits or not.
+    """Read class folders of images, in folders of the splits or not, or in an archive.
 
+    Labels may be in a metadata.csv or metadata.jsonl instead, as in Hugging Face's image folders.
     Two well-known sets are read as they are distributed: Tiny-ImageNet, whose val/ lists its
     classes in a file, and CUB-200-2011, which lists its splits in a file.
     """
-    root, left_out = unwrapped(existing(path, "folder"), CUB_SPLIT), LeftOut()
-    lists: list[Path] = []
-    if (root / CUB_SPLIT).is_file():
-        names, splits = cub(root)
-        lists, origins = [root / CUB_SPLIT], dict.fromkeys(splits, CUB_SPLIT)
-    else:
-        folders = class_folders(root, left_out)
-        names = subfolders(folders["train"])
-        splits = {
-            split: [
-                (label, file.relative_to(root).as_posix())
-                for label, file in files_of(folder, names, left_out)
-            ]
-            for split, folder in folders.items()
-        }
-        lists = [
-            folder / TINY_LIST for folder in folders.values() if not has_classes(folder, names)
-        ]
-        origins = {split: f"{folder.name}/" for split, folder in folders.items()}
-        if folders == {"train": root}:
-            origins = {"train": ""}
+    given, left_out = existing(path, "folder"), LeftOut()
+    if given.is_dir():
+        return read_layout(given, config, left_out)
+    if not is_archive(given.name):
+        raise InputError(f"folder {path} is a file; give the folder that holds the class folders")
+    return read_layout(opened(given, left_out), config, left_out)
+
+
+def read_layout(place: Place, config: DataConfig, left_out: LeftOut) -> Dataset:
+    """Read the images of a folder, see `read_folder`.
+
+    Args:
+        place: the folder, or a whole archive.
+        config: options of the data.
+        left_out: what is known already not to be used; it is added to.
+    """
+    root = unwrapped(place, (CUB_SPLIT, *METADATA))
+    described = metadata_of(root, config, left_out)
+    if described:
+        return read_described(root, described, config, left_out)
+    if config.label_column != "auto":
+        raise InputError(
+            f"label_column has no effect with class folders, {root} has no metadata.csv with "
+            "file_name and labels; leave --label-column out"
+        )
+    layout = listed_by_cub(root) if (root / CUB_SPLIT).is_file() else by_folders(root, left_out)
     listings = {}
-    for split, files in splits.items():
+    for split, files in layout.splits.items():
         labels = np.array([label for label, _ in files], np.int64)
         listings[split] = Listing(labels, partial(named, root, files))
 
-    def tracked() -> Iterator[tuple[str, Path]]:
-        for files in splits.values():
+    def tracked() -> Iterator[tuple[str, Place]]:
+        for files in layout.splits.values():
             yield from ((file, root / file) for _, file in files)
-        yield from ((path.relative_to(root).as_posix(), path) for path in lists)
+        yield from ((way(path, root), path) for path in layout.lists)
 
+    origins = {split: origin(root, words) for split, words in layout.origins.items()}
     return assemble(
-        Sources(listings, tuple(map(readable, names)), origins, left_out.words),
+        Sources(listings, tuple(map(readable, layout.names)), origins, left_out.words),
         lambda: content_hash(tracked, cache_folder(config.cache_dir)),
         config,
     )
 
 
-def class_folders(root: Path, left_out: LeftOut) -> dict[str, Path]:
+@dataclass(frozen=True)
+class Layout:
+    """How a folder sorts its images.
+
+    Args:
+        names: name of each class.
+        splits: split -> (class, way to the file) of each image.
+        origins: split -> where it comes from, in words; empty: it is all that there is.
+        lists: files that say which image is where.
+    """
+
+    names: list[str]
+    splits: dict[str, list[tuple[int, str]]]
+    origins: dict[str, str]
+    lists: tuple[Place, ...] = ()
+
+
+def by_folders(root: Place, left_out: LeftOut) -> Layout:
+    """Return the layout of class folders, in folders of the splits or not."""
+    folders = class_folders(root, left_out)
+    names = subfolders(folders["train"])
+    splits = {
+        split: [(label, way(file, root)) for label, file in files_of(folder, names, left_out)]
+        for split, folder in folders.items()
+    }
+    lists = [folder / TINY_LIST for folder in folders.values() if not has_classes(folder, names)]
+    whole = folders == {"train": root}
+    origins = {split: "" if whole else f"{folder.name}/" for split, folder in folders.items()}
+    return Layout(names, splits, origins, tuple(lists))
+
+
+def listed_by_cub(root: Place) -> Layout:
+    """Return the layout that the lists of CUB-200-2011 tell."""
+    names, splits = cub(root)
+    return Layout(names, splits, dict.fromkeys(splits, CUB_SPLIT), (root / CUB_SPLIT,))
+
+
+def class_folders(root: Place, left_out: LeftOut) -> dict[str, Place]:
     """Return split -> the folder that holds its class folders; one named train if there are none.
 
     Raises:
@@ -108,7 +144,7 @@ def class_folders(root: Path, left_out: LeftOut) -> dict[str, Path]:
     return splits
 
 
-def one_of(split: str, folders: list[Path], root: Path) -> Path:
+def one_of(split: str, folders: list[Place], root: Place) -> Place:
     """Return the only folder of a split; raise an InputError if there are several."""
     if len(folders) > 1:
         names = " and ".join(one.name for one in folders)
@@ -118,41 +154,25 @@ def one_of(split: str, folders: list[Path], root: Path) -> Path:
     return folders[0]
 
 
-def holds_split(folder: Path, names: list[str]) -> bool:
+def holds_split(folder: Place, names: list[str]) -> bool:
     """Return whether a folder holds images whose classes are known."""
     return has_classes(folder, names) or (folder / TINY_LIST).is_file()
 
 
-def named(root: Path, files: list[tuple[int, str]]) -> Iterator[tuple[str, Path]]:
-    """Yield (name for messages, path) of each file.
+def named(root: Place, files: list[tuple[int, str]]) -> Iterator[tuple[str, Path | bytes]]:
+    """Yield (name for messages, path, or bytes from an archive) of each file.
 
     A million files are held as texts, which take a fifth of the memory of paths.
     """
-    yield from ((str(root / file), root / file) for _, file in files)
+    yield from ((str(root / file), content(root / file)) for _, file in files)
 
 
-def existing(path: str, kind: str) -> Path:
-    """Return `path` as a Path; raise an InputError if it does not exist."""
-    given = Path(path).expanduser()
-    if not given.exists():
-        raise InputError(f"{kind} {path} does not exist; give the path with --data {kind}:PATH")
-    try:
-        str(given.resolve()).encode()
-    except UnicodeEncodeError as error:
-        raise InputError(
-            f"the path {path!a} must be of letters that can be written in UTF-8; rename the folder"
-        ) from error
-    if kind == "folder" and not given.is_dir():
-        raise InputError(f"{kind} {path} is a file; give the folder that holds the class folders")
-    return given
-
-
-def has_classes(folder: Path, names: list[str]) -> bool:
+def has_classes(folder: Place, names: list[str]) -> bool:
     """Return whether a folder holds class folders."""
     return any((folder / name).is_dir() for name in names)
 
 
-def files_of(folder: Path, names: list[str], left_out: LeftOut) -> Iterator[tuple[int, Path]]:
+def files_of(folder: Place, names: list[str], left_out: LeftOut) -> Iterator[tuple[int, Place]]:
     """Return (class, file) of every image of a split.
 
     A list in the folder counts only if the images were not sorted into class folders.
@@ -162,7 +182,7 @@ def files_of(folder: Path, names: list[str], left_out: LeftOut) -> Iterator[tupl
     return tiny_validation(folder, names)
 
 
-def tiny_validation(folder: Path, names: list[str]) -> Iterator[tuple[int, Path]]:
+def tiny_validation(folder: Place, names: list[str]) -> Iterator[tuple[int, Place]]:
     """Yield (class, file) of Tiny-ImageNet's validation images.
 
     The list holds name, class and box, between tabs.
@@ -180,7 +200,7 @@ def tiny_validation(folder: Path, names: list[str]) -> Iterator[tuple[int, Path]
     yield from sorted(entries)
 
 
-def cub(root: Path) -> tuple[list[str], dict[str, list[tuple[int, str]]]]:
+def cub(root: Place) -> tuple[list[str], dict[str, list[tuple[int, str]]]]:
     """Return class names, and (class, file) of train and test, as CUB-200-2011 lists them.
 
     Each line of its lists has the number of an image, then its file, as in class/image.jpg, or
@@ -211,7 +231,7 @@ def cub(root: Path) -> tuple[list[str], dict[str, list[tuple[int, str]]]]:
     return names, splits
 
 
-def numbered(path: Path, fits: Callable[[str], bool], what: str) -> dict[str, str]:
+def numbered(path: Place, fits: Callable[[str], bool], what: str) -> dict[str, str]:
     """Read a list of (number of an image, word) into a dictionary.
 
     Args:
@@ -231,12 +251,7 @@ def numbered(path: Path, fits: Callable[[str], bool], what: str) -> dict[str, st
     return entries
 
 
-def inside(name: str) -> bool:
-    """Return whether a relative path from a list stays in the folder."""
-    return "\\" not in name and all(part not in ("", ".", "..") for part in name.split("/"))
-
-
-def lines(path: Path) -> Iterator[tuple[str, str]]:
+def lines(path: Place) -> Iterator[tuple[str, str]]:
     """Yield (position for messages, line) of each line that is not empty; at least one must be."""
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -249,7 +264,7 @@ def lines(path: Path) -> Iterator[tuple[str, str]]:
             yield f"line {number + 1} of {path}", line.strip()
 
 
-def class_files(folder: Path, names: list[str], left_out: LeftOut) -> Iterator[tuple[int, Path]]:
+def class_files(folder: Place, names: list[str], left_out: LeftOut) -> Iterator[tuple[int, Place]]:
     """Yield (class, file) of every image, classes and files in the order of their names."""
     strangers = [name for name in subfolders(folder) if name not in names]
     if strangers:
@@ -279,71 +294,3 @@ def readable(name: str) -> str:
     except UnicodeEncodeError:
         return os.fsencode(name).decode("cp1252", "replace")
     return name
-
-
-@dataclass(frozen=True)
-class Sources:
-    """What a source found, before decoding.
-
-    Args:
-        listings: split -> its images; "train" is there.
-        names: name of each class.
-        origins: split -> where it comes from, in words; empty: it is all that there is.
-        left_out: what is not used, in phrases.
-    """
-
-    listings: dict[str, Listing]
-    names: tuple[str, ...]
-    origins: Mapping[str, str]
-    left_out: tuple[str, ...] = ()
-
-    def used(self) -> "Sources":
-        """Return the splits by their use: see `by_use`."""
-        uses = by_use(self.origins)
-        listings = {use: self.listings[split] for use, (split, _) in uses.items()}
-        return replace(self, listings=listings, origins={use: at for use, (_, at) in uses.items()})
-
-
-def assemble(sources: Sources, fingerprint: Callable[[], str], config: DataConfig) -> Dataset:
-    """Decode listings into memory or into the mapped cache.
-
-    `config.storage` decides; "auto" decides by size.
-
-    Args:
-        sources: the images before decoding.
-        fingerprint: computes a hash of the content.
-        config: storage, cache folder, image size and bit depth.
-    """
-    sources = sources.used()
-    content, listings = fingerprint(), sources.listings
-    count = sum(len(listing.labels) for listing in listings.values())
-    cache = cache_folder(config.cache_dir)
-    folder = conversion_folder(cache, content, config.image_size, config.bit_depth)
-
-    def is_mapped(shape: tuple[int, ...]) -> bool:
-        large = 4 * count * math.prod(shape) > MAPPED_ABOVE_BYTES
-        return config.storage == "mapped" or (config.storage == "auto" and large)
-
-    def dataset(arrays: dict[str, Arrays], form: Form, *, mapped: bool) -> Dataset:
-        return Dataset(
-            arrays["train"],
-            arrays.get("test"),
-            sources.names,
-            content,
-            form.notes,
-            mapped=mapped,
-            validation=arrays.get("validation"),
-            origins=sources.origins,
-            left_out=sources.left_out,
-            bit_depth=form.bit_depth,
-        )
-
-    known = open_cached(folder, listings)
-    # The headers of a million files need not be read again.
-    if known and is_mapped(known[1].shape):
-        return dataset(*known, mapped=True)
-    form = scan(list(listings.values()), config.image_size, config.bit_depth)
-    if is_mapped(form.shape):
-        return dataset(convert(folder, listings, form), form, mapped=True)
-    arrays = {name: decode_in_memory(one, form) for name, one in listings.items()}
-    return dataset(arrays, form, mapped=False)

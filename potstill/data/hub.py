@@ -12,6 +12,7 @@ from potstill.data.layouts import listed, split_of
 from potstill.data.splits import Dataset
 from potstill.data.tables import choose_columns, encoded, from_table
 from potstill.data.walking import LeftOut
+from potstill.data.weights import Weights, of_column, require_column, weight_column
 from potstill.registry import InputError, first_line
 
 
@@ -62,7 +63,19 @@ def read_hub(name: str, config: DataConfig) -> Dataset:
         return total.hexdigest()
 
     splits = {split: (labels[split], partial(files, split)) for split in raw}
-    return from_table(splits, names, label, fingerprint, config, origins, left_out.words)
+    return from_table(
+        splits, names, label, fingerprint, config, origins, left_out.words,
+        weights_of(chosen["train"], config),
+    )  # fmt: skip
+
+
+def weights_of(train: Any, config: DataConfig) -> Weights | None:
+    """Return the weights that a column of the train split holds; None if none is named."""
+    column = weight_column(config)
+    if not column:
+        return None
+    require_column(column, train.column_names)
+    return of_column(column, train[column])
 
 
 def chosen_splits(loaded: Any, label: str) -> tuple[dict[str, Any], dict[str, str], LeftOut]:

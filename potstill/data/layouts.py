@@ -1,8 +1,8 @@
 """How folders and files name the splits of a data set."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 
+from potstill.data.places import Member, Place
 from potstill.data.walking import LeftOut, is_image, subfolders
 from potstill.registry import InputError
 
@@ -39,22 +39,28 @@ def split_of_file(stem: str) -> str | None:
     return None
 
 
-def unwrapped(root: Path, mark: str) -> Path:
+def unwrapped(root: Place, marks: Sequence[str]) -> Place:
     """Return the folder that holds the data, where an archive wrapped it into others.
 
     Args:
         root: the folder that was given.
-        mark: name of a file that tells that a folder holds the data.
+        marks: names of files that tell that a folder holds the data.
     """
+
+    def is_marked(folder: Place) -> bool:
+        return any((folder / mark).is_file() for mark in marks)
+
     for _ in range(ARCHIVE_DEPTH):
-        inner = [] if (root / mark).is_file() else subfolders(root)
-        if len(inner) != 1 or split_of(inner[0]) or not subfolders(root / inner[0]):
+        inner = [] if is_marked(root) else subfolders(root)
+        if len(inner) != 1 or split_of(inner[0]):
             return root
-        root /= inner[0]
+        if not (subfolders(root / inner[0]) or is_marked(root / inner[0])):
+            return root
+        root = root / inner[0]
     return root
 
 
-def split_folders(root: Path) -> dict[str, list[Path]]:
+def split_folders(root: Place) -> dict[str, list[Place]]:
     """Return split -> the folders of its names that a folder holds; {} if it holds class folders.
 
     A folder with a split's name is a split if it holds folders. (One with images is a class, unless
@@ -65,7 +71,7 @@ def split_folders(root: Path) -> dict[str, list[Path]]:
     """
     inner = subfolders(root)
     only_splits = all(map(split_of, inner))
-    splits: dict[str, list[Path]] = {}
+    splits: dict[str, list[Place]] = {}
     for name in inner:
         split = split_of(name)
         if split and (only_splits or subfolders(root / name)):
@@ -76,7 +82,7 @@ def split_folders(root: Path) -> dict[str, list[Path]]:
     return {}
 
 
-def refuse_other_splits(root: Path, names: Sequence[str]) -> None:
+def refuse_other_splits(root: Place, names: Sequence[str]) -> None:
     """Raise an InputError if the folders in a folder look like splits and not like classes.
 
     They do if all hold folders of the same names, at least two, and no images beside them; unless
@@ -117,9 +123,26 @@ def by_use(splits: Mapping[str, str]) -> dict[str, tuple[str, str]]:
     return uses
 
 
-def holds_images(folder: Path) -> bool:
+def holds_images(folder: Place) -> bool:
     """Return whether image files lie in a folder itself."""
     return any(is_image(file, LeftOut()) for file in folder.iterdir() if file.is_file())
+
+
+def inside(name: str) -> bool:
+    """Return whether a relative path from a list stays in the folder."""
+    return "\\" not in name and all(part not in ("", ".", "..") for part in name.split("/"))
+
+
+def origin(root: Place, words: str) -> str:
+    """Say where a split comes from; of data in an archive, the archive's name is a part of it.
+
+    Args:
+        root: the folder that holds the data.
+        words: where in it, as in "train/"; empty: it is all that there is.
+    """
+    if not isinstance(root, Member):
+        return words
+    return f"{root.top.name}/{words}" if words else root.top.name
 
 
 def listed(names: Iterable[str], most: int = 6, *, counted: bool = True) -> str:

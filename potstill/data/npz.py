@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from potstill.config.sections import DataConfig
 from potstill.data.arrays import as_arrays, from_arrays
-from potstill.data.folders import existing
+from potstill.data.assembly import existing
 from potstill.data.layouts import listed, split_of
 from potstill.data.splits import Dataset
 from potstill.registry import InputError

@@ -263,8 +263,11 @@ def cut_of(config: Config[Any], identity: str) -> str:
 
     It holds the data's identity, and every option of data and preprocessing but path and storage.
     """
-    options = dataclasses.replace(config.data, data="", cache_dir="", storage="auto")
-    known = [identity, dataclasses.asdict(options), config.tables()["preprocessing"]]
+    options = dataclasses.asdict(
+        dataclasses.replace(config.data, data="", cache_dir="", storage="auto")
+    )
+    del options["weights"]  # they are a part of the identity
+    known = [identity, options, config.tables()["preprocessing"]]
     return json.dumps(known, sort_keys=True)
 
 

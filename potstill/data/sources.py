@@ -2,16 +2,18 @@
 
 import dataclasses
 import importlib
+import os
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from potstill.config.sections import DataConfig
+from potstill.config.sections import DataConfig, is_weights_file
 from potstill.data.arrays import array_hash, checked, from_arrays, with_weights
 from potstill.data.collections import examples_of, is_collection
 from potstill.data.disk import bytes_on_disk
 from potstill.data.splits import Arrays, Dataset
+from potstill.data.weights import of_file
 from potstill.registry import SOURCES, InputError, near_miss
 
 TABLES = ("breast_cancer", "digits", "iris", "wine")
@@ -33,7 +35,7 @@ def read(config: DataConfig) -> Dataset:
         )
     if ":" not in source and (source == "digits") == bool(rest):
         raise InputError(
-            "data must be digits, sklearn:NAME, folder:PATH, parquet:PATH or hf:NAME, got "
+            "data must be a path, digits, sklearn:NAME, folder:PATH, parquet:PATH or hf:NAME, got "
             f"{config.data!r}"
         )
     dataset = SOURCES[source](rest, config)
@@ -43,7 +45,24 @@ def read(config: DataConfig) -> Dataset:
             f"{type(dataset).__name__}; potstill.data.arrays.from_arrays makes one"
         )
     on_disk = None if source == "sklearn" else bytes_on_disk(rest)
-    return checked(dataclasses.replace(dataset, disk_bytes=on_disk))
+    return weighted(checked(dataclasses.replace(dataset, disk_bytes=on_disk)), config)
+
+
+def weighted(dataset: Dataset, config: DataConfig) -> Dataset:
+    """Return a data set with the weights that `config.weights` names, which its source may know.
+
+    Raises:
+        InputError: the file does not hold them; the source has no columns.
+    """
+    if is_weights_file(config.weights):
+        return with_weights(dataset, of_file(config.weights), f"weights {config.weights}")
+    if config.weights and dataset.weights is None:
+        raise InputError(
+            f"weights must be a file (.npy, .csv or .txt) where data have no columns, got "
+            f"{config.weights!r} with data {config.data}; write them into a file, in the order of "
+            "the train split"
+        )
+    return dataset
 
 
 def read_digits(_: str, config: DataConfig) -> Dataset:
@@ -96,9 +115,12 @@ def dataset_of(
         test_images: held out for tests only; None: a share of the images.
         test_labels: their classes.
         class_names: name of each class.
-        weights: (N,) of the train images in real batches; None: all alike.
+        weights: (N,) of the train images in real batches; or a column or file that holds them;
+            None: as the configuration says.
         feature_names: of vectors, name of each feature.
     """
+    if isinstance(weights, str | os.PathLike):
+        config, weights = dataclasses.replace(config, weights=os.fspath(weights)), None
     if is_collection(images) and labels is None:
         images, labels, names = examples_of(images)
         class_names = class_names or names
@@ -106,7 +128,7 @@ def dataset_of(
         test_images, test_labels, _ = examples_of(test_images)
     if images is not None and labels is not None:
         dataset = from_arrays(images, labels, test_images, test_labels, class_names, feature_names)
-        return with_weights(dataset, weights)
+        return weighted(dataset, config) if weights is None else with_weights(dataset, weights)
     named = {
         "images": images,
         "labels": labels,
@@ -118,4 +140,6 @@ def dataset_of(
     for name, value in named.items():
         if value is not None:
             raise InputError(f"images and labels must be given together, got {name} without them")
+    if weights is not None and config.weights:
+        config = dataclasses.replace(config, weights="")  # the given ones are used, and compared
     return with_weights(read(config), weights)

@@ -1,6 +1,7 @@
 """Tables of encoded images as a data set: parquet files and the Hugging Face hub."""
 
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,11 +12,13 @@ from typing import Any
 import numpy as np
 
 from potstill.config.sections import DataConfig
+from potstill.data.arrays import with_weights
+from potstill.data.assembly import Sources, assemble, existing
 from potstill.data.decoding import Listing, cache_folder, content_hash
-from potstill.data.folders import Sources, assemble, existing
 from potstill.data.layouts import listed, split_of, split_of_file
 from potstill.data.splits import Dataset
-from potstill.data.walking import LeftOut, every_file
+from potstill.data.walking import LeftOut, files_on_disk
+from potstill.data.weights import Weights, of_column, require_column, weight_column
 from potstill.registry import InputError, first_line, near_miss
 
 
@@ -59,7 +62,20 @@ def read_parquet(path: str, config: DataConfig) -> Dataset:
         for split, paths in files.items()
     }
     splits = {split: listing(split) for split in files}
-    return from_table(splits, names, label, fingerprint, config, origins, left_out.words)
+    return from_table(
+        splits, names, label, fingerprint, config, origins, left_out.words,
+        weights_of(tables["train"], config),
+    )  # fmt: skip
+
+
+def weights_of(tables: list["Table"], config: DataConfig) -> Weights | None:
+    """Return the weights that a column of the training files holds; None if none is named."""
+    column = weight_column(config)
+    if not column:
+        return None
+    for table in tables:
+        require_column(column, table.columns)
+    return of_column(column, (row[column] for table in tables for row in table.rows([column])))
 
 
 @dataclass(frozen=True)
@@ -158,7 +174,7 @@ def parquet_files(path: Path, left_out: LeftOut) -> dict[str, list[Path]]:
     """
     if path.is_file():
         return {"train": [path]}
-    files = sorted(file for file in every_file(path, left_out) if file.suffix == ".parquet")
+    files = sorted(file for file in files_on_disk(path, left_out) if file.suffix == ".parquet")
     if not files:
         raise InputError(
             f"parquet folder {path} must hold *.parquet files, found none; check the path after "
@@ -271,6 +287,7 @@ def from_table(
     config: DataConfig,
     origins: Mapping[str, str],
     left_out: tuple[str, ...] = (),
+    weights: Weights | None = None,
 ) -> Dataset:
     """Make a data set from label values and image readers.
 
@@ -282,6 +299,7 @@ def from_table(
         config: how the images are stored.
         origins: split name -> where it comes from.
         left_out: what is not used, in phrases.
+        weights: of the training images; None: all alike.
     """
     splits = {split: (whole_numbers(values), files) for split, (values, files) in splits.items()}
     for split, (values, _) in splits.items():
@@ -326,7 +344,35 @@ def from_table(
             )
         listings[split] = Listing(np.array([index_of[value] for value in values], np.int64), files)
     sources = Sources(listings, tuple(map(str, names)), origins, left_out)
-    return assemble(sources, fingerprint, config)
+    return with_weights(
+        assemble(sources, fingerprint, config), weights, f"weights {config.weights}"
+    )
+
+
+def alike(splits: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+    """Return labels of files that may write 1 as a number or a text, written in one way.
+
+    If all are whole numbers they are numbers, so that 10 comes after 9; else all are texts.
+
+    Args:
+        splits: split -> its labels.
+    """
+    every = itertools.chain.from_iterable(splits.values())
+    kind = int if all(map(is_whole_number, every)) else str
+    return {
+        split: [
+            kind(value) if isinstance(value, str) or type(value) is int else value
+            for value in values
+        ]
+        for split, values in splits.items()
+    }
+
+
+def is_whole_number(value: Any) -> bool:
+    """Return whether a label is a whole number, or the text of one as it is usually written."""
+    if isinstance(value, str):  # 01 is a name
+        return value.isascii() and value.isdigit() and (value == "0" or value[0] != "0")
+    return type(value) is int
 
 
 def whole_numbers(values: list[Any]) -> list[Any]:

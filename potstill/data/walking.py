@@ -10,6 +10,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from potstill.data.places import Member, Place
+
 MADE_BY_SYSTEMS = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "lost+found")
 """Folders that systems leave in archives and on disks; they hold no data."""
 CAN_BE_ADDED = {
@@ -38,7 +40,8 @@ class LeftOut:
 
     def count(self, what: str, number: int = 1) -> None:
         """Count something that is not used."""
-        self.counts[what] += number
+        if number:
+            self.counts[what] += number
 
     def tell(self, thing: str) -> None:
         """Name something that is not used."""
@@ -72,14 +75,14 @@ def hidden(name: str) -> bool:
     return name.startswith(".") or name in MADE_BY_SYSTEMS
 
 
-def subfolders(folder: Path) -> list[str]:
+def subfolders(folder: Place) -> list[str]:
     """List the folders in a folder, linked ones too, by name; hidden ones are left out."""
     return sorted(
         entry.name for entry in folder.iterdir() if entry.is_dir() and not hidden(entry.name)
     )
 
 
-def image_files(folder: Path, left_out: LeftOut) -> list[Path]:
+def image_files(folder: Place, left_out: LeftOut) -> list[Place]:
     """List the image files in a folder and the folders in it, in the order of their names.
 
     Linked folders are entered, once each on a way down. A file without an extension is an image if
@@ -92,8 +95,19 @@ def image_files(folder: Path, left_out: LeftOut) -> list[Path]:
     return sorted(file for file in every_file(folder, left_out) if is_image(file, left_out))
 
 
-def every_file(folder: Path, left_out: LeftOut) -> Iterator[Path]:
+def every_file(folder: Place, left_out: LeftOut) -> Iterator[Place]:
     """Yield the files in a folder and the folders in it; those that are hidden are left out."""
+    if isinstance(folder, Member):
+        above = len(folder.parts)
+        for file in folder.walk_files():
+            if not any(map(hidden, file.parts[above:])):
+                yield file
+    else:
+        yield from files_on_disk(folder, left_out)
+
+
+def files_on_disk(folder: Path, left_out: LeftOut) -> Iterator[Path]:
+    """Yield the files in a folder on disk and the folders in it, see `every_file`."""
     waiting = [(folder, frozenset([identity(folder)]))]
     while waiting:
         here, above = waiting.pop()
@@ -120,7 +134,7 @@ def identity(folder: Path) -> tuple[int, int]:
     return stat.st_dev, stat.st_ino
 
 
-def is_image(file: Path, left_out: LeftOut) -> bool:
+def is_image(file: Place, left_out: LeftOut) -> bool:
     """Return whether a file is an image that can be read, by its extension; count it if not."""
     extension = file.suffix.lower()
     if extension in extensions():
@@ -136,10 +150,10 @@ def is_image(file: Path, left_out: LeftOut) -> bool:
     return False
 
 
-def has_image_header(file: Path) -> bool:
+def has_image_header(file: Place) -> bool:
     """Return whether a file begins as an image does."""
     try:
-        with Image.open(file):
+        with file.open("rb") as stream, Image.open(stream):
             return True
     except Exception:  # no closed list: see decoding.reading
         return False

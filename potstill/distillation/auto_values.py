@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from potstill.config.config import Given, Resolved, changed, resolved
+from potstill.config.sections import READ_FROM_PATHS, is_weights_file
 from potstill.config.slots import SLOTS
 from potstill.data.augmentation import check_operations
 from potstill.data.preparation import RealData
@@ -101,8 +102,10 @@ def resolve_auto(
     known = {name: value for name, value in known.items() if flat.get(name) == "auto"}
     source, rest = config.data.source
     # So that the data are found from wherever the run is resumed.
-    if source in ("folder", "parquet", "npz", "csv"):
+    if source in READ_FROM_PATHS:
         known["data"] = f"{source}:{Path(rest).expanduser().resolve()}"
+    if is_weights_file(config.data.weights):
+        known["weights"] = str(Path(config.data.weights).expanduser().resolve())
     known_sizes = changed(config, **known)
     sizes = sizes_of(known_sizes, real, one, couples_batch(fresh(factory, 0, torch.device("cpu"))))
     options: dict[str, Any] = {}

@@ -13,6 +13,7 @@ from potstill.files import with_prefix
 
 MAY_CHANGE = (
     "data",
+    "weights",
     "cache_dir",
     "storage",
     "device",
@@ -22,7 +23,8 @@ MAY_CHANGE = (
     "checkpoint_every",
     "keep_checkpoints",
 )
-"""Options that a resumed run may have changed: data paths, hardware, length and checkpoints."""
+"""Options that a resumed run may have changed: paths of data and weights, hardware, length and
+checkpoints. (What the data and weights hold may not: see `RunFolder.require_data`.)"""
 
 
 def identity(config: Resolved) -> dict[str, Any]:

@@ -273,7 +273,7 @@ class RunFolder:
         """Raise the InputError for other data."""
         raise InputError(
             f"the run in {self.path} was started with other data or weights; give it those again "
-            "(weights and arrays in Python, to potstill.resume)"
+            "(arrays, of weights as well, in Python to potstill.resume)"
         )
 
     def snapshot(self) -> DistilledSet | None:

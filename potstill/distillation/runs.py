@@ -340,6 +340,7 @@ def make_set(
     # No path: equal runs, equal bytes.
     source = config.data.data if config.data.embedded else config.data.source[0]
     tables["data"] |= {"data": source, "cache_dir": ""}
+    tables["data"]["weights"] = Path(config.data.weights).name
     learned = {
         name: leaf.tolist()
         for name, leaf in with_prefix(best.leaves, LEARNED).items()

@@ -173,14 +173,19 @@ class RunSummary:
 
     @property
     def weighted(self) -> bool:
-        """Whether real images had weights given in Python, as the set's file says."""
+        """Whether real images had weights, as the set's file says."""
         data = self.distilled.metadata.data if self.distilled else None
         return data is not None and data.identity is not None
 
     @property
     def in_python(self) -> bool:
         """Whether images or weights were given in Python, so that no command repeats the run."""
-        return self.weighted or self.config.data.data == "arrays"
+        return self.weights_in_python or self.config.data.data == "arrays"
+
+    @property
+    def weights_in_python(self) -> bool:
+        """Whether real images had weights that no option names."""
+        return self.weighted and not self.config.data.weights
 
     @property
     def validation(self) -> Figure | None:

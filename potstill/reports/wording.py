@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from rich.filesize import decimal
@@ -262,7 +263,9 @@ def making_facts(run: RunSummary) -> list[Fact]:
 
 def sampler_facts(run: RunSummary) -> list[Fact]:
     """Say how real images are drawn, and how long scoring them took."""
-    lines = [(f"Real {run.noun}s are drawn", "by weights of their own")] if run.weighted else []
+    named = Path(run.config.data.weights).name
+    by = f"by weights of their own{f' ({named})' if named else ''}"
+    lines = [(f"Real {run.noun}s are drawn", by)] if run.weighted else []
     words = run.config.real_sampler.options.words()
     if not words:
         return lines
@@ -309,7 +312,7 @@ def commands(run: RunSummary) -> list[Fact]:
         f"Measure it on test {run.noun}s",
         f"potstill evaluate {folder} --nets 10 --baseline random{budgets}",
     )
-    if run.weighted:  # the weights are in no file
+    if run.weights_in_python:  # they are in no file
         return [measure, *lines]
     again = (
         f"potstill distill --config {shlex.quote(f'{run.place}/{CONFIG}')} --out "
