@@ -31,7 +31,7 @@ from potstill.config.slots import (
     owners_of,
     unused,
 )
-from potstill.registry import AUGMENTATIONS, SOURCES, InputError, near_miss
+from potstill.registry import AUGMENTATIONS, SOURCES, InputError, first_line, near_miss
 
 SECTIONS: dict[str, type] = {
     "data": DataConfig,
@@ -356,8 +356,8 @@ def options_from_toml(text: str, source: str) -> dict[str, Any]:
     """
     try:
         tables: Mapping[str, Any] = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{source} is not valid TOML: {error}") from error
+    except (ValueError, RecursionError) as error:  # also numbers of thousands of digits
+        raise InputError(f"{source} is not valid TOML: {first_line(error)}") from error
     options: dict[str, Any] = {}
     for table, values in tables.items():
         if table not in ORDER or not isinstance(values, Mapping):
@@ -418,6 +418,8 @@ def options_from_file(path: Path) -> dict[str, Any]:
 def text_of_file(path: Path) -> str:
     """Read a TOML file's text; raise an InputError if it cannot be read."""
     try:
+        if path.exists() and not path.is_file():  # a named pipe would be waited for
+            raise InputError(f"cannot read the configuration {path}: it is no file")
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read the configuration {path}: {error}") from error

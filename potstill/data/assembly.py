@@ -27,6 +27,8 @@ def existing(path: str, kind: str) -> Path:
     given = Path(path).expanduser()
     if not given.exists():
         raise InputError(f"{kind} {path} does not exist; give the path with --data {kind}:PATH")
+    if not (given.is_file() or given.is_dir()):  # a named pipe would be waited for
+        raise InputError(f"{kind} {path} must be a file or a folder, it is neither")
     try:
         str(given.resolve()).encode()
     except UnicodeEncodeError as error:

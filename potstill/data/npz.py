@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import zipfile
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from potstill.data.arrays import as_arrays, from_arrays
 from potstill.data.assembly import existing
 from potstill.data.layouts import listed, split_of
 from potstill.data.splits import Dataset
-from potstill.registry import InputError
+from potstill.registry import InputError, first_line, let_memory_pass
 
 EXAMPLES = ("x", "images", "image", "data", "features", "inputs")
 LABELS = ("y", "labels", "label", "targets", "target", "classes")
@@ -29,9 +28,11 @@ def read_npz(path: str, config: DataConfig) -> Dataset:
     try:
         with np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except Exception as error:  # of NumPy, zipfile, zlib and struct, for whatever is in it
+        let_memory_pass(error)
         raise InputError(
-            f"cannot read {file} as arrays: {error}; write it with numpy.savez, numbers only"
+            f"cannot read {file} as arrays: {first_line(error)}; write it with numpy.savez, "
+            "numbers only"
         ) from error
     splits: dict[str, dict[str, npt.NDArray[Any]]] = {}
     left_out = []

@@ -155,6 +155,8 @@ class RunFolder:
     @property
     def is_run(self) -> bool:
         """Whether the folder holds a run of potstill, by the first line of its config.toml."""
+        if not (self.path / CONFIG).is_file():  # a named pipe would be waited for
+            return False
         try:
             with (self.path / CONFIG).open(encoding="utf-8") as file:
                 return file.readline().startswith(MARK)
@@ -265,8 +267,10 @@ class RunFolder:
 
     def require_data(self, identity: str) -> None:
         """Raise an InputError if the run was begun with other data or weights, if that is known."""
-        known = self.preparation()[1]
-        if known and known["data"].whole_identity != identity:
+        known = self.preparation()[1].get("data")
+        if known is None and self.finished:
+            known = artefact.load(self.path).metadata.data
+        if known and known.whole_identity != identity:
             self.refuse_data()
 
     def refuse_data(self) -> NoReturn:

@@ -140,9 +140,11 @@ def worse_than_random(
 
 def entries(path: Path, key: str) -> list[Any]:
     """Return the plain entries of a results file; none if it is missing or not potstill's."""
+    if not path.is_file():  # a named pipe would be waited for
+        return []
     try:
         records = json.loads(path.read_text(encoding="utf-8"))[key]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return []
     return records if isinstance(records, list) else []
 

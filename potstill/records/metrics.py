@@ -96,7 +96,9 @@ class StepRecord:
         """
         try:
             record: StepRecord = parse(cls, json.loads(line))
-        except json.JSONDecodeError as error:
+        except Unreadable:  # it is a ValueError, too
+            raise
+        except (ValueError, RecursionError) as error:
             raise Unreadable(f"the line is no JSON: {error}") from error
         return record
 
