@@ -11,7 +11,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from potstill.data import augmentation
-from potstill.registry import AUGMENTATIONS, InputError
+from potstill.registry import AUGMENTATIONS, InputError, trust
 from potstill.seeds import generator
 
 OPERATIONS = tuple(AUGMENTATIONS)
@@ -298,6 +298,7 @@ def test_an_operation_of_a_users_own_is_applied_with_its_values(tmp_path, monkey
         "def dim(images, values):\n    return images * values[:, :1, None, None]\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
+    trust("shades")
     images, drawn = noise(3, (1, 4, 4)), augmentation.draw(("shades:dim",), 3, generator(0))
     expected = images * drawn.values[:, 0].double().view(3, 1, 1, 1)
     torch.testing.assert_close(augmentation.apply(images, drawn), expected, rtol=0, atol=0)

@@ -246,7 +246,7 @@ def opened(
         distilled = load(path, ipc)
         # A file that was copied elsewhere may have some other run's configuration beside it.
         beside = run.is_run and (path.is_dir() or path.name == ARTEFACT)
-        recorded = (run.config() if beside else recorded_config(distilled)).data
+        recorded = run.data_config() if beside else recorded_config(distilled).data
     known = {name: value for name, value in given.items() if value is not None}
     # Nothing here is drawn by weight; but a column of weights is none of the features.
     if "data" in known or is_weights_file(recorded.weights):

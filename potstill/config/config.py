@@ -347,9 +347,13 @@ def to_toml(config: Config[Any], comment: str = "") -> str:
     return (f"# {comment}\n\n" if comment else "") + tomli_w.dumps(config.tables())
 
 
-def options_from_toml(text: str, source: str) -> dict[str, Any]:
+def options_from_toml(text: str, source: str, only: str = "") -> dict[str, Any]:
     """Read the options that a TOML text sets, by name.
 
+    Args:
+        text: the text.
+        source: names the file, for messages.
+        only: the one table to read; empty: all.
     Raises:
         InputError: no valid TOML, an unknown table, or a key that is no option of that table;
             `source` names the file.
@@ -358,6 +362,8 @@ def options_from_toml(text: str, source: str) -> dict[str, Any]:
         tables: Mapping[str, Any] = tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # also numbers of thousands of digits
         raise InputError(f"{source} is not valid TOML: {first_line(error)}") from error
+    if only:
+        tables = {table: values for table, values in tables.items() if table == only}
     options: dict[str, Any] = {}
     for table, values in tables.items():
         if table not in ORDER or not isinstance(values, Mapping):

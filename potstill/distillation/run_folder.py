@@ -22,10 +22,12 @@ from potstill.config.config import (
     Resolved,
     configuration,
     options_from_file,
+    options_from_toml,
     resolved,
+    text_of_file,
     to_toml,
 )
-from potstill.config.sections import STARTED
+from potstill.config.sections import STARTED, DataConfig
 from potstill.data.preparation import RealData, cut_of
 from potstill.data.preprocessing import Preprocess, restored
 from potstill.distillation.boosting import made_blocks
@@ -309,6 +311,11 @@ class RunFolder:
     def config(self) -> Given:
         """Return the configuration that the run was started with."""
         return configuration(options_from_file(self.path / CONFIG))
+
+    def data_config(self) -> DataConfig:
+        """Return where the data are and how they are read; the run's parts need not be here."""
+        path = self.path / CONFIG
+        return configuration(options_from_toml(text_of_file(path), str(path), only="data")).data
 
     def resolved_config(self) -> Resolved:
         """Return the configuration of a run that began, without "auto"."""
