@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
+import potstill
 from potstill.distillation.outer import (
     Carried,
     Hooks,
@@ -17,8 +18,10 @@ from potstill.distillation.outer import (
     outer_step,
     rescale,
 )
+from potstill.distillation.runs import doubts
 from potstill.engine.optimizers import SGD, Adam
 from potstill.methods.base import Estimate
+from potstill.progress import Listener
 from potstill.records.metrics import Figure
 from potstill.registry import InputError
 
@@ -195,3 +198,18 @@ def test_a_stop_ends_after_its_step_and_saves():
     assert saved == [3]
     assert [record.step for record in logged] == [1, 2, 3]
     assert all(record.seconds >= 0 and record.memory_mb > 0 for record in logged)
+
+
+def test_a_run_that_did_not_work_says_so_with_the_likeliest_cause():
+    said: list[str] = []
+    listener = Listener(say=said.append)
+    labels = torch.randint(10, (300,), generator=torch.Generator().manual_seed(1))
+    images = torch.rand(300, 8, 8, generator=torch.Generator().manual_seed(0))
+    quick = {"model": "mlp", "width": 8, "depth": 1, "steps": 6, "unroll": 4, "window": 2}
+    quick |= {"real_batch": 30, "lengths": (5,), "validation_nets": 5, "compile": "off"}
+    potstill.distill(images, labels, **quick, listener=listener)
+    assert any("is about that of guessing (10 %): too few outer steps" in one for one in said)
+    made = potstill.distill(**{**quick, "steps": 60, "unroll": 20, "window": 8, "lengths": (60,)})
+    assert doubts(made, 0, 60) == []
+    assert doubts(made, 40, 60)[0].startswith("note: 40 of 60 outer steps, most of them, changed")
+    assert doubts(made, 2, 60)[0].startswith("note: 2 of 60 outer steps changed nothing, since")

@@ -32,6 +32,9 @@ from potstill.records.metadata import BudgetRecord, ChosenAccuracy, SetMetadata
 from potstill.records.metrics import Figure, StepRecord
 from potstill.registry import InputError
 
+AT_CHANCE = 1.2
+"""How many times the accuracy of guessing still counts as guessing."""
+
 
 @own_torch_state()
 def new_run(
@@ -243,7 +246,35 @@ def finish(
     if folder:
         write_set(distilled, folder)
         folder.drop_replaced()
+    for sentence in doubts(distilled, state.step - state.updates, state.step):
+        setup.listener.say(sentence)
     return distilled
+
+
+def doubts(distilled: DistilledSet, skipped: int, steps: int) -> list[str]:
+    """Return sentences on what is wrong with a run whose set is worth little, most likely.
+
+    Args:
+        distilled: its set.
+        skipped: outer steps of its last stage that changed nothing.
+        steps: outer steps of that stage.
+    """
+    found = []
+    if skipped:
+        most = ", most of them," if 2 * skipped > steps else ""
+        found.append(
+            f"note: {skipped:,} of {steps:,} outer steps{most} changed nothing, since their "
+            "meta-gradient was not finite: --inner-lr may be too high, or the data hold huge values"
+        )
+    accuracy, classes = distilled.metadata.accuracy, len(distilled.class_names)
+    if accuracy and accuracy.mean < AT_CHANCE / classes:
+        found.append(
+            f"note: validation accuracy is about that of guessing ({100 / classes:.3g} %): too few "
+            "outer steps (--steps, --time-budget), a learning rate that is too high or too low "
+            "(--outer-lr, --inner-lr), or labels that do not belong to their "
+            f"{distilled.noun}s"
+        )
+    return found
 
 
 def as_done(config: Resolved, steps: int) -> Resolved:
