@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 from test_runs import command, flags
@@ -43,3 +44,27 @@ def test_ctrl_c_while_compiling_is_no_traceback(times, tmp_path):
     last = ("potstill: interrupted; no step was done", "potstill: stopped at once")
     assert last[times - 1] in errors
     assert not (tmp_path / "run").exists()
+
+
+def test_the_helpers_of_a_killed_study_end_by_themselves(tmp_path):
+    words = ("study", "inner-optimizer", "--steps", "4000", "--seeds", "2", "--jobs", "2")
+    process = subprocess.Popen(
+        command(*words, "--out", tmp_path / "study"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    helper = None
+    while helper is None:
+        assert process.poll() is None
+        time.sleep(0.2)
+        listed = subprocess.run(
+            ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=False
+        ).stdout.split()
+        logs = list((tmp_path / "study").rglob("metrics.jsonl"))
+        helper = int(listed[0]) if listed and len(logs) == 2 else None
+    process.kill()
+    process.wait()
+    ended = time.monotonic() + 30
+    while Path(f"/proc/{helper}").exists():
+        assert time.monotonic() < ended, "the helper works on"
+        time.sleep(0.2)

@@ -198,3 +198,16 @@ def test_out_of_memory_on_a_cpu_is_one_sentence_with_a_way_out(tmp_path):
     assert failed.returncode == 2, failed.stderr[-2000:]
     assert "potstill: error: out of memory; lower --micro-batch" in failed.stderr
     assert "Traceback" not in failed.stderr
+
+
+def test_a_torn_line_in_the_middle_of_the_log_costs_that_line_only_and_is_told(old, tmp_path):
+    interrupted_run(tmp_path / "run", after=9, device="cpu")
+    log = tmp_path / "run" / run_folder.METRICS
+    lines = log.read_text().splitlines()
+    log.write_text("\n".join([*lines[:3], lines[3][:20], *lines[4:]]) + "\n")
+    said: list[str] = []
+    potstill.resume(tmp_path / "run", listener=Listener(say=said.append))
+    assert bytes_of(tmp_path / "run") == bytes_of(old)
+    steps = [record.step for record in RunFolder(tmp_path / "run").records()]
+    assert steps == [1, 2, 3, 5, 6, 7, 8, 9, 10, 11, 12]
+    assert "1 line of metrics.jsonl cannot be read: the log is without it" in said

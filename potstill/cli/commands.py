@@ -6,6 +6,7 @@ import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -323,6 +324,8 @@ def study(parsed: argparse.Namespace) -> int:
     helpers: list[subprocess.Popen[bytes]] = []
     try:
         with display, listening(display) as listener:
+            if parsed.helper:
+                listener = dataclasses.replace(listener, stop=orphaned(listener.stop))
             workplace = runner.Workplace(
                 folder,
                 parsed.out / runner.RUNS,
@@ -353,6 +356,12 @@ def study(parsed: argparse.Namespace) -> int:
     print((folder / runner.SUMMARY).read_text(encoding="utf-8"))
     print(f"written: {folder}")
     return 0
+
+
+def orphaned(asked: Callable[[], bool]) -> Callable[[], bool]:
+    """Return whether to stop: as asked, or since the process that wanted the work is gone."""
+    parent = os.getppid()
+    return lambda: asked() or os.getppid() != parent
 
 
 def cores() -> int:

@@ -368,21 +368,24 @@ class RunFolder:
             ) from error
 
     def records(self) -> list[StepRecord]:
-        """Return the logged records, up to the first line that is none.
+        """Return the logged records, without lines that are none."""
+        return self.logged()[0]
 
-        A kill may cut the last line short.
+    def logged(self) -> tuple[list[StepRecord], int]:
+        """Return the logged records, and how many lines are none.
+
+        A kill may cut the last line short; that one is not counted.
         """
-        path, records = self.path / METRICS, []
-        for line in (
-            path.read_text(encoding="utf-8", errors="replace").splitlines()
-            if path.is_file()
-            else []
-        ):
+        path, records, unread = self.path / METRICS, [], 0
+        if not path.is_file():  # a named pipe would be waited for
+            return [], 0
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        for number, line in enumerate(lines, 1):
             try:
                 records.append(StepRecord.of_line(line))
             except Unreadable:
-                break
-        return records
+                unread += number < len(lines)
+        return records, unread
 
     def forget_after(self, step: int) -> None:
         """Cut the log after `step`, from which a resumed run starts, and drop later checkpoints."""

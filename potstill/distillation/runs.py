@@ -15,7 +15,7 @@ from potstill.distillation.boosting import LEARNED, OnBlocks, Stage
 from potstill.distillation.checkpoints import steps_done
 from potstill.distillation.forecasts import Forecast
 from potstill.distillation.outer import Best, Carried, Hooks, OuterState, optimise
-from potstill.distillation.run_folder import RunFolder
+from potstill.distillation.run_folder import METRICS, RunFolder
 from potstill.distillation.setup import Setup, settings
 from potstill.distillation.time_budget import TimeBudget, with_steps_to_plan
 from potstill.distilled import artefact
@@ -141,6 +141,12 @@ def resumed_run(
         if ranks.first:
             if folder.finished:
                 folder.keep_preparation(setup.real, setup.config, setup.blocks[0].parameterisation)
+            unread = folder.logged()[1]
+            if unread:
+                listener.say(
+                    f"{unread:,} line{'s'[: unread > 1]} of {METRICS} cannot be read: the log is "
+                    "without it"
+                )
             # First: a kill in between leaves no last step of a shorter run.
             folder.forget_after(done)
             if setup.config.outer.steps != planned.outer.steps:
