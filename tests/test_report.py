@@ -332,11 +332,12 @@ def test_a_damaged_set_is_named_and_the_rest_is_shown(copy, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["garbage", '{"step": 5, "lo', '{"step": 5}', "[5]", "\x00\xff"])
-def test_a_damaged_log_ends_the_curves_and_says_so(copy, tmp_path, damage):
+def test_a_damaged_line_of_the_log_is_missing_in_the_curves_and_told(copy, tmp_path, damage):
     lines = (copy / run_folder.METRICS).read_text().splitlines()
     (copy / run_folder.METRICS).write_text("\n".join([*lines[:4], damage, *lines[5:]]))
     (note,) = write_report([copy], tmp_path / "report.html")
-    assert note == f"The curves end early: line 5 of 12 in {copy / run_folder.METRICS} is damaged."
+    path = copy / run_folder.METRICS
+    assert note == f"The curves lack 1 of 12 steps: {path} is damaged."
 
 
 @pytest.mark.parametrize(

@@ -293,20 +293,16 @@ def read_set(folder: RunFolder, notes: list[str]) -> DistilledSet | None:
 
 
 def read_log(folder: RunFolder, notes: list[str]) -> Log:
-    """Read the log, up to the first line that cannot be read."""
+    """Read the log, without lines that cannot be read."""
     path = folder.path / run_folder.METRICS
     try:
-        # First: a run may be writing more.
-        lines = len(path.read_bytes().splitlines()) if path.exists() else 0
-        records = folder.records()
+        records, unread = folder.logged()
     except OSError as error:
         notes.append(f"The curves cannot be shown: cannot read {path}: {error.strerror}.")
         return Log.of([])
-    # A kill cuts the last line short, and it is written again.
-    if lines > len(records) + (not folder.finished):
-        notes.append(
-            f"The curves end early: line {len(records) + 1} of {lines} in {path} is damaged."
-        )
+    if unread:
+        total = unread + len(records)
+        notes.append(f"The curves lack {unread} of {total} steps: {path} is damaged.")
     return Log.of(records)
 
 
