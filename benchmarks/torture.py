@@ -93,6 +93,8 @@ pathlib.Path.replace = around(
 from potstill.cli.parser import main
 sys.exit(main(sys.argv[3:]))
 """
+SOAKED: list[str] = []
+"""What the soak saw: memory, files, threads."""
 STAGES = ("before the disk", "after the disk", "before the name", "after the name")
 
 
@@ -317,6 +319,7 @@ def soak(seconds: float, work: Path) -> Iterator[str]:
     told = f"{slope:+.0f} kB a minute, {late[-1][1]:,} kB, files {late[0][2]} to {late[-1][2]}, "
     told += f"threads {late[0][3]} to {late[-1][3]}"
     print(f"soak of {seconds:.0f} s: {told}", file=sys.stderr)
+    SOAKED.append(told)
     bad = slope > 500 or late[-1][2] > late[0][2] + 2 or late[-1][3] != late[0][3]
     yield told if bad or process.returncode != 143 else ""
 
@@ -400,7 +403,13 @@ def main() -> None:
     Console(width=140).print(table)
     if not known.only:
         rows = [vars(line) for line in lines]
-        result = {"command": "make torture", "seed": known.seed, "rows": rows, **provenance()}
+        how = f"--times {known.times} --seconds {known.seconds:g} --seed {known.seed}"
+        result = {
+            "command": f"python benchmarks/torture.py {how}",
+            "soak": SOAKED,
+            "rows": rows,
+            **provenance(),
+        }
         RESULTS.write_text(json.dumps(result, indent=2) + "\n")
     sys.exit(any(line.lost for line in lines))
 
