@@ -49,7 +49,7 @@ def test_a_set_is_exported_without_its_preprocessing_and_says_what_is_missing(
 
 
 def test_the_size_of_the_file_is_told_in_parts_that_add_up(run, tmp_path, capsys):
-    parts = artefact.parts_of_file(run / artefact.ARTEFACT)
+    parts = artefact.parts_of_file(potstill.load(run), run / artefact.ARTEFACT)
     assert sum(parts.values()) == (run / artefact.ARTEFACT).stat().st_size
     distilled = potstill.load(run)
     assert parts["the set"] == distilled.stored_bytes
@@ -67,8 +67,11 @@ def test_the_size_of_the_file_is_told_in_parts_that_add_up(run, tmp_path, capsys
         *flags(steps=2, ipc=1, classes_per_batch=2),
     ]
     assert main(words) == 0
-    output = capsys.readouterr().out
-    assert f"file:          {artefact.size_words(tmp_path / 'run' / artefact.ARTEFACT)}" in output
+    output, made = capsys.readouterr().out, tmp_path / "run"
+    assert (
+        f"file:          {artefact.size_words(potstill.load(made), made / artefact.ARTEFACT)}"
+        in output
+    )
     assert f"real data:     {decimal(size)} on disk" in output
     assert potstill.load(tmp_path / "run").metadata.data.disk_bytes == size
     assert main(["report", str(tmp_path / "run")]) == 0

@@ -20,7 +20,7 @@ from potstill.config.config import (
     text_of_file,
 )
 from potstill.config.options import checked, convert
-from potstill.config.sections import DataConfig
+from potstill.config.sections import READ_FROM_PATHS, DataConfig
 from potstill.config.slots import SLOTS, check_names
 from potstill.evaluation.protocols import EvaluationOptions
 from potstill.registry import STUDIES, InputError
@@ -30,8 +30,6 @@ DECLARED = re.compile(r"^    +(\w+): .*= option\(", re.MULTILINE)
 """The line on which a part declares an option."""
 STAYS = {"--resume", "--data", "--cache-dir", "--device", "--steps", "--quiet"}
 """Flags that go together with --resume."""
-ON_DISK = ("folder", "parquet", "npz", "csv")
-"""Kinds of data that are a path."""
 
 
 def check_distill(arguments: Sequence[str], flags: Iterable[str]) -> str:
@@ -144,5 +142,5 @@ def check_data(data: str | None) -> None:
     config = DataConfig(data=data)
     check_source(config)
     kind, path = config.source
-    if kind in ON_DISK and not Path(path).expanduser().exists():
+    if kind in READ_FROM_PATHS and not Path(path).expanduser().exists():
         raise InputError(f"{kind} {path} does not exist; give the path with --data {kind}:PATH")

@@ -1,6 +1,7 @@
 """How folders and files name the splits of a data set."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 
 from potstill.data.places import Member, Place
 from potstill.data.walking import LeftOut, is_image, subfolders
@@ -143,6 +144,46 @@ def origin(root: Place, words: str) -> str:
     if not isinstance(root, Member):
         return words
     return f"{root.top.name}/{words}" if words else root.top.name
+
+
+def by_split(
+    files: Sequence[Path],
+    root: Path,
+    split_of_one: Callable[[Path, Path], str | None],
+    left_out: LeftOut,
+    kind: str,
+    what: str,
+) -> dict[str, list[Path]]:
+    """Return split -> files; where no name tells one, all are training files.
+
+    Args:
+        files: of the data set.
+        root: the folder that holds them.
+        split_of_one: (file, root) -> its split; None: its name tells none.
+        left_out: takes the files of no known split.
+        kind: of data, for the message.
+        what: one of the files, for the message.
+    Raises:
+        InputError: there are splits, and none is train.
+    """
+    splits: dict[str, list[Path]] = {}
+    strangers = []
+    for file in files:
+        split = split_of_one(file, root)
+        if split:
+            splits.setdefault(split, []).append(file)
+        else:
+            strangers.append(file.relative_to(root).as_posix())
+    if not splits:
+        return {"train": list(files)}
+    if "train" not in splits:
+        raise InputError(
+            f"{kind} folder {root} must have a {what} or folder named train..., found "
+            f"{files[0].relative_to(root)} and the like; rename the training {what}s"
+        )
+    if strangers:
+        left_out.tell(f"{listed(strangers, 3)}, of no split that is known by its name")
+    return splits
 
 
 def listed(names: Iterable[str], most: int = 6, *, counted: bool = True) -> str:

@@ -15,7 +15,7 @@ from potstill.data.archives import opened
 from potstill.data.assembly import existing
 from potstill.data.collections import LABEL_COLUMNS
 from potstill.data.decoding import cache_folder, content_hash
-from potstill.data.layouts import listed, split_of, split_of_file
+from potstill.data.layouts import by_split, listed, split_of, split_of_file
 from potstill.data.places import Member
 from potstill.data.splits import Dataset
 from potstill.data.tables import alike, from_table
@@ -154,24 +154,7 @@ def shard_files(path: Path, left_out: LeftOut) -> dict[str, list[Path]]:
             f"webdataset folder {path} must hold shards, such as train-000000.tar, found none; "
             "check the path after 'webdataset:'"
         )
-    splits: dict[str, list[Path]] = {}
-    strangers = []
-    for file in files:
-        split = split_of_shard(file, path)
-        if split:
-            splits.setdefault(split, []).append(file)
-        else:
-            strangers.append(file.relative_to(path).as_posix())
-    if not splits:
-        return {"train": files}
-    if "train" not in splits:
-        raise InputError(
-            f"webdataset folder {path} must have a shard or folder named train..., found "
-            f"{files[0].relative_to(path)} and the like; rename the training shards"
-        )
-    if strangers:
-        left_out.tell(f"{listed(strangers, 3)}, of no split that is known by its name")
-    return splits
+    return by_split(files, path, split_of_shard, left_out, "webdataset", "shard")
 
 
 def split_of_shard(file: Path, root: Path) -> str | None:

@@ -15,7 +15,7 @@ from potstill.config.sections import DataConfig
 from potstill.data.arrays import with_weights
 from potstill.data.assembly import Sources, assemble, existing
 from potstill.data.decoding import Listing, cache_folder, content_hash
-from potstill.data.layouts import listed, split_of, split_of_file
+from potstill.data.layouts import by_split, listed, split_of, split_of_file
 from potstill.data.splits import Dataset
 from potstill.data.walking import LeftOut, files_on_disk
 from potstill.data.weights import Weights, of_column, require_column, weight_column
@@ -180,26 +180,14 @@ def parquet_files(path: Path, left_out: LeftOut) -> dict[str, list[Path]]:
             f"parquet folder {path} must hold *.parquet files, found none; check the path after "
             "'parquet:'"
         )
-    splits: dict[str, list[Path]] = {}
-    strangers = []
-    for file in files:
-        *folders, own = file.relative_to(path).parts
-        named = [split_of_file(own), *(split_of(folder) for folder in reversed(folders))]
-        split = next((split for split in named if split), None)
-        if split:
-            splits.setdefault(split, []).append(file)
-        else:
-            strangers.append(file.relative_to(path).as_posix())
-    if not splits:
-        return {"train": files}
-    if "train" not in splits:
-        raise InputError(
-            f"parquet folder {path} must have a file or folder named train..., found "
-            f"{files[0].relative_to(path)} and the like; rename the training files"
-        )
-    if strangers:
-        left_out.tell(f"{listed(strangers, 3)}, of no split that is known by its name")
-    return splits
+    return by_split(files, path, split_of_table, left_out, "parquet", "file")
+
+
+def split_of_table(file: Path, root: Path) -> str | None:
+    """Return the split that the name of a file tells, or of the nearest folder."""
+    *folders, own = file.relative_to(root).parts
+    named = [split_of_file(own), *(split_of(folder) for folder in reversed(folders))]
+    return next((split for split in named if split), None)
 
 
 @contextmanager

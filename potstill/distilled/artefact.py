@@ -60,9 +60,8 @@ def tensors_of(distilled: DistilledSet) -> dict[str, Tensor]:
     return tensors
 
 
-def parts_of_file(path: Path) -> Mapping[str, int]:
-    """Return what the file of a set holds -> its bytes, the largest first."""
-    distilled = load(path)
+def parts_of_file(distilled: DistilledSet, path: Path) -> Mapping[str, int]:
+    """Return what the file of a set, at `path`, holds -> its bytes, the largest first."""
     kept = {name: tensor.nbytes for name, tensor in tensors_of(distilled).items()}
     own = sum(size for name, size in kept.items() if name.startswith(PREPROCESS))
     parts = {
@@ -73,9 +72,9 @@ def parts_of_file(path: Path) -> Mapping[str, int]:
     return dict(sorted(parts.items(), key=lambda part: -part[1]))
 
 
-def size_words(path: Path) -> str:
-    """Say how large the file of a set is and what in it takes how much."""
-    parts = parts_of_file(path)
+def size_words(distilled: DistilledSet, path: Path) -> str:
+    """Say how large the file of a set, at `path`, is and what in it takes how much."""
+    parts = parts_of_file(distilled, path)
     told = ", ".join(f"{decimal(size)} {what}" for what, size in parts.items() if size)
     return f"{decimal(sum(parts.values()))}: {told}"
 

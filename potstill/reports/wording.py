@@ -227,7 +227,11 @@ def stored_facts(run: RunSummary) -> list[Fact]:
     lines = [("Parameterisation", run.config.parameterisation.name)] if run.config.decoded else []
     lines.append(("Stored", run.distilled.stored))
     file = run.path / ARTEFACT
-    return [*lines, ("File", size_words(file))] if run.finished and file.is_file() else lines
+    return (
+        [*lines, ("File", size_words(run.distilled, file))]
+        if run.finished and file.is_file()
+        else lines
+    )
 
 
 def making_facts(run: RunSummary) -> list[Fact]:
