@@ -69,7 +69,7 @@ def test_the_size_of_the_file_is_told_in_parts_that_add_up(run, tmp_path, capsys
     assert main(words) == 0
     output, made = capsys.readouterr().out, tmp_path / "run"
     assert (
-        f"file:          {artefact.size_words(potstill.load(made), made / artefact.ARTEFACT)}"
+        f"file:          {artefact.file_words(potstill.load(made), made / artefact.ARTEFACT)}"
         in output
     )
     assert f"real data:     {decimal(size)} on disk" in output

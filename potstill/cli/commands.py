@@ -249,7 +249,7 @@ def export(parsed: argparse.Namespace) -> int:
     if isinstance(distilled.fitted, Absent):
         print(distilled.fitted.missing)
     if format == "safetensors":
-        print(f"size: {artefact.size_words(distilled, out)}")
+        print(f"size: {artefact.file_words(distilled, out)}")
     if parsed.no_check or EXPORTS[format].exact:
         return 0
     if data.data == "arrays":

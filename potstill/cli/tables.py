@@ -26,7 +26,7 @@ def tell(distilled: DistilledSet, out: Path) -> None:
     """Print where a finished set is, how accurate it is, and what to do with it."""
     print(f"distilled set: {out / artefact.ARTEFACT}")
     print(f"stored:        {distilled.stored}")
-    print(f"file:          {artefact.size_words(distilled, out / artefact.ARTEFACT)}")
+    print(f"file:          {artefact.file_words(distilled, out / artefact.ARTEFACT)}")
     data = distilled.metadata.data
     if data and data.disk_bytes:
         print(f"real data:     {decimal(data.disk_bytes)} on disk")

@@ -72,7 +72,7 @@ def parts_of_file(distilled: DistilledSet, path: Path) -> Mapping[str, int]:
     return dict(sorted(parts.items(), key=lambda part: -part[1]))
 
 
-def size_words(distilled: DistilledSet, path: Path) -> str:
+def file_words(distilled: DistilledSet, path: Path) -> str:
     """Say how large the file of a set, at `path`, is and what in it takes how much."""
     parts = parts_of_file(distilled, path)
     told = ", ".join(f"{decimal(size)} {what}" for what, size in parts.items() if size)

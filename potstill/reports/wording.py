@@ -16,7 +16,7 @@ from potstill.config.options import declared
 from potstill.data.layouts import listed
 from potstill.data.splits import Shape
 from potstill.distillation.run_folder import CONFIG
-from potstill.distilled.artefact import ARTEFACT, size_words
+from potstill.distilled.artefact import ARTEFACT, file_words
 from potstill.evaluation.records import worse_than_random
 from potstill.parameterisations.base import FLOAT_BYTES
 from potstill.records.metrics import Figure
@@ -228,7 +228,7 @@ def stored_facts(run: RunSummary) -> list[Fact]:
     lines.append(("Stored", run.distilled.stored))
     file = run.path / ARTEFACT
     return (
-        [*lines, ("File", size_words(run.distilled, file))]
+        [*lines, ("File", file_words(run.distilled, file))]
         if run.finished and file.is_file()
         else lines
     )
