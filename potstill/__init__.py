@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     from potstill.distilled.artefact import load, save
     from potstill.distilled.exports import export
     from potstill.distilled.sets import DistilledSet
+    from potstill.errors import InputError
     from potstill.evaluation.scoring import train
+    from potstill.imports import trust
     from potstill.progress import Listener
-    from potstill.registry import InputError, trust
 
 __version__ = "0.1.0"
 __all__ = [
@@ -41,7 +42,7 @@ __all__ = [
 _HOMES = {
     "configuration": "api.runs",
     "DistilledSet": "distilled.sets",
-    "InputError": "registry",
+    "InputError": "errors",
     "Listener": "progress",
     "diagnose": "api.runs",
     "distill": "api.runs",
@@ -52,7 +53,7 @@ _HOMES = {
     "resume": "api.runs",
     "save": "distilled.artefact",
     "train": "evaluation.scoring",
-    "trust": "registry",
+    "trust": "imports",
 }
 
 

@@ -9,7 +9,7 @@ import filelock
 from torch import Tensor
 
 from potstill import files
-from potstill.registry import InputError
+from potstill.errors import InputError
 
 KIND = "prepared"
 DIGEST = 24

@@ -11,7 +11,7 @@ from importlib.metadata import version
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from potstill.registry import InputError
+from potstill.errors import InputError
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Parameters of mallopt, from glibc's malloc.h."""

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from potstill.registry import InputError, first_line
+from potstill.errors import InputError, first_line
 
 KEY = "potstill"
 FORMAT_VERSION = 2

@@ -20,8 +20,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from potstill.errors import InputError, visible
 from potstill.records.metrics import StepRecord
-from potstill.registry import InputError, visible
 
 SECONDS_BETWEEN_LINES = 10.0
 RUN = "run"

@@ -1,174 +1,10 @@
 """Tables of named parts. A part is imported only when it is asked for."""
 
-import difflib
-import importlib
-import os
-import re
-import sys
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
-TRUST = "POTSTILL_TRUST"
-"""The environment variable that holds more trusted packages and names, with commas between them."""
-TRUSTED: set[str] = set()
-"""Packages, and names such as "package.module:name", whose code may be run."""
-PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
-"""The form of "package.module:name", at the beginning of a text."""
-
-
-class InputError(ValueError):
-    """A mistake in what a user gave.
-
-    The message is one sentence: the argument, the rule, the value found, and the way out.
-    """
-
-
-CALLED_ELSEWHERE = {
-    ("lr", "learning_rate", "lr_img", "lr_net"): "--outer-lr for the set, --inner-lr for networks",
-    ("epochs", "iterations", "iters", "iteration", "num_iter", "max_steps"): "--steps",
-    ("arch", "architecture", "net", "network", "backbone"): "--model",
-    ("batch_size", "batch", "batch_real", "bs"): "--real-batch for real images, --batch-per-class "
-    "for the set",
-    ("images_per_class", "n_ipc", "spc", "budget", "num_images"): "--ipc",
-    ("dataset", "data_path", "data_dir", "data_root", "path"): "--data",
-    ("output", "output_dir", "out_dir", "save_path", "save_dir", "logdir"): "--out",
-    ("gpu", "gpus", "cuda"): "--device cuda",
-    ("workers", "num_workers", "cpus", "num_threads"): "--threads",
-    ("zca", "whiten", "whitening"): "--preprocess zca",
-    ("dsa", "dsa_strategy", "augmentation", "augmentations"): "--augment",
-    ("momentum", "mom_img"): "--outer-momentum, with --outer-optimizer sgd",
-    ("fp16", "bf16", "amp", "dtype"): "--precision bfloat16",
-    ("init_from", "pix_init"): "--init",
-    ("inner_steps", "inner_loop", "unroll_steps", "syn_steps"): "--unroll",
-    ("num_eval", "repeats", "runs"): "--nets of `potstill evaluate`",
-    ("haba",): "factorised",
-    ("linba", "memory", "addressing"): "basis",
-    ("idc", "multi"): "multi-formation",
-    ("fixed_window", "tbptt"): "t-bptt",
-    ("boost_dd", "boostdd"): "rat-bptt with --boost-blocks",
-    ("resnet",): "resnet18",
-    ("vgg",): "vgg11",
-    ("standardize", "standardise", "standard"): "normalize",
-}
-"""What other tools and papers call it -> what it is called here."""
-LONGEST = 300
-"""Characters of an error of somebody else's that are passed on."""
-CUTOFF = 0.65
-"""Least likeness of a name that is suggested, of 1: a bad guess is worse than none."""
-
-
-def near_miss(name: str, known: Iterable[str]) -> str:
-    """Return a hint on a name that is not known, or "".
-
-    It is " (here it is x)" for what other tools call it, else " (did you mean 'x'?)".
-    """
-    word, names = plain(name), {plain(one): one for one in known}
-    for others, here in CALLED_ELSEWHERE.items():
-        own = plain(here.partition(" ")[0].strip("`,"))
-        if word in others and own in names:
-            return f" (here it is {here})"
-    near = difflib.get_close_matches(word, list(names), n=1, cutoff=CUTOFF)
-    return f" (did you mean {names[near[0]]!r}?)" if near else ""
-
-
-def plain(name: str) -> str:
-    """Return a name as names are compared: without dashes, in small letters."""
-    return name.lstrip("-").replace("-", "_").lower()
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's text, not too long; its type if it has none."""
-    line = (str(error).splitlines() or [""])[0] or type(error).__name__
-    return line if len(line) <= LONGEST else line[:LONGEST] + " ..."
-
-
-def visible(text: str) -> str:
-    """Return a text with its control characters as escapes: a terminal would obey them."""
-    return "".join(
-        one if one.isprintable() or one in "\n\t" else one.encode("unicode_escape").decode()
-        for one in text
-    )
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that memory ran out, on any device."""
-    return isinstance(error, MemoryError) or any(
-        phrase in str(error) for phrase in ("out of memory", "not enough memory", "can't allocate")
-    )
-
-
-def split_path(path: str) -> tuple[str, str]:
-    """Split "package.module:name" at the colon; raise an InputError for another form."""
-    module, colon, name = path.partition(":")
-    if not (module and colon and name):
-        raise InputError(f"expected 'package.module:name', got {path!r}")
-    return module, name
-
-
-def trust(*names: str) -> None:
-    """Let files name parts of a package, or one part, "package.module:name".
-
-    A set, a run's folder or a configuration may come from a stranger, and a part that it names is
-    code that would be run. What is named on the command line or in Python is trusted anyway.
-    """
-    TRUSTED.update(names)
-
-
-def trust_given(values: Iterable[Any]) -> None:
-    """Trust every part of a user's own among values that the user gave.
-
-    Args:
-        values: of options and arguments; texts, sequences of texts, or anything else.
-    """
-    for value in values:
-        if isinstance(value, list | tuple):
-            trust_given(value)
-        found = PATH.match(value) if isinstance(value, str) else None
-        if found and found[0].partition(":")[0] not in SOURCES.rows:
-            trust(found[0])
-
-
-def trusted(path: str) -> bool:
-    """Return whether the code at "package.module:name" may be run."""
-    known = TRUSTED | set(filter(None, os.environ.get(TRUST, "").split(",")))
-    module = path.partition(":")[0]
-    parts = module.split(".")
-    packages = {".".join(parts[:count]) for count in range(1, len(parts) + 1)}
-    return path in known or bool(known & packages)
-
-
-def find_modules_here() -> None:
-    """Let modules be imported from the current folder, after all others.
-
-    Not before them: a file torch.py or jinja2.py in a folder would else be run by any command.
-    """
-    if str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))
-
-
-def import_object(path: str) -> Any:
-    """Import "package.module:name".
-
-    Raises:
-        InputError: the path has another form, or there is no such module or name.
-    """
-    module, name = split_path(path)
-    try:
-        loaded = importlib.import_module(module)
-    except (Exception, SystemExit) as error:  # a user's module may fail in any way
-        raise InputError(
-            f"cannot import {module!r} of {path!r}: {type(error).__name__}: {error}"
-        ) from error
-    if not hasattr(loaded, name):
-        raise InputError(f"module {module!r} has no {name!r}{near_miss(name, dir(loaded))}")
-    return getattr(loaded, name)
-
-
-def let_memory_pass(error: BaseException) -> None:
-    """Raise an error again if memory ran out: whoever's code it was, it is not to blame."""
-    if out_of_memory(error):
-        raise error
+from potstill.errors import InputError, near_miss
+from potstill.imports import PATH, find_modules_here, import_object, split_path, trust, trusted
 
 
 class Registry:
@@ -532,3 +368,17 @@ STUDIES = Registry(
         "table 2",
     ),
 )
+
+
+def trust_given(values: Iterable[Any]) -> None:
+    """Trust every part of a user's own among values that the user gave.
+
+    Args:
+        values: of options and arguments; texts, sequences of texts, or anything else.
+    """
+    for value in values:
+        if isinstance(value, list | tuple):
+            trust_given(value)
+        found = PATH.match(value) if isinstance(value, str) else None
+        if found and found[0].partition(":")[0] not in SOURCES.rows:
+            trust(found[0])

@@ -26,8 +26,8 @@ from potstill.data.sources import read
 from potstill.data.splits import Dataset
 from potstill.data.walking import LeftOut
 from potstill.distillation.run_folder import RunFolder
+from potstill.errors import InputError
 from potstill.progress import Listener
-from potstill.registry import InputError
 
 __all__ = ["birds", "tiny"]
 ENDS = ("zip", "tar", "tar.gz", "tgz", "tar.xz", "tar.bz2")

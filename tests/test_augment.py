@@ -11,7 +11,9 @@ from scipy import ndimage
 from torch import Tensor
 
 from potstill.data import augmentation
-from potstill.registry import AUGMENTATIONS, InputError, trust
+from potstill.errors import InputError
+from potstill.imports import trust
+from potstill.registry import AUGMENTATIONS
 from potstill.seeds import generator
 
 OPERATIONS = tuple(AUGMENTATIONS)

@@ -26,9 +26,10 @@ from potstill.distilled.sets import DistilledSet
 from potstill.engine.compiled_losses import CompiledNetwork
 from potstill.engine.optimizers import Adam
 from potstill.engine.when_to_compile import stage_micro_batch
+from potstill.errors import InputError
 from potstill.methods.base import Examples, Method, Problem
 from potstill.progress import Listener
-from potstill.registry import METHODS, InputError
+from potstill.registry import METHODS
 from potstill.seeds import generator
 
 BOOSTED = {

@@ -23,9 +23,9 @@ from potstill.data.sources import dataset_of, read
 from potstill.data.splits import Dataset
 from potstill.distillation.run_folder import RunFolder
 from potstill.distilled.picture import drawable_names, font_for
+from potstill.errors import InputError, near_miss
 from potstill.evaluation.records import worse_than_random
 from potstill.records.metrics import Figure
-from potstill.registry import InputError, near_miss
 
 QUICK: dict[str, Any] = {
     "steps": 2,

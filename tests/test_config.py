@@ -21,7 +21,8 @@ from potstill.config.config import (
     to_toml,
 )
 from potstill.config.slots import SLOTS
-from potstill.registry import METHODS, InputError
+from potstill.errors import InputError
+from potstill.registry import METHODS
 
 EVERY = [(slot, part) for slot in SLOTS for part in slot.registry]
 

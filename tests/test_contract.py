@@ -26,10 +26,11 @@ from potstill.data.arrays import array_hash
 from potstill.data.sources import read_digits
 from potstill.data.splits import Arrays, Dataset
 from potstill.distillation import run_folder
+from potstill.errors import InputError
 from potstill.parameterisations.base import Reduced
 from potstill.parameterisations.formation import MultiFormation
 from potstill.parameterisations.pixels import Pixels
-from potstill.registry import METHODS, MODELS, PARAMETERISATIONS, InputError
+from potstill.registry import METHODS, MODELS, PARAMETERISATIONS
 from potstill.testing import (
     ContractError,
     check_method,

@@ -28,7 +28,7 @@ from potstill.data.splits import (
     sample,
     sample_per_class,
 )
-from potstill.registry import InputError
+from potstill.errors import InputError
 from potstill.seeds import generator
 
 CPU = torch.device("cpu")

@@ -9,7 +9,7 @@ import torch
 from twins import CPU
 
 from potstill.devices import AUTO_PRECISION, auto_precision, fast_bfloat16
-from potstill.registry import InputError
+from potstill.errors import InputError
 
 FAULTS = """
 import resource, sys, torch

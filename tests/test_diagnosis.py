@@ -16,10 +16,10 @@ from potstill.diagnosis.over_a_run import DiagnosisRecord
 from potstill.diagnosis.variance import noise_sources, real_variance
 from potstill.distillation import run_folder
 from potstill.distillation.setup import Setup
+from potstill.errors import InputError
 from potstill.evaluation.records import DIAGNOSIS, read_records
 from potstill.methods.base import Examples
 from potstill.progress import SILENT
-from potstill.registry import InputError
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,8 @@ from potstill.distillation import run_folder
 from potstill.distillation.setup import check_dealt
 from potstill.distributed.link import VARIABLES
 from potstill.distributed.ranks import ALONE, Ranks
-from potstill.registry import METHODS, InputError
+from potstill.errors import InputError
+from potstill.registry import METHODS
 
 # Three trajectories and networks on two ranks: one has more to do than the other.
 SAME = {

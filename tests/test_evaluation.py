@@ -20,6 +20,7 @@ from potstill.engine.compiled_losses import CompiledNetwork
 from potstill.engine.losses import FlatModel
 from potstill.engine.optimizers import SGD, Adam
 from potstill.engine.when_to_compile import NetworkFamily
+from potstill.errors import InputError
 from potstill.evaluation import bench, measuring
 from potstill.evaluation.protocols import EvaluationOptions
 from potstill.evaluation.scoring import score_set
@@ -33,7 +34,6 @@ from potstill.evaluation.training import (
 )
 from potstill.models import fresh, resolve
 from potstill.records.metrics import Figure
-from potstill.registry import InputError
 from potstill.seeds import derive, generator
 
 CPU = torch.device("cpu")

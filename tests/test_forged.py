@@ -14,8 +14,8 @@ from test_runs import QUICK
 
 import potstill
 from potstill.cli.parser import main
+from potstill.errors import InputError
 from potstill.files import FORMAT_VERSION, KEY, canonical, checksum, load_tensors
-from potstill.registry import InputError
 
 Forgery = Callable[[dict[str, torch.Tensor], dict[str, Any]], None]
 

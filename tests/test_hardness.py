@@ -19,10 +19,10 @@ from potstill.cli.parser import main
 from potstill.data.splits import TensorSplit
 from potstill.distillation import run_folder
 from potstill.distilled.recipes import Recipe
+from potstill.errors import InputError
 from potstill.evaluation.hardness import adaptive_scores, forgetting, hardness_weights
 from potstill.evaluation.training import set_batches, split_batches, steps_of, train_network
 from potstill.models import fresh
-from potstill.registry import InputError
 from potstill.seeds import derive
 
 CPU = torch.device("cpu")

@@ -11,7 +11,7 @@ from test_archives import load, pack
 
 from potstill.config.sections import DataConfig
 from potstill.data import archives
-from potstill.registry import InputError
+from potstill.errors import InputError
 
 CODES = {"u1": 8, "i1": 9, ">i2": 11, ">i4": 12, ">f4": 13, ">f8": 14}
 

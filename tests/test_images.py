@@ -13,7 +13,7 @@ from PIL import Image
 from potstill.config.sections import DataConfig
 from potstill.data.sources import read
 from potstill.data.splits import Dataset
-from potstill.registry import InputError
+from potstill.errors import InputError
 
 Picture = Image.Image | np.ndarray[Any, Any]
 COLOUR = np.arange(5 * 5 * 3, dtype=np.uint8).reshape(5, 5, 3) * 3

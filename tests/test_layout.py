@@ -12,6 +12,8 @@ import potstill
 
 ROOT = Path(potstill.__file__).parent
 ORDER = [
+    "errors",
+    "imports",
     "registry",
     "records",
     "progress",

@@ -6,7 +6,7 @@ from PIL import Image
 
 from potstill.config.sections import DataConfig
 from potstill.data.sources import read
-from potstill.registry import InputError
+from potstill.errors import InputError
 
 
 def picture(path, shade: int) -> None:

@@ -9,12 +9,13 @@ from test_runs import QUICK
 
 import potstill
 from potstill.cli.parser import main
+from potstill.errors import InputError
 from potstill.evaluation.bench import examples_of
 from potstill.evaluation.learners import Nearest, TrainingSet
 from potstill.evaluation.records import EVALUATION
 from potstill.evaluation.training import accuracy
 from potstill.models import resolve
-from potstill.registry import LEARNERS, InputError
+from potstill.registry import LEARNERS
 from potstill.seeds import generator
 
 CPU = torch.device("cpu")

@@ -20,12 +20,13 @@ from potstill.data.splits import TensorSplit
 from potstill.distillation.outer import Interrupted
 from potstill.distilled.recipes import Recipe
 from potstill.engine.when_to_compile import NetworkFamily
+from potstill.errors import InputError
 from potstill.evaluation.protocols import DSA
 from potstill.methods.base import Estimate, Examples, Problem, Real
 from potstill.methods.matching import DistributionMatching
 from potstill.models import fresh, resolve
 from potstill.progress import Listener
-from potstill.registry import METHODS, InputError
+from potstill.registry import METHODS
 from potstill.seeds import derive, generator
 
 SHAPE, EACH = (1, 8, 8), 20

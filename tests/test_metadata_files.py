@@ -8,7 +8,7 @@ import pytest
 from test_archives import load, pack, photos, png, unpack
 from test_layouts import shades
 
-from potstill.registry import InputError
+from potstill.errors import InputError
 
 Rows = list[dict[str, Any]]
 

@@ -9,10 +9,12 @@ from potstill.config.options import options_class
 from potstill.distillation.network_checks import check_second_derivative
 from potstill.engine.optimizers import Adam
 from potstill.engine.unroll import Leaves
+from potstill.errors import InputError
+from potstill.imports import trust
 from potstill.models import check_model, fresh, model_name, resolve
 from potstill.models.convnet import ConvNet, auto_depth
 from potstill.models.mlp import MLP
-from potstill.registry import MODELS, InputError, trust
+from potstill.registry import MODELS
 
 trust("no.such.module", "torch.nn", "math", "test_models")
 

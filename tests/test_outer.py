@@ -20,10 +20,10 @@ from potstill.distillation.outer import (
 )
 from potstill.distillation.runs import doubts
 from potstill.engine.optimizers import SGD, Adam
+from potstill.errors import InputError
 from potstill.methods.base import Estimate
 from potstill.progress import Listener
 from potstill.records.metrics import Figure
-from potstill.registry import InputError
 
 CPU = torch.device("cpu")
 

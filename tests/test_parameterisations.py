@@ -25,6 +25,7 @@ from potstill.distilled import artefact
 from potstill.distilled.blocks import Block, initial_blocks
 from potstill.distilled.picture import caption, grid
 from potstill.distilled.recipes import Recipe
+from potstill.errors import InputError
 from potstill.parameterisations.base import (
     Budget,
     Parameterisation,
@@ -32,7 +33,7 @@ from potstill.parameterisations.base import (
     from_plain,
     upsampled,
 )
-from potstill.registry import METHODS, PARAMETERISATIONS, InputError
+from potstill.registry import METHODS, PARAMETERISATIONS
 from potstill.reports.gallery import tiled
 from potstill.seeds import generator
 

@@ -15,7 +15,8 @@ from potstill.data.arrays import from_arrays
 from potstill.data.preparation import RealData, prepare
 from potstill.data.preprocessing import HALF_FROM, Preprocess, auto_preprocessing, restored
 from potstill.data.splits import Arrays, Dataset
-from potstill.registry import PREPROCESSING, InputError
+from potstill.errors import InputError
+from potstill.registry import PREPROCESSING
 from potstill.seeds import generator
 
 CPU = torch.device("cpu")

@@ -15,10 +15,10 @@ from potstill.config.config import configuration, options_from_toml, options_of_
 from potstill.config.sections import DataConfig
 from potstill.data.sources import read
 from potstill.distillation.run_folder import METRICS, RunFolder
+from potstill.errors import InputError
 from potstill.evaluation.records import EVALUATION, EvaluationRecord, read_records
 from potstill.records.metrics import StepRecord
 from potstill.records.plain import Unreadable
-from potstill.registry import InputError
 
 NAMES = [option.name for option in options_of_run({})]
 SCALARS = (

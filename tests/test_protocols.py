@@ -12,11 +12,12 @@ from potstill.data import augmentation
 from potstill.distilled.recipes import Recipe
 from potstill.distilled.sets import DistilledSet
 from potstill.engine.optimizers import SGD
+from potstill.errors import InputError
 from potstill.evaluation.bench import recipe_under
 from potstill.evaluation.protocols import DSA_1000, EvaluationOptions, published
 from potstill.evaluation.training import accuracy, set_batches, train_network
 from potstill.models import fresh, resolve
-from potstill.registry import PROTOCOLS, InputError
+from potstill.registry import PROTOCOLS
 from potstill.seeds import derive, generator
 
 CPU = torch.device("cpu")

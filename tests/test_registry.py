@@ -3,13 +3,9 @@
 import pytest
 
 from potstill.data.preprocessing import Zca
-from potstill.registry import (
-    MODELS,
-    PREPROCESSING,
-    InputError,
-    Registry,
-    trust,
-)
+from potstill.errors import InputError
+from potstill.imports import trust
+from potstill.registry import MODELS, PREPROCESSING, Registry
 
 PARTS = Registry(
     "part", first_one=("test_registry:PARTS", "the first"), other=("test_registry:Own", "another")

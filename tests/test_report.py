@@ -20,6 +20,7 @@ from potstill.distillation import run_folder
 from potstill.distilled import artefact
 from potstill.distilled.blocks import Block
 from potstill.distilled.sets import DistilledSet
+from potstill.errors import InputError
 from potstill.evaluation.records import (
     DIAGNOSIS,
     EVALUATION,
@@ -28,7 +29,6 @@ from potstill.evaluation.records import (
     Row,
 )
 from potstill.records.metrics import Figure
-from potstill.registry import InputError
 from potstill.reports.gallery import gallery
 from potstill.reports.report import tables, write_report
 from potstill.reports.run_summary import Measured

@@ -25,10 +25,11 @@ from potstill.distillation.forecasts import Forecast, forecast
 from potstill.distillation.outer import Interrupted
 from potstill.distilled import artefact
 from potstill.engine.when_to_compile import NetworkFamily
+from potstill.errors import InputError
 from potstill.methods.base import Work
 from potstill.models import resolve
 from potstill.progress import Listener
-from potstill.registry import METHODS, InputError
+from potstill.registry import METHODS
 from potstill.seeds import generator
 
 # A run of a second that exercises all state: learned labels, augmentation, class subsets, clipping,

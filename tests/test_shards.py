@@ -14,7 +14,7 @@ from test_archives import load, pack, photos, png
 from test_layouts import shades
 
 from potstill.config.sections import DataConfig
-from potstill.registry import InputError
+from potstill.errors import InputError
 
 Files = dict[str, bytes]
 

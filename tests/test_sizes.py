@@ -9,7 +9,7 @@ from test_runs import flags
 import potstill
 from potstill.cli.parser import main
 from potstill.distilled import artefact
-from potstill.registry import InputError
+from potstill.errors import InputError
 
 
 @pytest.fixture(scope="module")

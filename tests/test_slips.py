@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import potstill
-from potstill.registry import InputError
+from potstill.errors import InputError
 
 QUICK: dict[str, Any] = {
     "model": "mlp",

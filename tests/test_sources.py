@@ -26,7 +26,7 @@ from potstill.data.arrays import from_arrays
 from potstill.data.sources import read
 from potstill.data.splits import Dataset
 from potstill.distillation.run_folder import RunFolder
-from potstill.registry import InputError
+from potstill.errors import InputError
 from potstill.testing import check_source
 
 NAMES = ["cat", "dog", "eel"]

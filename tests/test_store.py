@@ -23,9 +23,10 @@ from potstill.distilled.batches import BatchPlan
 from potstill.distilled.blocks import Block, initial_blocks
 from potstill.distilled.recipes import Recipe
 from potstill.distilled.sets import DistilledSet
+from potstill.errors import InputError
 from potstill.files import load_tensors, save_tensors, write
 from potstill.records.metadata import ChosenAccuracy, SetMetadata
-from potstill.registry import PREPROCESSING, InputError
+from potstill.registry import PREPROCESSING
 from potstill.seeds import generator
 
 

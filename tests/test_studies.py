@@ -19,8 +19,9 @@ from potstill.config.config import DataConfig, changed, configuration
 from potstill.data.sources import read
 from potstill.distillation import run_folder
 from potstill.distilled.sets import DistilledSet
+from potstill.errors import InputError
 from potstill.progress import Listener
-from potstill.registry import STUDIES, InputError
+from potstill.registry import STUDIES
 from potstill.reports.plots import Drawing, Series, line_figure
 from potstill.studies import boosting
 from potstill.studies.boosting import Boosting, Subsets, first_images, only

@@ -9,8 +9,10 @@ import pytest
 from test_runs import QUICK, interrupted_run
 
 import potstill
+from potstill.errors import InputError
 from potstill.files import load_tensors, save_tensors
-from potstill.registry import InputError, trust, trust_given, trusted
+from potstill.imports import trust, trusted
+from potstill.registry import trust_given
 
 PAYLOAD = """
 import pathlib
@@ -25,7 +27,7 @@ class Name: pass
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """A folder with a payload; what it writes says that it was imported."""
-    monkeypatch.setattr("potstill.registry.TRUSTED", set())
+    monkeypatch.setattr("potstill.imports.TRUSTED", set())
     (tmp_path / "payload.py").write_text(PAYLOAD.format(ran=str(tmp_path / "RAN")))
     return tmp_path
 
@@ -143,7 +145,7 @@ def test_a_module_in_the_current_folder_takes_the_place_of_none_of_ours(name, go
 
 
 def test_trust_is_of_packages_and_of_single_names(monkeypatch):
-    monkeypatch.setattr("potstill.registry.TRUSTED", set())
+    monkeypatch.setattr("potstill.imports.TRUSTED", set())
     trust("one", "two.inner:Thing")
     assert trusted("one:A")
     assert trusted("one.deep.er:A")

@@ -23,11 +23,11 @@ from potstill.engine.when_to_compile import (
     compiled_networks,
     missing_compiler,
 )
+from potstill.errors import InputError
 from potstill.methods.base import Estimate, Examples, Method, Problem, Real, Sizes
 from potstill.methods.unrolled import Bptt, RatBptt, Replay
 from potstill.models import resolve
 from potstill.progress import SILENT, Listener
-from potstill.registry import InputError
 from potstill.seeds import generator
 
 QUICK = {"model": "mlp", "depth": 1, "storage": "memory", "preprocess": "none"}

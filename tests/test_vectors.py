@@ -24,8 +24,9 @@ from potstill.data.splits import KINDS, require_kind
 from potstill.distillation.auto_values import check_kinds
 from potstill.distillation.outer import Interrupted
 from potstill.distillation.run_folder import RunFolder
+from potstill.errors import InputError
 from potstill.progress import Listener
-from potstill.registry import AUGMENTATIONS, MODELS, PARAMETERISATIONS, PREPROCESSING, InputError
+from potstill.registry import AUGMENTATIONS, MODELS, PARAMETERISATIONS, PREPROCESSING
 from potstill.reports.features import feature_ranges, row_table
 from potstill.reports.report import write_report
 from potstill.seeds import generator

@@ -22,9 +22,9 @@ from potstill.data.sampling import Weighted
 from potstill.distillation.outer import Carried
 from potstill.distillation.run_folder import RunFolder
 from potstill.distillation.setup import Setup
+from potstill.errors import InputError
 from potstill.evaluation.hardness import hardness_weights
 from potstill.progress import SILENT
-from potstill.registry import InputError
 from potstill.seeds import generator
 
 COUNT = 90

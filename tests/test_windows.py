@@ -5,9 +5,10 @@ from collections import Counter
 import pytest
 
 from potstill.config.config import configuration
+from potstill.errors import InputError
 from potstill.methods.unrolled import UnrolledMethod
 from potstill.methods.windows import WARM_UP, Backward, Early, Forward, Growing, RandomTruncated
-from potstill.registry import METHODS, InputError
+from potstill.registry import METHODS
 from potstill.seeds import generator
 
 UNROLL, WINDOW, DRAWS = 8, 3, 12_000

@@ -18,6 +18,7 @@ from potstill.distillation.run_folder import RunFolder
 from potstill.distilled.artefact import ARTEFACT, load, recorded_config
 from potstill.distilled.sets import DistilledSet
 from potstill.distributed.ranks import ALONE, Ranks
+from potstill.errors import InputError
 from potstill.evaluation import measuring
 from potstill.evaluation.fitting import fitting
 from potstill.evaluation.protocols import EvaluationOptions
@@ -32,7 +33,7 @@ from potstill.evaluation.scoring import factory_for
 from potstill.files import checksum, place
 from potstill.models import ModelSpec, model_name
 from potstill.progress import SILENT, Listener, followed
-from potstill.registry import InputError, trust_given
+from potstill.registry import trust_given
 
 
 def evaluate(

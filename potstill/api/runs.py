@@ -20,10 +20,11 @@ from potstill.diagnosis.over_a_run import Diagnosis, Noise, recorded_diagnoses
 from potstill.distillation.run_folder import RunFolder
 from potstill.distillation.runs import finished_early, new_run, resumed_run
 from potstill.distilled.sets import DistilledSet
+from potstill.errors import InputError
 from potstill.files import place
 from potstill.models import ModelSpec, model_name
 from potstill.progress import Listener, followed
-from potstill.registry import InputError, trust_given
+from potstill.registry import trust_given
 
 
 def configuration(*layers: Layer, **options: Any) -> Given:

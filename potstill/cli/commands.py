@@ -35,11 +35,12 @@ from potstill.distilled import artefact, exports
 from potstill.distilled.sets import DistilledSet
 from potstill.distributed.link import Lost
 from potstill.distributed.ranks import Ranks, joined
+from potstill.errors import InputError
 from potstill.evaluation import measuring
 from potstill.evaluation.protocols import EvaluationOptions
 from potstill.evaluation.records import DIAGNOSIS, EvaluationRecord
 from potstill.progress import SILENT, Display, Listener
-from potstill.registry import EXPORTS, STUDIES, InputError
+from potstill.registry import EXPORTS, STUDIES
 
 
 def distill(parsed: argparse.Namespace) -> int:

@@ -22,8 +22,9 @@ from potstill.config.config import (
 from potstill.config.options import checked, convert
 from potstill.config.sections import READ_FROM_PATHS, DataConfig
 from potstill.config.slots import SLOTS, check_names
+from potstill.errors import InputError
 from potstill.evaluation.protocols import EvaluationOptions
-from potstill.registry import STUDIES, InputError
+from potstill.registry import STUDIES
 
 PACKAGE = Path(__file__).parent.parent
 DECLARED = re.compile(r"^    +(\w+): .*= option\(", re.MULTILINE)

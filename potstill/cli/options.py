@@ -8,8 +8,9 @@ from typing import Any, NoReturn, get_args
 from potstill.config.config import SECTIONS, Option, own_section_options
 from potstill.config.options import declared, words_of
 from potstill.config.slots import SLOTS
+from potstill.errors import InputError
 from potstill.evaluation.protocols import BASELINES, EvaluationOptions
-from potstill.registry import LEARNERS, PROTOCOLS, InputError, with_source
+from potstill.registry import LEARNERS, PROTOCOLS, with_source
 
 
 class Parser(argparse.ArgumentParser):

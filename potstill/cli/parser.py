@@ -18,6 +18,8 @@ from potstill.cli.flags import make_parser
 from potstill.cli.options import Parser, flag_of
 from potstill.config.config import Option, layered, options_of_run, preset_names
 from potstill.config.slots import SLOTS, owners_of, unused
+from potstill.errors import InputError, near_miss, out_of_memory, visible
+from potstill.imports import trust
 from potstill.registry import (
     AUGMENTATIONS,
     EXPORTS,
@@ -31,13 +33,8 @@ from potstill.registry import (
     REAL_SAMPLERS,
     SOURCES,
     STUDIES,
-    InputError,
     Registry,
-    near_miss,
-    out_of_memory,
-    trust,
     trust_given,
-    visible,
 )
 
 EXIT_INPUT, EXIT_INTERRUPTED = 2, 130

@@ -31,7 +31,8 @@ from potstill.config.slots import (
     owners_of,
     unused,
 )
-from potstill.registry import AUGMENTATIONS, SOURCES, InputError, first_line, near_miss
+from potstill.errors import InputError, first_line, near_miss
+from potstill.registry import AUGMENTATIONS, SOURCES
 
 SECTIONS: dict[str, type] = {
     "data": DataConfig,

@@ -2,7 +2,7 @@
 
 import re
 
-from potstill.registry import InputError
+from potstill.errors import InputError
 
 FORM = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?")
 UNITS = (3600.0, 60.0, 1.0)

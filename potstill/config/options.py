@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import Field, dataclass, field
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from potstill.registry import InputError, near_miss
+from potstill.errors import InputError, near_miss
 
 Auto = Literal["auto"]
 A = TypeVar("A")

@@ -16,7 +16,8 @@ from typing import Generic, Literal
 
 from potstill.config.durations import seconds_of
 from potstill.config.options import A, Auto, option
-from potstill.registry import AUGMENTATIONS, SOURCES, near_miss
+from potstill.errors import near_miss
+from potstill.registry import AUGMENTATIONS, SOURCES
 
 Unit = Literal["unit"]
 EVALUATION_DATA_OPTIONS = (

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from potstill.config.options import Nothing, declared, may_be_auto, options_class
+from potstill.errors import InputError
 from potstill.registry import (
     METHODS,
     MODELS,
@@ -13,7 +14,6 @@ from potstill.registry import (
     PARAMETERISATIONS,
     PREPROCESSING,
     REAL_SAMPLERS,
-    InputError,
     Registry,
 )
 

@@ -19,7 +19,7 @@ from typing import IO, Any
 
 from potstill.data.places import Member, Place, Stored, Tree
 from potstill.data.walking import LeftOut
-from potstill.registry import InputError, first_line
+from potstill.errors import InputError, first_line
 
 COMPRESSED: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"\xfd7zXZ": lzma.open, b"BZh": bz2.open}
 """First bytes of a compressed file -> what opens it."""

@@ -12,7 +12,7 @@ import torch
 from potstill.data.decoding import PADDED_NOTE, UNPADDED_SIDE, pad
 from potstill.data.layouts import listed
 from potstill.data.splits import NOUNS, Arrays, Dataset
-from potstill.registry import InputError
+from potstill.errors import InputError
 
 
 def array_hash(*arrays: npt.NDArray[Any]) -> str:
@@ -117,20 +117,20 @@ def numbered(
     if given[0] is None or not are_names(given[0]):
         return (labels, test_labels), class_names
     names = list(map(str, class_names or sorted(set(given[0].tolist()))))
+    index = {text: number for number, text in enumerate(names)}
     numbers: list[npt.NDArray[np.int64] | None] = []
     for name, array in zip(("labels", "test_labels"), given, strict=True):
         if array is None:
             numbers.append(None)
             continue
         texts = [str(one) for one in array.tolist()]
-        strange = next((text for text in texts if text not in names), None)
+        strange = next((text for text in texts if text not in index), None)
         if strange is not None:
             source = "class_names" if class_names else "labels"
             raise InputError(
                 f"{name} must be among the {len(names)} classes of {source}, {listed(names)}; got "
                 f"{strange!r}"
             )
-        index = {text: number for number, text in enumerate(names)}
         numbers.append(np.array([index[text] for text in texts], np.int64))
     return (numbers[0], numbers[1]), names
 

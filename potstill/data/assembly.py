@@ -19,7 +19,7 @@ from potstill.data.decoding import (
 )
 from potstill.data.layouts import by_use
 from potstill.data.splits import Arrays, Dataset
-from potstill.registry import InputError
+from potstill.errors import InputError
 
 
 def existing(path: str, kind: str) -> Path:

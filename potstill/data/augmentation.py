@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from potstill.data.splits import Shape, kind_of, require_kind
-from potstill.registry import AUGMENTATIONS, InputError
+from potstill.errors import InputError
+from potstill.registry import AUGMENTATIONS
 
 ROTATION = math.radians(15)
 SCALE = 1.2

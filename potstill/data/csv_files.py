@@ -1,13 +1,18 @@
 """CSV files: paths of images with their labels, or a table of numbers."""
 
+import codecs
 import csv
 import hashlib
+import io
+import re
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
+import numpy.typing as npt
 
 from potstill.config.sections import DataConfig
 from potstill.data.arrays import from_arrays, with_weights
@@ -18,7 +23,10 @@ from potstill.data.places import Place
 from potstill.data.splits import Dataset
 from potstill.data.tables import from_table
 from potstill.data.weights import Weights, of_column, require_column, weight_column
-from potstill.registry import InputError, near_miss
+from potstill.errors import InputError, first_line, near_miss
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 PATHS = (
     "file_name",
@@ -33,6 +41,9 @@ PATHS = (
 )
 LABELS = ("label", "labels", "class", "target", "category", "species", "y", "diagnosis", "quality")
 SPLITS = ("split", "subset", "set", "partition", "fold")
+MOST_COLUMNS = 100_000
+LONGEST_LINE = 2**26
+"""Bytes, with the line break."""
 Row = dict[str, str]
 
 
@@ -47,8 +58,8 @@ def read_csv(path: str, config: DataConfig) -> Dataset:
         InputError: no such columns, a cell that is no number, a file that is not there.
     """
     file = existing(path, "csv")
-    rows = rows_of(file)
-    columns = list(rows[0])
+    table = table_of(file)
+    columns = list(table.column_names)
     label = column_of("label", columns, config.label_column, LABELS) or columns[-1]
     image = column_of("image", columns, config.image_column, PATHS)
     weights = weight_column(config)
@@ -56,40 +67,79 @@ def read_csv(path: str, config: DataConfig) -> Dataset:
         require_column(weights, columns)
     if image is None or image == label:
         features = [name for name in columns if name not in (label, weights)]
-        dataset = vectors(file, rows, features, label)
-        return with_weights(dataset, weights_of(rows, weights), f"weights {weights}")
+        dataset = vectors(file, table, features, label)
+        return with_weights(dataset, weights_of(table, weights), f"weights {weights}")
     split = next((name for name in columns if name.lower() in SPLITS), None)
-    return images(file, rows, image, label, split, config)
+    return images(file, table, image, label, split, config)
 
 
-def weights_of(rows: list[Row], column: str) -> Weights | None:
-    """Return the weights that a column of rows holds; None without a column."""
-    return of_column(column, (row[column] for row in rows)) if column else None
+def weights_of(table: "pa.Table", column: str) -> Weights | None:
+    """Return the weights that a column holds; None without a column."""
+    return of_column(column, table[column].to_pylist()) if column else None
 
 
 def rows_of(file: Place) -> list[Row]:
     """Return the rows of a CSV file by column, whatever separates them; there must be some."""
+    return cast("list[Row]", table_of(file).to_pylist())
+
+
+def table_of(file: Place) -> "pa.Table":
+    """Return a CSV file as columns of text, whatever separates them; there must be rows."""
+    import pyarrow as pa  # here: only data in tables need it
+    import pyarrow.csv as reader
+
+    unequal: list[reader.InvalidRow] = []
+
+    def skipped(row: reader.InvalidRow) -> Literal["skip"]:
+        unequal.append(row)
+        return "skip"
+
     try:
-        text = file.read_text(encoding="utf-8-sig")
-        heading = text.partition("\n")[0]
+        content = file.read_bytes().removeprefix(codecs.BOM_UTF8)
+        if b"\0" in content[:1000]:
+            raise ValueError("it is not UTF-8 text")
+        if not re.search(rb"[\r\n]", content.rstrip()):
+            raise InputError(f"{file} must hold rows below its heading line, it has none")
+        heading = next(io.StringIO(content.split(b"\n", 1)[0].decode(), newline=""), "")
         between = max(",;\t|", key=heading.count)
-        rows = list(csv.DictReader(text.splitlines(), delimiter=between, strict=True))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        names = next(csv.reader([heading], delimiter=between, strict=True), [])
+        require_columns(file, names)
+        table = reader.read_csv(
+            io.BytesIO(content),
+            reader.ReadOptions(
+                use_threads=False,  # else the numbers of bad rows are not known
+                block_size=min(max(len(content), 2**16), LONGEST_LINE),
+            ),
+            reader.ParseOptions(
+                delimiter=between,
+                newlines_in_values=True,
+                invalid_row_handler=skipped,
+            ),
+            reader.ConvertOptions(column_types=dict.fromkeys(names, pa.string())),
+        )
+    except (OSError, ValueError, csv.Error, pa.ArrowException) as error:
         raise InputError(
-            f"cannot read {file} as CSV: {error}; give a heading line, and values between commas"
+            f"cannot read {file} as CSV: {first_line(error)}; give a heading line, and values "
+            "between commas"
         ) from error
-    names = next(csv.reader([heading], delimiter=between))
-    twice = next((name for name in names if names.count(name) > 1), None)
+    if unequal:
+        raise InputError(
+            f"line {unequal[0].number} of {file} must have as many values as the heading; correct "
+            "it"
+        )
+    return table
+
+
+def require_columns(file: Place, names: list[str]) -> None:
+    """Raise an InputError for columns of the same name, or very many."""
+    if len(names) > MOST_COLUMNS:
+        raise InputError(
+            f"{file} must have at most {MOST_COLUMNS:,} columns, it has {len(names):,}; give "
+            "arrays (.npz)"
+        )
+    twice = next((name for name, times in Counter(names).items() if times > 1), None)
     if twice is not None:
         raise InputError(f"the columns of {file} must have different names, {twice!r} comes twice")
-    for number, row in enumerate(rows, 2):
-        if None in row or None in row.values():
-            raise InputError(
-                f"line {number} of {file} must have as many values as the heading; correct it"
-            )
-    if not rows:
-        raise InputError(f"{file} must hold rows below its heading line, it has none")
-    return rows
 
 
 def column_of(kind: str, columns: list[str], given: str, usual: tuple[str, ...]) -> str | None:
@@ -98,45 +148,71 @@ def column_of(kind: str, columns: list[str], given: str, usual: tuple[str, ...])
         if given not in columns:
             raise InputError(
                 f"the data has no column {given!r}{near_miss(given, columns)}; give "
-                f"--{kind}-column, one of: {', '.join(columns)}"
+                f"--{kind}-column, one of: {listed(columns, 20)}"
             )
         return given
     return next((name for word in usual for name in columns if name.lower() == word), None)
 
 
-def vectors(file: Path, rows: list[Row], features: list[str], label: str) -> Dataset:
+def vectors(file: Path, table: "pa.Table", features: list[str], label: str) -> Dataset:
     """Return rows of numbers as vectors."""
     if not features:
         raise InputError(f"{file} must have columns of numbers beside {label!r}, got none")
-    values = np.empty((len(rows), len(features)), np.float64)
-    for number, row in enumerate(rows):
-        for column, name in enumerate(features):
-            try:
-                values[number, column] = float(row[name])
-            except ValueError as error:
-                raise InputError(
-                    f"column {name!r} of {file} must hold numbers, line {number + 2} holds "
-                    f"{row[name]!r}; fill or drop it, encode what is text as numbers, or name the "
-                    "column of images by --image-column"
-                ) from error
-    return from_arrays(values, [row[label] for row in rows], feature_names=features)
+    values = np.empty((len(table), len(features)), np.float64)
+    for column, name in enumerate(features):
+        values[:, column] = numbers_of(file, name, table[name])
+    return from_arrays(values, labels_of(file, table, label), feature_names=features)
+
+
+def numbers_of(file: Path, name: str, column: "pa.ChunkedArray[Any]") -> npt.NDArray[np.float64]:
+    """Return a column of texts as numbers."""
+    import pyarrow as pa
+
+    try:
+        return cast("npt.NDArray[np.float64]", column.cast(pa.float64()).to_numpy())
+    except pa.ArrowInvalid:
+        cells: list[Any] = column.to_pylist()
+    values = np.empty(len(cells), np.float64)
+    for row, cell in enumerate(cells):
+        try:
+            values[row] = float(cell)
+        except ValueError as error:
+            raise InputError(
+                f"column {name!r} of {file} must hold numbers, line {row + 2} holds {cell!r}; fill "
+                "or drop it, encode what is text as numbers, or name the column of images by "
+                "--image-column"
+            ) from error
+    return values
+
+
+def labels_of(file: Path, table: "pa.Table", label: str) -> list[str]:
+    """Return the labels, each of which must be there."""
+    labels = [str(cell).strip() for cell in table[label].to_pylist()]
+    if "" in labels:
+        raise InputError(
+            f"column {label!r} of {file} must hold a label in each line, line "
+            f"{labels.index('') + 2} holds none; fill it or drop the line"
+        )
+    return labels
 
 
 def images(
-    file: Path, rows: list[Row], image: str, label: str, split: str | None, config: DataConfig
+    file: Path, table: "pa.Table", image: str, label: str, split: str | None, config: DataConfig
 ) -> Dataset:
     """Return the images that a CSV file lists.
 
     Args:
         file: the CSV file.
-        rows: its rows.
+        table: its rows.
         image: name of the column of image files.
         label: name of the column of labels.
         split: name of the column of splits; None: all are training images.
         config: how the images are stored.
     """
     parts: dict[str, list[Row]] = {}
-    for number, row in enumerate(rows, 2):
+    labels_of(file, table, label)
+    wanted = {image, label, *filter(None, (split, weight_column(config)))}
+    for number, row in enumerate(table.select(list(wanted)).to_pylist(), 2):
         name = split_of(row[split].strip()) if split else "train"
         if name is None:
             raise InputError(
@@ -171,5 +247,6 @@ def images(
         name: ([row[label].strip() for row in some], partial(files, name))
         for name, some in parts.items()
     }
-    weights = weights_of(parts["train"], weight_column(config))
+    column = weight_column(config)
+    weights = of_column(column, (row[column] for row in parts["train"])) if column else None
     return from_table(readers, None, label, fingerprint, config, origins, weights=weights)

@@ -25,8 +25,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from potstill.data.places import Place, stamp
 from potstill.data.splits import Arrays, chunk_size
+from potstill.errors import InputError
 from potstill.records.plain import Unreadable, dump, parse
-from potstill.registry import InputError
 
 PADDED_SIDE, UNPADDED_SIDE = 32, 28
 PADDED_NOTE = "28 x 28 images were padded with zeros to 32 x 32"

@@ -17,7 +17,7 @@ from potstill.data.metadata_files import METADATA, metadata_of, read_described
 from potstill.data.places import Place, content, way
 from potstill.data.splits import Dataset
 from potstill.data.walking import LeftOut, image_files, is_image, subfolders
-from potstill.registry import InputError
+from potstill.errors import InputError
 
 TINY_LIST = "val_annotations.txt"
 CUB_FILES, CUB_SPLIT = "images.txt", "train_test_split.txt"

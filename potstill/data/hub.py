@@ -13,7 +13,7 @@ from potstill.data.splits import Dataset
 from potstill.data.tables import choose_columns, encoded, from_table
 from potstill.data.walking import LeftOut
 from potstill.data.weights import Weights, of_column, require_column, weight_column
-from potstill.registry import InputError, first_line
+from potstill.errors import InputError, first_line
 
 
 def read_hub(name: str, config: DataConfig) -> Dataset:

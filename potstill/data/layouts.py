@@ -5,7 +5,7 @@ from pathlib import Path
 
 from potstill.data.places import Member, Place
 from potstill.data.walking import LeftOut, is_image, subfolders
-from potstill.registry import InputError
+from potstill.errors import InputError
 
 SPLIT_NAMES = {
     "train": ("train", "training", "trn"),

@@ -18,7 +18,7 @@ from potstill.data.splits import Dataset
 from potstill.data.tables import alike, from_table
 from potstill.data.walking import LeftOut, every_file, is_image, subfolders
 from potstill.data.weights import Weights, of_column, require_column, weight_column
-from potstill.registry import InputError
+from potstill.errors import InputError
 
 METADATA = ("metadata.csv", "metadata.jsonl")
 FILE_NAME = "file_name"

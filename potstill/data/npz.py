@@ -12,7 +12,7 @@ from potstill.data.arrays import as_arrays, from_arrays
 from potstill.data.assembly import existing
 from potstill.data.layouts import listed, split_of
 from potstill.data.splits import Dataset
-from potstill.registry import InputError, first_line, let_memory_pass
+from potstill.errors import InputError, first_line, let_memory_pass
 
 EXAMPLES = ("x", "images", "image", "data", "features", "inputs")
 LABELS = ("y", "labels", "label", "targets", "target", "classes")

@@ -12,7 +12,7 @@ from potstill.data.metadata_files import METADATA
 from potstill.data.places import Member
 from potstill.data.splits import Dataset
 from potstill.data.walking import LeftOut, every_file, is_image, subfolders
-from potstill.registry import InputError
+from potstill.errors import InputError
 
 
 def read_archive(path: str, config: DataConfig) -> Dataset:

@@ -28,8 +28,8 @@ from potstill.data.splits import (
     make_split,
     release,
 )
+from potstill.errors import InputError
 from potstill.records.metadata import DataRecord
-from potstill.registry import InputError
 
 TEST_SHARE, LOOKED_AT = 0.2, 4096
 

@@ -18,7 +18,8 @@ from potstill.config.options import option
 from potstill.config.slots import Chosen
 from potstill.data.splits import KINDS, kind_of
 from potstill.data.statistics import SMALLEST_NORM, average, centred, ranges, typical
-from potstill.registry import PREPROCESSING, InputError
+from potstill.errors import InputError
+from potstill.registry import PREPROCESSING
 
 ZCA_UP_TO = 3072
 HALF_FROM = 0.01

@@ -21,7 +21,7 @@ from potstill.data.splits import Dataset
 from potstill.data.tables import alike, from_table
 from potstill.data.walking import LeftOut, extensions, files_on_disk, hidden
 from potstill.data.weights import Weights, of_column, weight_column
-from potstill.registry import InputError
+from potstill.errors import InputError
 
 CLASS, JSON = "cls", "json"
 PICKLES = ("pyd", "pkl", "pickle", "pth", "pt")

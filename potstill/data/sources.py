@@ -14,7 +14,8 @@ from potstill.data.collections import examples_of, is_collection
 from potstill.data.disk import bytes_on_disk
 from potstill.data.splits import Arrays, Dataset
 from potstill.data.weights import of_file
-from potstill.registry import SOURCES, InputError, near_miss
+from potstill.errors import InputError, near_miss
+from potstill.registry import SOURCES
 
 TABLES = ("breast_cancer", "digits", "iris", "wine")
 """The classification tables that come with scikit-learn."""

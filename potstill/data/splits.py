@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from potstill.registry import InputError
+from potstill.errors import InputError
 
 Transform = Callable[[Tensor], Tensor]
 Shape = tuple[int, ...]
@@ -291,11 +291,14 @@ def sample_per_class(labels: Tensor, classes: int, count: int, rng: torch.Genera
         count: examples of each class.
         rng: the generator of the draws.
     """
-    picks = []
-    for label in range(classes):
-        members = torch.nonzero(labels == label)[:, 0]
-        picks.append(members[torch.randperm(len(members), generator=rng)[:count]])
-    return torch.cat(picks)
+    by_class = torch.argsort(labels, stable=True)
+    each = torch.bincount(labels, minlength=classes).tolist()
+    return torch.cat(
+        [
+            members[torch.randperm(len(members), generator=rng)[:count]]
+            for members in by_class.split(each)
+        ]
+    )
 
 
 def hold_out(
@@ -310,8 +313,9 @@ def hold_out(
     """
     rng = np.random.default_rng(seed)
     held = []
-    for label in np.unique(labels):
-        members = rng.permutation(np.flatnonzero(labels == label))
+    ends = np.cumsum(np.unique(labels, return_counts=True)[1])[:-1]
+    for ascending in np.split(np.argsort(labels, kind="stable"), ends):
+        members = rng.permutation(ascending)
         held.append(members[: min(max(1, round(share * len(members))), len(members) - 1)])
     held_out = np.sort(np.concatenate(held)).astype(np.int64)
     return np.setdiff1d(np.arange(len(labels)), held_out), held_out

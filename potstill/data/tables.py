@@ -19,7 +19,7 @@ from potstill.data.layouts import by_split, listed, split_of, split_of_file
 from potstill.data.splits import Dataset
 from potstill.data.walking import LeftOut, files_on_disk
 from potstill.data.weights import Weights, of_column, require_column, weight_column
-from potstill.registry import InputError, first_line, near_miss
+from potstill.errors import InputError, first_line, near_miss
 
 
 def read_parquet(path: str, config: DataConfig) -> Dataset:
@@ -107,9 +107,24 @@ class Table:
         return list(self.table.schema_arrow.names)
 
     def class_names(self, label: str) -> list[str] | None:
-        """Return the name of each class, in this file's order; None if it tells none."""
+        """Return the name of each class, in this file's order; None if it tells none.
+
+        Raises:
+            InputError: they are no list of different names.
+        """
         names = self.features.get(label, {}).get("names")
-        return None if names is None else list(map(str, names))
+        if names is None:
+            return None
+        if (
+            not isinstance(names, list)
+            or not all(isinstance(name, str | int) for name in names)
+            or len(set(map(str, names))) < max(len(names), 1)
+        ):
+            raise InputError(
+                f"the class names of column {label!r} in {self.file} must be a list of different "
+                f"texts, got {names!r:.99}; write the file anew, or without them"
+            )
+        return list(map(str, names))
 
     def require(self, image: str, label: str, names: list[str] | None, first: Path) -> None:
         """Raise an InputError unless the file has the columns and classes of the first one.
@@ -147,7 +162,8 @@ class Table:
         own = self.class_names(label)
         index = None
         if own is not None and names is not None and own != names:
-            index = [names.index(name) for name in own]
+            number_of = {name: number for number, name in enumerate(names)}
+            index = [number_of[name] for name in own]
         for row in self.rows([label]):
             value = row[label]
             known = index is not None and isinstance(value, int) and 0 <= value < len(index)
@@ -162,7 +178,7 @@ def described_features(metadata: Mapping[bytes, bytes]) -> dict[str, Any]:
     try:
         described = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
         return {name: feature for name, feature in described.items() if isinstance(feature, dict)}
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
 
 
@@ -227,7 +243,7 @@ def choose_columns(
                 if given != "auto"
                 else f"has no {kind} column with a usual name ({', '.join(usual[kind])})"
             )
-            raise InputError(f"the data {wrong}; give --{kind}-column, one of: {', '.join(names)}")
+            raise InputError(f"the data {wrong}; give --{kind}-column, one of: {listed(names, 20)}")
         chosen.append(column)
     return chosen[0], chosen[1]
 

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from potstill.config.sections import DataConfig, is_weights_file
-from potstill.registry import InputError, near_miss
+from potstill.data.layouts import listed
+from potstill.errors import InputError, near_miss
 
 Weights = npt.NDArray[np.float64]
 
@@ -24,7 +25,7 @@ def require_column(name: str, columns: Sequence[str]) -> None:
     if name not in columns:
         raise InputError(
             f"the data has no column {name!r}{near_miss(name, columns)} for --weights; give one of "
-            f"{', '.join(columns)}, or a file (.npy, .csv, .txt)"
+            f"{listed(columns, 20)}, or a file (.npy, .csv, .txt)"
         )
 
 

@@ -15,11 +15,11 @@ from potstill.distillation.checkpoints import steps_done
 from potstill.distillation.outer import Carried
 from potstill.distillation.run_folder import RunFolder
 from potstill.distillation.setup import Setup
+from potstill.errors import InputError
 from potstill.evaluation.records import DIAGNOSIS, DataSource, add_record
 from potstill.methods.unrolled import UnrolledMethod
 from potstill.models import ModelSpec
 from potstill.progress import SILENT, Listener
-from potstill.registry import InputError
 
 
 @dataclass(frozen=True)

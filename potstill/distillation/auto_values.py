@@ -34,11 +34,12 @@ from potstill.engine.when_to_compile import (
     compiled_if_worth,
     compiled_networks,
 )
+from potstill.errors import InputError
 from potstill.methods.base import Method, Sizes
 from potstill.models import ModelSpec, fresh, resolve
 from potstill.parameterisations.base import Parameterisation
 from potstill.progress import Listener
-from potstill.registry import METHODS, InputError
+from potstill.registry import METHODS
 
 AUTO_SYNTHETIC_BATCH, AUTO_STEPS = 100, 400
 PAPER_LR, PAPER_VALUES = 0.001, 3072

@@ -13,8 +13,8 @@ from potstill.engine.losses import (
     cross_entropy,
     derivative_error,
 )
+from potstill.errors import InputError, first_line, let_memory_pass
 from potstill.models import fresh
-from potstill.registry import InputError, first_line, let_memory_pass
 from potstill.seeds import generator
 
 DERIVATIVE_TOLERANCE = 1e-3

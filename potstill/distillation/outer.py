@@ -11,9 +11,9 @@ from torch import Tensor
 
 from potstill.devices import peak_memory_mb
 from potstill.engine.optimizers import Adam, Optimizer
+from potstill.errors import InputError
 from potstill.methods.base import Estimate, State
 from potstill.records.metrics import Figure, StepRecord
-from potstill.registry import InputError
 
 CLIP_DECAY = 0.9
 MOST_SKIPPED = 20

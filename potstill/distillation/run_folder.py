@@ -37,12 +37,12 @@ from potstill.distillation.replacing import REPLACED, UNFINISHED, put_back, set_
 from potstill.distilled import artefact
 from potstill.distilled.recipes import Recipe
 from potstill.distilled.sets import DistilledSet
+from potstill.errors import InputError
 from potstill.evaluation.records import DIAGNOSIS, EVALUATION
 from potstill.parameterisations.base import Parameterisation, from_plain
 from potstill.records.metadata import DataRecord, SetMetadata
 from potstill.records.metrics import StepRecord
 from potstill.records.plain import Unreadable, dump, parse
-from potstill.registry import InputError
 
 CONFIG, METRICS, CHECKPOINTS, PICTURE, REPORT = (
     "config.toml", "metrics.jsonl", "checkpoints", "distilled.png", "report.html",

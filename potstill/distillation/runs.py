@@ -24,13 +24,13 @@ from potstill.distilled.exports import write_default
 from potstill.distilled.recipes import Recipe
 from potstill.distilled.sets import DistilledSet
 from potstill.distributed.ranks import ALONE, Ranks
+from potstill.errors import InputError
 from potstill.files import with_prefix
 from potstill.methods.base import Method
 from potstill.models import ModelSpec
 from potstill.progress import SILENT, Listener
 from potstill.records.metadata import BudgetRecord, ChosenAccuracy, SetMetadata
 from potstill.records.metrics import Figure, StepRecord
-from potstill.registry import InputError
 
 AT_CHANCE = 1.2
 """How many times the accuracy of guessing still counts as guessing."""

@@ -35,6 +35,7 @@ from potstill.distributed.ranks import ALONE, Ranks
 from potstill.engine.compiled_losses import CompiledNetwork
 from potstill.engine.losses import couples_batch
 from potstill.engine.when_to_compile import NetworkFamily, stage_micro_batch
+from potstill.errors import InputError
 from potstill.evaluation.scoring import score_set
 from potstill.evaluation.training import Predict, set_batches, train_network
 from potstill.files import checksum, with_prefix
@@ -50,7 +51,7 @@ from potstill.models import (
 )
 from potstill.parameterisations.base import Budget, Parameterisation
 from potstill.progress import Listener
-from potstill.registry import METHODS, PARAMETERISATIONS, InputError
+from potstill.registry import METHODS, PARAMETERISATIONS
 from potstill.seeds import derive
 
 PLACES = ("data", "cache_dir", "storage", "device")

@@ -13,8 +13,8 @@ from potstill.data.splits import Dataset
 from potstill.distilled import artefact
 from potstill.distilled.blocks import Block
 from potstill.distilled.sets import DistilledSet
+from potstill.errors import InputError, near_miss
 from potstill.parameterisations.base import Parameterisation
-from potstill.registry import InputError, near_miss
 
 
 def start_set(config: Given, dataset: Dataset) -> DistilledSet | None:

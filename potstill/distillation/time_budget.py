@@ -12,9 +12,9 @@ from potstill.distillation.outer import Carried
 from potstill.distillation.setup import Setup
 from potstill.distilled.blocks import Block
 from potstill.distilled.recipes import Recipe
+from potstill.errors import InputError
 from potstill.models import ModelSpec
 from potstill.progress import SILENT, Listener
-from potstill.registry import InputError
 
 LEAST_SHARE = 0.25
 """Share of a budget of about so long that outer steps get, however slow the machine."""

@@ -12,9 +12,9 @@ from potstill.config.config import Given, changed, configuration, options_of_run
 from potstill.data.preprocessing import Absent
 from potstill.distilled.reading import PREPROCESS, assembled
 from potstill.distilled.sets import DistilledSet, require_set
+from potstill.errors import InputError, let_memory_pass
 from potstill.files import load_tensors, place, save_tensors
 from potstill.records.plain import Unreadable, dump
-from potstill.registry import InputError, let_memory_pass
 
 ARTEFACT = "distilled.safetensors"
 FORGED = (

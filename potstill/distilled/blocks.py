@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from potstill.data.splits import NOUNS, Split, kind_of, sample_per_class
+from potstill.errors import InputError
 from potstill.parameterisations.base import Budget, Parameterisation
 from potstill.parameterisations.pixels import Pixels
-from potstill.registry import InputError
 from potstill.seeds import generator
 
 

@@ -20,8 +20,9 @@ from potstill.data.splits import require_kind
 from potstill.distilled.artefact import save
 from potstill.distilled.picture import to_bytes, to_image, write_grid
 from potstill.distilled.sets import DistilledSet, require_set
+from potstill.errors import InputError
 from potstill.files import place, write
-from potstill.registry import EXPORTS, InputError
+from potstill.registry import EXPORTS
 
 WINDOWS_DEVICES = r"con|prn|aux|nul|com\d|lpt\d"
 EXACT = "exact, the arrays that a network trains on"

@@ -16,10 +16,10 @@ from potstill.data.preprocessing import Preprocess
 from potstill.data.splits import NOUNS, Shape, kind_of
 from potstill.distilled.blocks import Block, joined
 from potstill.distilled.recipes import Recipe
+from potstill.errors import InputError, first_line
 from potstill.parameterisations.pixels import Pixels
 from potstill.records.metadata import SetMetadata
 from potstill.records.plain import dump
-from potstill.registry import InputError, first_line
 
 FACTOR, FEW = 4.0, 8
 """How many times as great the values of real data may be, or as small; examples that tell it."""

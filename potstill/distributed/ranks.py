@@ -19,7 +19,7 @@ from torch import Tensor
 
 from potstill.devices import pick_device
 from potstill.distributed.link import START, VARIABLES, Link, Lost, first_to_tell, whole
-from potstill.registry import InputError
+from potstill.errors import InputError
 
 Tensors = Mapping[str, Tensor]
 

@@ -28,7 +28,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from potstill.engine.fusible import Fusible
 from potstill.engine.losses import Batch, Eager, FlatModel, Products
-from potstill.registry import let_memory_pass
+from potstill.errors import let_memory_pass
 
 aten = torch.ops.aten
 CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"

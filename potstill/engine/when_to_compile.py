@@ -18,9 +18,9 @@ from potstill.engine.losses import (
     even,
     largest_micro_batch,
 )
+from potstill.errors import InputError
 from potstill.models import fresh
 from potstill.progress import ignore
-from potstill.registry import InputError
 from potstill.seeds import generator
 
 PAYS = {"cpu": 3e12, "cuda": 3e14}

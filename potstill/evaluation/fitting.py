@@ -15,8 +15,8 @@ from potstill.data.preprocessing import Absent, Preprocess
 from potstill.data.splits import NOUNS, Arrays, Dataset
 from potstill.devices import pick_device
 from potstill.distilled.sets import DistilledSet, other_scale
+from potstill.errors import InputError
 from potstill.records.metadata import DataRecord
-from potstill.registry import InputError
 
 
 def fitting(distilled: DistilledSet, dataset: Dataset, config: DataConfig, device: str) -> RealData:

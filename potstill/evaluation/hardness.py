@@ -19,6 +19,7 @@ from potstill.config.options import option
 from potstill.data.sampling import RealSampler, Weighted, plain_sampler
 from potstill.data.splits import Split
 from potstill.distilled.recipes import Recipe
+from potstill.errors import InputError
 from potstill.evaluation.scoring import Progress
 from potstill.evaluation.training import (
     Predict,
@@ -28,7 +29,6 @@ from potstill.evaluation.training import (
     train_network,
 )
 from potstill.models import fresh
-from potstill.registry import InputError
 from potstill.seeds import derive
 
 KIND = "forgetting events"

@@ -15,6 +15,7 @@ from potstill.distributed.ranks import ALONE, Ranks
 from potstill.engine.compiled_losses import CompiledNetwork
 from potstill.engine.losses import couples_batch, even
 from potstill.engine.when_to_compile import NetworkFamily, compiled_if_worth, compiled_networks
+from potstill.errors import InputError
 from potstill.evaluation.bench import Bench, FitBench, recipe_under
 from potstill.evaluation.protocols import VALIDATION, EvaluationOptions, Protocol
 from potstill.evaluation.records import DataSource, EvaluationRecord, Row
@@ -22,7 +23,7 @@ from potstill.evaluation.scoring import Progress, factory_for, score_set
 from potstill.models import ModelSpec, model_name
 from potstill.progress import ignore
 from potstill.records.metrics import Figure
-from potstill.registry import LEARNERS, PROTOCOLS, InputError
+from potstill.registry import LEARNERS, PROTOCOLS
 from potstill.seeds import derive
 
 RATES = (1.0, 0.3)

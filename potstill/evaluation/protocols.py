@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_type_hints
 
 from potstill.config.options import Auto, checked, convert, option
-from potstill.registry import LEARNERS, PROTOCOLS, InputError, near_miss
+from potstill.errors import InputError, near_miss
+from potstill.registry import LEARNERS, PROTOCOLS
 
 BASELINES = ("random", "full")
 DSA = ("color", "crop", "cutout", "flip", "scale", "rotate")

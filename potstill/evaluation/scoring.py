@@ -16,10 +16,11 @@ from potstill.distilled.recipes import Recipe
 from potstill.distilled.sets import DistilledSet, require_set
 from potstill.distributed.ranks import ALONE, Ranks
 from potstill.engine.compiled_losses import CompiledNetwork
+from potstill.errors import InputError
 from potstill.evaluation.learners import Learner, Network, TrainingSet
 from potstill.evaluation.training import Batches, accuracy, set_batches, train_network
 from potstill.models import ModelSpec, check_model, fresh, model_name, resolve
-from potstill.registry import InputError, trust_given
+from potstill.registry import trust_given
 from potstill.seeds import derive
 
 Progress = Callable[[str, int, int], None]

@@ -24,9 +24,9 @@ from potstill.data.augmentation import Draw
 from potstill.data.sampling import ClassWise
 from potstill.engine.losses import autocast, couples_batch
 from potstill.engine.unroll import Leaves
+from potstill.errors import InputError
 from potstill.evaluation.protocols import DSA
 from potstill.methods.base import Estimate, Examples, Method, Needs, Problem, State
-from potstill.registry import InputError
 from potstill.seeds import derive, global_seed
 
 

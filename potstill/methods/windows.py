@@ -16,7 +16,7 @@ from typing import Any, Protocol, Self
 import torch
 
 from potstill.config.options import Auto, option
-from potstill.registry import InputError
+from potstill.errors import InputError
 
 SamplerState = dict[str, Any]
 LOSS_DECAY, WARM_UP = 0.9, 10

@@ -12,7 +12,8 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from potstill.data.splits import Shape, kind_of, require_kind
-from potstill.registry import MODELS, InputError, first_line, let_memory_pass
+from potstill.errors import InputError, first_line, let_memory_pass
+from potstill.registry import MODELS
 from potstill.seeds import global_seed
 
 ModelSpec = str | Callable[..., nn.Module]

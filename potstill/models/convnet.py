@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from potstill.config.options import Auto, option
 from potstill.data.splits import Shape
-from potstill.registry import InputError
+from potstill.errors import InputError
 
 SMALLEST_NORM_SIDE = 4
 Norm = Literal["instance", "batch", "group", "layer", "none"]

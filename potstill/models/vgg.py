@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from potstill.config.options import option
 from potstill.data.splits import Shape
+from potstill.errors import InputError
 from potstill.models.convnet import SMALLEST_NORM_SIDE, Norm, convolution, least_side
-from potstill.registry import InputError
 
 PLAN = ((1,), (2,), (4, 4), (8, 8), (8, 8))
 """Stages of convolutions: channels in multiples of the width; a 2 x 2 max pool ends each stage."""

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from potstill.config.options import Nothing, option
 from potstill.data.splits import KINDS, Shape
-from potstill.registry import PARAMETERISATIONS, InputError
+from potstill.errors import InputError
+from potstill.registry import PARAMETERISATIONS
 
 Leaves = Mapping[str, Tensor]
 """Stored and learned tensors: name -> tensor."""

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import potstill
 from potstill.config.config import to_toml
+from potstill.errors import InputError
 from potstill.evaluation.records import Row
 from potstill.files import write
 from potstill.methods.base import Method
-from potstill.registry import METHODS, InputError
+from potstill.registry import METHODS
 from potstill.reports.charts import Chart, budget_chart, log_charts
 from potstill.reports.features import Ranges, RowTable, feature_ranges, row_table
 from potstill.reports.gallery import Gallery, StoredPictures, gallery, stored_pictures

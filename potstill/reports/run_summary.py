@@ -13,10 +13,10 @@ from potstill.distillation import run_folder
 from potstill.distillation.run_folder import RunFolder
 from potstill.distilled import artefact
 from potstill.distilled.sets import DistilledSet
+from potstill.errors import InputError
 from potstill.evaluation.records import EVALUATION, EvaluationRecord, Row, read_records
 from potstill.records.metadata import DataRecord
 from potstill.records.metrics import Figure, StepRecord, hardness_share
-from potstill.registry import InputError
 from potstill.reports.places import shown_path
 
 Numbers = NDArray[np.float64]

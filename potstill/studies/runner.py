@@ -29,11 +29,11 @@ from potstill.distillation.run_folder import RunFolder
 from potstill.distillation.runs import new_run, resumed_run
 from potstill.distilled import artefact
 from potstill.distilled.sets import DistilledSet
+from potstill.errors import InputError
 from potstill.evaluation.bench import Bench
 from potstill.evaluation.fitting import fitting
 from potstill.progress import SILENT, Listener
 from potstill.records.metrics import StepRecord
-from potstill.registry import InputError
 from potstill.reports.plots import Drawing, save
 from potstill.studies.claims import Claim, as_data
 from potstill.studies.page import Told, study_page

@@ -8,9 +8,10 @@ from torch import nn
 from potstill.config.sections import DataConfig
 from potstill.data.splits import Arrays, Dataset, Shape
 from potstill.distillation.network_checks import check_second_derivative
+from potstill.errors import InputError
 from potstill.models import check_model as model_that_can_be_called
 from potstill.models import fresh, resolve
-from potstill.registry import SOURCES, InputError, trust_given
+from potstill.registry import SOURCES, trust_given
 from potstill.testing.contracts import ContractError, Part, same
 from potstill.testing.problems import CPU
 
