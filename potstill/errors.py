@@ -41,6 +41,8 @@ CALLED_ELSEWHERE = {
 """What other tools and papers call it -> what it is called here."""
 LONGEST = 300
 """Characters of an error of somebody else's that are passed on."""
+LONGEST_SHOWN = 1500
+"""Characters of a sentence."""
 CUTOFF = 0.65
 """Least likeness of a name that is suggested, of 1: a bad guess is worse than none."""
 
@@ -71,10 +73,13 @@ def first_line(error: BaseException) -> str:
 
 
 def visible(text: str) -> str:
-    """Return a text with its control characters as escapes: a terminal would obey them."""
+    """Return a text for a terminal: control characters, which it would obey, as escapes; not too
+    long.
+    """
+    if len(text) > LONGEST_SHOWN:
+        text = f"{text[: LONGEST_SHOWN // 2]} ... {text[-LONGEST_SHOWN // 3 :]}"
     return "".join(
-        one if one.isprintable() or one in "\n\t" else one.encode("unicode_escape").decode()
-        for one in text
+        one if one.isprintable() else one.encode("unicode_escape").decode() for one in text
     )
 
 

@@ -1,10 +1,11 @@
-"""More than two hundred malformed inputs, given to the command line one after the other.
+"""Hundreds of malformed inputs, given to the command line one after the other.
 
     python tests/malformed.py FOLDER
 
 Each is a name and a function that writes what is wrong into a folder of its own and returns the
 command. One process runs them all and prints what became of each as a line of JSON: exit code,
-standard error, seconds, and the most memory that was resident beyond that of the import.
+standard error, seconds, the most memory that was resident beyond that of before the case (peak)
+and beyond that of the import (total).
 """
 
 import contextlib
@@ -14,6 +15,7 @@ import io
 import json
 import os
 import resource
+import shutil
 import socket
 import struct
 import sys
@@ -315,10 +317,10 @@ for what, kind in {
 }.items():
     data(what, "x.tar", partial(tar, kind=kind))
 for end in ("gz", "bz2", "xz"):
-    data("text", f"x.tar.{end}", holding("no archive"))
+    data(f"text, {end}", f"x.tar.{end}", holding("no archive"))
     data(
-        f"a bomb, {end}", f"x.tar.{end}",
-        partial(tar, kind=tarfile.REGTYPE, mode=f"w:{end}", size=120_000_000),
+        f"zeros that were packed, {end}", f"x.tar.{end}",
+        partial(tar, kind=tarfile.REGTYPE, mode=f"w:{end}", size=40_000_000),
     )  # fmt: skip
 data("empty", "x.tar", holding(b""))
 data("zeros", "x.tar", holding(bytes(10_240)))
@@ -480,12 +482,11 @@ for what, text in {
     "a date": "[run]\nseed = 2020-01-01",
     "a table as a number": "[run]\nseed = {a = 1}",
     "NUL in a folder": '[data]\ncache_dir = "a\\u0000b"',
-    "a part of a stranger": '[model]\nname = "os:abort"',
+    "a part of a stranger": '[model]\nmodel = "os:abort"',
     "a preset in it": 'preset = "digits-ipc1"',
-    "a number as text": '[run]\nseed = "1"',
     "true as a number": "[run]\nseed = true",
-    "NaN": "[outer]\nlr = nan",
-    "infinity": "[outer]\nlr = inf",
+    "NaN": "[outer]\nouter_lr = nan",
+    "infinity": "[outer]\nouter_lr = inf",
     "a list of lists": "[inner]\naugment = [[1]]",
     "zeros": "\0" * 300,
 }.items():
@@ -503,18 +504,26 @@ def option(*words: str) -> Case:
     return lambda folder: [*words, "--out", str(folder / "run")]
 
 
+FREE = ("data", "weights", "cache_dir", "init", "device", "time_budget", "model", "lengths")
+"""Options whose texts are checked by what they name."""
+
+
 def options() -> None:
-    """Add a wrong value for every option of a run."""
+    """Add wrong values for every option of a run with an MLP."""
     from potstill.cli.options import flag_of
     from potstill.config.config import options_of_run
 
-    for one in options_of_run({}):
-        flag = flag_of(one.name)
-        for value in ("", "evil ", "nan", "-1", "1e400", "9" * 30, "\0"):
-            CASES[f"{flag} {value[:8]!r}"] = option("distill", *TINY, f"{flag}={value}")
+    for one in options_of_run({"model": "mlp"}):
+        flag, last = flag_of(one.name), tuple(TINY)
+        if flag.startswith("--[no-]") or isinstance(one.default, bool):
+            continue
+        for value in ("evil ", "\0", "-1", "nan", "9" * 30):
+            free = one.name in FREE and value != "\0"
+            if free or (value == "9" * 30 and isinstance(one.default, float | str)):
+                continue
+            CASES[f"{flag} {value[:8]!r}"] = option("distill", *last, f"{flag}={value}")
 
 
-SWITCHES = ("--learn-labels", "--learn-lr")
 GIVEN: dict[str, tuple[str, ...]] = {
     "no command": (),
     "an unknown command": ("evil",),
@@ -574,6 +583,125 @@ def rest() -> None:
         CASES[f"set: {what}"] = case
 
 
+def damaged(what: str, change: Callable[[Path], object], *words: str) -> None:
+    """Add a finished run of our own, which something was done to."""
+
+    def case(folder: Path) -> list[str]:
+        shutil.copytree(folder.parent / "good", folder / "run")
+        change(folder / "run")
+        return [word.format(run=folder / "run", folder=folder) for word in words]
+
+    CASES[f"run: {what}"] = case
+
+
+def to_file(name: str, content: bytes | str) -> Callable[[Path], object]:
+    """Put other content into a file of the run."""
+    return lambda run: holding(content)(run / name)
+
+
+def replaced(name: str, old: str, new: str) -> Callable[[Path], object]:
+    """Replace a text in a file of the run."""
+
+    def change(run: Path) -> None:
+        text = (run / name).read_text()
+        assert old in text, (name, old)
+        (run / name).write_text(text.replace(old, new))
+
+    return change
+
+
+def flipped(name: str, place: int) -> Callable[[Path], object]:
+    """Flip a bit in the first file of that name."""
+
+    def change(run: Path) -> None:
+        path = sorted(run.glob(name))[0]
+        content = bytearray(path.read_bytes())
+        content[place] ^= 1
+        path.write_bytes(content)
+
+    return change
+
+
+def unfinished(change: Callable[[Path], object]) -> Callable[[Path], object]:
+    """Take the set away, too."""
+
+    def both(run: Path) -> None:
+        (run / SET).unlink(missing_ok=True)
+        change(run)
+
+    return both
+
+
+def each_checkpoint(change: Callable[[Path], object]) -> Callable[[Path], object]:
+    """Do something to every checkpoint."""
+    return lambda run: [change(path) for path in (run / "checkpoints").iterdir()]
+
+
+SET = "distilled.safetensors"
+DATA = ("--data", "digits")
+RESUME = ("distill", "--resume", "{run}")
+EVALUATE = ("evaluate", "{run}", "--nets", "1")
+for place in (3, 60, 200, 900, -5, -500):
+    damaged(f"a bit of the set flipped at {place}", flipped(SET, place), *EVALUATE)
+for end, words in {
+    "npz": ("export", "{run}", "--format", "npz"),
+    "png": ("export", "{run}", "--format", "png"),
+    "report": ("report", "{run}", "--out", "{folder}/no/such/page.html"),
+}.items():
+    damaged(f"a half set, {end}", to_file(SET, b"\0" * 999), *words[:4])
+for what, change, words in [
+    ("no configuration", lambda run: (run / "config.toml").unlink(), RESUME),
+    ("an empty configuration", to_file("config.toml", ""), RESUME),
+    ("half a configuration", to_file("config.toml", "[da"), RESUME),
+    ("another width", unfinished(replaced("config.toml", "width = 8", "width = 9")), RESUME),
+    ("another seed", unfinished(replaced("config.toml", "\nseed = 0", "\nseed = 1")), RESUME),
+    ("a stranger's model", unfinished(
+        replaced("config.toml", 'model = "mlp"', 'model = "os:abort"')), RESUME),
+    ("a stranger's method", unfinished(
+        replaced("config.toml", 'method = "rat-bptt"', 'method = "os:abort"')), RESUME),
+    ("other data", lambda run: None, (*RESUME, "--data", "sklearn:wine")),
+    ("fewer steps", unfinished(lambda run: None), (*RESUME, "--steps", "1")),
+    ("another option", lambda run: None, (*RESUME, "--ipc", "2")),
+    ("no checkpoint is whole", unfinished(each_checkpoint(
+        lambda path: path.write_bytes(path.read_bytes()[:-9]))), RESUME),
+    ("no checkpoint has a byte", unfinished(each_checkpoint(
+        lambda path: path.write_bytes(b""))), RESUME),
+    ("a checkpoint of a set", unfinished(each_checkpoint(
+        lambda path: shutil.copy(path.parents[3] / "set", path))), RESUME),
+    ("out is a run", lambda run: None, ("distill", *DATA, *TINY, "--out", "{run}")),
+    ("out is a file", to_file("x", "x"), ("distill", *DATA, *TINY, "--out", "{run}/x")),
+    ("out is in a file", to_file("x", "x"), ("distill", *DATA, *TINY, "--out", "{run}/x/y")),
+    ("out is another's folder", lambda run: (run / "config.toml").unlink(),
+     ("distill", *DATA, *TINY, "--out", "{run}", "--overwrite")),
+    ("export to no format", lambda run: None, ("export", "{run}", "--out", "{folder}/x.evil")),
+    ("export of an unknown format", lambda run: None, ("export", "{run}", "--format", "evil")),
+    ("export of features as a picture", lambda run: None, ("export", "{run}", "--format", "csv")),
+    ("export of more than it holds", lambda run: None, ("export", "{run}", "--ipc", "5")),
+    ("evaluate more than it holds", lambda run: None, (*EVALUATE, "--ipc", "5")),
+    ("evaluate on other data", lambda run: None, (*EVALUATE, "--data", "sklearn:wine")),
+    ("evaluate no network", lambda run: None, ("evaluate", "{run}", "--nets", "0")),
+    ("evaluate by an unknown protocol", lambda run: None, (*EVALUATE, "--protocol", "evil")),
+    ("evaluate an unknown model", lambda run: None, (*EVALUATE, "--models", "mlp,evil")),
+    ("evaluate no step", lambda run: None, (*EVALUATE, "--steps", "0")),
+    ("evaluate at a rate of NaN", lambda run: None, (*EVALUATE, "--lr", "nan")),
+    ("evaluate beside an unknown baseline", lambda run: None, (*EVALUATE, "--baselines", "evil")),
+    ("evaluate on no such device", lambda run: None, (*EVALUATE, "--device", "evil")),
+    ("report of a run twice", lambda run: (run / "config.toml").unlink(), ("report", "{run}")),
+    ("report to a folder", lambda run: None, ("report", "{run}", "--out", "{folder}")),
+    ("report into nothing", lambda run: None, ("report", "{run}", "--out", "{folder}/no/x.html")),
+    ("diagnose no sample", lambda run: None,
+     ("diagnose", "{run}", "--samples", "0", "--sources", "0")),
+    ("diagnose with other data", lambda run: None, ("diagnose", "{run}", "--data", "sklearn:wine")),
+    ("init from a set of another size", lambda run: None,
+     ("distill", *DATA, *TINY, "--out", "{folder}/x", "--init", "{run}", "--ipc", "3")),
+    ("init from a broken set", to_file(SET, b"no"),
+     ("distill", *DATA, *TINY, "--out", "{folder}/x", "--init", "{run}")),
+    ("the lock is a folder", lambda run: [(run / ".lock").unlink(missing_ok=True),
+                                          (run / ".lock").mkdir()], RESUME),
+    ("the checkpoints are a file", unfinished(lambda run: [
+        shutil.rmtree(run / "checkpoints"), (run / "checkpoints").write_bytes(b"")]), RESUME),
+]:  # fmt: skip
+    damaged(what, change, *words)
 options()
 rest()
 
@@ -594,8 +722,15 @@ def main() -> None:
     root, only = Path(sys.argv[1]), sys.argv[2:]
     from potstill.cli.parser import main as command
 
-    importlib.import_module("potstill.cli.commands")  # with torch
-    before = resident("VmRSS")
+    for module in ("potstill.cli.commands", "sklearn.datasets", "matplotlib.pyplot"):
+        importlib.import_module(module)
+    imported = resident("VmRSS")
+    (root / "first").mkdir()
+    with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+        whole = distill("digits", root / "first", "--checkpoint-every", "1", "--steps", "2")
+        assert command(whole) == 0
+    (root / "first" / "run").rename(root / "good")
+    shutil.copy(root / "good" / SET, root / "set")
     for number, (what, case) in enumerate(CASES.items()):
         if only and what not in only:
             continue
@@ -604,6 +739,7 @@ def main() -> None:
         words = case(folder)
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        before = resident("VmRSS")
         told, failed = io.StringIO(), ""
         began = time.perf_counter()
         with contextlib.redirect_stderr(told), contextlib.redirect_stdout(io.StringIO()):
@@ -616,7 +752,8 @@ def main() -> None:
         seconds = time.perf_counter() - began
         record = {
             "what": what, "code": code, "told": told.getvalue()[-6000:], "failed": failed,
-            "seconds": seconds, "bytes": resident("VmHWM") - before,
+            "seconds": seconds, "peak": resident("VmHWM") - before,
+            "total": resident("VmRSS") - imported,
         }  # fmt: skip
         print(json.dumps(record), flush=True)
 

@@ -367,7 +367,11 @@ def options_from_toml(text: str, source: str, only: str = "") -> dict[str, Any]:
         tables = {table: values for table, values in tables.items() if table == only}
     options: dict[str, Any] = {}
     for table, values in tables.items():
-        if table not in ORDER or not isinstance(values, Mapping):
+        if table in ORDER and not isinstance(values, Mapping):
+            raise InputError(
+                f"{table} in {source} must be a section, [{table}] with keys, got {values!r:.99}"
+            )
+        if table not in ORDER:
             known = ", ".join(ORDER)
             raise InputError(
                 f"{source} has an unknown section [{table}]{near_miss(table, ORDER)}; known: "

@@ -14,6 +14,8 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from potstill.errors import InputError, near_miss
 
 Auto = Literal["auto"]
+LARGEST = 2**63 - 1
+"""The largest whole number that torch can count with."""
 A = TypeVar("A")
 """Auto in options from a user; Never in options of a run, where every "auto" is resolved."""
 
@@ -124,6 +126,8 @@ def convert(name: str, value: Any, hint: Any, words: Sequence[str] = ()) -> Any:
     if hint is bool and isinstance(value, bool):
         return value
     if hint is str and isinstance(value, str):
+        if "\0" in value:
+            raise InputError(f"{name} must be a text without NUL characters, got {value!r:.99}")
         return value.strip()
     if hint in (int, float) and not isinstance(value, bool):
         try:
@@ -147,6 +151,8 @@ def checked(name: str, item: "Field[Any]", value: Any) -> Any:
     for number in value if isinstance(value, tuple) else (value,):
         if isinstance(number, bool) or not isinstance(number, int | float):
             continue
+        if high is None and isinstance(number, int) and number > LARGEST:
+            high = LARGEST
         above = low is None or (number > low if open_low else number >= low)
         if not (above and (high is None or number <= high) and abs(number) < float("inf")):
             least = "" if low is None else f"above {low}" if open_low else f"at least {low}"

@@ -3,7 +3,8 @@
 import dataclasses
 import importlib
 import os
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from potstill.data.collections import examples_of, is_collection
 from potstill.data.disk import bytes_on_disk
 from potstill.data.splits import Arrays, Dataset
 from potstill.data.weights import of_file
-from potstill.errors import InputError, near_miss
+from potstill.errors import InputError, first_line, let_memory_pass, near_miss
 from potstill.registry import SOURCES
 
 TABLES = ("breast_cancer", "digits", "iris", "wine")
@@ -39,7 +40,7 @@ def read(config: DataConfig) -> Dataset:
             "data must be a path, digits, sklearn:NAME, folder:PATH, parquet:PATH or hf:NAME, got "
             f"{config.data!r}"
         )
-    dataset = SOURCES[source](rest, config)
+    dataset = own(source)(rest, config) if ":" in source else SOURCES[source](rest, config)
     if not isinstance(dataset, Dataset):
         raise InputError(
             f"data source {source} must return a potstill.data.splits.Dataset, got "
@@ -47,6 +48,31 @@ def read(config: DataConfig) -> Dataset:
         )
     on_disk = None if source == "sklearn" else bytes_on_disk(rest)
     return weighted(checked(dataclasses.replace(dataset, disk_bytes=on_disk)), config)
+
+
+def own(source: str) -> Callable[[str, DataConfig], Any]:
+    """Return a user's function that reads data; what it raises becomes an InputError."""
+    function = SOURCES[source]
+    if not callable(function):
+        raise InputError(
+            f"data source {source} must be a function of (text, DataConfig), got {function!r:.99}"
+        )
+
+    def read_own(rest: str, config: DataConfig) -> Any:
+        try:
+            return function(rest, config)
+        except InputError:
+            raise
+        except (Exception, SystemExit) as error:  # a user's function may fail in any way
+            let_memory_pass(error)
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            raise InputError(
+                f"data source {source} fails: {type(error).__name__}: {first_line(error)} (in "
+                f"{last.name} at {last.filename}:{last.lineno}); it is called with (text, "
+                "DataConfig)"
+            ) from error
+
+    return read_own
 
 
 def weighted(dataset: Dataset, config: DataConfig) -> Dataset:

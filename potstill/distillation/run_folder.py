@@ -332,7 +332,16 @@ class RunFolder:
         return max(map(step_of, self.checkpoints), default=0)
 
     def complete(self, config: Given | Resolved) -> bool:
-        """Return whether the set is there and the run has taken all the steps of `config`."""
+        """Return whether the set is there and the run has taken all the steps of `config`.
+
+        Raises:
+            InputError: `config` is not that of a run that began.
+        """
+        if config.outer.steps == "auto":
+            raise InputError(
+                f"the {CONFIG} of the run in {self.path} must say its steps, it does not; put the "
+                "file back, or start a new run"
+            )
         return self.finished and self.newest_step >= config.all_steps
 
     def write_config(self, config: Resolved) -> None:

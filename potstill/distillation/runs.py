@@ -118,7 +118,12 @@ def resumed_run(
             write_default(artefact.load(path), path, missing=True)
         raise InputError(
             f"the run in {path} is finished; evaluate it with `potstill evaluate {path}`, or go on "
-            f"with --steps above {config.outer.steps}"
+            f"with --steps above {planned.outer.steps}"
+        )
+    if planned.outer.steps != config.outer.steps and folder.newest_step >= config.all_steps:
+        raise InputError(
+            f"steps must be above the {folder.newest_step} done by the run in {path}, got "
+            f"{config.outer.steps}; `potstill finish {path}` makes the set as it is"
         )
     began = time.perf_counter() - sum(record.seconds or 0.0 for record in folder.records())
     ranks.require_same(settings(config, dataset.identity))

@@ -18,7 +18,7 @@ PLAN = ((5, 2, True), (5, 3, True), (3, 4, False), (3, 3, False), (3, 3, True))
 class AlexNetOptions:
     """Options of the network."""
 
-    width: int = option(128, "channels of the first convolution", low=1)
+    width: int = option(128, "channels of the first convolution", low=1, high=2**20)
     norm: Norm = option("instance", "instance, batch, group, layer or none")
 
 

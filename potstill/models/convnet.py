@@ -18,7 +18,7 @@ Norm = Literal["instance", "batch", "group", "layer", "none"]
 class ConvNetOptions:
     """Options of the network."""
 
-    width: int = option(128, "channels of the first convolution", low=1)
+    width: int = option(128, "channels of the first convolution", low=1, high=2**20)
     depth: int | Auto = option("auto", "blocks; auto: 3, or what the image size allows", low=1)
     norm: Norm = option("instance", "instance, batch, group, layer or none")
 

@@ -15,8 +15,8 @@ from potstill.data.splits import Shape
 class MLPOptions:
     """Options of the network."""
 
-    width: int = option(128, "units of every hidden layer", low=1)
-    depth: int | Auto = option("auto", "hidden layers; auto: 2", low=1)
+    width: int = option(128, "units of every hidden layer", low=1, high=2**20)
+    depth: int | Auto = option("auto", "hidden layers; auto: 2", low=1, high=1000)
 
     def resolved(self, sizes: Any) -> Self:
         """Replace "auto" by 2 hidden layers."""

@@ -37,7 +37,7 @@ class Block(nn.Module):
 class ResNet18Options:
     """Options of the network."""
 
-    width: int = option(64, "channels of the first convolution", low=1)
+    width: int = option(64, "channels of the first convolution", low=1, high=2**20)
     norm: Norm = option("instance", "instance, batch, group, layer or none")
 
 

@@ -18,7 +18,7 @@ PLAN = ((1,), (2,), (4, 4), (8, 8), (8, 8))
 class VGG11Options:
     """Options of the network."""
 
-    width: int = option(64, "channels of the first convolution", low=1)
+    width: int = option(64, "channels of the first convolution", low=1, high=2**20)
     norm: Norm = option("instance", "instance, batch, group, layer or none")
 
 
