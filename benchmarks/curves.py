@@ -11,7 +11,7 @@ import torch
 
 from potstill.cli.parser import main as potstill
 from potstill.devices import hardware, versions
-from potstill.distillation import run_folder
+from potstill.distillation import checkpoints, run_folder
 
 RESULTS = Path(__file__).parent / "results"
 COMMON = {
@@ -37,7 +37,7 @@ def curve(out: Path, **options: Any) -> list[dict[str, float]]:
     if not (out / "distilled.safetensors").exists():
         words = (
             ["--resume", str(out)]
-            if (out / run_folder.CONFIG).exists()
+            if (out / checkpoints.CONFIG).exists()
             else ["--out", str(out), *words]
         )
         if potstill(["distill", *words]):

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from potstill import load
 from potstill.cli.parser import main as potstill
-from potstill.distillation import run_folder
+from potstill.distillation import checkpoints, run_folder
 from potstill.evaluation.records import EVALUATION, EvaluationRecord, entries
 
 RESULTS = Path(__file__).parent / "results"
@@ -37,7 +37,7 @@ def main() -> None:
     out = known.work / known.name
     words = (
         ["--resume", str(out)]
-        if (out / run_folder.CONFIG).exists()
+        if (out / checkpoints.CONFIG).exists()
         else ["--out", str(out), *options]
     )
     if not (out / "distilled.safetensors").exists() and potstill(["distill", *words]):

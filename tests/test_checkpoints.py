@@ -29,13 +29,15 @@ def test_a_moving_window_resumes_where_it_was(tmp_path):
 def test_all_checkpoints_are_kept_if_wanted_and_the_set_is_the_same(tmp_path):
     potstill.distill(**QUICK, keep_checkpoints=0, out=tmp_path / "run")
     folder = run_folder.RunFolder(tmp_path / "run")
-    assert [path.stem for path in folder.checkpoints] == [
+    assert [path.stem for path in folder.checkpoints.files] == [
         "step-00000004",
         "step-00000008",
         "step-00000012",
     ]
     states = list(
-        folder.states(folder.config(), read(DataConfig()).fingerprint, torch.device("cpu"))
+        folder.checkpoints.states(
+            folder.config(), read(DataConfig()).fingerprint, torch.device("cpu")
+        )
     )
     assert [state.step for state in states] == [4, 8, 12]
     assert not torch.equal(states[0].leaves["0.images"], states[1].leaves["0.images"])
@@ -47,12 +49,12 @@ def test_all_checkpoints_are_kept_if_wanted_and_the_set_is_the_same(tmp_path):
 def test_an_interruption_leaves_no_checkpoint_of_its_own(tmp_path):
     interrupted_run(tmp_path / "run", after=6, keep_checkpoints=0)
     folder = run_folder.RunFolder(tmp_path / "run")
-    assert [path.stem for path in folder.checkpoints] == [
+    assert [path.stem for path in folder.checkpoints.files] == [
         "step-00000004",
         "step-00000006-interrupted",
     ]
     resume(tmp_path / "run")
-    assert [path.stem for path in folder.checkpoints] == [
+    assert [path.stem for path in folder.checkpoints.files] == [
         "step-00000004",
         "step-00000008",
         "step-00000012",
@@ -62,7 +64,7 @@ def test_an_interruption_leaves_no_checkpoint_of_its_own(tmp_path):
 def test_a_damaged_checkpoint_does_not_push_out_a_newer_one(tmp_path):
     interrupted_run(tmp_path / "run", after=8, keep_checkpoints=0)
     folder = run_folder.RunFolder(tmp_path / "run")
-    folder.checkpoints[-1].write_bytes(b"")
+    folder.checkpoints.files[-1].write_bytes(b"")
     seen: list[int] = []
     with pytest.raises(Interrupted):
         resume(
@@ -71,7 +73,7 @@ def test_a_damaged_checkpoint_does_not_push_out_a_newer_one(tmp_path):
                 step=lambda record, steps: seen.append(1), stop=lambda: len(seen) == 2
             ),
         )
-    assert [path.stem for path in folder.checkpoints] == [
+    assert [path.stem for path in folder.checkpoints.files] == [
         "step-00000004",
         "step-00000006-interrupted",
     ]
@@ -79,4 +81,4 @@ def test_a_damaged_checkpoint_does_not_push_out_a_newer_one(tmp_path):
 
 def test_more_checkpoints_may_be_kept_than_there_are(tmp_path):
     potstill.distill(**QUICK, keep_checkpoints=9, out=tmp_path / "run")
-    assert len(run_folder.RunFolder(tmp_path / "run").checkpoints) == 3
+    assert len(run_folder.RunFolder(tmp_path / "run").checkpoints.files) == 3

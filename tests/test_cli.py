@@ -20,7 +20,7 @@ from potstill.cli.parser import main
 from potstill.config.config import DataConfig, options_of_run
 from potstill.config.slots import SLOTS
 from potstill.data import sources
-from potstill.distillation import run_folder
+from potstill.distillation import checkpoints, run_folder
 from potstill.distilled import artefact
 from potstill.distilled.exports import folder_names
 from potstill.evaluation import measuring
@@ -370,7 +370,7 @@ def test_an_own_part_may_have_options_of_any_name(capsys):
 def test_a_run_that_is_not_finished_does_not_evaluate(run, tmp_path, capsys):
     half = tmp_path / "half"
     half.mkdir()
-    (half / run_folder.CONFIG).write_bytes((run / run_folder.CONFIG).read_bytes())
+    (half / checkpoints.CONFIG).write_bytes((run / checkpoints.CONFIG).read_bytes())
     sentence = told(capsys, "evaluate", half)
     assert (
         sentence

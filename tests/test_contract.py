@@ -332,7 +332,7 @@ def test_a_strangers_method_distils_resumes_boosts_evaluates_reports_and_exports
     steps: list[int] = []
     with pytest.raises(KeyboardInterrupt):  # between checkpoints, as a kill would
         potstill.distill(**QUICK, out=cut, listener=potstill_listener(steps, 10))
-    assert [path.stem for path in run_folder.RunFolder(cut).checkpoints] == [
+    assert [path.stem for path in run_folder.RunFolder(cut).checkpoints.files] == [
         "step-00000004",
         "step-00000008",
     ]

@@ -35,7 +35,9 @@ def test_every_place_is_measured_at_its_own_state(run):
     assert [one.step for one in found] == [0, 4, 8, 12]
     folder, dataset = run_folder.RunFolder(run), read(DataConfig())
     setup = Setup.of(folder.config(), dataset, None, SILENT)
-    _, state, _ = folder.states(folder.resolved_config(), dataset.fingerprint, torch.device("cpu"))
+    _, state, _ = folder.checkpoints.states(
+        folder.resolved_config(), dataset.fingerprint, torch.device("cpu")
+    )
     stage = setup.stage(state)
     images, targets = state.leaves["0.images"], state.leaves["0.targets"]
     examples = Examples(images, targets, stage.labels, 0, True)

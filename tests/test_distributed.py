@@ -18,7 +18,7 @@ from test_runs import bytes_of, flags, interrupted_run
 import potstill
 from potstill.cli.parser import main
 from potstill.config.config import configuration
-from potstill.distillation import run_folder
+from potstill.distillation import checkpoints, run_folder
 from potstill.distillation.setup import check_dealt
 from potstill.distributed.link import VARIABLES
 from potstill.distributed.ranks import ALONE, Ranks
@@ -166,7 +166,7 @@ def test_a_signal_stops_all_ranks_after_one_step_and_the_run_goes_on(alone, tmp_
     steps = [record.step for record in run_folder.RunFolder(out).records()]
     assert f"potstill: interrupted after outer step {steps[-1]};" in errors
     assert f"step-{steps[-1]:08d}-interrupted" in {
-        path.stem for path in (out / run_folder.CHECKPOINTS).iterdir()
+        path.stem for path in (out / checkpoints.CHECKPOINTS).iterdir()
     }
     potstill.resume(out)
     assert bytes_of(out) == bytes_of(alone)
@@ -189,7 +189,8 @@ def test_a_dead_rank_ends_the_others_with_one_sentence(tmp_path):
     run = run_folder.RunFolder(out)
     config = run.resolved_config()
     fingerprint = run.preparation()[1]["data"].whole_identity
-    assert run.newest(config, fingerprint, torch.device("cpu"), said.append).step % 5 == 0
+    known = config, fingerprint, torch.device("cpu"), said.append
+    assert run.checkpoints.newest(*known).step % 5 == 0
     assert not said
 
 

@@ -16,9 +16,10 @@ from test_runs import QUICK, bytes_of, command, flags, interrupted_run
 
 import potstill
 from potstill.cli.parser import main
-from potstill.distillation import run_folder
+from potstill.distillation import checkpoints, run_folder
+from potstill.distillation.checkpoints import CHECKPOINTS, CONFIG
 from potstill.distillation.replacing import REPLACED
-from potstill.distillation.run_folder import CHECKPOINTS, CONFIG, WRITTEN, RunFolder
+from potstill.distillation.run_folder import WRITTEN, RunFolder
 from potstill.progress import Listener
 
 
@@ -176,7 +177,7 @@ def test_a_signal_saves_and_the_exit_code_tells_which(name, code, old, tmp_path)
     assert time.monotonic() - began < 10
     assert process.returncode == code
     assert f"potstill distill --resume {out}" in errors
-    assert RunFolder(out).checkpoints[-1].stem.endswith(run_folder.INTERRUPTED)
+    assert RunFolder(out).checkpoints.files[-1].stem.endswith(checkpoints.INTERRUPTED)
 
 
 def test_out_of_memory_on_a_cpu_is_one_sentence_with_a_way_out(tmp_path):

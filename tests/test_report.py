@@ -16,7 +16,7 @@ from test_runs import QUICK, interrupted_run
 
 import potstill
 from potstill.cli.parser import main
-from potstill.distillation import run_folder
+from potstill.distillation import checkpoints, run_folder
 from potstill.distilled import artefact
 from potstill.distilled.blocks import Block
 from potstill.distilled.sets import DistilledSet
@@ -215,7 +215,7 @@ def test_an_unfinished_run_says_so_and_how_to_go_on(places, tmp_path):
     assert len(page.all("img")) == 20
     bare = tmp_path / "going"
     shutil.copytree(places / "going", bare)
-    shutil.rmtree(bare / run_folder.CHECKPOINTS)
+    shutil.rmtree(bare / checkpoints.CHECKPOINTS)
     (bare / run_folder.METRICS).unlink()
     page = report(tmp_path / "report.html", bare)
     assert "Unfinished: 0 of 12 steps." in page.text
@@ -296,7 +296,7 @@ def test_what_is_passed_on_holds_no_path_of_the_machine(places, tmp_path, monkey
     assert "Sourcefolder photos" in page.text
     assert 'data = "folder:photos"' in page.text
     assert 'cache_dir = "kept"' in page.text
-    assert str(data) in (run / run_folder.CONFIG).read_text()  # resuming needs it
+    assert str(data) in (run / checkpoints.CONFIG).read_text()  # resuming needs it
     monkeypatch.chdir(tmp_path)
     write_report([run], tmp_path / "here.html")
     assert "potstill evaluate run --nets" in Page(tmp_path / "here.html").text
@@ -390,7 +390,7 @@ def test_bad_arguments_get_one_clear_sentence(places, copy, tmp_path):
         ("[data]\nx = 1", "unknown key 'x'"),
         ("[data]", 'still holds "auto"'),
     ):
-        (copy / run_folder.CONFIG).write_text(text)
+        (copy / checkpoints.CONFIG).write_text(text)
         with pytest.raises(InputError, match=message):
             write_report([copy], out)
 

@@ -20,7 +20,7 @@ from potstill.cli.parser import main
 from potstill.config.config import QUICK as QUICK_OPTIONS
 from potstill.config.config import configuration, options_from_file, options_of_run, quick_options
 from potstill.config.durations import in_words, seconds_of
-from potstill.distillation import forecasts, run_folder
+from potstill.distillation import checkpoints, forecasts, run_folder
 from potstill.distillation.forecasts import Forecast, forecast
 from potstill.distillation.outer import Interrupted
 from potstill.distilled import artefact
@@ -158,7 +158,7 @@ def test_ctrl_c_finishes_the_step_saves_and_says_how_to_resume(long_run, tmp_pat
     assert process.returncode == 130
     assert f"go on with `potstill distill --resume {out}`" in errors
     assert "Traceback" not in errors
-    saved = sorted((out / run_folder.CHECKPOINTS).iterdir())
+    saved = sorted((out / checkpoints.CHECKPOINTS).iterdir())
     steps = [record.step for record in run_folder.RunFolder(out).records()]
     assert saved[-1].name.startswith(f"step-{steps[-1]:08d}")
     subprocess.run(command("distill", "--resume", out), check=True, capture_output=True)
@@ -181,7 +181,7 @@ def resume(out: Path, **how) -> potstill.DistilledSet:
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(undisturbed, tmp_path):
     interrupted_run(tmp_path / "run", after=9)
-    newest = sorted((tmp_path / "run" / run_folder.CHECKPOINTS).iterdir())[-1]
+    newest = sorted((tmp_path / "run" / checkpoints.CHECKPOINTS).iterdir())[-1]
     newest.write_bytes(newest.read_bytes()[:-3])
     said: list[str] = []
     resume(tmp_path / "run", listener=Listener(say=said.append))
@@ -194,7 +194,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(undisturbed, tmp_path
 
 def test_no_checkpoint_yet_starts_anew(undisturbed, tmp_path):
     interrupted_run(tmp_path / "run", after=2)
-    for path in (tmp_path / "run" / run_folder.CHECKPOINTS).iterdir():
+    for path in (tmp_path / "run" / checkpoints.CHECKPOINTS).iterdir():
         path.unlink()
     resume(tmp_path / "run")
     assert bytes_of(tmp_path / "run") == bytes_of(undisturbed)
@@ -238,8 +238,8 @@ def test_a_resumed_run_takes_the_preprocessing_that_was_fitted(tmp_path, monkeyp
     interrupted_run(tmp_path / "run", after=5)
     interrupted_run(tmp_path / "changed", after=2)
     # As if it was killed before the first.
-    shutil.rmtree(tmp_path / "changed" / run_folder.CHECKPOINTS)
-    config = tmp_path / "changed" / run_folder.CONFIG
+    shutil.rmtree(tmp_path / "changed" / checkpoints.CHECKPOINTS)
+    config = tmp_path / "changed" / checkpoints.CONFIG
     config.write_text(
         config.read_text().replace("zca_regularization = 0.1", "zca_regularization = 0.2")
     )
@@ -268,7 +268,7 @@ def test_a_run_folder_tells_all(undisturbed):
         "distilled.png",
         ".lock",
     }
-    config = configuration(options_from_file(undisturbed / run_folder.CONFIG))
+    config = configuration(options_from_file(undisturbed / checkpoints.CONFIG))
     assert run_folder.RunFolder(undisturbed).resolved_config() == config  # which refuses an "auto"
     records = run_folder.RunFolder(undisturbed).records()
     lines = [
@@ -289,7 +289,7 @@ def test_a_run_folder_tells_all(undisturbed):
     assert [record.step for record in records if record.validation] == [3, 6, 9, 12]
     assert set(lines[2]["validation"]) == {"mean", "std", "n"}
     assert (
-        len(list((undisturbed / run_folder.CHECKPOINTS).iterdir()))
+        len(list((undisturbed / checkpoints.CHECKPOINTS).iterdir()))
         == config.outer.keep_checkpoints
         == 2
     )
@@ -309,7 +309,7 @@ def test_the_best_validated_set_is_the_one_kept(undisturbed):
 def test_the_complete_configuration_repeats_the_run(undisturbed, tmp_path):
     out = tmp_path / "run"
     subprocess.run(
-        command("distill", "--config", undisturbed / run_folder.CONFIG, "--out", out),
+        command("distill", "--config", undisturbed / checkpoints.CONFIG, "--out", out),
         check=True,
         capture_output=True,
     )
@@ -340,7 +340,7 @@ def test_overwriting_replaces_the_run_and_keeps_foreign_files(tmp_path):
     interrupted_run(tmp_path / "run", after=6)
     (tmp_path / "run" / "mine.txt").write_text("keep")
     potstill.distill(**{**QUICK, "steps": 3}, out=tmp_path / "run", overwrite=True)
-    assert [path.name for path in (tmp_path / "run" / run_folder.CHECKPOINTS).iterdir()] == [
+    assert [path.name for path in (tmp_path / "run" / checkpoints.CHECKPOINTS).iterdir()] == [
         "step-00000003.safetensors"
     ]
     assert len(run_folder.RunFolder(tmp_path / "run").records()) == 3
@@ -355,8 +355,8 @@ def test_a_full_disk_ends_the_run_with_a_sentence_and_the_checkpoints_stay(tmp_p
         "(int(sys.argv[1]), resource.RLIM_INFINITY)); sys.exit(main(sys.argv[2:]))"
     )
     interrupted_run(out, after=6)
-    size = max(path.stat().st_size for path in (out / run_folder.CHECKPOINTS).iterdir())
-    before = {path.name: path.read_bytes() for path in (out / run_folder.CHECKPOINTS).iterdir()}
+    size = max(path.stat().st_size for path in (out / checkpoints.CHECKPOINTS).iterdir())
+    before = {path.name: path.read_bytes() for path in (out / checkpoints.CHECKPOINTS).iterdir()}
     result = subprocess.run(
         [sys.executable, "-c", script, str(size // 2), "distill", "--resume", str(out)],
         capture_output=True, text=True, check=False,
@@ -365,7 +365,7 @@ def test_a_full_disk_ends_the_run_with_a_sentence_and_the_checkpoints_stay(tmp_p
     assert "potstill: error: cannot write" in result.stderr
     assert "Traceback" not in result.stderr
     assert {
-        path.name: path.read_bytes() for path in (out / run_folder.CHECKPOINTS).iterdir()
+        path.name: path.read_bytes() for path in (out / checkpoints.CHECKPOINTS).iterdir()
     } == before
     resume(out)
 
@@ -592,9 +592,9 @@ def test_two_processes_do_not_work_on_one_run(tmp_path):
 
 
 def edit(run: Path, old: str, new: str) -> None:
-    text = (run / run_folder.CONFIG).read_text()
+    text = (run / checkpoints.CONFIG).read_text()
     assert old in text
-    (run / run_folder.CONFIG).write_text(text.replace(old, new))
+    (run / checkpoints.CONFIG).write_text(text.replace(old, new))
 
 
 def test_a_resumed_run_keeps_its_options_but_may_go_on_for_longer(tmp_path):
@@ -618,7 +618,7 @@ def test_a_resumed_run_keeps_its_options_but_may_go_on_for_longer(tmp_path):
 
 def test_a_run_whose_checkpoints_are_all_damaged_is_not_started_over_unasked(tmp_path):
     interrupted_run(tmp_path / "run", after=9)
-    for path in (tmp_path / "run" / run_folder.CHECKPOINTS).iterdir():
+    for path in (tmp_path / "run" / checkpoints.CHECKPOINTS).iterdir():
         path.write_bytes(path.read_bytes()[:-1])
     before = (tmp_path / "run" / run_folder.METRICS).read_text()
     with pytest.raises(

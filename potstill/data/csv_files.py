@@ -98,6 +98,7 @@ def table_of(file: Place) -> "pa.Table":
         content = file.read_bytes().removeprefix(codecs.BOM_UTF8)
         if b"\0" in content[:1000]:
             raise ValueError("it is not UTF-8 text")
+        content.decode()  # in bad rows pyarrow does not tell what is no UTF-8
         if not re.search(rb"[\r\n]", content.rstrip()):
             raise InputError(f"{file} must hold rows below its heading line, it has none")
         heading = next(io.StringIO(content.split(b"\n", 1)[0].decode(), newline=""), "")

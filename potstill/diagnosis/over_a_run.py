@@ -129,7 +129,7 @@ def diagnose_run(
     folder.require_data(dataset.identity)
     setup = Setup.of(config, dataset, model, listener, folder.fitted(config, dataset.identity))
     # Other data are told first.
-    next(folder.states(setup.config, dataset.identity, setup.device), None)
+    next(folder.checkpoints.states(setup.config, dataset.identity, setup.device), None)
     weights = setup.real.weights
     most = len(setup.real.train) if weights is None else int((weights > 0).sum())
     if noise.samples * noise.size > most:
@@ -144,8 +144,8 @@ def diagnose_run(
         )
     stage = setup.stage(None)
     first = setup.begin(stage, setup.make_method(stage, Carried()))
-    kept = folder.states(setup.config, dataset.identity, setup.device)
-    places = 1 + len(folder.checkpoints)
+    kept = folder.checkpoints.states(setup.config, dataset.identity, setup.device)
+    places = 1 + len(folder.checkpoints.files)
     for done, state in enumerate(itertools.chain([first], kept)):
         stage = setup.stage(state)
         method = setup.make_method(stage, state.carried)

@@ -4,16 +4,13 @@ It holds config.toml, metrics.jsonl, checkpoints/, distilled.safetensors, distil
 evaluation.json.
 """
 
-import math
-import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import filelock
-import torch
 from torch import Tensor
 
 from potstill import files
@@ -31,8 +28,13 @@ from potstill.config.sections import STARTED, DataConfig
 from potstill.data.preparation import RealData, cut_of
 from potstill.data.preprocessing import Preprocess, restored
 from potstill.distillation.boosting import made_blocks
-from potstill.distillation.checkpoints import identity, pack, steps_done, unpack
-from potstill.distillation.outer import OuterState
+from potstill.distillation.checkpoints import (
+    CHECKPOINTS,
+    CONFIG,
+    Checkpoints,
+    refuse_data,
+    unpack,
+)
 from potstill.distillation.replacing import REPLACED, UNFINISHED, put_back, set_aside, sweep
 from potstill.distilled import artefact
 from potstill.distilled.recipes import Recipe
@@ -44,15 +46,13 @@ from potstill.records.metadata import DataRecord, SetMetadata
 from potstill.records.metrics import StepRecord
 from potstill.records.plain import Unreadable, dump, parse
 
-CONFIG, METRICS, CHECKPOINTS, PICTURE, REPORT = (
-    "config.toml", "metrics.jsonl", "checkpoints", "distilled.png", "report.html",
-)  # fmt: skip
-TABLE = "distilled.csv"
+METRICS, PICTURE, TABLE, REPORT = (
+    "metrics.jsonl",
+    "distilled.png",
+    "distilled.csv",
+    "report.html",
+)
 LOCK, PREPARATION = ".lock", "preparation.safetensors"
-INTERRUPTED = "-interrupted"
-"""Suffix of a checkpoint that was written at an interruption, not on schedule."""
-CHECKPOINT = re.compile(rf"step-\d{{8}}(?:{INTERRUPTED})?\.safetensors")
-"""The name of a checkpoint; others among them are not ours."""
 MARK = "# potstill"
 """How the configuration of a run begins."""
 WRITTEN = (
@@ -70,10 +70,6 @@ WRITTEN = (
 """What a run writes in its folder, beside its configuration."""
 
 
-class Damaged(InputError):
-    """A checkpoint that is incomplete or corrupt."""
-
-
 class RunFolder:
     """One run on disk.
 
@@ -82,6 +78,7 @@ class RunFolder:
 
     def __init__(self, path: Path):
         self.path = path
+        self.checkpoints = Checkpoints(path)
 
     @classmethod
     def create(
@@ -273,14 +270,7 @@ class RunFolder:
         if known is None and self.finished:
             known = artefact.load(self.path).metadata.data
         if known and known.whole_identity != identity:
-            self.refuse_data()
-
-    def refuse_data(self) -> NoReturn:
-        """Raise the InputError for other data."""
-        raise InputError(
-            f"the run in {self.path} was started with other data or weights; give it those again "
-            "(arrays, of weights as well, in Python to potstill.resume)"
-        )
+            refuse_data(self.path)
 
     def snapshot(self) -> DistilledSet | None:
         """Return an unfinished run's set at its newest complete checkpoint, or None."""
@@ -288,7 +278,7 @@ class RunFolder:
         if not known:
             return None
         config, names = self.config(), tuple(known["class_names"])
-        for path in reversed(self.checkpoints):
+        for path in reversed(self.checkpoints.files):
             try:
                 state = unpack(*files.load_tensors(path, "checkpoint"))
             except InputError:
@@ -326,11 +316,6 @@ class RunFolder:
         """Whether the distilled set is in the folder."""
         return (self.path / artefact.ARTEFACT).is_file()
 
-    @property
-    def newest_step(self) -> int:
-        """Outer steps of the whole run up to the newest checkpoint; 0 without one."""
-        return max(map(step_of, self.checkpoints), default=0)
-
     def complete(self, config: Given | Resolved) -> bool:
         """Return whether the set is there and the run has taken all the steps of `config`.
 
@@ -342,7 +327,7 @@ class RunFolder:
                 f"the {CONFIG} of the run in {self.path} must say its steps, it does not; put the "
                 "file back, or start a new run"
             )
-        return self.finished and self.newest_step >= config.all_steps
+        return self.finished and self.checkpoints.newest_step >= config.all_steps
 
     def write_config(self, config: Resolved) -> None:
         """Write the configuration, over that of before if there is one."""
@@ -400,122 +385,4 @@ class RunFolder:
         """Cut the log after `step`, from which a resumed run starts, and drop later checkpoints."""
         kept = [record.line for record in self.records() if record.step <= step]
         files.write(self.path / METRICS, "".join(kept))
-        for path in self.checkpoints:
-            if step_of(path) > step:
-                path.unlink(missing_ok=True)
-
-    def save(self, state: OuterState, config: Resolved, fingerprint: str) -> None:
-        """Write a checkpoint and drop those that are not to be kept.
-
-        Where all checkpoints are kept, one written at an interruption is dropped once the run has
-        gone on: an interruption must leave no trace in the run's course.
-        """
-        tensors, meta = pack(state)
-        outer, folder = config.outer, self.path / CHECKPOINTS
-        meta |= {"config": identity(config), "data": fingerprint}
-        due = state.step % outer.checkpoint_every == 0 or state.step == outer.steps
-        written = (
-            folder / f"step-{steps_done(state, config):08d}{'' if due else INTERRUPTED}.safetensors"
-        )
-        try:
-            files.save_tensors(written, tensors, "checkpoint", meta)
-        except InputError as error:
-            raise InputError(f"{error}; make room, then go on with --resume {self.path}") from error
-        others = [path for path in self.checkpoints if path != written]
-        kept = outer.keep_checkpoints
-        for old in (
-            others[: max(0, len(others) + 1 - kept)]
-            if kept
-            else [path for path in others if path.stem.endswith(INTERRUPTED)]
-        ):
-            old.unlink(missing_ok=True)
-
-    def newest(
-        self,
-        config: Resolved,
-        fingerprint: str,
-        device: torch.device,
-        say: Callable[[str], None],
-        *,
-        below: float = math.inf,
-    ) -> OuterState | None:
-        """Return the state of the newest complete checkpoint; None if there is no checkpoint yet.
-
-        Args:
-            config: the run's options.
-            fingerprint: hash of the data.
-            device: of the tensors.
-            say: receives a sentence on each damaged checkpoint.
-            below: checkpoints of this outer step and later ones are left out.
-        Raises:
-            InputError: all are damaged, or they were made with other data or other options.
-        """
-        known = [path for path in self.checkpoints if step_of(path) < below]
-        for path in reversed(known):
-            try:
-                return self.state(path, config, fingerprint, device)
-            except Damaged as error:
-                say(f"{error}; trying the checkpoint before")
-        if known:
-            raise InputError(
-                f"every checkpoint of the run in {self.path} is damaged; start it anew with "
-                "--overwrite"
-            )
-        return None
-
-    def states(
-        self, config: Resolved, fingerprint: str, device: torch.device
-    ) -> Iterator[OuterState]:
-        """Yield the state of every kept checkpoint, in order.
-
-        Raises:
-            InputError: as for `newest`, and if one is damaged.
-        """
-        for path in self.checkpoints:
-            yield self.state(path, config, fingerprint, device)
-
-    @property
-    def checkpoints(self) -> list[Path]:
-        """The files of the kept checkpoints, in order."""
-        found = (self.path / CHECKPOINTS).glob("step-*.safetensors")
-        return sorted(path for path in found if CHECKPOINT.fullmatch(path.name))
-
-    def state(
-        self, path: Path, config: Resolved, fingerprint: str, device: torch.device
-    ) -> OuterState:
-        """Read the state in a checkpoint.
-
-        Args:
-            path: the file.
-            config: the run's options.
-            fingerprint: hash of the data.
-            device: of the tensors.
-        Raises:
-            Damaged: it is not whole.
-            InputError: it was made with other data or other options.
-        """
-        try:
-            tensors, meta = files.load_tensors(path, "checkpoint")
-        except InputError as error:
-            raise Damaged(str(error)) from error
-        if meta["data"] != fingerprint:
-            self.refuse_data()
-        recorded, known = meta["config"], identity(config)
-        for name in sorted({*recorded, *known}):
-            before, now = recorded.get(name), known.get(name)
-            if before != now:
-                raise InputError(
-                    f"{name} of the run in {self.path} was {before}, its {CONFIG} now says {now}; "
-                    "put it back, or start a new run"
-                )
-        if meta["step"] > config.outer.steps:
-            raise InputError(
-                f"steps must be at least the {meta['step']} done by the run in {self.path}, got "
-                f"{config.outer.steps}"
-            )
-        return unpack({name: tensor.to(device) for name, tensor in tensors.items()}, meta)
-
-
-def step_of(checkpoint: Path) -> int:
-    """Return the outer step of the whole run that a checkpoint's name tells."""
-    return int(checkpoint.stem.split("-")[1])
+        self.checkpoints.forget_after(step)

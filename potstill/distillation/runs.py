@@ -120,9 +120,10 @@ def resumed_run(
             f"the run in {path} is finished; evaluate it with `potstill evaluate {path}`, or go on "
             f"with --steps above {planned.outer.steps}"
         )
-    if planned.outer.steps != config.outer.steps and folder.newest_step >= config.all_steps:
+    done = folder.checkpoints.newest_step
+    if planned.outer.steps != config.outer.steps and done >= config.all_steps:
         raise InputError(
-            f"steps must be above the {folder.newest_step} done by the run in {path}, got "
+            f"steps must be above the {done} done by the run in {path}, got "
             f"{config.outer.steps}; `potstill finish {path}` makes the set as it is"
         )
     began = time.perf_counter() - sum(record.seconds or 0.0 for record in folder.records())
@@ -133,9 +134,9 @@ def resumed_run(
         setup = Setup.of(config, dataset, model, listener, fitted, ranks)
         below = undue_validation(planned, setup.config)
         known = setup.config, dataset.identity, setup.device, listener.say
-        state = folder.newest(*known, below=below)
-        if state is None and folder.checkpoints:
-            state = folder.newest(*known)
+        state = folder.checkpoints.newest(*known, below=below)
+        if state is None and folder.checkpoints.files:
+            state = folder.checkpoints.newest(*known)
             listener.say(
                 f"step {below} was validated as the last one, which a longer run would not do: the "
                 "set may be another than that of a run with so many steps from its start"
@@ -200,7 +201,9 @@ def finished_early(
     with folder.locked():
         folder.require_data(dataset.identity)
         setup = Setup.of(config, dataset, model, listener, folder.fitted(config, dataset.identity))
-        state = folder.newest(setup.config, dataset.identity, setup.device, listener.say)
+        state = folder.checkpoints.newest(
+            setup.config, dataset.identity, setup.device, listener.say
+        )
         if state is None or state.best is None:
             raise InputError(
                 f"the run in {path} was not validated yet, which chooses its set; go on with "
@@ -335,7 +338,7 @@ def run_stage(
     def save(state: OuterState) -> None:
         if folder:
             own = as_done(config, ended) if ended else config
-            folder.save(state, own, setup.real.identity)
+            folder.checkpoints.save(state, own, setup.real.identity)
         setup.ranks.wait()  # none goes on, or says that it stopped, before the state is safe
 
     def refresh(state: OuterState) -> tuple[OuterState, OnBlocks] | None:

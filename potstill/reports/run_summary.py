@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from potstill.config.config import Given
-from potstill.distillation import run_folder
+from potstill.distillation import checkpoints, run_folder
 from potstill.distillation.run_folder import RunFolder
 from potstill.distilled import artefact
 from potstill.distilled.sets import DistilledSet
@@ -257,7 +257,7 @@ def read_run(path: Path, name: str) -> RunSummary:
     config = folder.config()
     if "auto" in (config.outer.steps, config.preprocessing.name):
         raise InputError(
-            f'{path / run_folder.CONFIG} still holds "auto": it was not written by a run; distill '
+            f'{path / checkpoints.CONFIG} still holds "auto": it was not written by a run; distill '
             "with it first"
         )
     notes: list[str] = []
@@ -273,7 +273,7 @@ def read_run(path: Path, name: str) -> RunSummary:
         log,
         read_measured(folder, distilled, notes),
         notes,
-        date(path / run_folder.CONFIG),
+        date(path / checkpoints.CONFIG),
         date(newest) if newest.exists() else None,
     )
 

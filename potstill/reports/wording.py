@@ -15,7 +15,7 @@ from potstill.config.durations import in_words
 from potstill.config.options import declared
 from potstill.data.layouts import listed
 from potstill.data.splits import Shape
-from potstill.distillation.run_folder import CONFIG
+from potstill.distillation.checkpoints import CONFIG
 from potstill.distilled.artefact import ARTEFACT, file_words
 from potstill.evaluation.records import worse_than_random
 from potstill.parameterisations.base import FLOAT_BYTES

@@ -59,7 +59,9 @@ class Subject:
     def course(self) -> Iterator[tuple[int, DistilledSet]]:
         """Yield (outer steps done, the set at that step) for every kept checkpoint, in order."""
         config, one = self.folder.resolved_config(), self.distilled.blocks[0].parameterisation
-        for state in self.folder.states(config, self.workplace.dataset.identity, self.bench.device):
+        for state in self.folder.checkpoints.states(
+            config, self.workplace.dataset.identity, self.bench.device
+        ):
             blocks = made_blocks({**state.carried.earlier, **state.leaves}, one)
             yield steps_done(state, config), self.distilled.with_blocks(blocks)
 
