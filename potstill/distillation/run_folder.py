@@ -4,7 +4,9 @@ It holds config.toml, metrics.jsonl, checkpoints/, distilled.safetensors, distil
 evaluation.json.
 """
 
+import errno
 import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -52,7 +54,9 @@ METRICS, PICTURE, TABLE, REPORT = (
     "distilled.csv",
     "report.html",
 )
-LOCK, PREPARATION = ".lock", "preparation.safetensors"
+LOCK, LOCKED, PREPARATION = ".lock", ".locked", "preparation.safetensors"
+NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK)
+"""What a file system without locks says."""
 MARK = "# potstill"
 """How the configuration of a run begins."""
 WRITTEN = (
@@ -124,13 +128,7 @@ class RunFolder:
     def check_free(cls, path: Path, *, overwrite: bool = False) -> None:
         """Raise an InputError if `path` holds anything, except a run that is to be overwritten."""
         cls(path).recover()
-        occupied = path.exists() and (
-            not path.is_dir()
-            or any(
-                entry.name != LOCK and not UNFINISHED.fullmatch(entry.name)
-                for entry in path.iterdir()
-            )
-        )
+        occupied = path.exists() and (not path.is_dir() or not all(map(is_left, path.iterdir())))
         if occupied and not cls(path).is_run:
             raise InputError(
                 f"{path} exists and is no run of potstill; choose another folder with --out"
@@ -165,14 +163,7 @@ class RunFolder:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keep every other process out of the run; raise an InputError if another is in it."""
-        lock = filelock.FileLock(self.path / LOCK)
-        try:
-            lock.acquire(timeout=0)
-        except filelock.Timeout as error:
-            raise InputError(
-                f"another process works on the run in {self.path}; wait for it or choose another "
-                "--out"
-            ) from error
+        lock = locked_by(self.path)
         try:
             yield
         finally:
@@ -386,3 +377,41 @@ class RunFolder:
         kept = [record.line for record in self.records() if record.step <= step]
         files.write(self.path / METRICS, "".join(kept))
         self.checkpoints.forget_after(step)
+
+
+def is_left(entry: Path) -> bool:
+    """Return whether a kill or a full disk may have left this before the configuration was there.
+
+    That is what `RunFolder.create` writes before it: such a folder holds no run yet.
+    """
+    if entry.name == CHECKPOINTS:
+        return entry.is_dir() and not any(entry.iterdir())
+    return entry.name in (LOCK, LOCKED, STARTED) or bool(UNFINISHED.fullmatch(entry.name))
+
+
+def locked_by(run: Path) -> filelock.BaseFileLock:
+    """Return the lock of a run's folder, which this process holds from now on.
+
+    Where a file system has no locks (some of clusters), that a file is there is the lock.
+
+    Raises:
+        InputError: another process holds it.
+    """
+    lock: filelock.BaseFileLock = filelock.FileLock(run / LOCK)
+    try:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # filelock's, that there are no locks
+                lock.acquire(timeout=0)
+        except (NotImplementedError, OSError) as error:
+            if isinstance(error, OSError) and error.errno not in NO_LOCKS:
+                raise
+            lock = filelock.SoftFileLock(run / LOCKED)
+            lock.acquire(timeout=0)
+    except filelock.Timeout as error:
+        lasting = isinstance(lock, filelock.SoftFileLock)
+        hint = f", or remove {lock.lock_file} if it was killed" if lasting else ""
+        raise InputError(
+            f"another process works on the run in {run}; wait for it or choose another --out{hint}"
+        ) from error
+    return lock

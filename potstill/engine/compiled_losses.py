@@ -28,7 +28,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from potstill.engine.fusible import Fusible
 from potstill.engine.losses import Batch, Eager, FlatModel, Products
-from potstill.errors import let_memory_pass
+from potstill.errors import first_line, let_memory_pass
 
 aten = torch.ops.aten
 CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
@@ -220,8 +220,11 @@ class CompiledNetwork:
                 result = function(*arguments)
             except Exception as error:  # the compiler or the C++ compiler behind it, in many forms
                 let_memory_pass(error)
+                full = "No space left" in str(error)
                 raise CannotCompile(
-                    f"the compiler fails ({type(error).__name__}: {str(error).splitlines()[0]})"
+                    "the folder of temporary files is full (make room, or set TMPDIR)"
+                    if full
+                    else f"the compiler fails ({type(error).__name__}: {first_line(error)})"
                 ) from error
         self.functions[key] = function
         self.compilations, self.seconds = (
