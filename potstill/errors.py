@@ -1,6 +1,7 @@
 """What is said of bad input: the error, its words, and memory that ran out."""
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -41,6 +42,12 @@ CALLED_ELSEWHERE = {
 """What other tools and papers call it -> what it is called here."""
 LONGEST = 300
 """Characters of an error of somebody else's that are passed on."""
+MEMORY_RAN_OUT = re.compile(
+    "out of memory|not enough memory|can(no|')t allocate|bad_alloc"
+    "|failed to map segment"  # of a library that is imported
+    "|could not create a primitive(?! descriptor)",  # oneDNN's word for it
+    re.IGNORECASE,
+)
 LONGEST_SHOWN = 1500
 """Characters of a sentence."""
 CUTOFF = 0.65
@@ -85,9 +92,7 @@ def visible(text: str) -> str:
 
 def out_of_memory(error: BaseException) -> bool:
     """Return whether an error says that memory ran out, on any device."""
-    return isinstance(error, MemoryError) or any(
-        phrase in str(error) for phrase in ("out of memory", "not enough memory", "can't allocate")
-    )
+    return isinstance(error, MemoryError) or bool(MEMORY_RAN_OUT.search(str(error)))
 
 
 def let_memory_pass(error: BaseException) -> None:

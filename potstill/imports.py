@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from potstill.errors import InputError, near_miss
+from potstill.errors import InputError, let_memory_pass, near_miss
 
 TRUST = "POTSTILL_TRUST"
 """The environment variable that holds more trusted packages and names, with commas between them."""
@@ -62,6 +62,7 @@ def import_object(path: str) -> Any:
     try:
         loaded = importlib.import_module(module)
     except (Exception, SystemExit) as error:  # a user's module may fail in any way
+        let_memory_pass(error)
         raise InputError(
             f"cannot import {module!r} of {path!r}: {type(error).__name__}: {error}"
         ) from error

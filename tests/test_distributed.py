@@ -184,7 +184,6 @@ def test_a_dead_rank_ends_the_others_with_one_sentence(tmp_path):
     assert len(told) == 1
     assert told[0].startswith("potstill: error: rank 1 of 2 is gone")
     assert told[0].endswith(f"; go on with `potstill distill --resume {out}`")
-    assert "exitcode  : 2 " in errors  # torchrun's report of rank 0
     said: list[str] = []
     run = run_folder.RunFolder(out)
     config = run.resolved_config()

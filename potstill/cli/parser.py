@@ -38,6 +38,9 @@ from potstill.registry import (
 )
 
 EXIT_INPUT, EXIT_INTERRUPTED = 2, 130
+OUT_OF_MEMORY = (
+    "out of memory; lower --micro-batch, --width, --real-batch or --ipc, or use --storage mapped"
+)
 SHARED = ("distill", "evaluate")
 """Commands that several ranks can share."""
 
@@ -69,13 +72,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        return fail(f"cannot access {error.filename or 'a file'}: {error.strerror or error}")
-    except (RuntimeError, MemoryError) as error:
         if out_of_memory(error):
-            return fail(
-                "out of memory; lower --micro-batch, --width, --real-batch or --ipc, or use "
-                "--storage mapped"
-            )
+            return fail(OUT_OF_MEMORY)
+        return fail(f"cannot access {error.filename or 'a file'}: {error.strerror or error}")
+    except (RuntimeError, MemoryError, ImportError) as error:
+        if out_of_memory(error):
+            return fail(OUT_OF_MEMORY)
         raise
 
 

@@ -19,7 +19,7 @@ from typing import IO, Any
 
 from potstill.data.places import Member, Place, Stored, Tree
 from potstill.data.walking import LeftOut
-from potstill.errors import InputError, first_line
+from potstill.errors import InputError, first_line, let_memory_pass
 
 COMPRESSED: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"\xfd7zXZ": lzma.open, b"BZh": bz2.open}
 """First bytes of a compressed file -> what opens it."""
@@ -66,6 +66,7 @@ def archive_errors(path: Path, name: str = "") -> Iterator[None]:
     except (InputError, MemoryError):
         raise
     except Exception as error:  # a damaged one makes the libraries raise anything: no closed list
+        let_memory_pass(error)
         inner = f"/{name}" if name else ""
         raise InputError(
             f"cannot read {path}{inner}: {first_line(error)}; it must be a whole zip or tar: "

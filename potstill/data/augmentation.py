@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from potstill.data.splits import Shape, kind_of, require_kind
-from potstill.errors import InputError
+from potstill.errors import InputError, let_memory_pass
 from potstill.registry import AUGMENTATIONS
 
 ROTATION = math.radians(15)
@@ -99,6 +99,7 @@ def check_operations(operations: tuple[str, ...], shape: Shape, way_out: str) ->
         try:
             changed = operation(torch.zeros(2, *shape), torch.full((2, 4), 0.5))
         except Exception as error:  # a user's own may fail in any way
+            let_memory_pass(error)
             raise InputError(
                 f"augmentation {name} fails on a batch of shape {(2, *shape)}: "
                 f"{type(error).__name__}: {error}"

@@ -25,7 +25,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from potstill.data.places import Place, stamp
 from potstill.data.splits import Arrays, chunk_size
-from potstill.errors import InputError
+from potstill.errors import InputError, let_memory_pass
 from potstill.records.plain import Unreadable, dump, parse
 
 PADDED_SIDE, UNPADDED_SIDE = 32, 28
@@ -118,6 +118,7 @@ def reading(name: str, source: Path | bytes) -> Iterator[Image.Image]:
         raise
     # A broken file makes Pillow raise ValueError, SyntaxError, RuntimeError, ...: no closed list.
     except Exception as error:
+        let_memory_pass(error)
         reason = (
             "no image format that Pillow knows"
             if isinstance(error, UnidentifiedImageError)

@@ -13,7 +13,7 @@ from potstill.data.splits import Dataset
 from potstill.data.tables import choose_columns, encoded, from_table
 from potstill.data.walking import LeftOut
 from potstill.data.weights import Weights, of_column, require_column, weight_column
-from potstill.errors import InputError, first_line
+from potstill.errors import InputError, first_line, let_memory_pass
 
 
 def read_hub(name: str, config: DataConfig) -> Dataset:
@@ -27,6 +27,7 @@ def read_hub(name: str, config: DataConfig) -> Dataset:
     try:
         loaded = datasets.load_dataset(name)
     except Exception as error:
+        let_memory_pass(error)
         raise InputError(
             f"cannot load hf:{name}: {first_line(error)}; check its name and the network"
         ) from error
@@ -44,6 +45,7 @@ def read_hub(name: str, config: DataConfig) -> Dataset:
             for split, part in chosen.items()
         }
     except Exception as error:
+        let_memory_pass(error)
         raise InputError(
             f"column {image!r} of hf:{name} must hold encoded images, found {features[image]}; "
             "give another --image-column"

@@ -19,7 +19,7 @@ from potstill.data.npz import with_validation
 from potstill.data.places import Place, way
 from potstill.data.splits import Dataset
 from potstill.data.walking import LeftOut, every_file
-from potstill.errors import InputError, first_line
+from potstill.errors import InputError, first_line, let_memory_pass
 
 TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 """Code of a type in the magic number -> NumPy's name of it."""
@@ -178,6 +178,7 @@ def idx_array(file: Place) -> npt.NDArray[Any]:
     except (InputError, MemoryError):
         raise
     except Exception as error:  # gzip raises errors of several kinds
+        let_memory_pass(error)
         raise InputError(f"cannot read {file}: {first_line(error)}; get it anew") from error
 
 

@@ -89,13 +89,15 @@ def check_second_derivative(
     try:
         cross_entropy(single).product(single.theta, Batch(inputs, targets), 0, single.theta)
     except (RuntimeError, ValueError, TypeError) as reason:  # NotImplementedError is one
+        let_memory_pass(reason)
         raise InputError(
             f"model {name} cannot be differentiated twice: {first_line(reason)}; distillation by "
             f"unrolling needs a second derivative: take another network, or --method dm"
         ) from reason
     try:
         error = derivative_error(FlatModel(module.double()), inputs.double(), targets.double(), rng)
-    except (RuntimeError, TypeError):
+    except (RuntimeError, TypeError) as reason:
+        let_memory_pass(reason)
         return  # it insists on single precision, in which a difference of gradients shows nothing
     if not error < DERIVATIVE_TOLERANCE:
         raise InputError(

@@ -90,8 +90,8 @@ def export_parquet(distilled: DistilledSet, path: Path) -> None:
     import pyarrow.parquet as pq
 
     shown: Any
-    first_type: dict[str, Any]
-    numbers = {"feature": {"dtype": "float32", "_type": "Value"}, "_type": "List"}
+    first_type: Any
+    numbers = [{"dtype": "float32", "_type": "Value"}]  # read by datasets 3 as by later ones
     if distilled.kind == "image":
         first, first_type = "image", {"_type": "Image"}
         pictures = [

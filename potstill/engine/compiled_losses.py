@@ -88,9 +88,7 @@ def trace(function: Callable[..., Any], examples: Sequence[Tensor]) -> fx.GraphM
             module = make_fx(function, tracing_mode="fake")(*examples)
     except Exception as error:  # whatever a user's network does that a trace cannot follow
         let_memory_pass(error)
-        raise CannotCompile(
-            f"the network cannot be traced ({str(error).splitlines()[0]})"
-        ) from error
+        raise CannotCompile(f"the network cannot be traced ({first_line(error)})") from error
     for node in module.graph.nodes:
         if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
             raise CannotCompile(
