@@ -3,9 +3,9 @@
     python tests/malformed.py FOLDER
 
 Each is a name and a function that writes what is wrong into a folder of its own and returns the
-command. One process runs them all and prints what became of each as a line of JSON: exit code,
-standard error, seconds, the most memory that was resident beyond that of before the case (peak)
-and beyond that of the import (total).
+command. One process runs them all and prints what became of each as a line of JSON: what is wrong
+with how it was refused ("" if nothing is), its seconds, and the bytes of memory that are resident
+then beyond those of the import.
 """
 
 import contextlib
@@ -708,6 +708,28 @@ rest()
 
 # running
 
+LONGEST, BYTES = 2_000, 200_000_000
+
+
+def wrong_with(code: object, failed: str, told: str, taken: int) -> str:
+    """Say what is wrong with how an input was refused.
+
+    Args:
+        code: of the exit.
+        failed: the exception that came through, or "".
+        told: standard error.
+        taken: bytes of memory.
+    """
+    lines = told.strip().splitlines()
+    errors = [line for line in lines if line.startswith("potstill: error: ")]
+    if failed or code != 2:
+        return f"exit code {code}, {failed or lines[-3:]}"
+    if len(errors) != 1 or lines[-1:] != errors:
+        return f"not one sentence at the end: {lines[-3:]}"
+    if not errors[0].isprintable() or len(errors[0]) > LONGEST:
+        return f"no sentence to read: {errors[0]!r}"
+    return f"{taken:,} bytes of memory" if taken > BYTES else ""
+
 
 def resident(what: str) -> int:
     """Bytes of memory that this process has (VmRSS) or had (VmHWM) at most."""
@@ -750,11 +772,9 @@ def main() -> None:
             except BaseException as error:
                 code, failed = 1, repr(error)[:300]
         seconds = time.perf_counter() - began
-        record = {
-            "what": what, "code": code, "told": told.getvalue()[-6000:], "failed": failed,
-            "seconds": seconds, "peak": resident("VmHWM") - before,
-            "total": resident("VmRSS") - imported,
-        }  # fmt: skip
+        wrong = wrong_with(code, failed, told.getvalue(), resident("VmHWM") - before)
+        total = resident("VmRSS") - imported
+        record = {"what": what, "wrong": wrong, "seconds": seconds, "total": total}
         print(json.dumps(record), flush=True)
 
 
