@@ -18,7 +18,7 @@ from potstill.distillation.outer import (
     outer_step,
     rescale,
 )
-from potstill.distillation.runs import doubts
+from potstill.distillation.result import doubts
 from potstill.engine.optimizers import SGD, Adam
 from potstill.errors import InputError
 from potstill.methods.base import Estimate
