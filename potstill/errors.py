@@ -43,8 +43,7 @@ CALLED_ELSEWHERE = {
 LONGEST = 300
 """Characters of an error of somebody else's that are passed on."""
 MEMORY_RAN_OUT = re.compile(
-    "out of memory|not enough memory|can(no|')t allocate|bad_alloc"
-    "|failed to map segment"  # of a library that is imported
+    "out of memory|not enough memory|can(no|')t allocate(?! memory in static TLS)|bad_alloc"
     "|could not create a primitive(?! descriptor)",  # oneDNN's word for it
     re.IGNORECASE,
 )
@@ -75,7 +74,7 @@ def plain(name: str) -> str:
 
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's text, not too long; its type if it has none."""
-    line = (str(error).splitlines() or [""])[0] or type(error).__name__
+    line = next(filter(str.strip, str(error).splitlines()), "") or type(error).__name__
     return line if len(line) <= LONGEST else line[:LONGEST] + " ..."
 
 

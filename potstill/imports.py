@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from potstill.errors import InputError, let_memory_pass, near_miss
+from potstill.errors import InputError, first_line, let_memory_pass, near_miss
 
 TRUST = "POTSTILL_TRUST"
 """The environment variable that holds more trusted packages and names, with commas between them."""
@@ -64,7 +64,7 @@ def import_object(path: str) -> Any:
     except (Exception, SystemExit) as error:  # a user's module may fail in any way
         let_memory_pass(error)
         raise InputError(
-            f"cannot import {module!r} of {path!r}: {type(error).__name__}: {error}"
+            f"cannot import {module!r} of {path!r}: {type(error).__name__}: {first_line(error)}"
         ) from error
     if not hasattr(loaded, name):
         raise InputError(f"module {module!r} has no {name!r}{near_miss(name, dir(loaded))}")

@@ -75,10 +75,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if out_of_memory(error):
             return fail(OUT_OF_MEMORY)
         return fail(f"cannot access {error.filename or 'a file'}: {error.strerror or error}")
-    except (RuntimeError, MemoryError, ImportError) as error:
+    except (RuntimeError, MemoryError) as error:
         if out_of_memory(error):
             return fail(OUT_OF_MEMORY)
         raise
+    except ImportError as error:  # of a library of ours, when it is first needed
+        if "failed to map segment" not in str(error):
+            raise
+        return fail(f"{error}: out of memory, or the folder forbids to execute what is in it")
 
 
 def fail(message: str) -> int:

@@ -156,7 +156,7 @@ def checked(name: str, item: "Field[Any]", value: Any) -> Any:
         above = low is None or (number > low if open_low else number >= low)
         if not (above and (high is None or number <= high) and abs(number) < float("inf")):
             least = "" if low is None else f"above {low}" if open_low else f"at least {low}"
-            most = "" if high is None else f"at most {high}"
+            most = "" if high in (None, float("inf")) else f"at most {high}"
             rule = " and ".join(filter(None, (least, most))) or "finite"
             raise InputError(f"{name} must be {rule}, got {number}")
     return value

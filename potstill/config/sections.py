@@ -7,6 +7,7 @@ one keyword of `potstill.distill` (`inner_lr=`) and one key of the TOML file (`[
 """
 
 import itertools
+import math
 import os
 import re
 from contextlib import suppress
@@ -122,7 +123,7 @@ class DataConfig:
     validation: float = option(
         0.1, "share of train held out for every choice", low=0, high=0.5, open_low=True
     )
-    split_seed: int = option(0, "seed of the held-out splits", low=0)
+    split_seed: int = option(0, "seed of the held-out splits", low=0, high=math.inf)
 
     @property
     def source(self) -> tuple[str, str]:
@@ -264,7 +265,7 @@ class EvaluationConfig:
 class RunConfig(Generic[A]):
     """The machine and the randomness."""
 
-    seed: int = option(0, "seed of every random draw but the data splits", low=0)
+    seed: int = option(0, "seed of every random draw but the data splits", low=0, high=math.inf)
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps")
     compile: Literal["on", "off"] | A = option(
         "auto", "compile derivatives (half a minute once); auto: in long runs"

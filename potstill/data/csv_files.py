@@ -1,15 +1,10 @@
 """CSV files: paths of images with their labels, or a table of numbers."""
 
-import codecs
-import csv
 import hashlib
-import io
-import re
-from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -18,12 +13,12 @@ from potstill.config.sections import DataConfig
 from potstill.data.arrays import from_arrays, with_weights
 from potstill.data.assembly import existing
 from potstill.data.decoding import cache_folder, content_hash
+from potstill.data.delimited import Row, table_of
 from potstill.data.layouts import listed, split_of
-from potstill.data.places import Place
 from potstill.data.splits import Dataset
 from potstill.data.tables import from_table
 from potstill.data.weights import Weights, of_column, require_column, weight_column
-from potstill.errors import InputError, first_line, near_miss
+from potstill.errors import InputError, near_miss
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -41,10 +36,6 @@ PATHS = (
 )
 LABELS = ("label", "labels", "class", "target", "category", "species", "y", "diagnosis", "quality")
 SPLITS = ("split", "subset", "set", "partition", "fold")
-MOST_COLUMNS = 100_000
-LONGEST_LINE = 2**26
-"""Bytes, with the line break."""
-Row = dict[str, str]
 
 
 def read_csv(path: str, config: DataConfig) -> Dataset:
@@ -76,71 +67,6 @@ def read_csv(path: str, config: DataConfig) -> Dataset:
 def weights_of(table: "pa.Table", column: str) -> Weights | None:
     """Return the weights that a column holds; None without a column."""
     return of_column(column, table[column].to_pylist()) if column else None
-
-
-def rows_of(file: Place) -> list[Row]:
-    """Return the rows of a CSV file by column, whatever separates them; there must be some."""
-    return cast("list[Row]", table_of(file).to_pylist())
-
-
-def table_of(file: Place) -> "pa.Table":
-    """Return a CSV file as columns of text, whatever separates them; there must be rows."""
-    import pyarrow as pa  # here: only data in tables need it
-    import pyarrow.csv as reader
-
-    unequal: list[reader.InvalidRow] = []
-
-    def skipped(row: reader.InvalidRow) -> Literal["skip"]:
-        unequal.append(row)
-        return "skip"
-
-    try:
-        content = file.read_bytes().removeprefix(codecs.BOM_UTF8)
-        if b"\0" in content[:1000]:
-            raise ValueError("it is not UTF-8 text")
-        content.decode()  # in bad rows pyarrow does not tell what is no UTF-8
-        if not re.search(rb"[\r\n]", content.rstrip()):
-            raise InputError(f"{file} must hold rows below its heading line, it has none")
-        heading = next(io.StringIO(content.split(b"\n", 1)[0].decode(), newline=""), "")
-        between = max(",;\t|", key=heading.count)
-        names = next(csv.reader([heading], delimiter=between, strict=True), [])
-        require_columns(file, names)
-        table = reader.read_csv(
-            io.BytesIO(content),
-            reader.ReadOptions(
-                use_threads=False,  # else the numbers of bad rows are not known
-                block_size=min(max(len(content), 2**16), LONGEST_LINE),
-            ),
-            reader.ParseOptions(
-                delimiter=between,
-                newlines_in_values=True,
-                invalid_row_handler=skipped,
-            ),
-            reader.ConvertOptions(column_types=dict.fromkeys(names, pa.string())),
-        )
-    except (OSError, ValueError, csv.Error, pa.ArrowException) as error:
-        raise InputError(
-            f"cannot read {file} as CSV: {first_line(error)}; give a heading line, and values "
-            "between commas"
-        ) from error
-    if unequal:
-        raise InputError(
-            f"line {unequal[0].number} of {file} must have as many values as the heading; correct "
-            "it"
-        )
-    return table
-
-
-def require_columns(file: Place, names: list[str]) -> None:
-    """Raise an InputError for columns of the same name, or very many."""
-    if len(names) > MOST_COLUMNS:
-        raise InputError(
-            f"{file} must have at most {MOST_COLUMNS:,} columns, it has {len(names):,}; give "
-            "arrays (.npz)"
-        )
-    twice = next((name for name, times in Counter(names).items() if times > 1), None)
-    if twice is not None:
-        raise InputError(f"the columns of {file} must have different names, {twice!r} comes twice")
 
 
 def column_of(kind: str, columns: list[str], given: str, usual: tuple[str, ...]) -> str | None:
@@ -187,12 +113,13 @@ def numbers_of(file: Path, name: str, column: "pa.ChunkedArray[Any]") -> npt.NDA
 
 
 def labels_of(file: Path, table: "pa.Table", label: str) -> list[str]:
-    """Return the labels, each of which must be there."""
-    labels = [str(cell).strip() for cell in table[label].to_pylist()]
-    if "" in labels:
+    """Return the labels as they are written, each of which must be there."""
+    labels: list[Any] = table[label].to_pylist()
+    empty = next((row for row, cell in enumerate(labels) if not cell.strip()), None)
+    if empty is not None:
         raise InputError(
-            f"column {label!r} of {file} must hold a label in each line, line "
-            f"{labels.index('') + 2} holds none; fill it or drop the line"
+            f"column {label!r} of {file} must hold a label in each line, line {empty + 2} holds "
+            "none; fill it or drop the line"
         )
     return labels
 

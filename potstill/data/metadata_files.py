@@ -10,8 +10,9 @@ from typing import Any
 
 from potstill.config.sections import DataConfig
 from potstill.data.collections import LABEL_COLUMNS
-from potstill.data.csv_files import SPLITS, column_of, rows_of
+from potstill.data.csv_files import SPLITS, column_of
 from potstill.data.decoding import cache_folder, content_hash
+from potstill.data.delimited import rows_of
 from potstill.data.layouts import inside, listed, origin, split_of
 from potstill.data.places import Place, content, way
 from potstill.data.splits import Dataset

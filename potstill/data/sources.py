@@ -60,7 +60,8 @@ def own(source: str) -> Callable[[str, DataConfig], Any]:
 
     def read_own(rest: str, config: DataConfig) -> Any:
         try:
-            return function(rest, config)
+            made = function(rest, config)
+            return checked(made) if isinstance(made, Dataset) else made
         except InputError:
             raise
         except (Exception, SystemExit) as error:  # a user's function may fail in any way

@@ -296,7 +296,7 @@ def sample_per_class(labels: Tensor, classes: int, count: int, rng: torch.Genera
     return torch.cat(
         [
             members[torch.randperm(len(members), generator=rng)[:count]]
-            for members in by_class.split(each)
+            for members in by_class.split(each)[:classes]
         ]
     )
 

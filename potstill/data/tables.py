@@ -19,7 +19,7 @@ from potstill.data.layouts import by_split, listed, split_of, split_of_file
 from potstill.data.splits import Dataset
 from potstill.data.walking import LeftOut, files_on_disk
 from potstill.data.weights import Weights, of_column, require_column, weight_column
-from potstill.errors import InputError, first_line, near_miss
+from potstill.errors import InputError, first_line, let_memory_pass, near_miss
 
 
 def read_parquet(path: str, config: DataConfig) -> Dataset:
@@ -214,6 +214,7 @@ def parquet_errors(file: Path) -> Iterator[None]:
     except InputError:
         raise
     except (OSError, ValueError) as error:  # pyarrow's errors derive from these
+        let_memory_pass(error)
         raise InputError(
             f"cannot read {file} as parquet: {first_line(error)}; repair or replace it"
         ) from error
@@ -316,7 +317,7 @@ def from_table(
             (
                 row
                 for row, value in enumerate(values)
-                if not isinstance(value, int | str) or value == -1
+                if not isinstance(value, int | str) or value in (-1, "")
             ),
             None,
         )

@@ -6,7 +6,6 @@ evaluation.json.
 
 import errno
 import shutil
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -111,9 +110,9 @@ class RunFolder:
                 sweep(path)
                 try:
                     run.set_aside()
+                    (path / CHECKPOINTS).mkdir(exist_ok=True)
                     if start:
                         artefact.save(start, path / STARTED)
-                    (path / CHECKPOINTS).mkdir(exist_ok=True)
                     run.write_config(config)
                 except BaseException:
                     put_back(path, CONFIG)
@@ -128,7 +127,7 @@ class RunFolder:
     def check_free(cls, path: Path, *, overwrite: bool = False) -> None:
         """Raise an InputError if `path` holds anything, except a run that is to be overwritten."""
         cls(path).recover()
-        occupied = path.exists() and (not path.is_dir() or not all(map(is_left, path.iterdir())))
+        occupied = path.exists() and not holds_no_run(path)
         if occupied and not cls(path).is_run:
             raise InputError(
                 f"{path} exists and is no run of potstill; choose another folder with --out"
@@ -379,14 +378,19 @@ class RunFolder:
         self.checkpoints.forget_after(step)
 
 
-def is_left(entry: Path) -> bool:
-    """Return whether a kill or a full disk may have left this before the configuration was there.
+def holds_no_run(path: Path) -> bool:
+    """Return whether a folder is empty, but for what a kill or a full disk may have left there.
 
-    That is what `RunFolder.create` writes before it: such a folder holds no run yet.
+    That is what `RunFolder.create` writes before the configuration, in its order.
     """
-    if entry.name == CHECKPOINTS:
-        return entry.is_dir() and not any(entry.iterdir())
-    return entry.name in (LOCK, LOCKED, STARTED) or bool(UNFINISHED.fullmatch(entry.name))
+    if not path.is_dir():
+        return False
+    names = {entry.name for entry in path.iterdir() if not UNFINISHED.fullmatch(entry.name)}
+    names -= {LOCK, LOCKED}
+    kept = path / CHECKPOINTS
+    if kept.is_dir() and not any(kept.iterdir()):
+        names -= {CHECKPOINTS, STARTED}
+    return not names
 
 
 def locked_by(run: Path) -> filelock.BaseFileLock:
@@ -397,14 +401,12 @@ def locked_by(run: Path) -> filelock.BaseFileLock:
     Raises:
         InputError: another process holds it.
     """
-    lock: filelock.BaseFileLock = filelock.FileLock(run / LOCK)
+    lock: filelock.BaseFileLock = filelock.FileLock(run / LOCK, fallback_to_soft=False)
     try:
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # filelock's, that there are no locks
-                lock.acquire(timeout=0)
-        except (NotImplementedError, OSError) as error:
-            if isinstance(error, OSError) and error.errno not in NO_LOCKS:
+            lock.acquire(timeout=0)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
                 raise
             lock = filelock.SoftFileLock(run / LOCKED)
             lock.acquire(timeout=0)

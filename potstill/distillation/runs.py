@@ -117,7 +117,8 @@ def resumed_run(
     if planned.outer.steps != config.outer.steps and done >= config.all_steps:
         raise InputError(
             f"steps must be above the {done} done by the run in {path}, got "
-            f"{config.outer.steps}; `potstill finish {path}` makes the set as it is"
+            f"{config.outer.steps}; give more, or take the best set that was "
+            f"validated so far by `potstill finish {path}`"
         )
     began = time.perf_counter() - sum(record.seconds or 0.0 for record in folder.records())
     ranks.require_same(settings(config, dataset.identity))

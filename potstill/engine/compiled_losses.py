@@ -220,7 +220,8 @@ class CompiledNetwork:
                 let_memory_pass(error)
                 full = "No space left" in str(error)
                 raise CannotCompile(
-                    "the folder of temporary files is full (make room, or set TMPDIR)"
+                    "no space is left for what it writes; make room, or set TMPDIR and "
+                    "TORCHINDUCTOR_CACHE_DIR"
                     if full
                     else f"the compiler fails ({type(error).__name__}: {first_line(error)})"
                 ) from error
