@@ -21,6 +21,7 @@ from potstill.distillation import checkpoints, run_folder
 from potstill.distillation.checkpoints import CHECKPOINTS, CONFIG
 from potstill.distillation.replacing import REPLACED
 from potstill.distillation.run_folder import WRITTEN, RunFolder
+from potstill.errors import InputError, out_of_memory
 from potstill.progress import Listener
 
 
@@ -209,9 +210,9 @@ def test_out_of_memory_on_a_cpu_is_one_sentence_with_a_way_out(more, tmp_path):
         check=False,
     )
     assert failed.returncode == 2, failed.stderr[-2000:]
-    way_out = "out of memory; lower --micro-batch" if more > 100 else "out of memory, or"
-    assert "potstill: error: " in failed.stderr
-    assert way_out in failed.stderr
+    way_out = "; lower --micro-batch" if more > 100 else ""  # else it may be a library's error
+    assert failed.stderr.splitlines()[-1].startswith("potstill: error: ")
+    assert f"out of memory{way_out}" in failed.stderr
     assert "Traceback" not in failed.stderr
 
 
@@ -238,8 +239,8 @@ def test_a_set_of_ones_own_in_a_folder_is_not_taken_for_what_a_kill_left(run, tm
 
 
 @pytest.mark.parametrize("start", [False, True])
-def test_what_was_made_before_the_configuration_does_not_stand_in_the_way(start, run, tmp_path):
-    out = tmp_path / "run"
+def test_what_was_made_before_the_configuration_does_not_stand_in_the_way(start, tmp_path):
+    out = tmp_path / "new"
     (out / CHECKPOINTS).mkdir(parents=True)
     if start:
         (out / "start.safetensors").write_bytes(b"half")
@@ -252,7 +253,7 @@ def test_what_was_made_before_the_configuration_does_not_stand_in_the_way(start,
     [
         (MemoryError(), True),
         (
-            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
             True,
         ),
         (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), True),
