@@ -290,7 +290,7 @@ def test_an_unknown_preset_is_told_the_nearest():
 @pytest.mark.parametrize("name", ["seed", "split_seed"])
 def test_seeds_may_be_of_any_size_and_other_whole_numbers_what_torch_counts(name):
     assert configuration({name: 10**40}).flat()[name] == 10**40
-    with pytest.raises(InputError, match="unroll must be .* at most 9223372036854775807"):
+    with pytest.raises(InputError, match=r"unroll must be .* at most 9223372036854775807"):
         configuration({"unroll": 2**63})
     with pytest.raises(InputError, match="unroll must be at least 1, got 0"):
         configuration({"unroll": 0})
