@@ -135,6 +135,7 @@ def parts(seconds: float) -> dict[str, tuple[Part, float]]:
     found["malformed inputs, in one process"] = (malformed, 1.0)
     for what, file in {
         "forged sets": "test_forged.py",
+        "forged checkpoints": "test_forged_checkpoints.py",
         "slips in Python": "test_slips.py",
         "strangers' code": "test_trust.py",
         "states after a kill, signals, memory": "test_replacing.py",

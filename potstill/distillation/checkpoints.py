@@ -1,20 +1,20 @@
-"""Checkpoints: a run's state as tensors and plain data, in files of which the last are kept."""
+"""Checkpoints: files of a run's state, of which the last are kept."""
 
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor
 
 from potstill import files
 from potstill.config.config import Resolved
-from potstill.distillation.outer import Best, Carried, OuterState
+from potstill.distillation.outer import OuterState
+from potstill.distillation.packing import Described, pack, unpack
 from potstill.errors import InputError
-from potstill.files import with_prefix
+from potstill.records.plain import Unreadable
 
 CONFIG, CHECKPOINTS = "config.toml", "checkpoints"
 INTERRUPTED = "-interrupted"
@@ -51,58 +51,6 @@ def identity(config: Resolved) -> dict[str, Any]:
 def steps_done(state: OuterState, config: Resolved) -> int:
     """Return the outer steps of the whole run up to a state, over all blocks."""
     return state.carried.stage * config.outer.steps + state.step
-
-
-def pack(state: OuterState) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return a state as tensors and plain data."""
-    tensors: dict[str, Tensor] = {}
-    for name, leaf in state.leaves.items():
-        tensors[f"leaves.{name}"] = leaf
-        for number, moment in enumerate(state.moments[name]):
-            tensors[f"moment{number}.{name}"] = moment
-    carried = state.carried
-    meta: dict[str, Any] = {
-        "step": state.step,
-        "updates": state.updates,
-        "skipped_in_a_row": state.skipped_in_a_row,
-        "clip_average": state.clip_average,
-        "stage": carried.stage,
-        "recipes": list(carried.recipes),
-        "moments": len(next(iter(state.moments.values()), ())),
-    }
-    for part, known in (("method", state.method), ("sampler", carried.sampler)):
-        meta[part] = {name: value for name, value in known.items() if not isinstance(value, Tensor)}
-        tensors |= {
-            f"{part}.{name}": value for name, value in known.items() if isinstance(value, Tensor)
-        }
-    tensors |= {f"earlier.{name}": leaf for name, leaf in carried.earlier.items()}
-    if state.best:
-        tensors |= {f"best.{name}": leaf for name, leaf in state.best.leaves.items()}
-        meta["best"] = {"step": state.best.step, "accuracy": state.best.accuracy}
-    # Cloned: some may be the same tensor, and safetensors refuses shared memory.
-    return {name: tensor.clone() for name, tensor in tensors.items()}, meta
-
-
-def unpack(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> OuterState:
-    """Return the state that `pack` was given."""
-    leaves = with_prefix(tensors, "leaves.")
-    moments = [with_prefix(tensors, f"moment{number}.") for number in range(meta["moments"])]
-    best = Best(leaves=with_prefix(tensors, "best."), **meta["best"]) if "best" in meta else None
-    carried = Carried(
-        meta["stage"],
-        with_prefix(tensors, "earlier."),
-        tuple(meta["recipes"]),
-        {**meta["sampler"], **with_prefix(tensors, "sampler.")},
-    )
-    known = ("step", "updates", "skipped_in_a_row", "clip_average")
-    return OuterState(
-        leaves=leaves,
-        moments={name: tuple(column[name] for column in moments) for name in leaves},
-        method={**meta["method"], **with_prefix(tensors, "method.")},
-        best=best,
-        carried=carried,
-        **{name: meta[name] for name in known},
-    )
 
 
 class Damaged(InputError):
@@ -218,9 +166,14 @@ class Checkpoints:
             tensors, meta = files.load_tensors(path, "checkpoint")
         except InputError as error:
             raise Damaged(str(error)) from error
-        if meta["data"] != fingerprint:
+        try:
+            described = Described.of(meta)
+            state = unpack({name: tensor.to(device) for name, tensor in tensors.items()}, meta)
+        except Unreadable as error:
+            raise Damaged(f"{path} is damaged: {error}") from error
+        if described.data != fingerprint:
             refuse_data(self.run)
-        recorded, known = meta["config"], identity(config)
+        recorded, known = described.config, identity(config)
         for name in sorted({*recorded, *known}):
             before, now = recorded.get(name), known.get(name)
             if before != now:
@@ -228,12 +181,12 @@ class Checkpoints:
                     f"{name} of the run in {self.run} was {before}, its {CONFIG} now says {now}; "
                     "put it back, or start a new run"
                 )
-        if meta["step"] > config.outer.steps:
+        if state.step > config.outer.steps:
             raise InputError(
-                f"steps must be at least the {meta['step']} done by the run in {self.run}, got "
+                f"steps must be at least the {state.step} done by the run in {self.run}, got "
                 f"{config.outer.steps}"
             )
-        return unpack({name: tensor.to(device) for name, tensor in tensors.items()}, meta)
+        return state
 
     def forget_after(self, step: int) -> None:
         """Remove the checkpoints of later steps."""

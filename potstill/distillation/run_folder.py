@@ -34,8 +34,8 @@ from potstill.distillation.checkpoints import (
     CONFIG,
     Checkpoints,
     refuse_data,
-    unpack,
 )
+from potstill.distillation.packing import unpack
 from potstill.distillation.replacing import REPLACED, UNFINISHED, put_back, set_aside, sweep
 from potstill.distilled import artefact
 from potstill.distilled.recipes import Recipe
@@ -271,7 +271,7 @@ class RunFolder:
         for path in reversed(self.checkpoints.files):
             try:
                 state = unpack(*files.load_tensors(path, "checkpoint"))
-            except InputError:
+            except (InputError, Unreadable):
                 continue
             leaves = {**state.carried.earlier, **state.leaves}
             one = from_plain(

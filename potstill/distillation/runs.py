@@ -13,6 +13,7 @@ from potstill.distillation.boosting import OnBlocks, Stage
 from potstill.distillation.checkpoints import steps_done
 from potstill.distillation.forecasts import Forecast
 from potstill.distillation.outer import Carried, Hooks, OuterState, optimise
+from potstill.distillation.packing import require_fits
 from potstill.distillation.result import doubts, make_set, write_set
 from potstill.distillation.run_folder import METRICS, RunFolder
 from potstill.distillation.setup import Setup, settings
@@ -277,7 +278,10 @@ def run_stage(
     """
     config, listener, sampling = setup.config, setup.listener, setup.config.real_sampler.options
     current = setup.make_method(stage, state.carried if state else Carried())
-    state = state or setup.begin(stage, current)
+    if state:
+        require_fits(state, setup.begin(stage, current))
+    else:
+        state = setup.begin(stage, current)
     rules = stage.rules(current.start()[1])
     before, ended = stage.number * config.outer.steps, 0
     forecast = Forecast(setup.config.all_steps, listener.say)

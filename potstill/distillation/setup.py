@@ -27,6 +27,7 @@ from potstill.distillation.auto_values import (
 from potstill.distillation.boosting import LEARNED, Rates, Stage, examples, with_leaves
 from potstill.distillation.network_checks import check_features, check_second_derivative
 from potstill.distillation.outer import Carried, OuterState, Schedule
+from potstill.distillation.packing import require_alike
 from potstill.distillation.start import blocks_of, start_set
 from potstill.distilled.blocks import Block, initial_blocks
 from potstill.distilled.recipes import Recipe
@@ -234,7 +235,10 @@ class Setup:
         if state is None:
             return Stage(self.blocks[:1], self.rates)
         known = self.blocks[: state.carried.stage + 1]
-        return Stage(with_leaves(known, {**state.carried.earlier, **state.leaves}), self.rates)
+        leaves = {**state.carried.earlier, **state.leaves}
+        for number, block in enumerate(known):
+            require_alike(with_prefix(leaves, f"{number}."), block.leaves, state.step)
+        return Stage(with_leaves(known, leaves), self.rates)
 
     def problem(self, stage: Stage, carried: Carried) -> Problem:
         """Return what the method works on in a stage, with real batches drawn as a state says."""

@@ -80,7 +80,13 @@ class ByHardness:
         """Return a sampler by hardness; before the first scoring, by the user's weights, if any."""
         if "scores" not in state:
             return plain_sampler(weights)
-        own = hardness_weights(state["scores"].cpu(), self.hardness_threshold, self.hardness_nets)
+        scores = state["scores"].cpu()
+        if scores.dim() != 1 or not bool(((scores >= 0) & (scores <= self.hardness_nets)).all()):
+            raise InputError(
+                f"the scores in a checkpoint must be a number in 0..{self.hardness_nets} for each "
+                "example, got others; the checkpoint is damaged: remove it"
+            )
+        own = hardness_weights(scores, self.hardness_threshold, self.hardness_nets)
         return Weighted(own if weights is None else own * weights)
 
     def words(self) -> str:
