@@ -187,7 +187,7 @@ def test_a_dead_rank_ends_the_others_with_one_sentence(tmp_path):
     said: list[str] = []
     run = run_folder.RunFolder(out)
     config = run.resolved_config()
-    fingerprint = run.preparation()[1]["data"].whole_identity
+    fingerprint = run.preparation().described.data.whole_identity
     known = config, fingerprint, torch.device("cpu"), said.append
     assert run.checkpoints.newest(*known).step % 5 == 0
     assert not said

@@ -11,6 +11,7 @@ from test_runs import QUICK
 import potstill
 from potstill import files
 from potstill.cli.parser import main
+from potstill.distillation.run_folder import RunFolder
 
 Tensors, Meta = dict[str, torch.Tensor], dict[str, Any]
 Forgery = Callable[[Tensors, Meta], None]
@@ -105,3 +106,34 @@ def test_a_checkpoint_that_somebody_made_up_is_one_sentence(what, good, tmp_path
     files.save_tensors(path, tensors, "checkpoint", known)
     assert main(["distill", "--resume", str(run)]) == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith("potstill: error: ")
+
+
+PREPARATIONS: dict[str, Forgery] = {
+    **{f"no {name}": meta(**{name: ...}) for name in (
+        "preprocess", "class_names", "input_shape", "cut", "data", "parameterisation")},
+    "preprocess is a list": meta(preprocess=[1]),
+    "class names are numbers": meta(class_names=list(range(10))),
+    "input_shape with 0": meta(input_shape=[1, 0, 8]),
+    "ipc is missing": meta(parameterisation={"kind": "pixels"}),
+    "no matrix": tensor("matrix", None),
+    "a matrix that is too short": tensor("matrix", shorter),
+    "a matrix of NaN": tensor("matrix", lambda old: old * torch.nan),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", PREPARATIONS)
+def test_a_preparation_that_somebody_made_up_counts_as_none(what, tmp_path, monkeypatch):
+    """It can be derived again: the run goes on to the same bytes."""
+    monkeypatch.setattr(RunFolder, "drop_replaced", lambda folder: None)
+    run = tmp_path / "run"
+    potstill.distill(**QUICK, preprocess="zca", device="cpu", out=run)
+    expected = (run / "distilled.safetensors").read_bytes()
+    (run / "distilled.safetensors").unlink()
+    assert RunFolder(run).preparation() is not None
+    tensors, known = files.load_tensors(run / "preparation.safetensors", "preparation")
+    PREPARATIONS[what](tensors, known)
+    files.save_tensors(run / "preparation.safetensors", tensors, "preparation", known)
+    assert RunFolder(run).preparation() is None
+    assert main(["report", str(run)]) == 0
+    assert main(["distill", "--resume", str(run)]) == 0
+    assert (run / "distilled.safetensors").read_bytes() == expected

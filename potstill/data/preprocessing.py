@@ -18,7 +18,7 @@ from potstill.config.options import option
 from potstill.config.slots import Chosen
 from potstill.data.splits import KINDS, kind_of
 from potstill.data.statistics import SMALLEST_NORM, average, centred, ranges, typical
-from potstill.errors import InputError
+from potstill.errors import InputError, let_memory_pass
 from potstill.registry import PREPROCESSING
 
 ZCA_UP_TO = 3072
@@ -338,7 +338,14 @@ class Zca(Preprocess):
     @cached_property
     def unwhiten(self) -> Tensor:
         """The inverse of the matrix, derived and not stored."""
-        inverse: Tensor = torch.linalg.inv(self.tensors["matrix"].cpu().double())
+        try:
+            inverse: Tensor = torch.linalg.inv(self.tensors["matrix"].cpu().double())
+        except RuntimeError as error:  # torch.linalg.LinAlgError
+            let_memory_pass(error)
+            raise InputError(
+                "the whitening matrix has no inverse, so that nothing can be shown; the file that "
+                "holds it is damaged"
+            ) from error
         return inverse.float()
 
 

@@ -9,10 +9,8 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import filelock
-from torch import Tensor
 
 from potstill import files
 from potstill.config.config import (
@@ -27,7 +25,8 @@ from potstill.config.config import (
 )
 from potstill.config.sections import STARTED, DataConfig
 from potstill.data.preparation import RealData, cut_of
-from potstill.data.preprocessing import Preprocess, restored
+from potstill.data.preprocessing import Preprocess
+from potstill.distillation import prepared
 from potstill.distillation.boosting import made_blocks
 from potstill.distillation.checkpoints import (
     CHECKPOINTS,
@@ -36,16 +35,17 @@ from potstill.distillation.checkpoints import (
     refuse_data,
 )
 from potstill.distillation.packing import unpack
+from potstill.distillation.prepared import Prepared
 from potstill.distillation.replacing import REPLACED, UNFINISHED, put_back, set_aside, sweep
 from potstill.distilled import artefact
 from potstill.distilled.recipes import Recipe
 from potstill.distilled.sets import DistilledSet
 from potstill.errors import InputError
 from potstill.evaluation.records import DIAGNOSIS, EVALUATION
-from potstill.parameterisations.base import Parameterisation, from_plain
-from potstill.records.metadata import DataRecord, SetMetadata
+from potstill.parameterisations.base import Parameterisation
+from potstill.records.metadata import SetMetadata
 from potstill.records.metrics import StepRecord
-from potstill.records.plain import Unreadable, dump, parse
+from potstill.records.plain import Unreadable
 
 METRICS, PICTURE, TABLE, REPORT = (
     "metrics.jsonl",
@@ -220,23 +220,11 @@ class RunFolder:
 
         A finished set holds it itself.
         """
-        meta = {
-            "preprocess": real.preprocess.name,
-            "class_names": list(real.class_names),
-            "input_shape": list(real.shape),
-            "cut": cut_of(config, real.identity),
-            "data": dump(real.record),
-            "parameterisation": one.plain(),
-        }
-        files.save_tensors(self.path / PREPARATION, real.preprocess.state(), "preparation", meta)
+        prepared.keep(self.path / PREPARATION, real, config, one)
 
-    def preparation(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return what `keep_preparation` wrote; empty if it is missing or damaged."""
-        try:
-            tensors, known = files.load_tensors(self.path / PREPARATION, "preparation")
-            return tensors, {**known, "data": parse(DataRecord, known.get("data"))}
-        except (InputError, Unreadable):
-            return {}, {}
+    def preparation(self) -> Prepared | None:
+        """Return what `keep_preparation` wrote; None if it is missing or damaged."""
+        return prepared.kept(self.path / PREPARATION)
 
     def fitted(self, config: Given, identity: str) -> Preprocess | None:
         """Return the preprocessing that was fitted when the run began.
@@ -247,16 +235,13 @@ class RunFolder:
             distilled = artefact.load(self.path)
             data = distilled.metadata.data
             return distilled.fitted if data and data.whole_identity == identity else None
-        tensors, known = self.preparation()
-        return (
-            restored(known["preprocess"], tensors)
-            if known.get("cut") == cut_of(config, identity)
-            else None
-        )
+        kept = self.preparation()
+        return kept.fitted if kept and kept.described.cut == cut_of(config, identity) else None
 
     def require_data(self, identity: str) -> None:
         """Raise an InputError if the run was begun with other data or weights, if that is known."""
-        known = self.preparation()[1].get("data")
+        kept = self.preparation()
+        known = kept.described.data if kept else None
         if known is None and self.finished:
             known = artefact.load(self.path).metadata.data
         if known and known.whole_identity != identity:
@@ -264,27 +249,27 @@ class RunFolder:
 
     def snapshot(self) -> DistilledSet | None:
         """Return an unfinished run's set at its newest complete checkpoint, or None."""
-        fitted, known = self.preparation()
-        if not known:
+        kept = self.preparation()
+        if not kept:
             return None
-        config, names = self.config(), tuple(known["class_names"])
+        config, known = self.config(), kept.described
+        learn_labels = config.distilled.learn_labels
+        one = kept.parameterisation(learn_labels)
+        stored = {name: tuple(shape) for name, shape in one.shapes.items()}
         for path in reversed(self.checkpoints.files):
             try:
                 state = unpack(*files.load_tensors(path, "checkpoint"))
+                blocks = made_blocks({**state.carried.earlier, **state.leaves}, one)
             except (InputError, Unreadable):
                 continue
-            leaves = {**state.carried.earlier, **state.leaves}
-            one = from_plain(
-                known["parameterisation"],
-                tuple(known["input_shape"]),
-                len(names),
-                config.distilled.learn_labels,
-            )
+            shapes = [{n: tuple(leaf.shape) for n, leaf in own.leaves.items()} for own in blocks]
+            if any(own.get(name) != shape for own in shapes for name, shape in stored.items()):
+                continue
             recipe = Recipe.of(self.resolved_config(), config.evaluation.lengths[0])
-            metadata = SetMetadata(config.method.name, seed=config.run.seed, data=known["data"])
+            metadata = SetMetadata(config.method.name, seed=config.run.seed, data=known.data)
             return DistilledSet(
-                made_blocks(leaves, one), names, restored(known["preprocess"], fitted), recipe,
-                learned_labels=config.distilled.learn_labels, metadata=metadata,
+                blocks, known.class_names, kept.fitted, recipe,
+                learned_labels=learn_labels, metadata=metadata,
             )  # fmt: skip
         return None
 

@@ -160,7 +160,7 @@ def data_facts(run: RunSummary) -> list[Fact]:
     data = run.data
     if data and data.disk_bytes:
         lines.append(("On disk", f"{decimal(data.disk_bytes)}, all splits"))
-    if data and data.values:
+    if data and data.values and len(data.values) == 2:
         low, high = data.values
         lines.append(("Values", f"{low:.4g} to {high:.4g}" + ", bytes as 0 to 1" * (high <= 1)))
     if data and data.left_out:
