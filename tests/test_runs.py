@@ -440,6 +440,14 @@ def test_a_long_run_says_after_some_steps_how_long_it_will_take():
     assert told.startswith("an outer step takes 2.5 s: the other 397 take 16 min 32 s, and valid")
 
 
+def test_a_forecast_remembers_no_more_than_it_needs():
+    """A run of days takes millions of steps."""
+    forecast = Forecast(10**6, lambda sentence: None)
+    for step in range(1, 1000):
+        forecast.see(step, 0.1)
+    assert len(forecast.seconds) < 10
+
+
 def test_times_are_read_as_people_write_them():
     for text, seconds in (("90s", 90), ("10m", 600), ("1h30m", 5400), ("45", 45), ("1.5h", 5400)):
         assert seconds_of("time_budget", text) == seconds

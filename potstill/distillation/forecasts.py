@@ -32,8 +32,10 @@ class Forecast:
 
     def see(self, step: int, seconds: float) -> None:
         """Count a step; the first one of a process warms up."""
+        if len(self.seconds) > MEASURED_STEPS:
+            return
         self.seconds.append(seconds)
-        if len(self.seconds) != MEASURED_STEPS + 1:
+        if len(self.seconds) <= MEASURED_STEPS:
             return
         each = sum(self.seconds[1:]) / MEASURED_STEPS
         left = each * (self.steps - step)
