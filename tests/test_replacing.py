@@ -186,6 +186,8 @@ LITTLE = """
 import os, re, resource, sys
 from pathlib import Path
 from potstill.cli import commands, parser
+if int(sys.argv[1]) > 100:  # else a library may be what does not fit
+    import sklearn.datasets
 taken = int(re.search(r"VmSize:\\s*(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
 resource.setrlimit(resource.RLIMIT_AS, (taken + int(sys.argv[1]) * 1_000_000,) * 2)
 code = parser.main(sys.argv[2:])

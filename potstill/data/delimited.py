@@ -40,8 +40,9 @@ def table_of(file: Place) -> "pa.Table":
         if not re.search(r"[\r\n][^\r\n]", text):
             raise InputError(f"{file} must hold rows below its heading line, it has none")
         # Quotes are few, and what is quoted wrongly must not pass: pyarrow's reader lets it.
-        read = quoted if '"' in text else plain
-        return read(file, content, names, between)
+        if '"' in text:
+            return quoted(file, text, names, between)
+        return plain(file, content, names, between)
     except InputError:
         raise
     except (OSError, ValueError, csv.Error, pa.ArrowException) as error:
@@ -57,11 +58,13 @@ def heading_of(file: Place, text: str) -> tuple[list[str], str]:
     """Return the names of the columns and what is between them; check both."""
     if "\0" in text:
         raise InputError(f"{file} must be a text in UTF-8, it holds NUL characters; save it so")
-    first = next(io.StringIO(text, newline=""), "")
+    lines = io.StringIO(text, newline="")
+    first = next(lines, "")
     if not first.strip():
         raise InputError(f"{file} must begin with its heading line, it begins with an empty one")
     between = max(SEPARATORS, key=first.count)
-    names = next(csv.reader(io.StringIO(text, newline=""), delimiter=between, strict=True))
+    lines.seek(0)
+    names = next(csv.reader(lines, delimiter=between, strict=True))
     if len(names) > MOST_COLUMNS:
         raise InputError(
             f"{file} must have at most {MOST_COLUMNS:,} columns, it has {len(names):,}; give "
@@ -98,11 +101,11 @@ def plain(file: Place, content: bytes, names: list[str], between: str) -> "pa.Ta
     return table
 
 
-def quoted(file: Place, content: bytes, names: list[str], between: str) -> "pa.Table":
+def quoted(file: Place, text: str, names: list[str], between: str) -> "pa.Table":
     """Read a text with quotes, line by line."""
     import pyarrow as pa
 
-    lines = csv.reader(io.StringIO(content.decode(), newline=""), delimiter=between, strict=True)
+    lines = csv.reader(io.StringIO(text, newline=""), delimiter=between, strict=True)
     rows: list[list[str]] = []
     for row in lines:
         if row and len(row) != len(names):

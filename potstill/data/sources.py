@@ -4,7 +4,8 @@ import dataclasses
 import importlib
 import os
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -40,40 +41,38 @@ def read(config: DataConfig) -> Dataset:
             "data must be a path, digits, sklearn:NAME, folder:PATH, parquet:PATH or hf:NAME, got "
             f"{config.data!r}"
         )
-    dataset = own(source)(rest, config) if ":" in source else SOURCES[source](rest, config)
-    if not isinstance(dataset, Dataset):
-        raise InputError(
-            f"data source {source} must return a potstill.data.splits.Dataset, got "
-            f"{type(dataset).__name__}; potstill.data.arrays.from_arrays makes one"
-        )
-    on_disk = None if source == "sklearn" else bytes_on_disk(rest)
-    return weighted(checked(dataclasses.replace(dataset, disk_bytes=on_disk)), config)
-
-
-def own(source: str) -> Callable[[str, DataConfig], Any]:
-    """Return a user's function that reads data; what it raises becomes an InputError."""
-    function = SOURCES[source]
-    if not callable(function):
-        raise InputError(
-            f"data source {source} must be a function of (text, DataConfig), got {function!r:.99}"
-        )
-
-    def read_own(rest: str, config: DataConfig) -> Any:
-        try:
-            made = function(rest, config)
-            return checked(made) if isinstance(made, Dataset) else made
-        except InputError:
-            raise
-        except (Exception, SystemExit) as error:  # a user's function may fail in any way
-            let_memory_pass(error)
-            last = traceback.extract_tb(error.__traceback__)[-1]
+    with blaming(source) if ":" in source else nullcontext():
+        function = SOURCES[source]
+        if not callable(function):
             raise InputError(
-                f"data source {source} fails: {type(error).__name__}: {first_line(error)} (in "
-                f"{last.name} at {last.filename}:{last.lineno}); it is called with (text, "
-                "DataConfig)"
-            ) from error
+                f"data source {source} must be a function of (text, DataConfig), got "
+                f"{function!r:.99}"
+            )
+        dataset = function(rest, config)
+        if not isinstance(dataset, Dataset):
+            raise InputError(
+                f"data source {source} must return a potstill.data.splits.Dataset, got "
+                f"{type(dataset).__name__}; potstill.data.arrays.from_arrays makes one"
+            )
+        on_disk = None if source == "sklearn" else bytes_on_disk(rest)
+        dataset = checked(dataclasses.replace(dataset, disk_bytes=on_disk))
+    return weighted(dataset, config)
 
-    return read_own
+
+@contextmanager
+def blaming(source: str) -> Iterator[None]:
+    """Turn whatever a user's function that reads data raises into an InputError."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (Exception, SystemExit) as error:  # a user's function may fail in any way
+        let_memory_pass(error)
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        raise InputError(
+            f"data source {source} fails: {type(error).__name__}: {first_line(error)} (in "
+            f"{last.name} at {last.filename}:{last.lineno}); it is called with (text, DataConfig)"
+        ) from error
 
 
 def weighted(dataset: Dataset, config: DataConfig) -> Dataset:

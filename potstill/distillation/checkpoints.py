@@ -12,7 +12,7 @@ import torch
 from potstill import files
 from potstill.config.config import Resolved
 from potstill.distillation.outer import OuterState
-from potstill.distillation.packing import Described, pack, unpack
+from potstill.distillation.packing import Described, pack, state_of
 from potstill.errors import InputError
 from potstill.records.plain import Unreadable
 
@@ -168,7 +168,7 @@ class Checkpoints:
             raise Damaged(str(error)) from error
         try:
             described = Described.of(meta)
-            state = unpack({name: tensor.to(device) for name, tensor in tensors.items()}, meta)
+            state = state_of({name: one.to(device) for name, one in tensors.items()}, described)
         except Unreadable as error:
             raise Damaged(f"{path} is damaged: {error}") from error
         if described.data != fingerprint:

@@ -94,7 +94,11 @@ def unpack(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> OuterState
     Raises:
         Unreadable: it is another's: something is missing, or of a wrong type or shape.
     """
-    read = Described.of(meta)
+    return state_of(tensors, Described.of(meta))
+
+
+def state_of(tensors: Mapping[str, Tensor], read: Described) -> OuterState:
+    """Return the state of a checkpoint whose metadata are read; see `unpack`."""
     leaves = with_prefix(tensors, "leaves.")
     moments = [with_prefix(tensors, f"moment{number}.") for number in range(read.moments)]
     kept = with_prefix(tensors, "best.")

@@ -10,14 +10,13 @@ from potstill.config.config import Resolved
 from potstill.data.preparation import RealData, cut_of
 from potstill.data.preprocessing import Preprocess
 from potstill.distilled.artefact import FORGED
-from potstill.distilled.reading import Header, preprocessing_of, require
+from potstill.distilled.reading import OF_FILES, Header, preprocessing_of, require
 from potstill.errors import let_memory_pass
 from potstill.parameterisations.base import Parameterisation, from_plain
 from potstill.records.metadata import DataRecord
 from potstill.records.plain import dump, parse_fields
 
 KIND = "preparation"
-OF_FILES = ("format_version", "kind")
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,11 @@ It holds config.toml, metrics.jsonl, checkpoints/, distilled.safetensors, distil
 evaluation.json.
 """
 
-import errno
+import itertools
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-
-import filelock
 
 from potstill import files
 from potstill.config.config import (
@@ -34,10 +32,12 @@ from potstill.distillation.checkpoints import (
     Checkpoints,
     refuse_data,
 )
+from potstill.distillation.locks import LOCK, LOCKED, locked_by
 from potstill.distillation.packing import unpack
 from potstill.distillation.prepared import Prepared
 from potstill.distillation.replacing import REPLACED, UNFINISHED, put_back, set_aside, sweep
 from potstill.distilled import artefact
+from potstill.distilled.reading import check_tensor
 from potstill.distilled.recipes import Recipe
 from potstill.distilled.sets import DistilledSet
 from potstill.errors import InputError
@@ -53,9 +53,7 @@ METRICS, PICTURE, TABLE, REPORT = (
     "distilled.csv",
     "report.html",
 )
-LOCK, LOCKED, PREPARATION = ".lock", ".locked", "preparation.safetensors"
-NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK)
-"""What a file system without locks says."""
+PREPARATION = "preparation.safetensors"
 MARK = "# potstill"
 """How the configuration of a run begins."""
 WRITTEN = (
@@ -255,15 +253,13 @@ class RunFolder:
         config, known = self.config(), kept.described
         learn_labels = config.distilled.learn_labels
         one = kept.parameterisation(learn_labels)
-        stored = {name: tuple(shape) for name, shape in one.shapes.items()}
         for path in reversed(self.checkpoints.files):
             try:
                 state = unpack(*files.load_tensors(path, "checkpoint"))
                 blocks = made_blocks({**state.carried.earlier, **state.leaves}, one)
-            except (InputError, Unreadable):
-                continue
-            shapes = [{n: tuple(leaf.shape) for n, leaf in own.leaves.items()} for own in blocks]
-            if any(own.get(name) != shape for own in shapes for name, shape in stored.items()):
+                for block, (name, shape) in itertools.product(blocks, one.shapes.items()):
+                    check_tensor(name, block.leaves[name], shape)
+            except (InputError, Unreadable, KeyError):
                 continue
             recipe = Recipe.of(self.resolved_config(), config.evaluation.lengths[0])
             metadata = SetMetadata(config.method.name, seed=config.run.seed, data=known.data)
@@ -376,29 +372,3 @@ def holds_no_run(path: Path) -> bool:
     if kept.is_dir() and not any(kept.iterdir()):
         names -= {CHECKPOINTS, STARTED}
     return not names
-
-
-def locked_by(run: Path) -> filelock.BaseFileLock:
-    """Return the lock of a run's folder, which this process holds from now on.
-
-    Where a file system has no locks (some of clusters), that a file is there is the lock.
-
-    Raises:
-        InputError: another process holds it.
-    """
-    lock: filelock.BaseFileLock = filelock.FileLock(run / LOCK, fallback_to_soft=False)
-    try:
-        try:
-            lock.acquire(timeout=0)
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
-                raise
-            lock = filelock.SoftFileLock(run / LOCKED)
-            lock.acquire(timeout=0)
-    except filelock.Timeout as error:
-        lasting = isinstance(lock, filelock.SoftFileLock)
-        hint = f", or remove {lock.lock_file} if it was killed" if lasting else ""
-        raise InputError(
-            f"another process works on the run in {run}; wait for it or choose another --out{hint}"
-        ) from error
-    return lock
