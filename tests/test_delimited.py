@@ -20,7 +20,10 @@ UNQUOTED = CELLS.map(lambda cell: "".join(one for one in cell if one not in '",;
 def written(rows: list[list[str]], between: str, end: str) -> str:
     """Return rows as the csv module writes them."""
     text = io.StringIO()
-    csv.writer(text, delimiter=between, lineterminator=end).writerows(rows)
+    # Before Python 3.13 it left a line break bare that was not the writer's own.
+    broken = any(mark in cell for row in rows for cell in row for mark in "\r\n")
+    quoting = csv.QUOTE_ALL if broken else csv.QUOTE_MINIMAL
+    csv.writer(text, delimiter=between, lineterminator=end, quoting=quoting).writerows(rows)
     return text.getvalue()
 
 
