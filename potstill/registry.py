@@ -185,6 +185,23 @@ METHODS = Registry(
         "potstill.methods.matching:DistributionMatching",
         "means of features of fresh random networks, class by class: DM",
     ),
+    dc=(
+        "potstill.methods.gradients:DC",
+        "gradients on networks that train on the set, class by class: DC",
+    ),
+    dsa=(
+        "potstill.methods.gradients:DSA",
+        "the same under an augmentation that real and synthetic images share: DSA",
+    ),
+    random=("potstill.methods.coresets:Random", "real examples at random; nothing is learned"),
+    herding=(
+        "potstill.methods.coresets:Herding",
+        "real examples whose mean is nearest to their class's; nothing is learned",
+    ),
+    k_center=(
+        "potstill.methods.coresets:KCenter",
+        "real examples that leave none far from all of them; nothing is learned",
+    ),
 )
 REAL_SAMPLERS = Registry(
     "real sampler",

@@ -158,7 +158,8 @@ def configuration(*layers: Layer, **options: Any) -> Given:
     for name in given:
         if name not in known:
             raise InputError(no_effect(name, known, chosen_names(given)))
-    values = {}
+    hidden = unused(given)
+    values = {name: value for name, value in method_defaults(given).items() if name in hidden}
     for name, option in known.items():
         value = given.get(name, option.default)
         value = convert(name, value, option.hint)

@@ -155,7 +155,7 @@ class DataConfig:
 
 ABOUT = "about "
 """Before a time budget: better late than nothing."""
-STARTS = ("gaussian", "real")
+STARTS = ("gaussian", "normal", "real")
 """What a set can start from beside another set."""
 STARTED = "start.safetensors"
 """The copy, in a run's folder, of the set that it started from."""
@@ -170,7 +170,8 @@ class DistilledConfig:
     )
     init: str = option(
         "gaussian",
-        "start: gaussian images of norm 1, real images, or a set: a run's folder or a file",
+        "start: gaussian images of norm 1, normal values N(0, 1), real images, or a set: a run's "
+        "folder or a file",
         source="paper D.1",
     )
     learn_labels: bool = option(False, "learn soft labels with the images", source="paper D.1")

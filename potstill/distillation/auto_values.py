@@ -240,6 +240,8 @@ def first_norm(config: Given, real: RealData, start: DistilledSet | None) -> flo
     """
     if start:
         examples = start.images
+    elif config.distilled.init == "normal":
+        return math.sqrt(math.prod(real.shape))
     elif config.distilled.init == "real":
         count = len(real.train)
         # Evenly spaced, so that all classes are in it if they are sorted.

@@ -182,9 +182,16 @@ class OnBlocks:
         grads |= {
             LEARNED + name: estimate.grads[name] for name in learned if name in estimate.grads
         }
+        values = {}
+        if estimate.values:
+            parts = estimate.values["images"][given.frozen :].split(
+                [len(block.labels) for block in self.moving]
+            )
+            names = [f"{len(self.frozen) + index}.images" for index in range(len(parts))]
+            values = dict(zip(names, parts, strict=True))
         seconds = decoded - began + self.now() - estimated
         info = {**estimate.info, "decode_seconds": round(seconds, 6)}
-        return dataclasses.replace(estimate, grads=grads, info=info)
+        return dataclasses.replace(estimate, grads=grads, info=info, values=values)
 
     def now(self) -> float:
         """Wait for the device and return the time in seconds."""

@@ -231,6 +231,7 @@ def outer_step(
     norm = math.hypot(*(float(grad.norm()) for name, grad in grads.items() if rules[name].clipped))
     finite = all(bool(grad.isfinite().all()) for grad in grads.values())
     finite = finite and math.isfinite(estimate.loss)
+    finite = finite and all(bool(value.isfinite().all()) for value in estimate.values.values())
     info = {name: finite_or_none(value) for name, value in estimate.info.items()}
     record = StepRecord(
         state.step + 1,
@@ -255,6 +256,9 @@ def outer_step(
     record = replace(record, clipped=factor < 1 and schedule.clip != "unit")
     leaves, moments = {}, {}
     for name, leaf in state.leaves.items():
+        if name in estimate.values:
+            leaves[name], moments[name] = estimate.values[name], state.moments[name]
+            continue
         rule = rules[name]
         hyper = {"lr": torch.tensor(float(rule.lr), device=leaf.device)}
         grad = grads[name] * (factor if rule.clipped else 1)

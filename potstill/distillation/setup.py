@@ -51,6 +51,7 @@ from potstill.models import (
     resolve,
 )
 from potstill.parameterisations.base import Budget, Parameterisation
+from potstill.parameterisations.pixels import Pixels
 from potstill.progress import Listener
 from potstill.registry import METHODS, PARAMETERISATIONS
 from potstill.seeds import derive
@@ -161,6 +162,11 @@ class Setup:
         check_kinds(given, dataset.shape, given.model.name if model is None else model)
         shape, classes, noun = dataset.shape, len(dataset.class_names), NOUNS[dataset.kind]
         one = block_parameterisation(given, shape, classes)
+        if method.needs.pixels and not isinstance(one, Pixels):
+            raise InputError(
+                f"method {given.method.name} chooses real {noun}s, which only --param pixels can "
+                f"store as they are, got {given.parameterisation.name}; leave --param out"
+            )
         check_batch(given, one, classes)
         values = one.budget.values
         if fitted is None and values > ZCA_UP_TO and given.preprocessing.name == "zca":
@@ -170,6 +176,12 @@ class Setup:
             listener.say(note)
         factory = checked_factory(given, model, real.shape, classes, method)
         if couples_batch(fresh(factory, 0, torch.device("cpu"))):
+            if method.needs.uncoupled:
+                raise InputError(
+                    f"method {given.method.name} needs a network that sees each {noun} by itself, "
+                    "one with batch norm mixes those of a batch; take another, such as --model "
+                    "convnet, or --norm instance"
+                )
             listener.say(
                 "the network has batch norm: batches are taken whole, and memory grows with the "
                 "real batch"
@@ -264,6 +276,7 @@ class Setup:
             stage_micro_batch(batch, self.sizes.batch, self.sizes.micro_batch, compiled=compiled),
             cut_of(self.config, self.real.identity),
             self.ranks,
+            seed,
         )
 
     def make_method(self, stage: Stage, carried: Carried) -> Method:

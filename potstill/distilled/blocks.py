@@ -93,8 +93,8 @@ def initial_blocks(
     """Make the blocks before distillation, all different; their labels are one-hot.
 
     Args:
-        kind: "gaussian": noise whose images have norm about 1 (paper D.1); "real": the nearest to
-            random train images.
+        kind: "gaussian": noise whose images have norm about 1 (paper D.1); "normal": the nearest
+            to values N(0, 1); "real": the nearest to random train images.
         parameterisations: one for each block.
         train: where real images come from, preprocessed.
         seed: of the draw.
@@ -130,6 +130,9 @@ def initial_blocks(
                 train.take(chosen[:, first : first + one.real_per_class].flatten())[0], rng
             )
             first += one.real_per_class
+        elif kind == "normal":
+            count = budget.classes * one.real_per_class
+            leaves = one.from_real(torch.randn(count, *budget.shape, generator=rng), rng)
         else:
             leaves = one.noise(rng)
         if budget.learn_labels:

@@ -83,6 +83,11 @@ class FlatModel:
         }
         self.constants |= {name: buffer.detach() for name, buffer in module.named_buffers()}
 
+    def parameters(self, theta: Tensor) -> list[Tensor]:
+        """View a flat vector (P,) as one tensor for each parameter."""
+        parts = zip(theta.split(self.sizes), self.shapes, strict=True)
+        return [part.view(shape) for part, shape in parts]
+
     def __call__(
         self, theta: Tensor, inputs: Tensor, constants: dict[str, Tensor] | None = None
     ) -> Tensor:
@@ -93,8 +98,7 @@ class FlatModel:
             inputs: (B, ...).
             constants: those of another network of the same structure; None: the module's own.
         """
-        parts = zip(self.names, theta.split(self.sizes), self.shapes, strict=True)
-        parameters = {name: part.view(shape) for name, part, shape in parts} | (
+        parameters = dict(zip(self.names, self.parameters(theta), strict=True)) | (
             self.constants if constants is None else constants
         )
         with autocast(self.precision, inputs.device):

@@ -19,9 +19,10 @@ from potstill.engine.losses import (
     largest_micro_batch,
 )
 from potstill.errors import InputError
+from potstill.files import checksum
 from potstill.models import fresh
 from potstill.progress import ignore
-from potstill.seeds import generator
+from potstill.seeds import generator, global_seed
 
 PAYS = {"cpu": 3e12, "cuda": 3e14}
 """Floating-point operations, for each function to compile, from which compiling saves time."""
@@ -79,6 +80,16 @@ class NetworkFamily:
     def most(self) -> int:
         """How many examples to take at once."""
         return largest_micro_batch(fresh(self.factory, 0, self.device), self.shape, self.device)
+
+    def fingerprint(self) -> str:
+        """Return a hash of what tells these networks from others: one of them, and its outputs."""
+        model = self.model(0)
+        inputs = self.batch(2).inputs.cpu()
+        with torch.no_grad(), global_seed(0, torch.device("cpu")):
+            outputs = model.module.cpu()(inputs)
+        # Rounded: kernels of different processors differ in the last bits.
+        known = {"theta": model.theta.cpu(), "outputs": (outputs * 1e3).round()}
+        return checksum(known, {"names": model.names, "shapes": list(map(list, model.shapes))})
 
     def operations(self) -> float:
         """Return the floating-point operations of a gradient, for one example."""

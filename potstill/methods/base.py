@@ -122,6 +122,7 @@ class Problem:
         micro_batch: most distilled examples at once on the device.
         identity: names the data and their preprocessing, for what is prepared once.
         ranks: the processes that share the run; a method may divide its work among them.
+        run_seed: the run's own; `seed` is another one in each block of a boosted set.
     """
 
     real: Real
@@ -133,6 +134,7 @@ class Problem:
     micro_batch: int = 100
     identity: str = ""
     ranks: Ranks = ALONE
+    run_seed: int = 0
 
     @property
     def plan(self) -> BatchPlan:
@@ -163,8 +165,11 @@ class Needs:
         second_derivative: the network must be twice differentiable.
         targets: "free" if labels can be learned, "classes" if every example has a hard label.
         kinds: the kinds of data that the method takes.
-        unused: options of potstill that have no effect on the method.
+        unused: options of potstill that have no effect on the method; `Method.defaults` may give
+            them values all the same.
         augment: the default of `augment` for images: operations, one for each batch.
+        pixels: the set must be stored as pixels, since the method chooses the examples themselves.
+        uncoupled: the network must not couple the examples of a batch, as batch norm does.
     """
 
     features: bool = False
@@ -173,6 +178,8 @@ class Needs:
     kinds: tuple[str, ...] = ("image", "vector")
     unused: tuple[str, ...] = ()
     augment: tuple[str, ...] = ()
+    pixels: bool = False
+    uncoupled: bool = False
 
 
 @dataclass(frozen=True)
@@ -192,19 +199,22 @@ class Learnable:
 
 @dataclass(frozen=True)
 class Estimate:
-    """The gradient of one outer step.
+    """The gradient of one outer step, or the examples themselves.
 
     Args:
         loss: the method's own loss.
         grads: "images", "targets" and learnables by name -> gradient; a missing name means 0.
         state: the method's state after the step.
         info: plain numbers for the log, such as burn_in and window.
+        values: "images" -> (n, ...) examples that take the place of those given, of a method that
+            chooses them and says `Needs.pixels`; {}: the examples follow the gradient.
     """
 
     loss: float
     grads: Mapping[str, Tensor]
     state: State
     info: Mapping[str, Any] = field(default_factory=dict)
+    values: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

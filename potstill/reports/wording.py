@@ -24,7 +24,7 @@ from potstill.registry import METHODS
 from potstill.reports.places import shown_config, shown_data
 from potstill.reports.run_summary import RunSummary
 
-STARTS_IN_WORDS = {"gaussian": "noise", "real": "real {}s"}
+STARTS_IN_WORDS = {"gaussian": "noise", "normal": "noise", "real": "real {}s"}
 CHANNELS = {1: "grey", 3: "colour"}
 Fact = tuple[str, str]
 """A term, and its value in words."""

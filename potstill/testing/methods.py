@@ -225,6 +225,9 @@ def check_gradient(trial: Trial) -> None:
             method = trial.prepared(dataclasses.replace(trial.problem, labels=labels))
             examples = small_examples(method.problem, learn_targets, frozen)
             result = trial.estimate(method, examples, method.start()[0], 0)
+            if trial.method.needs.pixels:
+                check_choice(trial.part, examples, result)
+                continue
             check_gradients(trial.part, {**examples.leaves, **learned_of(method)}, result)
             trial.part.must(
                 "give a gradient that is not 0",
@@ -232,6 +235,23 @@ def check_gradient(trial: Trial) -> None:
                 "all of it is",
                 protects="that the set moves",
             )
+
+
+def check_choice(part: Part, examples: Examples, result: Estimate) -> None:
+    """Check the examples that a method gives in place of a gradient.
+
+    Args:
+        part: names the method.
+        examples: that it was given.
+        result: what it gave.
+    """
+    chosen = result.values.get("images")
+    part.must(
+        "give examples like those given, in values['images'], since it needs.pixels",
+        chosen is not None and chosen.shape == examples.images.shape,
+        f"got {None if chosen is None else tuple(chosen.shape)} for {tuple(examples.images.shape)}",
+        protects="that the set holds what was chosen",
+    )
 
 
 def check_gradients(part: Part, leaves: Mapping[str, Tensor], result: Estimate) -> None:
@@ -339,6 +359,8 @@ def check_checkpoint(trial: Trial, path: Path) -> None:
 
 def check_progress(trial: Trial, steps: int) -> None:
     """Check that outer steps lower the method's own loss, with the same draws before and after."""
+    if trial.method.needs.pixels:
+        return  # it chooses, once
     method = trial.prepared()
     run = Run.of(method)
     draws = range(1000, 1005)  # those of no step of the run
