@@ -193,6 +193,18 @@ METHODS = Registry(
         "potstill.methods.gradients:DSA",
         "the same under an augmentation that real and synthetic images share: DSA",
     ),
+    mtt=(
+        "potstill.methods.trajectories:MTT",
+        "a student's steps lead where epochs of experts do: MTT",
+    ),
+    tesla=(
+        "potstill.methods.trajectories:Tesla",
+        "MTT's loss by a cheaper, truncated gradient, with experts' labels: TESLA",
+    ),
+    ftd=(
+        "potstill.methods.trajectories:FTD",
+        "MTT with flat experts and a running average of the set: FTD",
+    ),
     random=("potstill.methods.coresets:Random", "real examples at random; nothing is learned"),
     herding=(
         "potstill.methods.coresets:Herding",

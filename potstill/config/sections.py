@@ -226,6 +226,10 @@ class OuterConfig(Generic[A]):
         "auto", "learning rate on learned labels; auto: outer_lr, or what auto is at norm 1",
         low=0, open_low=True,
     )  # fmt: skip
+    average: float = option(
+        0.0, "decay of a running average of the set, which is the result; 0: the set itself",
+        low=0, high=1,
+    )  # fmt: skip
     clip: float | Unit = option(
         2.0, "clip at this times the mean norm; 0: never; unit: norm 1", low=0, source="paper D.4"
     )

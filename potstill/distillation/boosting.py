@@ -12,7 +12,7 @@ Source: Algorithm 2 and section 5 of Feng, Vedantam & Kempe 2024, arXiv:2311.070
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -182,16 +182,26 @@ class OnBlocks:
         grads |= {
             LEARNED + name: estimate.grads[name] for name in learned if name in estimate.grads
         }
-        values = {}
-        if estimate.values:
-            parts = estimate.values["images"][given.frozen :].split(
-                [len(block.labels) for block in self.moving]
-            )
-            names = [f"{len(self.frozen) + index}.images" for index in range(len(parts))]
-            values = dict(zip(names, parts, strict=True))
+        values = {
+            f"{number}.{name}": part
+            for name, tensor in estimate.values.items()
+            for number, part in self.parts(name, tensor[given.frozen :])
+        }
         seconds = decoded - began + self.now() - estimated
         info = {**estimate.info, "decode_seconds": round(seconds, 6)}
         return dataclasses.replace(estimate, grads=grads, info=info, values=values)
+
+    def parts(self, name: str, values: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """Yield the number of each moving block, and its part of values of all moving examples.
+
+        Args:
+            name: "images", of which each is stored, or "targets", which some share.
+            values: (n, ...).
+        """
+        sizes = [len(block.labels) for block in self.moving]
+        pairs = zip(self.moving, values.split(sizes), strict=True)
+        for number, (block, part) in enumerate(pairs, start=len(self.frozen)):
+            yield number, part[:: block.parameterisation.sharing] if name == "targets" else part
 
     def now(self) -> float:
         """Wait for the device and return the time in seconds."""

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -61,6 +61,7 @@ class Schedule:
         steps: outer steps.
         optimizer: updates every leaf, at its rule's rate.
         clip: see `rescale`.
+        average: decay of a running average of leaves, see `OuterState.averaged`; 0: none is kept.
         validate_every: steps between validations.
         checkpoint_every: steps between checkpoints.
     """
@@ -70,11 +71,15 @@ class Schedule:
     clip: float | str = 0.0
     validate_every: int = 100
     checkpoint_every: int = 100
+    average: float = 0.0
 
 
 @dataclass(frozen=True)
 class Best:
-    """The best set so far by validation accuracy; `leaves` hold the method's learnables too."""
+    """The best set so far by validation accuracy; `leaves` hold the method's learnables too.
+
+    They are the averaged ones where there is an average.
+    """
 
     step: int
     accuracy: float
@@ -95,6 +100,9 @@ class OuterState:
         clip_average: moving average of the norm that clipping uses; None before the first step.
         best: the best set so far; None before the first validation.
         carried: state of the run around the loop, which the loop only passes on; see `Carried`.
+        averaged: running average of the leaves that a rule says to average: from the first values
+            on e <- k e + (1 - k) x after each step, without a correction for its start (FTD, Du et
+            al. 2023); {} if none is kept.
     """
 
     leaves: Mapping[str, Tensor]
@@ -106,10 +114,21 @@ class OuterState:
     clip_average: float | None = None
     best: Best | None = None
     carried: "Carried" = field(default_factory=lambda: Carried())
+    averaged: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def result(self) -> dict[str, Tensor]:
+        """The leaves of the set as it counts: averaged, where there is an average."""
+        return {**self.leaves, **self.averaged}
 
     @classmethod
     def start(
-        cls, leaves: Mapping[str, Tensor], method: State, optimizer: Optimizer, carried: "Carried"
+        cls,
+        leaves: Mapping[str, Tensor],
+        method: State,
+        optimizer: Optimizer,
+        carried: "Carried",
+        averaged: Iterable[str] = (),
     ) -> "OuterState":
         """Make the state before the first step.
 
@@ -118,10 +137,12 @@ class OuterState:
             method: the method's own state.
             optimizer: makes the moments.
             carried: state of the run around the loop.
+            averaged: names of the leaves of which a running average is kept.
         """
         kept = {name: leaf.detach().clone() for name, leaf in leaves.items()}
         moments = {name: optimizer.init(leaf)[1:] for name, leaf in kept.items()}
-        return cls(kept, moments, method, carried=carried)
+        average = {name: kept[name].clone() for name in averaged}
+        return cls(kept, moments, method, carried=carried, averaged=average)
 
 
 @dataclass(frozen=True)
@@ -201,7 +222,7 @@ def optimise(
             figure = hooks.validate(state)
             record = replace(record, validation=figure)
             if state.best is None or figure.mean > state.best.accuracy:
-                state = replace(state, best=Best(state.step, figure.mean, state.leaves))
+                state = replace(state, best=Best(state.step, figure.mean, state.result))
         hooks.log(record)
         stopping = hooks.stop() and not last
         if last or stopping or state.step % schedule.checkpoint_every == 0:
@@ -266,9 +287,13 @@ def outer_step(
         leaf, *rest = schedule.optimizer.step(before, grad, hyper, state.updates)
         leaves[name] = leaf if rule.least is None else leaf.clamp_min(rule.least)
         moments[name] = tuple(rest)
+    averaged = {
+        name: schedule.average * before + (1 - schedule.average) * leaves[name]
+        for name, before in state.averaged.items()
+    }
     after = replace(
-        state, leaves=leaves, moments=moments, method=estimate.state, step=state.step + 1,
-        updates=state.updates + 1, skipped_in_a_row=0, clip_average=average,
+        state, leaves=leaves, averaged=averaged, moments=moments, method=estimate.state,
+        step=state.step + 1, updates=state.updates + 1, skipped_in_a_row=0, clip_average=average,
     )  # fmt: skip
     return after, record
 

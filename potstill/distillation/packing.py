@@ -80,6 +80,7 @@ def pack(state: OuterState) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors |= {
             f"{part}.{name}": value for name, value in known.items() if isinstance(value, Tensor)
         }
+    tensors |= {f"averaged.{name}": leaf for name, leaf in state.averaged.items()}
     tensors |= {f"earlier.{name}": leaf for name, leaf in carried.earlier.items()}
     if state.best:
         tensors |= {f"best.{name}": leaf for name, leaf in state.best.leaves.items()}
@@ -107,7 +108,10 @@ def state_of(tensors: Mapping[str, Tensor], read: Described) -> OuterState:
             raise Unreadable(
                 f"{what} must be of the leaves {', '.join(leaves)}, got {list(others)}"
             )
-    for name, leaf in (*leaves.items(), *kept.items()):
+    averaged = with_prefix(tensors, "averaged.")
+    if not averaged.keys() <= leaves.keys():
+        raise Unreadable(f"averaged must be of the leaves {', '.join(leaves)}")
+    for name, leaf in (*leaves.items(), *kept.items(), *averaged.items()):
         shape, kind = leaves[name].shape, leaves[name].dtype
         if (leaf.shape, leaf.dtype) != (shape, kind) or not leaf.isfinite().all():
             raise Unreadable(f"{name} must be finite numbers of shape {tuple(shape)}, {kind}")
@@ -127,12 +131,14 @@ def state_of(tensors: Mapping[str, Tensor], read: Described) -> OuterState:
         clip_average=read.clip_average,
         best=Best(read.best.step, read.best.accuracy, kept) if read.best else None,
         carried=carried,
+        averaged=averaged,
     )
 
 
 def require_fits(state: OuterState, begun: OuterState) -> None:
     """Raise an InputError unless a state has what one of its stage has at the beginning."""
     require_alike(state.leaves, begun.leaves, state.step)
+    require_alike(state.averaged, begun.averaged, state.step)
     for name, moments in begun.moments.items():
         held, needed = (dict(enumerate(some)) for some in (state.moments[name], moments))
         require_alike(held, needed, state.step)

@@ -288,7 +288,7 @@ def run_stage(
 
     def validate(state: OuterState) -> Figure:
         recipe = setup.recipe_at(current, state.leaves, state)
-        blocks = stage.with_leaves(state.leaves)
+        blocks = stage.with_leaves(state.result)
         return Figure.of(setup.validation_scores(blocks, recipe, setup.lengths[:1])[:, 0])
 
     def log(record: StepRecord) -> None:

@@ -205,7 +205,7 @@ class Setup:
             config, given.run.compile, method, sizes, networks, listener
         )
         networks = networks.with_compiled(compiled)
-        cache = method_cache(config, real)
+        cache = method_cache(config, real, listener)
         if ranks.count > 1:  # "auto", or what is fitted, may come out otherwise on another machine
             state = {name: tensor.cpu() for name, tensor in real.preprocess.state().items()}
             fit = {"the fitted preprocessing": checksum(state, {})[:12]}
@@ -226,8 +226,9 @@ class Setup:
         outer = self.config.outer
         optimizer = self.config.outer_optimizer.options
         return Schedule(
-            outer.steps, optimizer, outer.clip, outer.validate_every, outer.checkpoint_every
-        )
+            outer.steps, optimizer, outer.clip, outer.validate_every, outer.checkpoint_every,
+            outer.average,
+        )  # fmt: skip
 
     @property
     def recipe(self) -> Recipe:
@@ -294,7 +295,8 @@ class Setup:
         leaves = {LEARNED + name: one.value for name, one in learnables.items()}
         carried = Carried(stage.number, stage.earlier, recipes)
         optimizer = self.config.outer_optimizer.options
-        return OuterState.start({**stage.learned, **leaves}, state, optimizer, carried)
+        averaged = stage.learned if self.config.outer.average else ()
+        return OuterState.start({**stage.learned, **leaves}, state, optimizer, carried, averaged)
 
     def recipe_at(self, method: Method, leaves: Any, state: OuterState) -> Recipe:
         """Return how networks train on the set at these leaves, with what the method learned."""
@@ -393,9 +395,8 @@ def checked_factory(
     return factory
 
 
-def method_cache(config: Resolved, real: RealData) -> Cache:
+def method_cache(config: Resolved, real: RealData, listener: Listener) -> Cache:
     """Make the cache of what the method prepares for these data and its options."""
     folder = config.data.cache_dir or platformdirs.user_cache_path("potstill")
-    return Cache(
-        Path(folder) / "prepared", [cut_of(config, real.identity), config.tables()["method"]]
-    )
+    base = [cut_of(config, real.identity), config.tables()["method"]]
+    return Cache(Path(folder) / "prepared", base, listener)

@@ -107,6 +107,22 @@ def root(x: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Descent:
+    """Gradient descent: the parameters are all of its state."""
+
+    def init(self, theta: Tensor) -> State:
+        return (theta,)
+
+    def step(self, state: State, grad: Tensor, hyper: Mapping[str, Tensor], count: int) -> State:
+        return (state[0] - hyper["lr"] * grad,)
+
+    def in_torch(
+        self, parameters: Sequence[nn.Parameter], lr: float
+    ) -> tuple[torch.optim.Optimizer, Callable[[], None]]:
+        return torch.optim.SGD(parameters, lr), lambda: None
+
+
+@dataclass(frozen=True)
 class SGD:
     """SGD with momentum, L2 weight decay and step decay, as torch's SGD and MultiStepLR.
 

@@ -166,7 +166,7 @@ class Unrolled:
         """The optimiser's state after the last step."""
 
     def meta_gradient(
-        self, objective: Objective, parts: Iterable[tuple[Any, float]]
+        self, objective: Objective, parts: Iterable[tuple[Any, float]], *, exact: bool = True
     ) -> MetaGradient:
         """Compute the outer loss and its cotangents.
 
@@ -175,6 +175,9 @@ class Unrolled:
             parts: (part, weight) pairs; the outer loss is the weighted sum of the objective over
                 the parts. Micro-batches of a mean over examples have weights n_i / n and cost the
                 memory of one; an objective that couples its batch takes one part.
+            exact: whether a step's gradient counts as a function of the parameters before it. If
+                not, it depends on the batch alone, and the result is that of an unroll whose
+                parameters are detached before each gradient.
         """
         loss, of_theta, of_leaves = outer_gradient(objective, self.final[0], self.leaves, parts)
         adjoint = (of_theta, *(torch.zeros_like(moment) for moment in self.final[1:]))
@@ -190,7 +193,7 @@ class Unrolled:
                 of_theta, more_leaves = step_product(
                     self.problem, before[0], self.leaves, step, of_grad
                 )
-                adjoint = (older[0] + of_theta, *older[1:])
+                adjoint = (older[0] + of_theta, *older[1:]) if exact else older
                 for name, more in more_leaves.items():
                     of_leaves[name] += more
                 for name, more in more_hyper.items():

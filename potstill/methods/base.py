@@ -199,15 +199,15 @@ class Learnable:
 
 @dataclass(frozen=True)
 class Estimate:
-    """The gradient of one outer step, or the examples themselves.
+    """The gradient of one outer step, or new values.
 
     Args:
         loss: the method's own loss.
         grads: "images", "targets" and learnables by name -> gradient; a missing name means 0.
         state: the method's state after the step.
         info: plain numbers for the log, such as burn_in and window.
-        values: "images" -> (n, ...) examples that take the place of those given, of a method that
-            chooses them and says `Needs.pixels`; {}: the examples follow the gradient.
+        values: "images" or "targets" -> (n, ...) values that take the place of those given, with
+            no gradient step; a method that chooses images says `Needs.pixels`.
     """
 
     loss: float

@@ -30,7 +30,7 @@ from potstill.data import augmentation
 from potstill.data.augmentation import Draw
 from potstill.data.sampling import ClassWise
 from potstill.engine.losses import Batch, Differentiable, FlatModel, InMicroBatches, even
-from potstill.engine.optimizers import SGD, root
+from potstill.engine.optimizers import Descent, root
 from potstill.engine.unroll import InnerProblem, Leaves, forward
 from potstill.errors import InputError
 from potstill.evaluation.protocols import DSA as DSA_OPERATIONS
@@ -293,7 +293,7 @@ class DC(Method):
         )
         count = epochs * batches_an_epoch(len(examples.labels), NETWORK_BATCH)
         size = even(min(NETWORK_BATCH, len(examples.labels)), problem.real.micro_batch)
-        inner = InnerProblem(InMicroBatches(loss, size, self.filled), batch, SGD(0.0))
+        inner = InnerProblem(InMicroBatches(loss, size, self.filled), batch, Descent())
         lr = {"lr": torch.tensor(NETWORK_LR, dtype=theta.dtype, device=theta.device)}
         return forward(inner, {}, lr, inner.optimizer.init(theta), range(count))[0]
 

@@ -1,0 +1,315 @@
+"""Methods that match the course of training: a student on the set, experts on all real examples.
+
+**MTT**: Cazenavette et al., "Dataset Distillation by Matching Training Trajectories", CVPR 2022,
+arXiv:2203.11932. In each outer step a student starts at an expert's parameters after t epochs,
+t ~ U{0, ..., max_start - 1}, and takes N steps of gradient descent on the set, at a rate alpha that
+is learned, too. The set and alpha follow the gradient of
+
+    |theta_N - theta*|^2 / |theta_0 - theta*|^2,
+
+theta* being the expert M epochs later. The unroll is the engine's own: its memory does not grow
+with N by more than the parameters, and its gradient is exact.
+
+**TESLA**: Cui et al., "Scaling Up Dataset Distillation to ImageNet-1K with Constant Memory", ICML
+2023, arXiv:2211.10586. The same loss by a cheaper gradient: as if the parameters at which the
+student's gradients are taken did not depend on the set or on alpha. (That is not the gradient of
+MTT: the two agree for N = 1, and at N = 20 the part left out may be most of it.) Labels may be the
+expert's answers on the distilled examples.
+
+**FTD**: Du et al., "Minimizing the Accumulated Trajectory Error to Improve Dataset Distillation",
+CVPR 2023, arXiv:2211.11004. MTT with flat experts (`Sharpness`) and a running average of the set.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from potstill.cache import Cache
+from potstill.config.options import option
+from potstill.data import augmentation
+from potstill.distilled.recipes import Recipe
+from potstill.engine.losses import Batch, FlatModel, InMicroBatches, couples_batch, even
+from potstill.engine.optimizers import Descent
+from potstill.engine.unroll import InnerProblem, Keep, Leaves, Unrolled
+from potstill.evaluation.protocols import DSA
+from potstill.evaluation.training import shuffled
+from potstill.methods.base import (
+    Estimate,
+    Examples,
+    Learnable,
+    Method,
+    Needs,
+    Sizes,
+    State,
+    Work,
+)
+from potstill.methods.experts import PLAIN, ExpertOptions, Experts, Sharpness
+from potstill.seeds import derive, generator
+
+LEAST_RATE = 1e-6
+"""Lower bound of a student's learning rate that is learned as it is: the published one, which has
+none, turns negative at times.
+"""
+
+
+@dataclass(frozen=True)
+class StudentOptions(ExpertOptions):
+    """Options of trajectory matching."""
+
+    student_steps: int = option(20, "N: steps that the student takes on the set", low=1)
+    expert_epochs: int = option(2, "M: epochs of the expert that these are to equal", low=1)
+    max_start: int = option(10, "the student starts at an epoch of an expert below this", low=1)
+    student_batch: int = option(
+        0, "synthetic examples in a step of the student; 0: all of them", low=0
+    )
+    student_lr: float = option(0.01, "its first learning rate", low=0, open_low=True)
+    learn_student_lr: Literal["log", "raw", "off"] = option(
+        "log", "learn that rate by its logarithm, or as it is (raw, as published), or not"
+    )
+    lr_lr: float = option(0.01, "outer learning rate on it", low=0)
+    keep: Literal["states", "sqrt", "host", "bfloat16"] = option(
+        "states", "what is kept of the student's steps, as --tape of unrolls (docs/speed.md)"
+    )
+
+    @property
+    def kept(self) -> Keep:
+        """What is kept of the student's steps."""
+        return Keep(
+            dtype=torch.bfloat16 if self.keep == "bfloat16" else None,
+            device=torch.device("cpu") if self.keep == "host" else None,
+            checkpoints=self.keep == "sqrt",
+        )
+
+    @property
+    def epochs(self) -> int:
+        """The last epoch of an expert that is read."""
+        return self.max_start - 1 + self.expert_epochs
+
+
+@dataclass(frozen=True)
+class Nearness:
+    """The outer loss: how near the student is to the expert, over how far it was at its start."""
+
+    target: Tensor
+    scale: Tensor
+
+    def gradient(
+        self, theta: Tensor, leaves: Leaves, part: Any
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        left = theta - self.target
+        return left.square().sum() / self.scale, 2 * left / self.scale, {}
+
+
+class MTT(Method):
+    """MTT: a student's steps on the set are to lead where an expert's epochs lead."""
+
+    Options: ClassVar[type] = StudentOptions
+    options: StudentOptions
+    needs: ClassVar[Needs] = Needs(
+        second_derivative=True,
+        unused=("real_batch",),
+        augment=DSA,
+    )
+    defaults: ClassVar[dict[str, Any]] = {
+        "init": "real",
+        "inner_optimizer": "sgd",
+        "inner_momentum": 0.9,
+        "inner_weight_decay": 5e-4,
+        "inner_lr": 0.01,
+        "outer_optimizer": "sgd",
+        "outer_momentum": 0.5,
+        "outer_lr": 100.0,
+        "clip": 0.0,
+        "steps": 1000,
+    }
+    step_words: ClassVar[str] = (
+        "Each outer step trains a network on the synthetic {noun}s, from where one that trains on "
+        "the real ones was, and changes them so that both come out nearer to each other."
+    )
+    loss_words: ClassVar[str] = (
+        "How far a network trained on the synthetic {noun}s ends from where real ones lead, in "
+        "squares, over how far it was at its start. Below 1 it comes nearer. Lower is better."
+    )
+    remedy: ClassVar[str] = "lower --student-lr, --lr-lr, --student-steps or --max-start"
+    exact: ClassVar[bool] = True
+    """Whether the gradient is that of the student's steps as they are."""
+
+    def sharpness(self) -> Sharpness:
+        """Return how the experts descend."""
+        return PLAIN
+
+    def prepare(self, cache: Cache) -> None:
+        made = Experts(self.problem, self.options, self.options.epochs, self.sharpness())
+        self.experts = made.prepare(cache)
+
+    def start(self) -> tuple[State, Mapping[str, Learnable]]:
+        first, how = self.options.student_lr, self.options.learn_student_lr
+        value = torch.tensor(first, device=self.problem.device)
+        if how == "off":
+            return {}, {}
+        if how == "log":
+            return {}, {"log_student_lr": Learnable(value.log(), self.options.lr_lr)}
+        return {}, {"student_lr": Learnable(value, self.options.lr_lr, LEAST_RATE)}
+
+    def rate(self, learned: Leaves) -> Tensor:
+        """Return the student's learning rate, 0-d."""
+        if "log_student_lr" in learned:
+            return learned["log_student_lr"].exp()
+        return learned.get(
+            "student_lr", torch.tensor(self.options.student_lr, device=self.problem.device)
+        )
+
+    def recipe(self, recipe: Recipe, learned: Leaves, state: State) -> Recipe:
+        return dataclasses.replace(recipe, lr=float(self.rate(learned)))
+
+    def estimate(self, examples: Examples, learned: Leaves, state: State, step: int) -> Estimate:
+        problem, options, rate = self.problem, self.options, self.rate(learned)
+        expert = self.expert(step)
+        begin = int(torch.randint(options.max_start, (), generator=problem.rng("start", step)))
+        theta, target = (
+            self.experts.at(expert, epoch, problem.device).to(examples.images.dtype)
+            for epoch in (begin, begin + options.expert_epochs)
+        )
+        model = problem.networks.flat(problem.network("student", step))
+        examples, values = self.labelled(examples, model, target)
+        unrolled = Unrolled(
+            self.student(examples, model, step), examples.leaves, {"lr": rate},
+            Descent().init(theta), burn_in=0, window=options.student_steps, keep=options.kept,
+        )  # fmt: skip
+        nearness = Nearness(target, (theta - target).square().sum())
+        found = unrolled.meta_gradient(nearness, [(None, 1.0)], exact=self.exact)
+        grads = dict(found.leaves)
+        if "log_student_lr" in learned:
+            grads["log_student_lr"] = rate * found.hyper["lr"]
+        elif "student_lr" in learned:
+            grads["student_lr"] = found.hyper["lr"]
+        info = {"expert": expert, "start_epoch": begin, "student_lr": float(rate)}
+        return Estimate(float(found.loss), grads, state, info, values)
+
+    def expert(self, step: int) -> int:
+        """Draw the expert of an outer step: all of them come before one comes again."""
+        count = self.experts.count
+        turn = generator(self.problem.seed, "expert order", step // count)
+        return int(torch.randperm(count, generator=turn)[step % count])
+
+    def labelled(
+        self, examples: Examples, model: FlatModel, target: Tensor
+    ) -> tuple[Examples, dict[str, Tensor]]:
+        """Return the examples with the labels that the student learns, and what is to be stored.
+
+        Args:
+            examples: the distilled set.
+            model: the network.
+            target: (P,) the parameters that the student is to reach.
+        """
+        return examples, {}
+
+    def student(self, examples: Examples, model: FlatModel, step: int) -> InnerProblem:
+        """Return the problem of training the student on the set.
+
+        Args:
+            examples: the distilled set.
+            model: the network.
+            step: number of the outer step.
+        """
+        problem, count = self.problem, len(examples.labels)
+        size = min(self.options.student_batch or count, count)
+        order = shuffled(count, size, problem.rng("student batches", step))
+        rows = [next(order) for _ in range(self.options.student_steps)]
+
+        def batch(leaves: Leaves, number: int) -> Batch:
+            rng = problem.rng("student augmentation", step, number)
+            drawn = augmentation.draw(problem.recipe.augment, len(rows[number]), rng)
+            return examples.batch(leaves, rows[number], drawn)
+
+        def dropout(number: int) -> int:
+            return derive(problem.seed, "student dropout", step, number)
+
+        loss = problem.networks.loss(model, dropout)
+        if not couples_batch(model.module):
+            filled = problem.networks.compiled is not None
+            loss = InMicroBatches(loss, even(size, problem.micro_batch), filled)
+        return InnerProblem(loss, batch, Descent())
+
+    @classmethod
+    def work(cls, options: StudentOptions, sizes: Sizes) -> Work:
+        whole = sizes.classes * sizes.stages[-1]
+        batch = min(options.student_batch or whole, whole)
+        own = batch if sizes.coupled else even(batch, even(sizes.batch, sizes.micro_batch))
+        real = options.expert_batch
+        real = real if sizes.coupled else even(real, sizes.real_micro_batch)
+        taken = sizes.steps * len(sizes.stages) * options.student_steps * batch
+        return Work(
+            gradients=taken,
+            products=taken,
+            gradient_batches=tuple(sorted({own, real})),
+            product_batches=(own,),
+            functions=len({own, real}) + 1,
+        )
+
+    @classmethod
+    def words(cls, options: StudentOptions) -> list[tuple[str, str]]:
+        lines = [
+            (
+                "Student",
+                f"{options.student_steps:,} steps for {options.expert_epochs:,} epochs of an "
+                f"expert, from its epochs 0 to {options.max_start - 1:,}",
+            ),
+            ("Experts", f"{options.experts:,}, trained at {options.expert_lr:g}"),
+        ]
+        return lines + [("Student's learning rate", "learned")] * (
+            options.learn_student_lr != "off"
+        )
+
+
+@dataclass(frozen=True)
+class TeslaOptions(StudentOptions):
+    """Options of TESLA."""
+
+    expert_labels: bool = option(
+        False, "labels are the expert's answers on the set; needs --learn-labels, to store them"
+    )
+
+
+class Tesla(MTT):
+    """TESLA: MTT's loss by a gradient that does not follow the student's own course."""
+
+    Options: ClassVar[type] = TeslaOptions
+    options: TeslaOptions
+    exact: ClassVar[bool] = False
+
+    def labelled(
+        self, examples: Examples, model: FlatModel, target: Tensor
+    ) -> tuple[Examples, dict[str, Tensor]]:
+        if not self.options.expert_labels:
+            return examples, {}
+        with torch.no_grad():
+            parts = examples.images.split(self.problem.micro_batch)
+            answers = torch.cat([F.softmax(model(target, part), dim=1) for part in parts])
+        targets = answers.to(examples.targets)
+        told = dataclasses.replace(examples, targets=targets, learn_targets=False)
+        return told, {"targets": targets}
+
+
+@dataclass(frozen=True)
+class FlatOptions(StudentOptions):
+    """Options of FTD."""
+
+    flat_rho: float = option(0.01, "how far flat experts look uphill; 0: plain experts", low=0)
+    flat_alpha: float = option(0.3, "their descent along what the gradient there leaves out", low=0)
+
+
+class FTD(MTT):
+    """FTD: MTT with flat experts and a running average of the set."""
+
+    Options: ClassVar[type] = FlatOptions
+    options: FlatOptions
+    defaults: ClassVar[dict[str, Any]] = {**MTT.defaults, "average": 0.999}
+
+    def sharpness(self) -> Sharpness:
+        return Sharpness(self.options.flat_rho, self.options.flat_alpha)
