@@ -20,7 +20,7 @@ from curves import RESULTS, figure, provenance
 
 import potstill
 from potstill.config.config import configuration, quick_options
-from potstill.data import preprocessing
+from potstill.data import whitening
 from potstill.data.preparation import cut_splits
 from potstill.data.sources import read
 
@@ -29,7 +29,7 @@ NETS = 10
 
 def compared(data: str) -> dict[str, Any]:
     """Distil one data set, and test the same networks behind both matrices."""
-    preprocessing.HALF_FROM = math.inf
+    whitening.HALF_FROM = math.inf
     distilled = potstill.distill(data=data, **quick_options({}))
     tensors = distilled.fitted.tensors
     half = type(distilled.fitted)({**tensors, "matrix": tensors["matrix"].half().float()})

@@ -317,9 +317,13 @@ PREPROCESSING = Registry(
         "per channel, or feature of vectors: mean 0, standard deviation 1 over the train split",
     ),
     zca=(
-        "potstill.data.preprocessing:Zca",
+        "potstill.data.whitening:Zca",
         "each image centred and scaled to norm 1, or each feature of vectors standardised, then "
         "ZCA whitening (regularised)",
+    ),
+    zca_mtt=(
+        "potstill.data.whitening:ZcaOfMtt",
+        "the other ZCA whitening of the field, of MTT and its kin: images less their mean",
     ),
 )
 AUGMENTATIONS = Registry(

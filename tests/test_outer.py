@@ -1,5 +1,6 @@
 """The outer loop: clipping, Adam, what is skipped, what is kept."""
 
+import dataclasses
 import math
 from dataclasses import dataclass, field
 
@@ -18,6 +19,7 @@ from potstill.distillation.outer import (
     outer_step,
     rescale,
 )
+from potstill.distillation.packing import pack, require_fits, unpack
 from potstill.distillation.result import doubts
 from potstill.engine.optimizers import SGD, Adam
 from potstill.errors import InputError
@@ -213,3 +215,42 @@ def test_a_run_that_did_not_work_says_so_with_the_likeliest_cause():
     assert doubts(made, 0, 60) == []
     assert doubts(made, 40, 60)[0].startswith("note: 40 of 60 outer steps, most of them, changed")
     assert doubts(made, 2, 60)[0].startswith("note: 2 of 60 outer steps changed nothing, since")
+
+
+def test_a_running_average_of_a_drifting_set_has_its_closed_form():
+    # x_k = x_0 - k d under plain descent: e_k = x_k + d (k' + k'^2 + ... + k'^k), k' the decay.
+    decay, steps = 0.8, 6
+    schedule = Schedule(steps, SGD(0.0), average=decay)
+    first = {"images": torch.zeros(4, dtype=torch.float64), "targets": torch.ones(2)}
+    start = OuterState.start(first, {"calls": 0}, SGD(0.0), Carried(), ["images"])
+    rules = {"images": Rule(0.5), "targets": Rule(0.5)}
+    state = optimise(Scripted([2.0] * steps), schedule, rules, start, CPU, Hooks())
+    moved = -1.0 * steps
+    lag = sum(decay**power for power in range(1, steps + 1))
+    torch.testing.assert_close(state.leaves["images"], torch.full((4,), moved).double())
+    torch.testing.assert_close(state.averaged["images"], torch.full((4,), moved + lag).double())
+    assert torch.equal(state.result["targets"], state.leaves["targets"])
+    still = optimise(Scripted([0.0] * steps), schedule, rules, start, CPU, Hooks())
+    assert torch.equal(still.averaged["images"], first["images"])
+
+
+def test_the_average_is_what_is_validated_kept_and_found_in_a_checkpoint():
+    seen = []
+
+    def validate(state):
+        seen.append(float(state.result["images"][0]))
+        return Figure(0.5, 0.0, 1)
+
+    schedule = Schedule(2, SGD(0.0), validate_every=1, average=0.5)
+    start = OuterState.start(
+        {"images": torch.zeros(4)}, {"calls": 0}, SGD(0.0), Carried(), ["images"]
+    )
+    hooks = Hooks(validate=validate)
+    state = optimise(Scripted([2.0, 2.0]), schedule, {"images": Rule(0.5)}, start, CPU, hooks)
+    assert seen == [-0.5, -1.25]
+    assert state.best is not None
+    assert float(state.best.leaves["images"][0]) == -0.5
+    again = unpack(*pack(state))
+    assert torch.equal(again.averaged["images"], state.averaged["images"])
+    with pytest.raises(InputError, match="the checkpoint of outer step 2 must hold"):
+        require_fits(dataclasses.replace(again, averaged={}), start)

@@ -13,8 +13,9 @@ from potstill.config.sections import DataConfig
 from potstill.config.slots import Chosen
 from potstill.data.arrays import from_arrays
 from potstill.data.preparation import RealData, prepare
-from potstill.data.preprocessing import HALF_FROM, Preprocess, auto_preprocessing, restored
+from potstill.data.preprocessing import Preprocess, auto_preprocessing, restored
 from potstill.data.splits import Arrays, Dataset
+from potstill.data.whitening import HALF_FROM
 from potstill.errors import InputError
 from potstill.registry import PREPROCESSING
 from potstill.seeds import generator
@@ -95,6 +96,21 @@ def test_zca_with_hardly_any_regularization_whitens():
     rows = fitted("zca", images, zca_regularization=1e-6)(images).double().flatten(1)
     expected = torch.eye(9, dtype=torch.float64) - 1 / 9
     torch.testing.assert_close(rows.T @ rows / len(rows), expected, rtol=0, atol=1e-3)
+
+
+def test_the_whitening_of_mtt_equals_its_formula():
+    # Less the mean image, with a constant that is added to every eigenvalue: no image's own norm.
+    images, other = photos(200, 0), photos(9, 1)
+    rows = images.double().flatten(1).numpy()
+    mean = rows.mean(0)
+    values, vectors = np.linalg.eigh((rows - mean).T @ (rows - mean) / len(rows))
+    matrix = vectors @ np.diag(1 / np.sqrt(values + 0.1)) @ vectors.T
+    preprocess = fitted("zca-mtt", images)
+    expected = ((other.double().flatten(1).numpy() - mean) @ matrix).reshape(other.shape)
+    np.testing.assert_allclose(preprocess(other).numpy(), expected, rtol=0, atol=5e-3)
+    torch.testing.assert_close(preprocess.inverse(preprocess(other)), other, rtol=0, atol=1e-4)
+    fine = fitted("zca-mtt", images, zca_constant=1e-6)(images).double().flatten(1)
+    torch.testing.assert_close(fine.T @ fine / 200, torch.eye(60).double(), rtol=0, atol=2e-2)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from potstill.data.preprocessing import Zca
+from potstill.data.whitening import Zca
 from potstill.errors import InputError
 from potstill.imports import trust
 from potstill.registry import MODELS, PREPROCESSING, Registry

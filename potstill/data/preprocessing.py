@@ -3,27 +3,22 @@
 Each has an inverse, back to pixels or to a table's units.
 """
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
-from potstill.config.options import option
 from potstill.config.slots import Chosen
 from potstill.data.splits import KINDS, kind_of
-from potstill.data.statistics import SMALLEST_NORM, average, centred, ranges, typical
-from potstill.errors import InputError, let_memory_pass
+from potstill.data.statistics import SMALLEST_NORM, average, ranges, typical
+from potstill.errors import InputError
 from potstill.registry import PREPROCESSING
 
 ZCA_UP_TO = 3072
-HALF_FROM = 0.01
-"""Regularisation of ZCA from which its matrix has half precision; with less, values span more."""
 SMALLEST_STD = 1e-6
 Chunks = Callable[[], Iterable[Tensor]]
 """Function without arguments -> pieces of the training data.
@@ -235,120 +230,6 @@ class Normalize(Preprocess):
         return images * self.tensors["std"] + self.tensors["mean"]
 
 
-class Zca(Preprocess):
-    """ZCA whitening: the tensor "matrix" (D, D), symmetric.
-
-    Images are each centred and scaled to norm 1 before. Of vectors, whose features have units of
-    their own so that an example's mean says nothing, each feature is standardised before, by the
-    tensors "mean" and "std" (d,).
-
-    Source: for images, paper D.1, as its released code does it: each image less its own mean and
-        divided by its own norm, C = X'X / n, W = V diag(1 / sqrt(E + regularization * mean(E))) V'.
-        No mean over images is removed. For vectors, ZCA-cor of Kessy, Lewin & Strimmer 2018,
-        arXiv:1512.00809: z = W diag(1 / std) (x - mean) with W = P^(-1/2) and P the features'
-        correlations; with the same regularisation, P = V diag(E) V' and W as above. It is the
-        whitening whose features stay nearest to the standardised ones, and it does not depend on
-        units.
-    """
-
-    @dataclass(frozen=True)
-    class Options:
-        """Options of ZCA whitening."""
-
-        zca_regularization: float = option(
-            0.1,
-            "ZCA: this times the mean eigenvalue is added to all",
-            source="paper D.1",
-            low=0,
-            open_low=True,
-        )
-
-    words = MappingProxyType(
-        {
-            "image": "ZCA whitening: neighbouring pixels decorrelated",
-            "vector": "each feature standardised, then ZCA whitening: features decorrelated",
-        }
-    )
-
-    @classmethod
-    def statistics(cls, images: Tensor) -> dict[str, Tensor]:
-        if images.ndim == 4:
-            rows = centred(images)
-            return {"gram": rows.T @ rows / len(rows)}
-        return {
-            "mean": images.mean(0),
-            "square": images.square().mean(0),
-            "gram": images.T @ images / len(images),
-        }
-
-    @classmethod
-    def solve(cls, means: Means, options: Any) -> dict[str, Tensor]:
-        if "typical" in means:
-            if means["typical"][1] < SMALLEST_NORM:
-                raise InputError(
-                    "preprocess zca needs train images that are not constant, found none; give "
-                    "--preprocess none"
-                )
-            return {"matrix": whitening(means["gram"], options.zca_regularization)}
-        scales = standardisation(means)
-        mean, std = scales["mean"], scales["std"]
-        correlation = (means["gram"] - torch.outer(mean, mean)) / torch.outer(std, std)
-        if correlation.trace() < SMALLEST_NORM:
-            raise InputError(
-                "preprocess zca needs a feature that is not constant, found none; give "
-                "--preprocess none"
-            )
-        return {**scales, "matrix": whitening(correlation, options.zca_regularization)}
-
-    def __call__(self, images: Tensor) -> Tensor:
-        if images.ndim == 4:
-            return (centred(images) @ self.tensors["matrix"]).view_as(images)
-        return ((images - self.tensors["mean"]) / self.tensors["std"]) @ self.tensors["matrix"]
-
-    def inverse(self, images: Tensor) -> Tensor:
-        """Undo the whitening: exact for vectors.
-
-        Each image's own mean and norm are lost, so the result is centred images of norm 1.
-        """
-        plain = (images.flatten(1) @ self.unwhiten.to(images)).view_as(images)
-        return plain if images.ndim == 4 else plain * self.tensors["std"] + self.tensors["mean"]
-
-    def state(self) -> dict[str, Tensor]:
-        """Return the tensors that a file keeps, on the CPU.
-
-        Of the matrix it is the upper triangle, in half precision where nothing is lost by that.
-        """
-        kept = super().state()
-        side = len(kept["matrix"])
-        rows, columns = torch.triu_indices(side, side)
-        triangle = kept["matrix"][rows, columns]
-        half = triangle.half()
-        return {**kept, "matrix": half if torch.equal(half.float(), triangle) else triangle}
-
-    @classmethod
-    def from_state(cls, kept: Mapping[str, Tensor]) -> Self:
-        packed = kept["matrix"].float()
-        side = math.isqrt(2 * len(packed))
-        rows, columns = torch.triu_indices(side, side)
-        matrix = packed.new_empty(side, side)
-        matrix[rows, columns] = packed
-        matrix[columns, rows] = packed
-        return cls({**kept, "matrix": matrix})
-
-    @cached_property
-    def unwhiten(self) -> Tensor:
-        """The inverse of the matrix, derived and not stored."""
-        try:
-            inverse: Tensor = torch.linalg.inv(self.tensors["matrix"].cpu().double())
-        except RuntimeError as error:  # torch.linalg.LinAlgError
-            let_memory_pass(error)
-            raise InputError(
-                "the whitening matrix has no inverse, so that nothing can be shown; the file that "
-                "holds it is damaged"
-            ) from error
-        return inverse.float()
-
-
 def standardisation(means: Means) -> dict[str, Tensor]:
     """Return "mean" and "std" (d,) of features, from the means of them and their squares.
 
@@ -359,20 +240,6 @@ def standardisation(means: Means) -> dict[str, Tensor]:
     # In proportion to the mean alone: a table may hold wavelengths in metres, and they are no
     # constants.
     return {"mean": mean, "std": torch.where(std > SMALLEST_STD * mean.abs(), std, 1)}
-
-
-def whitening(gram: Tensor, regularization: float) -> Tensor:
-    """Return V diag(1 / sqrt(E + regularization * mean(E))) V' for `gram` = V diag(E) V'.
-
-    From a regularisation of `HALF_FROM` on it is rounded to half precision, in which a file keeps
-    it: so the file is exact at half the size. What that costs in accuracy is in
-    benchmarks/results/half_precision.json: nothing that ten networks show.
-    """
-    values, vectors = torch.linalg.eigh(gram)
-    scale = (values.clamp_min(0) + regularization * values.mean()).rsqrt()
-    matrix: Tensor = (vectors * scale) @ vectors.T
-    matrix = (matrix + matrix.T) / 2  # symmetric to the last bit: a file keeps one triangle
-    return matrix.half().double() if regularization >= HALF_FROM else matrix
 
 
 def auto_preprocessing(shape: tuple[int, ...]) -> str:

@@ -1,0 +1,196 @@
+"""ZCA whitening, in the two kinds that the field has; sets in one are of no use in the other."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from potstill.config.options import option
+from potstill.data.preprocessing import Means, Preprocess, standardisation
+from potstill.data.statistics import SMALLEST_NORM, centred
+from potstill.errors import InputError, let_memory_pass
+
+HALF_FROM = 0.01
+"""Regularisation of ZCA from which its matrix has half precision; with less, values span more."""
+
+
+class Zca(Preprocess):
+    """ZCA whitening: the tensor "matrix" (D, D), symmetric.
+
+    Images are each centred and scaled to norm 1 before. Of vectors, whose features have units of
+    their own so that an example's mean says nothing, each feature is standardised before, by the
+    tensors "mean" and "std" (d,).
+
+    Source: for images, paper D.1, as its released code does it: each image less its own mean and
+        divided by its own norm, C = X'X / n, W = V diag(1 / sqrt(E + regularization * mean(E))) V'.
+        No mean over images is removed. For vectors, ZCA-cor of Kessy, Lewin & Strimmer 2018,
+        arXiv:1512.00809: z = W diag(1 / std) (x - mean) with W = P^(-1/2) and P the features'
+        correlations; with the same regularisation, P = V diag(E) V' and W as above. It is the
+        whitening whose features stay nearest to the standardised ones, and it does not depend on
+        units.
+    """
+
+    @dataclass(frozen=True)
+    class Options:
+        """Options of ZCA whitening."""
+
+        zca_regularization: float = option(
+            0.1,
+            "ZCA: this times the mean eigenvalue is added to all",
+            source="paper D.1",
+            low=0,
+            open_low=True,
+        )
+
+    words = MappingProxyType(
+        {
+            "image": "ZCA whitening: neighbouring pixels decorrelated",
+            "vector": "each feature standardised, then ZCA whitening: features decorrelated",
+        }
+    )
+
+    @classmethod
+    def statistics(cls, images: Tensor) -> dict[str, Tensor]:
+        if images.ndim == 4:
+            rows = centred(images)
+            return {"gram": rows.T @ rows / len(rows)}
+        return {
+            "mean": images.mean(0),
+            "square": images.square().mean(0),
+            "gram": images.T @ images / len(images),
+        }
+
+    @classmethod
+    def solve(cls, means: Means, options: Any) -> dict[str, Tensor]:
+        if "typical" in means:
+            if means["typical"][1] < SMALLEST_NORM:
+                raise InputError(
+                    "preprocess zca needs train images that are not constant, found none; give "
+                    "--preprocess none"
+                )
+            return {"matrix": whitening(means["gram"], options.zca_regularization)}
+        scales = standardisation(means)
+        mean, std = scales["mean"], scales["std"]
+        correlation = (means["gram"] - torch.outer(mean, mean)) / torch.outer(std, std)
+        if correlation.trace() < SMALLEST_NORM:
+            raise InputError(
+                "preprocess zca needs a feature that is not constant, found none; give "
+                "--preprocess none"
+            )
+        return {**scales, "matrix": whitening(correlation, options.zca_regularization)}
+
+    def __call__(self, images: Tensor) -> Tensor:
+        if images.ndim == 4:
+            return (centred(images) @ self.tensors["matrix"]).view_as(images)
+        return ((images - self.tensors["mean"]) / self.tensors["std"]) @ self.tensors["matrix"]
+
+    def inverse(self, images: Tensor) -> Tensor:
+        """Undo the whitening: exact for vectors.
+
+        Each image's own mean and norm are lost, so the result is centred images of norm 1.
+        """
+        plain = (images.flatten(1) @ self.unwhiten.to(images)).view_as(images)
+        return plain if images.ndim == 4 else plain * self.tensors["std"] + self.tensors["mean"]
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the tensors that a file keeps, on the CPU.
+
+        Of the matrix it is the upper triangle, in half precision where nothing is lost by that.
+        """
+        kept = super().state()
+        side = len(kept["matrix"])
+        rows, columns = torch.triu_indices(side, side)
+        triangle = kept["matrix"][rows, columns]
+        half = triangle.half()
+        return {**kept, "matrix": half if torch.equal(half.float(), triangle) else triangle}
+
+    @classmethod
+    def from_state(cls, kept: Mapping[str, Tensor]) -> Self:
+        packed = kept["matrix"].float()
+        side = math.isqrt(2 * len(packed))
+        rows, columns = torch.triu_indices(side, side)
+        matrix = packed.new_empty(side, side)
+        matrix[rows, columns] = packed
+        matrix[columns, rows] = packed
+        return cls({**kept, "matrix": matrix})
+
+    @cached_property
+    def unwhiten(self) -> Tensor:
+        """The inverse of the matrix, derived and not stored."""
+        try:
+            inverse: Tensor = torch.linalg.inv(self.tensors["matrix"].cpu().double())
+        except RuntimeError as error:  # torch.linalg.LinAlgError
+            let_memory_pass(error)
+            raise InputError(
+                "the whitening matrix has no inverse, so that nothing can be shown; the file that "
+                "holds it is damaged"
+            ) from error
+        return inverse.float()
+
+
+class ZcaOfMtt(Zca):
+    """The other ZCA whitening of the field, of MTT, TESLA, FTD and HaBa: pixels less their mean.
+
+    The mean image is subtracted, and nothing is done to each image before. Sets distilled in the
+    one whitening are of no use in the other. Its tensors are "mean" (C, H, W) and "matrix".
+
+    Source: the whitening of kornia, with its constant, in github.com/GeorgeCazenavette/
+        mtt-distillation: W = U diag(1 / sqrt(S + 0.1)) U' with S the eigenvalues of the covariance
+        of pixels in [0, 1]. (It divides by N - 1 images, this by N.)
+    """
+
+    kinds = ("image",)
+
+    @dataclass(frozen=True)
+    class Options:
+        """Options of this whitening."""
+
+        zca_constant: float = option(
+            0.1, "zca-mtt: added to every eigenvalue", low=0, open_low=True, source="MTT's code"
+        )
+
+    words = MappingProxyType(
+        {"image": "ZCA whitening as in MTT: less the mean image, neighbouring pixels decorrelated"}
+    )
+
+    @classmethod
+    def statistics(cls, images: Tensor) -> dict[str, Tensor]:
+        rows = images.flatten(1)
+        return {"mean": images.mean(0), "gram": rows.T @ rows / len(rows)}
+
+    @classmethod
+    def solve(cls, means: Means, options: Any) -> dict[str, Tensor]:
+        flat = means["mean"].flatten()
+        covariance = means["gram"] - torch.outer(flat, flat)
+        return {
+            "mean": means["mean"],
+            "matrix": whitening(covariance, constant=options.zca_constant),
+        }
+
+    def __call__(self, images: Tensor) -> Tensor:
+        less = (images - self.tensors["mean"]).flatten(1)
+        return (less @ self.tensors["matrix"]).view_as(images)
+
+    def inverse(self, images: Tensor) -> Tensor:
+        """Undo the whitening, exactly."""
+        plain = (images.flatten(1) @ self.unwhiten.to(images)).view_as(images)
+        return plain + self.tensors["mean"]
+
+
+def whitening(gram: Tensor, regularization: float = 0.0, constant: float = 0.0) -> Tensor:
+    """Return V diag(1 / sqrt(E + regularization * mean(E) + constant)) V', of V diag(E) V' = gram.
+
+    From a regularisation of `HALF_FROM` on it is rounded to half precision, in which a file keeps
+    it: so the file is exact at half the size. What that costs in accuracy is in
+    benchmarks/results/half_precision.json: nothing that ten networks show.
+    """
+    values, vectors = torch.linalg.eigh(gram)
+    scale = (values.clamp_min(0) + regularization * values.mean() + constant).rsqrt()
+    matrix: Tensor = (vectors * scale) @ vectors.T
+    matrix = (matrix + matrix.T) / 2  # symmetric to the last bit: a file keeps one triangle
+    return matrix.half().double() if max(regularization, constant) >= HALF_FROM else matrix
