@@ -119,7 +119,9 @@ def load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, An
                     f"{path} is a safetensors file, but potstill did not write it: it has no "
                     f"{KEY!r} metadata"
                 )
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            # Cloned: a tensor of the file begins anywhere, and some kernels round otherwise where
+            # memory is not aligned, so that a resumed run would part from an undisturbed one.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
         meta = json.loads(header)
     except InputError:  # it is a ValueError, too
         raise

@@ -193,6 +193,10 @@ METHODS = Registry(
         "potstill.methods.gradients:DSA",
         "the same under an augmentation that real and synthetic images share: DSA",
     ),
+    idc=(
+        "potstill.methods.idc:IDC",
+        "gradients of convolutions on networks that train on real data, many parts an image: IDC",
+    ),
     mtt=(
         "potstill.methods.trajectories:MTT",
         "a student's steps lead where epochs of experts do: MTT",
@@ -204,6 +208,10 @@ METHODS = Registry(
     ftd=(
         "potstill.methods.trajectories:FTD",
         "MTT with flat experts and a running average of the set: FTD",
+    ),
+    haba=(
+        "potstill.methods.haba:HaBa",
+        "MTT of bases that are seen through hallucinators, kept apart by an adversary: HaBa",
     ),
     random=("potstill.methods.coresets:Random", "real examples at random; nothing is learned"),
     herding=(
@@ -225,6 +233,10 @@ REAL_SAMPLERS = Registry(
         "potstill.evaluation.hardness:ByHardness",
         "more of those that networks on the set disagree on",
         "appendix E.2",
+    ),
+    k_means=(
+        "potstill.evaluation.representatives:ByClusters",
+        "those nearest to the centres of clusters of their class (DREAM)",
     ),
 )
 PARAMETERISATIONS = Registry(
@@ -271,6 +283,18 @@ PROTOCOLS = Registry(
     dsa_1000_digits=(
         "potstill.evaluation.protocols:DSA_1000_DIGITS",
         "the same without flip, as DSA and DM are evaluated on digits",
+    ),
+    mtt=(
+        "potstill.evaluation.protocols:MTT",
+        "as dsa-1000, at the set's own learning rate: as MTT, TESLA, FTD and HaBa are evaluated",
+    ),
+    idc=(
+        "potstill.evaluation.protocols:IDC",
+        "as IDC and DREAM are evaluated: 1,000 epochs of SGD, augmented, CutMix, tested once",
+    ),
+    idc_digits=(
+        "potstill.evaluation.protocols:IDC_DIGITS",
+        "the same without flip and CutMix, as IDC is evaluated on digits",
     ),
     dc_300=(
         "potstill.evaluation.protocols:DC_300",
@@ -412,6 +436,7 @@ def trust_given(values: Iterable[Any]) -> None:
     for value in values:
         if isinstance(value, list | tuple):
             trust_given(value)
-        found = PATH.match(value) if isinstance(value, str) else None
-        if found and found[0].partition(":")[0] not in SOURCES.rows:
-            trust(found[0])
+        for part in value.split("+") if isinstance(value, str) else ():
+            found = PATH.match(part)
+            if found and found[0].partition(":")[0] not in SOURCES.rows:
+                trust(found[0])

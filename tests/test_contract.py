@@ -37,6 +37,7 @@ from potstill.testing import (
     check_model,
     check_parameterisation,
     check_source,
+    small_problem,
 )
 
 FOREIGN, TRUSTED = "foreign.means:Means", ("--trust", "foreign")
@@ -52,7 +53,11 @@ def test_every_method_keeps_to_the_contract(name):
         if key in names
     }
     options = METHODS[name].Options(**small) if small else None
-    check_method(name, options)
+    problems = {
+        "idc": small_problem(model="convnet"),
+        "haba": dataclasses.replace(small_problem(), sharing=2),
+    }
+    check_method(name, options, problem=problems.get(name))
 
 
 @pytest.mark.parametrize("name", list(PARAMETERISATIONS))

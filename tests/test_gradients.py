@@ -97,7 +97,7 @@ def test_softmax_regression_on_one_image_a_side_has_its_closed_form():
     task = problem(SoftmaxLinear, labels=torch.arange(3))
     images = distilled_images()[:3]
     found = estimate(task, images, real_per_class=1, distance_eps=0.0)
-    rows = DC(task, GradientOptions(real_per_class=1)).real_rows([0, 1, 2], 0)
+    rows = DC(task, GradientOptions(1, 1, 0)).real_rows([0, 1, 2], 0)
     real = torch.cat([task.real.train.take(own)[0] for own in rows])
     cosines = torch.cosine_similarity(images.flatten(1), real.flatten(1), dim=1)
     assert found.loss == pytest.approx(float(3 * (1 - cosines).sum()), rel=1e-10)

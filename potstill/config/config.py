@@ -279,7 +279,8 @@ def validated(config: Given) -> Given:
             "--ipc or --boost-blocks"
         )
     for operation in config.inner.augment if isinstance(config.inner.augment, tuple) else ():
-        AUGMENTATIONS.check(operation)
+        for name in operation.split("+"):
+            AUGMENTATIONS.check(name)
     check_data(config.data)
     if not config.evaluation.lengths:
         raise InputError("lengths must hold at least one number of steps, got none")

@@ -201,7 +201,9 @@ class InnerConfig(Generic[A]):
     )
     classes_per_batch: int | A = option("auto", "random classes in a step; auto: all", low=1)
     augment: tuple[str, ...] | A = option(
-        "auto", f"one of these a batch: {', '.join(AUGMENTATIONS)}; auto: by the method"
+        "auto",
+        f"one of these a batch: {', '.join(AUGMENTATIONS)}, or some in turn: flip+crop; auto: by "
+        "the method",
     )
     precision: Literal["float32", "bfloat16"] | A = option(
         "auto", "float32 or bfloat16 in the network; auto: what suits the hardware"
@@ -230,6 +232,9 @@ class OuterConfig(Generic[A]):
         0.0, "decay of a running average of the set, which is the result; 0: the set itself",
         low=0, high=1,
     )  # fmt: skip
+    clamp: bool = option(
+        False, "keep pixels between black and white, with --preprocess none or normalize"
+    )
     clip: float | Unit = option(
         2.0, "clip at this times the mean norm; 0: never; unit: norm 1", low=0, source="paper D.4"
     )

@@ -42,11 +42,11 @@ def of_images(operation: Operation) -> Operation:
 
 @dataclass(frozen=True)
 class Draw:
-    """One operation with its parameters.
+    """One operation, or several one after the other, with their parameters.
 
     Args:
-        operation: a name of `registry.AUGMENTATIONS`, or "none".
-        values: (B, 4) in [0, 1) on the CPU, one row an image; (1, 4) for a shared draw.
+        operation: a name of `registry.AUGMENTATIONS`, some of them joined by "+", or "none".
+        values: (B, 4 for each) in [0, 1) on the CPU, one row an image; one row for a shared draw.
         shared: whether the one row holds for every image of any batch.
     """
 
@@ -60,14 +60,14 @@ class Draw:
 
 
 def draw(operations: tuple[str, ...], count: int, rng: torch.Generator) -> Draw:
-    """Draw one operation for the batch, and parameters for each of its `count` images.
+    """Draw one of the operations for the batch, and parameters for each of its `count` images.
 
     Without operations the draw is the identity.
     """
     if not operations:
         return Draw("none", torch.empty(count, 0))
     chosen = operations[int(torch.randint(len(operations), (), generator=rng))]
-    return Draw(chosen, torch.rand(count, 4, generator=rng))
+    return Draw(chosen, torch.rand(count, 4 * len(chosen.split("+")), generator=rng))
 
 
 def shared_draw(operations: tuple[str, ...], rng: torch.Generator) -> Draw:
@@ -87,13 +87,16 @@ def apply(images: Tensor, drawn: Draw) -> Tensor:
     if drawn.operation == "none":
         return images
     values = drawn.values.expand(len(images), -1) if drawn.shared else drawn.values
-    augmented: Tensor = AUGMENTATIONS[drawn.operation](images, values.to(images))
-    return augmented
+    for name, own in zip(
+        drawn.operation.split("+"), values.to(images).split(4, dim=1), strict=True
+    ):
+        images = AUGMENTATIONS[name](images, own)
+    return images
 
 
 def check_operations(operations: tuple[str, ...], shape: Shape, way_out: str) -> None:
     """Raise an InputError unless every operation takes examples of this shape and keeps it."""
-    for name in operations:
+    for name in dict.fromkeys(part for one in operations for part in one.split("+")):
         operation: Any = AUGMENTATIONS[name]
         require_kind(kind_of(shape), f"augmentation {name}", operation, way_out)
         try:

@@ -39,11 +39,13 @@ class Rates:
             `speeds`.
         labels: for learned labels.
         beta: factor on both in earlier blocks.
+        bounds: least and greatest values of pixels, (C, 1, 1); None: they have none.
     """
 
     images: float
     labels: float
     beta: float = 0.0
+    bounds: tuple[Tensor, Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -91,8 +93,10 @@ class Stage:
             if kind == "targets":
                 rules[name] = Rule(factor * self.rates.labels, least=0.0)
             else:
-                speed = self.blocks[int(number)].parameterisation.speeds[kind]
-                rules[name] = Rule(factor * speed * self.rates.images, clipped=True)
+                part = self.blocks[int(number)].parameterisation
+                bounds = self.rates.bounds if kind in part.pixels else None
+                rate = factor * part.speeds[kind] * self.rates.images
+                rules[name] = Rule(rate, clipped=True, bounds=bounds)
         for name, one in learnables.items():
             rules[LEARNED + name] = Rule(one.lr, least=one.least)
         return rules

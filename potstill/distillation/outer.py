@@ -46,11 +46,19 @@ class Rule:
         lr: its learning rate.
         clipped: whether its gradient is clipped and counts in the norm that decides on clipping.
         least: lower bound of its values; None: no bound.
+        bounds: least and greatest values, which broadcast to it; None: no bounds.
     """
 
     lr: float
     clipped: bool = False
     least: float | None = None
+    bounds: tuple[Tensor, Tensor] | None = None
+
+    def bounded(self, leaf: Tensor) -> Tensor:
+        """Return the nearest values within the bounds."""
+        if self.bounds:
+            leaf = leaf.clamp(*self.bounds)
+        return leaf if self.least is None else leaf.clamp_min(self.least)
 
 
 @dataclass(frozen=True)
@@ -285,7 +293,7 @@ def outer_step(
         grad = grads[name] * (factor if rule.clipped else 1)
         before = (leaf, *state.moments[name])
         leaf, *rest = schedule.optimizer.step(before, grad, hyper, state.updates)
-        leaves[name] = leaf if rule.least is None else leaf.clamp_min(rule.least)
+        leaves[name] = rule.bounded(leaf)
         moments[name] = tuple(rest)
     averaged = {
         name: schedule.average * before + (1 - schedule.average) * leaves[name]

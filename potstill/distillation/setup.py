@@ -38,7 +38,7 @@ from potstill.engine.losses import couples_batch
 from potstill.engine.when_to_compile import NetworkFamily, stage_micro_batch
 from potstill.errors import InputError
 from potstill.evaluation.scoring import score_set
-from potstill.evaluation.training import Predict, set_batches, train_network
+from potstill.evaluation.training import TrainedNetwork, set_batches, train_network
 from potstill.files import checksum, with_prefix
 from potstill.methods.base import Method, Problem, Real, Sizes
 from potstill.models import (
@@ -171,6 +171,7 @@ class Setup:
         values = one.budget.values
         if fitted is None and values > ZCA_UP_TO and given.preprocessing.name == "zca":
             listener.say(f"fitting zca to {noun}s of {values:,} values takes minutes")
+        check_clamp(given, one, dataset.kind)
         real = prepare(dataset, given.data, device, fitted or given.preprocessing)
         for note in (real.words, *real.notes):
             listener.say(note)
@@ -218,7 +219,8 @@ class Setup:
     def rates(self) -> Rates:
         """The outer learning rates."""
         outer = self.config.outer
-        return Rates(outer.outer_lr, outer.label_lr, self.config.distilled.boost_beta)
+        bounds = pixel_bounds(self.real, self.device) if outer.clamp else None
+        return Rates(outer.outer_lr, outer.label_lr, self.config.distilled.boost_beta, bounds)
 
     @property
     def schedule(self) -> Schedule:
@@ -278,6 +280,7 @@ class Setup:
             cut_of(self.config, self.real.identity),
             self.ranks,
             seed,
+            self.blocks[0].parameterisation.sharing,
         )
 
     def make_method(self, stage: Stage, carried: Carried) -> Method:
@@ -346,11 +349,12 @@ class Setup:
         """
         both, labels = examples(blocks), torch.cat([block.labels for block in blocks])
 
-        def trained(own: int) -> Predict:
+        def trained(own: int) -> TrainedNetwork:
             module = fresh(self.networks.factory, own, self.device)
             batch = set_batches(both["images"], both["targets"], labels, recipe, own)
-            (predict,) = train_network(module, batch, recipe, (recipe.steps,), own)
-            return predict
+            # Not run to its end, where the network goes back to training mode.
+            predict = next(train_network(module, batch, recipe, (recipe.steps,), own))
+            return TrainedNetwork(module, predict)
 
         seed = derive(self.config.run.seed, "hardness", stage, step)
         sampling = self.config.real_sampler.options
@@ -369,6 +373,47 @@ def block_parameterisation(config: Given | Resolved, shape: Any, classes: int) -
     distilled = config.distilled
     budget = Budget(tuple(shape), classes, distilled.ipc_of_block, distilled.learn_labels)
     return chosen.fitting(budget, config.parameterisation.options)
+
+
+def check_clamp(config: Given, one: Parameterisation, kind: str) -> None:
+    """Raise an InputError if pixels are to be clamped that have no bounds.
+
+    Args:
+        config: the options, with the preprocessing decided.
+        one: the parameterisation of each block.
+        kind: of the data.
+    """
+    if not config.outer.clamp:
+        return
+    way_out = "leave --clamp out"
+    if kind != "image":
+        raise InputError(
+            f"clamp keeps pixels of images within bounds, the data are rows; {way_out}"
+        )
+    if config.preprocessing.name not in ("none", "normalize"):
+        raise InputError(
+            "clamp needs pixels whose bounds are known, as --preprocess none and normalize have "
+            f"them, got {config.preprocessing.name}; {way_out}"
+        )
+    if not one.pixels:
+        raise InputError(
+            "clamp needs images that are stored as pixels, as --param pixels and multi-formation "
+            f"do, got {config.parameterisation.name}; {way_out}"
+        )
+
+
+def pixel_bounds(real: RealData, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the least and greatest values of preprocessed pixels, (C, 1, 1).
+
+    They are black and white or, of data on another scale, the values that train images reach.
+    """
+    least, greatest = (value / real.scale for value in real.values)
+    ends = (0.0, 1.0) if least >= 0 and greatest <= 1 else (least, greatest)
+    low, high = (
+        real.preprocess(torch.full((1, *real.shape), end, device=device))[0, :, :1, :1]
+        for end in ends
+    )
+    return low, high
 
 
 def checked_factory(

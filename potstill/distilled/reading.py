@@ -159,7 +159,7 @@ def checked_recipe(recipe: Recipe, classes: int) -> Recipe:
     """Return a recipe that networks can train by."""
     MODELS.check(recipe.model)
     LEARNERS.check(recipe.learner)
-    for operation in recipe.augment:
+    for operation in (part for one in recipe.augment for part in one.split("+")):
         AUGMENTATIONS.check(operation)
     require(
         recipe.precision in PRECISIONS,

@@ -37,6 +37,7 @@ class Recipe:
         batch_size: shuffled batches of so many examples, epoch after epoch; None: by class, as
             above.
         learner: what learns from the set, a name in the registry.
+        cutmix: probability that a batch is mixed by CutMix.
     """
 
     model: str = "convnet"
@@ -52,6 +53,7 @@ class Recipe:
     precision: str = "float32"
     batch_size: int | None = None
     learner: str = "network"
+    cutmix: float = 0.0
 
     @classmethod
     def of(cls, config: Resolved, steps: int) -> "Recipe":

@@ -339,7 +339,8 @@ def recipe_under(protocol: Protocol, recipe: Recipe, examples: int) -> Recipe:
     if not protocol.epochs:
         return recipe
     each = batches_an_epoch(examples, recipe.batch_size or examples)
-    optimizer = SGD(0.9, 5e-4, (protocol.decay_after * each,), 0.1, restart=True)
+    milestones = tuple(epoch * each for epoch in protocol.decay_after)
+    optimizer = SGD(0.9, 5e-4, milestones, protocol.decay, restart=protocol.restart)
     return dataclasses.replace(recipe, steps=protocol.epochs * each, optimizer=optimizer)
 
 

@@ -1,12 +1,14 @@
 """Training a network by a recipe: the batches, the plain loop, and its compiled twin."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from potstill.data import augmentation
+from potstill.data.mixing import cutmix
 from potstill.data.splits import Split, batches
 from potstill.distilled.batches import BatchPlan
 from potstill.distilled.recipes import Recipe
@@ -20,6 +22,28 @@ Batches = Callable[[int], tuple[Tensor, Tensor]]
 """step -> (inputs, targets) of that training step."""
 Predict = Callable[[Tensor], Tensor]
 """inputs -> logits."""
+
+
+@dataclass(frozen=True)
+class TrainedNetwork:
+    """A network that is trained, called on inputs for its logits.
+
+    Args:
+        module: the network, in evaluation mode.
+        predict: what it answers.
+    """
+
+    module: nn.Module
+    predict: Predict
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        return self.predict(inputs)
+
+    def features(self, inputs: Tensor) -> Tensor:
+        """Return what the last layer reads, (B, F), or the logits if the network does not tell."""
+        features = getattr(self.module, "features", self.predict)
+        values: Tensor = features(inputs)
+        return values.flatten(1).float()
 
 
 def set_batches(
@@ -47,7 +71,8 @@ def set_batches(
         rows = next(indices)
         drawn = augmentation.draw(recipe.augment, len(rows), rng)
         rows = rows.to(images.device)
-        return augmentation.apply(images[rows], drawn), targets[rows]
+        augmented = augmentation.apply(images[rows], drawn)
+        return cutmix(augmented, targets[rows], recipe.cutmix, rng)
 
     return batch
 
@@ -66,9 +91,8 @@ def split_batches(split: Split, recipe: Recipe, classes: int, seed: int) -> Batc
 
     def batch(_: int) -> tuple[Tensor, Tensor]:
         images, labels = split.take(next(indices))
-        return augmentation.apply(
-            images, augmentation.draw(recipe.augment, len(labels), rng)
-        ), F.one_hot(labels, classes).float()
+        augmented = augmentation.apply(images, augmentation.draw(recipe.augment, len(labels), rng))
+        return cutmix(augmented, F.one_hot(labels, classes).float(), recipe.cutmix, rng)
 
     return batch
 

@@ -123,6 +123,7 @@ class Problem:
         identity: names the data and their preprocessing, for what is prepared once.
         ranks: the processes that share the run; a method may divide its work among them.
         run_seed: the run's own; `seed` is another one in each block of a boosted set.
+        sharing: so many consecutive distilled examples are decoded from one that is stored.
     """
 
     real: Real
@@ -135,6 +136,7 @@ class Problem:
     identity: str = ""
     ranks: Ranks = ALONE
     run_seed: int = 0
+    sharing: int = 1
 
     @property
     def plan(self) -> BatchPlan:

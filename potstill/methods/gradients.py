@@ -55,8 +55,8 @@ class GradientOptions:
     network_epochs: int | Auto = option(
         "auto", "I: epochs that it trains on the set in between; auto: as published", low=0
     )
-    distance: Literal["rows", "cosine", "squares"] = option(
-        "rows", "of gradients: 1 - cosine by rows, 1 - cosine in all, or sum of squares"
+    distance: Literal["rows", "cosine", "squares", "absolute"] = option(
+        "rows", "of gradients: 1 - cosine by rows or in all, or sum of squares or absolute values"
     )
     distance_eps: float = option(1e-6, "added to the product of two norms", low=0)
     relative_eps: bool = option(False, "distance_eps is a share of that product")
@@ -85,14 +85,17 @@ class Distance:
     """A distance of two gradients.
 
     Args:
-        kind: "rows", "cosine" or "squares", see `GradientOptions`.
+        kind: "rows", "cosine", "squares" or "absolute", see `GradientOptions`.
         eps: added to the product of two norms.
         relative: whether eps is a share of that product.
+        least: fewest dimensions of the parameters that count: 2 leaves out biases and the affine
+            parameters of norms, 4 linear layers, too.
     """
 
     kind: str
-    eps: float
-    relative: bool
+    eps: float = 0.0
+    relative: bool = False
+    least: int = 1
 
     def __call__(self, own: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
         """Compute the distance, differentiable in the first.
@@ -101,17 +104,18 @@ class Distance:
             own: a gradient, parameter by parameter.
             wanted: the gradient to come near to, likewise.
         """
+        least = 2 if self.kind == "rows" else self.least
+        own, wanted = ([part for part in some if part.dim() >= least] for some in (own, wanted))
         if self.kind == "rows":
             pairs = zip(own, wanted, strict=True)
             return sum(
-                (self.apart(rows_of(one), rows_of(other)).sum() for one, other in pairs
-                 if one.dim() > 1),
+                (self.apart(rows_of(one), rows_of(other)).sum() for one, other in pairs),
                 own[0].new_zeros(()),
-            )  # fmt: skip
+            )
         one, other = (torch.cat([part.reshape(-1) for part in some]) for some in (own, wanted))
         if self.kind == "cosine":
             return self.apart(one[None], other[None]).sum()
-        return (one - other).square().sum()
+        return ((one - other).abs() if self.kind == "absolute" else (one - other).square()).sum()
 
     def apart(self, one: Tensor, other: Tensor) -> Tensor:
         """Return 1 - cosine of corresponding rows, (rows,)."""
@@ -127,52 +131,56 @@ def rows_of(parameter: Tensor) -> Tensor:
     return parameter.reshape(len(parameter), -1)
 
 
-class DC(Method):
-    """DC: gradients of real and distilled examples, class by class, on networks in training."""
+class GradientMatching(Method):
+    """Gradients of real and distilled examples, class by class, on networks in training.
 
-    Options: ClassVar[type] = GradientOptions
-    options: GradientOptions
+    A subclass says by what distance, and how a network trains between the steps that it serves for.
+    """
+
     needs: ClassVar[Needs] = Needs(
         second_derivative=True, targets="classes", uncoupled=True, unused=("real_batch",)
     )
-    defaults: ClassVar[dict[str, Any]] = {
-        "init": "normal",
-        "preprocess": "normalize",
-        "outer_optimizer": "sgd",
-        "outer_momentum": 0.5,
-        "outer_lr": 0.1,
-        "clip": 0.0,
-        "steps": 1000,
-    }
     step_words: ClassVar[str] = (
         "Each outer step shows real and synthetic {noun}s of a class to a network, and changes the "
         "synthetic ones so that it would learn the same from both."
     )
-    loss_words: ClassVar[str] = (
-        "How differently real and synthetic {noun}s would change a network, class by class: 0 for "
-        "each of its outputs that they move the same way, 1 for one that they move unrelated ways. "
-        "Lower is better."
-    )
+    distance: Distance
+    network_steps: int
+    """Outer steps for each fresh network."""
 
-    def __init__(self, problem: Problem, options: GradientOptions):
+    def __init__(self, problem: Problem, options: Any):
         super().__init__(problem, options)
         labels = problem.labels.cpu()
         self.members = [
             torch.nonzero(labels == label)[:, 0] for label in range(problem.real.classes)
         ]
         self.real = ClassWise(problem.real.train, problem.real.sampler)
-        self.distance = Distance(options.distance, options.distance_eps, options.relative_eps)
         self.filled = problem.networks.compiled is not None
 
-    @property
-    def network_steps(self) -> int:
-        """O: outer steps for each fresh network."""
-        return int(self.options.network_steps)
-
     def start(self) -> tuple[State, dict[str, Any]]:
-        if self.network_steps == 1:  # no network lives on to the next step
-            return {}, {}
-        return {"theta": self.model(0).theta}, {}
+        # With one step for each, no network lives on to the next.
+        return (self.untrained(self.model(0)) if self.network_steps > 1 else {}), {}
+
+    def untrained(self, model: FlatModel) -> dict[str, Tensor]:
+        """Return the state of a network before its training; "theta" (P,) are its parameters."""
+        return {"theta": model.theta}
+
+    def trained(
+        self, model: FlatModel, state: State, examples: Examples, step: int
+    ) -> dict[str, Tensor]:
+        """Return a network's state after its training between two outer steps.
+
+        Args:
+            model: the network.
+            state: its state at the step before.
+            examples: the distilled set as it is now.
+            step: number of the outer step that follows.
+        """
+        raise NotImplementedError
+
+    def chosen(self, label: int, step: int) -> Tensor:
+        """Return the indices (n,) of the distilled examples of a class that a step reads."""
+        return self.members[label]
 
     def model(self, step: int) -> FlatModel:
         """Return the fresh network of an outer step."""
@@ -181,9 +189,9 @@ class DC(Method):
 
     def estimate(self, examples: Examples, learned: Leaves, state: State, step: int) -> Estimate:
         model, problem = self.model(step), self.problem
-        theta = model.theta
-        if step % self.network_steps:
-            theta = self.trained(model, state["theta"], examples, step)
+        goes_on = step % self.network_steps
+        now = self.trained(model, state, examples, step) if goes_on else self.untrained(model)
+        theta = now["theta"]
         loss = problem.networks.loss(model, lambda _: derive(problem.seed, "dropout", step))
         grad = torch.zeros_like(examples.images)
         total, classes = 0.0, [label for label, rows in enumerate(self.members) if len(rows)]
@@ -192,12 +200,11 @@ class DC(Method):
                 problem.real.augment, problem.rng("augmentation", step, label)
             )
             wanted = self.real_gradient(loss, theta, real, drawn)
-            own = self.members[label].to(grad.device)
+            own = self.chosen(label, step).to(grad.device)
             value, of_images = self.match(model, loss, theta, examples, own, drawn, wanted)
             grad[own] = of_images
             total += value
-        after = {"theta": theta} if "theta" in state else state
-        return Estimate(total, {"images": grad}, after)
+        return Estimate(total, {"images": grad}, now if self.network_steps > 1 else state)
 
     def real_rows(self, classes: list[int], step: int) -> list[Tensor]:
         """Draw the real batch of each class: indices (B,) in the train split."""
@@ -269,15 +276,36 @@ class DC(Method):
         (of_images,) = torch.autograd.grad(batch.inputs, images, of_inputs)
         return float(value.detach()), of_images
 
-    def trained(self, model: FlatModel, theta: Tensor, examples: Examples, step: int) -> Tensor:
-        """Return a network's parameters after the epochs between two outer steps.
 
-        Args:
-            model: the network.
-            theta: (P,) its parameters before.
-            examples: the distilled set, on which it trains.
-            step: number of the outer step that follows.
-        """
+class DC(GradientMatching):
+    """DC: the network trains on the set between the steps that it serves for."""
+
+    Options: ClassVar[type] = GradientOptions
+    options: GradientOptions
+    defaults: ClassVar[dict[str, Any]] = {
+        "init": "normal",
+        "preprocess": "normalize",
+        "outer_optimizer": "sgd",
+        "outer_momentum": 0.5,
+        "outer_lr": 0.1,
+        "clip": 0.0,
+        "steps": 1000,
+    }
+    loss_words: ClassVar[str] = (
+        "How differently real and synthetic {noun}s would change a network, class by class: 0 for "
+        "each of its outputs that they move the same way, 1 for one that they move unrelated ways. "
+        "Lower is better."
+    )
+
+    def __init__(self, problem: Problem, options: GradientOptions):
+        super().__init__(problem, options)
+        self.distance = Distance(options.distance, options.distance_eps, options.relative_eps)
+        self.network_steps = int(options.network_steps)
+
+    def trained(
+        self, model: FlatModel, state: State, examples: Examples, step: int
+    ) -> dict[str, Tensor]:
+        """Return a network's state after its epochs on the set, by plain SGD."""
         problem, epochs = self.problem, int(self.options.network_epochs)
         rng = problem.rng("training", step)
         rows = shuffled(len(examples.labels), NETWORK_BATCH, rng)
@@ -294,8 +322,9 @@ class DC(Method):
         count = epochs * batches_an_epoch(len(examples.labels), NETWORK_BATCH)
         size = even(min(NETWORK_BATCH, len(examples.labels)), problem.real.micro_batch)
         inner = InnerProblem(InMicroBatches(loss, size, self.filled), batch, Descent())
+        theta = state["theta"]
         lr = {"lr": torch.tensor(NETWORK_LR, dtype=theta.dtype, device=theta.device)}
-        return forward(inner, {}, lr, inner.optimizer.init(theta), range(count))[0]
+        return {"theta": forward(inner, {}, lr, (theta,), range(count))[0]}
 
     @classmethod
     def work(cls, options: GradientOptions, sizes: Sizes) -> Work:

@@ -21,6 +21,7 @@ CVPR 2023, arXiv:2211.11004. MTT with flat experts (`Sharpness`) and a running a
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -52,9 +53,7 @@ from potstill.methods.experts import PLAIN, ExpertOptions, Experts, Sharpness
 from potstill.seeds import derive, generator
 
 LEAST_RATE = 1e-6
-"""Lower bound of a student's learning rate that is learned as it is: the published one, which has
-none, turns negative at times.
-"""
+"""Lower bound of a student's learning rate: the published one, which has none, turns negative."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +135,8 @@ class MTT(Method):
         "squares, over how far it was at its start. Below 1 it comes nearer. Lower is better."
     )
     remedy: ClassVar[str] = "lower --student-lr, --lr-lr, --student-steps or --max-start"
+    least_rate: ClassVar[float] = LEAST_RATE
+    """Lower bound of the student's learning rate."""
     exact: ClassVar[bool] = True
     """Whether the gradient is that of the student's steps as they are."""
 
@@ -153,8 +154,9 @@ class MTT(Method):
         if how == "off":
             return {}, {}
         if how == "log":
-            return {}, {"log_student_lr": Learnable(value.log(), self.options.lr_lr)}
-        return {}, {"student_lr": Learnable(value, self.options.lr_lr, LEAST_RATE)}
+            least = math.log(self.least_rate)
+            return {}, {"log_student_lr": Learnable(value.log(), self.options.lr_lr, least)}
+        return {}, {"student_lr": Learnable(value, self.options.lr_lr, self.least_rate)}
 
     def rate(self, learned: Leaves) -> Tensor:
         """Return the student's learning rate, 0-d."""
@@ -217,10 +219,7 @@ class MTT(Method):
             model: the network.
             step: number of the outer step.
         """
-        problem, count = self.problem, len(examples.labels)
-        size = min(self.options.student_batch or count, count)
-        order = shuffled(count, size, problem.rng("student batches", step))
-        rows = [next(order) for _ in range(self.options.student_steps)]
+        problem, rows = self.problem, self.student_rows(len(examples.labels), step)
 
         def batch(leaves: Leaves, number: int) -> Batch:
             rng = problem.rng("student augmentation", step, number)
@@ -233,8 +232,20 @@ class MTT(Method):
         loss = problem.networks.loss(model, dropout)
         if not couples_batch(model.module):
             filled = problem.networks.compiled is not None
+            size = max(map(len, rows))
             loss = InMicroBatches(loss, even(size, problem.micro_batch), filled)
         return InnerProblem(loss, batch, Descent())
+
+    def student_rows(self, count: int, step: int) -> list[Tensor]:
+        """Return the indices of the examples that each of the student's steps reads.
+
+        Args:
+            count: of examples.
+            step: number of the outer step.
+        """
+        size = min(self.options.student_batch or count, count)
+        order = shuffled(count, size, self.problem.rng("student batches", step))
+        return [next(order) for _ in range(self.options.student_steps)]
 
     @classmethod
     def work(cls, options: StudentOptions, sizes: Sizes) -> Work:

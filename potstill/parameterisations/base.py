@@ -118,6 +118,8 @@ class Parameterisation(ABC):
 
     Options: ClassVar[type] = Nothing
     """A frozen dataclass of `option(...)` fields."""
+    pixels: ClassVar[tuple[str, ...]] = ()
+    """Names of the stored tensors that hold pixels, on the scale of the examples."""
 
     @classmethod
     @abstractmethod

@@ -36,6 +36,7 @@ class MultiFormation(Parameterisation):
     Options: ClassVar[type] = Reduced
 
     kinds: ClassVar[tuple[str, ...]] = ("image",)
+    pixels: ClassVar[tuple[str, ...]] = ("images",)
     factor: int
 
     @classmethod

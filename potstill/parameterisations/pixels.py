@@ -1,7 +1,7 @@
 """Images and vectors stored as they are."""
 
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -16,6 +16,8 @@ class Pixels(Parameterisation):
 
     The stored tensor is "images" (n, C, H, W) or (n, d).
     """
+
+    pixels: ClassVar[tuple[str, ...]] = ("images",)
 
     @classmethod
     def fitting(cls, budget: Budget, options: Any) -> Self:

@@ -41,8 +41,12 @@ MEMBERS = (
     "remedy",
 )
 """What potstill asks a method for."""
-OUTER_OPTIONS = {"outer_momentum", "outer_weight_decay", "outer_milestones", "outer_decay"}
-"""Options that not every outer optimizer has, which a method may give defaults for."""
+OPTIMIZER_OPTIONS = {
+    f"{loop}_{name}"
+    for loop in ("inner", "outer")
+    for name in ("momentum", "weight_decay", "milestones", "decay")
+}
+"""Options that not every optimizer has, which a method may give defaults for."""
 LR = 0.05
 """Outer learning rate of a method that asks for none."""
 
@@ -152,7 +156,7 @@ def check_description(part: Part, method: Any) -> None:
         f"got {', '.join(sorted(own & shared))}",
         protects="that every option is one flag",
     )
-    strange = set(method.defaults) - set(everything.flat()) - OUTER_OPTIONS
+    strange = set(method.defaults) - set(everything.flat()) - OPTIMIZER_OPTIONS
     part.must(
         "name options of potstill in defaults",
         not strange,

@@ -18,23 +18,26 @@ FAR = 0.6
 """Scale of the centres of the small problem's classes, in multiples of the noise around them."""
 
 
-def small_problem(seed: int = 0, shape: Shape = SHAPE, labels: Tensor | None = None) -> Problem:
+def small_problem(
+    seed: int = 0, shape: Shape = SHAPE, labels: Tensor | None = None, model: str = "mlp"
+) -> Problem:
     """Make a problem that takes seconds.
 
-    Three classes of noisy images, each around its own centre, and an MLP.
+    Three classes of noisy images, each around its own centre, and a small network.
 
     Args:
         seed: of all that is drawn.
         shape: of an example.
         labels: (n,) the classes of the distilled examples; None: two of each class.
+        model: "mlp" or, for methods that need convolutions, "convnet".
     """
     rng = generator(seed, "small problem")
     centres = torch.randn(CLASSES, *shape, generator=rng) * FAR
     classes = torch.arange(REAL) % CLASSES
     images = centres[classes] + torch.randn(REAL, *shape, generator=rng)
     own = torch.arange(CLASSES).repeat_interleave(PER_CLASS) if labels is None else labels
-    recipe = Recipe("mlp", width=16, lr=0.01, batch_per_class=PER_CLASS, classes_per_batch=CLASSES)
-    factory = resolve("mlp", shape, CLASSES, width=16, depth=1)
+    recipe = Recipe(model, width=16, lr=0.01, batch_per_class=PER_CLASS, classes_per_batch=CLASSES)
+    factory = resolve(model, shape, CLASSES, width=16, depth=1)
     networks = NetworkFamily(factory, shape, CLASSES, CPU, "float32")
     real = Real(TensorSplit(images, classes), CLASSES, 30, (), 30)
     return Problem(real, networks, own, recipe, seed, CPU, 100, "small problem")
