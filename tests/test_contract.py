@@ -47,11 +47,9 @@ FOREIGN, TRUSTED = "foreign.means:Means", ("--trust", "foreign")
 def test_every_method_keeps_to_the_contract(name):
     potstill.trust("foreign")
     names = {item.name for item, _ in declared(METHODS[name].Options)}
-    small = {
-        key: value
-        for key, value in {"unroll": 6, "window": 3, "grow_over": 10}.items()
-        if key in names
-    }
+    sizes = {"unroll": 6, "window": 3, "grow_over": 10}
+    sizes |= {"experts": 2, "expert_batch": 10, "student_steps": 5, "max_start": 3}
+    small = {key: value for key, value in sizes.items() if key in names}
     options = METHODS[name].Options(**small) if small else None
     problems = {
         "idc": small_problem(model="convnet"),
