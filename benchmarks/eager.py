@@ -20,7 +20,7 @@ from potstill.data.augmentation import Draw
 
 Found = tuple[float, dict[str, Tensor]]
 Gradients = Sequence[Tensor]
-IDC_ALWAYS, IDC_REAL = ("color", "cutout", "crop"), ("color", "crop")
+IDC_SHARED, IDC_TRAINING = ("color", "crop", "cutout"), ("color", "crop")
 """IDC's operations, all of them in every draw: in matching, and in training on real images."""
 TRAINING_LR = 0.01
 
@@ -208,7 +208,7 @@ def train_on_real(
     rule = torch.optim.SGD(network.parameters(), TRAINING_LR, momentum=0.9, weight_decay=5e-4)
     for rows in shuffled(len(images), size, rng):
         batch, own = images[rows], labels[rows]
-        for operation in IDC_REAL:
+        for operation in IDC_TRAINING:
             batch = augmentation.apply(batch, augmentation.draw((operation,), len(rows), rng))
         rule.zero_grad()
         if float(torch.rand((), generator=rng)) < 0.5:

@@ -11,26 +11,15 @@ the graph that would be compiled, run as it is.
 import eager
 import torch
 from eager import ClassBatch, Found, Functional, Student
-from method_steps import (
-    BY_EXPERT,
-    CLASSES,
-    FACTOR,
-    PUBLISHED_EPOCHS,
-    Compilation,
-    Data,
-    MadeUp,
-    Ours,
-    Part,
-    Work,
-    lr_of,
-)
+from method_steps import PUBLISHED_EPOCHS, Compilation, Ours, lr_of
+from method_work import BY_EXPERT, CLASSES, FACTOR, Data, MadeUp, Part, Work
 from torch import Tensor
 
 from potstill.data import augmentation
 from potstill.registry import METHODS
 from potstill.seeds import generator
 
-SMALL = Work(6, 8, 600, 60, 60, micro=7, dtype=torch.float64)
+SMALL = Work(6, 8, (), 600, 60, 60, micro=7, dtype=torch.float64)
 WORST = 1e-8
 """Largest relative difference that is rounding."""
 EVERY = (

@@ -1,14 +1,23 @@
-"""One outer step of a matching method, by potstill and by eager.py, on the same random data: what
-methods.py times.
-"""
+"""One outer step of a matching method, by potstill and by eager.py, on the same random data."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import eager
 import torch
 from eager import ClassBatch, Found, Functional, Student
+from method_work import (
+    BY_EXPERT,
+    CLASSES,
+    CPU,
+    FACTOR,
+    STUDENT_LR,
+    Data,
+    MadeUp,
+    Part,
+    Work,
+    sizes_of,
+)
 from torch import Tensor, nn
 
 from potstill.cache import Cache
@@ -16,164 +25,21 @@ from potstill.data import augmentation
 from potstill.data.splits import TensorSplit
 from potstill.distilled.recipes import Recipe
 from potstill.engine.compiled_losses import CompiledNetwork
-from potstill.engine.losses import even, largest_micro_batch
 from potstill.engine.optimizers import SGD
 from potstill.engine.when_to_compile import NetworkFamily, compiled_networks, stage_micro_batch
-from potstill.evaluation.protocols import DSA
-from potstill.methods.base import Examples, Method, Problem, Real, Sizes
-from potstill.models import fresh, resolve
+from potstill.methods.base import Examples, Method, Problem, Real
+from potstill.methods.base import Work as MethodWork
+from potstill.models import fresh
 from potstill.parameterisations.base import Budget
 from potstill.parameterisations.formation import MultiFormation
 from potstill.progress import ignore
 from potstill.registry import METHODS
 from potstill.seeds import generator
 
-CLASSES, FACTOR, STUDENT_LR = 10, 2, 0.01
-CPU = torch.device("cpu")
-BY_CLASS, BY_EXPERT = ("dm", "dc", "dsa", "idc"), ("mtt", "tesla")
-NAMES = (*BY_CLASS, *BY_EXPERT)
 PUBLISHED_EPOCHS = 50
 """I of DC and DSA at ten images per class: epochs on the set between two image steps."""
 IDC_SHOWN = 2000
 """Real images on which IDC's network trains between two image steps."""
-Step = Callable[[], Found]
-"""One outer step: (loss, gradients)."""
-
-
-@dataclass(frozen=True)
-class Work:
-    """The sizes of the work.
-
-    Args:
-        width: of the ConvNet.
-        side: of an image, in pixels.
-        real: real images.
-        per_class: real images of each class in a step of DM, DC and DSA.
-        idc_per_class: the same of IDC.
-        students: steps of a student of MTT and TESLA.
-        micro: examples that potstill takes at once; 0: what suits the network.
-        dtype: of all numbers.
-    """
-
-    width: int = 128
-    side: int = 32
-    real: int = 5000
-    per_class: int = 256
-    idc_per_class: int = 64
-    students: tuple[int, ...] = (20, 30)
-    micro: int = 0
-    dtype: torch.dtype = torch.float32
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Shape of an image."""
-        return 3, self.side, self.side
-
-    def factory(self) -> nn.Module:
-        """Make a fresh network."""
-        return resolve("convnet", self.shape, CLASSES, width=self.width)().to(self.dtype)
-
-
-@dataclass(frozen=True)
-class Part:
-    """What is timed: an outer step of a method.
-
-    Args:
-        method: its name.
-        ipc: images per class that the set stores.
-        students: N, steps of the student, of a method that has one.
-        trained: whether the network trains before the images' gradient is taken, as it does between
-            two steps that share a network; else the network is fresh.
-        augment: whether the method augments as it does by default; else not at all.
-    """
-
-    method: str
-    ipc: int
-    students: int = 0
-    trained: bool = False
-    augment: bool = True
-
-    @property
-    def name(self) -> str:
-        """Names the part in results."""
-        student = f", N {self.students}" if self.students else ""
-        return f"{self.method}, ipc {self.ipc}{student}{', training first' * self.trained}"
-
-    @property
-    def per_class(self) -> int:
-        """Images of each class that a network sees."""
-        return self.ipc * (FACTOR**2 if self.method == "idc" else 1)
-
-    @property
-    def operations(self) -> tuple[str, ...]:
-        """Operations of the augmentation, one for each batch."""
-        return DSA if self.augment and self.method in ("dm", "dsa", *BY_EXPERT) else ()
-
-
-def parts(work: Work, only: tuple[str, ...]) -> list[Part]:
-    """Return all parts of some methods."""
-    found = []
-    for method in only:
-        for ipc in (1, 10):
-            if method in BY_EXPERT:
-                found += [Part(method, ipc, students) for students in work.students]
-                continue
-            found.append(Part(method, ipc))
-            # At one image per class, DC and DSA take a fresh network for every step.
-            if method == "idc" or (method in ("dc", "dsa") and ipc > 1):
-                found.append(Part(method, ipc, trained=True))
-    return found
-
-
-@dataclass(frozen=True)
-class Data:
-    """Random data of a part, the same in every process.
-
-    Args:
-        real: (N, C, H, W) real images.
-        real_labels: (N,) their classes.
-        images: (n, C, H, W) stored distilled images, class by class.
-        labels: (n,) their classes.
-    """
-
-    real: Tensor
-    real_labels: Tensor
-    images: Tensor
-    labels: Tensor
-
-    @classmethod
-    def of(cls, work: Work, part: Part) -> "Data":
-        """Draw them."""
-        rng = generator(0, "data")
-        real = torch.randn(work.real, *work.shape, generator=rng).to(work.dtype)
-        images = torch.randn(CLASSES * part.ipc, *work.shape, generator=rng).to(work.dtype)
-        labels = torch.arange(CLASSES).repeat_interleave(part.ipc)
-        return cls(real, torch.arange(work.real) % CLASSES, images, labels)
-
-
-@dataclass(frozen=True)
-class MadeUp:
-    """One expert that was never trained: where its parameters lie does not change a step's time.
-
-    Args:
-        start: (P,) its parameters at first.
-        later: (P,) those after any number of epochs.
-    """
-
-    start: Tensor
-    later: Tensor
-    count: int = 1
-
-    @classmethod
-    def of(cls, network: nn.Module) -> "MadeUp":
-        """Make one that starts at a network's parameters and moves a little."""
-        start = nn.utils.parameters_to_vector(network.parameters()).detach()
-        noise = torch.randn(len(start), generator=generator(0, "expert"))
-        return cls(start, start + 0.01 * noise.to(start.dtype))
-
-    def at(self, index: int, epoch: int, device: torch.device) -> Tensor:
-        """Return the parameters (P,) after so many epochs, as the methods ask for them."""
-        return self.later if epoch else self.start
 
 
 class Rival:
@@ -213,7 +79,7 @@ class Rival:
         count = work.idc_per_class if part.method == "idc" else work.per_class
         real = own[torch.randperm(len(own), generator=self.rng)[:count]]
         # One operation of several; IDC's are all taken, one after the other.
-        chosen = [(op,) for op in eager.IDC_ALWAYS] if part.method == "idc" else [part.operations]
+        chosen = [(op,) for op in eager.IDC_SHARED] if part.method == "idc" else [part.operations]
         drawn = tuple(augmentation.shared_draw(operations, self.rng) for operations in chosen)
         rows = torch.nonzero(self.data.labels == label)[:, 0]
         return ClassBatch(label, real, rows, drawn)
@@ -239,15 +105,24 @@ class Rival:
         return Student(network, self.expert.start, self.expert.later, self.data.labels, draws)
 
 
-def method_options(work: Work, part: Part) -> dict[str, Any]:
+def method_options(work: Work, part: Part) -> Any:
     """Return the options of potstill's method with which it does a part's work.
 
     Options that are not named here keep their defaults, which are the published values.
     """
+    given: dict[str, Any] = {"real_per_class": work.per_class}
+    if part.method == "idc":
+        given = {"real_per_class": work.idc_per_class}
     if part.method in BY_EXPERT:
-        return {"student_steps": part.students, "student_lr": STUDENT_LR, "max_start": 1}
-    # To adapt where a method names its count of real images otherwise.
-    return {"real_per_class": work.idc_per_class if part.method == "idc" else work.per_class}
+        given = {"student_steps": part.students, "student_lr": STUDENT_LR, "max_start": 1}
+    options = METHODS[part.method].Options(**given)
+    return options.resolved(sizes_of(work, part)) if hasattr(options, "resolved") else options
+
+
+def compiles(work: Work, part: Part) -> MethodWork:
+    """Return what potstill's method compiles for a part."""
+    made: type[Method] = METHODS[part.method]
+    return made.work(method_options(work, part), sizes_of(work, part))
 
 
 def prepare_for(name: str, method: Method) -> None:
@@ -284,15 +159,8 @@ class Ours:
 
     def __init__(self, work: Work, part: Part, compilation: Compilation = "none"):
         self.work, self.part, self.data = work, part, Data.of(work, part)
-        made: type[Method] = METHODS[part.method]
-        most = work.micro or largest_micro_batch(work.factory(), work.shape, CPU)
-        self.sizes = sizes_of(work, part, most)
-        options = made.Options(**method_options(work, part))
-        if hasattr(options, "resolved"):
-            options = options.resolved(self.sizes)
-        self.compiles = made.work(options, self.sizes)
         self.problem = self.make_problem(compilation)
-        self.method = made(self.problem, options)
+        self.method = METHODS[part.method](self.problem, method_options(work, part))
         prepare_for(part.method, self.method)
         self.state, learnables = self.method.start()
         self.learned = {name: one.value.to(work.dtype) for name, one in learnables.items()}
@@ -301,7 +169,9 @@ class Ours:
 
     def make_problem(self, compilation: Compilation) -> Problem:
         """Make the problem, its networks compiled as asked for."""
-        work, part, sizes = self.work, self.part, self.sizes
+        work, part = self.work, self.part
+        sizes = sizes_of(work, part)
+        operations = METHODS[part.method].needs.augment if part.augment else ()
         networks = NetworkFamily(work.factory, work.shape, CLASSES, CPU, "float32")
         networks = networks.with_compiled(self.compile(networks, compilation))
         recipe = Recipe(
@@ -310,13 +180,13 @@ class Ours:
             lr=STUDENT_LR,
             batch_per_class=part.per_class,
             classes_per_batch=CLASSES,
-            augment=part.operations,
+            augment=operations,
         )
         train = TensorSplit(self.data.real, self.data.real_labels)
         most = stage_micro_batch(
             sizes.batch, sizes.batch, sizes.micro_batch, compiled=compilation != "none"
         )
-        real = Real(train, CLASSES, sizes.real_batch, part.operations, sizes.real_micro_batch)
+        real = Real(train, CLASSES, sizes.real_batch, operations, sizes.real_micro_batch)
         labels = torch.arange(CLASSES).repeat_interleave(part.per_class)
         return Problem(real, networks, labels, recipe, 0, CPU, most, "random")
 
@@ -326,7 +196,7 @@ class Ours:
             return None
         if compilation == "traced":
             return CompiledNetwork(networks.model(0), backend="eager")
-        wanted = self.compiles
+        wanted = compiles(self.work, self.part)
         return compiled_networks(
             networks, wanted.gradient_batches, wanted.product_batches, [], ignore
         )
@@ -371,19 +241,3 @@ class Ours:
         if images is not stored:
             (grads["images"],) = torch.autograd.grad(images, stored, grads["images"])
         return found.loss, grads
-
-
-def sizes_of(work: Work, part: Part, most: int) -> Sizes:
-    """Return the sizes of a run that does such steps.
-
-    Args:
-        work: the sizes of the work.
-        part: what is done.
-        most: examples at once that suit the network.
-    """
-    each = part.per_class
-    real_batch = min(500, work.real)
-    return Sizes(
-        work.shape, CLASSES, (each,), (CLASSES * each,), most, real_batch, even(real_batch, most),
-        steps=100,
-    )  # fmt: skip

@@ -39,17 +39,22 @@ import torch
 from curves import RESULTS, provenance
 from meta_gradient import fits, resident
 from method_checks import check
-from method_steps import NAMES, Ours, Part, Rival, Work, parts
+from method_steps import Ours, Rival, compiles
+from method_work import NAMES, Part, Work, parts
 
 from potstill.devices import keep_freed_memory
 from potstill.registry import METHODS
 
 OUT = RESULTS / "methods.json"
 FULL = Work()
-QUICK = Work(width=16, side=16, real=500, per_class=16, idc_per_class=8, students=(3, 4))
+QUICK = Work(8, 8, (10,), 500, per_class=20, idc_per_class=10, students=(4,), micro=10)
+"""All batches are of one size, so that only two functions are compiled."""
 RIVAL, OURS = "eager", ("compiled", "plain")
 PROBES = (2, 4)
 """Steps of a student by which the memory of more of them is foreseen."""
+
+PAGE = 0.004
+"""MB that stand for a peak of nothing, which small shapes may have."""
 
 
 def threads() -> int:
@@ -61,17 +66,14 @@ def serve(way: str, work: Work, part: Part) -> None:
     """Say when ready; then take a step for each line of standard input, and answer with a line."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(threads())
-    began = time.perf_counter()
     step: Ours | Rival
-    functions = 0
     if way == RIVAL:
         step = Rival(work, part)
     else:
-        keep_freed_memory()
+        keep_freed_memory()  # as a run does
         step = Ours(work, part, "compiled" if way == "compiled" else "none")
         step.begin()
-        functions = step.compiles.functions
-    print(json.dumps({"seconds": time.perf_counter() - began, "functions": functions}), flush=True)
+    print(json.dumps({}), flush=True)
     for line in sys.stdin:
         before = trimmed() if json.loads(line)["memory"] else None
         began = time.perf_counter()
@@ -101,7 +103,6 @@ class Worker:
             [sys.executable, __file__, *words],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
-        self.ready = self.answer()
 
     def __call__(self, *, memory: bool = False) -> dict[str, float]:
         """Take a step, and return its seconds or, with its peak of memory, "peak_mb"."""
@@ -136,6 +137,8 @@ def alternated(
         pairs: measurements of each.
     """
     memory = {}
+    for worker in workers.values():
+        worker.answer()  # it is ready, and has compiled
     for way, worker in workers.items():
         worker()
         memory[way] = worker(memory=True)["peak_mb"]
@@ -175,29 +178,27 @@ def measured(part: Part, pairs: int, quick: bool) -> dict[str, Any]:
         quick: small shapes.
     """
     load = os.getloadavg()[0]
-    found: dict[str, Any] = {}
+    own = OURS if compiles(QUICK if quick else FULL, part).functions else OURS[1:]
     fitting = not part.students or fits(rival_line(part, PROBES, 1, quick)["peak_mb"])
     with ExitStack() as opened:
-        workers: dict[str, Worker] = {}
-        for way in (RIVAL, *OURS) if fitting else OURS:
-            workers[way] = opened.enter_context(closing(Worker(way, part, quick)))
-        if not workers["compiled"].ready["functions"]:
-            del workers["compiled"]  # the method compiles nothing
-        found["seconds_to_begin"] = {way: one.ready["seconds"] for way, one in workers.items()}
-        seconds, memory = alternated(workers, pairs)
+        seconds, memory = alternated(
+            {
+                way: opened.enter_context(closing(Worker(way, part, quick)))
+                for way in (*own, RIVAL)[: None if fitting else -1]
+            },
+            pairs,
+        )
     if not fitting:
         line = rival_line(part, (part.students // 4, part.students // 2), pairs, quick)
         seconds[RIVAL], memory[RIVAL] = [line["seconds"]] * pairs, line["peak_mb"]
-        found["extrapolated"] = RIVAL
-    own = [way for way in OURS if way in seconds]
     return {
         "seconds": seconds,
         "ratio": {way: ratio(seconds[RIVAL], seconds[way]) for way in own},
         "peak_mb": memory,
-        "memory_ratio": {way: memory[RIVAL] / memory[way] for way in own},
+        "memory_ratio": {way: memory[RIVAL] / (memory[way] or PAGE) for way in own},
         "load_before": load,
         "date": date.today().isoformat(),
-        **found,
+        "extrapolated": [] if fitting else [RIVAL],
     }
 
 
@@ -218,7 +219,7 @@ def shown(name: str, result: dict[str, Any]) -> str:
         f"{result['memory_ratio'][way]:.2f}"
         for way, figure in result["ratio"].items()
     )
-    marked = " (eager extrapolated)" if "extrapolated" in result else ""
+    marked = " (eager extrapolated)" if result["extrapolated"] else ""
     return f"{name}: {seconds}{marked}; eager over ours: {ratios}"
 
 
@@ -247,11 +248,15 @@ def main() -> None:
     )
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     parser.add_argument("--part", type=json.loads, help=argparse.SUPPRESS)
-    parser.add_argument("--quick", action="store_true", help="small shapes, nothing written")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="small shapes, nothing written; its ratios mean nothing",
+    )
     parser.add_argument("--check", action="store_true", help="compare the gradients in float64")
     parser.add_argument("--only", type=names, default=NAMES, help="methods, separated by commas")
     parser.add_argument(
-        "--pairs", type=int, default=5, help="measurements of each way (default: 5)"
+        "--pairs", type=int, help="measurements of each way (default: 5; with --quick 2)"
     )
     known = parser.parse_args()
     work = QUICK if known.quick else FULL
@@ -261,11 +266,14 @@ def main() -> None:
     torch.set_num_threads(threads())  # what provenance() tells
     if known.check:
         raise SystemExit(not check(known.only))
-    for part in parts(work, known.only):
+    wanted = parts(work, known.only)
+    if known.quick:  # the last of each method
+        wanted = list({part.method: part for part in wanted}.values())
+    for part in wanted:
         if part.method not in METHODS:
             print(f"{part.name}: not registered, skipped", flush=True)
             continue
-        result = measured(part, known.pairs, known.quick)
+        result = measured(part, known.pairs or (2 if known.quick else 5), known.quick)
         print(shown(part.name, result), flush=True)
         if not known.quick:
             keep(part.name, result)
