@@ -198,7 +198,13 @@ class Ours:
             return CompiledNetwork(networks.model(0), backend="eager")
         wanted = compiles(self.work, self.part)
         return compiled_networks(
-            networks, wanted.gradient_batches, wanted.product_batches, [], ignore
+            networks,
+            wanted.gradient_batches,
+            wanted.product_batches,
+            [],
+            ignore,
+            ignore,
+            wanted.pulled_batches,
         )
 
     def __call__(self) -> Found:

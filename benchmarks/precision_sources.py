@@ -35,7 +35,9 @@ from potstill.engine.losses import (
     Differentiable,
     ExactStart,
     FlatModel,
+    OfBatch,
     Products,
+    Pull,
     cross_entropy,
 )
 from potstill.engine.optimizers import SGD, Adam, Optimizer
@@ -94,6 +96,13 @@ class Mixed:
 
     def product(self, theta: Tensor, batch: Batch, step: int, cotangent: Tensor) -> Products:
         return self.products.product(theta, batch, step, cotangent)
+
+    def batch_product(self, theta: Tensor, batch: Batch, step: int, cotangent: Tensor) -> OfBatch:
+        return self.products.batch_product(theta, batch, step, cotangent)
+
+    def pulled(self, theta: Tensor, batch: Batch, step: int, pull: Pull) -> OfBatch:
+        grad = self.gradients.gradient(theta, batch, step)[1]
+        return self.products.batch_product(theta, batch, step, pull(grad))
 
 
 class Bench:

@@ -2,6 +2,7 @@
 it.
 """
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -14,7 +15,13 @@ from twins import CPU, Tiny
 
 from potstill.engine.compiled_losses import CannotCompile, CompiledNetwork
 from potstill.engine.fusible import Fusible, conv2d, group_norm
-from potstill.engine.losses import Batch, Differentiable, FlatModel, cross_entropy
+from potstill.engine.losses import (
+    Batch,
+    Differentiable,
+    FlatModel,
+    InMicroBatches,
+    cross_entropy,
+)
 from potstill.engine.when_to_compile import missing_compiler
 from potstill.seeds import generator, global_seed
 
@@ -25,12 +32,37 @@ def derivatives(loss: Differentiable, tiny: Tiny) -> list[Tensor]:
         *(tiny.leaves[name][:4].clone().requires_grad_() for name in ("images", "targets"))
     )
     along = torch.randn(tiny.model.theta.shape, generator=generator(3), dtype=torch.float64)
-    of_theta, *of_batch = loss.product(tiny.model.theta, batch, 0, along)
+    theta = tiny.model.theta
+    of_theta, *of_batch = loss.product(theta, batch, 0, along)
+    alone = loss.batch_product(theta, batch, 0, along)
+    pulled = loss.pulled(theta, batch, 0, lambda grad: grad * along)
     return [
-        *loss.gradient(tiny.model.theta, batch, 0),
+        *loss.gradient(theta, batch, 0),
         of_theta,
-        *(of for of in of_batch if of is not None),
+        *(of for of in (*of_batch, *alone, *pulled) if of is not None),
     ]
+
+
+@pytest.mark.parametrize("size", [2, 3, 4, 9])
+@pytest.mark.parametrize("filled", [False, True])
+def test_products_in_the_batch_alone_are_the_last_two_of_a_product(size, filled):
+    tiny = Tiny.make("instance", learn_labels=True)
+    loss = InMicroBatches(cross_entropy(tiny.model), size, filled)
+    batch = Batch(
+        *(tiny.leaves[name][:4].clone().requires_grad_() for name in ("images", "targets"))
+    )
+    theta = tiny.model.theta
+    grad = loss.gradient(theta, batch, 0)[1]
+    for frozen in (0, 1, 4):
+        batch = dataclasses.replace(batch, frozen=frozen)
+        wanted = loss.product(theta, batch, 0, grad.square())[1:]
+        alone = loss.batch_product(theta, batch, 0, grad.square())
+        pulled = loss.pulled(theta, batch, 0, torch.square)
+        for one, other, third in zip(wanted, alone, pulled, strict=True):
+            assert (one is None) == (other is None) == (third is None) == (frozen == 4)
+            if one is not None and other is not None and third is not None:
+                torch.testing.assert_close(other[frozen:], one[frozen:], rtol=1e-10, atol=1e-15)
+                torch.testing.assert_close(third[frozen:], one[frozen:], rtol=1e-10, atol=1e-15)
 
 
 @pytest.mark.parametrize("network", NETWORKS)
@@ -60,7 +92,7 @@ def test_compiled_derivatives_equal_plain_ones(network):
         ):
             assert_equal(found, expected, network)
     # One for each kind, none anew for the second network or the second call.
-    assert compiled.compilations == 2
+    assert compiled.compilations == 3
 
 
 def test_only_a_new_shape_of_batch_is_compiled_anew():

@@ -224,6 +224,7 @@ def resolve_compile(
             [],
             listener.say,
             listener.work,
+            work.pulled_batches,
         )
 
     compiled = compiled_if_worth(

@@ -27,7 +27,7 @@ from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from potstill.engine.fusible import Fusible
-from potstill.engine.losses import Batch, Eager, FlatModel, Products
+from potstill.engine.losses import Batch, Eager, FlatModel, OfBatch, Products, Pull
 from potstill.errors import first_line, let_memory_pass
 
 aten = torch.ops.aten
@@ -192,6 +192,13 @@ class CompiledNetwork:
         """Compute the first member of `product` alone, for frozen examples."""
         return self.loss(constants).product(theta, Batch(inputs, targets), 0, cotangent)[0]
 
+    def product_in_batch(
+        self, theta: Tensor, inputs: Tensor, targets: Tensor, cotangent: Tensor, *constants: Tensor
+    ) -> OfBatch:
+        """Compute the last two members of `product` alone."""
+        batch = Batch(inputs.detach().requires_grad_(), targets.detach().requires_grad_())
+        return self.loss(constants).batch_product(theta, batch, 0, cotangent)
+
     def call(self, kind: Callable[..., Any], *arguments: Tensor) -> Any:
         """Call one of the functions above, compiled at the first call with these shapes.
 
@@ -256,6 +263,20 @@ class Compiled:
             of_inputs if batch.inputs.requires_grad else None,
             of_targets if batch.targets.requires_grad else None,
         )
+
+    def batch_product(self, theta: Tensor, batch: Batch, step: int, cotangent: Tensor) -> OfBatch:
+        if not batch.asks:
+            return None, None
+        arguments = (theta, batch.inputs, batch.targets, cotangent, *self.constants)
+        of_inputs, of_targets = self.network.call(self.network.product_in_batch, *arguments)
+        return (
+            of_inputs if batch.inputs.requires_grad else None,
+            of_targets if batch.targets.requires_grad else None,
+        )
+
+    def pulled(self, theta: Tensor, batch: Batch, step: int, pull: Pull) -> OfBatch:
+        grad = self.gradient(theta, batch, step)[1]
+        return self.batch_product(theta, batch, step, pull(grad))
 
     def logits(self, theta: Tensor, inputs: Tensor) -> Tensor:
         """Compute the network's output."""

@@ -8,7 +8,7 @@ result.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -49,11 +49,15 @@ class Batch:
         return learned and self.frozen < len(self)
 
 
-Products = tuple[Tensor, Tensor | None, Tensor | None]
-"""d/d(theta, inputs, targets) of a scalar, each of its tensor's shape.
+OfBatch = tuple[Tensor | None, Tensor | None]
+"""d/d(inputs, targets) of a scalar, each of its tensor's shape.
 
 Inputs or targets that ask for no gradient have None. Values in frozen rows have no meaning.
 """
+Products = tuple[Tensor, Tensor | None, Tensor | None]
+"""d/d(theta, inputs, targets) of a scalar, the last two as in `OfBatch`."""
+Pull = Callable[[Tensor], Tensor]
+"""A gradient in theta -> the gradient of some function of it, both (P,)."""
 
 
 class FlatModel:
@@ -167,6 +171,21 @@ class Differentiable(Protocol):
         """
         ...
 
+    def batch_product(self, theta: Tensor, batch: Batch, step: int, cotangent: Tensor) -> OfBatch:
+        """Compute the last two members of `product` alone, which is cheaper."""
+        ...
+
+    def pulled(self, theta: Tensor, batch: Batch, step: int, pull: Pull) -> OfBatch:
+        """Compute d/d(batch) of a function of grad_theta loss, given by its own gradient.
+
+        Args:
+            theta: (P,) all trainable parameters.
+            batch: the examples of the step.
+            step: number of the step.
+            pull: the gradient in theta -> the function's gradient in it.
+        """
+        ...
+
 
 @dataclass(frozen=True)
 class Eager:
@@ -195,6 +214,24 @@ class Eager:
         remaining = iter(rest)
         of_inputs, of_targets = (next(remaining) if part.requires_grad else None for part in cut)
         return of_theta, of_inputs, of_targets
+
+    def batch_product(self, theta: Tensor, batch: Batch, step: int, cotangent: Tensor) -> OfBatch:
+        return self.pulled(theta, batch, step, lambda grad: cotangent)
+
+    def pulled(self, theta: Tensor, batch: Batch, step: int, pull: Pull) -> OfBatch:
+        theta, parts = theta.detach().requires_grad_(), (batch.inputs, batch.targets)
+        cut = [part.detach().requires_grad_(part.requires_grad and batch.asks) for part in parts]
+        wanted = [part for part in cut if part.requires_grad]
+        loss = self.loss(theta, Batch(cut[0], cut[1], batch.frozen), step)
+        (grad,) = torch.autograd.grad(loss, theta, create_graph=bool(wanted))
+        cotangent = pull(grad.detach())
+        if not wanted or not grad.requires_grad:
+            return None, None
+        found = iter(
+            torch.autograd.grad(grad, wanted, cotangent, allow_unused=True, materialize_grads=True)
+        )
+        of_inputs, of_targets = (next(found) if part.requires_grad else None for part in cut)
+        return of_inputs, of_targets
 
 
 @dataclass(frozen=True)
@@ -227,6 +264,12 @@ class ExactStart:
 
     def product(self, theta: Tensor, batch: Batch, step: int, cotangent: Tensor) -> Products:
         return self.at(step).product(theta, batch, step, cotangent)
+
+    def batch_product(self, theta: Tensor, batch: Batch, step: int, cotangent: Tensor) -> OfBatch:
+        return self.at(step).batch_product(theta, batch, step, cotangent)
+
+    def pulled(self, theta: Tensor, batch: Batch, step: int, pull: Pull) -> OfBatch:
+        return self.at(step).pulled(theta, batch, step, pull)
 
 
 @dataclass(frozen=True)
@@ -267,11 +310,39 @@ class InMicroBatches:
         return loss, grad
 
     def product(self, theta: Tensor, batch: Batch, step: int, cotangent: Tensor) -> Products:
-        total = torch.zeros_like(theta)
-        columns: tuple[list[Tensor], list[Tensor]] = ([], [])
+        total, found = torch.zeros_like(theta), []
         for part, share in self.parts(batch):
             of_theta, *of_part = self.whole.product(theta, part, step, share * cotangent)
             total += of_theta
+            found.append((part, of_part))
+        return total, *self.joined(batch, found)
+
+    def batch_product(self, theta: Tensor, batch: Batch, step: int, cotangent: Tensor) -> OfBatch:
+        found = [
+            (part, self.whole.batch_product(theta, part, step, share * cotangent))
+            for part, share in self.parts(batch)
+        ]
+        return self.joined(batch, found)
+
+    def pulled(self, theta: Tensor, batch: Batch, step: int, pull: Pull) -> OfBatch:
+        if len(batch) > self.size:
+            grad = self.gradient(theta, batch, step)[1]
+            return self.batch_product(theta, batch, step, pull(grad))
+        ((part, share),) = self.parts(batch)
+        found = self.whole.pulled(theta, part, step, lambda grad: share * pull(share * grad))
+        return self.joined(batch, [(part, found)])
+
+    def joined(
+        self, batch: Batch, found: Sequence[tuple[Batch, Sequence[Tensor | None]]]
+    ) -> OfBatch:
+        """Join what was found of each micro-batch to that of the batch.
+
+        Args:
+            batch: the whole one.
+            found: (micro-batch, its (of inputs, of targets)) pairs, in order.
+        """
+        columns: tuple[list[Tensor], list[Tensor]] = ([], [])
+        for part, of_part in found:
             for column, of, tensor in zip(
                 columns, of_part, (part.inputs, part.targets), strict=True
             ):
@@ -281,7 +352,7 @@ class InMicroBatches:
             torch.cat(column)[: len(batch)] if tensor.requires_grad and batch.asks else None
             for column, tensor in zip(columns, (batch.inputs, batch.targets), strict=True)
         )
-        return total, of_inputs, of_targets
+        return of_inputs, of_targets
 
 
 def cross_entropy(model: FlatModel, seed: Callable[[int], int] | None = None) -> Eager:

@@ -19,7 +19,7 @@ Source: equations (2) to (4) and Algorithm 1 of Feng, Vedantam & Kempe 2024, arX
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -190,10 +190,10 @@ class Unrolled:
                 older, of_grad, more_hyper = optimizer_transpose(
                     self.problem.optimizer, before, grad, self.hyper, step, adjoint
                 )
-                of_theta, more_leaves = step_product(
-                    self.problem, before[0], self.leaves, step, of_grad
+                of_older, more_leaves = step_product(
+                    self.problem, before[0], self.leaves, step, of_grad, in_theta=exact
                 )
-                adjoint = (older[0] + of_theta, *older[1:]) if exact else older
+                adjoint = older if of_older is None else (older[0] + of_older, *older[1:])
                 for name, more in more_leaves.items():
                     of_leaves[name] += more
                 for name, more in more_hyper.items():
@@ -332,8 +332,14 @@ def optimizer_transpose(
 
 
 def step_product(
-    problem: InnerProblem, theta: Tensor, leaves: Leaves, step: int, cotangent: Tensor
-) -> tuple[Tensor, dict[str, Tensor]]:
+    problem: InnerProblem,
+    theta: Tensor,
+    leaves: Leaves,
+    step: int,
+    cotangent: Tensor,
+    *,
+    in_theta: bool = True,
+) -> tuple[Tensor | None, dict[str, Tensor]]:
     """Compute d/d(theta, leaves) <grad_theta loss at `step`, cotangent>.
 
     It is what the gradient of one step sends back, through the batch to the leaves.
@@ -344,12 +350,18 @@ def step_product(
         leaves: what is learned.
         step: number of the step.
         cotangent: (P,) cotangent of the step's gradient.
+        in_theta: whether the cotangent of theta is wanted.
     Returns:
-        The cotangent of theta, and that of each leaf; {} if the batch asks for no gradient.
+        The cotangent of theta or None, and that of each leaf; {} if the batch asks for no gradient.
     """
     wanted = with_grad(leaves)
     batch = problem.batch(wanted, step)
-    of_theta, *of_batch = problem.loss.product(theta, batch, step, cotangent)
+    of_theta: Tensor | None = None
+    of_batch: Sequence[Tensor | None]
+    if in_theta:
+        of_theta, *of_batch = problem.loss.product(theta, batch, step, cotangent)
+    else:
+        of_batch = problem.loss.batch_product(theta, batch, step, cotangent)
     pairs = zip((batch.inputs, batch.targets), of_batch, strict=True)
     reached = [(tensor, of) for tensor, of in pairs if of is not None]
     if not reached:

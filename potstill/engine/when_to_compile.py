@@ -106,6 +106,7 @@ def compiled_networks(
     logits: Sequence[int],
     say: Callable[[str], None],
     work: Callable[[str, int, int], None] = ignore,
+    pulled: Sequence[int] = (),
 ) -> CompiledNetwork:
     """Compile derivatives for batches of these sizes, and compare them with plain ones.
 
@@ -118,6 +119,7 @@ def compiled_networks(
         logits: batch sizes of outputs.
         say: takes sentences for the user.
         work: takes (name, done, total) while it compiles.
+        pulled: batch sizes of Hessian products in the batch alone.
     Raises:
         CannotCompile: the network cannot be compiled, or networks of the factory
             differ in more than their parameters and buffers.
@@ -125,8 +127,8 @@ def compiled_networks(
     network, second = CompiledNetwork(family.model(0), family.most), family.model(1)
     fast, plain = network.of(second), cross_entropy(second, lambda _: 0)
     theta = second.theta
-    pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
-    total = len(gradients) + len(products) + len(logits)
+    pairs: list[tuple[torch.Tensor, ...]] = []
+    total = len(gradients) + len(products) + len(pulled) + len(logits)
     for count in gradients:
         work(COMPILING, len(pairs), total)
         batch = family.batch(count)
@@ -139,6 +141,13 @@ def compiled_networks(
         pairs.append(
             (fast.product(theta, batch, 0, along)[0], plain.product(theta, batch, 0, along)[0])
         )
+    for count in pulled:
+        work(COMPILING, len(pairs), total)
+        still = family.batch(count)
+        along = plain.gradient(theta, still, 0)[1]
+        batch = replace(still, inputs=still.inputs.requires_grad_())
+        both = (one.batch_product(theta, batch, 0, along)[0] for one in (fast, plain))
+        pairs.append(tuple(of for of in both if of is not None))
     for count in logits:
         work(COMPILING, len(pairs), total)
         inputs = family.batch(count).inputs

@@ -262,6 +262,7 @@ class Work:
         products: examples whose Hessian product is taken, in the whole run.
         gradient_batches: sizes of the batches whose gradient is taken at once.
         product_batches: sizes of the batches whose Hessian product is taken at once.
+        pulled_batches: likewise, where that in the batch is all that is taken.
         functions: how many functions are compiled, one for each kind and shape.
     """
 
@@ -269,6 +270,7 @@ class Work:
     products: float = 0.0
     gradient_batches: tuple[int, ...] = ()
     product_batches: tuple[int, ...] = ()
+    pulled_batches: tuple[int, ...] = ()
     functions: int = 0
 
 

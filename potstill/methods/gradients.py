@@ -267,10 +267,15 @@ class GradientMatching(Method):
         still = int((rows < examples.frozen).sum())
         batch = Batch(augmentation.apply(images, drawn), targets, still)
         parts = InMicroBatches(loss, even(len(rows), self.problem.micro_batch), self.filled)
-        own = parts.gradient(theta, batch, 0)[1].requires_grad_()
-        value = self.distance(model.parameters(own), model.parameters(wanted))
-        (cotangent,) = torch.autograd.grad(value, own)
-        of_inputs = parts.product(theta, batch, 0, cotangent)[1]
+        value = theta.new_zeros(())
+
+        def pull(own: Tensor) -> Tensor:
+            nonlocal value
+            own = own.detach().requires_grad_()
+            value = self.distance(model.parameters(own), model.parameters(wanted))
+            return torch.autograd.grad(value, own)[0]
+
+        of_inputs = parts.pulled(theta, batch, 0, pull)[0]
         if of_inputs is None:  # all are frozen
             return float(value.detach()), torch.zeros_like(images)
         (of_images,) = torch.autograd.grad(batch.inputs, images, of_inputs)
@@ -341,7 +346,7 @@ class DC(GradientMatching):
             gradients=steps * gradients,
             products=steps * whole,
             gradient_batches=tuple(sorted(batches)),
-            product_batches=(own,),
+            pulled_batches=(own,),
             functions=len(batches) + 1,
         )
 

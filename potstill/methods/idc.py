@@ -150,7 +150,7 @@ class IDC(GradientMatching):
             gradients=steps * examples,
             products=steps * sizes.classes * each,
             gradient_batches=tuple(sorted(batches)),
-            product_batches=(own,),
+            pulled_batches=(own,),
             functions=len(batches) + 1,
         )
 

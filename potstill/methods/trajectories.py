@@ -259,7 +259,8 @@ class MTT(Method):
             gradients=taken,
             products=taken,
             gradient_batches=tuple(sorted({own, real})),
-            product_batches=(own,),
+            product_batches=(own,) if cls.exact else (),
+            pulled_batches=() if cls.exact else (own,),
             functions=len({own, real}) + 1,
         )
 
