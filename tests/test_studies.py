@@ -13,7 +13,7 @@ import torch
 from test_evaluation import blobs, set_of
 from test_runs import QUICK
 
-from potstill.cli import commands
+from potstill.cli import studying
 from potstill.cli.parser import main
 from potstill.config.config import DataConfig, changed, configuration
 from potstill.data.sources import read
@@ -217,7 +217,7 @@ def test_a_shortened_study_says_so_and_is_not_continued_at_another_length(
 ):
     monkeypatch.setattr(boosting, "scale_of", lambda preset, data: SMALLEST)
     idle = [sys.executable, "-c", "pass"]
-    monkeypatch.setattr(commands, "helper_command", lambda *_: idle)
+    monkeypatch.setattr(studying, "helper_command", lambda *_: idle)
     command = ["study", "pictures", "--seeds", "1", "--nets", "1", "--out", str(tmp_path)]
     assert main([*command, "--steps", "5", "--jobs", "9"]) == 0
     output = capsys.readouterr()

@@ -326,6 +326,10 @@ def add_study(commands: Commands) -> None:
         help="small: a narrow network, for a CPU; paper: the paper's own setting, for a GPU "
         "(default: small)",
     )  # fmt: skip
+    study.add_argument(
+        "--method",
+        help="of boosting and subsets: what is boosted, such as mtt (default: rat-bptt)",
+    )
     study.add_argument("--data", help="the real data (default: digits for small; paper needs it)")
     study.add_argument(
         "--steps",

@@ -1,7 +1,7 @@
 """The command line: a thin layer over the library. Its flags are in flags.py.
 
-The commands themselves are in commands.py, which needs torch and is imported when one runs:
-`--help` and `list` answer at once.
+The commands themselves are in commands.py and studying.py, which are imported when one runs:
+they need torch, and `--help` and `list` answer at once.
 """
 
 import argparse
@@ -42,6 +42,8 @@ OUT_OF_MEMORY = (
     "out of memory; lower --micro-batch, --width, --real-batch or --ipc, or use --storage mapped"
 )
 SHARED = ("distill", "evaluate")
+COMMANDS, HOMES = "potstill.cli.commands", {"study": "potstill.cli.studying"}
+"""Module of the commands, and of those that have one of their own."""
 """Commands that several ranks can share."""
 
 
@@ -125,7 +127,7 @@ def dispatch(arguments: list[str]) -> int:
         early.check_parsed(parsed)
     parsed.began = began
     run: Callable[[argparse.Namespace], int] = getattr(
-        importlib.import_module("potstill.cli.commands"), parsed.command
+        importlib.import_module(HOMES.get(parsed.command, COMMANDS)), parsed.command
     )
     return run(parsed)
 
@@ -161,7 +163,7 @@ def options_of_chosen(arguments: Sequence[str]) -> list[Option]:
     trust_given(chosen.values())
     if resume:
         return list(options_of_run({}))
-    layers = importlib.import_module("potstill.cli.commands").layers
+    layers = importlib.import_module(COMMANDS).layers
     return list(options_of_run(layered(*layers(preset, config and Path(config)), chosen)))
 
 

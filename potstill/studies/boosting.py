@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from potstill.config.config import options_from_preset
+from potstill.config.config import options_from_preset, options_of_run, preset_names
 from potstill.distilled.blocks import Block
 from potstill.distilled.sets import DistilledSet
+from potstill.errors import InputError
 from potstill.evaluation.bench import examples_of
 from potstill.evaluation.training import Batches
 from potstill.reports.plots import Drawing, Series, dot_figure, line_figure
@@ -39,6 +40,7 @@ class Scale:
         sizes: images per class of the sets that are distilled on their own; the last is `ipc`.
         steps: outer steps of a set that is distilled on its own, and of each block.
         options: of every run.
+        how: what is done to the images and how, in words.
     """
 
     ipc: int
@@ -46,6 +48,7 @@ class Scale:
     sizes: tuple[int, ...]
     steps: int
     options: Mapping[str, Any]
+    how: str
 
     @property
     def budgets(self) -> range:
@@ -69,49 +72,83 @@ class Scale:
         known = self.options
         return (
             f"{self.steps:,} outer steps for each set that is distilled on its own, and for each "
-            f"block of {self.block} a class. T = {known['unroll']}, M = {known['window']}, ConvNet "
-            f"of width {known['width']}, {known['preprocess']}. Networks train for the length that "
-            f"is best on validation data among {', '.join(map(str, known['lengths']))} steps and "
-            "are measured on test data."
+            f"block of {self.block} a class. {self.how}, ConvNet of width {known['width']}, "
+            f"{known['preprocess']}. Networks train for the length that is best on validation data "
+            f"among {', '.join(map(str, known['lengths']))} steps and are measured on test data."
         )
 
 
-def scale_of(preset: str, data: str | None) -> Scale:
+OWN = "rat-bptt"
+SMALL_VALUES: Mapping[str, Any] = {
+    "unroll": 30,
+    "window": 10,
+    "validate_every": 50,
+    "checkpoint_every": 50,
+    "lengths": (200, 500),
+    "experts": 5,
+    "expert_batch": 32,
+    "max_start": 5,
+    "student_steps": 20,
+    "real_per_class": 64,
+}
+"""Options of small runs, of which a method takes those that it has."""
+
+
+def scale_of(preset: str, data: str | None, method: str = OWN) -> Scale:
     """Return the sizes of a preset.
 
     "small" runs on digits or other small data, "paper" is the paper's setting on CIFAR-10.
 
+    Args:
+        preset: "small" or "paper".
+        data: the real data; None: digits.
+        method: that is boosted.
     Raises:
-        InputError: "paper" without data.
+        InputError: "paper" without data, or with a method that has no published setting.
     """
     if preset == "small":
-        own = {
-            "unroll": 30,
-            "window": 10,
-            "validate_every": 50,
-            "checkpoint_every": 50,
-            "lengths": (200, 500),
-        }
-        options = {**small_options(data), **own}
-        return Scale(4, 1, (1, 2, 3, 4), 200, options)
-    known = {
-        **options_from_preset("cifar10-ipc50"),
-        "data": paper_data(data),
-        "batch_per_class": "auto",
-        "lengths": (300, 600, 1000),
-    }
+        options = {"method": method, **small_options(data), **SMALL_VALUES}
+        if method != OWN:
+            del options["outer_lr"]  # the method's own suits it better
+            options["augment"] = ()
+        has = {option.name for option in options_of_run({"method": method})}
+        options = {name: value for name, value in options.items() if name in has}
+        return Scale(4, 1, (1, 2, 3, 4), 200, options, how(method, options))
+    name = "cifar10-ipc50" if method == OWN else f"{method}-cifar10-ipc50"
+    if name not in [known for known, _ in preset_names()]:
+        raise InputError(
+            f"preset paper needs a published setting of method {method}, there is no preset "
+            f"{name}; use --preset small"
+        )
+    known = {**options_from_preset(name), "data": paper_data(data)}
+    known |= {"lengths": (300, 600, 1000)} if method == OWN else {}
+    known |= {"batch_per_class": "auto"}
     steps = known.pop("steps")
-    return Scale(50, 5, (5, 10, 25, 50), steps, known)
+    return Scale(50, 5, (5, 10, 25, 50), steps, known, how(method, known))
+
+
+def how(method: str, options: Mapping[str, Any]) -> str:
+    """Say by what method and options the sets are distilled."""
+    if method == OWN:
+        return f"T = {options['unroll']}, M = {options['window']}"
+    return f"Method {method}"
 
 
 class Nested:
-    """Common part of the three studies."""
+    """Common part of the three studies.
+
+    Args:
+        method: that is boosted.
+    """
 
     quantities: tuple[Quantity, ...] = (ACCURACY_BY_SIZE,)
 
+    def __init__(self, method: str = OWN):
+        self.method = method
+
     def scale(self, preset: str, data: str | None, steps: int | None = None) -> Scale:
         """Return the sizes of a preset."""
-        return scale_of(preset, data).lasting(steps)
+        return scale_of(preset, data, self.method).lasting(steps)
 
     def about(self, preset: str, data: str | None, steps: int | None = None) -> str:
         """Say what a preset runs."""
