@@ -111,9 +111,15 @@ def test_hard_labels_become_learned_ones_but_not_the_other_way(first, tmp_path):
     ("options", "sentence"),
     [
         ({"ipc": 3}, "has 2 of each class, the run asks for 3 of each class; give --ipc 2 and"),
-        ({"init": "gausian"}, r"init must be gaussian, real, or a run's .* \(did you mean 'gauss"),
+        (
+            {"init": "gausian"},
+            r"init must be gaussian, normal, real, or a run's .* \(did you mean 'gauss",
+        ),
         ({"init": "no/such"}, "init must be .* got 'no/such', which does not exist"),
-        ({"preprocess": "none"}, "preprocess must be that of the set in .*, zca, got none; leave"),
+        (
+            {"preprocess": "none"},
+            "preprocess must be that of the set in .*, zca, got none; give --preprocess zca",
+        ),
         ({"param": "basis", "factor": 2}, "is stored as pixels, the run asks for basis"),
         (
             {"data": "sklearn:wine", "classes_per_batch": "auto"},

@@ -155,10 +155,11 @@ def configuration(*layers: Layer, **options: Any) -> Given:
     """
     given = layered(*layers, options)
     known = {option.name: option for option in options_of_run(given)}
-    for name in given:
-        if name not in known:
+    hidden, parts = unused(given), {slot.choice: slot.default for slot in SLOTS}
+    for name, value in given.items():
+        without_effect = name in hidden and value != parts.get(name)
+        if name not in known or without_effect:
             raise InputError(no_effect(name, known, chosen_names(given)))
-    hidden = unused(given)
     values = {name: value for name, value in method_defaults(given).items() if name in hidden}
     for name, option in known.items():
         value = given.get(name, option.default)

@@ -39,8 +39,8 @@ def start_set(config: Given, dataset: Dataset) -> DistilledSet | None:
     asked = config.preprocessing.name
     if asked not in ("auto", start.fitted.name):
         raise InputError(
-            f"preprocess must be that of the set in {init}, {start.fitted.name}, got {asked}; "
-            "leave --preprocess out"
+            f"preprocess must be that of the set in {init}, {start.fitted.name}, got {asked}; give "
+            f"--preprocess {start.fitted.name}"
         )
     if start.class_names != dataset.class_names:
         raise InputError(

@@ -42,8 +42,8 @@ RIDGE = 0.1
 SAME = 1e-9
 """Relative difference below which two distances are equal: rounding must not choose."""
 UNUSED = (
-    "steps", "time_budget", "init", "outer_lr", "clip", "real_batch", "validate_every",
-    "checkpoint_every", "keep_checkpoints", "boost_beta",
+    "steps", "time_budget", "init", "outer_lr", "outer_optimizer", "clip", "clamp", "average",
+    "real_batch", "validate_every", "checkpoint_every", "keep_checkpoints", "boost_beta",
 )  # fmt: skip
 """Options of the outer loop, which takes one step."""
 
@@ -52,7 +52,12 @@ class Coreset(Method):
     """A choice of real examples of each class, made in one step."""
 
     needs: ClassVar[Needs] = Needs(targets="classes", pixels=True, unused=UNUSED)
-    defaults: ClassVar[dict[str, Any]] = {"steps": 1, "outer_lr": 1.0, "clip": 0.0}
+    defaults: ClassVar[dict[str, Any]] = {
+        "preprocess": "normalize",
+        "steps": 1,
+        "outer_lr": 1.0,
+        "clip": 0.0,
+    }
     step_words: ClassVar[str] = "The one step chooses real {noun}s, and puts them in."
     loss_words: ClassVar[str] = (
         "How far the mean of the chosen {noun}s is from that of their class: its square, over the "
