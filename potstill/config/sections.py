@@ -170,7 +170,7 @@ class DistilledConfig:
     )
     init: str = option(
         "gaussian",
-        "start: gaussian (noise of norm 1), normal (N(0, 1)), real, or a set: a folder or file",
+        "start: gaussian (norm 1), normal (N(0, 1)), real, or a set: a folder or file",
         source="paper D.1",
     )
     learn_labels: bool = option(False, "learn soft labels with the images", source="paper D.1")
@@ -201,7 +201,7 @@ class InnerConfig(Generic[A]):
     classes_per_batch: int | A = option("auto", "random classes in a step; auto: all", low=1)
     augment: tuple[str, ...] | A = option(
         "auto",
-        f"one a batch: {', '.join(AUGMENTATIONS)}; flip+crop: both; auto: by the method",
+        f"one a batch: {', '.join(AUGMENTATIONS)}; a+b: both; auto: the method's",
     )
     precision: Literal["float32", "bfloat16"] | A = option(
         "auto", "float32 or bfloat16 in the network; auto: what suits the hardware"
