@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import method_tables
+
 ROOT = Path(__file__).parent.parent
 RESULTS, README = ROOT / "benchmarks" / "results", ROOT / "README.md"
 BEGIN, END = "<!-- results: made by benchmarks/tables.py -->", "<!-- end of results -->"
@@ -436,6 +438,7 @@ def decoding() -> str:
     )
 
 
+COMPARING = ROOT / "docs" / "comparing.md"
 SPEED, LABORATORY = ROOT / "docs" / "speed.md", ROOT / "docs" / "laboratory.md"
 PLACES = [
     (README, BEGIN, END, table),
@@ -462,6 +465,15 @@ PLACES = [
         "<!-- variance: made by benchmarks/tables.py -->",
         "<!-- end of variance -->",
         variance,
+    ),
+    *(
+        (
+            COMPARING,
+            f"<!-- {name}: made by benchmarks/tables.py -->",
+            f"<!-- end of {name} -->",
+            make,
+        )
+        for name, make in (("quick", method_tables.quick), ("methods", method_tables.steps))
     ),
     *(
         (SPEED, f"<!-- {name}: made by benchmarks/tables.py -->", f"<!-- end of {name} -->", make)

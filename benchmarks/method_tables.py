@@ -1,0 +1,75 @@
+"""The tables of docs/comparing.md; tables.py writes them."""
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def of_seeds(values: list[float]) -> str:
+    """Mean and standard deviation over seeds, in percent."""
+    spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{100 * statistics.fmean(values):.1f}{spread}"
+
+
+def quick() -> str:
+    """Accuracy, seconds and memory of the quick presets."""
+    found: dict[str, dict[str, Any]] = json.loads((RESULTS / "quick_methods.json").read_text())
+    lines = [
+        "| method | test accuracy, % | images, bytes | seconds, first run | peak memory, MB |\n"
+        f"{'|---' * 5}|\n"
+    ]
+    for method, seeds in found.items():
+        runs = list(seeds.values())
+        first = seeds["0"]
+        lines.append(
+            f"| `{method}` | {of_seeds([run['accuracy'] for run in runs])} | {first['images']}, "
+            f"{first['stored bytes']:,} | {first['seconds']:.0f} | {first['MB']:,} |\n"
+        )
+    every = [run for seeds in found.values() for run in seeds.values()]
+    machines = sorted({run["hardware"] for run in every})
+    torches = sorted({run["versions"]["torch"] for run in every})
+    counts = sorted({len(seeds) for seeds in found.values()})
+    nets = sorted({run["networks"] for run in every})
+    return (
+        f"{''.join(lines)}\nMean ± standard deviation over {', '.join(map(str, counts))} "
+        f"distilling seeds, each the mean of {', '.join(map(str, nets))} fresh networks trained by the set's "
+        "recipe and tested on MNIST's test images. Seconds are those of the whole command in the "
+        "first seed, reading MNIST, training experts and choosing the length included. "
+        f"{'; '.join(machines)}; torch {', '.join(torches)}.\n"
+    )
+
+
+def steps() -> str:
+    """Seconds and memory of an outer step, beside plain PyTorch."""
+    known = json.loads((RESULTS / "methods.json").read_text())
+    lines = [
+        "| step | plain PyTorch | potstill, not compiled | potstill, compiled | times as fast "
+        f"| its memory over ours |\n{'|---' * 6}|\n"
+    ]
+    for name, part in known["parts"].items():
+        best = "compiled" if "compiled" in part["seconds"] else "plain"
+        cells = []
+        for way in ("eager", "plain", "compiled"):
+            own = part["seconds"].get(way)
+            about = "≈ " if way in part["extrapolated"] else ""
+            cells.append(
+                f"{about}{statistics.median(own):.2g} s, {part['peak_mb'][way]:,.0f} MB"
+                if own
+                else ""
+            )
+        ratio = part["ratio"][best]
+        lines.append(
+            f"| {name} | {' | '.join(cells)} | {ratio['median']:.2f} ({ratio['least']:.2f} to "
+            f"{ratio['most']:.2f}) | {part['memory_ratio'][best]:.2g} |\n"
+        )
+    some = next(iter(known["parts"].values()))
+    pairs = sorted({len(part["seconds"]["plain"]) for part in known["parts"].values()})
+    return (
+        f"{''.join(lines)}\nMedian (least to most) of {', '.join(map(str, pairs))} pairs in "
+        "alternation, each way in a process of its own; memory is the peak of one step over what "
+        f"was resident before; ≈: extrapolated from fewer steps. {some['hardware']}; torch "
+        f"{some['versions']['torch']}.\n"
+    )
