@@ -37,7 +37,8 @@ def quick() -> str:
         f"{''.join(lines)}\nMean ± standard deviation over {', '.join(map(str, counts))} "
         f"distilling seeds, each the mean of {', '.join(map(str, nets))} fresh networks trained by "
         "the set's recipe and tested on MNIST's test images. Seconds are those of the whole "
-        "command in the first seed, reading MNIST, training experts and choosing the length included. "
+        "command in the first seed, reading MNIST, training experts and choosing the length "
+        "included. "
         f"{'; '.join(machines)}; torch {', '.join(torches)}.\n"
     )
 
