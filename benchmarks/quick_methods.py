@@ -4,10 +4,10 @@
     python benchmarks/quick_methods.py --data parquet:mnist --only dm,mtt --seeds 1
 
 Each run is `potstill distill --preset METHOD-quick-mnist` in a process of its own, whose seconds
-and peak memory count; then networks train on the set by its recipe and are tested on MNIST's test
-images, which chose nothing. Experts and features are trained anew in the first seed and found in
-the others, so that the first seed's seconds are those of a first run. What is measured already is
-not measured again: delete the file to begin anew.
+and peak memory count; then networks train on the set, by its recipe and by one protocol for all,
+and are tested on MNIST's test images, which chose nothing. Experts and features are trained anew in
+the first seed and found in the others, so that the first seed's seconds are those of a first run.
+What is measured already is not measured again: delete the file to begin anew.
 """
 
 import argparse
@@ -32,6 +32,8 @@ METHODS = (
     "random", "herding", "k-center", "dc", "dsa", "dm", "idc", "mtt", "tesla", "ftd", "haba",
 )  # fmt: skip
 NETS = 5
+COMMON = "dsa-1000-digits"
+"""The protocol that tests all sets alike, beside each set's own recipe."""
 
 
 def distilled(method: str, data: str, seed: int, folder: Path) -> dict[str, float]:
@@ -53,13 +55,19 @@ def distilled(method: str, data: str, seed: int, folder: Path) -> dict[str, floa
 
 def tested(folder: Path, data: str) -> dict[str, Any]:
     """Train networks on the set of a run and test them."""
-    (row,) = potstill.evaluate(folder / "run", data=data, nets=NETS, progress=False)
+    own, common = (
+        potstill.evaluate(folder / "run", data=data, nets=NETS, progress=False, protocol=protocol)[
+            0
+        ]
+        for protocol in ("validation", COMMON)
+    )
     done = potstill.load(folder / "run")
     return {
-        "accuracy": row.accuracy.mean,
-        "std over networks": row.accuracy.std,
-        "networks": row.accuracy.n,
-        "steps": row.steps,
+        "accuracy": own.accuracy.mean,
+        "std over networks": own.accuracy.std,
+        f"accuracy by {COMMON}": common.accuracy.mean,
+        "networks": own.accuracy.n,
+        "steps": own.steps,
         "images": len(done),
         "stored bytes": done.stored_bytes,
         "validation": round(done.metadata.accuracy.mean, 4) if done.metadata.accuracy else None,

@@ -94,6 +94,9 @@ class Cache:
         """Read a file of the folder, or build and write it, with the key's lock held."""
         assert self.folder
         path = self.folder / f"{name}.safetensors"
+        kept = self.read(path, text)  # without the lock: a file is put there whole
+        if kept is not None and enough(kept):
+            return kept
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             lock = filelock.FileLock(self.folder / f"{name}.lock").acquire()

@@ -288,6 +288,10 @@ PROTOCOLS = Registry(
         "potstill.evaluation.protocols:MTT",
         "as dsa-1000, at the set's own learning rate: as MTT, TESLA, FTD and HaBa are evaluated",
     ),
+    mtt_digits=(
+        "potstill.evaluation.protocols:MTT_DIGITS",
+        "the same without flip, for digits",
+    ),
     idc=(
         "potstill.evaluation.protocols:IDC",
         "as IDC and DREAM are evaluated: 1,000 epochs of SGD, augmented, CutMix, tested once",

@@ -97,7 +97,7 @@ def test_softmax_regression_on_one_image_a_side_has_its_closed_form():
     task = problem(SoftmaxLinear, labels=torch.arange(3))
     images = distilled_images()[:3]
     found = estimate(task, images, real_per_class=1, distance_eps=0.0)
-    rows = DC(task, GradientOptions(1, 1, 0)).real_rows([0, 1, 2], 0)
+    rows = DC(task, GradientOptions(1, 1, 0)).real.draw([0, 1, 2], 1, task.rng("real batch", 0))
     real = torch.cat([task.real.train.take(own)[0] for own in rows])
     cosines = torch.cosine_similarity(images.flatten(1), real.flatten(1), dim=1)
     assert found.loss == pytest.approx(float(3 * (1 - cosines).sum()), rel=1e-10)
@@ -219,3 +219,18 @@ def test_a_class_without_real_images_of_weight_is_told():
     real = dataclasses.replace(task.real, sampler=Weighted(weights))
     with pytest.raises(InputError, match="class 1 has none"):
         estimate(dataclasses.replace(task, real=real), distilled_images())
+
+
+def test_a_skipped_first_step_leaves_no_other_network_behind():
+    task, images = problem(smooth), distilled_images()
+    options = {"network_steps": 3, "network_epochs": 4}
+    before = estimate(task, images, 2, estimate(task, images, 1, **options).state, **options)
+    after_skip = estimate(task, images, 4, before.state, **options)  # step 3 was skipped
+    module = fresh(task.networks.factory, derive(0, "start", 1), torch.device("cpu"))
+    torch.testing.assert_close(after_skip.state["theta"], FlatModel(module).theta)
+
+
+@pytest.mark.parametrize("options", [{"distance_eps": 0.1}, {"relative_eps": True}])
+def test_eps_is_refused_where_nothing_is_divided(options):
+    with pytest.raises(InputError, match="distance_eps and relative_eps have no effect with dist"):
+        GradientOptions(distance="squares", **options)

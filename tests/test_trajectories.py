@@ -10,6 +10,7 @@ import torch
 from test_matching import LABELS, convnet, distilled_images, problem
 from torch import Tensor, nn
 
+import potstill
 from potstill.cache import Cache
 from potstill.config.options import declared
 from potstill.data import augmentation
@@ -61,10 +62,8 @@ def by_hand(
     options, own = method.options, method.problem
     begin = int(torch.randint(options.max_start, (), generator=own.rng("start", step)))
     expert = method.expert(step)
-    theta, target = (
-        method.experts.at(expert, epoch, CPU) for epoch in (begin, begin + options.expert_epochs)
-    )
-    module, start = own.network("student", step), theta
+    theta, target = method.experts.at(expert, (begin, begin + options.expert_epochs), CPU)
+    module, start = method.experts.made.model(expert).module, theta
     names = [name for name, _ in module.named_parameters()]
     shapes = [one.shape for one in module.parameters()]
     images, targets, alpha = (
@@ -138,11 +137,11 @@ def test_a_student_that_stands_still_has_loss_1():
 
 
 def test_the_teachers_answers_are_the_labels_that_are_stored():
-    method = prepared(Tesla, task(), student_steps=2, expert_labels=True)
+    method = prepared(Tesla, task(learn_labels=True), student_steps=2, expert_labels=True)
     found = method.estimate(examples(), {}, {}, 0)
     options = method.options
     begin = int(torch.randint(options.max_start, (), generator=method.problem.rng("start", 0)))
-    target = method.experts.at(method.expert(0), begin + options.expert_epochs, CPU)
+    target = method.experts.at(method.expert(0), (begin + options.expert_epochs,), CPU)[0]
     module = smooth()
     nn.utils.vector_to_parameters(target, module.parameters())
     answers = module(distilled_images()).softmax(1).detach()
@@ -196,8 +195,8 @@ def test_bfloat16_keeps_a_trajectory_to_half_a_percent_of_its_last_move(tmp_path
         for storage in ("float32", "bfloat16")
     )
     for epoch in range(1, 6):
-        here, before = exact.at(0, epoch, CPU), exact.at(0, epoch - 1, CPU)
-        error = (rounded.at(0, epoch, CPU) - here).norm() / (here - before).norm()
+        here, before = exact.at(0, (epoch,), CPU)[0], exact.at(0, (epoch - 1,), CPU)[0]
+        error = (rounded.at(0, (epoch,), CPU)[0] - here).norm() / (here - before).norm()
         assert 0 < error < 0.005
 
 
@@ -280,6 +279,38 @@ def test_flat_experts_descend_as_their_formula_says():
 
 def test_flat_experts_are_others_and_ftd_uses_them(tmp_path):
     plain, flat = prepared(MTT, task(), tmp_path), prepared(FTD, task(), tmp_path, flat_rho=0.5)
-    assert not torch.equal(plain.experts.at(0, 1, CPU), flat.experts.at(0, 1, CPU))
+    assert not torch.equal(plain.experts.at(0, (1,), CPU)[0], flat.experts.at(0, (1,), CPU)[0])
     same = prepared(FTD, task(), tmp_path, flat_rho=0.0, flat_alpha=0.0)
-    assert torch.equal(plain.experts.at(0, 1, CPU), same.experts.at(0, 1, CPU))
+    assert torch.equal(plain.experts.at(0, (1,), CPU)[0], same.experts.at(0, (1,), CPU)[0])
+
+
+def test_answers_are_one_for_examples_that_share_their_label():
+    given = task(learn_labels=True, sharing=2)
+    method = prepared(Tesla, given, student_steps=2, expert_labels=True)
+    found = method.estimate(examples(), {}, {}, 0).values["targets"]
+    assert torch.equal(found[::2], found[1::2])
+    alone = prepared(Tesla, task(learn_labels=True), student_steps=2, expert_labels=True)
+    each = alone.estimate(examples(), {}, {}, 0).values["targets"]
+    torch.testing.assert_close(found[::2], (each[::2] + each[1::2]) / 2)
+
+
+def test_answers_of_an_expert_need_labels_that_are_stored(tmp_path):
+    with pytest.raises(InputError, match="expert_labels needs a set that stores labels; give"):
+        prepared(Tesla, task(), tmp_path, expert_labels=True)
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_precision_and_fitted_preprocessing_tell_experts_apart(tmp_path):
+    def key(**options: Any) -> Any:
+        distilled = potstill.distill(
+            data="digits", method="mtt", steps=1, experts=1, max_start=1, expert_epochs=1,
+            student_steps=1, width=8, lengths=(2,), validation_nets=1, cache_dir=str(tmp_path),
+            **options,
+        )  # fmt: skip
+        assert distilled
+        return len(list(tmp_path.rglob("*.safetensors")))
+
+    assert key(precision="float32") == 1
+    assert key(precision="bfloat16") == 2
+    assert key(precision="float32", seed=1) == 2
+    assert key(precision="float32", split_seed=1) == 3

@@ -228,7 +228,7 @@ class OuterConfig(Generic[A]):
     )  # fmt: skip
     average: float = option(
         0.0, "decay of a running average of the set, which is the result; 0: the set itself",
-        low=0, high=1,
+        low=0, high=0.999999,
     )  # fmt: skip
     clamp: bool = option(
         False, "keep pixels between black and white, with --preprocess none or normalize"

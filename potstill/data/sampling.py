@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from potstill.data.splits import Part, Split, sample
+from potstill.errors import InputError
 
 
 class RealSampler(Protocol):
@@ -101,10 +102,37 @@ class ClassWise:
             drawn.append(rows[self.sampler.among(rows).draw(Part(self.split, rows), count, rng)])
         return drawn
 
+    def of_each(self, classes: Sequence[int], count: int, rng: torch.Generator) -> list[Tensor]:
+        """Return `draw`, and check that no class is without an example.
+
+        Raises:
+            InputError: all examples of a class have weight 0.
+        """
+        drawn = self.draw(classes, count, rng)
+        for label, own in zip(classes, drawn, strict=True):
+            if not len(own):
+                raise InputError(
+                    f"weights must leave every class a real example, class {label} has none; raise "
+                    "some of its weights"
+                )
+        return drawn
+
 
 def plain_sampler(weights: Tensor | None) -> RealSampler:
     """Return the sampler by the user's weights, or the uniform one if there are none."""
     return UNIFORM if weights is None else Weighted(weights)
+
+
+class Answering(Protocol):
+    """A network that is trained."""
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Return its logits."""
+        ...
+
+    def features(self, inputs: Tensor) -> Tensor:
+        """Return what its last layer reads, (B, F), or its logits."""
+        ...
 
 
 class Sampling(Protocol):
@@ -119,7 +147,7 @@ class Sampling(Protocol):
 
     def refresh(
         self,
-        trained: Callable[[int], Callable[[Tensor], Tensor]],
+        trained: Callable[[int], Answering],
         split: Split,
         seed: int,
         progress: Callable[[str, int, int], None] | None,
@@ -127,8 +155,7 @@ class Sampling(Protocol):
         """Compute the state.
 
         Args:
-            trained: seed -> (inputs -> logits) of a fresh network that trained on the set as it is
-                now.
+            trained: seed -> a fresh network that trained on the set as it is now.
             split: the real training data.
             seed: of all draws.
             progress: takes (what, done, of how many).
@@ -156,7 +183,7 @@ class Plain:
 
     def refresh(
         self,
-        trained: Callable[[int], Callable[[Tensor], Tensor]],
+        trained: Callable[[int], Answering],
         split: Split,
         seed: int,
         progress: Callable[[str, int, int], None] | None,

@@ -144,6 +144,7 @@ def sizes_of(config: Given, real: RealData, one: Parameterisation, coupled: bool
         real_micro_batch=even(outer.real_batch, most),
         steps=int(outer.steps),
         coupled=coupled,
+        sharing=one.sharing,
     )
 
 

@@ -35,17 +35,19 @@ class Rates:
     """Learning rates of a run.
 
     Args:
-        images: for the leaves that decode to images, in proportion to the parameterisation's
-            `speeds`.
+        images: for the leaves that decode to images.
         labels: for learned labels.
         beta: factor on both in earlier blocks.
         bounds: least and greatest values of pixels, (C, 1, 1); None: they have none.
+        by_scale: whether the parameterisation's `speeds` hold. They are for an optimizer whose
+            steps do not depend on a gradient's scale; in those of others it is contained already.
     """
 
     images: float
     labels: float
     beta: float = 0.0
     bounds: tuple[Tensor, Tensor] | None = None
+    by_scale: bool = True
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,8 @@ class Stage:
             else:
                 part = self.blocks[int(number)].parameterisation
                 bounds = self.rates.bounds if kind in part.pixels else None
-                rate = factor * part.speeds[kind] * self.rates.images
+                speed = part.speeds[kind] if self.rates.by_scale else 1.0
+                rate = factor * speed * self.rates.images
                 rules[name] = Rule(rate, clipped=True, bounds=bounds)
         for name, one in learnables.items():
             rules[LEARNED + name] = Rule(one.lr, least=one.least)

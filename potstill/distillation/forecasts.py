@@ -66,7 +66,9 @@ def plain_seconds(work: Work, networks: NetworkFamily) -> float:
 
     along = torch.ones_like(model.theta)
     gradient = each(lambda batch: loss.gradient(model.theta, batch, 0), work.gradient_batches)
-    product = each(lambda batch: loss.product(model.theta, batch, 0, along), work.product_batches)
+    take = loss.product if work.product_batches else loss.batch_product
+    sizes = work.product_batches or work.pulled_batches
+    product = each(lambda batch: take(model.theta, batch, 0, along), sizes)
     return work.gradients * gradient + work.products * product
 
 

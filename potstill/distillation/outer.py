@@ -108,7 +108,7 @@ class OuterState:
         clip_average: moving average of the norm that clipping uses; None before the first step.
         best: the best set so far; None before the first validation.
         carried: state of the run around the loop, which the loop only passes on; see `Carried`.
-        averaged: running average of the leaves that a rule says to average: from the first values
+        averaged: running average of the leaves of the set: from the first values
             on e <- k e + (1 - k) x after each step, without a correction for its start (FTD, Du et
             al. 2023); {} if none is kept.
     """

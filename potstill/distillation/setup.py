@@ -56,7 +56,7 @@ from potstill.progress import Listener
 from potstill.registry import METHODS, PARAMETERISATIONS
 from potstill.seeds import derive
 
-PLACES = ("data", "cache_dir", "storage", "device")
+PLACES = ("data", "cache_dir", "expert_folder", "storage", "device")
 """Options that may differ between ranks: paths and devices."""
 
 
@@ -220,7 +220,9 @@ class Setup:
         """The outer learning rates."""
         outer = self.config.outer
         bounds = pixel_bounds(self.real, self.device) if outer.clamp else None
-        return Rates(outer.outer_lr, outer.label_lr, self.config.distilled.boost_beta, bounds)
+        by_scale = getattr(self.config.outer_optimizer.options, "scale_free", False)
+        beta = self.config.distilled.boost_beta
+        return Rates(outer.outer_lr, outer.label_lr, beta, bounds, by_scale)
 
     @property
     def schedule(self) -> Schedule:
@@ -277,10 +279,13 @@ class Setup:
             derive(seed, "block", number) if number else seed,
             self.device,
             stage_micro_batch(batch, self.sizes.batch, self.sizes.micro_batch, compiled=compiled),
-            cut_of(self.config, self.real.identity),
+            prepared_as(self.config, self.real),
             self.ranks,
             seed,
             self.blocks[0].parameterisation.sharing,
+            self.sizes.micro_batch,
+            self.sizes.stages[-1],
+            self.config.distilled.learn_labels,
         )
 
     def make_method(self, stage: Stage, carried: Carried) -> Method:
@@ -440,8 +445,13 @@ def checked_factory(
     return factory
 
 
+def prepared_as(config: Resolved, real: RealData) -> str:
+    """Return a text key of the data as networks read them, the fitted preprocessing included."""
+    return f"{cut_of(config, real.identity)} {checksum(real.preprocess.state(), {})[:12]}"
+
+
 def method_cache(config: Resolved, real: RealData, listener: Listener) -> Cache:
     """Make the cache of what the method prepares for these data and its options."""
     folder = config.data.cache_dir or platformdirs.user_cache_path("potstill")
-    base = [cut_of(config, real.identity), config.tables()["method"]]
+    base = [prepared_as(config, real), config.tables()["method"]]
     return Cache(Path(folder) / "prepared", base, listener)

@@ -60,14 +60,14 @@ class TimeBudget:
         least = LEAST_SHARE * seconds
         if setup.config.outer.budget_about and left < least:
             setup.listener.say(
-                f"reading and choosing the training length alone take {in_words(seconds - left)} "
-                f"here: it will take {in_words(seconds - left + least)}"
+                "reading, preparing and choosing the training length alone take "
+                f"{in_words(seconds - left)} here: it will take {in_words(seconds - left + least)}"
             )
             seconds, left = seconds - left + least, least
         if left <= 0:
             raise InputError(
-                f"time_budget must leave time for outer steps: reading, compiling and choosing the "
-                f"training length take {in_words(seconds - left)}, got "
+                f"time_budget must leave time for outer steps: reading, preparing, compiling and "
+                f"choosing the training length take {in_words(seconds - left)}, got "
                 f"{setup.config.outer.time_budget}; give more, or fewer --lengths or "
                 "--validation-nets"
             )
@@ -123,6 +123,7 @@ def with_steps_to_plan(
     listener.say("planning by time: measuring a step")
     plain = changed(config, steps=1, compile="off", time_budget="")
     setup = Setup.of(plain, dataset, model, SILENT)
+    setup.cache.listener = listener  # experts may take long
     steps = max(1, int(MARGIN * seconds / seconds_of_step(setup)))
     # Compiling takes about a minute, which a short run has better uses for.
     short = config.run.compile == "auto" and seconds < COMPILES_FROM

@@ -5,7 +5,7 @@ The inner loop, which is differentiated, and the outer loop use the pure form.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +43,7 @@ class Optimizer(Protocol):
 
 @dataclass(frozen=True)
 class Adam:
-    """Adam (Kingma & Ba 2015, Algorithm 1).
+    """Adam (Kingma & Ba 2015, Algorithm 1). Its steps do not depend on a gradient's scale.
 
     Args:
         beta1: decay of the first moment.
@@ -53,6 +53,8 @@ class Adam:
             "higher-0.2.1" adds it before, as the PyPI release of `higher` does with which
             RaT-BPTT's results were made.
     """
+
+    scale_free: ClassVar[bool] = True
 
     beta1: float = 0.9
     beta2: float = 0.999

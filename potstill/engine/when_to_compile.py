@@ -14,6 +14,8 @@ from potstill.engine.losses import (
     Batch,
     Differentiable,
     FlatModel,
+    InMicroBatches,
+    couples_batch,
     cross_entropy,
     even,
     largest_micro_batch,
@@ -65,6 +67,18 @@ class NetworkFamily:
     def loss(self, model: FlatModel, seed: Callable[[int], int]) -> Differentiable:
         """Return the mean cross-entropy of a network; `seed`: step -> seed of its dropout."""
         return self.compiled.of(model) if self.compiled else cross_entropy(model, seed)
+
+    def in_parts(self, loss: Differentiable, module: nn.Module, size: int) -> Differentiable:
+        """Return a network's loss in micro-batches, or as it is if it couples its batch.
+
+        Args:
+            loss: a mean over examples.
+            module: the network.
+            size: most examples at once.
+        """
+        if couples_batch(module):
+            return loss
+        return InMicroBatches(loss, size, filled=self.compiled is not None)
 
     def with_compiled(self, compiled: CompiledNetwork | None) -> "NetworkFamily":
         """Return the same family with these compiled derivatives."""

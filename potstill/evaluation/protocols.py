@@ -16,6 +16,7 @@ from potstill.registry import LEARNERS, PROTOCOLS
 
 BASELINES = ("random", "full")
 DSA = ("color", "crop", "cutout", "flip", "scale", "rotate")
+DIGITS = tuple(name for name in DSA if name != "flip")
 
 
 @dataclass(frozen=True)
@@ -127,13 +128,14 @@ def as_in_idc(name: str, rest: Mapping[str, Any], augment: tuple[str, ...]) -> P
 
 
 MTT = published("mtt", 1000, DSA, lr=None)
+MTT_DIGITS = published("mtt-digits", 1000, DIGITS, lr=None)
 IDC = as_in_idc(
     "idc", {"cutmix": 0.5}, ("color+flip+crop", "color+flip+scale", "color+flip+rotate")
 )
 IDC_DIGITS = as_in_idc("idc-digits", {}, ("color+crop", "color+scale", "color+rotate"))
 DC_300 = published("dc-300", 300, ())
 DSA_1000 = published("dsa-1000", 1000, DSA)
-DSA_1000_DIGITS = published("dsa-1000-digits", 1000, tuple(name for name in DSA if name != "flip"))
+DSA_1000_DIGITS = published("dsa-1000-digits", 1000, DIGITS)
 
 
 @dataclass(frozen=True)

@@ -98,12 +98,15 @@ def representatives(values: Tensor, clusters: int, seed: int) -> Tensor:
         clusters: how many; with as many examples or fewer, all are returned.
         seed: of the first centres.
     """
-    from sklearn.cluster import KMeans  # here: importing it takes half a second
+    # Here: importing it takes half a second.
+    from sklearn.cluster import KMeans
+    from threadpoolctl import threadpool_limits
 
     if len(values) <= clusters:
         return torch.arange(len(values))
     rows = values.numpy()
-    known = KMeans(clusters, n_init=1, random_state=seed % 2**32).fit(rows)
+    with threadpool_limits(1):  # more add up in the order in which they come
+        known = KMeans(clusters, n_init=1, random_state=seed % 2**32).fit(rows)
     centres = torch.from_numpy(known.cluster_centers_)
     nearest: Tensor = torch.cdist(centres, values).argmin(1).unique()
     return nearest

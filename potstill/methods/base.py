@@ -27,7 +27,7 @@ from potstill.distributed.ranks import ALONE, Ranks
 from potstill.engine.losses import Batch
 from potstill.engine.rows import taken
 from potstill.engine.unroll import Leaves
-from potstill.engine.when_to_compile import NetworkFamily
+from potstill.engine.when_to_compile import NetworkFamily, stage_micro_batch
 from potstill.models import fresh
 from potstill.seeds import derive, generator
 
@@ -124,6 +124,9 @@ class Problem:
         ranks: the processes that share the run; a method may divide its work among them.
         run_seed: the run's own; `seed` is another one in each block of a boosted set.
         sharing: so many consecutive distilled examples are decoded from one that is stored.
+        most: most examples at once on the device.
+        final_per_class: distilled examples of each class in the last block's run; 0: as in this.
+        learn_labels: whether the set stores labels.
     """
 
     real: Real
@@ -137,6 +140,22 @@ class Problem:
     ranks: Ranks = ALONE
     run_seed: int = 0
     sharing: int = 1
+    most: int = 100
+    final_per_class: int = 0
+    learn_labels: bool = False
+
+    def at_once(self, count: int, last: int = 0) -> int:
+        """Return how many of `count` examples to take at once.
+
+        In a compiled run they are what suits the last block's run, or halves of it, so that few
+        shapes are compiled.
+
+        Args:
+            count: examples in a batch.
+            last: examples in the same batch of the last block's run; 0: as many.
+        """
+        compiled = self.networks.compiled is not None
+        return stage_micro_batch(count, max(count, last), self.most, compiled=compiled)
 
     @property
     def plan(self) -> BatchPlan:
@@ -235,6 +254,7 @@ class Sizes:
         steps: outer steps of a stage.
         coupled: whether the network couples the examples of its batch, so that batches are not
             split.
+        sharing: so many consecutive distilled examples are decoded from one that is stored.
     """
 
     shape: tuple[int, ...]
@@ -246,6 +266,17 @@ class Sizes:
     real_micro_batch: int
     steps: int
     coupled: bool = False
+    sharing: int = 1
+
+    def at_once(self, batch: Callable[[int], int]) -> tuple[int, ...]:
+        """Return the sizes at which `Problem.at_once` takes a batch in the stages, ascending.
+
+        Args:
+            batch: examples of each class in a stage -> examples in the batch.
+        """
+        last, most = batch(self.stages[-1]), self.micro_batch
+        sizes = (stage_micro_batch(batch(each), last, most, compiled=True) for each in self.stages)
+        return tuple(sorted(set(sizes)))
 
     @property
     def batch(self) -> int:

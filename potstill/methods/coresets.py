@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from potstill.cache import Cache
 from potstill.config.options import option
@@ -90,7 +90,9 @@ class Coreset(Method):
 
 
 class Random(Coreset):
-    """Real examples at random, each as likely as in a real batch."""
+    """Real examples at random, alike or by the user's weights."""
+
+    needs: ClassVar[Needs] = Needs(targets="classes", pixels=True, unused=(*UNUSED, "real_sampler"))
 
     def choice(self, cache: Cache) -> tuple[Tensor, float]:
         real, count = self.problem.real, self.per_class
@@ -106,7 +108,7 @@ class Random(Coreset):
         losses = []
         for label, rows in enumerate(drawn):
             members = drawing.members[label]
-            values = real.train.take(members)[0].flatten(1).double().cpu()
+            values = real.train.take(members)[0].flatten(1).cpu().double()
             losses.append(apart(values, torch.searchsorted(members, rows)))
         return torch.stack(drawn), sum(losses) / len(losses)
 
@@ -143,49 +145,37 @@ class ByFeatures(Coreset):
         raise NotImplementedError
 
     def choice(self, cache: Cache) -> tuple[Tensor, float]:
-        problem, count = self.problem, self.per_class
-        key = ["coreset", count]
-        if self.options.features == "network":
-            key += [problem.networks.fingerprint(), problem.run_seed, list(problem.recipe.augment)]
-        made = cache.get(key, self.built)
-        return made["rows"], float(made["loss"])
-
-    def built(self) -> dict[str, Tensor]:
-        """Choose in every class."""
-        train, features = self.problem.real.train, self.feature_map()
+        train, features = self.problem.real.train, self.feature_map(cache)
         chosen, losses = [], []
         for members in ClassWise(train).members.values():
             parts = batches(Part(train, members), self.problem.real.micro_batch)
-            values = torch.cat([features(images).double().cpu() for images, _ in parts])
+            values = torch.cat([features(images).cpu().double() for images, _ in parts])
             rows, loss = self.pick(values, self.per_class)
             chosen.append(members[torch.tensor(rows)])
             losses.append(loss)
-        mean = torch.tensor(sum(losses) / len(losses), dtype=torch.float64)
-        return {"rows": torch.stack(chosen), "loss": mean}
+        return torch.stack(chosen), sum(losses) / len(losses)
 
-    def feature_map(self) -> Callable[[Tensor], Tensor]:
+    def feature_map(self, cache: Cache) -> Callable[[Tensor], Tensor]:
         """Return the function (B, ...) -> (B, F) by which examples are compared."""
         if self.options.features == "pixels":
             return lambda images: images.flatten(1)
         if self.options.features == "whitened":
-            return whitening(self.problem.real.train, self.problem.real.micro_batch)
-        return self.network_features()
+            return whitened(self.problem.real.train, self.problem.real.micro_batch)
+        return self.network_features(cache)
 
-    def network_features(self) -> Callable[[Tensor], Tensor]:
-        """Train a network on all real examples and return what its last layer reads."""
+    def network_features(self, cache: Cache) -> Callable[[Tensor], Tensor]:
+        """Return what the last layer reads of a network that trained on all real examples."""
         problem = self.problem
-        seed, train = derive(problem.run_seed, "coreset"), problem.real.train
+        seed = derive(problem.run_seed, "coreset")
         network: Any = fresh(problem.networks.factory, seed, problem.device)
         if not callable(getattr(network, "features", None)):
             raise InputError(
                 "features=network needs a network that has features(inputs), a row for each input; "
                 "this one has none: give --features pixels, or add it"
             )
-        recipe = Recipe(optimizer=TRAINING, lr=TRAINING_LR, augment=problem.recipe.augment)
-        batch = split_batches(train, recipe, problem.real.classes, seed)
-        stops = (steps_of(train, self.options.feature_epochs),)
-        for _ in train_network(network, batch, recipe, stops, seed):
-            pass
+        known = [problem.networks.fingerprint(), seed, list(problem.recipe.augment)]
+        kept = cache.get(["network", *known], lambda: self.trained(network, seed))
+        network.load_state_dict(kept)
 
         @torch.no_grad()
         def features(images: Tensor) -> Tensor:
@@ -193,6 +183,16 @@ class ByFeatures(Coreset):
             return result.flatten(1)
 
         return features
+
+    def trained(self, network: nn.Module, seed: int) -> dict[str, Tensor]:
+        """Train a network on all real examples and return its parameters and buffers."""
+        train, augment = self.problem.real.train, self.problem.recipe.augment
+        recipe = Recipe(optimizer=TRAINING, lr=TRAINING_LR, augment=augment)
+        batch = split_batches(train, recipe, self.problem.real.classes, seed)
+        stops = (steps_of(train, self.options.feature_epochs),)
+        for _ in train_network(network, batch, recipe, stops, seed):
+            pass
+        return network.state_dict()
 
     @classmethod
     def words(cls, options: FeatureOptions) -> list[tuple[str, str]]:
@@ -257,13 +257,13 @@ def apart(values: Tensor, chosen: Tensor) -> float:
     return float((values[chosen].mean(0) - mean).square().sum()) / spread if spread else 0.0
 
 
-def whitening(train: Split, micro_batch: int) -> Callable[[Tensor], Tensor]:
+def whitened(train: Split, micro_batch: int) -> Callable[[Tensor], Tensor]:
     """Return the map that gives values mean 0 and covariance near 1 over a split."""
     mean, gram = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
     for images, _ in batches(train, micro_batch):
-        values = images.flatten(1).double().cpu()
+        values = images.flatten(1).cpu().double()
         mean = mean + values.sum(0) / len(train)
         gram = gram + values.T @ values / len(train)
     spectrum, basis = torch.linalg.eigh(gram - torch.outer(mean, mean))
     scale = (spectrum.clamp_min(0) + RIDGE * spectrum.clamp_min(0).mean()).rsqrt()
-    return lambda images: (images.flatten(1).double().cpu() - mean) @ basis * scale
+    return lambda images: (images.flatten(1).cpu().double() - mean) @ basis * scale

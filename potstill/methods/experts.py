@@ -12,7 +12,7 @@ Source: Cazenavette et al. 2022, arXiv:2203.11932, section 3.1: SGD without mome
 """
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from potstill import files
 from potstill.cache import Cache
 from potstill.config.options import option
 from potstill.data import augmentation
-from potstill.engine.losses import Batch, Differentiable, InMicroBatches, couples_batch, even
+from potstill.engine.losses import Batch, Differentiable, FlatModel
 from potstill.errors import InputError
 from potstill.evaluation.training import batches_an_epoch, shuffled
 from potstill.methods.base import Problem
@@ -110,6 +110,7 @@ class Experts:
         return {
             "data": self.problem.identity,
             "network": self.problem.networks.fingerprint(),
+            "precision": self.problem.networks.precision,
             "augment": list(self.problem.recipe.augment),
             "learning rate": own.expert_lr,
             "batch": own.expert_batch,
@@ -147,6 +148,8 @@ class Experts:
         for index in (*own, *(index for index in missing if index not in own)):
             self.of(store, index)
             store.listener.work("training experts", index + 1, count)
+        first = self.of(store, 0)
+        ranks.require_same({"the first expert": files.checksum(first, {})[:12]})
         return Trained(store, count, self)
 
     def enough(self, held: Mapping[str, Tensor]) -> bool:
@@ -197,17 +200,28 @@ class Experts:
                 "another disk with --expert-folder"
             )
 
+    def seed(self, index: int) -> int:
+        """Return the seed of an expert."""
+        return derive(self.options.expert_seed, "expert", index)
+
+    def model(self, index: int) -> FlatModel:
+        """Return an expert before its training, with the constants that belong to it."""
+        networks, device = self.problem.networks, self.problem.device
+        return networks.flat(fresh(networks.factory, self.seed(index), device))
+
     def trajectory(self, index: int) -> dict[str, Tensor]:
         """Train an expert.
 
         Returns:
             "start" (P,), and "moves" (epochs, P) of the storage type.
         """
-        problem, own = self.problem, self.options
-        networks, train = problem.networks, problem.real.train
-        seed = derive(own.expert_seed, "expert", index)
-        model = networks.flat(fresh(networks.factory, seed, problem.device))
-        loss = self.loss(model, seed)
+        problem, own, networks = self.problem, self.options, self.problem.networks
+        train = problem.real.train
+        seed, model = self.seed(index), self.model(index)
+        size = problem.at_once(own.expert_batch)
+        loss = networks.in_parts(
+            networks.loss(model, lambda step: derive(seed, "dropout", step)), model.module, size
+        )
         rng = generator(seed, "batches")
         rows = shuffled(len(train), own.expert_batch, rng)
         theta = model.theta
@@ -225,15 +239,6 @@ class Experts:
             reached += moves[-1].to(reached)
         return {"start": model.theta.cpu(), "moves": torch.stack(moves)}
 
-    def loss(self, model: Any, seed: int) -> Differentiable:
-        """Return the mean cross-entropy of a network, in micro-batches if it allows them."""
-        networks, real = self.problem.networks, self.problem.real
-        loss = networks.loss(model, lambda step: derive(seed, "dropout", step))
-        if couples_batch(model.module):
-            return loss
-        size = even(self.options.expert_batch, real.micro_batch)
-        return InMicroBatches(loss, size, networks.compiled is not None)
-
 
 @dataclass(frozen=True)
 class Trained:
@@ -249,10 +254,19 @@ class Trained:
     count: int
     made: Experts
 
-    def at(self, index: int, epoch: int, device: torch.device) -> Tensor:
-        """Return the parameters (P,) of an expert after so many epochs."""
+    def at(self, index: int, epochs: Sequence[int], device: torch.device) -> list[Tensor]:
+        """Return the parameters (P,) of an expert after each of some numbers of epochs.
+
+        Args:
+            index: of the expert.
+            epochs: ascending numbers of epochs.
+            device: where the parameters go.
+        """
         held = self.made.of(self.store, index)
-        theta = held["start"].to(device)
-        for move in held["moves"][:epoch]:
-            theta = theta + move.to(theta)
-        return theta
+        theta, done, found = held["start"].to(device), 0, []
+        for epoch in epochs:
+            for move in held["moves"][done:epoch]:
+                theta = theta + move.to(theta)
+            done = epoch
+            found.append(theta)
+        return found

@@ -29,7 +29,7 @@ from potstill.config.options import Auto, option
 from potstill.data import augmentation
 from potstill.data.augmentation import Draw
 from potstill.data.sampling import ClassWise
-from potstill.engine.losses import Batch, Differentiable, FlatModel, InMicroBatches, even
+from potstill.engine.losses import Batch, Differentiable, FlatModel, InMicroBatches
 from potstill.engine.optimizers import Descent, root
 from potstill.engine.unroll import InnerProblem, Leaves, forward
 from potstill.errors import InputError
@@ -40,6 +40,7 @@ from potstill.seeds import derive
 
 NETWORK_LR, NETWORK_BATCH = 0.01, 256
 """How the network trains on the set between two outer steps: SGD without momentum."""
+EPS = 1e-6
 PUBLISHED = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
 """Examples per class -> (O, I), of the released code's `get_loops`, which refuses other sizes."""
 
@@ -58,8 +59,17 @@ class GradientOptions:
     distance: Literal["rows", "cosine", "squares", "absolute"] = option(
         "rows", "of gradients: 1 - cosine by rows or in all, or sum of squares or absolute values"
     )
-    distance_eps: float = option(1e-6, "added to the product of two norms", low=0)
+    distance_eps: float = option(EPS, "added to the product of two norms", low=0)
     relative_eps: bool = option(False, "distance_eps is a share of that product")
+
+    def __post_init__(self) -> None:
+        if self.distance in ("squares", "absolute") and (
+            self.relative_eps or self.distance_eps != EPS
+        ):
+            raise InputError(
+                f"distance_eps and relative_eps have no effect with distance {self.distance}, "
+                "which divides by nothing; leave them out"
+            )
 
     def resolved(self, sizes: Sizes) -> Self:
         """Replace every "auto" for a run of these sizes."""
@@ -158,8 +168,9 @@ class GradientMatching(Method):
         self.filled = problem.networks.compiled is not None
 
     def start(self) -> tuple[State, dict[str, Any]]:
-        # With one step for each, no network lives on to the next.
-        return (self.untrained(self.model(0)) if self.network_steps > 1 else {}), {}
+        if self.network_steps == 1:  # no network lives on to the next step
+            return {}, {}
+        return {**self.untrained(self.model(0)), "network": 0}, {}
 
     def untrained(self, model: FlatModel) -> dict[str, Tensor]:
         """Return the state of a network before its training; "theta" (P,) are its parameters."""
@@ -182,6 +193,10 @@ class GradientMatching(Method):
         """Return the indices (n,) of the distilled examples of a class that a step reads."""
         return self.members[label]
 
+    def read_of(self, per_class: int) -> int:
+        """Return how many of so many distilled examples of a class a step reads."""
+        return per_class
+
     def model(self, step: int) -> FlatModel:
         """Return the fresh network of an outer step."""
         number = step // self.network_steps
@@ -189,13 +204,16 @@ class GradientMatching(Method):
 
     def estimate(self, examples: Examples, learned: Leaves, state: State, step: int) -> Estimate:
         model, problem = self.model(step), self.problem
-        goes_on = step % self.network_steps
+        number, done = divmod(step, self.network_steps)
+        # A first step that was skipped leaves the state of the network before.
+        goes_on = done and state["network"] == number
         now = self.trained(model, state, examples, step) if goes_on else self.untrained(model)
         theta = now["theta"]
         loss = problem.networks.loss(model, lambda _: derive(problem.seed, "dropout", step))
         grad = torch.zeros_like(examples.images)
         total, classes = 0.0, [label for label, rows in enumerate(self.members) if len(rows)]
-        for label, real in zip(classes, self.real_rows(classes, step), strict=True):
+        rng, count = problem.rng("real batch", step), self.options.real_per_class
+        for label, real in zip(classes, self.real.of_each(classes, count, rng), strict=True):
             drawn = augmentation.shared_draw(
                 problem.real.augment, problem.rng("augmentation", step, label)
             )
@@ -204,19 +222,8 @@ class GradientMatching(Method):
             value, of_images = self.match(model, loss, theta, examples, own, drawn, wanted)
             grad[own] = of_images
             total += value
-        return Estimate(total, {"images": grad}, now if self.network_steps > 1 else state)
-
-    def real_rows(self, classes: list[int], step: int) -> list[Tensor]:
-        """Draw the real batch of each class: indices (B,) in the train split."""
-        rng = self.problem.rng("real batch", step)
-        drawn = self.real.draw(classes, self.options.real_per_class, rng)
-        for label, own in zip(classes, drawn, strict=True):
-            if not len(own):
-                raise InputError(
-                    f"weights must leave every class a real example, class {label} has none; raise "
-                    "some of its weights"
-                )
-        return drawn
+        after = {**now, "network": number} if self.network_steps > 1 else state
+        return Estimate(total, {"images": grad}, after)
 
     def real_gradient(
         self, loss: Differentiable, theta: Tensor, rows: Tensor, drawn: Draw
@@ -230,7 +237,7 @@ class GradientMatching(Method):
             drawn: how the examples are augmented.
         """
         real, total = self.problem.real, torch.zeros_like(theta)
-        size = even(self.options.real_per_class, real.micro_batch)
+        size = self.problem.at_once(self.options.real_per_class)
         for part in rows.split(size):
             images, labels = real.train.take(part)
             targets = real.one_hot(labels).to(theta.dtype)
@@ -266,7 +273,8 @@ class GradientMatching(Method):
         targets = examples.targets[rows].to(theta.dtype)
         still = int((rows < examples.frozen).sum())
         batch = Batch(augmentation.apply(images, drawn), targets, still)
-        parts = InMicroBatches(loss, even(len(rows), self.problem.micro_batch), self.filled)
+        size = self.problem.at_once(len(rows), self.read_of(self.problem.final_per_class))
+        parts = InMicroBatches(loss, size, self.filled)
         value = theta.new_zeros(())
 
         def pull(own: Tensor) -> Tensor:
@@ -325,7 +333,8 @@ class DC(GradientMatching):
             model, lambda number: derive(problem.seed, "training dropout", step, number)
         )
         count = epochs * batches_an_epoch(len(examples.labels), NETWORK_BATCH)
-        size = even(min(NETWORK_BATCH, len(examples.labels)), problem.real.micro_batch)
+        whole = problem.final_per_class * problem.real.classes
+        size = problem.at_once(*(min(NETWORK_BATCH, n) for n in (len(examples.labels), whole)))
         inner = InnerProblem(InMicroBatches(loss, size, self.filled), batch, Descent())
         theta = state["theta"]
         lr = {"lr": torch.tensor(NETWORK_LR, dtype=theta.dtype, device=theta.device)}
@@ -335,19 +344,19 @@ class DC(GradientMatching):
     def work(cls, options: GradientOptions, sizes: Sizes) -> Work:
         each, steps = sizes.stages[-1], sizes.steps * len(sizes.stages)
         whole = sizes.classes * each
-        own = even(each, even(sizes.batch, sizes.micro_batch))
-        real = even(options.real_per_class, sizes.real_micro_batch)
-        training = even(min(NETWORK_BATCH, whole), sizes.real_micro_batch)
+        own = sizes.at_once(lambda per_class: per_class)
+        real = sizes.at_once(lambda per_class: options.real_per_class)
+        training = sizes.at_once(lambda per_class: min(NETWORK_BATCH, per_class * sizes.classes))
         lives = int(options.network_steps)
         epochs = int(options.network_epochs) * (lives - 1) / lives
         gradients = sizes.classes * options.real_per_class + whole * (1 + epochs)
-        batches = {own, real} | ({training} if epochs else set())
+        batches = {*own, *real, *(training if epochs else ())}
         return Work(
             gradients=steps * gradients,
             products=steps * whole,
             gradient_batches=tuple(sorted(batches)),
-            pulled_batches=(own,),
-            functions=len(batches) + 1,
+            pulled_batches=own,
+            functions=len(batches) + len(own),
         )
 
     @classmethod

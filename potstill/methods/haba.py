@@ -62,6 +62,7 @@ class HaBa(MTT):
     )
     defaults: ClassVar[dict[str, Any]] = {**MTT.defaults, "param": "factorised"}
     least_rate: ClassVar[float] = 1e-3
+    through_one: ClassVar[bool] = True
 
     def prepare(self, cache: Cache) -> None:
         if self.problem.sharing < 2:
@@ -79,9 +80,12 @@ class HaBa(MTT):
         """Return the extractor's parameters (P,) before the first step."""
         return self.problem.networks.flat(self.problem.network("extractor")).theta
 
+    def readable(self, count: int) -> int:
+        return count // self.problem.sharing
+
     def student_rows(self, count: int, step: int) -> list[Tensor]:
         """Return what each of the student's steps reads: bases through one hallucinator."""
-        bases = super().student_rows(count // self.problem.sharing, step)
+        bases = super().student_rows(count, step)
         rng = self.problem.rng("hallucinators", step)
         seen = torch.randint(self.problem.sharing, (len(bases),), generator=rng)
         return [
@@ -116,35 +120,30 @@ class HaBa(MTT):
         images = examples.images.detach().requires_grad_()
         views = [augmentation.apply(images[int(one) :: sharing], drawn) for one in pair]
         targets = examples.targets[::sharing].detach()
-        module = problem.network("extractor")
-        nn.utils.vector_to_parameters(state["extractor"], module.parameters())
+        module: Any = problem.network("extractor")
+        learned = [one for one in module.parameters() if one.requires_grad]
+        nn.utils.vector_to_parameters(state["extractor"], learned)
         with global_seed(derive(problem.seed, "extractor", step), problem.device):
-            features = [self.read(module, view) for view in views]
+            features = [module.features(view).flatten(1) for view in views]
             likeness = self.options.contrast * (1 + cosine(*features)).mean() / 2
-            (of_images,) = torch.autograd.grad(likeness, images)
-            loss = self.extractor_loss(module, [view.detach() for view in views], targets)
-            grads = torch.autograd.grad(loss, list(module.parameters()))
+            (of_images,) = torch.autograd.grad(likeness, images, retain_graph=True)
+            answers = module(torch.cat([view.detach() for view in views]))
+            loss = self.extractor_loss(features, answers, targets)
+            grads = torch.autograd.grad(loss, learned)
         lr = {"lr": torch.tensor(EXTRACTOR_LR, device=problem.device)}
         flat = torch.cat([grad.reshape(-1) for grad in grads])
         before = (state["extractor"], state["velocity"])
         theta, velocity = EXTRACTOR.step(before, flat, lr, step)
         return float(likeness.detach()), of_images, {"extractor": theta, "velocity": velocity}
 
-    def read(self, module: Any, images: Tensor) -> Tensor:
-        """Return the extractor's features (B, F)."""
-        features: Tensor = module.features(images)
-        return features.flatten(1)
-
-    def extractor_loss(self, module: nn.Module, views: list[Tensor], targets: Tensor) -> Tensor:
+    def extractor_loss(self, features: list[Tensor], answers: Tensor, targets: Tensor) -> Tensor:
         """Return what the extractor lowers: it is to classify, and to see both views alike.
 
         Args:
-            module: the extractor.
-            views: the same bases through two hallucinators.
+            features: (n, F) of the same bases through each of two hallucinators.
+            answers: (2 n, K) logits of both.
             targets: (n, K).
         """
-        features = [self.read(module, view) for view in views]
-        answers = module(torch.cat(views))
         right = F.cross_entropy(answers, torch.cat([targets, targets]))
         alike = (1 - cosine(*features)).mean() / 2
         labels = targets.argmax(1).repeat(2)

@@ -30,7 +30,7 @@ from potstill.config.options import option
 from potstill.data import augmentation
 from potstill.data.mixing import cutmix
 from potstill.data.splits import sample
-from potstill.engine.losses import Batch, FlatModel, InMicroBatches, even
+from potstill.engine.losses import Batch, FlatModel, InMicroBatches
 from potstill.engine.optimizers import SGD
 from potstill.engine.unroll import InnerProblem, Leaves, forward
 from potstill.errors import InputError
@@ -55,7 +55,7 @@ class CondensationOptions:
     )
     network_steps: int = option(100, "outer steps for each fresh network", low=1)
     network_examples: int = option(
-        2000, "real examples that it trains on between two of them", low=0
+        2000, "real examples that it trains on between two of them", low=1
     )
     gradient_distance: Literal["squares", "absolute"] = option(
         "squares", "of gradients of convolutions: sum of squares, or of absolute values"
@@ -106,6 +106,9 @@ class IDC(GradientMatching):
     def untrained(self, model: FlatModel) -> dict[str, Tensor]:
         return {"theta": model.theta, "velocity": torch.zeros_like(model.theta)}
 
+    def read_of(self, per_class: int) -> int:
+        return min(per_class, self.options.most_per_class)
+
     def chosen(self, label: int, step: int) -> Tensor:
         own, most = self.members[label], self.options.most_per_class
         if len(own) <= most:
@@ -131,7 +134,7 @@ class IDC(GradientMatching):
         loss = problem.networks.loss(
             model, lambda number: derive(problem.seed, "training dropout", step, number)
         )
-        parts = InMicroBatches(loss, even(BATCH, real.micro_batch), self.filled)
+        parts = InMicroBatches(loss, problem.at_once(BATCH), self.filled)
         inner = InnerProblem(parts, batch, TRAINING)
         theta, velocity = state["theta"], state["velocity"]
         lr = {"lr": torch.tensor(LR, dtype=theta.dtype, device=theta.device)}
@@ -142,16 +145,16 @@ class IDC(GradientMatching):
     def work(cls, options: CondensationOptions, sizes: Sizes) -> Work:
         steps = sizes.steps * len(sizes.stages)
         each = min(sizes.stages[-1], options.most_per_class)
-        own = even(each, even(sizes.batch, sizes.micro_batch))
-        real = even(options.real_per_class, sizes.real_micro_batch)
-        batches = {own, real, even(BATCH, sizes.real_micro_batch)}
+        own = sizes.at_once(lambda per_class: min(per_class, options.most_per_class))
+        real = sizes.at_once(lambda per_class: options.real_per_class)
+        batches = {*own, *real, *sizes.at_once(lambda per_class: BATCH)}
         examples = sizes.classes * (options.real_per_class + each) + options.network_examples
         return Work(
             gradients=steps * examples,
             products=steps * sizes.classes * each,
             gradient_batches=tuple(sorted(batches)),
-            pulled_batches=(own,),
-            functions=len(batches) + 1,
+            pulled_batches=own,
+            functions=len(batches) + len(own),
         )
 
     @classmethod

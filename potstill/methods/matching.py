@@ -24,7 +24,6 @@ from potstill.data.augmentation import Draw
 from potstill.data.sampling import ClassWise
 from potstill.engine.losses import autocast, couples_batch
 from potstill.engine.unroll import Leaves
-from potstill.errors import InputError
 from potstill.evaluation.protocols import DSA
 from potstill.methods.base import Estimate, Examples, Method, Needs, Problem, State
 from potstill.seeds import derive, global_seed
@@ -101,13 +100,7 @@ class DistributionMatching(Method):
     def real_rows(self, classes: list[int], step: int) -> dict[int, Tensor]:
         """Draw the real batch of each class: class -> indices (B,) in the train split."""
         rng = self.problem.rng("real batch", step)
-        drawn = self.real.draw(classes, self.options.real_per_class, rng)
-        for label, own in zip(classes, drawn, strict=True):
-            if not len(own):
-                raise InputError(
-                    f"weights must leave every class a real example, class {label} has none; raise "
-                    "some of its weights"
-                )
+        drawn = self.real.of_each(classes, self.options.real_per_class, rng)
         return dict(zip(classes, drawn, strict=True))
 
     def groups(self, classes: list[int], coupled: bool) -> Iterator[list[int]]:

@@ -24,7 +24,8 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -34,9 +35,10 @@ from potstill.cache import Cache
 from potstill.config.options import option
 from potstill.data import augmentation
 from potstill.distilled.recipes import Recipe
-from potstill.engine.losses import Batch, FlatModel, InMicroBatches, couples_batch, even
+from potstill.engine.losses import Batch, FlatModel, couples_batch
 from potstill.engine.optimizers import Descent
 from potstill.engine.unroll import InnerProblem, Keep, Leaves, Unrolled
+from potstill.errors import InputError
 from potstill.evaluation.protocols import DSA
 from potstill.evaluation.training import shuffled
 from potstill.methods.base import (
@@ -50,7 +52,7 @@ from potstill.methods.base import (
     Work,
 )
 from potstill.methods.experts import PLAIN, ExpertOptions, Experts, Sharpness
-from potstill.seeds import derive, generator
+from potstill.seeds import derive, generator, global_seed
 
 LEAST_RATE = 1e-6
 """Lower bound of a student's learning rate: the published one, which has none, turns negative."""
@@ -74,6 +76,12 @@ class StudentOptions(ExpertOptions):
     keep: Literal["states", "sqrt", "host", "bfloat16"] = option(
         "states", "what is kept of the student's steps, as --tape of unrolls (docs/speed.md)"
     )
+
+    def resolved(self, sizes: Sizes) -> Self:
+        """Return the options with a folder that is found from wherever the run is resumed."""
+        given = self.expert_folder
+        folder = str(Path(given).expanduser().resolve()) if given else ""
+        return dataclasses.replace(self, expert_folder=folder)
 
     @property
     def kept(self) -> Keep:
@@ -111,7 +119,7 @@ class MTT(Method):
     options: StudentOptions
     needs: ClassVar[Needs] = Needs(
         second_derivative=True,
-        unused=("real_batch",),
+        unused=("real_batch", "real_sampler", "weights", "inner_lr"),
         augment=DSA,
     )
     defaults: ClassVar[dict[str, Any]] = {
@@ -119,7 +127,6 @@ class MTT(Method):
         "inner_optimizer": "sgd",
         "inner_momentum": 0.9,
         "inner_weight_decay": 5e-4,
-        "inner_lr": 0.01,
         "outer_optimizer": "sgd",
         "outer_momentum": 0.5,
         "outer_lr": 100.0,
@@ -137,6 +144,8 @@ class MTT(Method):
     remedy: ClassVar[str] = "lower --student-lr, --lr-lr, --student-steps or --max-start"
     least_rate: ClassVar[float] = LEAST_RATE
     """Lower bound of the student's learning rate."""
+    through_one: ClassVar[bool] = False
+    """Whether a step of the student reads one of the examples that a stored one decodes to."""
     exact: ClassVar[bool] = True
     """Whether the gradient is that of the student's steps as they are."""
 
@@ -173,12 +182,12 @@ class MTT(Method):
         problem, options, rate = self.problem, self.options, self.rate(learned)
         expert = self.expert(step)
         begin = int(torch.randint(options.max_start, (), generator=problem.rng("start", step)))
+        epochs = (begin, begin + options.expert_epochs)
         theta, target = (
-            self.experts.at(expert, epoch, problem.device).to(examples.images.dtype)
-            for epoch in (begin, begin + options.expert_epochs)
+            one.to(examples.images.dtype) for one in self.experts.at(expert, epochs, problem.device)
         )
-        model = problem.networks.flat(problem.network("student", step))
-        examples, values = self.labelled(examples, model, target)
+        model = self.experts.made.model(expert)
+        examples, values = self.labelled(examples, model, target, step)
         unrolled = Unrolled(
             self.student(examples, model, step), examples.leaves, {"lr": rate},
             Descent().init(theta), burn_in=0, window=options.student_steps, keep=options.kept,
@@ -200,7 +209,7 @@ class MTT(Method):
         return int(torch.randperm(count, generator=turn)[step % count])
 
     def labelled(
-        self, examples: Examples, model: FlatModel, target: Tensor
+        self, examples: Examples, model: FlatModel, target: Tensor, step: int
     ) -> tuple[Examples, dict[str, Tensor]]:
         """Return the examples with the labels that the student learns, and what is to be stored.
 
@@ -208,6 +217,7 @@ class MTT(Method):
             examples: the distilled set.
             model: the network.
             target: (P,) the parameters that the student is to reach.
+            step: number of the outer step.
         """
         return examples, {}
 
@@ -229,12 +239,22 @@ class MTT(Method):
         def dropout(number: int) -> int:
             return derive(problem.seed, "student dropout", step, number)
 
-        loss = problem.networks.loss(model, dropout)
-        if not couples_batch(model.module):
-            filled = problem.networks.compiled is not None
-            size = max(map(len, rows))
-            loss = InMicroBatches(loss, even(size, problem.micro_batch), filled)
+        own, last = (
+            self.student_size(each * problem.real.classes)
+            for each in (len(problem.labels) // problem.real.classes, problem.final_per_class)
+        )
+        size = problem.at_once(own, last)
+        loss = problem.networks.in_parts(problem.networks.loss(model, dropout), model.module, size)
         return InnerProblem(loss, batch, Descent())
+
+    def student_size(self, count: int) -> int:
+        """Return how many of so many examples a step of the student reads."""
+        most = self.readable(count)
+        return min(self.options.student_batch or most, most)
+
+    def readable(self, count: int) -> int:
+        """Return how many of so many examples a step of the student can read."""
+        return count
 
     def student_rows(self, count: int, step: int) -> list[Tensor]:
         """Return the indices of the examples that each of the student's steps reads.
@@ -243,25 +263,27 @@ class MTT(Method):
             count: of examples.
             step: number of the outer step.
         """
-        size = min(self.options.student_batch or count, count)
-        order = shuffled(count, size, self.problem.rng("student batches", step))
+        size = self.student_size(count)
+        order = shuffled(self.readable(count), size, self.problem.rng("student batches", step))
         return [next(order) for _ in range(self.options.student_steps)]
 
     @classmethod
     def work(cls, options: StudentOptions, sizes: Sizes) -> Work:
-        whole = sizes.classes * sizes.stages[-1]
-        batch = min(options.student_batch or whole, whole)
-        own = batch if sizes.coupled else even(batch, even(sizes.batch, sizes.micro_batch))
-        real = options.expert_batch
-        real = real if sizes.coupled else even(real, sizes.real_micro_batch)
-        taken = sizes.steps * len(sizes.stages) * options.student_steps * batch
+        def of_stage(per_class: int) -> int:
+            whole = sizes.classes * per_class // (sizes.sharing if cls.through_one else 1)
+            return min(options.student_batch or whole, whole)
+
+        own, real = sizes.at_once(of_stage), sizes.at_once(lambda per_class: options.expert_batch)
+        if sizes.coupled:
+            own, real = tuple(sorted({*map(of_stage, sizes.stages)})), (options.expert_batch,)
+        taken = sizes.steps * options.student_steps * sum(map(of_stage, sizes.stages))
         return Work(
             gradients=taken,
             products=taken,
-            gradient_batches=tuple(sorted({own, real})),
-            product_batches=(own,) if cls.exact else (),
-            pulled_batches=() if cls.exact else (own,),
-            functions=len({own, real}) + 1,
+            gradient_batches=tuple(sorted({*own, *real})),
+            product_batches=own if cls.exact else (),
+            pulled_batches=() if cls.exact else own,
+            functions=len({*own, *real}) + len(own),
         )
 
     @classmethod
@@ -295,15 +317,27 @@ class Tesla(MTT):
     options: TeslaOptions
     exact: ClassVar[bool] = False
 
+    def prepare(self, cache: Cache) -> None:
+        if self.options.expert_labels and not self.problem.learn_labels:
+            raise InputError(
+                "expert_labels needs a set that stores labels; give --learn-labels, too, or leave "
+                "--expert-labels out"
+            )
+        super().prepare(cache)
+
     def labelled(
-        self, examples: Examples, model: FlatModel, target: Tensor
+        self, examples: Examples, model: FlatModel, target: Tensor, step: int
     ) -> tuple[Examples, dict[str, Tensor]]:
         if not self.options.expert_labels:
             return examples, {}
-        with torch.no_grad():
-            parts = examples.images.split(self.problem.micro_batch)
+        problem, sharing = self.problem, self.problem.sharing
+        whole = couples_batch(model.module)
+        with torch.no_grad(), global_seed(derive(problem.seed, "answers", step), problem.device):
+            parts = examples.images.split(len(examples.images) if whole else problem.most)
             answers = torch.cat([F.softmax(model(target, part), dim=1) for part in parts])
-        targets = answers.to(examples.targets)
+        # Examples that are decoded from one that is stored share its label.
+        stored = answers.unflatten(0, (-1, sharing)).mean(1)
+        targets = stored.repeat_interleave(sharing, dim=0).to(examples.targets)
         told = dataclasses.replace(examples, targets=targets, learn_targets=False)
         return told, {"targets": targets}
 
@@ -324,4 +358,5 @@ class FTD(MTT):
     defaults: ClassVar[dict[str, Any]] = {**MTT.defaults, "average": 0.999}
 
     def sharpness(self) -> Sharpness:
-        return Sharpness(self.options.flat_rho, self.options.flat_alpha)
+        rho, alpha = self.options.flat_rho, self.options.flat_alpha
+        return Sharpness(rho, alpha) if rho else PLAIN

@@ -151,7 +151,8 @@ class Parameterisation(ABC):
     def speeds(self) -> dict[str, float]:
         """Name -> factor on the outer learning rate.
 
-        With it every stored tensor moves by the same share of its scale in a step.
+        With it every stored tensor moves by the same share of its scale in a step of Adam. Other
+        optimizers take no notice of it.
         """
         return dict.fromkeys(self.shapes, 1.0)
 

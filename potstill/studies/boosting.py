@@ -17,6 +17,7 @@ from potstill.distilled.sets import DistilledSet
 from potstill.errors import InputError
 from potstill.evaluation.bench import examples_of
 from potstill.evaluation.training import Batches
+from potstill.registry import METHODS
 from potstill.reports.plots import Drawing, Series, dot_figure, line_figure
 from potstill.studies.claims import Claim, compared
 from potstill.studies.results import ACCURACY_BY_SIZE, Measurement, Quantity, Results, Table
@@ -106,6 +107,11 @@ def scale_of(preset: str, data: str | None, method: str = OWN) -> Scale:
     Raises:
         InputError: "paper" without data, or with a method that has no published setting.
     """
+    if "steps" in METHODS[method].needs.unused:
+        raise InputError(
+            f"method {method} takes no outer steps, so that there is nothing to boost; give "
+            "another --method"
+        )
     if preset == "small":
         options = {"method": method, **small_options(data), **SMALL_VALUES}
         if method != OWN:
@@ -123,6 +129,8 @@ def scale_of(preset: str, data: str | None, method: str = OWN) -> Scale:
     known = {**options_from_preset(name), "data": paper_data(data)}
     known |= {"lengths": (300, 600, 1000)} if method == OWN else {}
     known |= {"batch_per_class": "auto"}
+    for name in ("network_steps", "network_epochs"):  # they go by the size of a set
+        known.pop(name, None)
     steps = known.pop("steps")
     return Scale(50, 5, (5, 10, 25, 50), steps, known, how(method, known))
 
