@@ -171,7 +171,7 @@ class Plain(nn.Module):
 
 def test_a_network_without_features_is_refused_where_they_are_needed():
     with pytest.raises(InputError, match="features=network needs a network that has features"):
-        Herding(problem(Plain), FeatureOptions()).prepare(Cache(None))
+        Herding(problem(Plain), FeatureOptions()).check(Cache(None))
     Herding(problem(Plain), FeatureOptions("pixels")).prepare(Cache(None))
 
 

@@ -93,7 +93,7 @@ def test_a_network_without_convolutions_is_refused():
     with pytest.raises(
         InputError, match="idc compares gradients of convolutions, this network has"
     ):
-        IDC(problem(factory), CondensationOptions()).prepare(Cache(None))
+        IDC(problem(factory), CondensationOptions()).check(Cache(None))
 
 
 def test_the_network_trains_on_real_examples_in_between():

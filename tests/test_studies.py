@@ -215,7 +215,7 @@ def test_a_run_that_was_cut_off_is_not_taken_for_a_whole_one():
 def test_a_shortened_study_says_so_and_is_not_continued_at_another_length(
     monkeypatch, tmp_path, capsys
 ):
-    monkeypatch.setattr(boosting, "scale_of", lambda preset, data: SMALLEST)
+    monkeypatch.setattr(boosting, "scale_of", lambda preset, data, method: SMALLEST)
     idle = [sys.executable, "-c", "pass"]
     monkeypatch.setattr(studying, "helper_command", lambda *_: idle)
     command = ["study", "pictures", "--seeds", "1", "--nets", "1", "--out", str(tmp_path)]
@@ -384,12 +384,13 @@ SMALLEST = boosting.Scale(  # in place of the small one: two blocks
         "window": 1,
         "learn_labels": False,
     },
+    "T = 2, M = 1",
 )
 
 
 @pytest.mark.parametrize("kind", [Subsets, Boosting, Pictures])
 def test_the_studies_of_section_5_run_from_end_to_end(monkeypatch, tmp_path, kind):
-    monkeypatch.setattr(boosting, "scale_of", lambda preset, data: SMALLEST)
+    monkeypatch.setattr(boosting, "scale_of", lambda preset, data, method: SMALLEST)
     study, workplace = kind(), workplace_in(tmp_path)
     points = study.points("small", None, (0, 1))
     assert len({point.name for point in points}) == len(points)
@@ -405,7 +406,7 @@ def test_the_studies_of_section_5_run_from_end_to_end(monkeypatch, tmp_path, kin
 def test_the_command_shares_the_work_with_its_helpers_and_prints_the_summary(
     monkeypatch, tmp_path, capsys
 ):
-    monkeypatch.setattr(boosting, "scale_of", lambda preset, data: SMALLEST)
+    monkeypatch.setattr(boosting, "scale_of", lambda preset, data, method: SMALLEST)
     command = [
         "study",
         "pictures",

@@ -45,6 +45,7 @@ def task(factory: Any = smooth, operations: tuple[str, ...] = DSA, **options: An
 
 def prepared(kind: Any, given: Problem, folder: Path | None = None, **options: Any) -> Any:
     method = kind(given, kind.Options(**{**SMALL, **options}))
+    method.check(Cache(folder))
     method.prepare(Cache(folder))
     return method
 

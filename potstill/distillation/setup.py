@@ -211,9 +211,12 @@ class Setup:
             state = {name: tensor.cpu() for name, tensor in real.preprocess.state().items()}
             fit = {"the fitted preprocessing": checksum(state, {})[:12]}
             ranks.require_same({**settings(config, real.identity), **fit})
-        return cls(
+        made = cls(
             config, real, blocks, method, sizes, networks, device, cache, listener, ranks, start
         )
+        problem = made.problem(Stage(blocks[:1], made.rates), Carried())
+        method(problem, config.method.options).check(cache)
+        return made
 
     @property
     def rates(self) -> Rates:

@@ -332,6 +332,12 @@ class Method(ABC):
         """Store both arguments and compute nothing: an instance is made for each stage."""
         self.problem, self.options = problem, options
 
+    def check(self, cache: Cache) -> None:  # noqa: B027 (most have nothing to check)
+        """Raise an InputError if the problem and the options do not suit the method.
+
+        It is called before anything is prepared or kept, and reads little.
+        """
+
     def prepare(self, cache: Cache) -> None:  # noqa: B027 (nothing to prepare is the usual case)
         """Prepare what all steps, and all runs with the same data and options, share."""
 

@@ -144,6 +144,14 @@ class ByFeatures(Coreset):
         """
         raise NotImplementedError
 
+    def check(self, cache: Cache) -> None:
+        network = fresh(self.problem.networks.factory, 0, torch.device("cpu"))
+        if self.options.features == "network" and not callable(getattr(network, "features", None)):
+            raise InputError(
+                "features=network needs a network that has features(inputs), a row for each input; "
+                "this one has none: give --features pixels, or add it"
+            )
+
     def choice(self, cache: Cache) -> tuple[Tensor, float]:
         train, features = self.problem.real.train, self.feature_map(cache)
         chosen, losses = [], []
@@ -168,11 +176,6 @@ class ByFeatures(Coreset):
         problem = self.problem
         seed = derive(problem.run_seed, "coreset")
         network: Any = fresh(problem.networks.factory, seed, problem.device)
-        if not callable(getattr(network, "features", None)):
-            raise InputError(
-                "features=network needs a network that has features(inputs), a row for each input; "
-                "this one has none: give --features pixels, or add it"
-            )
         known = [problem.networks.fingerprint(), seed, list(problem.recipe.augment)]
         kept = cache.get(["network", *known], lambda: self.trained(network, seed))
         network.load_state_dict(kept)

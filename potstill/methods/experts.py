@@ -133,17 +133,19 @@ class Experts:
         Raises:
             InputError: the folder holds other experts, or the disk is too small.
         """
-        given = self.options.expert_folder
-        folder = Path(given).expanduser() if given else cache.folder and cache.folder / "experts"
-        store = Cache(folder, self.known, cache.listener)
-        if given and folder:
-            self.require_same(folder)
+        folder, store = self.folder(cache), self.store(cache)
+        if self.options.expert_folder and folder and not (folder / MANIFEST).exists():
+            self.keep_manifest(folder)
         count, ranks = self.options.experts, self.problem.ranks
         missing = [
             index for index in range(count) if not store.holds(["expert", index], self.enough)
         ]
         if missing and folder:
-            self.require_room(folder, len(missing), store)
+            size = len(missing) * self.bytes_each() / 1e6
+            store.listener.say(
+                f"training {len(missing):,} expert{'s'[: len(missing) > 1]} for {self.epochs:,} "
+                f"epoch{'s'[: self.epochs > 1]} each; they take {size:,.1f} MB in {folder}"
+            )
         own = [index for index in ranks.share(count) if index in missing]
         for index in (*own, *(index for index in missing if index not in own)):
             self.of(store, index)
@@ -162,13 +164,47 @@ class Experts:
         build = partial(self.trajectory, index)
         return store.get(key, build, enough=self.enough, hold=not store.folder)
 
-    def require_same(self, folder: Path) -> None:
-        """Write down whose experts a folder holds; raise an InputError if they are others."""
-        manifest = folder / MANIFEST
-        if not manifest.exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            files.save_tensors(manifest, {"none": torch.zeros(1)}, KIND, {"known": self.known})
+    def folder(self, cache: Cache) -> Path | None:
+        """Return the folder that keeps the experts; None keeps them in memory."""
+        given = self.options.expert_folder
+        return Path(given) if given else cache.folder and cache.folder / "experts"
+
+    def store(self, cache: Cache) -> Cache:
+        """Return what keeps them."""
+        return Cache(self.folder(cache), self.known, cache.listener)
+
+    def check(self, cache: Cache) -> None:
+        """Check the folder and the disk.
+
+        Raises:
+            InputError: the folder holds other experts, or the disk is too small for those that are
+                missing.
+        """
+        folder, store = self.folder(cache), self.store(cache)
+        if folder is None:
             return
+        if self.options.expert_folder and (folder / MANIFEST).exists():
+            self.require_same(folder)
+        names = [store.name_of(["expert", index])[0] for index in range(self.options.experts)]
+        missing = sum(not (folder / f"{name}.safetensors").exists() for name in names)
+        if missing:
+            self.require_room(folder, missing)
+
+    def keep_manifest(self, folder: Path) -> None:
+        """Write down whose experts a folder holds."""
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"expert_folder {folder} cannot be made: {error.strerror}; give another with "
+                "--expert-folder, or leave it out"
+            ) from error
+        # A file of tensors holds at least one.
+        files.save_tensors(folder / MANIFEST, {"none": torch.zeros(1)}, KIND, {"known": self.known})
+
+    def require_same(self, folder: Path) -> None:
+        """Raise an InputError if a folder holds others' experts."""
+        manifest = folder / MANIFEST
         held: Mapping[str, Any] = files.load_tensors(manifest, KIND)[1].get("known", {})
         differing = [name for name, value in self.known.items() if held.get(name) != value]
         if differing:
@@ -183,13 +219,9 @@ class Experts:
                 f"in {folder} are of {what}; give another folder, or leave --expert-folder out"
             )
 
-    def require_room(self, folder: Path, missing: int, store: Cache) -> None:
-        """Say how much is to be written, and raise an InputError if the disk is too small."""
-        wanted, epochs = missing * self.bytes_each(), self.epochs
-        store.listener.say(
-            f"training {missing:,} expert{'s'[: missing > 1]} for {epochs:,} "
-            f"epoch{'s'[: epochs > 1]} each; they take {wanted / 1e6:,.1f} MB in {folder}"
-        )
+    def require_room(self, folder: Path, missing: int) -> None:
+        """Raise an InputError if the disk of a folder is too small for the missing experts."""
+        wanted = missing * self.bytes_each()
         there = next(place for place in (folder, *folder.parents) if place.exists())
         free = shutil.disk_usage(there).free
         if free < wanted + SPARE:

@@ -64,13 +64,13 @@ class HaBa(MTT):
     least_rate: ClassVar[float] = 1e-3
     through_one: ClassVar[bool] = True
 
-    def prepare(self, cache: Cache) -> None:
+    def check(self, cache: Cache) -> None:
         if self.problem.sharing < 2:
             raise InputError(
                 "method haba needs bases that are seen through several hallucinators; give --param "
                 "factorised and --hallucinators of at least 2"
             )
-        super().prepare(cache)
+        super().check(cache)
 
     def start(self) -> tuple[State, Mapping[str, Learnable]]:
         theta = self.extractor_start()

@@ -96,7 +96,7 @@ class IDC(GradientMatching):
         self.distance = Distance(options.gradient_distance, least=CONVOLUTION)
         self.network_steps = options.network_steps
 
-    def prepare(self, cache: Cache) -> None:
+    def check(self, cache: Cache) -> None:
         if all(len(shape) < CONVOLUTION for shape in self.model(0).shapes):
             raise InputError(
                 "method idc compares gradients of convolutions, this network has none; take "

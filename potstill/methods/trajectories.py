@@ -153,9 +153,15 @@ class MTT(Method):
         """Return how the experts descend."""
         return PLAIN
 
+    def to_prepare(self) -> Experts:
+        """Return the experts that the student follows."""
+        return Experts(self.problem, self.options, self.options.epochs, self.sharpness())
+
+    def check(self, cache: Cache) -> None:
+        self.to_prepare().check(cache)
+
     def prepare(self, cache: Cache) -> None:
-        made = Experts(self.problem, self.options, self.options.epochs, self.sharpness())
-        self.experts = made.prepare(cache)
+        self.experts = self.to_prepare().prepare(cache)
 
     def start(self) -> tuple[State, Mapping[str, Learnable]]:
         first, how = self.options.student_lr, self.options.learn_student_lr
@@ -317,13 +323,13 @@ class Tesla(MTT):
     options: TeslaOptions
     exact: ClassVar[bool] = False
 
-    def prepare(self, cache: Cache) -> None:
+    def check(self, cache: Cache) -> None:
         if self.options.expert_labels and not self.problem.learn_labels:
             raise InputError(
                 "expert_labels needs a set that stores labels; give --learn-labels, too, or leave "
                 "--expert-labels out"
             )
-        super().prepare(cache)
+        super().check(cache)
 
     def labelled(
         self, examples: Examples, model: FlatModel, target: Tensor, step: int
