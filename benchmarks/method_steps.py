@@ -133,7 +133,9 @@ def prepare_for(name: str, method: Method) -> None:
         method: not yet prepared.
     """
     if name in BY_EXPERT:
-        vars(method)["experts"] = MadeUp.of(fresh(method.problem.networks.factory, 0, CPU))
+        student: Any = method
+        network = fresh(method.problem.networks.factory, 0, CPU)
+        student.experts = MadeUp.of(network, student.to_prepare())
     else:
         method.prepare(Cache(None))
 
@@ -188,7 +190,7 @@ class Ours:
         )
         real = Real(train, CLASSES, sizes.real_batch, operations, sizes.real_micro_batch)
         labels = torch.arange(CLASSES).repeat_interleave(part.per_class)
-        return Problem(real, networks, labels, recipe, 0, CPU, most, "random")
+        return Problem(real, networks, labels, recipe, 0, CPU, most, "random", most=most)
 
     def compile(self, networks: NetworkFamily, compilation: Compilation) -> CompiledNetwork | None:
         """Compile what the method uses, if it is asked for."""

@@ -1,6 +1,8 @@
 """What methods.py times: sizes, parts, and their random data."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -142,17 +144,21 @@ class MadeUp:
     start: Tensor
     later: Tensor
     count: int = 1
+    made: Any = None
 
     @classmethod
-    def of(cls, network: nn.Module) -> "MadeUp":
-        """Make one that starts at a network's parameters and moves a little."""
+    def of(cls, network: nn.Module, made: Any = None) -> "MadeUp":
+        """Make one that starts at a network's parameters and moves a little.
+
+        `made` says how experts are trained, for whoever asks.
+        """
         start = nn.utils.parameters_to_vector(network.parameters()).detach()
         noise = torch.randn(len(start), generator=generator(0, "expert"))
-        return cls(start, start + 0.01 * noise.to(start.dtype))
+        return cls(start, start + 0.01 * noise.to(start.dtype), made=made)
 
-    def at(self, index: int, epoch: int, device: torch.device) -> Tensor:
-        """Return the parameters (P,) after so many epochs, as the methods ask for them."""
-        return self.later if epoch else self.start
+    def at(self, index: int, epochs: Sequence[int], device: torch.device) -> list[Tensor]:
+        """Return the parameters (P,) after each of some epochs, as the methods ask for them."""
+        return [self.later if epoch else self.start for epoch in epochs]
 
 
 def sizes_of(work: Work, part: Part) -> Sizes:

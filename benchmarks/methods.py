@@ -3,6 +3,7 @@ memory.
 
     python benchmarks/methods.py                 # updates benchmarks/results/methods.json
     python benchmarks/methods.py --only dm,dc    # of these methods only
+    python benchmarks/methods.py --only mtt --match "ipc 1,"
     python benchmarks/methods.py --quick         # small shapes, to see that it works
     python benchmarks/methods.py --check         # do both give the same gradient?
 
@@ -258,6 +259,7 @@ def main() -> None:
     parser.add_argument(
         "--pairs", type=int, help="measurements of each way (default: 5; with --quick 2)"
     )
+    parser.add_argument("--match", default="", help="only parts whose name holds this text")
     known = parser.parse_args()
     work = QUICK if known.quick else FULL
     if known.serve:
@@ -266,7 +268,7 @@ def main() -> None:
     torch.set_num_threads(threads())  # what provenance() tells
     if known.check:
         raise SystemExit(not check(known.only))
-    wanted = parts(work, known.only)
+    wanted = [part for part in parts(work, known.only) if known.match in part.name]
     if known.quick:  # the last of each method
         wanted = list({part.method: part for part in wanted}.values())
     for part in wanted:

@@ -140,8 +140,12 @@ def test_the_contrastive_loss_is_its_formula():
 
 def test_a_set_without_hallucinators_is_refused_before_experts_are_trained(tmp_path):
     with pytest.raises(InputError, match="haba needs bases that are seen"):
-        potstill.distill(data="digits", method="haba", param="pixels", cache_dir=str(tmp_path))
+        potstill.distill(
+            data="digits", method="haba", param="pixels", cache_dir=str(tmp_path / "cache"),
+            out=tmp_path / "run",
+        )  # fmt: skip
     assert not list(tmp_path.rglob("*.safetensors"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_it_runs_from_one_end_to_the_other(tmp_path):
