@@ -2,10 +2,12 @@
 
 import json
 import statistics
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 COMMON = "dsa-1000-digits"
+QUICK, STEPS = "quick_methods.json", "methods.json"
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -17,7 +19,7 @@ def of_seeds(values: list[float]) -> str:
 
 def quick() -> str:
     """Accuracy, seconds and memory of the quick presets."""
-    found: dict[str, dict[str, Any]] = json.loads((RESULTS / "quick_methods.json").read_text())
+    found: dict[str, dict[str, Any]] = json.loads((RESULTS / QUICK).read_text())
     lines = [
         f"| method | test accuracy, %, by `{COMMON}` | by the set's recipe | images, bytes "
         f"| seconds, first run | peak memory, MB |\n{'|---' * 6}|\n"
@@ -25,10 +27,11 @@ def quick() -> str:
     for method, seeds in found.items():
         runs = list(seeds.values())
         first = seeds["0"]
+        memory = f"{first['MB']:,}" if "MB" in first else ""
         lines.append(
             f"| `{method}` | **{of_seeds([run[f'accuracy by {COMMON}'] for run in runs])}** "
             f"| {of_seeds([run['accuracy'] for run in runs])} | {first['images']}, "
-            f"{first['stored bytes']:,} | {first['seconds']:.0f} | {first['MB']:,} |\n"
+            f"{first['stored bytes']:,} | {first['seconds']:.0f} | {memory} |\n"
         )
     every = [run for seeds in found.values() for run in seeds.values()]
     machines = sorted({run["hardware"] for run in every})
@@ -44,9 +47,16 @@ def quick() -> str:
     )
 
 
+def made() -> Iterator[tuple[str, Callable[[], str]]]:
+    """Yield (name, function) of every table whose figures there are."""
+    for name, file, make in (("quick", QUICK, quick), ("methods", STEPS, steps)):
+        if (RESULTS / file).exists():
+            yield name, make
+
+
 def steps() -> str:
     """Seconds and memory of an outer step, beside plain PyTorch."""
-    known = json.loads((RESULTS / "methods.json").read_text())
+    known = json.loads((RESULTS / STEPS).read_text())
     lines = [
         "| step | plain PyTorch | potstill, not compiled | potstill, compiled | times as fast "
         f"| its memory over ours |\n{'|---' * 6}|\n"

@@ -13,6 +13,7 @@ What is measured already is not measured again: delete the file to begin anew.
 import argparse
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -45,12 +46,27 @@ def distilled(method: str, data: str, seed: int, folder: Path) -> dict[str, floa
     ]  # fmt: skip
     began = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise SystemExit(f"{' '.join(command)} ended with {os.waitstatus_to_exitcode(status)}")
-    scale = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes elsewhere
+    memory = 0.0
+    while process.poll() is None:
+        memory = max(memory, peak_of(process.pid))
+        time.sleep(0.2)
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
     seconds = time.perf_counter() - began
-    return {"seconds": round(seconds, 1), "MB": round(usage.ru_maxrss * scale / 1e6)}
+    return {"seconds": round(seconds, 1)} | ({"MB": round(memory)} if memory else {})
+
+
+def peak_of(pid: int) -> float:
+    """Return the peak memory of a process so far, in MB; 0 where the system does not tell.
+
+    What `wait4` gives is no less than the memory of the process that started it.
+    """
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0.0
+    found = re.search(r"VmHWM:\s+(\d+) kB", status)
+    return int(found[1]) * 1024 / 1e6 if found else 0.0
 
 
 def tested(folder: Path, data: str) -> dict[str, Any]:
@@ -90,7 +106,7 @@ def measured(method: str, data: str, seeds: int, found: dict[str, Any]) -> None:
             mean = statistics.fmean(one["accuracy"] for one in runs.values())
             print(
                 f"{method:9} seed {seed}: {100 * run['accuracy']:.1f} %, {run['seconds']:.0f} s, "
-                f"{run['MB']} MB; mean so far {100 * mean:.1f} %",
+                f"{run.get('MB', '?')} MB; mean so far {100 * mean:.1f} %",
                 flush=True,
             )
 

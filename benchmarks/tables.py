@@ -473,7 +473,7 @@ PLACES = [
             f"<!-- end of {name} -->",
             make,
         )
-        for name, make in (("quick", method_tables.quick), ("methods", method_tables.steps))
+        for name, make in method_tables.made()
     ),
     *(
         (SPEED, f"<!-- {name}: made by benchmarks/tables.py -->", f"<!-- end of {name} -->", make)
