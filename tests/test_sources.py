@@ -3,6 +3,7 @@ be.
 """
 
 import dataclasses
+import gc
 import io
 import json
 import shutil
@@ -793,6 +794,7 @@ def test_a_column_of_hub_data_holds_the_weights(tmp_path):
         read(dataclasses.replace(config, weights="labl"))
 
 
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 @pytest.mark.usefixtures("hub_offline")
 @pytest.mark.filterwarnings("ignore:.*unclosed file.*")  # datasets leaves its metadata open
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -818,6 +820,7 @@ def test_metadata_and_shards_are_read_as_the_package_datasets_reads_them(kind, t
         assert np.array_equal(arrays.images, theirs.splits[split].images)
         assert np.array_equal(arrays.labels, theirs.splits[split].labels)
         assert len(arrays.labels) == {"train": 6, "test": 3}[split]
+    gc.collect()  # the package leaves files open, which would be told in some later test
 
 
 @pytest.mark.usefixtures("hub_offline")
