@@ -117,6 +117,15 @@ class Keep:
     device: torch.device | None = None
     checkpoints: bool = False
 
+    @classmethod
+    def named(cls, name: str) -> "Keep":
+        """Return what an option's word stands for: states, sqrt, host or bfloat16."""
+        return cls(
+            dtype=torch.bfloat16 if name == "bfloat16" else None,
+            device=torch.device("cpu") if name == "host" else None,
+            checkpoints=name == "sqrt",
+        )
+
     def segment(self, window: int) -> int:
         """Return how many steps the tape holds at once."""
         return math.isqrt(max(0, window - 1)) + 1 if self.checkpoints else max(1, window)

@@ -160,10 +160,7 @@ class GradientMatching(Method):
 
     def __init__(self, problem: Problem, options: Any):
         super().__init__(problem, options)
-        labels = problem.labels.cpu()
-        self.members = [
-            torch.nonzero(labels == label)[:, 0] for label in range(problem.real.classes)
-        ]
+        self.members = problem.plan.members
         self.real = ClassWise(problem.real.train, problem.real.sampler)
         self.filled = problem.networks.compiled is not None
 

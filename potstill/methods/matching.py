@@ -68,10 +68,7 @@ class DistributionMatching(Method):
 
     def __init__(self, problem: Problem, options: DistributionOptions):
         super().__init__(problem, options)
-        labels = problem.labels.cpu()
-        self.members = [
-            torch.nonzero(labels == label)[:, 0] for label in range(problem.real.classes)
-        ]
+        self.members = problem.plan.members
         self.real = ClassWise(problem.real.train, problem.real.sampler)
 
     def estimate(self, examples: Examples, learned: Leaves, state: State, step: int) -> Estimate:

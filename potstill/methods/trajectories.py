@@ -84,15 +84,6 @@ class StudentOptions(ExpertOptions):
         return dataclasses.replace(self, expert_folder=folder)
 
     @property
-    def kept(self) -> Keep:
-        """What is kept of the student's steps."""
-        return Keep(
-            dtype=torch.bfloat16 if self.keep == "bfloat16" else None,
-            device=torch.device("cpu") if self.keep == "host" else None,
-            checkpoints=self.keep == "sqrt",
-        )
-
-    @property
     def epochs(self) -> int:
         """The last epoch of an expert that is read."""
         return self.max_start - 1 + self.expert_epochs
@@ -196,7 +187,8 @@ class MTT(Method):
         examples, values = self.labelled(examples, model, target, step)
         unrolled = Unrolled(
             self.student(examples, model, step), examples.leaves, {"lr": rate},
-            Descent().init(theta), burn_in=0, window=options.student_steps, keep=options.kept,
+            Descent().init(theta), burn_in=0, window=options.student_steps,
+            keep=Keep.named(options.keep),
         )  # fmt: skip
         nearness = Nearness(target, (theta - target).square().sum())
         found = unrolled.meta_gradient(nearness, [(None, 1.0)], exact=self.exact)

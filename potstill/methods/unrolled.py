@@ -69,11 +69,7 @@ class UnrollOptions(Sampler):
     @property
     def keep(self) -> Keep:
         """What is kept of the window's forward pass for the way back."""
-        return Keep(
-            dtype=torch.bfloat16 if self.tape == "bfloat16" else None,
-            device=torch.device("cpu") if self.tape == "host" else None,
-            checkpoints=self.tape == "sqrt",
-        )
+        return Keep.named(self.tape)
 
 
 @dataclass(frozen=True)
