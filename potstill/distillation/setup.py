@@ -110,6 +110,7 @@ class Setup:
         listener: receives the progress.
         ranks: the processes that share the run.
         start: the set that the run starts from; None: noise or real examples.
+        identity: names the data as networks read them, see `prepared_as`.
     """
 
     config: Resolved
@@ -123,6 +124,7 @@ class Setup:
     listener: Listener
     ranks: Ranks = ALONE
     start: DistilledSet | None = None
+    identity: str = ""
 
     @classmethod
     def of(
@@ -206,14 +208,16 @@ class Setup:
             config, given.run.compile, method, sizes, networks, listener
         )
         networks = networks.with_compiled(compiled)
-        cache = method_cache(config, real, listener)
+        identity = prepared_as(config, real)
+        cache = method_cache(config, identity, listener)
         if ranks.count > 1:  # "auto", or what is fitted, may come out otherwise on another machine
             state = {name: tensor.cpu() for name, tensor in real.preprocess.state().items()}
             fit = {"the fitted preprocessing": checksum(state, {})[:12]}
             ranks.require_same({**settings(config, real.identity), **fit})
         made = cls(
-            config, real, blocks, method, sizes, networks, device, cache, listener, ranks, start
-        )
+            config, real, blocks, method, sizes, networks, device, cache, listener, ranks, start,
+            identity,
+        )  # fmt: skip
         problem = made.problem(Stage(blocks[:1], made.rates), Carried())
         method(problem, config.method.options).check(cache)
         return made
@@ -282,7 +286,7 @@ class Setup:
             derive(seed, "block", number) if number else seed,
             self.device,
             stage_micro_batch(batch, self.sizes.batch, self.sizes.micro_batch, compiled=compiled),
-            prepared_as(self.config, self.real),
+            self.identity,
             self.ranks,
             seed,
             self.blocks[0].parameterisation.sharing,
@@ -453,8 +457,8 @@ def prepared_as(config: Resolved, real: RealData) -> str:
     return f"{cut_of(config, real.identity)} {checksum(real.preprocess.state(), {})[:12]}"
 
 
-def method_cache(config: Resolved, real: RealData, listener: Listener) -> Cache:
+def method_cache(config: Resolved, identity: str, listener: Listener) -> Cache:
     """Make the cache of what the method prepares for these data and its options."""
     folder = config.data.cache_dir or platformdirs.user_cache_path("potstill")
-    base = [prepared_as(config, real), config.tables()["method"]]
+    base = [identity, config.tables()["method"]]
     return Cache(Path(folder) / "prepared", base, listener)
