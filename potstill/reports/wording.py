@@ -13,6 +13,7 @@ from rich.filesize import decimal
 from potstill.config.config import options_of_run
 from potstill.config.durations import in_words
 from potstill.config.options import declared
+from potstill.config.slots import unused
 from potstill.data.layouts import listed
 from potstill.data.splits import Shape
 from potstill.distillation.checkpoints import CONFIG
@@ -192,8 +193,10 @@ def set_facts(run: RunSummary) -> list[Fact]:
             if distilled.learn_labels
             else "hard, one class each",
         ),
-        ("Started from", STARTS_IN_WORDS.get(distilled.init, "another set").format(run.noun)),
     ]
+    if "init" not in unused({"method": run.config.method.name}):
+        start = STARTS_IN_WORDS.get(distilled.init, "another set").format(run.noun)
+        lines.append(("Started from", start))
     if distilled.boost_blocks > 1:
         lines.append(
             ("Blocks", f"{distilled.boost_blocks:,}; the first ones are sets of their own")
@@ -258,11 +261,10 @@ def making_facts(run: RunSummary) -> list[Fact]:
     if run.config.decoded and run.log.decoding == run.log.decoding:
         lines.append(("Decoding", f"{100 * run.log.decoding:.1f} % of the time"))
     mover = run.config.outer_optimizer.name
-    return [
-        *lines,
-        *sampler_facts(run),
-        ("The set moves by", f"{mover}, learning rate {float(outer.outer_lr):.3g}"),
-    ]
+    lines += sampler_facts(run)
+    if "outer_optimizer" not in unused({"method": run.config.method.name}):
+        lines.append(("The set moves by", f"{mover}, learning rate {float(outer.outer_lr):.3g}"))
+    return lines
 
 
 def sampler_facts(run: RunSummary) -> list[Fact]:
