@@ -10,7 +10,8 @@ import torch
 
 from potstill.devices import keep_freed_memory
 from potstill.engine.compiled_losses import CompiledNetwork, trace
-from potstill.engine.losses import Batch, FlatModel
+from potstill.engine.flat import FlatModel
+from potstill.engine.losses import Batch
 
 
 def limit(make: Callable[[], tuple[Any, ...]], micro: int) -> dict[str, Any]:

@@ -110,7 +110,8 @@ def ours(
 
     from potstill.devices import keep_freed_memory
     from potstill.engine.compiled_losses import CompiledNetwork
-    from potstill.engine.losses import Batch, FlatModel, InMicroBatches, cross_entropy
+    from potstill.engine.flat import FlatModel
+    from potstill.engine.losses import Batch, InMicroBatches, cross_entropy
     from potstill.engine.optimizers import Adam
     from potstill.engine.unroll import InnerProblem, Keep, meta_gradient
 

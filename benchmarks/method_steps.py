@@ -190,7 +190,9 @@ class Ours:
         )
         real = Real(train, CLASSES, sizes.real_batch, operations, sizes.real_micro_batch)
         labels = torch.arange(CLASSES).repeat_interleave(part.per_class)
-        return Problem(real, networks, labels, recipe, 0, CPU, most, "random", most=most)
+        return Problem(
+            real, networks, labels, recipe, 0, CPU, most, "random", most=sizes.micro_batch
+        )
 
     def compile(self, networks: NetworkFamily, compilation: Compilation) -> CompiledNetwork | None:
         """Compile what the method uses, if it is asked for."""
@@ -207,6 +209,7 @@ class Ours:
             ignore,
             ignore,
             wanted.pulled_batches,
+            wanted.feature_batches,
         )
 
     def __call__(self) -> Found:

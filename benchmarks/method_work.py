@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from potstill.engine.losses import even, largest_micro_batch
+from potstill.engine.flat import largest_micro_batch
+from potstill.engine.losses import even
 from potstill.evaluation.protocols import DSA
 from potstill.methods.base import Sizes
 from potstill.models import resolve

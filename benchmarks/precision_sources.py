@@ -30,11 +30,11 @@ from torch import Tensor
 from potstill.config.config import configuration
 from potstill.data.preparation import prepare
 from potstill.data.sources import read
+from potstill.engine.flat import FlatModel
 from potstill.engine.losses import (
     Batch,
     Differentiable,
     ExactStart,
-    FlatModel,
     OfBatch,
     Products,
     Pull,

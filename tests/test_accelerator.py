@@ -10,7 +10,7 @@ from twins import CPU, OPTIMIZERS, EagerObjective, Tiny, lr, meta_gradient, plai
 
 import potstill
 from potstill.devices import pick_device
-from potstill.engine.losses import FlatModel
+from potstill.engine.flat import FlatModel
 
 GPU = pick_device("auto")
 pytestmark = pytest.mark.skipif(GPU.type == "cpu", reason="no GPU here")

@@ -26,7 +26,8 @@ from potstill.diagnosis.variance import (
     variance_of,
 )
 from potstill.distilled.recipes import Recipe
-from potstill.engine.losses import FlatModel, cross_entropy
+from potstill.engine.flat import FlatModel
+from potstill.engine.losses import cross_entropy
 from potstill.engine.unroll import InnerProblem
 from potstill.engine.when_to_compile import NetworkFamily
 from potstill.methods.base import Examples, Problem, Real

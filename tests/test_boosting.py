@@ -27,7 +27,7 @@ from potstill.engine.compiled_losses import CompiledNetwork
 from potstill.engine.optimizers import Adam
 from potstill.engine.when_to_compile import stage_micro_batch
 from potstill.errors import InputError
-from potstill.methods.base import Examples, Method, Problem
+from potstill.methods.base import Estimate, Examples, Method, Problem
 from potstill.progress import Listener
 from potstill.registry import METHODS
 from potstill.seeds import generator
@@ -377,3 +377,17 @@ def test_a_compiled_boosted_run_has_few_shapes():
     assert [stage_micro_batch(batch, 100, 100, compiled=False) for batch in batches] == list(
         range(10, 101, 10)
     )
+
+
+class Strange(Method):
+    """Moves nothing, since what it names is nothing of the run's."""
+
+    def estimate(self, examples, learned, state, step):
+        return Estimate(0.0, {"pictures": examples.images}, state)
+
+
+def test_gradients_of_what_a_method_was_not_given_are_refused():
+    with pytest.raises(
+        InputError, match="method Strange must name gradients and values of images, targets, got "
+    ):
+        potstill.distill(data="digits", method="test_boosting:Strange", steps=1)

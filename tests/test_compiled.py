@@ -14,14 +14,9 @@ from torch import Tensor, nn
 from twins import CPU, Tiny
 
 from potstill.engine.compiled_losses import CannotCompile, CompiledNetwork
+from potstill.engine.flat import FlatModel
 from potstill.engine.fusible import Fusible, conv2d, group_norm
-from potstill.engine.losses import (
-    Batch,
-    Differentiable,
-    FlatModel,
-    InMicroBatches,
-    cross_entropy,
-)
+from potstill.engine.losses import Batch, Differentiable, InMicroBatches, cross_entropy
 from potstill.engine.when_to_compile import missing_compiler
 from potstill.seeds import generator, global_seed
 

@@ -178,8 +178,8 @@ def test_a_network_without_features_is_refused_where_they_are_needed():
 def test_features_are_made_once_for_the_same_network_data_and_seed(tmp_path):
     def run(**options: Any) -> int:
         potstill.distill(
-            data="digits", method="k-center", feature_epochs=1, cache_dir=str(tmp_path), width=8,
-            lengths=(2,), validation_nets=1, **options,
+            data="digits", cache_dir=str(tmp_path), width=8, lengths=(2,), validation_nets=1,
+            **{"method": "k-center", "feature_epochs": 1, **options},
         )  # fmt: skip
         return len(list(Path(tmp_path).rglob("*.safetensors")))
 
@@ -188,6 +188,8 @@ def test_features_are_made_once_for_the_same_network_data_and_seed(tmp_path):
     assert run(seed=1) == 2
     assert run(norm="group") == 3
     assert run(ipc=2) == 3
+    assert run(method="herding") == 3
+    assert run(feature_epochs=2) == 4
 
 
 def test_a_coreset_starts_another_method(tmp_path):
@@ -213,6 +215,7 @@ def test_a_coreset_starts_another_method(tmp_path):
         ({"learn_labels": True}, "learn_labels has no effect with --method herding"),
         ({"real_sampler": "hardness"}, "real_sampler has no effect with --method herding"),
         ({"ipc": 1000}, "ipc must be at most the smallest class's number of train images"),
+        ({"features": "pixels", "feature_epochs": 2}, "feature_epochs has no effect with features"),
         ({"feature_epochs": 0}, "feature_epochs must be at least 1, got 0"),
     ],
 )

@@ -19,7 +19,7 @@ import potstill
 from potstill.cli.parser import main
 from potstill.config.config import configuration
 from potstill.distillation import checkpoints, run_folder
-from potstill.distillation.setup import check_dealt
+from potstill.distillation.option_checks import check_dealt
 from potstill.distributed.link import VARIABLES
 from potstill.distributed.ranks import ALONE, Ranks
 from potstill.errors import InputError

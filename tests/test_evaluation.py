@@ -17,7 +17,7 @@ from potstill.data.splits import TensorSplit
 from potstill.distilled.recipes import Recipe
 from potstill.distilled.sets import DistilledSet
 from potstill.engine.compiled_losses import CompiledNetwork
-from potstill.engine.losses import FlatModel
+from potstill.engine.flat import FlatModel
 from potstill.engine.optimizers import SGD, Adam
 from potstill.engine.when_to_compile import NetworkFamily
 from potstill.errors import InputError

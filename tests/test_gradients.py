@@ -9,7 +9,7 @@ from test_matching import LABELS, convnet, distilled_images, problem
 from torch import Tensor, nn
 
 from potstill.data import augmentation
-from potstill.engine.losses import FlatModel
+from potstill.engine.flat import FlatModel
 from potstill.errors import InputError
 from potstill.evaluation.protocols import DSA as OPERATIONS
 from potstill.methods.base import Estimate, Examples, Problem

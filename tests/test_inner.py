@@ -11,13 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from twins import CPU, OPTIMIZERS, Tiny, lr, plain_unroll
 
+from potstill.engine.flat import FlatModel, couples_batch
 from potstill.engine.losses import (
     Batch,
     Eager,
     ExactStart,
-    FlatModel,
     InMicroBatches,
-    couples_batch,
     cross_entropy,
     derivative_error,
 )

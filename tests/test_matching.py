@@ -19,10 +19,11 @@ from potstill.data.sampling import Weighted
 from potstill.data.splits import TensorSplit
 from potstill.distillation.outer import Interrupted
 from potstill.distilled.recipes import Recipe
+from potstill.engine.compiled_losses import CompiledNetwork
 from potstill.engine.when_to_compile import NetworkFamily
 from potstill.errors import InputError
 from potstill.evaluation.protocols import DSA
-from potstill.methods.base import Estimate, Examples, Problem, Real
+from potstill.methods.base import Estimate, Examples, Problem, Real, Sizes
 from potstill.methods.matching import DistributionMatching
 from potstill.models import fresh, resolve
 from potstill.progress import Listener
@@ -122,6 +123,37 @@ def test_class_by_class_is_the_joint_step(micro_batch):
     )
     torch.testing.assert_close(apart.grads["images"], whole.grads["images"], rtol=1e-12, atol=1e-14)
     assert apart.loss == pytest.approx(whole.loss, rel=1e-12)
+
+
+@pytest.mark.parametrize("real_per_class", [EACH, 5])
+def test_compiled_features_are_the_plain_ones(real_per_class):
+    plain = problem(convnet(), DSA, most=8)  # 20 real images are taken as 7, 7, 6
+    traced = CompiledNetwork(plain.networks.model(1), backend="eager")
+    fast = dataclasses.replace(plain, networks=plain.networks.with_compiled(traced))
+    for step in range(2):
+        found, expected = (
+            estimate(task, distilled_images(), step, real_per_class) for task in (fast, plain)
+        )
+        torch.testing.assert_close(
+            found.grads["images"], expected.grads["images"], rtol=1e-11, atol=1e-14
+        )
+        assert found.loss == pytest.approx(expected.loss, rel=1e-12)
+    # The last micro-batch is filled, so that one function serves all, and all networks.
+    assert traced.compilations == 1
+
+
+def test_a_network_that_couples_its_batch_is_not_compiled():
+    task = problem(convnet(norm="batch"))
+    traced = CompiledNetwork(task.networks.model(1), backend="eager")
+    fast = dataclasses.replace(task, networks=task.networks.with_compiled(traced))
+    assert estimate(fast, distilled_images()).loss == estimate(task, distilled_images()).loss
+    assert traced.compilations == 0
+    sizes = Sizes(SHAPE, 3, (2,), (6,), 8, 20, 20, 5)
+    options = DistributionMatching.Options(EACH)
+    work = DistributionMatching.work
+    assert work(options, sizes).feature_batches == (7,)
+    assert work(options, sizes).features == 5 * 3 * EACH
+    assert not work(options, dataclasses.replace(sizes, coupled=True)).functions
 
 
 def test_a_network_with_batch_norm_sees_all_classes_of_a_side_at_once():

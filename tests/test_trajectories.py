@@ -281,7 +281,7 @@ def test_flat_experts_descend_as_their_formula_says():
 def test_flat_experts_are_others_and_ftd_uses_them(tmp_path):
     plain, flat = prepared(MTT, task(), tmp_path), prepared(FTD, task(), tmp_path, flat_rho=0.5)
     assert not torch.equal(plain.experts.at(0, (1,), CPU)[0], flat.experts.at(0, (1,), CPU)[0])
-    same = prepared(FTD, task(), tmp_path, flat_rho=0.0, flat_alpha=0.0)
+    same = prepared(FTD, task(), tmp_path, flat_rho=0.0)
     assert torch.equal(plain.experts.at(0, (1,), CPU)[0], same.experts.at(0, (1,), CPU)[0])
 
 
@@ -299,6 +299,13 @@ def test_answers_of_an_expert_need_labels_that_are_stored(tmp_path):
     with pytest.raises(InputError, match="expert_labels needs a set that stores labels; give"):
         prepared(Tesla, task(), tmp_path, expert_labels=True)
     assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_options_without_effect_are_refused():
+    with pytest.raises(InputError, match="lr_lr has no effect with learn_student_lr off, which"):
+        MTT.Options(learn_student_lr="off", lr_lr=1e-5)
+    with pytest.raises(InputError, match="flat_alpha has no effect with flat_rho 0, which trains"):
+        FTD.Options(flat_rho=0, flat_alpha=1.0)
 
 
 def test_precision_and_fitted_preprocessing_tell_experts_apart(tmp_path):

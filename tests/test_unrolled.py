@@ -212,7 +212,8 @@ def test_compiling_has_no_effect_on_a_method_that_compiles_nothing():
     known = (Still, sizes, problem().networks, SILENT)
     assert resolve_compile(config, "auto", *known)[1] is None
     with pytest.raises(
-        InputError, match="compile=on has no effect with method rat-bptt, which compiles nothing"
+        InputError,
+        match="compile=on has no effect with method rat-bptt, which compiles nothing here",
     ):
         resolve_compile(config, "on", *known)
 

@@ -21,7 +21,7 @@ from potstill.data.preparation import prepare
 from potstill.data.preprocessing import Preprocess, auto_preprocessing, restored
 from potstill.data.sources import read
 from potstill.data.splits import KINDS, require_kind
-from potstill.distillation.auto_values import check_kinds
+from potstill.distillation.option_checks import check_kinds
 from potstill.distillation.outer import Interrupted
 from potstill.distillation.run_folder import RunFolder
 from potstill.errors import InputError

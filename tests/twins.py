@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from potstill.data import augmentation
-from potstill.engine.losses import Batch, Eager, FlatModel
+from potstill.engine.flat import FlatModel
+from potstill.engine.losses import Batch, Eager
 from potstill.engine.optimizers import SGD, Adam, Optimizer
 from potstill.engine.unroll import EagerObjective, InnerProblem, Leaves, MetaGradient, meta_gradient
 from potstill.models.convnet import ConvNet

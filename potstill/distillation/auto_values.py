@@ -14,21 +14,17 @@ from torch import nn
 from potstill.config.config import Given, Resolved, changed, resolved
 from potstill.config.sections import READ_FROM_PATHS, is_weights_file
 from potstill.config.slots import SLOTS
-from potstill.data.augmentation import check_operations
 from potstill.data.preparation import RealData
-from potstill.data.preprocessing import preprocessing
-from potstill.data.splits import NOUNS, Shape, kind_of, require_kind
 from potstill.devices import auto_precision
 from potstill.distillation.boosting import stage_sizes
 from potstill.distillation.forecasts import forecast, plain_seconds
+from potstill.distillation.option_checks import check_batch
 from potstill.distilled.sets import DistilledSet
 from potstill.engine.compiled_losses import CompiledNetwork
-from potstill.engine.losses import (
-    couples_batch,
-    even,
-    largest_micro_batch,
-)
+from potstill.engine.flat import couples_batch, largest_micro_batch
+from potstill.engine.losses import even
 from potstill.engine.when_to_compile import (
+    FORWARD_COST,
     PRODUCT_COST,
     NetworkFamily,
     compiled_if_worth,
@@ -36,7 +32,7 @@ from potstill.engine.when_to_compile import (
 )
 from potstill.errors import InputError
 from potstill.methods.base import Method, Sizes
-from potstill.models import ModelSpec, fresh, resolve
+from potstill.models import fresh
 from potstill.parameterisations.base import Parameterisation
 from potstill.progress import Listener
 from potstill.registry import METHODS
@@ -148,39 +144,6 @@ def sizes_of(config: Given, real: RealData, one: Parameterisation, coupled: bool
     )
 
 
-def check_kinds(config: Given, shape: Shape, model: ModelSpec) -> None:
-    """Raise an InputError if a part of the configuration does not take examples of this shape."""
-    kind, own, method = kind_of(shape), config.preprocessing.name, config.method.name
-    kinds = METHODS[method].needs.kinds
-    if kind not in kinds:
-        raise InputError(
-            f"method {method} takes {' and '.join(NOUNS[one] for one in kinds)}s, the data are "
-            f"{NOUNS[kind]}s; use another --method"
-        )
-    if own != "auto":
-        require_kind(kind, f"preprocessing {own}", preprocessing(own), "use --preprocess none")
-    operations = config.inner.augment
-    check_operations(
-        operations if isinstance(operations, tuple) else (), shape, "use --augment none"
-    )
-    resolve(model, shape, 2)
-
-
-def check_batch(config: Given, one: Parameterisation, classes: int) -> None:
-    """Raise an InputError if a synthetic batch is to hold more than the set has."""
-    per_class, per_batch = config.inner.batch_per_class, config.inner.classes_per_batch
-    held = one.per_class * config.distilled.boost_blocks
-    if per_class != "auto" and int(per_class) > held:
-        raise InputError(
-            f"batch_per_class must be at most the {held} images of each class, got {per_class}; "
-            "leave it at auto"
-        )
-    if per_batch != "auto" and int(per_batch) > classes:
-        raise InputError(
-            f"classes_per_batch must be at most the number of classes, {classes}, got {per_batch}"
-        )
-
-
 def resolve_compile(
     config: Resolved,
     wanted: str,
@@ -208,12 +171,13 @@ def resolve_compile(
         if wanted == "on":
             raise InputError(
                 f"compile=on has no effect with method {config.method.name}, which compiles "
-                "nothing; leave it at auto"
+                "nothing here; leave it at auto"
             )
         return config, None
 
     def operations() -> float:
-        return (work.gradients + PRODUCT_COST * work.products) * networks.operations()
+        taken = work.gradients + PRODUCT_COST * work.products + FORWARD_COST * work.features
+        return taken * networks.operations()
 
     def build() -> CompiledNetwork:
         if not config.outer.time_budget:
@@ -226,6 +190,7 @@ def resolve_compile(
             listener.say,
             listener.work,
             work.pulled_batches,
+            work.feature_batches,
         )
 
     compiled = compiled_if_worth(

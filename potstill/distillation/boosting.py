@@ -12,16 +12,18 @@ Source: Algorithm 2 and section 5 of Feng, Vedantam & Kempe 2024, arXiv:2311.070
 
 import dataclasses
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from potstill.data.layouts import listed
 from potstill.devices import synchronize
 from potstill.distillation.outer import Rule
 from potstill.distilled.blocks import Block, joined
 from potstill.engine.unroll import with_grad
+from potstill.errors import InputError
 from potstill.files import with_prefix
 from potstill.methods.base import Estimate, Examples, Learnable, Method, State
 from potstill.parameterisations.base import Parameterisation
@@ -140,6 +142,15 @@ class OnBlocks:
         self.remedy = method.remedy
         self.still = examples(frozen) if frozen else {}
 
+    def require_known(self, names: Collection[str], learned: Mapping[str, Tensor]) -> None:
+        """Raise an InputError if a method names what it was not given: it would move nothing."""
+        known = ("images", "targets", *learned)
+        if strange := sorted({*names} - {*known}):
+            raise InputError(
+                f"method {type(self.method).__name__} must name gradients and values of "
+                f"{listed(known)}, got {listed(strange)}; see docs/methods.md"
+            )
+
     def split(self, leaves: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Split the leaves into those of blocks and the method's learnables."""
         learned = with_prefix(leaves, LEARNED)
@@ -175,6 +186,7 @@ class OnBlocks:
         decoded = self.now()
         estimate = self.method.estimate(given, learned, state, step)
         estimated = self.now()
+        self.require_known({*estimate.grads, *estimate.values}, learned)
         reached = [name for name in moving if name in estimate.grads]
         grads = {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
         if reached:

@@ -1,20 +1,20 @@
 """What distillation asks of a network, checked before anything slow."""
 
 import copy
+import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from potstill.engine.losses import (
-    Batch,
-    FlatModel,
-    cross_entropy,
-    derivative_error,
-)
+from potstill.config.config import Given
+from potstill.engine.flat import FlatModel
+from potstill.engine.losses import Batch, cross_entropy, derivative_error
 from potstill.errors import InputError, first_line, let_memory_pass
-from potstill.models import fresh
+from potstill.methods.base import Method
+from potstill.models import ModelSpec, check_model, fresh, resolve
 from potstill.seeds import generator
 
 DERIVATIVE_TOLERANCE = 1e-3
@@ -140,3 +140,27 @@ def unused_parameters(model: FlatModel, inputs: torch.Tensor) -> list[str]:
         for name, direct, through in parts
         if direct is not None and bool(direct.any()) and not bool(through.any())
     ]
+
+
+def checked_factory(
+    config: Given, model: ModelSpec | None, shape: Any, classes: int, method: type[Method]
+) -> Any:
+    """Return the factory of networks, checked for what the method needs.
+
+    Args:
+        config: the options.
+        model: a callable in place of the configuration's model.
+        shape: of an example.
+        classes: number of classes.
+        method: the method's class.
+    """
+    name = config.model.name
+    options = dataclasses.asdict(config.model.options)
+    factory = resolve(name if model is None else model, shape, classes, **options)
+    torch.set_default_dtype(torch.float32)  # importing the network may have set another
+    check_model(name, factory, shape, classes)
+    if method.needs.second_derivative:
+        check_second_derivative(name, factory, shape, classes)
+    if method.needs.features:
+        check_features(name, factory, shape, config.method.name)
+    return factory

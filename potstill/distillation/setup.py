@@ -1,7 +1,6 @@
 """All that a run needs, made from a configuration and data."""
 
-import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,15 +16,17 @@ from potstill.data.preparation import RealData, cut_of, prepare
 from potstill.data.preprocessing import ZCA_UP_TO, Preprocess, auto_preprocessing
 from potstill.data.splits import NOUNS, Dataset, kind_of, require_kind
 from potstill.devices import keep_freed_memory, pick_device
-from potstill.distillation.auto_values import (
-    check_batch,
-    check_kinds,
-    first_norm,
-    resolve_auto,
-    resolve_compile,
-)
+from potstill.distillation.auto_values import first_norm, resolve_auto, resolve_compile
 from potstill.distillation.boosting import LEARNED, Rates, Stage, examples, with_leaves
-from potstill.distillation.network_checks import check_features, check_second_derivative
+from potstill.distillation.network_checks import checked_factory
+from potstill.distillation.option_checks import (
+    check_batch,
+    check_clamp,
+    check_coupling,
+    check_dealt,
+    check_kinds,
+    check_storable,
+)
 from potstill.distillation.outer import Carried, OuterState, Schedule
 from potstill.distillation.packing import require_alike
 from potstill.distillation.start import blocks_of, start_set
@@ -34,9 +35,8 @@ from potstill.distilled.recipes import Recipe
 from potstill.distilled.sets import DistilledSet
 from potstill.distributed.ranks import ALONE, Ranks
 from potstill.engine.compiled_losses import CompiledNetwork
-from potstill.engine.losses import couples_batch
+from potstill.engine.flat import couples_batch
 from potstill.engine.when_to_compile import NetworkFamily, stage_micro_batch
-from potstill.errors import InputError
 from potstill.evaluation.scoring import score_set
 from potstill.evaluation.training import TrainedNetwork, set_batches, train_network
 from potstill.files import checksum, with_prefix
@@ -44,14 +44,11 @@ from potstill.methods.base import Method, Problem, Real, Sizes
 from potstill.models import (
     DEFAULTS,
     ModelSpec,
-    check_model,
     check_smallest_batch,
     fresh,
     model_name,
-    resolve,
 )
 from potstill.parameterisations.base import Budget, Parameterisation
-from potstill.parameterisations.pixels import Pixels
 from potstill.progress import Listener
 from potstill.registry import METHODS, PARAMETERISATIONS
 from potstill.seeds import derive
@@ -64,34 +61,6 @@ def settings(config: Given | Resolved, identity: str) -> dict[str, Any]:
     """Return what must be the same on all ranks: the data's hash, and options but `PLACES`."""
     options = {name: value for name, value in config.flat().items() if name not in PLACES}
     return {"the hash of the data": identity[:12], **options}
-
-
-def check_dealt(
-    config: Given, method: type[Method], ranks: Ranks, say: Callable[[str], None]
-) -> None:
-    """Check that every rank has work.
-
-    Args:
-        config: the options.
-        method: the method's class.
-        ranks: the processes that share the run.
-        say: receives a sentence if the gain is small.
-    Raises:
-        InputError: a rank would have nothing to do.
-    """
-    if ranks.count == 1:
-        return
-    parts = method.dealt(config.method.options)
-    if parts is None:
-        say(
-            f"method {config.method.name} computes its outer steps on every rank; only evaluation "
-            "is dealt out"
-        )
-    elif parts < ranks.count:
-        raise InputError(
-            f"trajectories must be at least the number of ranks, {ranks.count}, since a step deals "
-            f"them out, got {parts}; give --trajectories {ranks.count}, or start fewer ranks"
-        )
 
 
 @dataclass(frozen=True)
@@ -164,11 +133,7 @@ class Setup:
         check_kinds(given, dataset.shape, given.model.name if model is None else model)
         shape, classes, noun = dataset.shape, len(dataset.class_names), NOUNS[dataset.kind]
         one = block_parameterisation(given, shape, classes)
-        if method.needs.pixels and not isinstance(one, Pixels):
-            raise InputError(
-                f"method {given.method.name} chooses real {noun}s, which only --param pixels can "
-                f"store as they are, got {given.parameterisation.name}; leave --param out"
-            )
+        check_storable(given, method, one, noun)
         check_batch(given, one, classes)
         values = one.budget.values
         if fitted is None and values > ZCA_UP_TO and given.preprocessing.name == "zca":
@@ -179,12 +144,7 @@ class Setup:
             listener.say(note)
         factory = checked_factory(given, model, real.shape, classes, method)
         if couples_batch(fresh(factory, 0, torch.device("cpu"))):
-            if method.needs.uncoupled:
-                raise InputError(
-                    f"method {given.method.name} needs a network that sees each {noun} by itself, "
-                    "one with batch norm mixes those of a batch; take another, such as --model "
-                    "convnet, or --norm instance"
-                )
+            check_coupling(given, method, noun)
             listener.say(
                 "the network has batch norm: batches are taken whole, and memory grows with the "
                 "real batch"
@@ -387,33 +347,6 @@ def block_parameterisation(config: Given | Resolved, shape: Any, classes: int) -
     return chosen.fitting(budget, config.parameterisation.options)
 
 
-def check_clamp(config: Given, one: Parameterisation, kind: str) -> None:
-    """Raise an InputError if pixels are to be clamped that have no bounds.
-
-    Args:
-        config: the options, with the preprocessing decided.
-        one: the parameterisation of each block.
-        kind: of the data.
-    """
-    if not config.outer.clamp:
-        return
-    way_out = "leave --clamp out"
-    if kind != "image":
-        raise InputError(
-            f"clamp keeps pixels of images within bounds, the data are rows; {way_out}"
-        )
-    if config.preprocessing.name not in ("none", "normalize"):
-        raise InputError(
-            "clamp needs pixels whose bounds are known, as --preprocess none and normalize have "
-            f"them, got {config.preprocessing.name}; {way_out}"
-        )
-    if not one.pixels:
-        raise InputError(
-            "clamp needs images that are stored as pixels, as --param pixels and multi-formation "
-            f"do, got {config.parameterisation.name}; {way_out}"
-        )
-
-
 def pixel_bounds(real: RealData, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return the least and greatest values of preprocessed pixels, (C, 1, 1).
 
@@ -426,30 +359,6 @@ def pixel_bounds(real: RealData, device: torch.device) -> tuple[Tensor, Tensor]:
         for end in ends
     )
     return low, high
-
-
-def checked_factory(
-    config: Given, model: ModelSpec | None, shape: Any, classes: int, method: type[Method]
-) -> Any:
-    """Return the factory of networks, checked for what the method needs.
-
-    Args:
-        config: the options.
-        model: a callable in place of the configuration's model.
-        shape: of an example.
-        classes: number of classes.
-        method: the method's class.
-    """
-    name = config.model.name
-    options = dataclasses.asdict(config.model.options)
-    factory = resolve(name if model is None else model, shape, classes, **options)
-    torch.set_default_dtype(torch.float32)  # importing the network may have set another
-    check_model(name, factory, shape, classes)
-    if method.needs.second_derivative:
-        check_second_derivative(name, factory, shape, classes)
-    if method.needs.features:
-        check_features(name, factory, shape, config.method.name)
-    return factory
 
 
 def prepared_as(config: Resolved, real: RealData) -> str:

@@ -26,8 +26,9 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from potstill.engine.flat import FlatModel
 from potstill.engine.fusible import Fusible
-from potstill.engine.losses import Batch, Eager, FlatModel, OfBatch, Products, Pull
+from potstill.engine.losses import Batch, Eager, OfBatch, Products, Pull
 from potstill.errors import first_line, let_memory_pass
 
 aten = torch.ops.aten
@@ -74,6 +75,11 @@ def prepare_cache() -> None:
         raise CannotCompile(
             f"its cache folder {folder} cannot be made ({error.strerror}); set {CACHE_VARIABLE}"
         ) from error
+
+
+def as_fast(inputs: Tensor) -> Tensor:
+    """Return inputs in the memory format in which convolutions are fastest."""
+    return inputs.contiguous(memory_format=torch.channels_last) if inputs.dim() == 4 else inputs
 
 
 def trace(function: Callable[..., Any], examples: Sequence[Tensor]) -> fx.GraphModule:
@@ -160,10 +166,15 @@ class CompiledNetwork:
 
     def logits(self, theta: Tensor, inputs: Tensor, *constants: Tensor) -> Tensor:
         """Compute the network's output."""
-        inputs = (
-            inputs.contiguous(memory_format=torch.channels_last) if inputs.dim() == 4 else inputs
-        )
-        return self.model(theta, inputs, dict(zip(self.model.constants, constants, strict=True)))
+        return self.model(theta, as_fast(inputs), self.named(constants))
+
+    def features(self, theta: Tensor, inputs: Tensor, *constants: Tensor) -> Tensor:
+        """Compute what the network's last layer reads."""
+        return self.model.features(theta, as_fast(inputs), self.named(constants))
+
+    def named(self, constants: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        """Name another network's constants."""
+        return dict(zip(self.model.constants, constants, strict=True))
 
     def loss(self, constants: tuple[Tensor, ...]) -> Eager:
         """Return the mean cross-entropy, not compiled."""
@@ -281,4 +292,9 @@ class Compiled:
     def logits(self, theta: Tensor, inputs: Tensor) -> Tensor:
         """Compute the network's output."""
         result: Tensor = self.network.call(self.network.logits, theta, inputs, *self.constants)
+        return result
+
+    def features(self, theta: Tensor, inputs: Tensor) -> Tensor:
+        """Compute what the network's last layer reads."""
+        result: Tensor = self.network.call(self.network.features, theta, inputs, *self.constants)
         return result

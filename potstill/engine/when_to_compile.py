@@ -4,22 +4,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._triton import has_triton
 from torch.utils.flop_counter import FlopCounterMode
 
 from potstill.data.splits import Shape
-from potstill.engine.compiled_losses import CannotCompile, CompiledNetwork, prepare_cache
-from potstill.engine.losses import (
-    Batch,
-    Differentiable,
-    FlatModel,
-    InMicroBatches,
-    couples_batch,
-    cross_entropy,
-    even,
-    largest_micro_batch,
+from potstill.engine.compiled_losses import (
+    CannotCompile,
+    Compiled,
+    CompiledNetwork,
+    prepare_cache,
 )
+from potstill.engine.flat import FlatModel, couples_batch, largest_micro_batch
+from potstill.engine.losses import Batch, Differentiable, InMicroBatches, cross_entropy, even
 from potstill.errors import InputError
 from potstill.files import checksum
 from potstill.models import fresh
@@ -30,6 +27,8 @@ PAYS = {"cpu": 3e12, "cuda": 3e14}
 """Floating-point operations, for each function to compile, from which compiling saves time."""
 PRODUCT_COST = 8 / 3
 """A Hessian product has eight convolutions a layer where a gradient has three."""
+FORWARD_COST = 1 / 3
+"""Outputs alone have one."""
 COMPILING = "compiling"
 """The name of that work where progress is shown."""
 AGREEMENT = 0.9
@@ -121,6 +120,7 @@ def compiled_networks(
     say: Callable[[str], None],
     work: Callable[[str, int, int], None] = ignore,
     pulled: Sequence[int] = (),
+    features: Sequence[int] = (),
 ) -> CompiledNetwork:
     """Compile derivatives for batches of these sizes, and compare them with plain ones.
 
@@ -134,39 +134,20 @@ def compiled_networks(
         say: takes sentences for the user.
         work: takes (name, done, total) while it compiles.
         pulled: batch sizes of Hessian products in the batch alone.
+        features: batch sizes of features.
     Raises:
         CannotCompile: the network cannot be compiled, or networks of the factory
             differ in more than their parameters and buffers.
     """
     network, second = CompiledNetwork(family.model(0), family.most), family.model(1)
-    fast, plain = network.of(second), cross_entropy(second, lambda _: 0)
-    theta = second.theta
-    pairs: list[tuple[torch.Tensor, ...]] = []
-    total = len(gradients) + len(products) + len(pulled) + len(logits)
-    for count in gradients:
-        work(COMPILING, len(pairs), total)
-        batch = family.batch(count)
-        pairs.append((fast.gradient(theta, batch, 0)[1], plain.gradient(theta, batch, 0)[1]))
-    for count in products:
-        work(COMPILING, len(pairs), total)
-        still = family.batch(count)
-        along = plain.gradient(theta, still, 0)[1]
-        batch = replace(still, inputs=still.inputs.requires_grad_())
-        pairs.append(
-            (fast.product(theta, batch, 0, along)[0], plain.product(theta, batch, 0, along)[0])
-        )
-    for count in pulled:
-        work(COMPILING, len(pairs), total)
-        still = family.batch(count)
-        along = plain.gradient(theta, still, 0)[1]
-        batch = replace(still, inputs=still.inputs.requires_grad_())
-        both = (one.batch_product(theta, batch, 0, along)[0] for one in (fast, plain))
-        pairs.append(tuple(of for of in both if of is not None))
-    for count in logits:
-        work(COMPILING, len(pairs), total)
-        inputs = family.batch(count).inputs
-        pairs.append((fast.logits(theta, inputs), second(theta, inputs).detach()))
-    work(COMPILING, total, total)
+    takes = comparisons(family, network.of(second), second)
+    sizes = (gradients, products, pulled, logits, features)
+    calls = [(take, count) for take, some in zip(takes, sizes, strict=True) for count in some]
+    pairs = []
+    for done, (take, count) in enumerate(calls):
+        work(COMPILING, done, len(calls))
+        pairs.append(take(count))
+    work(COMPILING, len(calls), len(calls))
     for result, expected in pairs:
         cosine = torch.cosine_similarity(
             result.flatten().double(), expected.flatten().double(), dim=0
@@ -178,6 +159,55 @@ def compiled_networks(
             )
     say(f"compiled {network.compilations} functions in {network.seconds:.0f} s")
     return network
+
+
+Pair = tuple[Tensor, Tensor]
+
+
+def comparisons(
+    family: NetworkFamily, fast: Compiled, model: FlatModel
+) -> tuple[Callable[[int], Pair], ...]:
+    """Return, for each kind of compiled function, what takes it on a batch of a size.
+
+    The kinds are gradient, Hessian product, that in the batch alone, outputs and features; each
+    gives (the compiled function's value, the plain one's).
+
+    Args:
+        family: of the network.
+        fast: its compiled derivatives.
+        model: the network.
+    """
+    theta, plain = model.theta, cross_entropy(model, lambda _: 0)
+
+    def asking(count: int) -> tuple[Batch, Tensor]:
+        still = family.batch(count)
+        along = plain.gradient(theta, still, 0)[1]
+        return replace(still, inputs=still.inputs.requires_grad_()), along
+
+    def gradient(count: int) -> Pair:
+        batch = family.batch(count)
+        return fast.gradient(theta, batch, 0)[1], plain.gradient(theta, batch, 0)[1]
+
+    def product(count: int) -> Pair:
+        batch, along = asking(count)
+        return fast.product(theta, batch, 0, along)[0], plain.product(theta, batch, 0, along)[0]
+
+    def pulled(count: int) -> Pair:
+        batch, along = asking(count)
+        own, other = (one.batch_product(theta, batch, 0, along)[0] for one in (fast, plain))
+        assert own is not None  # the inputs ask
+        assert other is not None
+        return own, other
+
+    def logits(count: int) -> Pair:
+        inputs = family.batch(count).inputs
+        return fast.logits(theta, inputs), model(theta, inputs).detach()
+
+    def features(count: int) -> Pair:
+        inputs = family.batch(count).inputs
+        return fast.features(theta, inputs), model.features(theta, inputs).detach()
+
+    return gradient, product, pulled, logits, features
 
 
 def stage_micro_batch(batch: int, last: int, most: int, *, compiled: bool) -> int:

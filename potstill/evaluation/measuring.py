@@ -13,7 +13,8 @@ from potstill.distilled.recipes import Recipe
 from potstill.distilled.sets import DistilledSet
 from potstill.distributed.ranks import ALONE, Ranks
 from potstill.engine.compiled_losses import CompiledNetwork
-from potstill.engine.losses import couples_batch, even
+from potstill.engine.flat import couples_batch
+from potstill.engine.losses import even
 from potstill.engine.when_to_compile import NetworkFamily, compiled_if_worth, compiled_networks
 from potstill.errors import InputError
 from potstill.evaluation.bench import Bench, FitBench, recipe_under

@@ -13,7 +13,8 @@ from potstill.data.splits import Split, batches
 from potstill.distilled.batches import BatchPlan
 from potstill.distilled.recipes import Recipe
 from potstill.engine.compiled_losses import CompiledNetwork
-from potstill.engine.losses import Batch, FlatModel, InMicroBatches, autocast, even
+from potstill.engine.flat import FlatModel, autocast
+from potstill.engine.losses import Batch, InMicroBatches, even
 from potstill.seeds import derive, generator, global_seed
 
 TEST_BATCH, TEST_VALUES = 512, 512 * 3072

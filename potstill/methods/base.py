@@ -291,17 +291,21 @@ class Work:
     Args:
         gradients: examples whose gradient is taken, in the whole run.
         products: examples whose Hessian product is taken, in the whole run.
+        features: examples whose features alone are computed, in the whole run.
         gradient_batches: sizes of the batches whose gradient is taken at once.
         product_batches: sizes of the batches whose Hessian product is taken at once.
         pulled_batches: likewise, where that in the batch is all that is taken.
+        feature_batches: sizes of the batches whose features are computed at once.
         functions: how many functions are compiled, one for each kind and shape.
     """
 
     gradients: float = 0.0
     products: float = 0.0
+    features: float = 0.0
     gradient_batches: tuple[int, ...] = ()
     product_batches: tuple[int, ...] = ()
     pulled_batches: tuple[int, ...] = ()
+    feature_batches: tuple[int, ...] = ()
     functions: int = 0
 
 

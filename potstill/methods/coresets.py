@@ -37,6 +37,8 @@ from potstill.seeds import derive, generator
 TRAINING = SGD(momentum=0.9, weight_decay=5e-4)
 TRAINING_LR = 0.01
 """How the network trains whose features are compared, as networks are evaluated in DC and DSA."""
+EPOCHS = 20
+"""For how long it trains."""
 RIDGE = 0.1
 """This times the mean eigenvalue is added to all before whitening, as for ZCA."""
 SAME = 1e-9
@@ -120,7 +122,16 @@ class FeatureOptions:
     features: Literal["network", "pixels", "whitened"] = option(
         "network", "examples are compared by a trained network's features, pixels, or whitened ones"
     )
-    feature_epochs: int = option(20, "epochs for which that network trains on all examples", low=1)
+    feature_epochs: int = option(
+        EPOCHS, "epochs for which that network trains on all examples", low=1
+    )
+
+    def __post_init__(self) -> None:
+        if self.features != "network" and self.feature_epochs != EPOCHS:
+            raise InputError(
+                f"feature_epochs has no effect with features {self.features}, which train no "
+                "network; leave it out"
+            )
 
 
 class ByFeatures(Coreset):
@@ -176,8 +187,11 @@ class ByFeatures(Coreset):
         problem = self.problem
         seed = derive(problem.run_seed, "coreset")
         network: Any = fresh(problem.networks.factory, seed, problem.device)
-        known = [problem.networks.fingerprint(), seed, list(problem.recipe.augment)]
-        kept = cache.get(["network", *known], lambda: self.trained(network, seed))
+        epochs, augment = self.options.feature_epochs, list(problem.recipe.augment)
+        known = [problem.networks.fingerprint(), seed, augment, epochs]
+        # Under a name of their own, without the method's: herding and k-center share the network.
+        store = Cache(cache.folder, ["coreset", problem.identity], cache.listener)
+        kept = store.get(["network", *known], lambda: self.trained(network, seed))
         network.load_state_dict(kept)
 
         @torch.no_grad()

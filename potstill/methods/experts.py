@@ -25,7 +25,8 @@ from potstill import files
 from potstill.cache import Cache
 from potstill.config.options import option
 from potstill.data import augmentation
-from potstill.engine.losses import Batch, Differentiable, FlatModel
+from potstill.engine.flat import FlatModel
+from potstill.engine.losses import Batch, Differentiable
 from potstill.errors import InputError
 from potstill.evaluation.training import batches_an_epoch, shuffled
 from potstill.methods.base import Problem

@@ -29,7 +29,8 @@ from potstill.config.options import Auto, option
 from potstill.data import augmentation
 from potstill.data.augmentation import Draw
 from potstill.data.sampling import ClassWise
-from potstill.engine.losses import Batch, Differentiable, FlatModel, InMicroBatches
+from potstill.engine.flat import FlatModel
+from potstill.engine.losses import Batch, Differentiable, InMicroBatches
 from potstill.engine.optimizers import Descent, root
 from potstill.engine.unroll import InnerProblem, Leaves, forward
 from potstill.errors import InputError

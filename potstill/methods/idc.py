@@ -30,7 +30,8 @@ from potstill.config.options import option
 from potstill.data import augmentation
 from potstill.data.mixing import cutmix
 from potstill.data.splits import sample
-from potstill.engine.losses import Batch, FlatModel, InMicroBatches
+from potstill.engine.flat import FlatModel
+from potstill.engine.losses import Batch, InMicroBatches
 from potstill.engine.optimizers import SGD
 from potstill.engine.unroll import InnerProblem, Leaves, forward
 from potstill.errors import InputError

@@ -10,7 +10,7 @@ x_r a real batch of the class and A one augmentation that both share (differenti
 augmentation, Zhao & Bilen 2021, arXiv:2102.08259). Labels are hard, and not used otherwise.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -22,10 +22,10 @@ from potstill.config.options import option
 from potstill.data import augmentation
 from potstill.data.augmentation import Draw
 from potstill.data.sampling import ClassWise
-from potstill.engine.losses import autocast, couples_batch
+from potstill.engine.flat import autocast, couples_batch
 from potstill.engine.unroll import Leaves
 from potstill.evaluation.protocols import DSA
-from potstill.methods.base import Estimate, Examples, Method, Needs, Problem, State
+from potstill.methods.base import Estimate, Examples, Method, Needs, Problem, Sizes, State, Work
 from potstill.seeds import derive, global_seed
 
 
@@ -73,6 +73,7 @@ class DistributionMatching(Method):
 
     def estimate(self, examples: Examples, learned: Leaves, state: State, step: int) -> Estimate:
         problem, network = self.problem, self.problem.network("start", step).train()
+        seen = self.of_real(network, step)
         for parameter in network.parameters():
             parameter.requires_grad_(False)
         classes = [label for label, rows in enumerate(self.members) if len(rows)]
@@ -86,7 +87,7 @@ class DistributionMatching(Method):
         grad = torch.zeros_like(images)
         for some in self.groups(classes, couples_batch(network)):
             their = {label: real[label] for label in some}
-            wanted = self.real_means(network, their, shared, step)
+            wanted = self.real_means(seen, network, their, shared, step)
             own = {label: self.members[label] for label in some}
             means = self.means(network, images, own, shared, step)
             loss = (wanted - means).square().sum()
@@ -138,17 +139,23 @@ class DistributionMatching(Method):
 
     @torch.no_grad()
     def real_means(
-        self, network: nn.Module, rows: dict[int, Tensor], shared: dict[int, Draw], step: int
+        self,
+        seen: Callable[[Tensor], Tensor],
+        network: nn.Module,
+        rows: dict[int, Tensor],
+        shared: dict[int, Draw],
+        step: int,
     ) -> Tensor:
         """Average the features of real images of each class, (K', F), in micro-batches.
 
         Args:
+            seen: computes the features of a micro-batch.
             network: a fresh random network.
             rows: class -> indices of its examples in the train split.
             shared: class -> the augmentation that distilled and real images share.
             step: number of the outer step.
         """
-        train, most = self.problem.real.train, self.problem.real.micro_batch
+        train, most = self.problem.real.train, self.most
         if couples_batch(network):
             taken = [
                 augmentation.apply(train.take(own)[0], shared[label]) for label, own in rows.items()
@@ -162,9 +169,37 @@ class DistributionMatching(Method):
             parts = [
                 augmentation.apply(train.take(part)[0], shared[label]) for part in own.split(most)
             ]
-            sums = [self.features(network, part, step).sum(0) for part in parts]
+            sums = [seen(part).sum(0) for part in parts]
             means.append(torch.stack(sums).sum(0) / len(own))
         return torch.stack(means)
+
+    @property
+    def most(self) -> int:
+        """How many real examples to take at once."""
+        return self.problem.at_once(self.options.real_per_class)
+
+    def of_real(self, network: nn.Module, step: int) -> Callable[[Tensor], Tensor]:
+        """Return what computes features (B, F) of real examples, by compiled code if there is any.
+
+        The examples of the distilled side have theirs differentiated, and are few.
+
+        Args:
+            network: a fresh random one, its parameters still to be learned.
+            step: number of the outer step.
+        """
+        compiled, most = self.problem.networks.compiled, self.most
+        if compiled is None or couples_batch(network):
+            return lambda images: self.features(network, images, step)
+        model = self.problem.networks.flat(network)
+        fast, theta = compiled.of(model), model.theta
+
+        def seen(images: Tensor) -> Tensor:
+            missing = most - len(images)  # all have one shape, and it is compiled once
+            more = images[:1].expand(missing, *images.shape[1:])
+            filled = torch.cat([images, more]) if missing else images
+            return fast.features(theta, filled)[: len(images)].to(images.dtype)
+
+        return seen
 
     def features(self, network: nn.Module, images: Tensor, step: int) -> Tensor:
         """Compute the input (B, F) of the network's last layer, in float32 or wider.
@@ -181,6 +216,17 @@ class DistributionMatching(Method):
         if not any(isinstance(part, nn.modules.dropout._DropoutNd) for part in network.modules()):
             return nullcontext()
         return global_seed(derive(self.problem.seed, "dropout", step), self.problem.device)
+
+    @classmethod
+    def work(cls, options: DistributionOptions, sizes: Sizes) -> Work:
+        if sizes.coupled:  # all classes are seen at once, in a batch of any size
+            return Work()
+        batches = sizes.at_once(lambda per_class: options.real_per_class)
+        return Work(
+            features=sizes.steps * len(sizes.stages) * sizes.classes * options.real_per_class,
+            feature_batches=batches,
+            functions=len(batches),
+        )
 
     @classmethod
     def words(cls, options: DistributionOptions) -> list[tuple[str, str]]:

@@ -35,7 +35,8 @@ from potstill.cache import Cache
 from potstill.config.options import option
 from potstill.data import augmentation
 from potstill.distilled.recipes import Recipe
-from potstill.engine.losses import Batch, FlatModel, couples_batch
+from potstill.engine.flat import FlatModel, couples_batch
+from potstill.engine.losses import Batch
 from potstill.engine.optimizers import Descent
 from potstill.engine.unroll import InnerProblem, Keep, Leaves, Unrolled
 from potstill.errors import InputError
@@ -56,6 +57,8 @@ from potstill.seeds import derive, generator, global_seed
 
 LEAST_RATE = 1e-6
 """Lower bound of a student's learning rate: the published one, which has none, turns negative."""
+RATE_LR, ALPHA = 0.01, 0.3
+"""The defaults of two options that have no effect beside some values of others."""
 
 
 @dataclass(frozen=True)
@@ -72,10 +75,16 @@ class StudentOptions(ExpertOptions):
     learn_student_lr: Literal["log", "raw", "off"] = option(
         "log", "learn that rate by its logarithm, or as it is (raw, as published), or not"
     )
-    lr_lr: float = option(0.01, "outer learning rate on it", low=0)
+    lr_lr: float = option(RATE_LR, "outer learning rate on it", low=0)
     keep: Literal["states", "sqrt", "host", "bfloat16"] = option(
         "states", "what is kept of the student's steps, as --tape of unrolls (docs/speed.md)"
     )
+
+    def __post_init__(self) -> None:
+        if self.learn_student_lr == "off" and self.lr_lr != RATE_LR:
+            raise InputError(
+                "lr_lr has no effect with learn_student_lr off, which learns no rate; leave it out"
+            )
 
     def resolved(self, sizes: Sizes) -> Self:
         """Return the options with a folder that is found from wherever the run is resumed."""
@@ -345,7 +354,16 @@ class FlatOptions(StudentOptions):
     """Options of FTD."""
 
     flat_rho: float = option(0.01, "how far flat experts look uphill; 0: plain experts", low=0)
-    flat_alpha: float = option(0.3, "their descent along what the gradient there leaves out", low=0)
+    flat_alpha: float = option(
+        ALPHA, "their descent along what the gradient there leaves out", low=0
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.flat_rho == 0 and self.flat_alpha != ALPHA:
+            raise InputError(
+                "flat_alpha has no effect with flat_rho 0, which trains plain experts; leave it out"
+            )
 
 
 class FTD(MTT):

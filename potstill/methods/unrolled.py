@@ -16,13 +16,12 @@ from torch import Tensor
 from potstill.config.options import option
 from potstill.data import augmentation
 from potstill.distilled.recipes import Recipe
+from potstill.engine.flat import FlatModel, couples_batch
 from potstill.engine.losses import (
     Batch,
     Differentiable,
     ExactStart,
-    FlatModel,
     InMicroBatches,
-    couples_batch,
     cross_entropy,
     even,
 )

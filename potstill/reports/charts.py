@@ -180,7 +180,7 @@ def validation_chart(logs: Mapping[str, Log], prefix: str, noun: str) -> Chart |
     networks = " or ".join(f"{count:,}" for count in sorted(counts))
     words = (
         f"Accuracy on held-out validation {noun}s of {networks} fresh "
-        f"network{'s' * (counts != {1})} trained on the synthetic ones"
+        f"network{'s' * (counts != {1})} trained on the set"
     )
     sizes = {bin_size(len(log.validations)) for log in shown.values()}
     if sizes != {1}:

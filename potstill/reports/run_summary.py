@@ -17,6 +17,7 @@ from potstill.errors import InputError
 from potstill.evaluation.records import EVALUATION, EvaluationRecord, Row, read_records
 from potstill.records.metadata import DataRecord
 from potstill.records.metrics import Figure, StepRecord, hardness_share
+from potstill.registry import METHODS
 from potstill.reports.places import shown_path
 
 Numbers = NDArray[np.float64]
@@ -145,6 +146,11 @@ class RunSummary:
     def data_name(self) -> str:
         """The data in a word; empty for arrays that were given in Python."""
         return "" if self.config.data.data == "arrays" else self.config.data.name
+
+    @property
+    def kind(self) -> str:
+        """What the examples of the set are: "synthetic", or "chosen real" ones."""
+        return "chosen real" if METHODS[self.config.method.name].needs.pixels else "synthetic"
 
     @property
     def noun(self) -> str:

@@ -51,7 +51,7 @@ def lede(run: RunSummary) -> str:
     test, random, validation = run.test("distilled"), run.test("random"), run.validation
     if test and run.distilled:
         words = (
-            f"Fresh networks trained on these {len(run.distilled):,} synthetic {run.noun}s alone "
+            f"Fresh networks trained on these {len(run.distilled):,} {run.kind} {run.noun}s alone "
             f"({run.distilled.stored_bytes:,} bytes) are right on {percent(test[0])} of "
             f"{test[1].record.test_images:,} test {run.noun}s, which neither they nor the "
             "distillation ever saw."
@@ -68,7 +68,7 @@ def lede(run: RunSummary) -> str:
         return words
     if run.finished and validation:
         return (
-            f"Fresh networks trained on these synthetic {run.noun}s alone are right on "
+            f"Fresh networks trained on these {run.kind} {run.noun}s alone are right on "
             f"{percent(validation)} of the validation {run.noun}s. Those {run.noun}s also chose "
             "how long to train, so this is no test result."
         )
@@ -83,7 +83,7 @@ def tiles(run: RunSummary) -> list[Fact]:
         lines.append(
             (
                 f"{len(run.distilled):,}",
-                f"synthetic {run.noun}s, {each:,} for each of {len(run.distilled.class_names):,} "
+                f"{run.kind} {run.noun}s, {each:,} for each of {len(run.distilled.class_names):,} "
                 "classes",
             )
         )
@@ -133,7 +133,7 @@ def facts(run: RunSummary) -> dict[str, list[Fact]]:
     """Return heading -> terms with their values."""
     return {
         "The data": data_facts(run),
-        "The synthetic set": set_facts(run),
+        "The set": set_facts(run),
         "The outer loop": making_facts(run),
         "The run": run_facts(run),
     }
@@ -179,7 +179,7 @@ def shape_words(shape: Shape) -> str:
 
 
 def set_facts(run: RunSummary) -> list[Fact]:
-    """Describe the synthetic set and how networks train on it."""
+    """Describe the set and how networks train on it."""
     distilled, inner, model = run.config.distilled, run.config.inner, run.config.model
     lines = [
         (

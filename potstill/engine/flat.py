@@ -1,0 +1,123 @@
+"""A network as a function of one flat parameter vector, and what is asked of a network's layers."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from potstill.data.splits import Shape
+from potstill.seeds import global_seed
+
+LARGEST_MB = {"cpu": 18, "mps": 250, "cuda": 1000}
+"""Most MB of one activation of a micro-batch. On a CPU larger ones leave the caches."""
+
+
+class Features(nn.Module):
+    """What a network's last layer reads, (B, F), as a network of its own."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        result: Tensor = self.network.features(inputs)  # type: ignore[operator]
+        return result.flatten(1)
+
+
+class FlatModel:
+    """A module as a function of one flat parameter vector.
+
+    The module stays in training mode, but batch norm neither reads nor writes running statistics:
+    inside an unroll it normalises by the batch, so that a replayed step repeats exactly. Parameters
+    that do not require a gradient, and buffers, are `constants`: they keep the module's own values.
+
+    Args:
+        module: the network; it is changed as said above.
+        precision: "float32" computes in the module's own type, "bfloat16" under autocast.
+            Parameters, norms' statistics and outputs keep their type either way.
+    """
+
+    def __init__(self, module: nn.Module, precision: str = "float32"):
+        self.module, self.precision = module.train(), precision
+        for part in module.modules():
+            if isinstance(part, _NormBase):
+                part.track_running_stats = False
+        named = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self.names, self.shapes = list(named), [p.shape for p in named.values()]
+        self.sizes = [p.numel() for p in named.values()]
+        self.theta = torch.cat([p.detach().reshape(-1) for p in named.values()])
+        self.constants = {
+            name: p.detach() for name, p in module.named_parameters() if not p.requires_grad
+        }
+        self.constants |= {name: buffer.detach() for name, buffer in module.named_buffers()}
+
+    def parameters(self, theta: Tensor) -> list[Tensor]:
+        """View a flat vector (P,) as one tensor for each parameter."""
+        parts = zip(theta.split(self.sizes), self.shapes, strict=True)
+        return [part.view(shape) for part, shape in parts]
+
+    def __call__(
+        self, theta: Tensor, inputs: Tensor, constants: dict[str, Tensor] | None = None
+    ) -> Tensor:
+        """Compute the module's output on `inputs` with the flat parameters `theta`.
+
+        Args:
+            theta: (P,) all trainable parameters.
+            inputs: (B, ...).
+            constants: those of another network of the same structure; None: the module's own.
+        """
+        return self.computed(self.module, "", theta, inputs, constants)
+
+    def features(
+        self, theta: Tensor, inputs: Tensor, constants: dict[str, Tensor] | None = None
+    ) -> Tensor:
+        """Compute what the module's last layer reads, (B, F), likewise."""
+        return self.computed(Features(self.module), "network.", theta, inputs, constants)
+
+    def computed(
+        self,
+        module: nn.Module,
+        prefix: str,
+        theta: Tensor,
+        inputs: Tensor,
+        constants: dict[str, Tensor] | None,
+    ) -> Tensor:
+        """Compute the output of a module that holds this one's parameters under a prefix."""
+        known = dict(zip(self.names, self.parameters(theta), strict=True))
+        known |= self.constants if constants is None else constants
+        named = {prefix + name: value for name, value in known.items()}
+        with autocast(self.precision, inputs.device):
+            outputs: Tensor = torch.func.functional_call(module, named, (inputs,))
+        return outputs.to(theta.dtype)
+
+
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """Return the context in which a network computes in this precision."""
+    # Without the cache: it would keep one network's bfloat16 parameters for the next.
+    return torch.autocast(
+        device.type, torch.bfloat16, enabled=precision == "bfloat16", cache_enabled=False
+    )
+
+
+def couples_batch(module: nn.Module) -> bool:
+    """Return whether an output depends on the rest of its batch: batch norm in training."""
+    return any(
+        isinstance(part, _NormBase) and not isinstance(part, _InstanceNorm)
+        for part in module.modules()
+    )
+
+
+def largest_micro_batch(module: nn.Module, shape: Shape, device: torch.device) -> int:
+    """Return how many examples at once keep every activation within LARGEST_MB."""
+    sizes = [1]
+
+    def note(part: nn.Module, inputs: object, outputs: object) -> None:
+        if isinstance(outputs, Tensor):
+            sizes.append(outputs.numel() // 2)
+
+    hooks = [part.register_forward_hook(note) for part in module.modules()]
+    with torch.no_grad(), global_seed(0, device):
+        module(torch.zeros(2, *shape, device=device))
+    for hook in hooks:
+        hook.remove()
+    return max(1, int(LARGEST_MB[device.type] * 1e6 / (4 * max(sizes))))
