@@ -13,12 +13,12 @@ The work: 3 x 32 x 32 images of ten classes, 1 and 10 a class, and a ConvNet of 
     "training first" is a step before which the network trains, as it does in the published loops
     of DC and DSA at ten images per class (on the set, 50 epochs, before nine of ten steps) and of
     IDC (on 2,000 real images, before all but the first of 100 steps).
-Each way runs in a process of its own: "eager", and potstill "compiled" and "plain"; DM compiles
-    nothing. potstill keeps freed memory, as its runs do, and plain PyTorch is left as it is. Times
-    are taken in alternation, one process at work and the others idle, after a step to warm up, and
-    compared pair by pair; a ratio is the rival's over ours. Memory is the peak of the resident set
-    in one step over what was resident before. Where the rival would not fit into memory, its
-    figures are on a straight line through those of fewer steps, and marked so.
+Each way runs in a process of its own: "eager", and potstill "compiled" and "plain"; of DM real
+    features are compiled. potstill keeps freed memory, as its runs do, and plain PyTorch is left as
+    it is. Times are taken in alternation, one process at work and the others idle, after a step to
+    warm up, and compared pair by pair; a ratio is the rival's over ours. Memory is the peak of the
+    resident set in one step over what was resident before. Where the rival would not fit into
+    memory, its figures are on a straight line through those of fewer steps, and marked so.
 """
 
 import argparse

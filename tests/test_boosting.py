@@ -388,6 +388,6 @@ class Strange(Method):
 
 def test_gradients_of_what_a_method_was_not_given_are_refused():
     with pytest.raises(
-        InputError, match="method Strange must name gradients and values of images, targets, got "
+        InputError, match="method Strange must name gradients of images, targets, got pictures"
     ):
         potstill.distill(data="digits", method="test_boosting:Strange", steps=1)

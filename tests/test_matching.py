@@ -20,7 +20,7 @@ from potstill.data.splits import TensorSplit
 from potstill.distillation.outer import Interrupted
 from potstill.distilled.recipes import Recipe
 from potstill.engine.compiled_losses import CompiledNetwork
-from potstill.engine.when_to_compile import NetworkFamily
+from potstill.engine.when_to_compile import NetworkFamily, missing_compiler
 from potstill.errors import InputError
 from potstill.evaluation.protocols import DSA
 from potstill.methods.base import Estimate, Examples, Problem, Real, Sizes
@@ -56,11 +56,11 @@ def problem(factory: Any = Linear, operations: tuple[str, ...] = (), **options: 
     images = torch.randn(3 * EACH, *SHAPE, generator=generator(1), dtype=torch.float64)
     train = TensorSplit(images, torch.arange(3).repeat_interleave(EACH))
     networks = NetworkFamily(factory, SHAPE, 3, CPU, "float32")
-    real = Real(train, 3, 0, operations, micro_batch=7)
+    real = Real(train, 3, 0, operations)
     return Problem(
         real,
         networks,
-        **{"labels": LABELS, "recipe": Recipe(), "seed": 0, "device": CPU, **options},
+        **{"labels": LABELS, "recipe": Recipe(), "seed": 0, "device": CPU, "most": 7, **options},
     )
 
 
@@ -127,7 +127,7 @@ def test_class_by_class_is_the_joint_step(micro_batch):
 
 @pytest.mark.parametrize("real_per_class", [EACH, 5])
 def test_compiled_features_are_the_plain_ones(real_per_class):
-    plain = problem(convnet(), DSA, most=8)  # 20 real images are taken as 7, 7, 6
+    plain = problem(convnet(), DSA)  # 20 real images are taken as 7, 7, 6
     traced = CompiledNetwork(plain.networks.model(1), backend="eager")
     fast = dataclasses.replace(plain, networks=plain.networks.with_compiled(traced))
     for step in range(2):
@@ -140,6 +140,47 @@ def test_compiled_features_are_the_plain_ones(real_per_class):
         assert found.loss == pytest.approx(expected.loss, rel=1e-12)
     # The last micro-batch is filled, so that one function serves all, and all networks.
     assert traced.compilations == 1
+
+
+def test_a_class_that_would_fill_little_of_a_compiled_batch_is_not_compiled():
+    plain = problem(convnet(), DSA, most=100)
+    traced = CompiledNetwork(plain.networks.model(1), backend="eager")
+    fast = dataclasses.replace(plain, networks=plain.networks.with_compiled(traced))
+    found, expected = (estimate(task, distilled_images(), 0, 27) for task in (fast, plain))
+    assert found.loss == expected.loss  # 20 of 27
+    assert traced.compilations == 0
+    estimate(fast, distilled_images(), 0, 26)
+    assert traced.compilations == 1
+
+
+class Noisy(nn.Module):
+    """A small ConvNet with dropout before its last layer alone."""
+
+    def __init__(self, input_shape: tuple[int, ...], num_classes: int) -> None:
+        super().__init__()
+        self.body = resolve("convnet", input_shape, num_classes, width=8, depth=1)()
+        self.dropout = nn.Dropout(0.1)
+
+    def features(self, inputs: Tensor) -> Tensor:
+        return self.body.features(inputs)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.body.head(self.dropout(self.features(inputs)))
+
+
+@pytest.mark.skipif(
+    missing_compiler(CPU) is not None, reason=f"cannot compile: {missing_compiler(CPU)}"
+)
+def test_a_run_compiles_features_and_trains_its_networks_plainly():
+    said: list[str] = []
+    given = {name: SMALL[name] for name in SMALL if name not in ("model", "width", "depth")}
+    fast, plain = (
+        potstill.distill(**given, model=Noisy, compile=how, listener=Listener(say=said.append))
+        for how in ("on", "off")
+    )
+    (told,) = (sentence for sentence in said if sentence.startswith("compiled "))
+    assert told.startswith("compiled 1 function in ")
+    torch.testing.assert_close(fast.images, plain.images, rtol=1e-4, atol=1e-5)
 
 
 def test_a_network_that_couples_its_batch_is_not_compiled():

@@ -693,6 +693,8 @@ def test_a_long_run_says_before_it_compiles_how_long_it_would_take_without(monke
     assert forecasts.plain_seconds(work, networks) == pytest.approx(600 / 6 + 80 / 4)
     no_products = Work(gradients=600, gradient_batches=(6,))
     assert forecasts.plain_seconds(no_products, networks) == pytest.approx(100)
+    features_alone = Work(features=600, feature_batches=(5,))
+    assert forecasts.plain_seconds(features_alone, networks) == pytest.approx(120)
 
 
 def test_a_budget_of_about_so_long_is_exceeded_where_nothing_fits(tmp_path):

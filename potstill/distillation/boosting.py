@@ -142,12 +142,11 @@ class OnBlocks:
         self.remedy = method.remedy
         self.still = examples(frozen) if frozen else {}
 
-    def require_known(self, names: Collection[str], learned: Mapping[str, Tensor]) -> None:
+    def require_known(self, what: str, names: Collection[str], known: Collection[str]) -> None:
         """Raise an InputError if a method names what it was not given: it would move nothing."""
-        known = ("images", "targets", *learned)
         if strange := sorted({*names} - {*known}):
             raise InputError(
-                f"method {type(self.method).__name__} must name gradients and values of "
+                f"method {type(self.method).__name__} must name {what} of "
                 f"{listed(known)}, got {listed(strange)}; see docs/methods.md"
             )
 
@@ -186,7 +185,9 @@ class OnBlocks:
         decoded = self.now()
         estimate = self.method.estimate(given, learned, state, step)
         estimated = self.now()
-        self.require_known({*estimate.grads, *estimate.values}, learned)
+        parts = ("images", "targets")
+        self.require_known("gradients", estimate.grads, (*parts, *learned))
+        self.require_known("values", estimate.values, parts)
         reached = [name for name in moving if name in estimate.grads]
         grads = {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
         if reached:

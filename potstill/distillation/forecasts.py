@@ -69,7 +69,9 @@ def plain_seconds(work: Work, networks: NetworkFamily) -> float:
     take = loss.product if work.product_batches else loss.batch_product
     sizes = work.product_batches or work.pulled_batches
     product = each(lambda batch: take(model.theta, batch, 0, along), sizes)
-    return work.gradients * gradient + work.products * product
+    with torch.no_grad():
+        seen = each(lambda batch: model.features(model.theta, batch.inputs), work.feature_batches)
+    return work.gradients * gradient + work.products * product + work.features * seen
 
 
 def forecast(seconds: float, steps: int, say: Callable[[str], None]) -> None:

@@ -279,8 +279,13 @@ class Setup:
 
     @property
     def compiled_evaluation(self) -> CompiledNetwork | None:
-        """The compiled derivatives, if networks are the same in training and evaluation."""
+        """The compiled derivatives, if networks are the same in training and evaluation.
+
+        A method that compiles no gradients leaves none to train by.
+        """
         compiled = self.networks.compiled
+        if not self.method.work(self.config.method.options, self.sizes).gradient_batches:
+            return None
         return None if compiled is None or couples_batch(compiled.model.module) else compiled
 
     def validation_scores(

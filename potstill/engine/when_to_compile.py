@@ -157,7 +157,8 @@ def compiled_networks(
                 "two networks of the factory differ in more than parameters and buffers (cosine "
                 f"{cosine:.2f})"
             )
-    say(f"compiled {network.compilations} functions in {network.seconds:.0f} s")
+    count = network.compilations
+    say(f"compiled {count} function{'s' * (count > 1)} in {network.seconds:.0f} s")
     return network
 
 
@@ -205,7 +206,9 @@ def comparisons(
 
     def features(count: int) -> Pair:
         inputs = family.batch(count).inputs
-        return fast.features(theta, inputs), model.features(theta, inputs).detach()
+        found, expected = fast.features(theta, inputs), model.features(theta, inputs).detach()
+        # Features behind a ReLU all point the same way: what counts is how they differ.
+        return found - found.mean(0), expected - expected.mean(0)
 
     return gradient, product, pulled, logits, features
 
@@ -259,7 +262,7 @@ def compiled_if_worth(
         return None  # as most runs of a first hour: nothing is missing
     reason = obstacle or missing_compiler(device)
     if reason is None:
-        say("compiling the network's derivatives; the next run finds them in a cache")
+        say("compiling what is taken of the network; the next run finds them in a cache")
         try:
             return build()
         except CannotCompile as error:

@@ -130,7 +130,7 @@ class FeatureOptions:
         if self.features != "network" and self.feature_epochs != EPOCHS:
             raise InputError(
                 f"feature_epochs has no effect with features {self.features}, which train no "
-                "network; leave it out"
+                f"network, got {self.feature_epochs}; leave it at {EPOCHS}"
             )
 
 

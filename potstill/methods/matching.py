@@ -28,6 +28,9 @@ from potstill.evaluation.protocols import DSA
 from potstill.methods.base import Estimate, Examples, Method, Needs, Problem, Sizes, State, Work
 from potstill.seeds import derive, global_seed
 
+FULL = 0.75
+"""Share of a compiled batch from which on it pays to fill it up."""
+
 
 @dataclass(frozen=True)
 class DistributionOptions:
@@ -188,12 +191,14 @@ class DistributionMatching(Method):
             step: number of the outer step.
         """
         compiled, most = self.problem.networks.compiled, self.most
-        if compiled is None or couples_batch(network):
+        if compiled is None:
             return lambda images: self.features(network, images, step)
         model = self.problem.networks.flat(network)
         fast, theta = compiled.of(model), model.theta
 
         def seen(images: Tensor) -> Tensor:
+            if len(images) < FULL * most:  # all of a small class
+                return self.features(network, images, step)
             missing = most - len(images)  # all have one shape, and it is compiled once
             more = images[:1].expand(missing, *images.shape[1:])
             filled = torch.cat([images, more]) if missing else images

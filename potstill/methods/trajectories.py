@@ -83,7 +83,8 @@ class StudentOptions(ExpertOptions):
     def __post_init__(self) -> None:
         if self.learn_student_lr == "off" and self.lr_lr != RATE_LR:
             raise InputError(
-                "lr_lr has no effect with learn_student_lr off, which learns no rate; leave it out"
+                f"lr_lr has no effect with learn_student_lr off, which learns no rate, got "
+                f"{self.lr_lr:g}; leave it at {RATE_LR:g}"
             )
 
     def resolved(self, sizes: Sizes) -> Self:
@@ -362,7 +363,8 @@ class FlatOptions(StudentOptions):
         super().__post_init__()
         if self.flat_rho == 0 and self.flat_alpha != ALPHA:
             raise InputError(
-                "flat_alpha has no effect with flat_rho 0, which trains plain experts; leave it out"
+                f"flat_alpha has no effect with flat_rho 0, which trains plain experts, got "
+                f"{self.flat_alpha:g}; leave it at {ALPHA:g}"
             )
 
 
