@@ -18,10 +18,20 @@ DRAWING = re.compile(r"\n!\[.*\]\(.*\)\n\n\*.*\*\n")
 """A picture with its caption under it."""
 
 
+def study_of(name: str) -> Study:
+    """Return the study of a name, NAME or NAME-METHOD."""
+    if name in STUDIES:
+        study: Study = STUDIES[name]()
+    else:
+        name, _, method = name.partition("-")
+        study = STUDIES[name](method)
+    return study
+
+
 def again(folder: Path) -> str:
     """Return the summary of the study in a folder, which is named NAME-PRESET-DATA."""
     name, preset, data = folder.name.rsplit("-", 2)
-    study: Study = STUDIES[name]()
+    study = study_of(name)
     stored = (folder / SUMMARY).read_text(encoding="utf-8")
     results = Results.of_csv((folder / TABLE).read_text(encoding="utf-8"), study.quantities)
     footnote = stored.rstrip("\n").rpartition("\n")[2]

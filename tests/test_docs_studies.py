@@ -8,17 +8,17 @@ from pathlib import Path
 import pytest
 
 from potstill import files
-from potstill.registry import STUDIES
 from potstill.studies.claims import as_data
 from potstill.studies.results import Measurement, Quantity, Results
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = sorted((ROOT / "docs" / "studies").iterdir())
-again = runpy.run_path(str(ROOT / "benchmarks" / "studies_again.py"))["again"]
+made = runpy.run_path(str(ROOT / "benchmarks" / "studies_again.py"))
+again, study_of = made["again"], made["study_of"]
 
 
 def results_of(folder: Path) -> Results:
-    study = STUDIES[folder.name.rsplit("-", 2)[0]]()
+    study = study_of(folder.name.rsplit("-", 2)[0])
     return Results.of_csv((folder / "results.csv").read_text(encoding="utf-8"), study.quantities)
 
 
@@ -49,7 +49,7 @@ def test_a_table_survives_its_file():
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 def test_every_claim_is_told_once_and_can_be_written_as_data(folder):
-    study = STUDIES[folder.name.rsplit("-", 2)[0]]()
+    study = study_of(folder.name.rsplit("-", 2)[0])
     claims = study.claims(results_of(folder))
     assert len({(claim.source, claim.words) for claim in claims}) == len(claims)
     assert any(claim.source.startswith("Paper (") and claim.findings for claim in claims)

@@ -366,19 +366,26 @@ class Boosting(Nested):
     def claims(self, results: Results) -> list[Claim]:
         table = results[ACCURACY_BY_SIZE]
         sizes = table.positions(ALONE)
-        whole = sizes[-1]
-        return [
-            Claim(
-                "Paper (figure 7)",
-                "strong boosting costs little against a set distilled at that size",
-                [compared(table, (STRONG, at), (ALONE, at), 0) for at in sizes],
-            ),
-            Claim(
-                "Paper (figure 7)",
+        least, whole = sizes[0], sizes[-1]
+        source = {OWN: "Paper (figure 7)", "mtt": "Paper (figure 13)"}.get(self.method, "")
+        small = Claim(
+            source,
+            "strong boosting costs little against a set distilled at that size",
+            [compared(table, (STRONG, at), (ALONE, at), 0) for at in sizes],
+        )
+        if self.method == OWN:
+            other = Claim(
+                source,
                 "weak boosting overtakes joint distillation at larger sizes",
                 [compared(table, (WEAKLY, whole), (ALONE, whole), 1)],
-            ),
-        ]
+            )
+        else:
+            other = Claim(
+                source,
+                "accuracy rises as strong boosting goes on",
+                [compared(table, (STRONG, whole), (STRONG, least), 1)],
+            )
+        return [small, other]
 
 
 def only(distilled: DistilledSet, numbers: Sequence[int]) -> DistilledSet:

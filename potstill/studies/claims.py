@@ -121,13 +121,12 @@ def compared(table: Table, first: Cell, second: Cell, expected: int) -> Finding:
         second: what it is compared with.
         expected: as for `verdict`, of first minus second.
     """
-    return judged(
-        reading(table, *first),
-        reading(table, *second),
-        table.difference(first, second),
-        expected,
-        table.quantity.where.format(first[1]),
-    )
+    where, other = table.quantity.where, reading(table, *second)
+    if second[1] != first[1]:
+        there = where.format(second[1])
+        other = dataclasses.replace(other, name=f"{other.name}, {there[:1].lower()}{there[1:]}")
+    difference = table.difference(first, second)
+    return judged(reading(table, *first), other, difference, expected, where.format(first[1]))
 
 
 def judged(
