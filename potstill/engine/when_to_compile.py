@@ -262,7 +262,7 @@ def compiled_if_worth(
         return None  # as most runs of a first hour: nothing is missing
     reason = obstacle or missing_compiler(device)
     if reason is None:
-        say("compiling what is taken of the network; the next run finds them in a cache")
+        say("compiling what the run takes of a network; the next run finds it in a cache")
         try:
             return build()
         except CannotCompile as error:
