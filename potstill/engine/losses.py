@@ -63,6 +63,18 @@ def even(count: int, most: int) -> int:
     return math.ceil(count / math.ceil(count / most))
 
 
+def filled_up(inputs: Tensor, missing: int) -> Tensor:
+    """Append copies of the first row to inputs (B, ...): all batches of a size are compiled once.
+
+    Args:
+        inputs: at least one row.
+        missing: how many copies.
+    """
+    if not missing:
+        return inputs
+    return torch.cat([inputs, inputs[:1].detach().expand(missing, *inputs.shape[1:])])
+
+
 class Differentiable(Protocol):
     """A loss (theta, batch, step) -> scalar, given by its first and second derivatives.
 
@@ -208,8 +220,7 @@ class InMicroBatches:
             inputs = batch.inputs[start : start + self.size]
             targets = batch.targets[start : start + self.size]
             if self.filled and (missing := self.size - len(inputs)):
-                first = inputs[:1].detach()
-                inputs = torch.cat([inputs, first.expand(missing, *inputs.shape[1:])])
+                inputs = filled_up(inputs, missing)
                 targets = torch.cat([targets, targets.new_zeros(missing, *targets.shape[1:])])
             part = Batch(inputs, targets, frozen)
             yield part, len(inputs) / count

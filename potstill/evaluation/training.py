@@ -14,7 +14,7 @@ from potstill.distilled.batches import BatchPlan
 from potstill.distilled.recipes import Recipe
 from potstill.engine.compiled_losses import CompiledNetwork
 from potstill.engine.flat import FlatModel, autocast
-from potstill.engine.losses import Batch, InMicroBatches, even
+from potstill.engine.losses import Batch, InMicroBatches, even, filled_up
 from potstill.seeds import derive, generator, global_seed
 
 TEST_BATCH, TEST_VALUES = 512, 512 * 3072
@@ -189,7 +189,7 @@ def train_compiled(
 
     def predict(inputs: Tensor) -> Tensor:
         missing = -len(inputs) % most  # always as many at once, so that it is compiled once
-        filled = torch.cat([inputs, inputs[:1].expand(missing, *inputs.shape[1:])])
+        filled = filled_up(inputs, missing)
         return torch.cat([network.logits(state[0], part) for part in filled.split(most)])[
             : len(inputs)
         ]

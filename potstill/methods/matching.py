@@ -23,6 +23,7 @@ from potstill.data import augmentation
 from potstill.data.augmentation import Draw
 from potstill.data.sampling import ClassWise
 from potstill.engine.flat import autocast, couples_batch
+from potstill.engine.losses import filled_up
 from potstill.engine.unroll import Leaves
 from potstill.evaluation.protocols import DSA
 from potstill.methods.base import Estimate, Examples, Method, Needs, Problem, Sizes, State, Work
@@ -199,9 +200,7 @@ class DistributionMatching(Method):
         def seen(images: Tensor) -> Tensor:
             if len(images) < FULL * most:  # all of a small class
                 return self.features(network, images, step)
-            missing = most - len(images)  # all have one shape, and it is compiled once
-            more = images[:1].expand(missing, *images.shape[1:])
-            filled = torch.cat([images, more]) if missing else images
+            filled = filled_up(images, most - len(images))
             return fast.features(theta, filled)[: len(images)].to(images.dtype)
 
         return seen

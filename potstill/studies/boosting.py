@@ -368,24 +368,17 @@ class Boosting(Nested):
         sizes = table.positions(ALONE)
         least, whole = sizes[0], sizes[-1]
         source = {OWN: "Paper (figure 7)", "mtt": "Paper (figure 13)"}.get(self.method, "")
-        small = Claim(
-            source,
-            "strong boosting costs little against a set distilled at that size",
-            [compared(table, (STRONG, at), (ALONE, at), 0) for at in sizes],
-        )
+        little = "strong boosting costs little against a set distilled at that size"
         if self.method == OWN:
-            other = Claim(
-                source,
-                "weak boosting overtakes joint distillation at larger sizes",
-                [compared(table, (WEAKLY, whole), (ALONE, whole), 1)],
-            )
+            words = "weak boosting overtakes joint distillation at larger sizes"
+            cells = (WEAKLY, whole), (ALONE, whole)
         else:
-            other = Claim(
-                source,
-                "accuracy rises as strong boosting goes on",
-                [compared(table, (STRONG, whole), (STRONG, least), 1)],
-            )
-        return [small, other]
+            words = "accuracy rises as strong boosting goes on"
+            cells = (STRONG, whole), (STRONG, least)
+        return [
+            Claim(source, little, [compared(table, (STRONG, at), (ALONE, at), 0) for at in sizes]),
+            Claim(source, words, [compared(table, *cells, 1)]),
+        ]
 
 
 def only(distilled: DistilledSet, numbers: Sequence[int]) -> DistilledSet:
