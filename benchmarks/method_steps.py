@@ -26,7 +26,7 @@ from potstill.data.splits import TensorSplit
 from potstill.distilled.recipes import Recipe
 from potstill.engine.compiled_losses import CompiledNetwork
 from potstill.engine.optimizers import SGD
-from potstill.engine.when_to_compile import NetworkFamily, compiled_networks, stage_micro_batch
+from potstill.engine.when_to_compile import NetworkFamily, compiled_networks
 from potstill.methods.base import Examples, Method, Problem, Real
 from potstill.methods.base import Work as MethodWork
 from potstill.models import fresh
@@ -185,14 +185,10 @@ class Ours:
             augment=operations,
         )
         train = TensorSplit(self.data.real, self.data.real_labels)
-        most = stage_micro_batch(
-            sizes.batch, sizes.batch, sizes.micro_batch, compiled=compilation != "none"
-        )
+        most = sizes.cut.of_stage(sizes.batch, sizes.batch, compiled=compilation != "none")
         real = Real(train, CLASSES, sizes.real_batch, operations, sizes.real_micro_batch)
         labels = torch.arange(CLASSES).repeat_interleave(part.per_class)
-        return Problem(
-            real, networks, labels, recipe, 0, CPU, most, "random", most=sizes.micro_batch
-        )
+        return Problem(real, networks, labels, recipe, 0, CPU, most, "random", cut=sizes.cut)
 
     def compile(self, networks: NetworkFamily, compilation: Compilation) -> CompiledNetwork | None:
         """Compile what the method uses, if it is asked for."""

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from potstill.engine.flat import largest_micro_batch
-from potstill.engine.losses import even
+from potstill.engine.cuts import Cut
+from potstill.engine.flat import cut_of
 from potstill.evaluation.protocols import DSA
 from potstill.methods.base import Sizes
 from potstill.models import resolve
@@ -164,9 +164,9 @@ class MadeUp:
 
 def sizes_of(work: Work, part: Part) -> Sizes:
     """Return the sizes of a run that does such steps."""
-    most = work.micro or largest_micro_batch(work.factory(), work.shape, CPU)
+    cut = Cut(work.micro) if work.micro else cut_of(work.factory(), work.shape, CPU)
     whole, real_batch = CLASSES * part.per_class, min(500, work.real)
     return Sizes(
-        work.shape, CLASSES, (part.per_class,), (whole,), most, real_batch, even(real_batch, most),
+        work.shape, CLASSES, (part.per_class,), (whole,), cut, real_batch, cut.size(real_batch),
         steps=100,
     )  # fmt: skip

@@ -12,6 +12,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from potstill.errors import InputError
+from potstill.workers import one_thread_a_task, threads
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Parameters of mallopt, from glibc's malloc.h."""
@@ -25,7 +26,7 @@ def own_torch_state() -> Iterator[None]:
 
     A caller or another import may have set another default type or device, or have switched
     gradients off. Attention takes the one path that has a second derivative. On CUDA a
-    convolution gives the same bits every time.
+    convolution gives the same bits every time. On a CPU each task has a thread (workers.py).
     """
     dtype, device = torch.get_default_dtype(), torch.get_default_device()
     with ExitStack() as restored:
@@ -34,6 +35,7 @@ def own_torch_state() -> Iterator[None]:
         restored.enter_context(torch.inference_mode(False))
         restored.enter_context(torch.enable_grad())
         restored.enter_context(sdpa_kernel(SDPBackend.MATH))
+        restored.enter_context(one_thread_a_task())
         for flag, value in (("deterministic", True), ("benchmark", False)):
             restored.callback(
                 setattr, torch.backends.cudnn, flag, getattr(torch.backends.cudnn, flag)
@@ -140,5 +142,5 @@ def hardware(device: torch.device) -> str:
     """Return the device in one line for tables, e.g. "x86_64 CPU, 2 threads"."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    threads = torch.get_num_threads()
-    return f"{platform.machine()} {device.type.upper()}, {threads} thread{'s'[: threads > 1]}"
+    count = threads()
+    return f"{platform.machine()} {device.type.upper()}, {count} thread{'s'[: count > 1]}"

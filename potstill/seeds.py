@@ -4,10 +4,14 @@ A resumed run therefore needs no stored state.
 """
 
 import hashlib
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
+
+_global = threading.RLock()
+"""Held by whoever seeds the global generators, which all threads share."""
 
 
 def derive(seed: int, *parts: str | int) -> int:
@@ -31,13 +35,27 @@ def generator(seed: int, *parts: str | int) -> torch.Generator:
 def global_seed(seed: int, device: torch.device) -> Iterator[None]:
     """Seed torch's global generators inside the block and restore them after it.
 
-    For code that can only use the global generator: initialisers of nn.Module and dropout.
+    For code that can only use the global generator: initialisers of nn.Module and dropout. One
+    thread at a time is inside.
     """
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    with _global, torch.random.fork_rng(devices=devices):
         torch.default_generator.manual_seed(seed)
         if device.type == "cuda":
             torch.cuda.manual_seed(seed)
         elif device.type == "mps":
             torch.mps.manual_seed(seed)
         yield
+
+
+def draws_random(call: Callable[[], object], device: torch.device) -> bool:
+    """Return whether a call draws from torch's global generator on the device.
+
+    Of a device other than a CPU it is not known: True.
+    """
+    if device.type != "cpu":
+        return True
+    with global_seed(0, device):
+        before = torch.get_rng_state()
+        call()
+        return not torch.equal(before, torch.get_rng_state())

@@ -24,8 +24,8 @@ from potstill.distilled.blocks import Block, initial_blocks
 from potstill.distilled.recipes import Recipe
 from potstill.distilled.sets import DistilledSet
 from potstill.engine.compiled_losses import CompiledNetwork
+from potstill.engine.cuts import Cut
 from potstill.engine.optimizers import Adam
-from potstill.engine.when_to_compile import stage_micro_batch
 from potstill.errors import InputError
 from potstill.methods.base import Estimate, Examples, Method, Problem
 from potstill.progress import Listener
@@ -371,12 +371,13 @@ def test_a_prefix_is_exported(tmp_path, capsys):
 
 def test_a_compiled_boosted_run_has_few_shapes():
     batches = [10 * size for size in stage_sizes(pixels(1, 10, SHAPE), 10)]
-    sizes = [stage_micro_batch(batch, 100, 100, compiled=True) for batch in batches]
-    assert sizes == [13, 25, 50, 50, 50, 100, 100, 100, 100, 100]
-    assert {stage_micro_batch(batch, 100, 34, compiled=True) for batch in batches} == {17, 34}
-    assert [stage_micro_batch(batch, 100, 100, compiled=False) for batch in batches] == list(
-        range(10, 101, 10)
-    )
+    for cut in (Cut(100), Cut(34), Cut(34, 4)):
+        sizes = [cut.of_stage(batch, 100, compiled=True) for batch in batches]
+        assert len(set(sizes)) <= 5
+        filled = [-(-batch // size) * size for batch, size in zip(batches, sizes, strict=True)]
+        assert all(more <= 1.5 * batch for more, batch in zip(filled, batches, strict=True))
+    # A run of one stage, to the same bytes.
+    assert [Cut(100).of_stage(batch, 100, compiled=False) for batch in batches] == batches
 
 
 class Strange(Method):

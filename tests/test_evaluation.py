@@ -17,6 +17,7 @@ from potstill.data.splits import TensorSplit
 from potstill.distilled.recipes import Recipe
 from potstill.distilled.sets import DistilledSet
 from potstill.engine.compiled_losses import CompiledNetwork
+from potstill.engine.cuts import Cut
 from potstill.engine.flat import FlatModel
 from potstill.engine.optimizers import SGD, Adam
 from potstill.engine.when_to_compile import NetworkFamily
@@ -128,7 +129,7 @@ def test_compiled_training_is_the_plain_one(optimizer, restart):
     )
     factory = resolve("convnet", (1, 8, 8), 3, width=8, depth=1)
     tested = torch.randn(7, 1, 8, 8, generator=generator(2))
-    compiled = CompiledNetwork(FlatModel(fresh(factory, 5, CPU)), most=2, backend="eager")
+    compiled = CompiledNetwork(FlatModel(fresh(factory, 5, CPU)), Cut(2), backend="eager")
     module = fresh(factory, 4, CPU)
     first = train_compiled(
         compiled,
@@ -152,7 +153,7 @@ def test_a_compiled_evaluation_gives_the_plain_accuracies():
     distilled = set_of(real)
     factory = resolve("mlp", real.shape, 3, width=8, depth=1)
     networks = NetworkFamily(factory, real.shape, 3, CPU, "float32")
-    compiled = CompiledNetwork(networks.model(0), networks.most, backend="eager")
+    compiled = CompiledNetwork(networks.model(0), networks.cut, backend="eager")
     plain, fast = (
         score_set(
             distilled.images,

@@ -18,6 +18,7 @@ ORDER = [
     "records",
     "progress",
     "seeds",
+    "workers",
     "devices",
     "files",
     "cache",

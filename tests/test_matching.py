@@ -20,6 +20,7 @@ from potstill.data.splits import TensorSplit
 from potstill.distillation.outer import Interrupted
 from potstill.distilled.recipes import Recipe
 from potstill.engine.compiled_losses import CompiledNetwork
+from potstill.engine.cuts import Cut
 from potstill.engine.when_to_compile import NetworkFamily, missing_compiler
 from potstill.errors import InputError
 from potstill.evaluation.protocols import DSA
@@ -60,7 +61,14 @@ def problem(factory: Any = Linear, operations: tuple[str, ...] = (), **options: 
     return Problem(
         real,
         networks,
-        **{"labels": LABELS, "recipe": Recipe(), "seed": 0, "device": CPU, "most": 7, **options},
+        **{
+            "labels": LABELS,
+            "recipe": Recipe(),
+            "seed": 0,
+            "device": CPU,
+            "cut": Cut(7),
+            **options,
+        },
     )
 
 
@@ -143,7 +151,7 @@ def test_compiled_features_are_the_plain_ones(real_per_class):
 
 
 def test_a_class_that_would_fill_little_of_a_compiled_batch_is_not_compiled():
-    plain = problem(convnet(), DSA, most=100)
+    plain = problem(convnet(), DSA, cut=Cut(100))
     traced = CompiledNetwork(plain.networks.model(1), backend="eager")
     fast = dataclasses.replace(plain, networks=plain.networks.with_compiled(traced))
     found, expected = (estimate(task, distilled_images(), 0, 27) for task in (fast, plain))
@@ -175,7 +183,13 @@ def test_a_run_compiles_features_and_trains_its_networks_plainly():
     said: list[str] = []
     given = {name: SMALL[name] for name in SMALL if name not in ("model", "width", "depth")}
     fast, plain = (
-        potstill.distill(**given, model=Noisy, compile=how, listener=Listener(say=said.append))
+        potstill.distill(
+            **given,
+            model=Noisy,
+            compile=how,
+            precision="float32",
+            listener=Listener(say=said.append),
+        )
         for how in ("on", "off")
     )
     (told,) = (sentence for sentence in said if sentence.startswith("compiled "))
@@ -189,7 +203,7 @@ def test_a_network_that_couples_its_batch_is_not_compiled():
     fast = dataclasses.replace(task, networks=task.networks.with_compiled(traced))
     assert estimate(fast, distilled_images()).loss == estimate(task, distilled_images()).loss
     assert traced.compilations == 0
-    sizes = Sizes(SHAPE, 3, (2,), (6,), 8, 20, 20, 5)
+    sizes = Sizes(SHAPE, 3, (2,), (6,), Cut(8), 20, 20, 5)
     options = DistributionMatching.Options(EACH)
     work = DistributionMatching.work
     assert work(options, sizes).feature_batches == (7,)

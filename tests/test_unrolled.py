@@ -15,6 +15,7 @@ from potstill.data.splits import TensorSplit
 from potstill.distillation.auto_values import resolve_compile
 from potstill.distilled.recipes import Recipe
 from potstill.engine.compiled_losses import CannotCompile, CompiledNetwork
+from potstill.engine.cuts import Cut
 from potstill.engine.rows import taken
 from potstill.engine.unroll import Keep
 from potstill.engine.when_to_compile import (
@@ -193,7 +194,7 @@ def test_without_a_compiler_a_run_says_so_and_goes_on(monkeypatch):
     said: list[str] = []
     config = resolved(configuration(QUICK, steps=10**9, window=5, device="cpu"), **RESOLVED)
     networks = problem().networks
-    sizes = Sizes(SHAPE, 3, (2,), (6,), 6, 20, 20, 10**9)
+    sizes = Sizes(SHAPE, 3, (2,), (6,), Cut(6), 20, 20, 10**9)
     config, compiled = resolve_compile(
         config, "auto", RatBptt, sizes, networks, Listener(say=said.append)
     )
@@ -208,7 +209,7 @@ def test_compiling_has_no_effect_on_a_method_that_compiles_nothing():
             return Estimate(0.0, {}, state)
 
     config = resolved(configuration(QUICK, device="cpu"), **RESOLVED)
-    sizes = Sizes(SHAPE, 3, (2,), (6,), 6, 20, 20, 1)
+    sizes = Sizes(SHAPE, 3, (2,), (6,), Cut(6), 20, 20, 1)
     known = (Still, sizes, problem().networks, SILENT)
     assert resolve_compile(config, "auto", *known)[1] is None
     with pytest.raises(

@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from potstill.config.config import changed, configuration
 from potstill.config.sections import EVALUATION_DATA_OPTIONS, DataConfig, is_weights_file
 from potstill.data.preparation import RealData
@@ -34,6 +32,7 @@ from potstill.files import checksum, place
 from potstill.models import ModelSpec, model_name
 from potstill.progress import SILENT, Listener, followed
 from potstill.registry import trust_given
+from potstill.workers import threads
 
 
 def evaluate(
@@ -215,7 +214,7 @@ def identities(
     return {
         "the hash of the data": dataset.identity[:12],
         "the hash of the set": checksum(examples, {})[:12],
-        "threads": torch.get_num_threads(),
+        "threads": threads(),
         **known,
     }
 

@@ -38,6 +38,7 @@ from potstill.evaluation.protocols import EvaluationOptions
 from potstill.evaluation.records import DIAGNOSIS, EvaluationRecord
 from potstill.progress import SILENT, Display, Listener
 from potstill.registry import EXPORTS
+from potstill.workers import set_threads
 
 
 def distill(parsed: argparse.Namespace) -> int:
@@ -156,7 +157,7 @@ def machine(parsed: argparse.Namespace) -> torch.device:
     given = {name: getattr(parsed, name) for name in ("device", "threads") if hasattr(parsed, name)}
     config = configuration(given).run
     if config.threads != "auto":
-        torch.set_num_threads(config.threads)
+        set_threads(config.threads)
     return pick_device(config.device)
 
 

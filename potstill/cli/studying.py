@@ -8,8 +8,6 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from potstill.cli.commands import machine
 from potstill.cli.interrupts import listening
 from potstill.data import sources
@@ -17,6 +15,7 @@ from potstill.distillation.outer import Interrupted
 from potstill.errors import InputError
 from potstill.progress import Display
 from potstill.registry import METHODS, STUDIES
+from potstill.workers import set_threads
 
 if TYPE_CHECKING:
     from potstill.studies import runner
@@ -38,7 +37,7 @@ def study(parsed: argparse.Namespace) -> int:
     jobs = min(wanted, len(points))
     threads = getattr(parsed, "threads", "auto" if jobs == 1 else max(1, cores() // jobs))
     if threads != "auto":
-        torch.set_num_threads(int(threads))
+        set_threads(int(threads))
     display = Display(parsed.helper)
     helpers: list[subprocess.Popen[bytes]] = []
     try:

@@ -30,6 +30,7 @@ from potstill.data.splits import (
 )
 from potstill.errors import InputError
 from potstill.records.metadata import DataRecord
+from potstill.workers import all_threads_at_once
 
 TEST_SHARE, LOOKED_AT = 0.2, 4096
 
@@ -154,7 +155,8 @@ def prepare(
         )
     if isinstance(preprocess, Chosen):
         train = dataset.train
-        preprocess = fitted(preprocess, lambda: map(train.floats, chunks(train_rows, train)))
+        with all_threads_at_once():
+            preprocess = fitted(preprocess, lambda: map(train.floats, chunks(train_rows, train)))
     preprocess = preprocess.to(device)
 
     splits = {

@@ -9,6 +9,7 @@ import math
 import mmap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from potstill.errors import InputError
+from potstill.workers import in_order
 
 Transform = Callable[[Tensor], Tensor]
 Shape = tuple[int, ...]
@@ -245,7 +247,12 @@ def make_split(
     """
     if mapped:
         return MappedSplit(arrays, indices, transform, device)
-    images = [transform(arrays.floats(rows).to(device)) for rows in chunks(indices, arrays)]
+    images = list(
+        in_order(
+            partial(lambda rows: transform(arrays.floats(rows).to(device)), rows)
+            for rows in chunks(indices, arrays)
+        )
+    )
     empty = torch.empty(0, *arrays.images.shape[1:], device=device)
     return TensorSplit(
         torch.cat(images) if images else empty, torch.from_numpy(arrays.labels[indices])

@@ -21,8 +21,8 @@ from potstill.distillation.forecasts import forecast, plain_seconds
 from potstill.distillation.option_checks import check_batch
 from potstill.distilled.sets import DistilledSet
 from potstill.engine.compiled_losses import CompiledNetwork
-from potstill.engine.flat import couples_batch, largest_micro_batch
-from potstill.engine.losses import even
+from potstill.engine.cuts import Cut
+from potstill.engine.flat import couples_batch, cut_of
 from potstill.engine.when_to_compile import (
     FORWARD_COST,
     PRODUCT_COST,
@@ -36,6 +36,7 @@ from potstill.models import fresh
 from potstill.parameterisations.base import Parameterisation
 from potstill.progress import Listener
 from potstill.registry import METHODS
+from potstill.workers import threads
 
 AUTO_SYNTHETIC_BATCH, AUTO_STEPS = 100, 400
 PAPER_LR, PAPER_VALUES = 0.001, 3072
@@ -79,7 +80,7 @@ def resolve_auto(
     # it.
     pixels_only = set(one.speeds.values()) == {1.0}
     norm = first_norm if pixels_only else 1.0
-    most = largest_micro_batch(fresh(factory, 0, device), real.shape, device)
+    cut = cut_of(fresh(factory, 0, device), real.shape, device)
     known: dict[str, Any] = {
         "steps": max(1, AUTO_STEPS // blocks),
         "storage": "mapped" if mapped else "memory",
@@ -89,9 +90,9 @@ def resolve_auto(
         "outer_lr": given or of_norm_1 * norm,
         "label_lr": given or of_norm_1,
         "augment": METHODS[config.method.name].needs.augment if real.kind == "image" else (),
-        "micro_batch": most,
+        "micro_batch": cut.most,
         "device": str(device),
-        "threads": torch.get_num_threads(),
+        "threads": threads(),
         "precision": auto_precision(device),
         "compile": "off",
     }
@@ -104,7 +105,8 @@ def resolve_auto(
     if is_weights_file(config.data.weights):
         known["weights"] = str(Path(config.data.weights).expanduser().resolve())
     known_sizes = changed(config, **known)
-    sizes = sizes_of(known_sizes, real, one, couples_batch(fresh(factory, 0, torch.device("cpu"))))
+    coupled = couples_batch(fresh(factory, 0, torch.device("cpu")))
+    sizes = sizes_of(known_sizes, real, one, cut.least, coupled)
     options: dict[str, Any] = {}
     for slot in SLOTS:
         chosen = getattr(known_sizes, slot.table)
@@ -116,28 +118,31 @@ def resolve_auto(
     return resolved(known_sizes, **options), sizes
 
 
-def sizes_of(config: Given, real: RealData, one: Parameterisation, coupled: bool) -> Sizes:
+def sizes_of(
+    config: Given, real: RealData, one: Parameterisation, least: int, coupled: bool
+) -> Sizes:
     """Return how large a run is, once its own options are resolved.
 
     Args:
         config: the options.
         real: the data, preprocessed.
         one: the parameterisation of each block.
+        least: examples that are worth a part of their own, see `Cut`.
         coupled: whether the network couples the examples of its batch.
     """
     inner, outer = config.inner, config.outer
     per_class, per_batch = int(inner.batch_per_class), int(inner.classes_per_batch)
     stages = stage_sizes(one, config.distilled.boost_blocks)
     batches = tuple(min(size, per_class) * per_batch for size in stages)
-    most = int(outer.micro_batch)
+    cut = Cut(int(outer.micro_batch), least)
     return Sizes(
         shape=real.shape,
         classes=len(real.class_names),
         stages=stages,
         batches=batches,
-        micro_batch=most,
+        cut=cut,
         real_batch=outer.real_batch,
-        real_micro_batch=even(outer.real_batch, most),
+        real_micro_batch=cut.size(outer.real_batch),
         steps=int(outer.steps),
         coupled=coupled,
         sharing=one.sharing,

@@ -36,7 +36,7 @@ from potstill.distilled.sets import DistilledSet
 from potstill.distributed.ranks import ALONE, Ranks
 from potstill.engine.compiled_losses import CompiledNetwork
 from potstill.engine.flat import couples_batch
-from potstill.engine.when_to_compile import NetworkFamily, stage_micro_batch
+from potstill.engine.when_to_compile import NetworkFamily
 from potstill.evaluation.scoring import score_set
 from potstill.evaluation.training import TrainedNetwork, set_batches, train_network
 from potstill.files import checksum, with_prefix
@@ -52,6 +52,7 @@ from potstill.parameterisations.base import Budget, Parameterisation
 from potstill.progress import Listener
 from potstill.registry import METHODS, PARAMETERISATIONS
 from potstill.seeds import derive
+from potstill.workers import set_threads
 
 PLACES = ("data", "cache_dir", "expert_folder", "storage", "device")
 """Options that may differ between ranks: paths and devices."""
@@ -117,7 +118,7 @@ class Setup:
         """
         device = pick_device(given.run.device)
         if given.run.threads != "auto":
-            torch.set_num_threads(given.run.threads)
+            set_threads(given.run.threads)
         keep_freed_memory()
         method: type[Method] = METHODS[given.method.name]
         check_dealt(given, method, ranks, listener.say)
@@ -245,12 +246,12 @@ class Setup:
             self.recipe,
             derive(seed, "block", number) if number else seed,
             self.device,
-            stage_micro_batch(batch, self.sizes.batch, self.sizes.micro_batch, compiled=compiled),
+            self.sizes.cut.of_stage(batch, self.sizes.batch, compiled=compiled),
             self.identity,
             self.ranks,
             seed,
             self.blocks[0].parameterisation.sharing,
-            self.sizes.micro_batch,
+            self.sizes.cut,
             self.sizes.stages[-1],
             self.config.distilled.learn_labels,
         )

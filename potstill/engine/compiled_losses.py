@@ -13,9 +13,11 @@ The graph serves every network of the same structure: parameters and constants a
 """
 
 import os
+import threading
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,11 +28,14 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from potstill.engine.flat import FlatModel
+from potstill.engine.cuts import Cut
+from potstill.engine.flat import FlatModel, couples_batch
 from potstill.engine.fusible import Fusible
 from potstill.engine.losses import Batch, Eager, OfBatch, Products, Pull
 from potstill.errors import first_line, let_memory_pass
+from potstill.workers import all_threads_at_once, threads
 
+CUT = Cut(50)
 aten = torch.ops.aten
 CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 BROADCAST = 8
@@ -146,7 +151,7 @@ class CompiledNetwork:
 
     Args:
         model: one of these networks.
-        most: how many examples it best takes at once.
+        cut: how a batch is cut into what it takes at once.
         backend: of torch.compile; "eager" runs the traced graph as it is.
 
     Attributes:
@@ -154,9 +159,11 @@ class CompiledNetwork:
         seconds: how long the compilations took, in seconds.
     """
 
-    def __init__(self, model: FlatModel, most: int = 50, backend: str = "inductor"):
-        self.model, self.most, self.backend = model, most, backend
+    def __init__(self, model: FlatModel, cut: Cut = CUT, backend: str = "inductor"):
+        self.model, self.cut, self.backend = model, cut, backend
         self.compilations, self.seconds = 0, 0.0
+        self.whole = couples_batch(model.module)
+        self.on_cpu, self.compiling = model.theta.device.type == "cpu", threading.RLock()
         self.functions: dict[tuple[Any, ...], Callable[..., Any]] = {}
         prepare_cache()
 
@@ -217,10 +224,24 @@ class CompiledNetwork:
         """
         arguments = tuple(tensor.detach() for tensor in arguments)
         key = (kind.__name__, *((tensor.shape, tensor.dtype) for tensor in arguments))
-        with torch.no_grad():
-            if key not in self.functions:
-                return self.first_call(key, kind, arguments)
-            return self.functions[key](*arguments)
+        with torch.no_grad(), all_threads_at_once() if self.whole else nullcontext():
+            function = self.functions.get(key)
+            if function is None:
+                with self.compiling:
+                    function = self.functions.get(key)
+                    if function is None:
+                        return self.first_call(key, kind, arguments)
+            return function(*arguments)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Those of the compiler.
+
+        One call of C++ for a whole graph: between its operations other threads compute. A batch
+        that cannot be cut has all threads in each of its loops.
+        """
+        count = threads() if self.whole else 1
+        return {"cpp_wrapper": True, "cpp.threads": count} if self.on_cpu else {}
 
     def first_call(
         self, key: tuple[Any, ...], kind: Callable[..., Any], arguments: Sequence[Tensor]
@@ -231,7 +252,10 @@ class CompiledNetwork:
             warnings.simplefilter("ignore")  # the compiler's own, which a user can do nothing about
             with torch.enable_grad():
                 graph = trace(kind, arguments)
-            function = torch.compile(graph, backend=self.backend, dynamic=False, fullgraph=True)
+            options = self.options if self.backend == "inductor" else None
+            function = torch.compile(
+                graph, backend=self.backend, dynamic=False, fullgraph=True, options=options
+            )
             try:
                 result = function(*arguments)
             except Exception as error:  # the compiler or the C++ compiler behind it, in many forms

@@ -1,11 +1,16 @@
 """A network as a function of one flat parameter vector, and what is asked of a network's layers."""
 
+import copy
+import threading
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.utils.flop_counter import FlopCounterMode
 
 from potstill.data.splits import Shape
+from potstill.engine.cuts import Cut
 from potstill.seeds import global_seed
 
 LARGEST_MB = {"cpu": 18, "mps": 250, "cuda": 1000}
@@ -24,12 +29,25 @@ class Features(nn.Module):
         return result.flatten(1)
 
 
+class Replica(threading.local):
+    """A thread's own copy of a module, which shares the module's tensors.
+
+    While a module computes it holds the parameters that it computes with.
+    """
+
+    def __init__(self, module: nn.Module):
+        # A local's arguments are kept, and each thread that looks at it calls this.
+        shared = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+        self.module = copy.deepcopy(module, shared)
+
+
 class FlatModel:
     """A module as a function of one flat parameter vector.
 
     The module stays in training mode, but batch norm neither reads nor writes running statistics:
     inside an unroll it normalises by the batch, so that a replayed step repeats exactly. Parameters
     that do not require a gradient, and buffers, are `constants`: they keep the module's own values.
+    Several threads may compute with it at the same time.
 
     Args:
         module: the network; it is changed as said above.
@@ -50,6 +68,7 @@ class FlatModel:
             name: p.detach() for name, p in module.named_parameters() if not p.requires_grad
         }
         self.constants |= {name: buffer.detach() for name, buffer in module.named_buffers()}
+        self.replica = Replica(self.module)
 
     def parameters(self, theta: Tensor) -> list[Tensor]:
         """View a flat vector (P,) as one tensor for each parameter."""
@@ -66,13 +85,13 @@ class FlatModel:
             inputs: (B, ...).
             constants: those of another network of the same structure; None: the module's own.
         """
-        return self.computed(self.module, "", theta, inputs, constants)
+        return self.computed(self.replica.module, "", theta, inputs, constants)
 
     def features(
         self, theta: Tensor, inputs: Tensor, constants: dict[str, Tensor] | None = None
     ) -> Tensor:
         """Compute what the module's last layer reads, (B, F), likewise."""
-        return self.computed(Features(self.module), "network.", theta, inputs, constants)
+        return self.computed(Features(self.replica.module), "network.", theta, inputs, constants)
 
     def computed(
         self,
@@ -105,6 +124,21 @@ def couples_batch(module: nn.Module) -> bool:
         isinstance(part, _NormBase) and not isinstance(part, _InstanceNorm)
         for part in module.modules()
     )
+
+
+def gradient_operations(model: FlatModel, shape: Shape) -> float:
+    """Return the floating-point operations of a gradient in the parameters, for one example."""
+    theta = model.theta.detach().requires_grad_()
+    inputs = torch.zeros(2, *shape, device=theta.device, dtype=theta.dtype)
+    with FlopCounterMode(display=False) as counter, global_seed(0, theta.device):
+        model(theta, inputs).sum().backward()
+    return float(counter.get_total_flops()) / 2
+
+
+def cut_of(module: nn.Module, shape: Shape, device: torch.device) -> Cut:
+    """Return how batches of a network are cut on a device."""
+    operations = gradient_operations(FlatModel(module), shape)
+    return Cut.of(largest_micro_batch(module, shape, device), operations, device.type)
 
 
 def largest_micro_batch(module: nn.Module, shape: Shape, device: torch.device) -> int:

@@ -7,9 +7,9 @@ examples may be taken in micro-batches (`InMicroBatches`), which bounds the memo
 result.
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from potstill.engine.flat import FlatModel
 from potstill.seeds import global_seed
+from potstill.workers import all_threads_at_once, in_order
 
 
 @dataclass(frozen=True)
@@ -53,14 +54,6 @@ Products = tuple[Tensor, Tensor | None, Tensor | None]
 """d/d(theta, inputs, targets) of a scalar, the last two as in `OfBatch`."""
 Pull = Callable[[Tensor], Tensor]
 """A gradient in theta -> the gradient of some function of it, both (P,)."""
-
-
-def even(count: int, most: int) -> int:
-    """Return the size of micro-batches that cut `count` examples most evenly, at most `most`.
-
-    Even sizes mean few shapes, and so few compilations.
-    """
-    return math.ceil(count / math.ceil(count / most))
 
 
 def filled_up(inputs: Tensor, missing: int) -> Tensor:
@@ -198,8 +191,33 @@ class ExactStart:
 
 
 @dataclass(frozen=True)
+class Whole:
+    """A loss whose batch cannot be cut: threads share each of its operations."""
+
+    loss: Differentiable
+
+    def gradient(self, theta: Tensor, batch: Batch, step: int) -> tuple[Tensor, Tensor]:
+        with all_threads_at_once():
+            return self.loss.gradient(theta, batch, step)
+
+    def product(self, theta: Tensor, batch: Batch, step: int, cotangent: Tensor) -> Products:
+        with all_threads_at_once():
+            return self.loss.product(theta, batch, step, cotangent)
+
+    def batch_product(self, theta: Tensor, batch: Batch, step: int, cotangent: Tensor) -> OfBatch:
+        with all_threads_at_once():
+            return self.loss.batch_product(theta, batch, step, cotangent)
+
+    def pulled(self, theta: Tensor, batch: Batch, step: int, pull: Pull) -> OfBatch:
+        with all_threads_at_once():
+            return self.loss.pulled(theta, batch, step, pull)
+
+
+@dataclass(frozen=True)
 class InMicroBatches:
     """A mean over examples, taken `size` at a time: less memory, same result.
+
+    The micro-batches are tasks (workers.py), whose results are added up in order.
 
     Args:
         whole: the loss, linear in the targets.
@@ -227,26 +245,33 @@ class InMicroBatches:
 
     def gradient(self, theta: Tensor, batch: Batch, step: int) -> tuple[Tensor, Tensor]:
         loss, grad = theta.new_zeros(()), torch.zeros_like(theta)
-        for part, share in self.parts(batch):
-            more, of_theta = self.whole.gradient(theta, part, step)
+        parts = list(self.parts(batch))
+        found = in_order(partial(self.whole.gradient, theta, part, step) for part, _ in parts)
+        for (_, share), (more, of_theta) in zip(parts, found, strict=True):
             loss += share * more
             grad.add_(of_theta, alpha=share)
         return loss, grad
 
     def product(self, theta: Tensor, batch: Batch, step: int, cotangent: Tensor) -> Products:
-        total, found = torch.zeros_like(theta), []
-        for part, share in self.parts(batch):
-            of_theta, *of_part = self.whole.product(theta, part, step, share * cotangent)
+        total, parts, found = torch.zeros_like(theta), list(self.parts(batch)), []
+        products = in_order(
+            partial(self.whole.product, theta, part, step, share * cotangent)
+            for part, share in parts
+        )
+        for (part, _), (of_theta, *of_part) in zip(parts, products, strict=True):
             total += of_theta
             found.append((part, of_part))
         return total, *self.joined(batch, found)
 
     def batch_product(self, theta: Tensor, batch: Batch, step: int, cotangent: Tensor) -> OfBatch:
-        found = [
-            (part, self.whole.batch_product(theta, part, step, share * cotangent))
-            for part, share in self.parts(batch)
-        ]
-        return self.joined(batch, found)
+        parts = list(self.parts(batch))
+        products = in_order(
+            partial(self.whole.batch_product, theta, part, step, share * cotangent)
+            for part, share in parts
+        )
+        return self.joined(
+            batch, [(part, of) for (part, _), of in zip(parts, products, strict=True)]
+        )
 
     def pulled(self, theta: Tensor, batch: Batch, step: int, pull: Pull) -> OfBatch:
         if len(batch) > self.size:
@@ -284,7 +309,7 @@ def cross_entropy(model: FlatModel, seed: Callable[[int], int] | None = None) ->
 
     Args:
         model: the network.
-        seed: step -> the seed of its dropout; None if it has no dropout.
+        seed: step -> the seed of its dropout; None if it draws nothing.
     """
 
     def loss(theta: Tensor, batch: Batch, step: int) -> Tensor:

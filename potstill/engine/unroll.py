@@ -19,8 +19,9 @@ Source: equations (2) to (4) and Algorithm 1 of Feng, Vedantam & Kempe 2024, arX
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -28,6 +29,7 @@ from torch import Tensor
 
 from potstill.engine.losses import Batch, Differentiable
 from potstill.engine.optimizers import Optimizer, State
+from potstill.workers import in_order
 
 Leaves = Mapping[str, Tensor]
 """Learned tensors: name -> tensor."""
@@ -302,12 +304,19 @@ def outer_gradient(
         objective: the outer loss.
         theta: (P,) parameters after the last step.
         leaves: what is learned.
-        parts: (part of the real data, weight) pairs, taken one at a time.
+        parts: (part of the real data, weight) pairs, which are tasks (workers.py).
     """
     total, of_theta = theta.new_zeros(()), torch.zeros_like(theta)
     of_leaves = {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
-    for part, weight in parts:
-        loss, more, rest = objective.gradient(theta, leaves, part)
+    weights: list[float] = []
+
+    def tasks() -> Iterator[Callable[[], tuple[Tensor, Tensor, dict[str, Tensor]]]]:
+        for part, weight in parts:
+            weights.append(weight)
+            yield partial(objective.gradient, theta, leaves, part)
+
+    for index, (loss, more, rest) in enumerate(in_order(tasks())):
+        weight = weights[index]
         total += weight * loss
         of_theta.add_(more, alpha=weight)
         for name, of_leaf in rest.items():

@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 from torch.utils._triton import has_triton
-from torch.utils.flop_counter import FlopCounterMode
 
 from potstill.data.splits import Shape
 from potstill.engine.compiled_losses import (
@@ -15,13 +15,14 @@ from potstill.engine.compiled_losses import (
     CompiledNetwork,
     prepare_cache,
 )
-from potstill.engine.flat import FlatModel, couples_batch, largest_micro_batch
-from potstill.engine.losses import Batch, Differentiable, InMicroBatches, cross_entropy, even
+from potstill.engine.cuts import Cut
+from potstill.engine.flat import FlatModel, couples_batch, cut_of, gradient_operations
+from potstill.engine.losses import Batch, Differentiable, InMicroBatches, Whole, cross_entropy
 from potstill.errors import InputError
 from potstill.files import checksum
 from potstill.models import fresh
 from potstill.progress import ignore
-from potstill.seeds import generator, global_seed
+from potstill.seeds import draws_random, generator, global_seed
 
 PAYS = {"cpu": 3e12, "cuda": 3e14}
 """Floating-point operations, for each function to compile, from which compiling saves time."""
@@ -65,7 +66,17 @@ class NetworkFamily:
 
     def loss(self, model: FlatModel, seed: Callable[[int], int]) -> Differentiable:
         """Return the mean cross-entropy of a network; `seed`: step -> seed of its dropout."""
-        return self.compiled.of(model) if self.compiled else cross_entropy(model, seed)
+        if self.compiled:
+            return self.compiled.of(model)
+        return cross_entropy(model, seed if self.draws_random else None)
+
+    @cached_property
+    def draws_random(self) -> bool:
+        """Whether a network draws random numbers when it is called, as dropout does."""
+        model = self.model(0)
+        inputs = self.batch(2).inputs.to(model.theta.dtype)
+        with torch.no_grad():
+            return draws_random(lambda: model(model.theta, inputs), self.device)
 
     def in_parts(self, loss: Differentiable, module: nn.Module, size: int) -> Differentiable:
         """Return a network's loss in micro-batches, or as it is if it couples its batch.
@@ -76,7 +87,7 @@ class NetworkFamily:
             size: most examples at once.
         """
         if couples_batch(module):
-            return loss
+            return Whole(loss)
         return InMicroBatches(loss, size, filled=self.compiled is not None)
 
     def with_compiled(self, compiled: CompiledNetwork | None) -> "NetworkFamily":
@@ -90,9 +101,9 @@ class NetworkFamily:
         return Batch(inputs.to(self.device), targets.to(self.device))
 
     @property
-    def most(self) -> int:
-        """How many examples to take at once."""
-        return largest_micro_batch(fresh(self.factory, 0, self.device), self.shape, self.device)
+    def cut(self) -> Cut:
+        """How a batch is cut into what is taken at once."""
+        return cut_of(fresh(self.factory, 0, self.device), self.shape, self.device)
 
     def fingerprint(self) -> str:
         """Return a hash of what tells these networks from others: one of them, and its outputs."""
@@ -106,10 +117,7 @@ class NetworkFamily:
 
     def operations(self) -> float:
         """Return the floating-point operations of a gradient, for one example."""
-        model = self.model(0)
-        with FlopCounterMode(display=False) as counter:
-            cross_entropy(model, lambda _: 0).gradient(model.theta, self.batch(2), 0)
-        return float(counter.get_total_flops()) / 2
+        return gradient_operations(self.model(0), self.shape)
 
 
 def compiled_networks(
@@ -139,7 +147,7 @@ def compiled_networks(
         CannotCompile: the network cannot be compiled, or networks of the factory
             differ in more than their parameters and buffers.
     """
-    network, second = CompiledNetwork(family.model(0), family.most), family.model(1)
+    network, second = CompiledNetwork(family.model(0), family.cut), family.model(1)
     takes = comparisons(family, network.of(second), second)
     sizes = (gradients, products, pulled, logits, features)
     calls = [(take, count) for take, some in zip(takes, sizes, strict=True) for count in some]
@@ -211,27 +219,6 @@ def comparisons(
         return found - found.mean(0), expected - expected.mean(0)
 
     return gradient, product, pulled, logits, features
-
-
-def stage_micro_batch(batch: int, last: int, most: int, *, compiled: bool) -> int:
-    """Return how many examples of a batch to take at once, at most `most`.
-
-    A compiled run takes what suits its last stage's batch, `last`, or the half, quarter, ... of
-    that: the last micro-batch is filled up to it, and a shape for each stage would be a compilation
-    for each. Otherwise it is what a run of this stage alone would take, to the same bytes.
-
-    Args:
-        batch: synthetic examples in the stage's batch.
-        last: synthetic examples in the last stage's batch.
-        most: most examples at once.
-        compiled: whether the run is compiled.
-    """
-    if not compiled:
-        return even(batch, most)
-    most = even(last, most)
-    while (half := -(-most // 2)) >= batch and half < most:
-        most = half
-    return most
 
 
 def compiled_if_worth(

@@ -8,6 +8,7 @@ networks trained on the distilled set misclassify an example (appendix E.2).
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from potstill.evaluation.training import (
 )
 from potstill.models import fresh
 from potstill.seeds import derive
+from potstill.workers import all_threads_at_once, in_order
 
 KIND = "forgetting events"
 MORE, NEVER = 1000.0, 1001.0
@@ -138,9 +140,14 @@ def adaptive_scores(
         (N,) uint8.
     """
     wrong = torch.zeros(len(split), dtype=torch.uint8)
-    for network in range(networks):
+
+    def missed(network: int) -> Tensor:
         predict = trained(derive(seed, "network", network))
-        wrong += (predictions(predict, split) != split.labels).to(torch.uint8)
+        return (predictions(predict, split) != split.labels).to(torch.uint8)
+
+    tasks = (partial(missed, network) for network in range(networks))
+    for network, found in enumerate(in_order(tasks)):
+        wrong += found
         if progress:
             progress("scoring real images", network + 1, networks)
     return wrong
@@ -234,7 +241,8 @@ def forgetting(
 
         own = derive(seed, "forgetting", start)
         network = fresh(factory, own, device)
-        events, learned = one_start(split, recipe, classes, network, epochs, own, report)
+        with all_threads_at_once():
+            events, learned = one_start(split, recipe, classes, network, epochs, own, report)
         counted.append((events, learned))
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,6 @@ from potstill.distilled.sets import DistilledSet
 from potstill.distributed.ranks import ALONE, Ranks
 from potstill.engine.compiled_losses import CompiledNetwork
 from potstill.engine.flat import couples_batch
-from potstill.engine.losses import even
 from potstill.engine.when_to_compile import NetworkFamily, compiled_if_worth, compiled_networks
 from potstill.errors import InputError
 from potstill.evaluation.bench import Bench, FitBench, recipe_under
@@ -311,9 +310,9 @@ def compiled_for(
     def build() -> CompiledNetwork:
         return compiled_networks(
             networks,
-            [even(count, networks.most)],
+            [networks.cut.size(count)],
             [],
-            [networks.most],
+            [networks.cut.most],
             say,
             progress or ignore,
         )

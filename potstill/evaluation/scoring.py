@@ -3,8 +3,9 @@
 Accuracies are mean, standard deviation and n.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,15 +17,23 @@ from potstill.distilled.recipes import Recipe
 from potstill.distilled.sets import DistilledSet, require_set
 from potstill.distributed.ranks import ALONE, Ranks
 from potstill.engine.compiled_losses import CompiledNetwork
+from potstill.engine.flat import FlatModel, gradient_operations
 from potstill.errors import InputError
 from potstill.evaluation.learners import Learner, Network, TrainingSet
 from potstill.evaluation.training import Batches, accuracy, set_batches, train_network
 from potstill.models import ModelSpec, check_model, fresh, model_name, resolve
 from potstill.registry import trust_given
 from potstill.seeds import derive
+from potstill.workers import all_threads_at_once, in_order
 
+T = TypeVar("T")
 Progress = Callable[[str, int, int], None]
 """(name of the work, done, total)."""
+LARGEST_TASK = 1e11
+"""Floating-point operations of a training step up to which networks are trained side by side.
+
+Of larger ones each takes much memory, and all threads have enough to do in each operation.
+"""
 
 
 def score(
@@ -65,10 +74,17 @@ def score(
         Network(recipe, factory, device, compiled),
         torch.zeros(nets, len(lengths), len(splits)),
     )
-    for net in ranks.share(nets):
-        own = derive(seed, "network", net)
-        for index, predict in enumerate(network.course(make_batches(own), lengths, own)):
-            scores[net, index] = torch.tensor([accuracy(predict, split) for split in splits])
+
+    def measured(own: int) -> list[list[float]]:
+        course = network.course(make_batches(own), lengths, own)
+        return [[accuracy(predict, split) for split in splits] for predict in course]
+
+    share = ranks.share(nets)
+    seeds = [derive(seed, "network", net) for net in share]
+    tasks = [partial(measured, own) for own in seeds]
+    found = side_by_side(tasks, factory, make_batches(seed)(0)[0])
+    for net, figures in zip(share, found, strict=True):
+        scores[net] = torch.tensor(figures)
         if progress:
             progress(label, net + 1, nets)
     rows = {net: {"scores": scores[net]} for net in ranks.share(nets)}
@@ -76,6 +92,26 @@ def score(
     if progress and nets - 1 not in rows:
         progress(label, nets, nets)
     return torch.stack([row["scores"] for row in gathered])
+
+
+def side_by_side(
+    tasks: Sequence[Callable[[], T]], factory: Callable[[], nn.Module], inputs: Tensor
+) -> Iterator[T]:
+    """Yield the results of tasks that each train a network, in order.
+
+    Args:
+        tasks: they take turns, or run at the same time if the network is small.
+        factory: makes such a network.
+        inputs: a batch that it trains on.
+    """
+    model = FlatModel(fresh(factory, 0, inputs.device))
+    if gradient_operations(model, tuple(inputs.shape[1:])) * len(inputs) <= LARGEST_TASK:
+        yield from in_order(tasks)
+        return
+    for task in tasks:
+        with all_threads_at_once():
+            result = task()
+        yield result
 
 
 def score_set(
@@ -165,14 +201,10 @@ def train(
     images, targets, labels = (
         part.to(on) for part in (distilled.images, distilled.targets, distilled.labels)
     )
-    for _ in train_network(
-        module,
-        set_batches(images, targets, labels, recipe, own),
-        recipe,
-        (steps or recipe.steps,),
-        own,
-    ):
-        pass
+    batches = set_batches(images, targets, labels, recipe, own)
+    with all_threads_at_once():
+        for _ in train_network(module, batches, recipe, (steps or recipe.steps,), own):
+            pass
     return module.eval().cpu()
 
 

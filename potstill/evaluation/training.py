@@ -1,6 +1,8 @@
 """Training a network by a recipe: the batches, the plain loop, and its compiled twin."""
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -14,8 +16,8 @@ from potstill.distilled.batches import BatchPlan
 from potstill.distilled.recipes import Recipe
 from potstill.engine.compiled_losses import CompiledNetwork
 from potstill.engine.flat import FlatModel, autocast
-from potstill.engine.losses import Batch, InMicroBatches, even, filled_up
-from potstill.seeds import derive, generator, global_seed
+from potstill.engine.losses import Batch, InMicroBatches, filled_up
+from potstill.seeds import derive, draws_random, generator, global_seed
 
 TEST_BATCH, TEST_VALUES = 512, 512 * 3072
 FULL_BATCH = 256
@@ -148,11 +150,14 @@ def train_network(
             outputs: Tensor = module(inputs)
         return outputs.float()
 
+    first, like = batch(0), copy.deepcopy(module)  # batch norm would count a call of the network
+    # Seeding the global generators keeps other networks from training at the same time.
+    draws = draws_random(lambda: like(first[0][:2]), device)
     done = 0
     for stop in stops:
-        with global_seed(derive(seed, "dropout", done), device):
+        with global_seed(derive(seed, "dropout", done), device) if draws else nullcontext():
             for step in range(done, stop):
-                inputs, targets = batch(step)
+                inputs, targets = batch(step) if step else first
                 optimizer.zero_grad()
                 F.cross_entropy(predict(inputs), targets).backward()
                 optimizer.step()
@@ -180,7 +185,7 @@ def train_compiled(
         stops: ascending numbers of steps at which to pause.
     """
     model = FlatModel(module, recipe.precision)
-    network, most = compiled.of(model), compiled.most
+    network, most = compiled.of(model), compiled.cut.most
     optimizer = recipe.optimizer
     state, hyper = (
         optimizer.init(model.theta),
@@ -198,7 +203,7 @@ def train_compiled(
     for stop in stops:
         for step in range(done, stop):
             inputs, targets = batch(step)
-            loss = InMicroBatches(network, even(len(inputs), most), filled=True)
+            loss = InMicroBatches(network, compiled.cut.size(len(inputs)), filled=True)
             grad = loss.gradient(state[0], Batch(inputs, targets), step)[1]
             state = optimizer.step(state, grad, hyper, step)
         done = stop

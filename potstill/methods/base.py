@@ -24,13 +24,15 @@ from potstill.data.splits import Split
 from potstill.distilled.batches import BatchPlan
 from potstill.distilled.recipes import Recipe
 from potstill.distributed.ranks import ALONE, Ranks
+from potstill.engine.cuts import Cut
 from potstill.engine.losses import Batch
 from potstill.engine.rows import taken
 from potstill.engine.unroll import Leaves
-from potstill.engine.when_to_compile import NetworkFamily, stage_micro_batch
+from potstill.engine.when_to_compile import NetworkFamily
 from potstill.models import fresh
 from potstill.seeds import derive, generator
 
+CUT = Cut(100)
 State = Mapping[str, Any]
 """A method's state between steps: names -> tensors or plain data; a checkpoint holds it.
 """
@@ -124,7 +126,7 @@ class Problem:
         ranks: the processes that share the run; a method may divide its work among them.
         run_seed: the run's own; `seed` is another one in each block of a boosted set.
         sharing: so many consecutive distilled examples are decoded from one that is stored.
-        most: most examples at once on the device.
+        cut: how a batch is cut into what the device takes at once.
         final_per_class: distilled examples of each class in the last block's run; 0: as in this.
         learn_labels: whether the set stores labels.
     """
@@ -140,7 +142,7 @@ class Problem:
     ranks: Ranks = ALONE
     run_seed: int = 0
     sharing: int = 1
-    most: int = 100
+    cut: Cut = CUT
     final_per_class: int = 0
     learn_labels: bool = False
 
@@ -155,7 +157,7 @@ class Problem:
             last: examples in the same batch of the last block's run; 0: as many.
         """
         compiled = self.networks.compiled is not None
-        return stage_micro_batch(count, max(count, last), self.most, compiled=compiled)
+        return self.cut.of_stage(count, max(count, last), compiled=compiled)
 
     @property
     def plan(self) -> BatchPlan:
@@ -248,7 +250,7 @@ class Sizes:
         stages: examples of each class of the set in each stage of a boosted run; other runs have
             one stage.
         batches: distilled examples in a training step, in each stage.
-        micro_batch: most distilled examples at once.
+        cut: how a batch is cut into what the device takes at once.
         real_batch: examples in a real batch.
         real_micro_batch: most real examples at once.
         steps: outer steps of a stage.
@@ -261,7 +263,7 @@ class Sizes:
     classes: int
     stages: tuple[int, ...]
     batches: tuple[int, ...]
-    micro_batch: int
+    cut: Cut
     real_batch: int
     real_micro_batch: int
     steps: int
@@ -274,8 +276,8 @@ class Sizes:
         Args:
             batch: examples of each class in a stage -> examples in the batch.
         """
-        last, most = batch(self.stages[-1]), self.micro_batch
-        sizes = (stage_micro_batch(batch(each), last, most, compiled=True) for each in self.stages)
+        last = batch(self.stages[-1])
+        sizes = (self.cut.of_stage(batch(each), last, compiled=True) for each in self.stages)
         return tuple(sorted(set(sizes)))
 
     @property

@@ -33,6 +33,7 @@ from potstill.evaluation.training import split_batches, steps_of, train_network
 from potstill.methods.base import Estimate, Examples, Method, Needs, State
 from potstill.models import fresh
 from potstill.seeds import derive, generator
+from potstill.workers import all_threads_at_once
 
 TRAINING = SGD(momentum=0.9, weight_decay=5e-4)
 TRAINING_LR = 0.01
@@ -207,8 +208,9 @@ class ByFeatures(Coreset):
         recipe = Recipe(optimizer=TRAINING, lr=TRAINING_LR, augment=augment)
         batch = split_batches(train, recipe, self.problem.real.classes, seed)
         stops = (steps_of(train, self.options.feature_epochs),)
-        for _ in train_network(network, batch, recipe, stops, seed):
-            pass
+        with all_threads_at_once():
+            for _ in train_network(network, batch, recipe, stops, seed):
+                pass
         return network.state_dict()
 
     @classmethod

@@ -341,7 +341,7 @@ class Tesla(MTT):
         problem, sharing = self.problem, self.problem.sharing
         whole = couples_batch(model.module)
         with torch.no_grad(), global_seed(derive(problem.seed, "answers", step), problem.device):
-            parts = examples.images.split(len(examples.images) if whole else problem.most)
+            parts = examples.images.split(len(examples.images) if whole else problem.cut.most)
             answers = torch.cat([F.softmax(model(target, part), dim=1) for part in parts])
         # Examples that are decoded from one that is stored share its label.
         stored = answers.unflatten(0, (-1, sharing)).mean(1)

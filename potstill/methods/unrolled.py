@@ -21,12 +21,9 @@ from potstill.engine.losses import (
     Batch,
     Differentiable,
     ExactStart,
-    InMicroBatches,
     cross_entropy,
-    even,
 )
 from potstill.engine.unroll import InnerProblem, Keep, Leaves, MetaGradient, Unrolled
-from potstill.engine.when_to_compile import stage_micro_batch
 from potstill.methods import windows
 from potstill.methods.base import (
     Estimate,
@@ -297,10 +294,10 @@ class UnrolledMethod(Method):
 
         loss = networks.loss(model, of_step)
         if inner and model.precision == "bfloat16":
-            loss = ExactStart(loss, cross_entropy(FlatModel(model.module), of_step))
-        if whole:
-            return loss
-        return InMicroBatches(loss, micro_batch, filled=networks.compiled is not None)
+            full = FlatModel(model.module)
+            seed_of = of_step if networks.draws_random else None
+            loss = ExactStart(loss, cross_entropy(full, seed_of))
+        return networks.in_parts(loss, model.module, micro_batch)
 
     def inner_problem(
         self, examples: Examples, model: FlatModel, replay: Replay, *, whole: bool
@@ -343,11 +340,9 @@ class UnrolledMethod(Method):
         burn_in, window = mean_window(options, sizes.steps)
         examples = sum(sizes.batches) * options.trajectories * sizes.steps
         real = len(sizes.stages) * sizes.real_batch * options.trajectories * sizes.steps
-        micro = sizes.batch if sizes.coupled else even(sizes.batch, sizes.micro_batch)
+        micro = sizes.batch if sizes.coupled else sizes.cut.size(sizes.batch)
         outer = sizes.real_batch if sizes.coupled else sizes.real_micro_batch
-        shapes = {
-            stage_micro_batch(size, sizes.batch, micro, compiled=True) for size in sizes.batches
-        }
+        shapes = {sizes.cut.of_stage(size, sizes.batch, compiled=True) for size in sizes.batches}
         return Work(
             gradients=examples * (burn_in + window) + real,
             products=examples * window,

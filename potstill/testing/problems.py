@@ -5,6 +5,7 @@ from torch import Tensor
 
 from potstill.data.splits import Shape, TensorSplit
 from potstill.distilled.recipes import Recipe
+from potstill.engine.cuts import Cut
 from potstill.engine.when_to_compile import NetworkFamily
 from potstill.methods.base import Examples, Problem, Real, Sizes
 from potstill.models import resolve
@@ -12,7 +13,7 @@ from potstill.seeds import generator
 
 CPU = torch.device("cpu")
 SHAPE, CLASSES, PER_CLASS, REAL = (1, 8, 8), 3, 2, 90
-SIZES = Sizes(SHAPE, CLASSES, (PER_CLASS,), (CLASSES * PER_CLASS,), 100, 30, 30, 30)
+SIZES = Sizes(SHAPE, CLASSES, (PER_CLASS,), (CLASSES * PER_CLASS,), Cut(100), 30, 30, 30)
 """Of the small problem."""
 FAR = 0.6
 """Scale of the centres of the small problem's classes, in multiples of the noise around them."""
