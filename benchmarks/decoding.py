@@ -19,6 +19,7 @@ from potstill.data.arrays import from_arrays
 from potstill.data.sources import read
 from potstill.distillation.outer import Carried, outer_step
 from potstill.distillation.setup import Setup
+from potstill.distillation.step_log import Reader
 from potstill.progress import SILENT
 from potstill.registry import PARAMETERISATIONS
 
@@ -56,7 +57,8 @@ def main() -> None:
             state, records = setup.begin(stage, method), []
             for _ in range(1 + known.steps):
                 began = on_blocks.now()
-                state, record = outer_step(on_blocks, setup.schedule, rules, state)
+                state, told = outer_step(on_blocks, setup.schedule, rules, state)
+                record = Reader(on_blocks.remedy, setup.device).read(told)
                 assert record.decode_seconds is not None  # every step on blocks tells it
                 records.append(
                     {"seconds": on_blocks.now() - began, "decode_seconds": record.decode_seconds}

@@ -21,7 +21,8 @@ from potstill.data.sources import read
 from potstill.diagnosis.variance import Variance, random_signs, real_variance, variance_of
 from potstill.distillation.outer import Carried
 from potstill.distillation.setup import Setup
-from potstill.methods.unrolled import Replay, Trajectory, UnrolledMethod
+from potstill.methods.one_unroll import Replay, Trajectory
+from potstill.methods.unrolled import UnrolledMethod
 from potstill.progress import SILENT
 
 SAMPLES, SIGNS, PART = 100, 10, 10

@@ -4,7 +4,7 @@ import ctypes
 import os
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 
@@ -90,6 +90,27 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
     if device.type == "mps":
         torch.mps.synchronize()
+
+
+def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy a tensor of the host to a device, without waiting for what the device is at."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def on_its_way(tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
+    """Send a tensor to the host; what is returned waits for it, but not for anything later."""
+    if tensor.device.type != "cuda":
+        return tensor.cpu
+    host, event = tensor.to("cpu", non_blocking=True), torch.cuda.Event()
+    event.record()
+
+    def arrived() -> torch.Tensor:
+        event.synchronize()
+        return host
+
+    return arrived
 
 
 def auto_precision(device: torch.device) -> str:

@@ -49,13 +49,17 @@ def global_seed(seed: int, device: torch.device) -> Iterator[None]:
 
 
 def draws_random(call: Callable[[], object], device: torch.device) -> bool:
-    """Return whether a call draws from torch's global generator on the device.
+    """Return whether a call draws from torch's global generators of the CPU or the device."""
 
-    Of a device other than a CPU it is not known: True.
-    """
-    if device.type != "cpu":
-        return True
+    def states() -> list[torch.Tensor]:
+        found = [torch.get_rng_state()]
+        if device.type == "cuda":
+            found.append(torch.cuda.get_rng_state(device))
+        elif device.type == "mps":
+            found.append(torch.mps.get_rng_state())
+        return found
+
     with global_seed(0, device):
-        before = torch.get_rng_state()
+        before = states()
         call()
-        return not torch.equal(before, torch.get_rng_state())
+        return not all(map(torch.equal, before, states()))

@@ -31,7 +31,8 @@ from potstill.engine.losses import cross_entropy
 from potstill.engine.unroll import InnerProblem
 from potstill.engine.when_to_compile import NetworkFamily
 from potstill.methods.base import Examples, Problem, Real
-from potstill.methods.unrolled import Replay, UnrolledMethod
+from potstill.methods.one_unroll import Replay
+from potstill.methods.unrolled import UnrolledMethod
 from potstill.models import fresh
 from potstill.models.convnet import ConvNet
 from potstill.registry import METHODS

@@ -16,7 +16,8 @@ from potstill.distillation.boosting import Stage
 from potstill.distillation.outer import Carried
 from potstill.distillation.setup import Setup
 from potstill.methods.base import Examples
-from potstill.methods.unrolled import Replay, UnrolledMethod
+from potstill.methods.one_unroll import Replay
+from potstill.methods.unrolled import UnrolledMethod
 from potstill.progress import SILENT
 from potstill.registry import STUDIES
 from potstill.studies import over_time, windows

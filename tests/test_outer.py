@@ -21,6 +21,7 @@ from potstill.distillation.outer import (
 )
 from potstill.distillation.packing import pack, require_fits, unpack
 from potstill.distillation.result import doubts
+from potstill.distillation.step_log import Reader
 from potstill.engine.optimizers import SGD, Adam
 from potstill.errors import InputError
 from potstill.methods.base import Estimate
@@ -30,28 +31,41 @@ from potstill.records.metrics import Figure
 CPU = torch.device("cpu")
 
 
+def rescaled(norm, average, limit):
+    """Clip plain numbers."""
+    before = torch.tensor(math.nan if average is None else average, dtype=torch.float64)
+    moved, factor = rescale(torch.tensor(norm, dtype=torch.float64), before, limit)
+    return float(moved), float(factor)
+
+
+def stepped(method, schedule, rules, state):
+    """Take a step and read what it tells."""
+    state, told = outer_step(method, schedule, rules, state)
+    return state.settled, Reader(method.remedy, CPU).read(told)
+
+
 def test_clipping_follows_the_moving_average_of_the_raw_norm():
     # The released code's arithmetic: s <- 0.9 s + 0.1 g first, then clip to 2 s; so it acts only
     # above 2.25 times the old s.
-    average, factor = rescale(1.0, None, 2.0)
+    average, factor = rescaled(1.0, None, 2.0)
     assert (average, factor) == (1.0, 1.0)
-    assert rescale(2.24, 1.0, 2.0)[1] == 1.0
-    average, factor = rescale(100.0, 1.0, 2.0)
+    assert rescaled(2.24, 1.0, 2.0)[1] == 1.0
+    average, factor = rescaled(100.0, 1.0, 2.0)
     assert average == pytest.approx(10.9)
     assert factor * 100 == pytest.approx(21.8)
-    assert rescale(100.0, 1.0, 0.0) == (pytest.approx(10.9), 1.0)
-    assert rescale(1.2, 1.0, 1.05) == (pytest.approx(1.02), pytest.approx(1.05 * 1.02 / 1.2))
+    assert rescaled(100.0, 1.0, 0.0) == (pytest.approx(10.9), 1.0)
+    assert rescaled(1.2, 1.0, 1.05) == (pytest.approx(1.02), pytest.approx(1.05 * 1.02 / 1.2))
 
 
 def test_a_unit_gradient_has_norm_1_at_every_step():
     for norm in (1e-3, 1.0, 100.0):
-        assert rescale(norm, 1.0, "unit")[1] * norm == pytest.approx(1)
-    assert rescale(0.0, None, "unit") == (0.0, 1.0)
+        assert rescaled(norm, 1.0, "unit")[1] * norm == pytest.approx(1)
+    assert rescaled(0.0, None, "unit") == (0.0, 1.0)
     method = Scripted([3.0, 0.5])
     state = begun()
     for expected in (0.5, 0.5):  # four equal entries
         before = state.moments["images"][0]
-        state, record = outer_step(method, config(clip="unit"), RULES, state)
+        state, record = stepped(method, config(clip="unit"), RULES, state)
         assert torch.allclose(
             state.moments["images"][0], 0.9 * before + 0.1 * torch.full((4,), expected)
         )
@@ -99,9 +113,9 @@ def test_the_step_is_adam_on_the_clipped_images_and_the_raw_labels():
     adam = torch.optim.Adam([{"params": [leaf], "lr": 0.1}, {"params": [label], "lr": 0.2}])
     state, average = begun({"images": torch.zeros(4), "targets": torch.full((2,), 5.0)}), None
     for raw in script:
-        state, record = outer_step(method, config(), RULES, state)
+        state, record = stepped(method, config(), RULES, state)
         norm = math.sqrt(4) * abs(raw)  # of a vector of four equal entries
-        average, factor = rescale(norm, average, 2.0)
+        average, factor = rescaled(norm, average, 2.0)
         leaf.grad, label.grad = torch.full((4,), raw * factor), torch.full((2,), 3.0)
         adam.step()
         torch.testing.assert_close(state.leaves["images"], leaf.detach())
@@ -118,7 +132,7 @@ def test_the_outer_optimizer_is_a_part():
     state = begun({"images": torch.zeros(4)}, rule)
     assert len(state.moments["images"]) == 1
     for raw in script:
-        state, _ = outer_step(method, config(clip=0.0, optimizer=rule), RULES, state)
+        state, _ = stepped(method, config(clip=0.0, optimizer=rule), RULES, state)
         leaf.grad = torch.full((4,), raw)
         sgd.step()
         torch.testing.assert_close(state.leaves["images"], leaf.detach())
@@ -128,7 +142,7 @@ def test_learned_labels_stay_non_negative_and_images_do_not():
     method = Scripted([1.0] * 5, targets=1.0)
     state = begun()
     for _ in range(5):
-        state, _ = outer_step(method, config(), RULES, state)
+        state, _ = stepped(method, config(), RULES, state)
     assert torch.equal(state.leaves["targets"], torch.zeros(2))
     assert (state.leaves["images"] < 0).all()
 
@@ -139,10 +153,10 @@ def test_a_meta_gradient_that_is_not_finite_is_skipped_and_counted_and_poisons_n
     state, plain = begun(), begun()
     records = []
     for _ in range(4):
-        state, record = outer_step(method, config(), RULES, state)
+        state, record = stepped(method, config(), RULES, state)
         records.append(record)
     for _ in range(2):
-        plain, _ = outer_step(without, config(), RULES, plain)
+        plain, _ = stepped(without, config(), RULES, plain)
     assert [record.skipped for record in records] == [False, True, True, False]
     assert records[1].grad_norm is None
     assert (state.step, state.updates, state.skipped_in_a_row) == (4, 2, 0)

@@ -26,7 +26,8 @@ from potstill.engine.when_to_compile import (
 )
 from potstill.errors import InputError
 from potstill.methods.base import Estimate, Examples, Method, Problem, Real, Sizes
-from potstill.methods.unrolled import Bptt, RatBptt, Replay
+from potstill.methods.one_unroll import Replay
+from potstill.methods.unrolled import Bptt, RatBptt
 from potstill.models import resolve
 from potstill.progress import SILENT, Listener
 from potstill.seeds import generator
@@ -68,7 +69,11 @@ def rat(task: Problem, **options) -> RatBptt:
 def estimate(task: Problem, outer_step: int = 4, **options) -> tuple[float, Tensor, dict]:
     method = rat(task, **options)
     found = method.estimate(EXAMPLES, {}, method.start()[0], outer_step)
-    return found.loss, found.grads["images"], found.info
+    info = {
+        name: float(value) if isinstance(value, Tensor) else value
+        for name, value in found.info.items()
+    }
+    return float(found.loss), found.grads["images"], info
 
 
 def test_trajectories_are_the_mean_of_as_many_single_unrolls():
@@ -127,7 +132,8 @@ def test_the_learned_rate_has_the_derivative_of_its_logarithm():
     assert method.recipe(Recipe(), {"log_lr": value}, state).lr == pytest.approx(0.001)
     found = method.estimate(EXAMPLES, {"log_lr": value}, state, 4)
     up, down = (
-        method.estimate(EXAMPLES, {"log_lr": value + sign * h}, state, 4).loss for sign in (1, -1)
+        float(method.estimate(EXAMPLES, {"log_lr": value + sign * h}, state, 4).loss)
+        for sign in (1, -1)
     )
     assert float(found.grads["log_lr"]) == pytest.approx((up - down) / (2 * h), rel=0.03)
     assert "log_lr" not in rat(problem()).estimate(EXAMPLES, {}, state, 4).grads

@@ -148,11 +148,13 @@ def scale(images: Tensor, values: Tensor) -> Tensor:
 @of_images
 def crop(images: Tensor, values: Tensor) -> Tensor:
     """Pad with zeros by an eighth of each side and crop at random: a shift by whole pixels."""
-    sides = images.new_tensor(images.shape[:1:-1])  # (W, H)
-    reach = (sides * SHIFT).round()
-    shift = (values[:, :2] * (2 * reach + 1)).floor() - reach
+    shifts = []
+    for axis, side in enumerate(images.shape[:1:-1]):  # width, height
+        reach = round(side * SHIFT)
+        shift = (values[:, axis] * (2 * reach + 1)).floor() - reach
+        shifts.append(2 * shift / side)
     identity = torch.eye(2, dtype=images.dtype, device=images.device).expand(len(images), 2, 2)
-    return warp(images, torch.cat((identity, (2 * shift / sides)[:, :, None]), 2))
+    return warp(images, torch.cat((identity, torch.stack(shifts, 1)[:, :, None]), 2))
 
 
 @of_images

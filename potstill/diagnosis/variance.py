@@ -21,7 +21,8 @@ from torch import Tensor
 
 from potstill.engine.unroll import Leaves
 from potstill.methods.base import Examples, State
-from potstill.methods.unrolled import Replay, UnrolledMethod
+from potstill.methods.one_unroll import Replay
+from potstill.methods.unrolled import UnrolledMethod
 from potstill.records.plain import parse_fields
 from potstill.seeds import generator
 

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -9,14 +10,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from potstill.devices import peak_memory_mb
+from potstill.devices import on_its_way
+from potstill.distillation.step_log import INFO, LATE, Reader, Unread
 from potstill.engine.optimizers import Adam, Optimizer
-from potstill.errors import InputError
 from potstill.methods.base import Estimate, State
 from potstill.records.metrics import Figure, StepRecord
 
 CLIP_DECAY = 0.9
-MOST_SKIPPED = 20
 
 
 class Interrupted(Exception):
@@ -104,7 +104,8 @@ class OuterState:
         method: the method's own state.
         step: outer steps done.
         updates: steps that changed the set; in the others the gradient was not finite.
-        skipped_in_a_row: number of consecutive non-finite steps just before.
+        skipped_in_a_row: number of consecutive non-finite steps just before. These two and the
+            next are 0-d tensors while the loop runs, since it does not wait for them.
         clip_average: moving average of the norm that clipping uses; None before the first step.
         best: the best set so far; None before the first validation.
         carried: state of the run around the loop, which the loop only passes on; see `Carried`.
@@ -117,12 +118,23 @@ class OuterState:
     moments: Mapping[str, tuple[Tensor, ...]]
     method: State
     step: int = 0
-    updates: int = 0
-    skipped_in_a_row: int = 0
-    clip_average: float | None = None
+    updates: int | Tensor = 0
+    skipped_in_a_row: int | Tensor = 0
+    clip_average: float | Tensor | None = None
     best: Best | None = None
     carried: "Carried" = field(default_factory=lambda: Carried())
     averaged: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def settled(self) -> "OuterState":
+        """The same with plain numbers, once the device has computed them."""
+        average = math.nan if self.clip_average is None else float(self.clip_average)
+        return replace(
+            self,
+            updates=int(self.updates),
+            skipped_in_a_row=int(self.skipped_in_a_row),
+            clip_average=None if math.isnan(average) else average,
+        )
 
     @property
     def result(self) -> dict[str, Tensor]:
@@ -215,37 +227,48 @@ def optimise(
         InputError: the gradient was not finite 20 times in a row.
         Interrupted: `hooks.stop` said so; the state is saved.
     """
+    unread = deque[Unread]()
+    late, reader = LATE if device.type == "cuda" else 0, Reader(method.remedy, device)
     while state.step < schedule.steps:
         began = time.perf_counter()
         refreshed = hooks.refresh(state)
         scored = time.perf_counter()
         state, method = refreshed or (state, method)
-        state, record = outer_step(method, schedule, rules, state)
-        seconds = round(time.perf_counter() - scored, 4)
-        record = replace(record, seconds=seconds, memory_mb=round(peak_memory_mb(device), 1))
-        if refreshed:
-            record = replace(record, hardness_seconds=round(scored - began, 4))
-        last = state.step == schedule.steps or hooks.enough(state.step, seconds)
-        if hooks.validate and (last or state.step % schedule.validate_every == 0):
+        state, told = outer_step(method, schedule, rules, state)
+        unread.append(replace(told, began=scored, scoring=scored - began if refreshed else None))
+        records = [reader.read(unread.popleft()) for _ in range(len(unread) - late)]
+        last = state.step == schedule.steps or hooks.enough(state.step, reader.seconds)
+        validating = hooks.validate and (last or state.step % schedule.validate_every == 0)
+        saving = last or state.step % schedule.checkpoint_every == 0
+        if validating or saving:
+            records += map(reader.read, unread)
+            unread.clear()
+        if hooks.validate and validating:
             figure = hooks.validate(state)
-            record = replace(record, validation=figure)
+            records[-1] = replace(records[-1], validation=figure)
             if state.best is None or figure.mean > state.best.accuracy:
                 state = replace(state, best=Best(state.step, figure.mean, state.result))
-        hooks.log(record)
+        for record in records:
+            hooks.log(record)
         stopping = hooks.stop() and not last
-        if last or stopping or state.step % schedule.checkpoint_every == 0:
-            hooks.save(state)
+        if stopping:
+            for record in map(reader.read, unread):
+                hooks.log(record)
+        if saving or stopping:
+            hooks.save(state.settled)
         if stopping:
             raise Interrupted(state.step)
         if last:
             break
-    return state
+    return state.settled
 
 
 def outer_step(
     method: Estimator, schedule: Schedule, rules: Mapping[str, Rule], state: OuterState
-) -> tuple[OuterState, StepRecord]:
-    """Take one outer step.
+) -> tuple[OuterState, Unread]:
+    """Take one outer step, without waiting for the device.
+
+    Where the gradient is not finite, everything stays as it was.
 
     Args:
         method: estimates the gradient.
@@ -253,79 +276,97 @@ def outer_step(
         rules: one for every leaf.
         state: before the step.
     Returns:
-        The state after it, and its record for the log, which does not know time and memory yet.
+        The state after it, and what it tells the log.
     """
     estimate = method.estimate(state.leaves, state.method, state.step)
-    grads = estimate.grads
-    norm = math.hypot(*(float(grad.norm()) for name, grad in grads.items() if rules[name].clipped))
-    finite = all(bool(grad.isfinite().all()) for grad in grads.values())
-    finite = finite and math.isfinite(estimate.loss)
-    finite = finite and all(bool(value.isfinite().all()) for value in estimate.values.values())
-    info = {name: finite_or_none(value) for name, value in estimate.info.items()}
-    record = StepRecord(
-        state.step + 1,
-        finite_or_none(estimate.loss),
-        finite_or_none(norm),
-        clipped=False,
-        skipped=not finite,
-        seconds=0.0,
-        memory_mb=0.0,
-        decode_seconds=info.pop("decode_seconds", None),
-        info=info,
-    )
-    if not finite:
-        skipped = state.skipped_in_a_row + 1
-        if skipped >= MOST_SKIPPED:
-            raise InputError(
-                f"the meta-gradient was not finite in {MOST_SKIPPED} outer steps in a row, up to "
-                f"step {state.step + 1}; {method.remedy}"
-            )
-        return replace(state, step=state.step + 1, skipped_in_a_row=skipped), record
-    average, factor = rescale(norm, state.clip_average, schedule.clip)
-    record = replace(record, clipped=factor < 1 and schedule.clip != "unit")
+    grads, device = estimate.grads, next(iter(state.leaves.values())).device
+    exact = torch.float32 if device.type == "mps" else torch.float64
+
+    def number(value: Any) -> Tensor:
+        if isinstance(value, Tensor):
+            return value.detach().to(device, exact)
+        return torch.full((), math.nan if value is None else value, dtype=exact, device=device)
+
+    clipped = [grad for name, grad in grads.items() if rules[name].clipped]
+    norms = torch.stack([number(0.0), *(number(grad.norm()) for grad in clipped)])
+    loss, norm = number(estimate.loss), norms.norm()
+    every = (*grads.values(), *estimate.values.values(), loss, norm)
+    finite = torch.stack([one.isfinite().all() for one in every]).all()
+    skipped = torch.where(finite, 0, number(state.skipped_in_a_row) + 1)
+    updates = number(state.updates)
+    average, factor = rescale(norm, number(state.clip_average), schedule.clip)
+
+    def kept(new: Tensor, old: Tensor) -> Tensor:
+        return torch.where(finite, new, old)
+
     leaves, moments = {}, {}
     for name, leaf in state.leaves.items():
         if name in estimate.values:
-            leaves[name], moments[name] = estimate.values[name], state.moments[name]
+            leaves[name], moments[name] = kept(estimate.values[name], leaf), state.moments[name]
             continue
         rule = rules[name]
-        hyper = {"lr": torch.tensor(float(rule.lr), device=leaf.device)}
-        grad = grads[name] * (factor if rule.clipped else 1)
+        hyper = {"lr": torch.full((), float(rule.lr), device=leaf.device)}
+        grad = grads[name] * factor.to(leaf.dtype) if rule.clipped else grads[name]
         before = (leaf, *state.moments[name])
-        leaf, *rest = schedule.optimizer.step(before, grad, hyper, state.updates)
-        leaves[name] = rule.bounded(leaf)
-        moments[name] = tuple(rest)
+        moved, *rest = schedule.optimizer.step(before, grad, hyper, updates)
+        leaves[name] = kept(rule.bounded(moved), leaf)
+        moments[name] = tuple(map(kept, rest, state.moments[name]))
     averaged = {
-        name: schedule.average * before + (1 - schedule.average) * leaves[name]
+        name: kept(schedule.average * before + (1 - schedule.average) * leaves[name], before)
         for name, before in state.averaged.items()
     }
     after = replace(
-        state, leaves=leaves, averaged=averaged, moments=moments, method=estimate.state,
-        step=state.step + 1, updates=state.updates + 1, skipped_in_a_row=0, clip_average=average,
+        state, leaves=leaves, averaged=averaged, moments=moments,
+        method=state_after(estimate.state, state.method, finite), step=state.step + 1,
+        updates=updates + finite, skipped_in_a_row=skipped,
+        clip_average=kept(average, number(state.clip_average)),
     )  # fmt: skip
-    return after, record
+    told = {"loss": loss, "norm": norm, "factor": factor, "skipped": skipped}
+    told |= {
+        INFO + name: number(value)
+        for name, value in estimate.info.items()
+        if isinstance(value, Tensor)
+    }
+    values = on_its_way(torch.stack(list(told.values())))
+    clipping = schedule.clip != "unit"
+    return after, Unread(after.step, tuple(told), values, estimate.info, clipping)
 
 
-def finite_or_none(value: Any) -> Any:
-    """Return `value`, or None for a float that is not finite, which JSON cannot hold."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def state_after(new: State, old: State, finite: Tensor) -> State:
+    """Return a method's state after a step: the new one if the gradient was finite.
+
+    Plain data that the step changed are waited for.
+    """
+    alike = new.keys() == old.keys()
+    found: dict[str, Any] = {}
+    for name, value in new.items():
+        held = old.get(name)
+        if isinstance(value, Tensor) and isinstance(held, Tensor):
+            found[name] = torch.where(finite, value, held)
+        else:
+            found[name], alike = value, alike and type(value) is type(held) and value == held
+    if alike:
+        return found
+    return new if bool(finite) else old
 
 
-def rescale(norm: float, average: float | None, limit: float | str) -> tuple[float, float]:
+def rescale(norm: Tensor, average: Tensor, limit: float | str) -> tuple[Tensor, Tensor]:
     """Clip by a moving average of the norm, or scale to norm 1.
 
     Args:
-        norm: of the raw gradient.
-        average: before this step; None at the first.
+        norm: of the raw gradient, 0-d.
+        average: before this step, 0-d; NaN at the first.
         limit: the norm may be this times the new average; 0: no limit; "unit": it becomes 1.
     Returns:
-        (the new average, the factor to multiply the gradient with).
+        (the new average, the factor to multiply the gradient with), 0-d.
     Source: paper D.4 (decay 0.9, twice or 1.05 times the average, or norm 1); as in the released
         code, the raw norm enters the average first.
     """
-    average = norm if average is None else CLIP_DECAY * average + (1 - CLIP_DECAY) * norm
+    moved = CLIP_DECAY * average + (1 - CLIP_DECAY) * norm
+    average = torch.where(average.isnan(), norm, moved)
+    one = torch.ones_like(norm)
     if isinstance(limit, str):
-        return average, 1 / norm if norm > 0 else 1.0
-    if limit == 0 or norm <= limit * average:
-        return average, 1.0
-    return average, limit * average / norm
+        return average, torch.where(norm > 0, 1 / norm, one)
+    if limit == 0:
+        return average, one
+    return average, torch.where(norm <= limit * average, one, limit * average / norm)

@@ -248,7 +248,7 @@ def finish(
     if folder:
         write_set(distilled, folder)
         folder.drop_replaced()
-    for sentence in doubts(distilled, state.step - state.updates, state.step):
+    for sentence in doubts(distilled, state.step - int(state.updates), state.step):
         setup.listener.say(sentence)
     return distilled
 

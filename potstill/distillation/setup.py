@@ -254,6 +254,7 @@ class Setup:
             self.sizes.cut,
             self.sizes.stages[-1],
             self.config.distilled.learn_labels,
+            self.listener.say,
         )
 
     def make_method(self, stage: Stage, carried: Carried) -> Method:

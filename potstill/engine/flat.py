@@ -13,8 +13,10 @@ from potstill.data.splits import Shape
 from potstill.engine.cuts import Cut
 from potstill.seeds import global_seed
 
-LARGEST_MB = {"cpu": 18, "mps": 250, "cuda": 1000}
-"""Most MB of one activation of a micro-batch. On a CPU larger ones leave the caches."""
+LARGEST_MB = {"cpu": 18, "mps": 250, "cuda": 64}
+"""Most MB of one activation of a micro-batch. On a CPU larger ones leave the caches; a GPU gains
+little from more.
+"""
 
 
 class Features(nn.Module):

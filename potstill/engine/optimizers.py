@@ -5,13 +5,15 @@ The inner loop, which is differentiated, and the outer loop use the pure form.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from potstill.config.options import option
 
+Count = int | Tensor
+"""Number of a step: a Python number, or a 0-d floating-point tensor."""
 State = tuple[Tensor, ...]
 """An optimiser's state: the parameters first, then its moments, each of the same shape."""
 
@@ -23,14 +25,14 @@ class Optimizer(Protocol):
         """Return the state before the first step."""
         ...
 
-    def step(self, state: State, grad: Tensor, hyper: Mapping[str, Tensor], count: int) -> State:
+    def step(self, state: State, grad: Tensor, hyper: Mapping[str, Tensor], count: Count) -> State:
         """Take step number `count`, from 0, and return the new state.
 
         Args:
             state: the parameters and moments, each (P,).
             grad: (P,).
             hyper: 0-d tensors such as "lr".
-            count: number of the step; the first is 0.
+            count: number of the step; the first is 0. A program (programs.py) has it on its device.
         """
         ...
 
@@ -66,7 +68,7 @@ class Adam:
     def init(self, theta: Tensor) -> State:
         return theta, torch.zeros_like(theta), torch.zeros_like(theta)
 
-    def step(self, state: State, grad: Tensor, hyper: Mapping[str, Tensor], count: int) -> State:
+    def step(self, state: State, grad: Tensor, hyper: Mapping[str, Tensor], count: Count) -> State:
         theta, mean, square = state
         mean = self.beta1 * mean + (1 - self.beta1) * grad
         square = self.beta2 * square + (1 - self.beta2) * grad.square()
@@ -74,11 +76,11 @@ class Adam:
         if self.eps_placement == "torch":
             update = (mean / correction1) / (root(square / correction2) + self.eps)
             return theta - hyper["lr"] * update, mean, square
-        scale = hyper["lr"] * (correction2**0.5 / correction1)
+        scale = hyper["lr"] * alike(correction2**0.5 / correction1, theta)
         return theta - scale * mean / (root(square) + self.eps), mean, square
 
-    def corrections(self, count: int) -> tuple[float, float]:
-        """Return the bias corrections of both moments at step number `count`."""
+    def corrections(self, count: Any) -> tuple[Any, Any]:
+        """Return the bias corrections of both moments at step number `count`, of its type."""
         return 1 - self.beta1 ** (count + 1), 1 - self.beta2 ** (count + 1)
 
     def in_torch(
@@ -99,6 +101,11 @@ class Adam:
         return made, after
 
 
+def alike(number: Any, tensor: Tensor) -> Any:
+    """Return a number, if it is a tensor in the type of another, as Python's numbers take it."""
+    return number.to(tensor.dtype) if isinstance(number, Tensor) else number
+
+
 def root(x: Tensor) -> Tensor:
     """Return the square root, with derivative 0 at 0.
 
@@ -115,7 +122,7 @@ class Descent:
     def init(self, theta: Tensor) -> State:
         return (theta,)
 
-    def step(self, state: State, grad: Tensor, hyper: Mapping[str, Tensor], count: int) -> State:
+    def step(self, state: State, grad: Tensor, hyper: Mapping[str, Tensor], count: Count) -> State:
         return (state[0] - hyper["lr"] * grad,)
 
     def in_torch(
@@ -145,12 +152,14 @@ class SGD:
     def init(self, theta: Tensor) -> State:
         return theta, torch.zeros_like(theta)
 
-    def step(self, state: State, grad: Tensor, hyper: Mapping[str, Tensor], count: int) -> State:
+    def step(self, state: State, grad: Tensor, hyper: Mapping[str, Tensor], count: Count) -> State:
         theta, velocity = state
-        if self.restart and count in self.milestones:
-            velocity = torch.zeros_like(velocity)
+        if self.restart:
+            for milestone in self.milestones:
+                velocity = velocity * (count != milestone)
         velocity = self.momentum * velocity + grad + self.weight_decay * theta
-        factor = self.decay ** sum(count >= milestone for milestone in self.milestones)
+        passed = sum((count >= milestone) * 1.0 for milestone in self.milestones)
+        factor = alike(self.decay**passed, theta)
         return theta - hyper["lr"] * factor * velocity, velocity
 
     def in_torch(

@@ -19,7 +19,7 @@ Source: equations (2) to (4) and Algorithm 1 of Feng, Vedantam & Kempe 2024, arX
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from potstill.engine.losses import Batch, Differentiable
-from potstill.engine.optimizers import Optimizer, State
+from potstill.engine.optimizers import Count, Optimizer, State
 from potstill.workers import in_order
 
 Leaves = Mapping[str, Tensor]
@@ -45,11 +45,16 @@ class InnerProblem:
         loss: (theta, batch, step) -> scalar, by its derivatives.
         batch: (leaves, step) -> batch, differentiable in the leaves.
         optimizer: the pure optimiser step.
+        counter: the number of the step on the device, 0-d int64, if programs (programs.py) are to
+            run it: what changes from step to step is read by it.
+        variant: step -> what the parts decide by other means; steps of one variant are one program.
     """
 
     loss: Differentiable
     batch: Callable[[Leaves, int], Batch]
     optimizer: Optimizer
+    counter: Tensor | None = None
+    variant: Callable[[int], Hashable] = lambda step: None
 
 
 class Objective(Protocol):
@@ -325,7 +330,7 @@ def outer_gradient(
 
 
 def optimizer_transpose(
-    optimizer: Optimizer, before: State, grad: Tensor, hyper: Leaves, count: int, adjoint: State
+    optimizer: Optimizer, before: State, grad: Tensor, hyper: Leaves, count: Count, adjoint: State
 ) -> tuple[State, Tensor, dict[str, Tensor]]:
     """Apply the transpose of an optimiser step to the cotangent of its new state.
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from potstill.cache import Cache
@@ -71,10 +70,19 @@ class Examples:
         Returns:
             The batch; frozen examples come first.
         """
+        return self.gathered(leaves, *self.ordered(rows, drawn))
+
+    def ordered(
+        self, rows: Tensor, drawn: augmentation.Draw
+    ) -> tuple[Tensor, augmentation.Draw, int]:
+        """Order the rows of a batch and its draw, frozen ones first; return their number too."""
         still = rows < self.frozen
         order = torch.cat([torch.nonzero(still)[:, 0], torch.nonzero(~still)[:, 0]])
-        first = int(still.sum())
-        chosen = rows[order].to(self.images.device)
+        return rows[order], drawn.rows(order), int(still.sum())
+
+    def gathered(self, leaves: Leaves, rows: Tensor, drawn: augmentation.Draw, first: int) -> Batch:
+        """Take examples by what `ordered` returned, which may be on the device by now."""
+        chosen = rows.to(self.images.device)
         tensors = {"images": self.images, "targets": self.targets, **leaves}
         images, targets = (
             torch.cat([tensor.detach()[chosen[:first]], taken(tensor, chosen[first:])])
@@ -82,7 +90,7 @@ class Examples:
             else taken(tensor, chosen)
             for tensor in (tensors["images"], tensors["targets"])
         )
-        return Batch(augmentation.apply(images, drawn.rows(order)), targets, first)
+        return Batch(augmentation.apply(images, drawn), targets, first)
 
 
 @dataclass(frozen=True)
@@ -107,7 +115,8 @@ class Real:
 
     def one_hot(self, labels: Tensor) -> Tensor:
         """Return targets (n, K), float32, of labels (n,)."""
-        return F.one_hot(labels, self.classes).float()
+        # F.one_hot would look whether the labels are below the number of classes.
+        return (labels[:, None] == torch.arange(self.classes, device=labels.device)).float()
 
 
 @dataclass(frozen=True)
@@ -129,6 +138,7 @@ class Problem:
         cut: how a batch is cut into what the device takes at once.
         final_per_class: distilled examples of each class in the last block's run; 0: as in this.
         learn_labels: whether the set stores labels.
+        say: takes a sentence for the user.
     """
 
     real: Real
@@ -145,6 +155,7 @@ class Problem:
     cut: Cut = CUT
     final_per_class: int = 0
     learn_labels: bool = False
+    say: Callable[[str], None] = lambda sentence: None
 
     def at_once(self, count: int, last: int = 0) -> int:
         """Return how many of `count` examples to take at once.
@@ -176,7 +187,12 @@ class Problem:
 
     def network(self, purpose: str, *replay: int) -> nn.Module:
         """Make a fresh network on the device; its start follows from the same values as `rng`."""
-        return fresh(self.networks.factory, derive(self.seed, purpose, *replay), self.device)
+        return self.network_on_host(purpose, *replay).to(self.device)
+
+    def network_on_host(self, purpose: str, *replay: int) -> nn.Module:
+        """Make the same network on the CPU."""
+        seed = derive(self.seed, purpose, *replay)
+        return fresh(self.networks.factory, seed, torch.device("cpu"))
 
 
 @dataclass(frozen=True)
@@ -225,15 +241,15 @@ class Estimate:
     """The gradient of one outer step, or new values.
 
     Args:
-        loss: the method's own loss.
+        loss: the method's own loss; as a 0-d tensor the loop reads it later, without waiting.
         grads: "images", "targets" and learnables by name -> gradient; a missing name means 0.
         state: the method's state after the step.
-        info: plain numbers for the log, such as burn_in and window.
+        info: plain numbers for the log, such as burn_in and window, or 0-d tensors likewise.
         values: "images" or "targets" -> (n, ...) values that take the place of those given, with
             no gradient step; a method that chooses images says `Needs.pixels`.
     """
 
-    loss: float
+    loss: float | Tensor
     grads: Mapping[str, Tensor]
     state: State
     info: Mapping[str, Any] = field(default_factory=dict)

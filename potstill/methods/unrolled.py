@@ -6,8 +6,10 @@ Source: Algorithm 1 and equations (2) to (4) of Feng, Vedantam & Kempe, "Embarra
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -23,7 +25,9 @@ from potstill.engine.losses import (
     ExactStart,
     cross_entropy,
 )
+from potstill.engine.programs import Captured, Runner
 from potstill.engine.unroll import InnerProblem, Keep, Leaves, MetaGradient, Unrolled
+from potstill.errors import first_line
 from potstill.methods import windows
 from potstill.methods.base import (
     Estimate,
@@ -31,11 +35,13 @@ from potstill.methods.base import (
     Learnable,
     Method,
     Needs,
-    Real,
+    Problem,
     Sizes,
     State,
     Work,
 )
+from potstill.methods.on_device import Slot
+from potstill.methods.one_unroll import RealLoss, RealPart, Replay, Trajectory
 from potstill.methods.windows import Sampler
 from potstill.seeds import derive, generator
 
@@ -67,100 +73,15 @@ class UnrollOptions(Sampler):
         """What is kept of the window's forward pass for the way back."""
         return Keep.named(self.tape)
 
-
-@dataclass(frozen=True)
-class Replay:
-    """The numbers that decide a trajectory's draws, beside the seed and the purpose.
-
-    Args:
-        step: the outer step.
-        trajectory: its index; trajectory 0 draws what a run with one trajectory would.
-    """
-
-    step: int
-    trajectory: int = 0
+    @property
+    def longest(self) -> tuple[int, int]:
+        """Most inner steps of a trajectory, and its longest window."""
+        return self.unroll, getattr(self, "window", self.unroll)
 
     @property
-    def numbers(self) -> tuple[int, ...]:
-        """The numbers that a derived seed is made of."""
-        return (self.step, self.trajectory) if self.trajectory else (self.step,)
-
-
-@dataclass(frozen=True)
-class RealPart:
-    """A part of a real batch.
-
-    Args:
-        positions: (B,) indices in the train split.
-        drawn: how its images are augmented.
-        start: index in the batch at which the part begins.
-        weights: (B,) of its examples; None: all 1.
-    """
-
-    positions: Tensor
-    drawn: augmentation.Draw
-    start: int
-    weights: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class RealLoss:
-    """The mean cross-entropy on a part of the real batch."""
-
-    loss: Differentiable
-    real: Real
-
-    def gradient(
-        self, theta: Tensor, leaves: Leaves, part: RealPart
-    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        images, labels = self.real.train.take(part.positions)
-        targets = self.real.one_hot(labels).to(theta.dtype)
-        if part.weights is not None:  # the cross-entropy is linear in its targets
-            targets = targets * part.weights[:, None].to(targets)
-        batch = Batch(augmentation.apply(images, part.drawn), targets)
-        return *self.loss.gradient(theta, batch, part.start), {}
-
-
-@dataclass(frozen=True)
-class Trajectory:
-    """A trained network whose real loss can be differentiated on several real batches."""
-
-    method: "UnrolledMethod"
-    unrolled: Unrolled
-    objective: RealLoss
-    whole: bool
-    """Whether the network couples the examples of its batch."""
-
-    def meta_gradient(self, replay: Replay) -> MetaGradient:
-        """Differentiate the loss on the real batch of an outer step."""
-        parts = self.method.real_parts(replay, whole=self.whole)
-        return self.unrolled.meta_gradient(self.objective, parts)
-
-    def of_samples(self, replay: Replay, samples: int, size: int, weights: Tensor) -> MetaGradient:
-        """Differentiate a weighted sum of losses, each the mean over one sample of real images.
-
-        A batch of all samples is drawn and augmented as in an outer step, and divided in order.
-        Samples of weight 0 cost nothing.
-
-        Args:
-            replay: decides the draw of the batch.
-            samples: number of samples.
-            size: real images in each.
-            weights: (samples,), on the CPU.
-        """
-        real, rng = self.method.problem.real, self.method.rng("real batch", replay)
-        chosen = real.sampler.draw(real.train, samples * size, rng)
-        drawn = augmentation.draw(real.augment, len(chosen), rng)
-        rows = torch.nonzero(weights.repeat_interleave(size))[:, 0]
-        micro = size if self.whole else real.micro_batch
-
-        def parts() -> Iterator[tuple[RealPart, float]]:
-            for these in rows.split(micro) if len(rows) else ():
-                own = weights[these // size]
-                part = RealPart(chosen[these], drawn.rows(these), int(these[0]), own)
-                yield part, len(these) / size
-
-        return self.unrolled.meta_gradient(self.objective, parts())
+    def watches(self) -> bool:
+        """Whether the window follows the loss."""
+        return type(self).update is not Sampler.update
 
 
 class UnrolledMethod(Method):
@@ -183,6 +104,10 @@ class UnrolledMethod(Method):
     remedy: ClassVar[str] = "lower --inner-lr, --unroll or --window"
     options: UnrollOptions
 
+    def __init__(self, problem: Problem, options: UnrollOptions):
+        super().__init__(problem, options)
+        self.slots: list[Slot] = []
+
     def start(self) -> tuple[State, Mapping[str, Learnable]]:
         learnables = {}
         if self.options.learn_lr:
@@ -200,16 +125,22 @@ class UnrolledMethod(Method):
         count, ranks = self.options.trajectories, self.problem.ranks
         replays = [Replay(step, trajectory) for trajectory in range(count)]
         drawn = [self.window(state, replay) for replay in replays]
-        own = {}
-        for index in ranks.share(count):
-            unrolled = self.trajectory(examples, learned, replays[index], *drawn[index])
-            result = unrolled.meta_gradient(replays[index])
-            own[index] = {"loss": result.loss, **result.leaves, **result.hyper}
+        mine = ranks.share(count)
+        found = self.meta_gradients(
+            examples, learned, [replays[index] for index in mine], [drawn[index] for index in mine]
+        )
+        own = {
+            index: {"loss": result.loss, **result.leaves, **result.hyper}
+            for index, result in zip(mine, found, strict=True)
+        }
         results = ranks.gathered(own, count)
-        loss = sum(float(result["loss"]) / count for result in results)
+        loss = mean([result["loss"] for result in results])
         grads = {name: mean([result[name] for result in results]) for name in examples.leaves}
         norms = grads["images"].flatten(1).norm(dim=1)
-        after = {"window": self.options.update(state["window"], loss, float(norms.norm()))}
+        after = state
+        if self.options.watches:  # only then is the step waited for
+            moved = self.options.update(state["window"], float(loss), float(norms.norm()))
+            after = {"window": moved}
         if "log_lr" in learned:
             lr = learned["log_lr"].exp()
             grads["log_lr"] = lr * mean([result["lr"] for result in results])
@@ -218,12 +149,80 @@ class UnrolledMethod(Method):
         if count == 1:
             info = {"burn_in": burn_ins[0], "window": sizes[0]}
         touched = (norms > 0).sum().clamp_min(1)
-        info["image_grad_norm"] = float(norms.sum() / touched)  # of images that a batch held
+        info["image_grad_norm"] = norms.sum() / touched  # of images that a batch held
         if "log_lr" in learned:
-            info["inner_lr"] = float(lr)
+            info["inner_lr"] = lr
         if self.problem.networks.compiled:  # it stays as it was, unless shapes of batches change
             info["compilations"] = self.problem.networks.compiled.compilations
         return Estimate(loss, grads, after, info)
+
+    def meta_gradients(
+        self,
+        examples: Examples,
+        learned: Leaves,
+        replays: Sequence[Replay],
+        windows: Sequence[tuple[int, int]],
+    ) -> list[MetaGradient]:
+        """Take some trajectories of an outer step, on a GPU at the same time.
+
+        Args:
+            examples: the distilled set.
+            learned: the learnables' values by name.
+            replays: decide the draws of each.
+            windows: (burn_in, window) of each.
+        """
+        if self.make_runner is not None:
+            try:
+                return self.on_device(self.make_runner, examples, learned, replays, windows)
+            except RuntimeError as error:  # whatever cannot be recorded, or has no room
+                self.make_runner, self.slots = None, []
+                self.problem.say(
+                    f"the steps are launched one by one, since recording them fails "
+                    f"({first_line(error)})"
+                )
+        return [
+            self.trajectory(examples, learned, replay, *drawn).meta_gradient(replay)
+            for replay, drawn in zip(replays, windows, strict=True)
+        ]
+
+    def on_device(
+        self,
+        make: Callable[[], Runner],
+        examples: Examples,
+        learned: Leaves,
+        replays: Sequence[Replay],
+        windows: Sequence[tuple[int, int]],
+    ) -> list[MetaGradient]:
+        """Take trajectories by programs that `make` makes runners for, as `meta_gradients` does."""
+        hyper = self.hyper(learned)
+        while len(self.slots) < len(replays):
+            longest = self.options.longest
+            self.slots.append(Slot(self, replays[0], examples, hyper, longest, make()))
+        slots = self.slots[: len(replays)]
+        runs = [
+            slot.run(examples, hyper, replay, *drawn)
+            for slot, replay, drawn in zip(slots, replays, windows, strict=True)
+        ]
+        for _ in itertools.zip_longest(*runs):  # they take turns at being told what is next
+            pass
+        return [slot.found for slot in slots]
+
+    @cached_property
+    def make_runner(self) -> Callable[[], Runner] | None:
+        """What runs the programs of a trajectory; None: `Unrolled` takes its steps.
+
+        Programs are recorded on CUDA. What draws or decides anew at every step has no recording:
+        networks with dropout, and states that are kept elsewhere or taken again.
+        """
+        problem, keep = self.problem, self.options.keep
+        if problem.device.type != "cuda" or keep.device or keep.checkpoints:
+            return None
+        networks = problem.networks
+        if couples_batch(problem.network_on_host("start", 0)):
+            return None
+        if networks.compiled is None and networks.draws_random:
+            return None
+        return lambda: Captured(problem.device)
 
     def window(self, state: State, replay: Replay) -> tuple[int, int]:
         """Draw (burn_in, window) of one trajectory."""
@@ -252,19 +251,23 @@ class UnrolledMethod(Method):
         problem = self.problem
         model = problem.networks.flat(problem.network("start", *replay.numbers))
         whole = couples_batch(model.module)
-        real = self.loss(model, "outer dropout", replay, problem.real.micro_batch, whole=whole)
-        recipe = problem.recipe
-        lr = learned["log_lr"].exp() if "log_lr" in learned else torch.tensor(recipe.lr)
+        real = self.loss(model, "outer dropout", replay, problem.real.micro_batch)
         unrolled = Unrolled(
-            self.inner_problem(examples, model, replay, whole=whole),
+            self.inner_problem(examples, model, replay),
             examples.leaves,
-            {"lr": lr.to(problem.device)},
-            recipe.optimizer.init(model.theta),
+            self.hyper(learned),
+            problem.recipe.optimizer.init(model.theta),
             burn_in=burn_in,
             window=window,
             keep=self.options.keep,
         )
         return Trajectory(self, unrolled, RealLoss(real, problem.real), whole)
+
+    def hyper(self, learned: Leaves) -> dict[str, Tensor]:
+        """Return the inner optimiser's hyper-parameters."""
+        if "log_lr" in learned:
+            return {"lr": learned["log_lr"].exp()}
+        return {"lr": torch.full((), self.problem.recipe.lr, device=self.problem.device)}
 
     def loss(
         self,
@@ -273,7 +276,6 @@ class UnrolledMethod(Method):
         replay: Replay,
         micro_batch: int,
         *,
-        whole: bool,
         inner: bool = False,
     ) -> Differentiable:
         """Return the mean cross-entropy of a network, in micro-batches unless it couples its batch.
@@ -283,7 +285,6 @@ class UnrolledMethod(Method):
             purpose: decides the draws of its dropout, with `replay` and the step.
             replay: the outer step and the trajectory.
             micro_batch: most examples at once.
-            whole: whether the network couples the examples of its batch, which is then not split.
             inner: whether networks train on it; then the first step is never rounded.
         """
         seed, numbers = self.problem.seed, replay.numbers
@@ -299,38 +300,40 @@ class UnrolledMethod(Method):
             loss = ExactStart(loss, cross_entropy(full, seed_of))
         return networks.in_parts(loss, model.module, micro_batch)
 
-    def inner_problem(
-        self, examples: Examples, model: FlatModel, replay: Replay, *, whole: bool
-    ) -> InnerProblem:
+    def inner_problem(self, examples: Examples, model: FlatModel, replay: Replay) -> InnerProblem:
         """Return the problem of training `model` on synthetic batches.
 
         Args:
             examples: the distilled set.
             model: the network.
             replay: decides the draws of batches and augmentation.
-            whole: whether batches are not split, as the network couples their examples.
         """
-        recipe, plan = self.problem.recipe, self.problem.plan
 
         def batch(leaves: Leaves, step: int) -> Batch:
-            rng = self.rng("batch", replay, step)
-            rows = plan.draw(rng)
-            return examples.batch(leaves, rows, augmentation.draw(recipe.augment, len(rows), rng))
+            return examples.batch(leaves, *self.synthetic_rows(replay, step))
 
-        loss = self.loss(
-            model, "dropout", replay, self.problem.micro_batch, whole=whole, inner=True
-        )
-        return InnerProblem(loss, batch, recipe.optimizer)
+        loss = self.loss(model, "dropout", replay, self.problem.micro_batch, inner=True)
+        return InnerProblem(loss, batch, self.problem.recipe.optimizer)
+
+    def synthetic_rows(self, replay: Replay, step: int) -> tuple[Tensor, augmentation.Draw]:
+        """Draw the indices of an inner step's examples, and how they are augmented."""
+        rng = self.rng("batch", replay, step)
+        rows = self.problem.plan.draw(rng)
+        return rows, augmentation.draw(self.problem.recipe.augment, len(rows), rng)
+
+    def real_rows(self, replay: Replay) -> tuple[Tensor, augmentation.Draw]:
+        """Draw the indices of a trajectory's real batch, and how it is augmented."""
+        real, rng = self.problem.real, self.rng("real batch", replay)
+        chosen = real.sampler.draw(real.train, real.batch, rng)
+        return chosen, augmentation.draw(real.augment, len(chosen), rng)
 
     def real_parts(self, replay: Replay, *, whole: bool) -> Iterator[tuple[RealPart, float]]:
         """Yield the micro-batches of a trajectory's real batch, each with its weight.
 
         The batch is not split if the network couples its examples.
         """
-        real, rng = self.problem.real, self.rng("real batch", replay)
-        chosen = real.sampler.draw(real.train, real.batch, rng)
-        drawn = augmentation.draw(real.augment, len(chosen), rng)
-        size = len(chosen) if whole else real.micro_batch
+        chosen, drawn = self.real_rows(replay)
+        size = len(chosen) if whole else self.problem.real.micro_batch
         for rows in torch.arange(len(chosen)).split(size):
             part = RealPart(chosen[rows], drawn.rows(rows), int(rows[0]))
             yield part, len(rows) / len(chosen)

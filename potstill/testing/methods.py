@@ -198,7 +198,7 @@ def check_replay(trial: Trial) -> None:
         trial.part.must(
             "draw everything from (seed, step), as problem.rng does",
             same(dict(one.grads), dict(other.grads))
-            and same(torch.tensor(one.loss), torch.tensor(other.loss)),
+            and same(torch.tensor(float(one.loss)), torch.tensor(float(other.loss))),
             f"two estimates at step {step} differ",
             protects=SAME_BYTES,
         )

@@ -1,0 +1,272 @@
+"""An unroll as four small programs on tensors that never move, which a GPU can record and replay.
+
+A GPU takes a gradient of a few images faster than Python tells it to: some sixty kernels a
+gradient, twice as many a Hessian product, each launched by hand. So the work of a step is written
+as a program that reads and writes the same tensors every time, with the number of the step, the
+place on the tape and the number of the real batch's part among them: burn-in step, taped step,
+part of the outer loss, walk step. Recorded once, each is then launched as a whole, as often as an
+outer step needs it; random windows change how often, never what.
+
+What is random is drawn ahead, on the CPU as everywhere. On a CPU the programs are plain functions:
+`Unrolled` gives the same to the last bit and is what runs there, since it copies less.
+"""
+
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from potstill.engine.optimizers import State
+from potstill.engine.unroll import (
+    InnerProblem,
+    Leaves,
+    MetaGradient,
+    Objective,
+    optimizer_transpose,
+    step_product,
+)
+
+WARM_UP = 2
+"""Calls before a recording, in which libraries choose algorithms and reserve memory."""
+
+
+class Runner(Protocol):
+    """How programs are run."""
+
+    def __call__(self, key: Hashable, program: Callable[[], None], changed: list[Tensor]) -> None:
+        """Run a program.
+
+        Args:
+            key: names it; programs of one key do the same.
+            program: a function on tensors that stay where they are.
+            changed: those that it reads and changes.
+        """
+        ...
+
+    def begin(self) -> None:
+        """Start behind what was launched before."""
+        ...
+
+    def end(self) -> None:
+        """Let what is launched afterwards wait for the programs."""
+        ...
+
+    def context(self) -> AbstractContextManager[Any]:
+        """Return the context for what is done between programs."""
+        ...
+
+
+class Called:
+    """Programs as plain functions."""
+
+    def __call__(self, key: Hashable, program: Callable[[], None], changed: list[Tensor]) -> None:
+        program()
+
+    def begin(self) -> None:
+        pass
+
+    def end(self) -> None:
+        pass
+
+    def context(self) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+
+class Captured:
+    """Programs as CUDA graphs on a stream of their own, recorded when they are first run.
+
+    Args:
+        device: a CUDA device.
+    """
+
+    def __init__(self, device: torch.device):
+        self.device, self.stream = device, torch.cuda.Stream(device)
+        self.pool = torch.cuda.graph_pool_handle()
+        self.graphs: dict[Hashable, torch.cuda.CUDAGraph] = {}
+
+    def __call__(self, key: Hashable, program: Callable[[], None], changed: list[Tensor]) -> None:
+        with self.context():
+            if key not in self.graphs:
+                self.graphs[key] = self.recorded(program, changed)
+            self.graphs[key].replay()
+
+    def recorded(self, program: Callable[[], None], changed: list[Tensor]) -> torch.cuda.CUDAGraph:
+        """Record a program; the tensors that it changes keep their values."""
+        before = [tensor.clone() for tensor in changed]
+        for _ in range(WARM_UP):
+            program()
+            for tensor, value in zip(changed, before, strict=True):
+                tensor.copy_(value)
+        del before
+        torch.cuda.synchronize(self.device)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
+            program()
+        return graph
+
+    def begin(self) -> None:
+        self.stream.wait_stream(torch.cuda.current_stream(self.device))
+
+    def end(self) -> None:
+        torch.cuda.current_stream(self.device).wait_stream(self.stream)
+
+    def context(self) -> AbstractContextManager[Any]:
+        return torch.cuda.stream(self.stream)
+
+
+class Programs:
+    """The programs of one trajectory, and the tensors that they work on.
+
+    Before `run`, put the values of an outer step into `leaves`, `hyper` and `state` by `load`, and
+    what is drawn ahead into the tensors that `problem` and `objective` read.
+
+    Args:
+        problem: the inner loop; its `counter` is moved, and its batches follow from that alone.
+        objective: the outer loss; its parts are numbers, 0-d tensors on the device.
+        leaves: as large as what is learned.
+        hyper: as large as the optimiser's hyper-parameters.
+        start: as large as the optimiser's state.
+        longest: the longest window.
+        tape: type in which the tape keeps states; None: their own.
+        runner: how programs are run.
+    """
+
+    def __init__(
+        self, problem: InnerProblem, objective: Objective, leaves: Leaves, hyper: Leaves,
+        start: State, longest: int, tape: torch.dtype | None, runner: Runner,
+    ):  # fmt: skip
+        assert problem.counter is not None
+        self.problem, self.objective, self.run_program = problem, objective, runner
+        self.counter = problem.counter
+        self.leaves = {name: leaf.detach().clone() for name, leaf in leaves.items()}
+        self.hyper = {name: value.detach().clone() for name, value in hyper.items()}
+        self.state = tuple(tensor.detach().clone() for tensor in start)
+        theta, kind = self.state[0], tape or self.state[0].dtype
+        self.tape = [theta.new_empty(longest, *theta.shape, dtype=kind) for _ in (*start, theta)]
+        self.adjoint = tuple(torch.zeros_like(tensor) for tensor in self.state)
+        self.of_leaves = {name: torch.zeros_like(leaf) for name, leaf in self.leaves.items()}
+        self.of_hyper = {name: torch.zeros_like(value) for name, value in self.hyper.items()}
+        self.loss, self.weight = theta.new_zeros(()), theta.new_zeros(())
+        self.at, self.part = torch.zeros_like(self.counter), torch.zeros_like(self.counter)
+
+    def load(self, leaves: Leaves, hyper: Leaves, state: State) -> None:
+        """Take the values that an outer step starts from."""
+        with self.run_program.context():
+            for name, leaf in leaves.items():
+                self.leaves[name].copy_(leaf)
+            for name, value in hyper.items():
+                self.hyper[name].copy_(value)
+            for tensor, value in zip(self.state, state, strict=True):
+                tensor.copy_(value)
+
+    def run(
+        self, burn_in: int, window: int, parts: int, weight: float, outer: Hashable = None
+    ) -> Iterator[None]:
+        """Take an outer step, program by program; several trajectories' may take turns.
+
+        Args:
+            burn_in: steps without a derivative.
+            window: differentiated steps after them.
+            parts: parts of the outer loss.
+            weight: of each in their sum.
+            outer: variant of the outer loss.
+        """
+        self.zero(weight)
+        for step in range(burn_in + window):
+            name, program = (
+                ("burn-in", self.burn_in_step) if step < burn_in else ("tape", self.taped_step)
+            )
+            self.launch((name, self.problem.variant(step)), partial(program, step))
+            yield
+        for _ in range(parts):
+            self.launch(("outer", outer), self.outer_part)
+            yield
+        for step in reversed(range(burn_in, burn_in + window)):
+            self.launch(("walk", self.problem.variant(step)), partial(self.walk_step, step))
+            yield
+
+    def launch(self, key: Hashable, program: Callable[[], None]) -> None:
+        """Run a program."""
+        changed = [
+            *self.state, *self.adjoint, *self.of_leaves.values(), *self.of_hyper.values(),
+            self.loss, self.counter, self.at, self.part,
+        ]  # fmt: skip
+        self.run_program(key, program, changed)
+
+    @property
+    def found(self) -> MetaGradient:
+        """What the last `run` found, in tensors of its own."""
+        return MetaGradient(
+            self.loss.clone(),
+            {name: of.clone() for name, of in self.of_leaves.items()},
+            {name: of.clone() for name, of in self.of_hyper.items()},
+            tuple(tensor.clone() for tensor in self.adjoint),
+            tuple(tensor.clone() for tensor in self.state),
+        )
+
+    def zero(self, weight: float) -> None:
+        """Make ready for an outer step."""
+        with self.run_program.context():
+            for tensor in (self.counter, self.at, self.part, self.loss, *self.adjoint):
+                tensor.zero_()
+            for tensor in (*self.of_leaves.values(), *self.of_hyper.values()):
+                tensor.zero_()
+            self.weight.fill_(weight)
+
+    def burn_in_step(self, step: int) -> None:
+        """Take a step without a derivative."""
+        self.move(self.gradient(step))
+
+    def taped_step(self, step: int) -> None:
+        """Take a step that is walked back later."""
+        grad = self.gradient(step)
+        for kept, tensor in zip(self.tape, (*self.state, grad), strict=True):
+            kept.index_copy_(0, self.at[None], tensor[None].to(kept.dtype))
+        self.at += 1
+        self.move(grad)
+
+    def gradient(self, step: int) -> Tensor:
+        """Compute the gradient of a step."""
+        with torch.no_grad():
+            batch = self.problem.batch(self.leaves, step)
+        return self.problem.loss.gradient(self.state[0], batch, step)[1]
+
+    @torch.no_grad()
+    def move(self, grad: Tensor) -> None:
+        """Let the optimiser take its step."""
+        optimizer, count = self.problem.optimizer, self.counter.double()
+        after = optimizer.step(self.state, grad, self.hyper, count)
+        for tensor, value in zip(self.state, after, strict=True):
+            tensor.copy_(value)
+        self.counter += 1
+
+    def outer_part(self) -> None:
+        """Add a part of the outer loss and its gradients."""
+        loss, of_theta, rest = self.objective.gradient(self.state[0], self.leaves, self.part)
+        self.loss += self.weight * loss
+        self.adjoint[0].add_(self.weight * of_theta)
+        for name, of in rest.items():
+            self.of_leaves[name].add_(self.weight * of)
+        self.part += 1
+
+    def walk_step(self, step: int) -> None:
+        """Walk back over a step."""
+        self.counter -= 1
+        self.at -= 1
+        like = self.state[0]
+        *before, grad = (kept.index_select(0, self.at[None])[0].to(like) for kept in self.tape)
+        older, of_grad, of_hyper = optimizer_transpose(
+            self.problem.optimizer, tuple(before), grad, self.hyper, self.counter.double(),
+            self.adjoint,
+        )  # fmt: skip
+        of_older, of_leaves = step_product(self.problem, before[0], self.leaves, step, of_grad)
+        assert of_older is not None
+        for tensor, value in zip(self.adjoint, (older[0] + of_older, *older[1:]), strict=True):
+            tensor.copy_(value)
+        for name, of in of_leaves.items():
+            self.of_leaves[name] += of
+        for name, of in of_hyper.items():
+            self.of_hyper[name] += of

@@ -1,0 +1,224 @@
+"""A trajectory of an unrolled method whose tensors stay where they are, for `engine.programs`."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from potstill.data import augmentation
+from potstill.data.splits import TensorSplit
+from potstill.devices import sent
+from potstill.engine.losses import Batch, Differentiable
+from potstill.engine.programs import Programs, Runner
+from potstill.engine.unroll import InnerProblem, Leaves, MetaGradient
+from potstill.methods.base import Examples, Real
+from potstill.methods.one_unroll import Replay
+
+if TYPE_CHECKING:
+    from potstill.methods.unrolled import UnrolledMethod
+
+
+@dataclass
+class Drawn:
+    """What is random in the steps of an outer step, or in the parts of its real batch.
+
+    Args:
+        rows: (steps, B) indices, on the device.
+        values: (steps, B, V) parameters of augmentation, on the device.
+        operations: of each step.
+        frozen: how many of the first rows ask for no gradient, of each step.
+    """
+
+    rows: Tensor
+    values: Tensor
+    operations: list[str]
+    frozen: list[int]
+
+    @classmethod
+    def empty(cls, steps: int, size: int, operations: tuple[str, ...], device: torch.device) -> Any:
+        """Return room for so many steps of so many rows each."""
+        width = max((values_of(one) for one in operations), default=0)
+        return cls(
+            torch.zeros(steps, size, dtype=torch.int64, device=device),
+            torch.zeros(steps, size, width, device=device),
+            ["none"] * steps,
+            [0] * steps,
+        )
+
+    def put(self, rows: Tensor, draws: list[augmentation.Draw], frozen: list[int]) -> None:
+        """Take what was drawn for the first steps, on the CPU."""
+        count, width = len(rows), self.values.shape[2]
+        values = torch.zeros(count, rows.shape[1], width)
+        for index, one in enumerate(draws):
+            values[index, :, : one.values.shape[1]] = one.values
+        self.rows[:count].copy_(sent(rows, self.rows.device))
+        self.values[:count].copy_(sent(values, self.rows.device))
+        self.operations[:count] = [one.operation for one in draws]
+        self.frozen[:count] = frozen
+
+    def at(self, counter: Tensor, step: int) -> tuple[Tensor, augmentation.Draw, int]:
+        """Return rows, draw and number of frozen rows of the step that a counter tells.
+
+        Args:
+            counter: number of the step, 0-d int64 on the device.
+            step: a step of the same variant.
+        """
+        operation = self.operations[step]
+        values = self.values.index_select(0, counter[None])[0, :, : values_of(operation)]
+        rows = self.rows.index_select(0, counter[None])[0]
+        return rows, augmentation.Draw(operation, values), self.frozen[step]
+
+
+def values_of(operation: str) -> int:
+    """Return how many values a draw of an operation has for each example."""
+    return 0 if operation == "none" else 4 * len(operation.split("+"))
+
+
+@dataclass(frozen=True)
+class HeldReal:
+    """The mean cross-entropy on a part of a real batch that is gathered on the device.
+
+    Args:
+        loss: the network's.
+        real: the real data.
+        drawn: rows are positions in the batch's own images or, if those are None, in the data.
+        weights: (parts, B) of the examples: 0 of those that fill up the last part.
+        images: (n, ...) all images on the device.
+        labels: (n,) their classes, on the device.
+    """
+
+    loss: Differentiable
+    real: Real
+    drawn: Drawn
+    weights: Tensor
+    images: Tensor
+    labels: Tensor
+
+    def gradient(
+        self, theta: Tensor, leaves: Leaves, part: Tensor
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        rows, drawn, _ = self.drawn.at(part, 0)
+        weights = self.weights.index_select(0, part[None])[0]
+        targets = self.real.one_hot(self.labels.index_select(0, rows)).to(theta.dtype)
+        inputs = augmentation.apply(self.images.index_select(0, rows), drawn)
+        batch = Batch(inputs, targets * weights[:, None].to(targets))
+        return *self.loss.gradient(theta, batch, 0), {}
+
+
+class Slot:
+    """One of the trajectories of an outer step.
+
+    Args:
+        method: whose.
+        replay: of some trajectory.
+        examples: as large as the distilled set.
+        hyper: as large as the optimiser's hyper-parameters.
+        longest: (most inner steps, longest window).
+        runner: how its programs are run.
+    """
+
+    def __init__(
+        self, method: "UnrolledMethod", replay: Replay, examples: Examples, hyper: Leaves,
+        longest: tuple[int, int], runner: Runner,
+    ):  # fmt: skip
+        problem, real, recipe = method.problem, method.problem.real, method.problem.recipe
+        device = problem.device
+        self.method, self.runner = method, runner
+        self.model = problem.networks.flat(problem.network("start", *replay.numbers))
+        self.examples = replace(
+            examples, images=examples.images.clone(), targets=examples.targets.clone()
+        )
+        batch = len(problem.plan.draw(torch.Generator()))
+        self.drawn = Drawn.empty(longest[0], batch, recipe.augment, device)
+        self.size = min(real.micro_batch, real.batch)
+        parts = -(-real.batch // self.size)
+        self.resident = isinstance(real.train, TensorSplit)
+        self.real = HeldReal(
+            method.loss(self.model, "outer dropout", replay, self.size),
+            real,
+            Drawn.empty(parts, self.size, real.augment, device),
+            torch.ones(parts, self.size, device=device),
+            *self.room(real, parts * self.size),
+        )
+        counter = torch.zeros((), dtype=torch.int64, device=device)
+        loss = method.loss(self.model, "dropout", replay, problem.micro_batch, inner=True)
+
+        def gathered(leaves: Leaves, step: int) -> Batch:
+            return self.examples.gathered(leaves, *self.drawn.at(counter, step))
+
+        def variant(step: int) -> Any:
+            first = step == 0  # the one that bfloat16 leaves in float32
+            return self.drawn.operations[step], self.drawn.frozen[step], first
+
+        self.programs = Programs(
+            InnerProblem(loss, gathered, recipe.optimizer, counter, variant), self.real,
+            self.examples.leaves, hyper, recipe.optimizer.init(self.model.theta), longest[1],
+            method.options.keep.dtype, runner,
+        )  # fmt: skip
+
+    def room(self, real: Real, count: int) -> tuple[Tensor, Tensor]:
+        """Return all images and labels, or room for a batch of those that are not on the device."""
+        if isinstance(real.train, TensorSplit):
+            images = real.train.images
+            return images, real.train.labels.to(images.device)
+        images, labels = real.train.take(torch.zeros(1, dtype=torch.int64))
+        return images.repeat(count, *[1] * (images.dim() - 1)), labels.repeat(count)
+
+    def run(
+        self, examples: Examples, hyper: Leaves, replay: Replay, burn_in: int, window: int
+    ) -> Iterator[None]:
+        """Take the trajectory of an outer step, program by program.
+
+        Args:
+            examples: the distilled set.
+            hyper: the optimiser's hyper-parameters.
+            replay: decides the draws.
+            burn_in: inner steps before the window.
+            window: inner steps that are differentiated.
+        """
+        method, problem = self.method, self.method.problem
+        fresh = problem.networks.flat(problem.network_on_host("start", *replay.numbers))
+        self.runner.begin()
+        with self.runner.context():
+            self.examples.images.copy_(examples.images)
+            self.examples.targets.copy_(examples.targets)
+            for name, constant in fresh.constants.items():
+                self.model.constants[name].copy_(sent(constant, problem.device))
+            start = problem.recipe.optimizer.init(sent(fresh.theta, problem.device))
+            steps = [
+                self.examples.ordered(*method.synthetic_rows(replay, step))
+                for step in range(burn_in + window)
+            ]
+            rows, draws, frozen = zip(*steps, strict=True)
+            self.drawn.put(torch.stack(rows), list(draws), list(frozen))
+            parts, weight = self.put_real(replay)
+        self.programs.load(examples.leaves, hyper, start)
+        yield from self.programs.run(burn_in, window, parts, weight, self.real.drawn.operations[0])
+        self.runner.end()
+
+    def put_real(self, replay: Replay) -> tuple[int, float]:
+        """Draw the real batch; return the number of its parts and the weight of each."""
+        problem = self.method.problem
+        chosen, drawn = self.method.real_rows(replay)
+        count, size = len(chosen), self.size
+        parts = -(-count // size)
+        index = torch.arange(parts * size).clamp_max(count - 1)
+        weights = (torch.arange(parts * size) < count).float()
+        self.real.weights[:parts].copy_(sent(weights.view(parts, size), problem.device))
+        if self.resident:
+            rows = chosen[index]
+        else:
+            images, labels = self.real.real.train.take(chosen)
+            self.real.images[:count].copy_(images)
+            self.real.labels[:count].copy_(labels)
+            rows = index
+        draws = [drawn.rows(own) for own in index.view(parts, size)]
+        self.real.drawn.put(rows.view(parts, size), draws, [0] * parts)
+        return parts, size / count
+
+    @property
+    def found(self) -> MetaGradient:
+        """What the last `run` found."""
+        return self.programs.found
