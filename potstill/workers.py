@@ -108,6 +108,40 @@ class Workers:
                 task.cancel()
 
 
+class Gate:
+    """What many threads may do at a time, or one something else while no other is inside."""
+
+    def __init__(self) -> None:
+        self.changed = threading.Condition()
+        self.inside, self.closed = 0, False
+
+    @contextmanager
+    def among_others(self) -> Iterator[None]:
+        """Be inside, perhaps with others."""
+        with self.changed:
+            self.changed.wait_for(lambda: not self.closed)
+            self.inside += 1
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.inside -= 1
+                self.changed.notify_all()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Be inside alone: others wait."""
+        with self.changed:
+            self.changed.wait_for(lambda: not self.closed and not self.inside)
+            self.closed = True
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.closed = False
+                self.changed.notify_all()
+
+
 _workers: Workers | None = None
 """Those of the process, as torch's number of threads is the process's."""
 

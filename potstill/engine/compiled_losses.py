@@ -13,7 +13,6 @@ The graph serves every network of the same structure: parameters and constants a
 """
 
 import os
-import threading
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -33,10 +32,12 @@ from potstill.engine.flat import FlatModel, couples_batch
 from potstill.engine.fusible import Fusible
 from potstill.engine.losses import Batch, Eager, OfBatch, Products, Pull
 from potstill.errors import first_line, let_memory_pass
-from potstill.workers import all_threads_at_once, threads
+from potstill.workers import Gate, all_threads_at_once, threads
 
 CUT = Cut(50)
 aten = torch.ops.aten
+COMPILER = Gate()
+"""While it traces, torch refuses calls of what is compiled, in every thread."""
 CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 BROADCAST = 8
 """A tensor is kept, not recomputed, if a tensor this many times larger reads it."""
@@ -163,7 +164,7 @@ class CompiledNetwork:
         self.model, self.cut, self.backend = model, cut, backend
         self.compilations, self.seconds = 0, 0.0
         self.whole = couples_batch(model.module)
-        self.on_cpu, self.compiling = model.theta.device.type == "cpu", threading.RLock()
+        self.on_cpu = model.theta.device.type == "cpu"
         self.functions: dict[tuple[Any, ...], Callable[..., Any]] = {}
         prepare_cache()
 
@@ -225,13 +226,12 @@ class CompiledNetwork:
         arguments = tuple(tensor.detach() for tensor in arguments)
         key = (kind.__name__, *((tensor.shape, tensor.dtype) for tensor in arguments))
         with torch.no_grad(), all_threads_at_once() if self.whole else nullcontext():
-            function = self.functions.get(key)
-            if function is None:
-                with self.compiling:
-                    function = self.functions.get(key)
-                    if function is None:
+            if key not in self.functions:
+                with COMPILER.alone():
+                    if key not in self.functions:
                         return self.first_call(key, kind, arguments)
-            return function(*arguments)
+            with COMPILER.among_others():
+                return self.functions[key](*arguments)
 
     @property
     def options(self) -> dict[str, Any]:
