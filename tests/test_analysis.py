@@ -77,7 +77,7 @@ def brute_force(method: UnrolledMethod, samples: int, size: int) -> Tensor:
         rows = torch.arange(place * size, (place + 1) * size)
         images, labels = problem.real.train.take(chosen[rows])
         batch = augmentation.apply(images, drawn.rows(rows)), F.one_hot(labels, 3).double()
-        made = method.inner_problem(EXAMPLES, model, REPLAY, whole=True).batch
+        made = method.inner_problem(EXAMPLES, model, REPLAY).batch
         inner = InnerProblem(cross_entropy(model), made, recipe.optimizer)
         rate = {"lr": torch.tensor(recipe.lr)}
         start = recipe.optimizer.init(model.theta)

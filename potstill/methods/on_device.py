@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,10 +14,7 @@ from potstill.engine.losses import Batch, Differentiable
 from potstill.engine.programs import Programs, Runner
 from potstill.engine.unroll import InnerProblem, Leaves, MetaGradient
 from potstill.methods.base import Examples, Real
-from potstill.methods.one_unroll import Replay
-
-if TYPE_CHECKING:
-    from potstill.methods.unrolled import UnrolledMethod
+from potstill.methods.one_unroll import Replay, Unrolling
 
 
 @dataclass
@@ -120,7 +117,7 @@ class Slot:
     """
 
     def __init__(
-        self, method: "UnrolledMethod", replay: Replay, examples: Examples, hyper: Leaves,
+        self, method: Unrolling, replay: Replay, examples: Examples, hyper: Leaves,
         longest: tuple[int, int], runner: Runner,
     ):  # fmt: skip
         problem, real, recipe = method.problem, method.problem.real, method.problem.recipe

@@ -2,18 +2,16 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from potstill.data import augmentation
+from potstill.engine.flat import FlatModel
 from potstill.engine.losses import Batch, Differentiable
 from potstill.engine.unroll import Leaves, MetaGradient, Unrolled
-from potstill.methods.base import Real
-
-if TYPE_CHECKING:
-    from potstill.methods.unrolled import UnrolledMethod
+from potstill.methods.base import Problem, Real
 
 
 @dataclass(frozen=True)
@@ -69,11 +67,46 @@ class RealLoss:
         return *self.loss.gradient(theta, batch, part.start), {}
 
 
+class Unrolling(Protocol):
+    """A method as its trajectories see it."""
+
+    problem: Problem
+    options: Any
+
+    def rng(self, purpose: str, replay: Replay, *more: int) -> torch.Generator:
+        """Make a generator that follows from the seed, the purpose and the trajectory."""
+        ...
+
+    def loss(
+        self,
+        model: FlatModel,
+        purpose: str,
+        replay: Replay,
+        micro_batch: int,
+        *,
+        inner: bool = False,
+    ) -> Differentiable:
+        """Return the mean cross-entropy of a network."""
+        ...
+
+    def synthetic_rows(self, replay: Replay, step: int) -> tuple[Tensor, augmentation.Draw]:
+        """Draw the indices of an inner step's examples, and how they are augmented."""
+        ...
+
+    def real_rows(self, replay: Replay) -> tuple[Tensor, augmentation.Draw]:
+        """Draw the indices of a trajectory's real batch, and how it is augmented."""
+        ...
+
+    def real_parts(self, replay: Replay, *, whole: bool) -> Iterator[tuple[RealPart, float]]:
+        """Yield the micro-batches of a trajectory's real batch, each with its weight."""
+        ...
+
+
 @dataclass(frozen=True)
 class Trajectory:
     """A trained network whose real loss can be differentiated on several real batches."""
 
-    method: "UnrolledMethod"
+    method: Unrolling
     unrolled: Unrolled
     objective: RealLoss
     whole: bool
