@@ -24,13 +24,14 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 RESULTS = Path(__file__).parent / "results" / "meta_gradient.json"
-BURN_IN = 5
+BURN_IN, REAL = 5, 500
 Run = Callable[..., Any]
 """(window, count of real images, burn_in=BURN_IN) -> the meta-gradient of the images."""
 
@@ -110,7 +111,7 @@ def ours(
 
     from potstill.devices import keep_freed_memory
     from potstill.engine.compiled_losses import CompiledNetwork
-    from potstill.engine.flat import FlatModel
+    from potstill.engine.flat import FlatModel, cut_of
     from potstill.engine.losses import Batch, InMicroBatches, cross_entropy
     from potstill.engine.optimizers import Adam
     from potstill.engine.unroll import InnerProblem, Keep, meta_gradient
@@ -121,7 +122,9 @@ def ours(
     targets = F.one_hot(labels, 10).to(dtype)
     model = FlatModel(network, "bfloat16" if precision == "bfloat16" else "float32")
     loss = CompiledNetwork(model).of(model) if compiled else cross_entropy(model)
-    whole = InMicroBatches(loss, work.micro, filled=compiled)
+    cut = cut_of(network, (3, work.side, work.side), torch.device("cpu"))
+    whole = InMicroBatches(loss, cut.size(work.synthetic), filled=compiled)
+    of_real = InMicroBatches(loss, cut.size(REAL), filled=compiled)
     optimizer = Adam(eps_placement=placement)
     problem = InnerProblem(whole, lambda leaves, step: Batch(leaves["images"], targets), optimizer)
     keep = Keep(dtype=torch.bfloat16 if tape == "bfloat16" else None, checkpoints=tape == "sqrt")
@@ -129,14 +132,11 @@ def ours(
     class Real:
         def gradient(self, theta: Any, leaves: Any, rows: slice) -> Any:
             batch = Batch(real[rows], F.one_hot(real_labels[rows], 10).to(dtype))
-            return *whole.gradient(theta, batch, 0), {}
+            return *of_real.gradient(theta, batch, 0), {}
 
     def run(window: int, count: int, burn_in: int = BURN_IN) -> Any:
-        starts = range(0, count, work.micro)
-        parts = [
-            (slice(at, min(at + work.micro, count)), (min(at + work.micro, count) - at) / count)
-            for at in starts
-        ]
+        ends = [(at, min(at + of_real.size, count)) for at in range(0, count, of_real.size)]
+        parts = [(slice(at, end), (end - at) / count) for at, end in ends]
         hyper, start = {"lr": torch.tensor(1e-3, dtype=dtype)}, optimizer.init(model.theta)
         found = meta_gradient(
             problem,
@@ -181,8 +181,17 @@ def serve(way: str, work: Work) -> None:
     import torch
 
     began = time.perf_counter()
+    from potstill.workers import one_thread_a_task
+
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    run = WAYS[way](work)
+    with nullcontext() if way.startswith("higher") else one_thread_a_task():
+        answer_requests(WAYS[way](work), work, began)
+
+
+def answer_requests(run: Run, work: Work, began: float) -> None:
+    """Do what the lines of standard input ask for."""
+    import torch
+
     for line in sys.stdin:
         request = json.loads(line)
         if request.pop("warm", False):
@@ -365,10 +374,9 @@ def main() -> None:
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     result["convolution_limit"] = limit(lambda: tensors(work, torch.float32), work.micro)
-    wanted = ("avx2", "avx512_f", "avx512_bf16", "amx_bf16")
     result["machine"] = {
         "processor": platform.processor() or platform.machine(),
-        "capabilities": [name for name in wanted if torch.cpu.get_capabilities().get(name)],
+        "capabilities": flags(),
         "threads": torch.get_num_threads(),
     }
     result["versions"] = {
@@ -378,6 +386,14 @@ def main() -> None:
     if not known.quick:
         RESULTS.write_text(json.dumps(result, indent=2) + "\n")
         print(last_line(result))
+
+
+def flags() -> list[str]:
+    """Which instructions the processor has, of those that decide how fast it is here."""
+    import torch
+
+    known = torch.cpu.get_capabilities()
+    return [name for name in ("avx2", "avx512_f", "avx512_bf16", "amx_bf16") if known.get(name)]
 
 
 def last_line(result: dict[str, Any]) -> str:
