@@ -281,6 +281,33 @@ def trajectories() -> str:
     )
 
 
+def threads() -> str:
+    """Both ways to use threads, by kind of CPU."""
+    known = json.loads((RESULTS / "threads.json").read_text())
+    lines = []
+    for kind, result in known.items():
+        lines.append(
+            f"\n{kind}; {result['hardware']}, torch {result['versions']['torch']}:\n\n"
+            "| milliseconds | alone: operations | tasks | one thread | beside a busy process: "
+            "operations | tasks | one thread |\n|---|---|---|---|---|---|---|\n"
+        )
+        for name, row in result["rows"].items():
+            cells = [
+                f"{row[situation][way]:,.0f}" if row[situation][way] >= 100
+                else f"{row[situation][way]:.1f}"
+                for situation in ("alone", "busy")
+                for way in ("operations", "tasks", "one")
+            ]  # fmt: skip
+            lines.append(f"| {name} | {' | '.join(cells)} |\n")
+    return (
+        "A gradient and a Hessian product of the ConvNet (width 128) on batches of 10 and 100 "
+        'digits and images of 3 x 32 x 32.\n"Operations": threads share each operation, as torch '
+        'has it; "tasks": potstill; "one thread": the same parts\nby one. The busy process '
+        "multiplies matrices on one thread. Medians, in turns (`benchmarks/threads.py`).\n"
+        + "".join(lines)
+    )
+
+
 def networks() -> str:
     """Memory and time of the paper's networks."""
     result = json.loads((RESULTS / "networks.json").read_text())
@@ -484,6 +511,7 @@ PLACES = [
             ("sources", sources),
             ("trajectories", trajectories),
             ("networks", networks),
+            ("threads", threads),
         )
     ),
 ]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
+from test_runs import QUICK, bytes_of
 
 import potstill
 from potstill.distillation.outer import (
@@ -19,10 +20,12 @@ from potstill.distillation.outer import (
     outer_step,
     rescale,
 )
+from potstill.distillation.outer_rates import Course
 from potstill.distillation.packing import pack, require_fits, unpack
 from potstill.distillation.result import doubts
+from potstill.distillation.run_folder import RunFolder
 from potstill.distillation.step_log import Reader
-from potstill.engine.optimizers import SGD, Adam
+from potstill.engine.optimizers import SGD, Adam, Descent
 from potstill.errors import InputError
 from potstill.methods.base import Estimate
 from potstill.progress import Listener
@@ -268,3 +271,57 @@ def test_the_average_is_what_is_validated_kept_and_found_in_a_checkpoint():
     assert torch.equal(again.averaged["images"], state.averaged["images"])
     with pytest.raises(InputError, match="the checkpoint of outer step 2 must hold"):
         require_fits(dataclasses.replace(again, averaged={}), start)
+
+
+def test_the_outer_rates_follow_their_course():
+    cosine, warm = Course("cosine"), Course("linear", warm_up=0.2)
+    assert [cosine(share) for share in (0, 0.5, 1)] == [1, pytest.approx(0.5), pytest.approx(0)]
+    assert [warm(share) for share in (0, 0.1, 0.2, 0.6, 1, 1.5)] == pytest.approx(
+        [0, 0.5, 1, 0.5, 0, 0]
+    )
+    assert not Course().changes
+    assert {Course()(share) for share in (0, 0.3, 1)} == {1.0}
+    assert cosine.changes
+    assert Course(warm_up=0.1).changes
+
+
+def test_each_step_takes_its_rate_and_logs_it():
+    method, records = Scripted([1.0] * 4), []
+    schedule = config(steps=4, clip=0.0, optimizer=Descent(), course=Course("linear"))
+    state = optimise(method, schedule, RULES, begun(), CPU, Hooks(log=records.append))
+    assert [record.info["outer_rate"] for record in records] == [1.0, 0.75, 0.5, 0.25]
+    assert torch.allclose(state.leaves["images"], torch.full((4,), -0.1 * 2.5))
+    # Time may decide how much of the run is over.
+    hooks = Hooks(log=records.append, share=lambda share: 0.5)
+    optimise(Scripted([1.0] * 4), schedule, RULES, begun(), CPU, hooks)
+    assert {record.info["outer_rate"] for record in records[4:]} == {0.5}
+    records.clear()
+    plain = config(steps=2)
+    optimise(Scripted([1.0] * 2), plain, RULES, begun(), CPU, Hooks(log=records.append))
+    assert "outer_rate" not in records[0].info
+
+
+def test_a_run_with_a_course_resumes_to_the_byte_and_takes_no_other_steps(tmp_path):
+    options = {**QUICK, "outer_schedule": "cosine", "warm_up": 0.25, "steps": 4}
+    potstill.distill(**options, out=tmp_path / "whole")
+    rates = [record.info["outer_rate"] for record in RunFolder(tmp_path / "whole").records()]
+    assert rates == pytest.approx([Course("cosine", 0.25)(step / 4) for step in range(4)])
+    stopped = Listener(stop=iter([False, True, True]).__next__)
+    with pytest.raises(Interrupted):
+        potstill.distill(**options, out=tmp_path / "run", listener=stopped)
+    potstill.resume(tmp_path / "run")
+    assert bytes_of(tmp_path / "run") == bytes_of(tmp_path / "whole")
+    with pytest.raises(
+        InputError, match=r"outer_schedule=cosine, 4 steps\), got 6; start"
+    ):
+        potstill.resume(tmp_path / "run", steps=6)
+
+
+def test_by_time_the_rates_fall_to_the_end_of_the_budget(tmp_path):
+    options = {name: value for name, value in QUICK.items() if name != "steps"}
+    options |= {"outer_schedule": "linear", "time_budget": "6s", "validate_every": 1000}
+    potstill.distill(**options, out=tmp_path / "run")
+    rates = [record.info["outer_rate"] for record in RunFolder(tmp_path / "run").records()]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[0] > 0.3
+    assert rates[-1] < 0.2

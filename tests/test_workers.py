@@ -7,10 +7,11 @@ import time
 
 import pytest
 import torch
-from test_runs import QUICK
+from test_runs import QUICK, bytes_of
 
 import potstill
 from potstill import workers
+from potstill.cli.parser import main
 from potstill.devices import own_torch_state
 from potstill.engine.cuts import Cut
 from potstill.engine.flat import cut_of
@@ -196,13 +197,22 @@ CONVNET = {
     ],
     ids=["plain", "zca", "boosted", "compiled", "bfloat16"],
 )
-def test_a_run_gives_the_same_bytes_for_any_number_of_threads(options):
+def test_a_run_gives_the_same_bytes_for_any_number_of_threads(options, tmp_path):
     before = torch.get_num_threads()
-    found = [
-        potstill.distill(**{**CONVNET, **options, "threads": threads}) for threads in (1, 2, 4)
-    ]
+    for threads in (1, 2, 4):
+        own = {**CONVNET, **options, "threads": threads, "out": tmp_path / str(threads)}
+        potstill.distill(**own)
     workers.set_threads(before)
-    for other in found[1:]:
-        assert torch.equal(other.images, found[0].images)
-        assert torch.equal(other.targets, found[0].targets)
-        assert other.metadata.accuracy == found[0].metadata.accuracy
+    one, two, four = (bytes_of(tmp_path / name) for name in ("1", "2", "4"))
+    assert one == two == four
+
+
+def test_a_run_goes_on_with_another_number_of_threads(tmp_path):
+    before = torch.get_num_threads()
+    options = {**CONVNET, "checkpoint_every": 1, "threads": 1}
+    potstill.distill(**options, out=tmp_path / "whole")
+    potstill.distill(**{**options, "steps": 2}, out=tmp_path / "run")
+    command = ["distill", "--resume", str(tmp_path / "run"), "--steps", "3", "--threads", "2"]
+    assert main(command) == 0
+    workers.set_threads(before)
+    assert bytes_of(tmp_path / "run") == bytes_of(tmp_path / "whole")

@@ -89,7 +89,7 @@ def distill(
         progress: False to show nothing.
         **options: any option of `potstill distill --help` by its name, e.g. ipc=10, steps=500,
             window=40. With threads=n, torch's number of threads is n in this process from
-            then on.
+            then on; the set is the same for any n.
     Returns:
         The set that was best on the held-out validation images, on the CPU.
     Raises:
@@ -224,6 +224,13 @@ def longer(config: Given, changed: Given) -> Given:
         raise InputError(
             f"steps of a nested run cannot change, its blocks take {before} each, got {after}; "
             "start a new run"
+        )
+    course = config.outer.outer_schedule
+    if before != after and (course != "constant" or config.outer.warm_up):
+        raise InputError(
+            f"steps of a run whose outer rates follow its length cannot change "
+            f"(outer_schedule={course}, {before} steps), got {after}; start a new one from its set "
+            "with --init"
         )
     return changed
 

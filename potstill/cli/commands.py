@@ -126,7 +126,9 @@ def layers(preset: str | None, config: Path | None) -> list[dict[str, Any]]:
 
 
 def resumed_config(parsed: argparse.Namespace) -> Given:
-    """Return the configuration of the run to resume; paths, devices and steps may be given anew.
+    """Return the configuration of the run to resume.
+
+    Paths, devices, threads and steps may be given anew.
 
     Raises:
         InputError: the command line sets other options beside it.
@@ -136,7 +138,7 @@ def resumed_config(parsed: argparse.Namespace) -> Given:
         name for name in ("out", "preset", "config", "overwrite", "quick") if getattr(parsed, name)
     ]
     for name in (*given, *others):
-        if name not in ("data", "weights", "cache_dir", "device", "steps"):
+        if name not in ("data", "weights", "cache_dir", "device", "threads", "steps"):
             raise InputError(
                 "--resume takes every option from the run's config.toml; remove "
                 f"--{name.replace('_', '-')}"

@@ -226,6 +226,12 @@ class OuterConfig(Generic[A]):
         "auto", "learning rate on learned labels; auto: outer_lr, or what auto is at norm 1",
         low=0, open_low=True,
     )  # fmt: skip
+    outer_schedule: Literal["constant", "cosine", "linear"] = option(
+        "constant", "outer rates over the run, by steps or by time: constant, cosine, linear (to 0)"
+    )
+    warm_up: float = option(
+        0.0, "share of the run over which outer rates grow from 0", low=0, high=0.5
+    )
     average: float = option(
         0.0, "decay of a running average of the set, which is the result; 0: the set itself",
         low=0, high=0.999999,
@@ -279,5 +285,5 @@ class RunConfig(Generic[A]):
         "auto", "compile derivatives (half a minute once); auto: in long runs"
     )
     threads: int | A = option(
-        "auto", "CPU threads; results repeat at the same number", low=1, high=4096
+        "auto", "CPU threads; any number gives the same set", low=1, high=4096
     )

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from potstill.devices import on_its_way
+from potstill.distillation.outer_rates import Course
 from potstill.distillation.step_log import INFO, LATE, Reader, Unread
 from potstill.engine.optimizers import Adam, Optimizer
 from potstill.methods.base import Estimate, State
@@ -72,6 +73,7 @@ class Schedule:
         average: decay of a running average of leaves, see `OuterState.averaged`; 0: none is kept.
         validate_every: steps between validations.
         checkpoint_every: steps between checkpoints.
+        course: of the learning rates over the run.
     """
 
     steps: int
@@ -80,6 +82,7 @@ class Schedule:
     validate_every: int = 100
     checkpoint_every: int = 100
     average: float = 0.0
+    course: Course = field(default_factory=Course)
 
 
 @dataclass(frozen=True)
@@ -193,6 +196,7 @@ class Hooks:
         log: takes one record a step.
         stop: returns whether the user asked to stop.
         enough: (step, its seconds) -> whether it was the last, whatever the schedule says.
+        share: share of the steps that are over -> that of the run, which time may decide.
         refresh: state -> the state and the method for the next step if they change, else None.
     """
 
@@ -201,6 +205,7 @@ class Hooks:
     log: Callable[[StepRecord], None] = field(default=lambda record: None)
     stop: Callable[[], bool] = field(default=lambda: False)
     enough: Callable[[int, float], bool] = field(default=lambda step, seconds: False)
+    share: Callable[[float], float] = field(default=lambda share: share)
     refresh: Callable[[OuterState], tuple[OuterState, Estimator] | None] = field(
         default=lambda state: None
     )
@@ -234,7 +239,8 @@ def optimise(
         refreshed = hooks.refresh(state)
         scored = time.perf_counter()
         state, method = refreshed or (state, method)
-        state, told = outer_step(method, schedule, rules, state)
+        share = hooks.share(state.step / schedule.steps)
+        state, told = outer_step(method, schedule, rules, state, schedule.course(share))
         unread.append(replace(told, began=scored, scoring=scored - began if refreshed else None))
         records = [reader.read(unread.popleft()) for _ in range(len(unread) - late)]
         last = state.step == schedule.steps or hooks.enough(state.step, reader.seconds)
@@ -264,7 +270,11 @@ def optimise(
 
 
 def outer_step(
-    method: Estimator, schedule: Schedule, rules: Mapping[str, Rule], state: OuterState
+    method: Estimator,
+    schedule: Schedule,
+    rules: Mapping[str, Rule],
+    state: OuterState,
+    rate: float = 1.0,
 ) -> tuple[OuterState, Unread]:
     """Take one outer step, without waiting for the device.
 
@@ -275,6 +285,7 @@ def outer_step(
         schedule: the optimiser and the clipping.
         rules: one for every leaf.
         state: before the step.
+        rate: factor on the rules' learning rates.
     Returns:
         The state after it, and what it tells the log.
     """
@@ -305,7 +316,7 @@ def outer_step(
             leaves[name], moments[name] = kept(estimate.values[name], leaf), state.moments[name]
             continue
         rule = rules[name]
-        hyper = {"lr": torch.full((), float(rule.lr), device=leaf.device)}
+        hyper = {"lr": torch.full((), rate * float(rule.lr), device=leaf.device)}
         grad = grads[name] * factor.to(leaf.dtype) if rule.clipped else grads[name]
         before = (leaf, *state.moments[name])
         moved, *rest = schedule.optimizer.step(before, grad, hyper, updates)
@@ -329,7 +340,8 @@ def outer_step(
     }
     values = on_its_way(torch.stack(list(told.values())))
     clipping = schedule.clip != "unit"
-    return after, Unread(after.step, tuple(told), values, estimate.info, clipping)
+    info = {**estimate.info, "outer_rate": rate} if schedule.course.changes else estimate.info
+    return after, Unread(after.step, tuple(told), values, info, clipping)
 
 
 def state_after(new: State, old: State, finite: Tensor) -> State:

@@ -327,7 +327,10 @@ def run_stage(
     def stop() -> bool:
         return setup.ranks.any(listener.stop())
 
-    hooks = Hooks(validate, save, log, stop, enough, refresh)
+    def share(of_steps: float) -> float:
+        return budget.share() if budget else of_steps
+
+    hooks = Hooks(validate, save, log, stop, enough, share, refresh)
     on_blocks = stage.on_blocks(current, setup.device)
     state = optimise(on_blocks, setup.schedule, rules, state, setup.device, hooks)
     return current, state

@@ -28,6 +28,7 @@ from potstill.distillation.option_checks import (
     check_storable,
 )
 from potstill.distillation.outer import Carried, OuterState, Schedule
+from potstill.distillation.outer_rates import Course
 from potstill.distillation.packing import require_alike
 from potstill.distillation.start import blocks_of, start_set
 from potstill.distilled.blocks import Block, initial_blocks
@@ -54,8 +55,8 @@ from potstill.registry import METHODS, PARAMETERISATIONS
 from potstill.seeds import derive
 from potstill.workers import set_threads
 
-PLACES = ("data", "cache_dir", "expert_folder", "storage", "device")
-"""Options that may differ between ranks: paths and devices."""
+PLACES = ("data", "cache_dir", "expert_folder", "storage", "device", "threads")
+"""Options that may differ between ranks: paths, devices and threads."""
 
 
 def settings(config: Given | Resolved, identity: str) -> dict[str, Any]:
@@ -199,7 +200,7 @@ class Setup:
         optimizer = self.config.outer_optimizer.options
         return Schedule(
             outer.steps, optimizer, outer.clip, outer.validate_every, outer.checkpoint_every,
-            outer.average,
+            outer.average, Course(outer.outer_schedule, outer.warm_up),
         )  # fmt: skip
 
     @property

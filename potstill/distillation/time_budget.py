@@ -77,6 +77,10 @@ class TimeBudget:
         )
         return cls(seconds, began, reserve)
 
+    def share(self) -> float:
+        """Return the share of the time for reading, preparing and outer steps that is over."""
+        return (time.perf_counter() - self.began) / (self.seconds - self.reserve)
+
     def over(self, step_seconds: float) -> bool:
         """Return whether another step of so many seconds would be too much."""
         gone = time.perf_counter() - self.began

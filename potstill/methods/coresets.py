@@ -46,6 +46,7 @@ SAME = 1e-9
 """Relative difference below which two distances are equal: rounding must not choose."""
 UNUSED = (
     "steps", "time_budget", "init", "outer_lr", "outer_optimizer", "clip", "clamp", "average",
+    "outer_schedule", "warm_up",
     "real_batch", "validate_every", "checkpoint_every", "keep_checkpoints", "boost_beta",
 )  # fmt: skip
 """Options of the outer loop, which takes one step."""
