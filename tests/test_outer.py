@@ -311,9 +311,7 @@ def test_a_run_with_a_course_resumes_to_the_byte_and_takes_no_other_steps(tmp_pa
         potstill.distill(**options, out=tmp_path / "run", listener=stopped)
     potstill.resume(tmp_path / "run")
     assert bytes_of(tmp_path / "run") == bytes_of(tmp_path / "whole")
-    with pytest.raises(
-        InputError, match=r"outer_schedule=cosine, 4 steps\), got 6; start"
-    ):
+    with pytest.raises(InputError, match=r"outer_schedule=cosine, 4 steps\), got 6; start"):
         potstill.resume(tmp_path / "run", steps=6)
 
 

@@ -334,3 +334,29 @@ def test_sparse_gradients_of_rows_change_no_bit(window, monkeypatch):
     )
     assert torch.equal(found(), dense)
     assert (dense.flatten(1).norm(dim=1) > 0).sum() <= 2 * window  # two rows a step
+
+
+@pytest.mark.parametrize("points", [1, 2, 3])
+def test_loss_points_add_up_unrolls_that_end_at_each(points):
+    task = problem()  # 20 real images in parts of 7, 7 and 6
+    method = rat(task, window=6, unroll=6, loss_points=points)
+    found = method.trajectory(EXAMPLES, {}, Replay(4), 0, 6).meta_gradient(Replay(4))
+    parts = list(method.real_parts(Replay(4), whole=False))
+    expected, loss = torch.zeros_like(EXAMPLES.images), 0.0
+    for point in range(points):
+        window = 6 * point // points or 6  # the first share belongs to the end
+        one = method.trajectory(EXAMPLES, {}, Replay(4), 0, window)
+        part = one.unrolled.meta_gradient(one.objective, parts[point::points])
+        expected, loss = expected + part.leaves["images"], loss + float(part.loss)
+    torch.testing.assert_close(found.leaves["images"], expected, rtol=1e-3, atol=1e-7)
+    assert float(found.loss) == pytest.approx(loss, rel=1e-5)
+
+
+def test_more_loss_points_than_parts_are_as_many_as_parts():
+    three, many = (
+        rat(problem(), window=6, unroll=6, loss_points=points).estimate(
+            EXAMPLES, {}, {"window": {}}, 4
+        )
+        for points in (3, 9)
+    )
+    assert torch.equal(three.grads["images"], many.grads["images"])

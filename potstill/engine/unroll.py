@@ -57,6 +57,10 @@ class InnerProblem:
     variant: Callable[[int], Hashable] = lambda step: None
 
 
+Parts = Iterable[tuple[Any, float]]
+"""(part of the real data, weight) pairs."""
+
+
 class Objective(Protocol):
     """The outer loss, given by its gradient.
 
@@ -182,7 +186,12 @@ class Unrolled:
         """The optimiser's state after the last step."""
 
     def meta_gradient(
-        self, objective: Objective, parts: Iterable[tuple[Any, float]], *, exact: bool = True
+        self,
+        objective: Objective,
+        parts: Parts,
+        *,
+        exact: bool = True,
+        early: Mapping[int, Parts] | None = None,
     ) -> MetaGradient:
         """Compute the outer loss and its cotangents.
 
@@ -194,6 +203,8 @@ class Unrolled:
             exact: whether a step's gradient counts as a function of the parameters before it. If
                 not, it depends on the batch alone, and the result is that of an unroll whose
                 parameters are detached before each gradient.
+            early: step of the window -> parts of the outer loss that are taken at the parameters
+                before that step, and added to those at the end.
         """
         loss, of_theta, of_leaves = outer_gradient(objective, self.final[0], self.leaves, parts)
         adjoint = (of_theta, *(torch.zeros_like(moment) for moment in self.final[1:]))
@@ -210,6 +221,13 @@ class Unrolled:
                     self.problem, before[0], self.leaves, step, of_grad, in_theta=exact
                 )
                 adjoint = older if of_older is None else (older[0] + of_older, *older[1:])
+                if early and step in early:
+                    more, of_theta, rest = outer_gradient(
+                        objective, before[0], self.leaves, early[step]
+                    )
+                    loss, adjoint = loss + more, (adjoint[0] + of_theta, *adjoint[1:])
+                    for name, of in rest.items():
+                        of_leaves[name] += of
                 for name, more in more_leaves.items():
                     of_leaves[name] += more
                 for name, more in more_hyper.items():

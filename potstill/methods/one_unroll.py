@@ -114,8 +114,14 @@ class Trajectory:
 
     def meta_gradient(self, replay: Replay) -> MetaGradient:
         """Differentiate the loss on the real batch of an outer step."""
-        parts = self.method.real_parts(replay, whole=self.whole)
-        return self.unrolled.meta_gradient(self.objective, parts)
+        parts = list(self.method.real_parts(replay, whole=self.whole))
+        points = min(self.method.options.loss_points, len(parts))
+        steps = [step for segment in self.unrolled.segments for step in segment]
+        dealt = [parts[point::points] for point in range(points)]
+        early = {
+            steps[len(steps) * number // points]: own for number, own in enumerate(dealt[1:], 1)
+        }
+        return self.unrolled.meta_gradient(self.objective, dealt[0], early=early)
 
     def of_samples(self, replay: Replay, samples: int, size: int, weights: Tensor) -> MetaGradient:
         """Differentiate a weighted sum of losses, each the mean over one sample of real images.

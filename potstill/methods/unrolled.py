@@ -58,6 +58,9 @@ class UnrollOptions(Sampler):
     tape: Literal["states", "sqrt", "host", "bfloat16"] = option(
         "states", "memory against time: states, sqrt, host or bfloat16 (docs/speed.md)"
     )
+    loss_points: int = option(
+        1, "points of the window, its end among them, at which the real batch is dealt out", low=1
+    )
     learn_lr: bool = option(False, "learn the inner learning rate too; the recipe takes it over")
 
     def resolved(self, sizes: Sizes) -> Self:
@@ -215,7 +218,8 @@ class UnrolledMethod(Method):
         networks with dropout, and states that are kept elsewhere or taken again.
         """
         problem, keep = self.problem, self.options.keep
-        if problem.device.type != "cuda" or keep.device or keep.checkpoints:
+        elsewhere = keep.device or keep.checkpoints or self.options.loss_points > 1
+        if problem.device.type != "cuda" or elsewhere:
             return None
         networks = problem.networks
         if couples_batch(problem.network_on_host("start", 0)):
