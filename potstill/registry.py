@@ -229,6 +229,7 @@ REAL_SAMPLERS = Registry(
         "potstill.data.sampling:Plain",
         "every real image alike, or by weights of your own (default)",
     ),
+    balanced=("potstill.data.sampling:Even", "equally many real images of every class"),
     hardness=(
         "potstill.evaluation.hardness:ByHardness",
         "more of those that networks on the set disagree on",

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from potstill.data.sampling import UNIFORM, ClassWise, Weighted
+from potstill.data.sampling import UNIFORM, Balanced, ClassWise, Even, Weighted
 from potstill.data.splits import TensorSplit
 from potstill.seeds import generator
 
@@ -76,3 +76,22 @@ def test_a_class_wise_draw_follows_from_its_generator_alone():
     )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("count", [3, 7, 12])
+def test_a_balanced_draw_holds_equally_many_of_every_class(count):
+    labels = torch.tensor([0] * 50 + [1] * 9 + [2] * 20)
+    split = TensorSplit(torch.zeros(len(labels), 1), labels)
+    extra = torch.zeros(3)
+    for seed in range(60):
+        drawn = Balanced().draw(split, count, generator(seed))
+        counts = torch.bincount(labels[drawn], minlength=3)
+        assert len(drawn.unique()) == len(drawn) == count
+        assert counts.max() - counts.min() <= 1
+        extra += counts - counts.min()
+    assert torch.equal(drawn, Balanced().draw(split, count, generator(seed)))
+    if count % 3:  # every class has the one more in turn
+        assert (extra > 5).all()
+    weights = torch.ones(len(labels), dtype=torch.float64)
+    weights[:49] = 0
+    assert 49 in Even().sampler({}, weights).draw(split, 3, generator(0)).tolist()

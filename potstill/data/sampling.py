@@ -118,6 +118,31 @@ class ClassWise:
         return drawn
 
 
+@dataclass(frozen=True)
+class Balanced:
+    """Equally many of every class; which classes have one more, where that is needed, is drawn.
+
+    Args:
+        within: how the examples of a class are drawn.
+    """
+
+    within: RealSampler = UNIFORM
+
+    def draw(self, split: Split, count: int, rng: torch.Generator) -> Tensor:
+        classes = ClassWise(split, self.within)
+        known = list(classes.members)
+        order = torch.randperm(len(known), generator=rng).tolist()
+        each, over = divmod(count, len(known))
+        drawn = [
+            classes.draw([known[index]], each + (place < over), rng)[0]
+            for place, index in enumerate(order)
+        ]
+        return torch.cat(drawn)
+
+    def among(self, rows: Tensor) -> "Balanced":
+        return Balanced(self.within.among(rows))
+
+
 def plain_sampler(weights: Tensor | None) -> RealSampler:
     """Return the sampler by the user's weights, or the uniform one if there are none."""
     return UNIFORM if weights is None else Weighted(weights)
@@ -195,3 +220,14 @@ class Plain:
 
     def words(self) -> str:
         return ""
+
+
+@dataclass(frozen=True)
+class Even(Plain):
+    """Equally many images of every class; within a class alike, or by the user's weights."""
+
+    def sampler(self, state: Mapping[str, Any], weights: Tensor | None) -> RealSampler:
+        return Balanced(plain_sampler(weights))
+
+    def words(self) -> str:
+        return "equally many of every class"
