@@ -6,10 +6,13 @@ import sys
 
 import pytest
 import torch
+from test_runs import QUICK
 from twins import CPU
 
-from potstill.devices import AUTO_PRECISION, auto_precision, fast_bfloat16
+import potstill
+from potstill.devices import AUTO_PRECISION, auto_precision, bfloat16_cost, fast_bfloat16
 from potstill.errors import InputError
+from potstill.progress import Listener
 
 FAULTS = """
 import resource, sys, torch
@@ -75,3 +78,17 @@ def test_the_automatic_precision_is_the_fast_one(monkeypatch):
         InputError, match="POTSTILL_AUTO_PRECISION must be float32 or bfloat16, got 'float16'"
     ):
         auto_precision(CPU)
+
+
+def test_who_asks_for_slow_arithmetic_is_told_its_factor(monkeypatch):
+    said = []
+    options = {**QUICK, "steps": 1, "listener": Listener(say=said.append)}
+    for factor, precision, told in (
+        (5.3, "bfloat16", 1), (0.3, "bfloat16", 0), (5.3, "float32", 0), (5.3, "auto", 0)
+    ):  # fmt: skip
+        monkeypatch.setattr("potstill.distillation.setup.bfloat16_cost", lambda _, f=factor: f)
+        said.clear()
+        potstill.distill(**options, precision=precision)
+        slow = [sentence for sentence in said if "as long as float32" in sentence]
+        assert len(slow) == told
+    assert 0 < bfloat16_cost(torch.device("cpu")) < 100

@@ -1,6 +1,6 @@
 """All that a run needs, made from a configuration and data."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from potstill.config.sections import STARTED
 from potstill.data.preparation import RealData, cut_of, prepare
 from potstill.data.preprocessing import ZCA_UP_TO, Preprocess, auto_preprocessing
 from potstill.data.splits import NOUNS, Dataset, kind_of, require_kind
-from potstill.devices import keep_freed_memory, pick_device
+from potstill.devices import bfloat16_cost, keep_freed_memory, pick_device
 from potstill.distillation.auto_values import first_norm, resolve_auto, resolve_compile
 from potstill.distillation.boosting import LEARNED, Rates, Stage, examples, with_leaves
 from potstill.distillation.network_checks import checked_factory
@@ -55,6 +55,8 @@ from potstill.registry import METHODS, PARAMETERISATIONS
 from potstill.seeds import derive
 from potstill.workers import set_threads
 
+SLOWER = 1.2
+"""From this factor on it is said that an arithmetic is slow."""
 PLACES = ("data", "cache_dir", "expert_folder", "storage", "device", "threads")
 """Options that may differ between ranks: paths, devices and threads."""
 
@@ -165,6 +167,8 @@ class Setup:
                 config.distilled.init, parts, real.train, config.run.seed, device, real.class_names
             )
         )
+        if given.inner.precision == "bfloat16":
+            warn_of_bfloat16(device, listener.say)
         networks = NetworkFamily(factory, real.shape, classes, device, config.inner.precision)
         config, compiled = resolve_compile(
             config, given.run.compile, method, sizes, networks, listener
@@ -339,6 +343,16 @@ class Setup:
         seed = derive(self.config.run.seed, "hardness", stage, step)
         sampling = self.config.real_sampler.options
         return sampling.refresh(trained, self.real.train, seed, self.listener.work)
+
+
+def warn_of_bfloat16(device: torch.device, say: Callable[[str], None]) -> None:
+    """Say how slow bfloat16 is if it was asked for where it is slower than float32."""
+    factor = bfloat16_cost(device)
+    if factor > SLOWER:
+        say(
+            f"bfloat16 takes {factor:.1f} times as long as float32 on this CPU, which has no "
+            "instructions for it; leave --precision at auto"
+        )
 
 
 def block_parameterisation(config: Given | Resolved, shape: Any, classes: int) -> Parameterisation:
