@@ -1,6 +1,7 @@
 """Threads that share tasks against threads that share operations: alone and beside a busy process.
 
     python benchmarks/threads.py              # updates benchmarks/results/threads.json
+    python benchmarks/threads.py --only "digits, 100, compiled"
     python benchmarks/threads.py --quick      # small shapes, to see that it works
 
 The work is a gradient and a Hessian product of the ConvNet (width 128, depth 3, instance norm) on a
@@ -119,15 +120,19 @@ def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--only", default="", help="rows whose name holds this; the others stay")
     given = parser.parse_args()
     keep_freed_memory()
-    rows: dict[str, Any] = {}
+    known = json.loads(OUT.read_text()) if OUT.exists() else {}
+    rows: dict[str, Any] = known.get(", ".join(flags()), {}).get("rows", {}) if given.only else {}
     width, seconds = (8, 0.2) if given.quick else (128, SECONDS)
     kinds = [("not compiled", "float32", False), ("compiled", "float32", True)]
     if fast_bfloat16(CPU):
         kinds.append(("compiled, bfloat16", "bfloat16", True))
     for kind, precision, compiled in kinds:
         for name, (shape, count) in WORKS.items():
+            if given.only not in f"{name}, {kind}":
+                continue
             taken = ways(shape, count, width, precision, compiled=compiled)
             row = {}
             for situation in ("alone", "busy"):
@@ -137,7 +142,6 @@ def main() -> None:
             print(name, kind, json.dumps(row), flush=True)
     if given.quick:
         return
-    known = json.loads(OUT.read_text()) if OUT.exists() else {}
     known[", ".join(flags())] = {
         "date": str(date.today()), **provenance(), "threads": torch.get_num_threads(), "rows": rows
     }  # fmt: skip
