@@ -11,6 +11,7 @@ from torch import Tensor
 from potstill.config.config import configuration
 from potstill.config.sections import DataConfig
 from potstill.config.slots import Chosen
+from potstill.data import whitening
 from potstill.data.arrays import from_arrays
 from potstill.data.preparation import RealData, prepare
 from potstill.data.preprocessing import Preprocess, auto_preprocessing, restored
@@ -87,6 +88,36 @@ def test_zca_equals_its_formula_on_train_and_other_images(shape, regularization)
         expected = (unit_rows(part) @ matrix).reshape(part.shape)
         exact = 1e-5 if regularization < HALF_FROM else 5e-3
         np.testing.assert_allclose(preprocess(part).numpy(), expected, rtol=0, atol=exact)
+
+
+@pytest.mark.parametrize("condition", [1e2, 1e4, 1e6])
+def test_the_root_of_a_large_matrix_is_that_by_its_eigenvectors(condition):
+    rng, side = generator(0), 150
+    vectors = torch.linalg.qr(torch.randn(side, side, generator=rng, dtype=torch.float64))[0]
+    values = 0.3 * torch.logspace(0, -8, side, dtype=torch.float64)
+    added = 0.3 / condition
+    exact = (vectors * (values + added).rsqrt()) @ vectors.T
+    found = whitening.inverse_root((vectors * values) @ vectors.T, added).double()
+    assert float((found - exact).abs().max()) < 1e-4 * float(exact.abs().max())
+    assert torch.equal(found, found.T)
+    rough = whitening.inverse_root((vectors * values) @ vectors.T, added, terms=3).double()
+    assert float((rough - exact).abs().max()) > 1e-4 * float(exact.abs().max())
+
+
+@pytest.mark.parametrize("name", ["zca", "zca-mtt"])
+def test_examples_of_many_numbers_are_whitened_alike(name, monkeypatch):
+    images = photos(200, 0)
+    small = fitted(name, images)
+    monkeypatch.setattr(whitening, "LARGE", 50)
+    monkeypatch.setattr(whitening, "BLOCK", 16)
+    large = fitted(name, images)
+    assert not torch.equal(large.tensors["matrix"], small.tensors["matrix"])  # another way
+    torch.testing.assert_close(
+        large.tensors["matrix"], small.tensors["matrix"], rtol=2e-3, atol=2e-3
+    )
+    assert torch.equal(large.tensors["matrix"], large.tensors["matrix"].T)
+    again = type(large).from_state(large.state())  # half of it is stored, in half precision
+    assert torch.equal(again.tensors["matrix"], large.tensors["matrix"])
 
 
 def test_zca_with_hardly_any_regularization_whitens():

@@ -44,6 +44,9 @@ def average(parts: Iterable[tuple[dict[str, Tensor], int]]) -> dict[str, Tensor]
     totals: dict[str, Tensor] = {}
     count = 0
     for means, size in parts:
-        totals = {name: totals.get(name, 0) + mean * size for name, mean in means.items()}
+        for name, mean in means.items():
+            if name not in totals:
+                totals[name] = torch.zeros_like(mean)
+            totals[name].add_(mean, alpha=size)
         count += size
-    return {name: total / count for name, total in totals.items()}
+    return {name: total.div_(count) for name, total in totals.items()}
