@@ -16,6 +16,7 @@ from typing import Generic, TypeVar
 import torch
 
 T = TypeVar("T")
+CPU = torch.device("cpu")
 AHEAD = 2
 """Tasks for each thread that are begun, or wait, before the result of the first is used."""
 
@@ -196,7 +197,7 @@ def all_threads_at_once() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def in_order(functions: Iterable[Callable[[], T]]) -> Iterator[T]:
+def in_order(functions: Iterable[Callable[[], T]], device: torch.device = CPU) -> Iterator[T]:
     """Yield what each function returns, in their order.
 
     Within `one_thread_a_task` some run at the same time, on other threads: they must not change
@@ -204,8 +205,9 @@ def in_order(functions: Iterable[Callable[[], T]]) -> Iterator[T]:
 
     Args:
         functions: the tasks; taken as they are needed.
+        device: where they compute; only those of a CPU need its threads.
     """
-    if _workers is None or _workers.count == 1:
+    if _workers is None or _workers.count == 1 or device.type != "cpu":
         for function in functions:
             yield function()
     else:

@@ -216,3 +216,11 @@ def test_a_run_goes_on_with_another_number_of_threads(tmp_path):
     assert main(command) == 0
     workers.set_threads(before)
     assert bytes_of(tmp_path / "run") == bytes_of(tmp_path / "whole")
+
+
+def test_tasks_of_a_gpu_stay_in_the_thread_that_asks(count):
+    # Which stream work goes to, and whether it is being recorded, is known in one thread alone.
+    names = set(
+        workers.in_order([lambda: threading.current_thread().name] * 8, torch.device("cuda"))
+    )
+    assert names == {threading.current_thread().name}

@@ -247,12 +247,11 @@ def make_split(
     """
     if mapped:
         return MappedSplit(arrays, indices, transform, device)
-    images = list(
-        in_order(
-            partial(lambda rows: transform(arrays.floats(rows).to(device)), rows)
-            for rows in chunks(indices, arrays)
-        )
+    tasks = (
+        partial(lambda rows: transform(arrays.floats(rows).to(device)), rows)
+        for rows in chunks(indices, arrays)
     )
+    images = list(in_order(tasks, device))
     empty = torch.empty(0, *arrays.images.shape[1:], device=device)
     return TensorSplit(
         torch.cat(images) if images else empty, torch.from_numpy(arrays.labels[indices])

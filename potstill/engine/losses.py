@@ -246,7 +246,8 @@ class InMicroBatches:
     def gradient(self, theta: Tensor, batch: Batch, step: int) -> tuple[Tensor, Tensor]:
         loss, grad = theta.new_zeros(()), torch.zeros_like(theta)
         parts = list(self.parts(batch))
-        found = in_order(partial(self.whole.gradient, theta, part, step) for part, _ in parts)
+        tasks = (partial(self.whole.gradient, theta, part, step) for part, _ in parts)
+        found = in_order(tasks, theta.device)
         for (_, share), (more, of_theta) in zip(parts, found, strict=True):
             loss += share * more
             grad.add_(of_theta, alpha=share)
@@ -254,10 +255,11 @@ class InMicroBatches:
 
     def product(self, theta: Tensor, batch: Batch, step: int, cotangent: Tensor) -> Products:
         total, parts, found = torch.zeros_like(theta), list(self.parts(batch)), []
-        products = in_order(
+        tasks = (
             partial(self.whole.product, theta, part, step, share * cotangent)
             for part, share in parts
         )
+        products = in_order(tasks, theta.device)
         for (part, _), (of_theta, *of_part) in zip(parts, products, strict=True):
             total += of_theta
             found.append((part, of_part))
@@ -265,10 +267,11 @@ class InMicroBatches:
 
     def batch_product(self, theta: Tensor, batch: Batch, step: int, cotangent: Tensor) -> OfBatch:
         parts = list(self.parts(batch))
-        products = in_order(
+        tasks = (
             partial(self.whole.batch_product, theta, part, step, share * cotangent)
             for part, share in parts
         )
+        products = in_order(tasks, theta.device)
         return self.joined(
             batch, [(part, of) for (part, _), of in zip(parts, products, strict=True)]
         )

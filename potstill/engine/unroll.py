@@ -338,7 +338,7 @@ def outer_gradient(
             weights.append(weight)
             yield partial(objective.gradient, theta, leaves, part)
 
-    for index, (loss, more, rest) in enumerate(in_order(tasks())):
+    for index, (loss, more, rest) in enumerate(in_order(tasks(), theta.device)):
         weight = weights[index]
         total += weight * loss
         of_theta.add_(more, alpha=weight)

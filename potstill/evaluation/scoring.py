@@ -106,7 +106,7 @@ def side_by_side(
     """
     model = FlatModel(fresh(factory, 0, inputs.device))
     if gradient_operations(model, tuple(inputs.shape[1:])) * len(inputs) <= LARGEST_TASK:
-        yield from in_order(tasks)
+        yield from in_order(tasks, inputs.device)
         return
     for task in tasks:
         with all_threads_at_once():
