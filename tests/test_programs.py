@@ -16,14 +16,19 @@ from potstill.data import augmentation
 from potstill.data.splits import TensorSplit
 from potstill.distillation.outer import Carried, OuterState, Rule, Schedule, outer_step
 from potstill.distillation.step_log import Reader
+from potstill.distilled.recipes import Recipe
 from potstill.engine.compiled_losses import CompiledNetwork
+from potstill.engine.drawn import Drawn
+from potstill.engine.flat import FlatModel
 from potstill.engine.optimizers import SGD, Adam
 from potstill.engine.programs import Called
 from potstill.engine.when_to_compile import NetworkFamily
+from potstill.evaluation import scoring
+from potstill.evaluation.on_device import can_be_programs, courses
+from potstill.evaluation.training import SetBatches, train_network
 from potstill.methods import unrolled
 from potstill.methods.base import Examples
-from potstill.methods.on_device import Drawn
-from potstill.models import resolve
+from potstill.models import fresh, resolve
 from potstill.seeds import generator
 
 aten = torch.ops.aten
@@ -309,3 +314,65 @@ def test_one_program_serves_all_steps_of_its_variant():
     for runner in runners:
         assert {name for name, _ in runner.keys} == {"burn-in", "tape", "outer", "walk"}
         assert runner.runs > 4 * len(runner.keys)
+
+
+def small_set(**options):
+    """A set of six images with its batches, and a ConvNet for it."""
+    images, labels = torch.randn(6, *SHAPE, generator=generator(2)), torch.arange(6) % 3
+    recipe = Recipe(
+        batch_per_class=1, classes_per_batch=3, augment=("flip", "rotate"), lr=0.01,
+        precision="float32", **options,
+    )  # fmt: skip
+    factory = resolve("convnet", SHAPE, 3, width=8, depth=1)
+    return (
+        recipe,
+        factory,
+        lambda seed: SetBatches(images, torch.eye(3)[labels], labels, recipe, seed),
+    )
+
+
+@pytest.mark.parametrize("optimizer", [Adam(), SGD(0.9)])
+def test_networks_that_train_by_programs_are_those_that_train_one_by_one(optimizer):
+    recipe, factory, batches = small_set(optimizer=optimizer)
+    inputs = torch.randn(5, *SHAPE, generator=generator(3))
+    group = [(fresh(factory, seed, CPU), batches(seed)) for seed in (7, 8, 9)]
+    found = [
+        [predict(inputs).detach().clone() for predict in each]
+        for each in courses(group, recipe, (4, 12), None, Called)
+    ]
+    for index, seed in enumerate((7, 8, 9)):
+        plain = train_network(fresh(factory, seed, CPU), batches(seed), recipe, (4, 12), seed)
+        for stop, predict in enumerate(plain):
+            torch.testing.assert_close(found[stop][index], predict(inputs), rtol=1e-3, atol=1e-4)
+    compiled = CompiledNetwork(FlatModel(factory()), backend="eager")
+    one = [(fresh(factory, 7, CPU), batches(7))]
+    (last,) = next(courses(one, recipe, (12,), compiled, Called))
+    torch.testing.assert_close(last(inputs), found[1][0], rtol=1e-3, atol=1e-4)
+
+
+def test_scores_are_those_of_programs_where_a_device_records_them(monkeypatch):
+    recipe, factory, batches = small_set()
+    split = TensorSplit(torch.randn(300, *SHAPE, generator=generator(4)), torch.arange(300) % 3)
+    how = {
+        "factory": factory, "recipe": recipe, "lengths": (5, 10), "splits": (split,), "nets": 4,
+        "seed": 3, "device": CPU,
+    }  # fmt: skip
+    plain, runners = scoring.score(batches, **how), []
+    monkeypatch.setattr(scoring, "runner_for", lambda _: lambda: runners.append(0) or Called())
+    torch.testing.assert_close(scoring.score(batches, **how), plain, rtol=0, atol=0.01)
+    assert len(runners) == 4
+    monkeypatch.setattr(scoring, "runner_for", lambda _: Failing)
+    assert torch.equal(scoring.score(batches, **how), plain)
+
+
+def test_what_is_not_the_same_at_every_step_trains_step_by_step():
+    recipe, factory, batches = small_set()
+    module = factory()
+    assert can_be_programs(module, batches(0), recipe)
+    assert not can_be_programs(module, lambda step: None, recipe)
+    assert not can_be_programs(module, batches(0), replace(recipe, cutmix=0.5))
+    assert not can_be_programs(module, batches(0), replace(recipe, batch_size=4))
+    batch_norm = resolve("convnet", SHAPE, 3, width=8, depth=1, norm="batch")()
+    assert not can_be_programs(batch_norm, batches(0), recipe)
+    drawing = torch.nn.Sequential(module, torch.nn.Dropout(0.5))
+    assert not can_be_programs(drawing, batches(0), recipe)

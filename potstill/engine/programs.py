@@ -125,7 +125,8 @@ class Programs:
 
     Args:
         problem: the inner loop; its `counter` is moved, and its batches follow from that alone.
-        objective: the outer loss; its parts are numbers, 0-d tensors on the device.
+        objective: the outer loss; its parts are numbers, 0-d tensors on the device. None: the
+            programs only train.
         leaves: as large as what is learned.
         hyper: as large as the optimiser's hyper-parameters.
         start: as large as the optimiser's state.
@@ -135,7 +136,7 @@ class Programs:
     """
 
     def __init__(
-        self, problem: InnerProblem, objective: Objective, leaves: Leaves, hyper: Leaves,
+        self, problem: InnerProblem, objective: Objective | None, leaves: Leaves, hyper: Leaves,
         start: State, longest: int, tape: torch.dtype | None, runner: Runner,
     ):  # fmt: skip
         assert problem.counter is not None
@@ -186,6 +187,14 @@ class Programs:
             yield
         for step in reversed(range(burn_in, burn_in + window)):
             self.launch(("walk", self.problem.variant(step)), partial(self.walk_step, step))
+            yield
+
+    def train(self, first: int, last: int) -> Iterator[None]:
+        """Take the steps from `first` up to `last`, without it, and keep nothing of them."""
+        if not first:
+            self.zero(1.0)
+        for step in range(first, last):
+            self.launch(("burn-in", self.problem.variant(step)), partial(self.burn_in_step, step))
             yield
 
     def launch(self, key: Hashable, program: Callable[[], None]) -> None:
@@ -245,6 +254,7 @@ class Programs:
 
     def outer_part(self) -> None:
         """Add a part of the outer loss and its gradients."""
+        assert self.objective
         loss, of_theta, rest = self.objective.gradient(self.state[0], self.leaves, self.part)
         self.loss += self.weight * loss
         self.adjoint[0].add_(self.weight * of_theta)

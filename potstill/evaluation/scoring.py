@@ -5,7 +5,7 @@ Accuracies are mean, standard deviation and n.
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +18,17 @@ from potstill.distilled.sets import DistilledSet, require_set
 from potstill.distributed.ranks import ALONE, Ranks
 from potstill.engine.compiled_losses import CompiledNetwork
 from potstill.engine.flat import FlatModel, gradient_operations
+from potstill.engine.programs import Captured, Runner
 from potstill.errors import InputError
 from potstill.evaluation.learners import Learner, Network, TrainingSet
-from potstill.evaluation.training import Batches, accuracy, set_batches, train_network
+from potstill.evaluation.on_device import AT_ONCE, can_be_programs, courses
+from potstill.evaluation.training import (
+    Batches,
+    SetBatches,
+    accuracy,
+    set_batches,
+    train_network,
+)
 from potstill.models import ModelSpec, check_model, fresh, model_name, resolve
 from potstill.registry import trust_given
 from potstill.seeds import derive
@@ -81,8 +89,13 @@ def score(
 
     share = ranks.share(nets)
     seeds = [derive(seed, "network", net) for net in share]
+    make_runner = runner_for(device)
+    module = fresh(factory, seed, device)
     tasks = [partial(measured, own) for own in seeds]
-    found = side_by_side(tasks, factory, make_batches(seed)(0)[0])
+    found = side_by_side(tasks, module, make_batches(seed)(0)[0])
+    if make_runner and can_be_programs(module, make_batches(seed), recipe):
+        recorded = by_programs(network, make_batches, lengths, splits, seeds, make_runner)
+        found = first_that_works(recorded, found)
     for net, figures in zip(share, found, strict=True):
         scores[net] = torch.tensor(figures)
         if progress:
@@ -94,17 +107,59 @@ def score(
     return torch.stack([row["scores"] for row in gathered])
 
 
+def runner_for(device: torch.device) -> Callable[[], Runner] | None:
+    """Return what makes the runners of programs on a device; None: networks train step by step."""
+    return partial(Captured, device) if device.type == "cuda" else None
+
+
+def first_that_works(recorded: Iterator[T], plain: Iterator[T]) -> Iterator[T]:
+    """Yield from the first or, if it fails before it has anything, from the second.
+
+    Whatever cannot be recorded, or has no room, is then done one by one.
+    """
+    begun = False
+    try:
+        for result in recorded:
+            begun = True
+            yield result
+    except RuntimeError:
+        if begun:
+            raise
+        yield from plain
+
+
+def by_programs(
+    network: Network,
+    make_batches: Callable[[int], Batches],
+    lengths: Sequence[int],
+    splits: Sequence[Split],
+    seeds: Sequence[int],
+    make_runner: Callable[[], Runner],
+) -> Iterator[list[list[float]]]:
+    """Yield the accuracies (lengths, splits) of each seed's network, some trained at a time."""
+    for first in range(0, len(seeds), AT_ONCE):
+        group = [
+            (fresh(network.factory, own, network.device), cast(SetBatches, make_batches(own)))
+            for own in seeds[first : first + AT_ONCE]
+        ]
+        found: list[list[list[float]]] = [[] for _ in group]
+        for each in courses(group, network.recipe, lengths, network.compiled, make_runner):
+            for figures, predict in zip(found, each, strict=True):
+                figures.append([accuracy(predict, split) for split in splits])
+        yield from found
+
+
 def side_by_side(
-    tasks: Sequence[Callable[[], T]], factory: Callable[[], nn.Module], inputs: Tensor
+    tasks: Sequence[Callable[[], T]], module: nn.Module, inputs: Tensor
 ) -> Iterator[T]:
     """Yield the results of tasks that each train a network, in order.
 
     Args:
         tasks: they take turns, or run at the same time if the network is small.
-        factory: makes such a network.
+        module: such a network.
         inputs: a batch that it trains on.
     """
-    model = FlatModel(fresh(factory, 0, inputs.device))
+    model = FlatModel(module)
     if gradient_operations(model, tuple(inputs.shape[1:])) * len(inputs) <= LARGEST_TASK:
         yield from in_order(tasks, inputs.device)
         return

@@ -49,12 +49,10 @@ class TrainedNetwork:
         return values.flatten(1).float()
 
 
-def set_batches(
-    images: Tensor, targets: Tensor, labels: Tensor, recipe: Recipe, seed: int
-) -> Batches:
-    """Return the batches of a small set, drawn and augmented as the recipe says.
+class SetBatches:
+    """The batches of a small set, drawn and augmented as the recipe says.
 
-    The same set, recipe and seed give the same batches.
+    The same set, recipe and seed give the same batches, one after the other.
 
     Args:
         images: (n, C, H, W) or (n, d), as a network reads them.
@@ -63,21 +61,32 @@ def set_batches(
         recipe: how batches are drawn and augmented.
         seed: of both.
     """
-    rng = generator(seed, "batches")
-    if recipe.batch_size is None:
-        plan = BatchPlan(labels, targets.shape[1], recipe.batch_per_class, recipe.classes_per_batch)
-        indices = by_class(plan, rng)
-    else:
-        indices = shuffled(len(labels), recipe.batch_size, rng)
 
-    def batch(_: int) -> tuple[Tensor, Tensor]:
-        rows = next(indices)
-        drawn = augmentation.draw(recipe.augment, len(rows), rng)
-        rows = rows.to(images.device)
-        augmented = augmentation.apply(images[rows], drawn)
-        return cutmix(augmented, targets[rows], recipe.cutmix, rng)
+    def __init__(self, images: Tensor, targets: Tensor, labels: Tensor, recipe: Recipe, seed: int):
+        self.images, self.targets, self.recipe = images, targets, recipe
+        self.rng = generator(seed, "batches")
+        if recipe.batch_size is None:
+            plan = BatchPlan(
+                labels, targets.shape[1], recipe.batch_per_class, recipe.classes_per_batch
+            )
+            self.indices = by_class(plan, self.rng)
+        else:
+            self.indices = shuffled(len(labels), recipe.batch_size, self.rng)
 
-    return batch
+    def draw(self) -> tuple[Tensor, augmentation.Draw]:
+        """Draw the rows (B,) of the next batch, on the CPU, and how they are augmented."""
+        rows = next(self.indices)
+        return rows, augmentation.draw(self.recipe.augment, len(rows), self.rng)
+
+    def __call__(self, _: int) -> tuple[Tensor, Tensor]:
+        """Return the inputs and targets of the next batch."""
+        rows, drawn = self.draw()
+        rows = rows.to(self.images.device)
+        augmented = augmentation.apply(self.images[rows], drawn)
+        return cutmix(augmented, self.targets[rows], self.recipe.cutmix, self.rng)
+
+
+set_batches = SetBatches
 
 
 def split_batches(split: Split, recipe: Recipe, classes: int, seed: int) -> Batches:
