@@ -17,6 +17,7 @@ from curves import RESULTS, provenance
 from potstill.config.config import changed, configuration
 from potstill.data.arrays import from_arrays
 from potstill.data.sources import read
+from potstill.devices import own_torch_state
 from potstill.distillation.outer import Carried, outer_step
 from potstill.distillation.setup import Setup
 from potstill.distillation.step_log import Reader
@@ -32,6 +33,7 @@ SETTINGS = {
 }
 
 
+@own_torch_state()
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

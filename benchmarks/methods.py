@@ -46,6 +46,7 @@ from method_work import NAMES, Part, Work, parts
 
 from potstill.devices import keep_freed_memory
 from potstill.registry import METHODS
+from potstill.workers import one_thread_a_task
 
 OUT = RESULTS / "methods.json"
 FULL = Work()
@@ -67,24 +68,28 @@ def serve(way: str, work: Work, part: Part) -> None:
     """Say when ready; then take a step for each line of standard input, and answer with a line."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(threads())
-    step: Ours | Rival
     if way == RIVAL:
-        step = Rival(work, part)
-    else:
-        keep_freed_memory()  # as a run does
+        return answer(Rival(work, part), f"{part.name} by {way}")
+    keep_freed_memory()  # these two as a run does
+    with one_thread_a_task():
         step = Ours(work, part, "compiled" if way == "compiled" else "none")
         step.begin()
+        return answer(step, f"{part.name} by {way}")
+
+
+def answer(step: Ours | Rival, name: str) -> None:
+    """Take a step for each line of standard input, and answer with a line."""
     print(json.dumps({}), flush=True)
     for line in sys.stdin:
         before = trimmed() if json.loads(line)["memory"] else None
         began = time.perf_counter()
         loss, grads = step()
-        answer = {"seconds": time.perf_counter() - began}
+        found = {"seconds": time.perf_counter() - began}
         if before is not None:
-            answer["peak_mb"] = resident()[1] - before
+            found["peak_mb"] = resident()[1] - before
         if not all(bool(grad.isfinite().all()) for grad in grads.values()):
-            raise ArithmeticError(f"{part.name} by {way}: the gradient is not finite at {loss}")
-        print(json.dumps(answer), flush=True)
+            raise ArithmeticError(f"{name}: the gradient is not finite at {loss}")
+        print(json.dumps(found), flush=True)
 
 
 def trimmed() -> float:
