@@ -201,8 +201,8 @@ def test_the_samplers_options_are_those_of_the_command_line(tmp_path, capsys):
         ([*hardness, "--hardness-nets", "0"], "hardness_nets must be at least 1"),
         (
             ["--real-sampler", "hardnes"],
-            "unknown real sampler 'hardnes' (did you mean 'hardness'?); known: hardness, k-means, "
-            "uniform",
+            "unknown real sampler 'hardnes' (did you mean 'hardness'?); known: balanced, hardness, "
+            "k-means, uniform",
         ),
         (
             ["--hardness-nets", "4"],
