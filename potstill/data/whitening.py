@@ -16,13 +16,14 @@ from potstill.data.preprocessing import Means, Preprocess, standardisation
 from potstill.data.statistics import SMALLEST_NORM, centred
 from potstill.errors import InputError, let_memory_pass
 
-LARGE, BLOCK = 4096, 2048
+LARGE, BLOCK, STRIP = 4096, 2048, 256
 """Numbers of an example from which the Gram matrix has its root without eigenvectors; size of the
-blocks in which it is computed then.
+blocks in which it is computed then, and of those in which inverses are added up.
 """
-TERMS, POWERS = 9, 30
-"""Of the sum that is that root: with a condition of 10^5 its error is 10^-5; steps of the power
-method."""
+BELOW_HALF, FINE, POWERS = 3e-5, 1e-7, 30
+"""Relative error of that root where it is rounded to half precision (5e-4), and where it is not;
+steps of the power method.
+"""
 HALF_FROM = 0.01
 """Regularisation of ZCA from which its matrix has half precision; with less, values span more."""
 
@@ -199,18 +200,17 @@ def whitening(gram: Tensor, regularization: float = 0.0, constant: float = 0.0) 
     """
     side = len(gram)
     added = regularization * float(gram.trace()) / side + constant
+    half = max(regularization, constant) >= HALF_FROM
     if side > LARGE and added > 0:
-        matrix = inverse_root(gram, added)
+        matrix = inverse_root(gram, added, error=BELOW_HALF if half else FINE)
     else:
         values, vectors = torch.linalg.eigh(gram.double())
         matrix = (vectors * (values.clamp_min(0) + added).rsqrt()) @ vectors.T
         matrix = (matrix + matrix.T) / 2  # symmetric to the last bit: a file keeps one triangle
-    if max(regularization, constant) < HALF_FROM:
-        return matrix
-    return matrix.half().to(matrix.dtype)
+    return matrix.half().to(matrix.dtype) if half else matrix
 
 
-def inverse_root(gram: Tensor, added: float, terms: int = TERMS) -> Tensor:
+def inverse_root(gram: Tensor, added: float, error: float = BELOW_HALF) -> Tensor:
     """Return (gram + added I)^(-1/2) as a sum of inverses, which Cholesky's factors give.
 
     A large matrix has its eigenvectors in many times as long, and they take twice the memory. Here
@@ -219,7 +219,7 @@ def inverse_root(gram: Tensor, added: float, terms: int = TERMS) -> Tensor:
     Args:
         gram: (D, D), symmetric, no eigenvalue below 0.
         added: above 0.
-        terms: of the sum; each divides the error by four.
+        error: about the largest of an entry, relative to the largest entry.
     Source: Hale, Higham & Trefethen 2008, "Computing A^alpha, log(A), and related matrix functions
         by contour integrals", SIAM J. Numer. Anal. 46(5), their third method for the square root:
         A^(-1/2) = 2 K' sqrt(m) / (pi N) sum_j dn_j / cn_j^2 (A + m (sn_j / cn_j)^2 I)^(-1), with
@@ -230,24 +230,27 @@ def inverse_root(gram: Tensor, added: float, terms: int = TERMS) -> Tensor:
     from scipy.special import ellipj, ellipkm1
 
     least, most = added, added + greatest_eigenvalue(gram)
+    terms = math.ceil((math.log(most / least) + 3) * -math.log(error) / (2 * math.pi**2))
     complement = float(ellipkm1(least / most))  # K of the parameter 1 - m / M
     points = (np.arange(terms) + 0.5) * complement / terms
     sn, cn, dn, _ = ellipj(points, 1 - least / most)
     weights = 2 * complement * math.sqrt(least) / (math.pi * terms) * dn / cn**2
-    total = np.zeros(gram.shape, np.float32)
-    diagonal = np.arange(len(gram))
+    total, diagonal = np.zeros(gram.shape, np.float32), np.arange(len(gram))
+    work = np.empty(gram.shape, np.float64, order="F")
     for weight, shift in zip(weights, least * (sn / cn) ** 2, strict=True):
-        work = np.array(gram.numpy(), np.float64, order="F")
+        work[...] = gram.numpy()
         work[diagonal, diagonal] += added + shift
         factor, _ = dpotrf(work, lower=1, overwrite_a=1, clean=0)
-        work, failed = dpotri(factor, lower=1, overwrite_c=1)  # both in place, in one triangle
+        inverse, failed = dpotri(factor, lower=1, overwrite_c=1)  # both in place, in one triangle
         if failed:
             raise InputError(
                 "preprocess zca needs train examples of finite numbers, found others; give "
                 "--preprocess normalize"
             )
-        work *= weight
-        total += work  # of the upper triangle nothing is used
+        for first in range(0, len(gram), STRIP):  # of the upper triangle nothing is used
+            some = slice(first, first + STRIP)
+            total[:, some] += weight * inverse[:, some]
+    del work, factor, inverse  # room for the sum below
     lower = torch.from_numpy(total).tril_()
     lower.diagonal().mul_(0.5)
     return lower + lower.T
