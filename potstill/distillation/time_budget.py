@@ -77,14 +77,18 @@ class TimeBudget:
         )
         return cls(seconds, began, reserve)
 
+    @property
+    def gone(self) -> float:
+        """The seconds since the run began."""
+        return time.perf_counter() - self.began
+
     def share(self) -> float:
         """Return the share of the time for reading, preparing and outer steps that is over."""
-        return (time.perf_counter() - self.began) / (self.seconds - self.reserve)
+        return self.gone / (self.seconds - self.reserve)
 
     def over(self, step_seconds: float) -> bool:
         """Return whether another step of so many seconds would be too much."""
-        gone = time.perf_counter() - self.began
-        return gone + step_seconds + self.reserve >= self.seconds
+        return self.gone + step_seconds + self.reserve >= self.seconds
 
 
 def expected(setup: Setup) -> float:

@@ -9,7 +9,6 @@ PAYS = 1.2e9
 """Floating-point operations of a gradient from which a part costs little more than its share."""
 TWO_FROM = 24
 """The least batch that is cut in two has a part's worth of operations over this."""
-
 FILLED = 0.5
 """Most examples that a stage adds to its batch, as a share of it."""
 

@@ -100,7 +100,7 @@ class NetworkFamily:
         targets = torch.eye(self.classes)[torch.arange(count) % self.classes]
         return Batch(inputs.to(self.device), targets.to(self.device))
 
-    @property
+    @cached_property
     def cut(self) -> Cut:
         """How a batch is cut into what is taken at once."""
         return cut_of(fresh(self.factory, 0, self.device), self.shape, self.device)

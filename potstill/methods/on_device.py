@@ -25,9 +25,9 @@ class HeldReal:
     Args:
         loss: the network's.
         real: the real data.
-        drawn: rows are positions in the batch's own images or, if those are None, in the data.
+        drawn: rows are positions in `images`.
         weights: (parts, B) of the examples: 0 of those that fill up the last part.
-        images: (n, ...) all images on the device.
+        images: (n, ...) on the device: all, or room for a batch of data that are elsewhere.
         labels: (n,) their classes, on the device.
     """
 
