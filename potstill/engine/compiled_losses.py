@@ -12,10 +12,11 @@ passes over memory. Before that
 The graph serves every network of the same structure: parameters and constants are its arguments.
 """
 
+import importlib
 import os
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,15 +89,21 @@ def as_fast(inputs: Tensor) -> Tensor:
     return inputs.contiguous(memory_format=torch.channels_last) if inputs.dim() == 4 else inputs
 
 
-def trace(function: Callable[..., Any], examples: Sequence[Tensor]) -> fx.GraphModule:
+def trace(
+    function: Callable[..., Any], examples: Sequence[Tensor], *, on_gpu: bool = False
+) -> fx.GraphModule:
     """Trace `function` into a simplified graph of basic operations.
 
+    Args:
+        function: of tensors.
+        examples: its arguments.
+        on_gpu: whether layers are written as they are fast on a GPU.
     Raises:
         CannotCompile: it draws random numbers, looks at values, or holds tensors that are no
             parameter or buffer.
     """
     try:
-        with Fusible():
+        with Fusible(on_gpu=on_gpu):
             module = make_fx(function, tracing_mode="fake")(*examples)
     except Exception as error:  # whatever a user's network does that a trace cannot follow
         let_memory_pass(error)
@@ -165,8 +172,11 @@ class CompiledNetwork:
         self.compilations, self.seconds = 0, 0.0
         self.whole = couples_batch(model.module)
         self.on_cpu = model.theta.device.type == "cpu"
+        self.kernels = model.theta.device.type == "cuda"
         self.functions: dict[tuple[Any, ...], Callable[..., Any]] = {}
         prepare_cache()
+        if self.kernels:
+            importlib.import_module("potstill.engine.norm_pool_kernels")  # needs Triton
 
     def of(self, model: FlatModel) -> "Compiled":
         """Return the derivatives at one network of this structure."""
@@ -219,12 +229,21 @@ class CompiledNetwork:
         return self.loss(constants).batch_product(theta, batch, 0, cotangent)
 
     def call(self, kind: Callable[..., Any], *arguments: Tensor) -> Any:
-        """Call one of the functions above, compiled at the first call with these shapes.
+        """Call one of the functions above, compiled at the first call with these shapes."""
+        return self.keyed(kind.__name__, kind, *arguments)
+
+    def keyed(self, name: Hashable, kind: Callable[..., Any], *arguments: Tensor) -> Any:
+        """Call a function, compiled at the first call with these shapes.
 
         What asks for a gradient here does not there: the compiler would make a second version.
+
+        Args:
+            name: the same for the same function.
+            kind: the function of tensors, some of which it may change.
+            arguments: those.
         """
         arguments = tuple(tensor.detach() for tensor in arguments)
-        key = (kind.__name__, *((tensor.shape, tensor.dtype) for tensor in arguments))
+        key = (name, *((tensor.shape, tensor.dtype) for tensor in arguments))
         with torch.no_grad(), all_threads_at_once() if self.whole else nullcontext():
             if key not in self.functions:
                 with COMPILER.alone():
@@ -251,7 +270,7 @@ class CompiledNetwork:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the compiler's own, which a user can do nothing about
             with torch.enable_grad():
-                graph = trace(kind, arguments)
+                graph = trace(kind, arguments, on_gpu=self.kernels)
             options = self.options if self.backend == "inductor" else None
             function = torch.compile(
                 graph, backend=self.backend, dynamic=False, fullgraph=True, options=options

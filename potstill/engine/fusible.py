@@ -4,6 +4,10 @@
 derivatives in the three are convolution and its two transposes, and each of these has the other two
 as its own derivatives: three fast kernels serve every order. Autograd's own second derivative in
 the weight is instead a slow convolution with a kernel as large as the image.
+
+On a GPU, whose arithmetic is free and whose passes over memory and launches are not, three more are
+written anew: norm, ReLU and pooling in one (norm_pool.py), a convolution of few channels as a
+matrix product with its windows as rows, and a small linear layer as a sum.
 """
 
 from typing import Any
@@ -13,9 +17,17 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from potstill.engine.norm_pool import fits, norm_pool
+
 aten = torch.ops.aten
 Geometry = tuple[list[int], list[int], list[int], bool, list[int], int]
 """Stride, padding, dilation, transposed, output padding, groups: as torch's convolution takes."""
+NORMS = (F.group_norm, torch.group_norm)
+RELUS = (F.relu, torch.relu, Tensor.relu)
+FEW, ALIGNED = 32, 8
+"""Most numbers of a window that stand in a row, and what their number is filled up to."""
+SMALL_LINEAR = 2**22
+"""Most products of a linear layer that is written as sums."""
 
 
 class Contraction(torch.autograd.Function):
@@ -29,6 +41,9 @@ class Contraction(torch.autograd.Function):
         ctx: Any, wanted: str, x: Tensor, w: Tensor, y: Tensor | None, how: Geometry
     ) -> Any:
         ctx.wanted, ctx.how = wanted, how
+        if w.is_cuda and w.dim() == 4:  # else the library copies what is not, at each call
+            x, w = (each.contiguous(memory_format=torch.channels_last) for each in (x, w))
+            y = y if y is None else y.contiguous(memory_format=torch.channels_last)
         ctx.save_for_backward(x, w, y)
         if wanted == "y":
             return aten.convolution(x, w, None, *how)
@@ -69,16 +84,71 @@ def conv2d(
     padding: Any = 0,
     dilation: Any = 1,
     groups: int = 1,
+    *,
+    by_rows: bool = False,
 ) -> Tensor:
-    """Compute F.conv2d, with the same arguments; padding must be numeric."""
+    """Compute F.conv2d, with the same arguments; padding must be numeric.
+
+    `by_rows`: as `convolution_of_few`, where that pays.
+    """
     stride, padding, dilation = (
         [number] * 2 if isinstance(number, int) else list(number)
         for number in (stride, padding, dilation)
     )
     kind = autocast_type(input)
     how = (stride, padding, dilation, False, [0, 0], groups)
-    output = contraction("y", x=input.to(kind), w=weight.to(kind), y=None, how=how)
+    if by_rows and has_few(weight, how):
+        output = convolution_of_few(input.to(kind), weight.to(kind))
+    else:
+        output = contraction("y", x=input.to(kind), w=weight.to(kind), y=None, how=how)
     return output if bias is None else output + bias.to(kind).view(-1, 1, 1)
+
+
+def has_few(weight: Tensor, how: Geometry) -> bool:
+    """Return whether `convolution_of_few` takes such a convolution."""
+    stride, padding, dilation, _, _, groups = how
+    tall, wide = weight.shape[2:]
+    return (
+        weight.shape[1] * tall * wide <= FEW
+        and tall % 2 == wide % 2 == 1
+        and padding == [tall // 2, wide // 2]
+        and stride == dilation == [1, 1]
+        and groups == 1
+    )
+
+
+def convolution_of_few(x: Tensor, weight: Tensor) -> Tensor:
+    """Compute a convolution of few channels as a product with its windows as rows.
+
+    A library's kernels take at least 8 channels, and fill up an image's 3 at each call.
+
+    Args:
+        x: (B, C, H, W).
+        weight: (D, C, h, w) with odd h and w; the output is as large as x.
+    """
+    tall, wide = weight.shape[2:]
+    height, width = x.shape[2:]
+    padded = F.pad(x, (wide // 2, wide // 2, tall // 2, tall // 2))
+    windows = [
+        padded[:, :, row : row + height, column : column + width]
+        for row in range(tall)
+        for column in range(wide)
+    ]
+    missing = -x.shape[1] * tall * wide % ALIGNED
+    rows = torch.cat([*windows, x.new_zeros(len(x), missing, height, width)], 1)
+    rows = rows.permute(0, 2, 3, 1).reshape(-1, rows.shape[1])
+    columns = F.pad(weight.permute(0, 2, 3, 1).flatten(1), (0, missing))
+    return (rows @ columns.t()).view(len(x), height, width, -1).permute(0, 3, 1, 2)
+
+
+def linear_by_sums(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Compute F.linear of inputs (B, C) as sums of products in at least float32.
+
+    A matrix product of ten rows keeps one processor of a GPU busy and the others waiting.
+    """
+    kind = torch.promote_types(x.dtype, torch.float32)
+    output = (x[:, None, :].to(kind) * weight.to(kind)).sum(-1)
+    return output if bias is None else output + bias
 
 
 def autocast_type(tensor: Tensor) -> torch.dtype:
@@ -117,19 +187,72 @@ def group_norm(
 
 
 class Fusible(TorchFunctionMode):
-    """A context in which a network's 2-d convolutions and group norms are those of this file."""
+    """A context in which a network's 2-d convolutions and group norms are those of this file.
+
+    Args:
+        on_gpu: whether the layers that are slow on a GPU are, too.
+    """
+
+    def __init__(self, *, on_gpu: bool = False):
+        super().__init__()
+        self.on_gpu = on_gpu
+        self.normed: dict[int, tuple[Tensor, tuple[Any, ...]]] = {}
+        """By its id, what a group norm gave, and the norm's arguments."""
+        self.rectified: dict[int, tuple[Tensor, tuple[Any, ...]]] = {}
+        """By its id, what a ReLU behind it gave, and the norm's arguments."""
 
     def __torch_function__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        return (self.for_gpu if self.on_gpu else self.for_all)(function, args, kwargs)
+
+    def for_gpu(self, function: Any, args: Any, kwargs: Any) -> Any:
+        """Call a function of torch, or what replaces it on a GPU."""
+        if function is F.linear and not kwargs:
+            x, weight, bias = (*args, None)[:3]
+            if x.dim() == 2 and len(x) * weight.numel() <= SMALL_LINEAR:
+                return linear_by_sums(x, weight, bias)
+        if function is F.avg_pool2d and halves(*args[1:], **kwargs):
+            known = self.rectified.get(id(args[0]))
+            if known:
+                return norm_pool(*known[1])  # norm and ReLU by themselves are dead code now
+        result = self.for_all(function, args, kwargs)
+        if function in NORMS:
+            x, groups, weight, bias, eps = of_norm(*args, **kwargs)
+            if fits(x, groups, weight, bias):
+                self.normed[id(result)] = result, (x, weight, bias, eps)
+        elif function in RELUS and id(args[0]) in self.normed and result is not args[0]:
+            self.rectified[id(result)] = result, self.normed[id(args[0])][1]
+        return result
+
+    def for_all(self, function: Any, args: Any, kwargs: Any) -> Any:
+        """Call a function of torch, or what replaces it on every device."""
         if function is torch.conv2d and not isinstance(
             kwargs.get("padding", args[4] if len(args) > 4 else 0), str
         ):
-            return conv2d(*args, **kwargs)
-        if function in (F.group_norm, torch.group_norm):
+            return conv2d(*args, **kwargs, by_rows=self.on_gpu)
+        if function in NORMS:
             return group_norm(
                 *args[:5],
                 **{name: value for name, value in kwargs.items() if name != "cudnn_enabled"},
             )
         return function(*args, **kwargs)
+
+
+def of_norm(
+    input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None,
+    eps: float = 1e-5, cudnn_enabled: bool = True,
+) -> tuple[Tensor, int, Tensor | None, Tensor | None, float]:  # fmt: skip
+    """Return the arguments of a group norm, however they are given."""
+    return input, num_groups, weight, bias, eps
+
+
+def halves(
+    kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False,
+    count_include_pad: bool = True, divisor_override: int | None = None,
+) -> bool:  # fmt: skip
+    """Return whether these arguments of a pooling make it take squares of 2 x 2 pixels."""
+    sizes = [list(size) if isinstance(size, tuple | list) else [size, size]
+             for size in (kernel_size, stride or kernel_size, padding)]  # fmt: skip
+    return sizes == [[2, 2], [2, 2], [0, 0]] and divisor_override is None

@@ -244,8 +244,10 @@ class InMicroBatches:
             yield part, len(inputs) / count
 
     def gradient(self, theta: Tensor, batch: Batch, step: int) -> tuple[Tensor, Tensor]:
-        loss, grad = theta.new_zeros(()), torch.zeros_like(theta)
         parts = list(self.parts(batch))
+        if len(parts) == 1 and parts[0][1] == 1:
+            return self.whole.gradient(theta, parts[0][0], step)
+        loss, grad = theta.new_zeros(()), torch.zeros_like(theta)
         tasks = (partial(self.whole.gradient, theta, part, step) for part, _ in parts)
         found = in_order(tasks, theta.device)
         for (_, share), (more, of_theta) in zip(parts, found, strict=True):
@@ -254,7 +256,10 @@ class InMicroBatches:
         return loss, grad
 
     def product(self, theta: Tensor, batch: Batch, step: int, cotangent: Tensor) -> Products:
-        total, parts, found = torch.zeros_like(theta), list(self.parts(batch)), []
+        parts: list[tuple[Batch, float]] = list(self.parts(batch))
+        if len(parts) == 1 and len(parts[0][0]) == len(batch):
+            return self.whole.product(theta, parts[0][0], step, cotangent)
+        total, found = torch.zeros_like(theta), []
         tasks = (
             partial(self.whole.product, theta, part, step, share * cotangent)
             for part, share in parts

@@ -19,15 +19,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from potstill.engine.moves import Call, Moves, directly
 from potstill.engine.optimizers import State
-from potstill.engine.unroll import (
-    InnerProblem,
-    Leaves,
-    MetaGradient,
-    Objective,
-    optimizer_transpose,
-    step_product,
-)
+from potstill.engine.unroll import InnerProblem, Leaves, MetaGradient, Objective, step_product
 
 WARM_UP = 2
 """Calls before a recording, in which libraries choose algorithms and reserve memory."""
@@ -133,13 +127,16 @@ class Programs:
         longest: the longest window.
         tape: type in which the tape keeps states; None: their own.
         runner: how programs are run.
+        call: calls the functions of the optimiser, compiled or not.
     """
 
     def __init__(
         self, problem: InnerProblem, objective: Objective | None, leaves: Leaves, hyper: Leaves,
         start: State, longest: int, tape: torch.dtype | None, runner: Runner,
+        call: Call = directly,
     ):  # fmt: skip
         assert problem.counter is not None
+        self.moves = Moves(problem.optimizer, call)
         self.problem, self.objective, self.run_program = problem, objective, runner
         self.counter = problem.counter
         self.leaves = {name: leaf.detach().clone() for name, leaf in leaves.items()}
@@ -246,11 +243,7 @@ class Programs:
     @torch.no_grad()
     def move(self, grad: Tensor) -> None:
         """Let the optimiser take its step."""
-        optimizer, count = self.problem.optimizer, self.counter.double()
-        after = optimizer.step(self.state, grad, self.hyper, count)
-        for tensor, value in zip(self.state, after, strict=True):
-            tensor.copy_(value)
-        self.counter += 1
+        self.moves.move(self.state, grad, self.hyper, self.counter)
 
     def outer_part(self) -> None:
         """Add a part of the outer loss and its gradients."""
@@ -266,17 +259,11 @@ class Programs:
         """Walk back over a step."""
         self.counter -= 1
         self.at -= 1
-        like = self.state[0]
-        *before, grad = (kept.index_select(0, self.at[None])[0].to(like) for kept in self.tape)
-        older, of_grad, of_hyper = optimizer_transpose(
-            self.problem.optimizer, tuple(before), grad, self.hyper, self.counter.double(),
-            self.adjoint,
-        )  # fmt: skip
-        of_older, of_leaves = step_product(self.problem, before[0], self.leaves, step, of_grad)
+        theta, of_grad = self.moves.back(
+            self.tape, self.at, self.hyper, self.counter, self.adjoint, self.of_hyper
+        )
+        of_older, of_leaves = step_product(self.problem, theta, self.leaves, step, of_grad)
         assert of_older is not None
-        for tensor, value in zip(self.adjoint, (older[0] + of_older, *older[1:]), strict=True):
-            tensor.copy_(value)
+        self.adjoint[0].add_(of_older)
         for name, of in of_leaves.items():
             self.of_leaves[name] += of
-        for name, of in of_hyper.items():
-            self.of_hyper[name] += of

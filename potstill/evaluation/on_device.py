@@ -17,6 +17,7 @@ from potstill.engine.cuts import Cut
 from potstill.engine.drawn import Drawn
 from potstill.engine.flat import FlatModel, autocast, couples_batch, cut_of
 from potstill.engine.losses import Batch, InMicroBatches, cross_entropy
+from potstill.engine.moves import calls
 from potstill.engine.programs import Programs, Runner
 from potstill.engine.unroll import InnerProblem, Leaves
 from potstill.evaluation.training import Predict, SetBatches
@@ -83,7 +84,9 @@ class TrainedByProgram:
         )
         start = recipe.optimizer.init(self.model.theta)
         hyper = {"lr": sent(torch.tensor(recipe.lr), device)}
-        self.programs = Programs(problem, None, {}, hyper, start, 0, None, runner)
+        self.programs = Programs(
+            problem, None, {}, hyper, start, 0, None, runner, calls(compiled)
+        )
 
     def train(self, first: int, last: int) -> Iterator[None]:
         """Take the steps from `first` up to `last`, program by program."""

@@ -12,6 +12,7 @@ from potstill.data.splits import TensorSplit
 from potstill.devices import sent
 from potstill.engine.drawn import Drawn
 from potstill.engine.losses import Batch, Differentiable
+from potstill.engine.moves import calls
 from potstill.engine.programs import Programs, Runner
 from potstill.engine.unroll import InnerProblem, Leaves, MetaGradient
 from potstill.methods.base import Examples, Real
@@ -97,7 +98,7 @@ class Slot:
         self.programs = Programs(
             InnerProblem(loss, gathered, recipe.optimizer, counter, variant), self.real,
             self.examples.leaves, hyper, recipe.optimizer.init(self.model.theta), longest[1],
-            method.options.keep.dtype, runner,
+            method.options.keep.dtype, runner, calls(problem.networks.compiled),
         )  # fmt: skip
 
     def room(self, real: Real, count: int) -> tuple[Tensor, Tensor]:

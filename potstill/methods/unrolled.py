@@ -18,6 +18,7 @@ from torch import Tensor
 from potstill.config.options import option
 from potstill.data import augmentation
 from potstill.distilled.recipes import Recipe
+from potstill.engine.compiled_losses import CannotCompile
 from potstill.engine.flat import FlatModel, couples_batch
 from potstill.engine.losses import (
     Batch,
@@ -177,7 +178,7 @@ class UnrolledMethod(Method):
         if self.make_runner is not None:
             try:
                 return self.on_device(self.make_runner, examples, learned, replays, windows)
-            except RuntimeError as error:  # whatever cannot be recorded, or has no room
+            except (RuntimeError, CannotCompile) as error:  # whatever cannot be recorded, or has no room
                 self.make_runner, self.slots = None, []
                 self.problem.say(
                     f"the steps are launched one by one, since recording them fails "
