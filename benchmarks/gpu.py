@@ -8,9 +8,11 @@ The work: ConvNet of width 128 and depth 3 with instance norm on random images o
     classes. "ipc 1": 10 synthetic images a step, M = 60 after 70 steps of burn-in. "ipc 10": 100, M
     = 80 after 85. A real batch of 5,000. "launched" is every kernel launched from Python,
     "captured" programs that were recorded once (potstill/engine/programs.py).
-Seconds are of single outer steps, after one that warms up, the device waited for before and after;
-    ways alternate, and a ratio is the median over the pairs. Memory is the peak over what the data
-    take. Each part that fails says why, and the others go on. The last line is key=value.
+Seconds are those of outer steps that follow each other without waiting, as in a run, after one that
+    warms up: the device is waited for before the first and after the last of STEPS. "told" is when
+    Python has launched one. Ways alternate, and a ratio is the median over the pairs. Memory is the
+    peak over what the data take. Each part that fails says why, and the others go on. The last line
+    is key=value.
 """
 
 import argparse
@@ -45,6 +47,8 @@ from potstill.seeds import generator
 
 CLASSES, LR = 10, 2.0**-10  # the same number in every precision
 FULL_REAL, EVALUATED = 5000, 300
+STEPS = 3
+"""Outer steps that follow each other in a timing."""
 TRAJECTORIES = (1, 2, 4, 8, 16)
 
 
@@ -123,6 +127,26 @@ def timed(take: Callable[[], Any], device: torch.device) -> float:
     take()
     synchronize(device)
     return time.perf_counter() - began
+
+
+def a_step(take: Callable[[], Any], device: torch.device) -> float:
+    """Seconds of one of several calls in a row."""
+
+    def several() -> None:
+        for _ in range(STEPS):
+            take()
+
+    return timed(several, device) / STEPS
+
+
+def told(take: Callable[[], Any], device: torch.device) -> float:
+    """Seconds until a call returns, whatever the device still has to do."""
+    synchronize(device)
+    began = time.perf_counter()
+    take()
+    seconds = time.perf_counter() - began
+    synchronize(device)
+    return seconds
 
 
 def peak_mb(take: Callable[[], Any], device: torch.device) -> float | None:
@@ -260,7 +284,8 @@ def times(bench: Bench, setting: Setting, networks: NetworkFamily) -> dict[str, 
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(bench.pairs + 1):
         for name, way in ways.items():
-            seconds[name].append(timed(way, bench.device))
+            seconds[name].append(a_step(way, bench.device))
+    found["told"] = told(ways["captured"], bench.device)
     found["seconds"] = {name: values[1:] for name, values in seconds.items()}
     for name in ("launched", "captured"):
         if "higher" in ways:
@@ -277,7 +302,7 @@ def by_trajectories(bench: Bench, setting: Setting, networks: NetworkFamily) -> 
         take = partial(step, method, examples)
         memory = peak_mb(take, bench.device)
         take()
-        each = [timed(take, bench.device) / count for _ in range(bench.pairs)]
+        each = [a_step(take, bench.device) / count for _ in range(bench.pairs)]
         found[str(count)] = {"seconds_a_trajectory": each, "memory_mb": memory}
         method.slots.clear()
         print(
@@ -435,6 +460,7 @@ def last_line(results: dict[str, Any]) -> str:
         short, found = setting.name.replace(" ", ""), results[f"times {setting.name}"]
         for way, values in found.get("seconds", {}).items():
             known[f"{short}_{way}_ms"] = round(1e3 * statistics.median(values), 2)
+        known[f"{short}_told_ms"] = round(1e3 * found.get("told", 0), 2)
         known[f"{short}_times_higher"] = found.get("captured_times_higher")
         known[f"{short}_mb"] = (found.get("memory_mb") or {}).get("captured")
         for count, entry in results[f"trajectories {setting.name}"].items():

@@ -2,6 +2,7 @@
 
 import copy
 import threading
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from potstill.data.splits import Shape
 from potstill.engine.cuts import Cut
 from potstill.seeds import global_seed
 
-LARGEST_MB = {"cpu": 18, "mps": 250, "cuda": 64}
+LARGEST_MB = {"cpu": 18, "mps": 250, "cuda": 132}
 """Most MB of one activation of a micro-batch. On a CPU larger ones leave the caches; a GPU gains
 little from more.
 """
@@ -70,7 +71,11 @@ class FlatModel:
             name: p.detach() for name, p in module.named_parameters() if not p.requires_grad
         }
         self.constants |= {name: buffer.detach() for name, buffer in module.named_buffers()}
-        self.replica = Replica(self.module)
+
+    @cached_property
+    def replica(self) -> Replica:
+        """The copies of the module that compute; many a network only lends its parameters."""
+        return Replica(self.module)
 
     def parameters(self, theta: Tensor) -> list[Tensor]:
         """View a flat vector (P,) as one tensor for each parameter."""

@@ -128,17 +128,35 @@ def convolution_of_few(x: Tensor, weight: Tensor) -> Tensor:
     """
     tall, wide = weight.shape[2:]
     height, width = x.shape[2:]
-    padded = F.pad(x, (wide // 2, wide // 2, tall // 2, tall // 2))
-    windows = [
-        padded[:, :, row : row + height, column : column + width]
-        for row in range(tall)
-        for column in range(wide)
-    ]
-    missing = -x.shape[1] * tall * wide % ALIGNED
-    rows = torch.cat([*windows, x.new_zeros(len(x), missing, height, width)], 1)
-    rows = rows.permute(0, 2, 3, 1).reshape(-1, rows.shape[1])
+    rows = Windows.apply(x, tall, wide).flatten(0, 2)
+    missing = -rows.shape[1] % ALIGNED
+    rows = F.pad(rows, (0, missing))
     columns = F.pad(weight.permute(0, 2, 3, 1).flatten(1), (0, missing))
     return (rows @ columns.t()).view(len(x), height, width, -1).permute(0, 3, 1, 2)
+
+
+class Windows(torch.autograd.Function):
+    """(B, C, H, W) -> (B, H, W, h w C): around each pixel, 0 beyond the edges."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, tall: int, wide: int) -> Tensor:
+        ctx.size = tall, wide
+        padded = F.pad(x, (wide // 2, wide // 2, tall // 2, tall // 2))
+        # One pass over the result; as a concatenation of slices each would be a kernel.
+        return padded.unfold(2, tall, 1).unfold(3, wide, 1).permute(0, 2, 3, 4, 5, 1).flatten(3)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, None, None]:
+        (tall, wide), (cotangent,) = ctx.size, cotangents
+        height, width = cotangent.shape[1:3]
+        parts = cotangent.unflatten(3, (tall, wide, -1)).permute(3, 4, 0, 5, 1, 2)
+        total = torch.zeros_like(parts[0, 0])
+        for row in range(tall):
+            for column in range(wide):
+                up, left = tall // 2 - row, wide // 2 - column
+                shifted = F.pad(parts[row, column], (-left, left, -up, up))
+                total = total + shifted
+        return total, None, None
 
 
 def linear_by_sums(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

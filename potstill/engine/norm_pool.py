@@ -2,7 +2,7 @@
 
 What a ConvNet does between two convolutions is cheap arithmetic on large tensors: on a GPU the
 passes over memory are all of its time. Each of the three functions here reads what it needs of an
-example's channel once, keeps it in registers for its sums, and writes its result once.
+example's channel for its sums, again, from a cache, for its result, and writes that once.
 
 With x the S pixels of a channel of an example, m and r the mean and the reciprocal deviation,
 x' = (x - m) r, z = w x' + b, and p the mean of max(z, 0) over squares of 2 x 2 pixels:
@@ -29,7 +29,7 @@ from torch import Tensor
 
 KERNEL_TYPES = (torch.float32, torch.bfloat16)
 LARGEST = 2048
-"""Most pixels of a channel that the kernels keep in registers."""
+"""Most pixels of a channel that stay in a cache until they are read again."""
 
 
 def fits(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None) -> bool:
@@ -69,34 +69,36 @@ class NormPool(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Any:
-        ctx.save_for_backward(x, weight, bias)
-        ctx.eps = eps
-        return pooled(x, weight, bias, eps)
+        result, moments = pooled(x, weight, bias, eps)
+        ctx.save_for_backward(x, weight, bias, moments)
+        return result
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> Any:
-        return *NormPoolGradient.apply(*ctx.saved_tensors, cotangent, ctx.eps), None  # type: ignore[no-untyped-call]
+        x, weight, bias, moments = ctx.saved_tensors
+        found = NormPoolGradient.apply(x, weight, bias, moments, cotangent)  # type: ignore[no-untyped-call]
+        return *found, None
 
 
 class NormPoolGradient(torch.autograd.Function):
-    """The cotangents of x, weight and bias; it can be differentiated once."""
+    """The cotangents of x, weight and bias; it can be differentiated once.
+
+    The moments count as given: what hangs on x through them is in its own derivative.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, cotangent: Tensor, eps: float
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, moments: Tensor, cotangent: Tensor
     ) -> Any:
-        ctx.save_for_backward(x, weight, bias, cotangent)
-        ctx.eps = eps
-        of_x, of_weight, of_bias = pooled_gradient(x, weight, bias, cotangent, eps)
-        return of_x, of_weight.sum(0).to(weight.dtype), of_bias.sum(0).to(bias.dtype)
+        of_x, sums = pooled_gradient(x, weight, bias, moments, cotangent)
+        ctx.save_for_backward(x, weight, bias, moments, cotangent, sums)
+        of_bias, of_weight = sums.sum(1).to(weight.dtype).unbind()
+        return of_x, of_weight, of_bias
 
     @staticmethod
     def backward(ctx: Any, u: Tensor, k: Tensor, l: Tensor) -> Any:
-        x, weight, bias, cotangent = ctx.saved_tensors
-        of_x, of_weight, of_cotangent = pooled_product(
-            x, weight, bias, cotangent, u, k, l, ctx.eps
-        )
-        return of_x, of_weight.sum(0).to(weight.dtype), None, of_cotangent, None
+        of_x, of_weight, of_cotangent = pooled_product(*ctx.saved_tensors, u, k, l)
+        return of_x, of_weight.sum(0).to(ctx.saved_tensors[1].dtype), None, None, of_cotangent
 
 
 def spread(pooled_values: Tensor) -> Tensor:
@@ -107,13 +109,10 @@ def spread(pooled_values: Tensor) -> Tensor:
 class Plane:
     """x' and the other numbers of each channel, in at least float32."""
 
-    def __init__(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float):
-        self.kind = torch.promote_types(x.dtype, torch.float32)
-        x = x.to(self.kind)
-        self.count = x.shape[2] * x.shape[3]
-        variance, mean = torch.var_mean(x, (2, 3), correction=0, keepdim=True)
-        self.r = torch.rsqrt(variance + eps)
-        self.x = (x - mean) * self.r
+    def __init__(self, x: Tensor, weight: Tensor, bias: Tensor, moments: Tensor):
+        self.kind, self.count = moments.dtype, x.shape[2] * x.shape[3]
+        mean, self.r = moments[:, :, :, None, None]
+        self.x = (x.to(self.kind) - mean) * self.r
         self.w, self.b = self.each(weight), self.each(bias)
         self.z = self.w * self.x + self.b
 
@@ -131,36 +130,43 @@ class Plane:
 
 
 @torch.library.custom_op("potstill::pooled", mutates_args=())
-def pooled(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """Compute p, (B, C, H / 2, W / 2), in the type and memory format of x."""
-    result = F.avg_pool2d(Plane(x, weight, bias, eps).z.relu(), 2)
-    return formatted(result, x)
+def pooled(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Compute p, (B, C, H / 2, W / 2), and (m, r), (2, B, C)."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    variance, mean = torch.var_mean(wide, (2, 3), correction=0)
+    moments = torch.stack([mean, torch.rsqrt(variance + eps)])
+    result = F.avg_pool2d(Plane(x, weight, bias, moments).z.relu(), 2)
+    return formatted(result, x), moments
 
 
 @torch.library.custom_op("potstill::pooled_gradient", mutates_args=())
 def pooled_gradient(
-    x: Tensor, weight: Tensor, bias: Tensor, cotangent: Tensor, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute the cotangents of x, and of w and b for each example, (B, C)."""
-    plane = Plane(x, weight, bias, eps)
+    x: Tensor, weight: Tensor, bias: Tensor, moments: Tensor, cotangent: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Compute the cotangents of x, and of b and w for each example, (2, B, C)."""
+    plane = Plane(x, weight, bias, moments)
     g = plane.spread(cotangent)
     of_x = plane.w * plane.r * (g - plane.share(g) - plane.x * plane.share(g * plane.x))
-    return formatted(of_x, x), (g * plane.x).sum((2, 3)), g.sum((2, 3))
+    return formatted(of_x, x), torch.stack([g, g * plane.x]).sum((3, 4))
 
 
 @torch.library.custom_op("potstill::pooled_product", mutates_args=())
 def pooled_product(
-    x: Tensor, weight: Tensor, bias: Tensor, cotangent: Tensor,
-    u: Tensor, k: Tensor, l: Tensor, eps: float,
+    x: Tensor, weight: Tensor, bias: Tensor, moments: Tensor, cotangent: Tensor, sums: Tensor,
+    u: Tensor, k: Tensor, l: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Compute the cotangents of x, of w for each example, (B, C), and of the cotangent of p."""
-    plane = Plane(x, weight, bias, eps)
+    """Compute the cotangents of x, of w for each example, (B, C), and of the cotangent of p.
+
+    `sums` are those of `pooled_gradient`.
+    """
+    plane = Plane(x, weight, bias, moments)
     w, r, normed, share = plane.w, plane.r, plane.x, plane.share
     g, u, k, l = plane.spread(cotangent), u.to(plane.kind), plane.each(k), plane.each(l)
+    mean_g, mean_gx = sums[:, :, :, None, None] / plane.count
     of_gradient = w * r * (u - share(u) - normed * share(u * normed)) + k * normed + l
     squares = F.avg_pool2d(of_gradient * (plane.z > 0), 2)
-    t = share(u * g) - share(u) * share(g) - share(u * normed) * share(g * normed)
-    v = k * g - w * r * (u * share(g * normed) + share(u * normed) * g)
+    t = share(u * g) - share(u) * mean_g - share(u * normed) * mean_gx
+    v = k * g - w * r * (u * mean_gx + share(u * normed) * g)
     of_x = r * (v - share(v) - normed * share(v * normed)) - w * t * r.square() * normed
     of_w = plane.count * (r * t)[:, :, 0, 0]
     return formatted(of_x, x), of_w, formatted(squares, cotangent)
@@ -176,35 +182,34 @@ def empty_like(tensor: Tensor) -> Tensor:
     return torch.empty_like(tensor, memory_format=torch.channels_last)
 
 
-def sums_of(x: Tensor) -> Tensor:
-    """Return room for a number for each example and channel."""
-    return x.new_empty(x.shape[:2], dtype=torch.promote_types(x.dtype, torch.float32))
+def sums_of(x: Tensor, *count: int) -> Tensor:
+    """Return room for `count` numbers for each example and channel, one without it."""
+    kind = torch.promote_types(x.dtype, torch.float32)
+    return x.new_empty((*count, *x.shape[:2]), dtype=kind)
 
 
 def room_pooled(x: Tensor) -> Tensor:
     """Return room for p."""
     batch, channels, height, width = x.shape
     shape = (batch, channels, height // 2, width // 2)
-    return torch.empty(
-        shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last
-    )
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
 @pooled.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    return room_pooled(x)
+def _(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    return room_pooled(x), sums_of(x, 2)
 
 
 @pooled_gradient.register_fake
 def _(
-    x: Tensor, weight: Tensor, bias: Tensor, cotangent: Tensor, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    return empty_like(x), sums_of(x), sums_of(x)
+    x: Tensor, weight: Tensor, bias: Tensor, moments: Tensor, cotangent: Tensor
+) -> tuple[Tensor, Tensor]:
+    return empty_like(x), sums_of(x, 2)
 
 
 @pooled_product.register_fake
 def _(
-    x: Tensor, weight: Tensor, bias: Tensor, cotangent: Tensor,
-    u: Tensor, k: Tensor, l: Tensor, eps: float,
+    x: Tensor, weight: Tensor, bias: Tensor, moments: Tensor, cotangent: Tensor, sums: Tensor,
+    u: Tensor, k: Tensor, l: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     return empty_like(x), sums_of(x), empty_like(cotangent)

@@ -1,8 +1,9 @@
 """The functions of norm_pool.py as kernels for GPUs, in Triton.
 
-A program takes some channels of one example, whose pixels it holds as the four corners of the
-squares that are pooled: tiles of (squares, channels). Images have their channels last, so a tile's
-rows are contiguous. Numbers are float32, whatever is read and written.
+A program takes some channels of one example, whose pixels it reads as the four corners a, b, c, d
+of the squares that are pooled: tiles of (squares, channels), one after the other, first for the
+sums over them, then for the results. Images have their channels last, so a tile's rows are
+contiguous. Numbers are float32, whatever is read and written.
 """
 
 from typing import Any
@@ -23,44 +24,44 @@ from potstill.engine.norm_pool import (
 
 CHANNELS = 16
 """Channels of a program."""
-PIXELS = 1024
-"""Numbers of a tile's four corners for each warp."""
+ROWS = 64
+"""Squares of a tile where there are programs enough to keep a GPU busy."""
+MANY = 512
+"""Programs that are."""
+OF_WARP = 256
+"""Numbers of a tile for each warp."""
 
 
 @triton.jit
-def corner(x, at, mask):  # type: ignore[no-untyped-def]
-    return tl.load(x + at, mask, 0.0).to(tl.float32)
-
-
-@triton.jit
-def places(C, HEIGHT, WIDTH, SQUARES: tl.constexpr, CHANNELS: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Return channels, places of the first corners and of the squares, and which are there."""
+def place(start, C, HEIGHT, WIDTH, TILE: tl.constexpr, CHANNELS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Return the places of a tile's first corners and of its squares, and which are there."""
     example = tl.program_id(0).to(tl.int64)
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    square = tl.arange(0, SQUARES)
+    square = start + tl.arange(0, TILE)
     row, column = square // (WIDTH // 2), square % (WIDTH // 2)
     count = (HEIGHT // 2) * (WIDTH // 2)
     mask = (square < count)[:, None] & (channel < C)[None, :]
-    first = example * HEIGHT * WIDTH * C + (2 * row * WIDTH + 2 * column)[:, None] * C
-    of_square = example * count * C + square[:, None] * C
-    return channel, first + channel[None, :], of_square + channel[None, :], mask
+    pixel = (2 * row * WIDTH + 2 * column)[:, None] * C + channel[None, :]
+    return (
+        example * HEIGHT * WIDTH * C + pixel,
+        (example * count * C + square[:, None] * C + channel[None, :]),
+        mask,
+    )
 
 
 @triton.jit
-def normed(x, at, mask, C, HEIGHT, WIDTH, eps):  # type: ignore[no-untyped-def]
-    """Return the corners of x' and r; what is not there is 0."""
-    count = HEIGHT * WIDTH
-    a, b = corner(x, at, mask), corner(x, at + C, mask)
-    c, d = corner(x, at + WIDTH * C, mask), corner(x, at + WIDTH * C + C, mask)
-    mean = tl.sum(a + b + c + d, 0) / count
-    a, b = tl.where(mask, a - mean, 0.0), tl.where(mask, b - mean, 0.0)
-    c, d = tl.where(mask, c - mean, 0.0), tl.where(mask, d - mean, 0.0)
-    r = tl.rsqrt(tl.sum(a * a + b * b + c * c + d * d, 0) / count + eps)
-    return a * r, b * r, c * r, d * r, r
+def corners(x, at, mask, C, WIDTH):  # type: ignore[no-untyped-def]
+    """Read the four corners; 0 where nothing is."""
+    a = tl.load(x + at, mask, 0.0).to(tl.float32)
+    b = tl.load(x + at + C, mask, 0.0).to(tl.float32)
+    c = tl.load(x + at + WIDTH * C, mask, 0.0).to(tl.float32)
+    d = tl.load(x + at + WIDTH * C + C, mask, 0.0).to(tl.float32)
+    return a, b, c, d
 
 
 @triton.jit
 def put(out, at, mask, C, WIDTH, a, b, c, d):  # type: ignore[no-untyped-def]
+    """Write the four corners."""
     kind = out.dtype.element_ty
     tl.store(out + at, a.to(kind), mask)
     tl.store(out + at + C, b.to(kind), mask)
@@ -69,97 +70,152 @@ def put(out, at, mask, C, WIDTH, a, b, c, d):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
+def numbers(given, C, CHANNELS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Read the numbers of this program's channels."""
+    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    return tl.load(given + channel, channel < C, 0.0).to(tl.float32)
+
+
+@triton.jit
+def of_example(index, C):  # type: ignore[no-untyped-def]
+    """Return the place of the numbers `index` of this program's example, (index, B, C)."""
+    return (index * tl.num_programs(0) + tl.program_id(0)) * C
+
+
+@triton.jit
+def keep(out, value, C, CHANNELS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Write a number for each of this program's channels."""
+    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    tl.store(out + channel, value, channel < C)
+
+
+@triton.jit
 def pooled_kernel(  # type: ignore[no-untyped-def]
-    x, weight, bias, out, eps, C, HEIGHT, WIDTH, SQUARES: tl.constexpr, CHANNELS: tl.constexpr
-):
-    channel, at, square, mask = places(C, HEIGHT, WIDTH, SQUARES, CHANNELS)
-    a, b, c, d, _ = normed(x, at, mask, C, HEIGHT, WIDTH, eps)
-    w = tl.load(weight + channel, channel < C, 0.0).to(tl.float32)
-    s = tl.load(bias + channel, channel < C, 0.0).to(tl.float32)
-    total = tl.maximum(w * a + s, 0.0) + tl.maximum(w * b + s, 0.0)
-    total += tl.maximum(w * c + s, 0.0) + tl.maximum(w * d + s, 0.0)
-    tl.store(out + square, (total * 0.25).to(out.dtype.element_ty), mask)
+    x, weight, bias, out, moments, eps, C, HEIGHT, WIDTH,
+    SQUARES: tl.constexpr, TILE: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    count = HEIGHT * WIDTH
+    w, s = numbers(weight, C, CHANNELS), numbers(bias, C, CHANNELS)
+    total = tl.zeros((TILE, CHANNELS), tl.float32)
+    for start in range(0, SQUARES, TILE):
+        at, _, mask = place(start, C, HEIGHT, WIDTH, TILE, CHANNELS)
+        a, b, c, d = corners(x, at, mask, C, WIDTH)
+        total += (a + b) + (c + d)
+    mean = tl.sum(total, 0) / count
+    total = tl.zeros((TILE, CHANNELS), tl.float32)
+    for start in range(0, SQUARES, TILE):
+        at, _, mask = place(start, C, HEIGHT, WIDTH, TILE, CHANNELS)
+        a, b, c, d = corners(x, at, mask, C, WIDTH)
+        a, b, c, d = a - mean, b - mean, c - mean, d - mean
+        total += tl.where(mask, (a * a + b * b) + (c * c + d * d), 0.0)
+    r = tl.rsqrt(tl.sum(total, 0) / count + eps)
+    keep(moments + of_example(0, C), mean, C, CHANNELS)
+    keep(moments + of_example(1, C), r, C, CHANNELS)
+    scale, shift = w * r, s - w * r * mean
+    for start in range(0, SQUARES, TILE):
+        at, square, mask = place(start, C, HEIGHT, WIDTH, TILE, CHANNELS)
+        a, b, c, d = corners(x, at, mask, C, WIDTH)
+        found = tl.maximum(scale * a + shift, 0.0) + tl.maximum(scale * b + shift, 0.0)
+        found += tl.maximum(scale * c + shift, 0.0) + tl.maximum(scale * d + shift, 0.0)
+        tl.store(out + square, (found * 0.25).to(out.dtype.element_ty), mask)
+
+
+@triton.jit
+def cut(x, cotangent, at, square, mask, C, WIDTH, w, s, mean, r):  # type: ignore[no-untyped-def]
+    """Return the corners of x' and of g."""
+    a, b, c, d = corners(x, at, mask, C, WIDTH)
+    a, b, c, d = (a - mean) * r, (b - mean) * r, (c - mean) * r, (d - mean) * r
+    g = tl.load(cotangent + square, mask, 0.0).to(tl.float32) * 0.25
+    ga, gb = tl.where(w * a + s > 0, g, 0.0), tl.where(w * b + s > 0, g, 0.0)
+    gc, gd = tl.where(w * c + s > 0, g, 0.0), tl.where(w * d + s > 0, g, 0.0)
+    return a, b, c, d, ga, gb, gc, gd
 
 
 @triton.jit
 def pooled_gradient_kernel(  # type: ignore[no-untyped-def]
-    x, weight, bias, cotangent, of_x, of_weight, of_bias, eps, C, HEIGHT, WIDTH,
-    SQUARES: tl.constexpr, CHANNELS: tl.constexpr,
+    x, weight, bias, moments, cotangent, of_x, sums, C, HEIGHT, WIDTH,
+    SQUARES: tl.constexpr, TILE: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    channel, at, square, mask = places(C, HEIGHT, WIDTH, SQUARES, CHANNELS)
-    a, b, c, d, r = normed(x, at, mask, C, HEIGHT, WIDTH, eps)
-    w = tl.load(weight + channel, channel < C, 0.0).to(tl.float32)
-    s = tl.load(bias + channel, channel < C, 0.0).to(tl.float32)
-    g = corner(cotangent, square, mask) * 0.25
-    ga, gb = tl.where(w * a + s > 0, g, 0.0), tl.where(w * b + s > 0, g, 0.0)
-    gc, gd = tl.where(w * c + s > 0, g, 0.0), tl.where(w * d + s > 0, g, 0.0)
-    sum_g = tl.sum(ga + gb + gc + gd, 0)
-    sum_gx = tl.sum(ga * a + gb * b + gc * c + gd * d, 0)
-    here = tl.program_id(0) * C + channel
-    tl.store(of_weight + here, sum_gx, channel < C)
-    tl.store(of_bias + here, sum_g, channel < C)
-    scale, count = w * r, HEIGHT * WIDTH
-    mean_g, mean_gx = sum_g / count, sum_gx / count
-    put(
-        of_x, at, mask, C, WIDTH,
-        scale * (ga - mean_g - a * mean_gx), scale * (gb - mean_g - b * mean_gx),
-        scale * (gc - mean_g - c * mean_gx), scale * (gd - mean_g - d * mean_gx),
-    )  # fmt: skip
+    count = HEIGHT * WIDTH
+    w, s = numbers(weight, C, CHANNELS), numbers(bias, C, CHANNELS)
+    mean = numbers(moments + of_example(0, C), C, CHANNELS)
+    r = numbers(moments + of_example(1, C), C, CHANNELS)
+    total_g = tl.zeros((TILE, CHANNELS), tl.float32)
+    total_gx = tl.zeros((TILE, CHANNELS), tl.float32)
+    for start in range(0, SQUARES, TILE):
+        at, square, mask = place(start, C, HEIGHT, WIDTH, TILE, CHANNELS)
+        a, b, c, d, ga, gb, gc, gd = cut(x, cotangent, at, square, mask, C, WIDTH, w, s, mean, r)
+        total_g += (ga + gb) + (gc + gd)
+        total_gx += (ga * a + gb * b) + (gc * c + gd * d)
+    sum_g, sum_gx = tl.sum(total_g, 0), tl.sum(total_gx, 0)
+    keep(sums + of_example(0, C), sum_g, C, CHANNELS)
+    keep(sums + of_example(1, C), sum_gx, C, CHANNELS)
+    scale, mean_g, mean_gx = w * r, sum_g / count, sum_gx / count
+    for start in range(0, SQUARES, TILE):
+        at, square, mask = place(start, C, HEIGHT, WIDTH, TILE, CHANNELS)
+        a, b, c, d, ga, gb, gc, gd = cut(x, cotangent, at, square, mask, C, WIDTH, w, s, mean, r)
+        put(
+            of_x, at, mask, C, WIDTH,
+            scale * (ga - mean_g - a * mean_gx), scale * (gb - mean_g - b * mean_gx),
+            scale * (gc - mean_g - c * mean_gx), scale * (gd - mean_g - d * mean_gx),
+        )  # fmt: skip
 
 
 @triton.jit
 def pooled_product_kernel(  # type: ignore[no-untyped-def]
-    x, weight, bias, cotangent, along_x, along_weight, along_bias, of_x, of_weight, of_cotangent,
-    eps, C, HEIGHT, WIDTH, SQUARES: tl.constexpr, CHANNELS: tl.constexpr,
+    x, weight, bias, moments, cotangent, sums, along_x, along_weight, along_bias,
+    of_x, of_weight, of_cotangent, C, HEIGHT, WIDTH,
+    SQUARES: tl.constexpr, TILE: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    channel, at, square, mask = places(C, HEIGHT, WIDTH, SQUARES, CHANNELS)
-    a, b, c, d, r = normed(x, at, mask, C, HEIGHT, WIDTH, eps)
-    w = tl.load(weight + channel, channel < C, 0.0).to(tl.float32)
-    s = tl.load(bias + channel, channel < C, 0.0).to(tl.float32)
-    k = tl.load(along_weight + channel, channel < C, 0.0).to(tl.float32)
-    l = tl.load(along_bias + channel, channel < C, 0.0).to(tl.float32)
-    g = corner(cotangent, square, mask) * 0.25
-    ga, gb = tl.where(w * a + s > 0, g, 0.0), tl.where(w * b + s > 0, g, 0.0)
-    gc, gd = tl.where(w * c + s > 0, g, 0.0), tl.where(w * d + s > 0, g, 0.0)
-    ua, ub = corner(along_x, at, mask), corner(along_x, at + C, mask)
-    uc = corner(along_x, at + WIDTH * C, mask)
-    ud = corner(along_x, at + WIDTH * C + C, mask)
     count = HEIGHT * WIDTH
-    sum_g = tl.sum(ga + gb + gc + gd, 0)
-    sum_gx = tl.sum(ga * a + gb * b + gc * c + gd * d, 0)
-    sum_u = tl.sum(ua + ub + uc + ud, 0)
-    sum_ux = tl.sum(ua * a + ub * b + uc * c + ud * d, 0)
-    sum_ug = tl.sum(ua * ga + ub * gb + uc * gc + ud * gd, 0)
-    t = sum_ug - sum_u * sum_g / count - sum_ux * sum_gx / count
-    tl.store(of_weight + tl.program_id(0) * C + channel, r * t, channel < C)
-
+    w, s = numbers(weight, C, CHANNELS), numbers(bias, C, CHANNELS)
+    k, l = numbers(along_weight, C, CHANNELS), numbers(along_bias, C, CHANNELS)
+    mean = numbers(moments + of_example(0, C), C, CHANNELS)
+    r = numbers(moments + of_example(1, C), C, CHANNELS)
+    sum_g = numbers(sums + of_example(0, C), C, CHANNELS)
+    sum_gx = numbers(sums + of_example(1, C), C, CHANNELS)
+    total_u = tl.zeros((TILE, CHANNELS), tl.float32)
+    total_ux = tl.zeros((TILE, CHANNELS), tl.float32)
+    total_ug = tl.zeros((TILE, CHANNELS), tl.float32)
+    for start in range(0, SQUARES, TILE):
+        at, square, mask = place(start, C, HEIGHT, WIDTH, TILE, CHANNELS)
+        a, b, c, d, ga, gb, gc, gd = cut(x, cotangent, at, square, mask, C, WIDTH, w, s, mean, r)
+        ua, ub, uc, ud = corners(along_x, at, mask, C, WIDTH)
+        total_u += (ua + ub) + (uc + ud)
+        total_ux += (ua * a + ub * b) + (uc * c + ud * d)
+        total_ug += (ua * ga + ub * gb) + (uc * gc + ud * gd)
+    sum_u, sum_ux = tl.sum(total_u, 0), tl.sum(total_ux, 0)
+    t = tl.sum(total_ug, 0) - sum_u * sum_g / count - sum_ux * sum_gx / count
+    keep(of_weight + of_example(0, C), r * t, C, CHANNELS)
     scale, mean_u, mean_ux = w * r, sum_u / count, sum_ux / count
-    squares = tl.where(w * a + s > 0, scale * (ua - mean_u - a * mean_ux) + k * a + l, 0.0)
-    squares += tl.where(w * b + s > 0, scale * (ub - mean_u - b * mean_ux) + k * b + l, 0.0)
-    squares += tl.where(w * c + s > 0, scale * (uc - mean_u - c * mean_ux) + k * c + l, 0.0)
-    squares += tl.where(w * d + s > 0, scale * (ud - mean_u - d * mean_ux) + k * d + l, 0.0)
-    tl.store(of_cotangent + square, (squares * 0.25).to(of_cotangent.dtype.element_ty), mask)
-
-    # v = k' g - p u, with the sums of v and v x' in those above
-    p = scale * sum_gx / count
-    q = k - scale * sum_ux / count
+    # v = q g - p u, and its sums in those above
+    p, q = scale * sum_gx / count, k - scale * mean_ux
     mean_v = (q * sum_g - p * sum_u) / count
     slope = (q * sum_gx - p * sum_ux + scale * t) / count
-    put(
-        of_x, at, mask, C, WIDTH,
-        r * (q * ga - p * ua - mean_v - a * slope), r * (q * gb - p * ub - mean_v - b * slope),
-        r * (q * gc - p * uc - mean_v - c * slope), r * (q * gd - p * ud - mean_v - d * slope),
-    )  # fmt: skip
+    for start in range(0, SQUARES, TILE):
+        at, square, mask = place(start, C, HEIGHT, WIDTH, TILE, CHANNELS)
+        a, b, c, d, ga, gb, gc, gd = cut(x, cotangent, at, square, mask, C, WIDTH, w, s, mean, r)
+        ua, ub, uc, ud = corners(along_x, at, mask, C, WIDTH)
+        found = tl.where(w * a + s > 0, scale * (ua - mean_u - a * mean_ux) + k * a + l, 0.0)
+        found += tl.where(w * b + s > 0, scale * (ub - mean_u - b * mean_ux) + k * b + l, 0.0)
+        found += tl.where(w * c + s > 0, scale * (uc - mean_u - c * mean_ux) + k * c + l, 0.0)
+        found += tl.where(w * d + s > 0, scale * (ud - mean_u - d * mean_ux) + k * d + l, 0.0)
+        tl.store(of_cotangent + square, (found * 0.25).to(of_cotangent.dtype.element_ty), mask)
+        put(
+            of_x, at, mask, C, WIDTH,
+            r * (q * ga - p * ua - mean_v - a * slope), r * (q * gb - p * ub - mean_v - b * slope),
+            r * (q * gc - p * uc - mean_v - c * slope), r * (q * gd - p * ud - mean_v - d * slope),
+        )  # fmt: skip
 
 
 def launch(kernel: Any, x: Tensor, *arguments: Any) -> None:
     """Launch a kernel whose first argument is x and whose last ones are its sizes."""
     batch, channels, height, width = x.shape
-    squares = triton.next_power_of_2(height * width // 4)
-    warps = max(1, min(16, 4 * squares * CHANNELS // PIXELS))
-    kernel[(batch, triton.cdiv(channels, CHANNELS))](
-        x, *arguments, channels, height, width, SQUARES=squares, CHANNELS=CHANNELS,
-        num_warps=warps,
+    squares, groups = triton.next_power_of_2(height * width // 4), triton.cdiv(channels, CHANNELS)
+    tile = min(squares, ROWS) if batch * groups >= MANY else squares
+    kernel[(batch, groups)](
+        x, *arguments, channels, height, width, SQUARES=squares, TILE=tile, CHANNELS=CHANNELS,
+        num_warps=max(1, min(16, tile * CHANNELS // OF_WARP)),
     )  # fmt: skip
 
 
@@ -169,33 +225,31 @@ def last(tensor: Tensor) -> Tensor:
 
 
 @pooled.register_kernel("cuda")
-def pooled_by_kernel(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    x, out = last(x), room_pooled(x)
-    launch(pooled_kernel, x, weight, bias, out, eps)
-    return out
+def pooled_by_kernel(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    x, out, moments = last(x), room_pooled(x), sums_of(x, 2)
+    launch(pooled_kernel, x, weight, bias, out, moments, eps)
+    return out, moments
 
 
 @pooled_gradient.register_kernel("cuda")
 def gradient_by_kernel(
-    x: Tensor, weight: Tensor, bias: Tensor, cotangent: Tensor, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
+    x: Tensor, weight: Tensor, bias: Tensor, moments: Tensor, cotangent: Tensor
+) -> tuple[Tensor, Tensor]:
     x, cotangent = last(x), last(cotangent)
-    of_x, of_weight, of_bias = empty_like(x), sums_of(x), sums_of(x)
-    launch(
-        pooled_gradient_kernel, x, weight, bias, cotangent, of_x, of_weight, of_bias, eps
-    )
-    return of_x, of_weight, of_bias
+    of_x, sums = empty_like(x), sums_of(x, 2)
+    launch(pooled_gradient_kernel, x, weight, bias, moments, cotangent, of_x, sums)
+    return of_x, sums
 
 
 @pooled_product.register_kernel("cuda")
 def product_by_kernel(
-    x: Tensor, weight: Tensor, bias: Tensor, cotangent: Tensor,
-    u: Tensor, k: Tensor, l: Tensor, eps: float,
+    x: Tensor, weight: Tensor, bias: Tensor, moments: Tensor, cotangent: Tensor, sums: Tensor,
+    u: Tensor, k: Tensor, l: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     x, cotangent, u = last(x), last(cotangent), last(u)
     of_x, of_weight, of_cotangent = empty_like(x), sums_of(x), empty_like(cotangent)
     launch(
-        pooled_product_kernel, x, weight, bias, cotangent, u, k, l, of_x, of_weight,
-        of_cotangent, eps,
+        pooled_product_kernel, x, weight, bias, moments, cotangent, sums, u, k, l, of_x,
+        of_weight, of_cotangent,
     )  # fmt: skip
     return of_x, of_weight, of_cotangent

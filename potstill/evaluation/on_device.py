@@ -84,9 +84,7 @@ class TrainedByProgram:
         )
         start = recipe.optimizer.init(self.model.theta)
         hyper = {"lr": sent(torch.tensor(recipe.lr), device)}
-        self.programs = Programs(
-            problem, None, {}, hyper, start, 0, None, runner, calls(compiled)
-        )
+        self.programs = Programs(problem, None, {}, hyper, start, 0, None, runner, calls(compiled))
 
     def train(self, first: int, last: int) -> Iterator[None]:
         """Take the steps from `first` up to `last`, program by program."""

@@ -10,6 +10,7 @@ that it keeps to this contract.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -76,6 +77,8 @@ class Examples:
         self, rows: Tensor, drawn: augmentation.Draw
     ) -> tuple[Tensor, augmentation.Draw, int]:
         """Order the rows of a batch and its draw, frozen ones first; return their number too."""
+        if not self.frozen:
+            return rows, drawn, 0
         still = rows < self.frozen
         order = torch.cat([torch.nonzero(still)[:, 0], torch.nonzero(~still)[:, 0]])
         return rows[order], drawn.rows(order), int(still.sum())
@@ -170,7 +173,7 @@ class Problem:
         compiled = self.networks.compiled is not None
         return self.cut.of_stage(count, max(count, last), compiled=compiled)
 
-    @property
+    @cached_property
     def plan(self) -> BatchPlan:
         """The plan by which a batch of distilled examples is drawn."""
         recipe = self.recipe

@@ -178,7 +178,10 @@ class UnrolledMethod(Method):
         if self.make_runner is not None:
             try:
                 return self.on_device(self.make_runner, examples, learned, replays, windows)
-            except (RuntimeError, CannotCompile) as error:  # whatever cannot be recorded, or has no room
+            except (
+                RuntimeError,
+                CannotCompile,
+            ) as error:  # whatever cannot be recorded, or has no room
                 self.make_runner, self.slots = None, []
                 self.problem.say(
                     f"the steps are launched one by one, since recording them fails "
