@@ -8,9 +8,10 @@ The work: ConvNet of width 128 and depth 3 with instance norm on random images o
     classes. "ipc 1": 10 synthetic images a step, M = 60 after 70 steps of burn-in. "ipc 10": 100, M
     = 80 after 85. A real batch of 5,000. "launched" is every kernel launched from Python,
     "captured" programs that were recorded once (potstill/engine/programs.py).
-Seconds are those of outer steps that follow each other without waiting, as in a run, after one that
-    warms up: the device is waited for before the first and after the last of STEPS. "told" is when
-    Python has launched one. Ways alternate, and a ratio is the median over the pairs. Memory is the
+Seconds of a captured outer step are those of STEPS that follow each other without waiting, as in a
+    run, after one that warms up: the device is waited for before the first and after the last. What
+    is launched from Python keeps no device busy and is timed singly. "told" is when Python has
+    launched a captured one. Ways alternate, and a ratio is the median over the pairs. Memory is the
     peak over what the data take. Each part that fails says why, and the others go on. The last line
     is key=value.
 """
@@ -47,9 +48,11 @@ from potstill.seeds import generator
 
 CLASSES, LR = 10, 2.0**-10  # the same number in every precision
 FULL_REAL, EVALUATED = 5000, 300
+PLACED = 3
+"""Kernels that set a program's place."""
 STEPS = 3
 """Outer steps that follow each other in a timing."""
-TRAJECTORIES = (1, 2, 4, 8, 16)
+TRAJECTORIES = {"ipc 1": (1, 2, 4, 8, 16), "ipc 10": (1, 2, 4)}
 
 
 @dataclass(frozen=True)
@@ -150,10 +153,10 @@ def told(take: Callable[[], Any], device: torch.device) -> float:
 
 
 def peak_mb(take: Callable[[], Any], device: torch.device) -> float | None:
-    """Most MB that a call has over what was held before; None where the device does not tell."""
+    """Most MB that a first call has, and what it keeps; None where the device does not tell."""
     if device.type != "cuda":
         return None
-    take()
+    torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
     take()
@@ -284,7 +287,8 @@ def times(bench: Bench, setting: Setting, networks: NetworkFamily) -> dict[str, 
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(bench.pairs + 1):
         for name, way in ways.items():
-            seconds[name].append(a_step(way, bench.device))
+            take = a_step if name == "captured" else timed
+            seconds[name].append(take(way, bench.device))
     found["told"] = told(ways["captured"], bench.device)
     found["seconds"] = {name: values[1:] for name, values in seconds.items()}
     for name in ("launched", "captured"):
@@ -297,12 +301,11 @@ def times(bench: Bench, setting: Setting, networks: NetworkFamily) -> dict[str, 
 def by_trajectories(bench: Bench, setting: Setting, networks: NetworkFamily) -> dict[str, Any]:
     """Seconds of an outer step, a trajectory, of K at the same time."""
     examples, found = bench.examples(setting), {}
-    for count in TRAJECTORIES:
+    for count in TRAJECTORIES[setting.name]:
         method = programmed(bench.method(setting, networks, count), bench)
         take = partial(step, method, examples)
         memory = peak_mb(take, bench.device)
-        take()
-        each = [a_step(take, bench.device) / count for _ in range(bench.pairs)]
+        each = [a_step(take, bench.device) / count for _ in range(1 if count > 4 else bench.pairs)]
         found[str(count)] = {"seconds_a_trajectory": each, "memory_mb": memory}
         method.slots.clear()
         print(
@@ -327,15 +330,15 @@ def of_programs(bench: Bench, setting: Setting, networks: NetworkFamily) -> dict
             ("walk", partial(programs.walk_step, before)),
         ):
             variant = method.slots[0].real.drawn.operations[0]
-            key = (kind, variant if kind == "outer" else programs.problem.variant(before))
-
-            run = partial(ten_times, programs, key, program)
+            key = (kind, variant if kind == "outer" else programs.problem.variant(before), "alone")
+            run = partial(times_at, programs, key, program, 10)
             run()
             ms = [1e2 * timed(run, bench.device) for _ in range(bench.pairs)]
             entry = found.setdefault(kind, {})
             entry[f"{name}_ms"] = statistics.median(ms)
             if name == "launched" and bench.device.type == "cuda":
-                entry["kernels"] = kernels(program)
+                once = partial(times_at, programs, key, program, 1)
+                entry["kernels"] = kernels(once) - PLACED
     return found
 
 
@@ -344,9 +347,9 @@ def same(runner: Runner) -> Runner:
     return runner
 
 
-def ten_times(programs: Programs, key: Any, program: Callable[[], None]) -> None:
-    """Run a program ten times at the same place."""
-    for _ in range(10):
+def times_at(programs: Programs, key: Any, program: Callable[[], None], count: int) -> None:
+    """Run a program `count` times at the same place."""
+    for _ in range(count):
         programs.counter.fill_(1)
         programs.at.fill_(1)
         programs.part.fill_(0)

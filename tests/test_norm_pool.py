@@ -31,7 +31,7 @@ def arguments(batch: int, channels: int, height: int, width: int, seed: int = 0)
     image, half = (batch, channels, height, width), (batch, channels, height // 2, width // 2)
     return {
         "x": draw(*image) * 2 + 1, "weight": draw(channels), "bias": draw(channels),
-        "cotangent": draw(*half), "u": draw(*image), "k": draw(channels), "l": draw(channels),
+        "cotangent": draw(*half), "u": draw(*image), "k": draw(channels), "j": draw(channels),
     }  # fmt: skip
 
 
@@ -80,7 +80,7 @@ def test_kernels_are_like_it(shape, dtype, rows, monkeypatch):
     for names, twin, kernel in (
         (first, norm_pool.pooled, kernels.pooled_by_kernel),
         (gradient, norm_pool.pooled_gradient, kernels.gradient_by_kernel),
-        ([*gradient, "sums", "u", "k", "l"], norm_pool.pooled_product, kernels.product_by_kernel),
+        ([*gradient, "sums", "u", "k", "j"], norm_pool.pooled_product, kernels.product_by_kernel),
     ):
         eps = [1e-5] if names == first else []
         found = kernel(*(given[name] for name in names), *eps)

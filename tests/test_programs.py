@@ -312,7 +312,7 @@ def test_one_program_serves_all_steps_of_its_variant():
         assert torch.equal(own.loss, other.loss)
     assert len(runners) == 2
     for runner in runners:
-        assert {name for name, _ in runner.keys} == {"burn-in", "tape", "outer", "walk"}
+        assert {key[0] for key in runner.keys} == {"burn-in", "tape", "outer", "walk"}
         assert runner.runs > 4 * len(runner.keys)
 
 

@@ -127,12 +127,12 @@ def convolution_of_few(x: Tensor, weight: Tensor) -> Tensor:
         weight: (D, C, h, w) with odd h and w; the output is as large as x.
     """
     tall, wide = weight.shape[2:]
-    height, width = x.shape[2:]
-    rows = Windows.apply(x, tall, wide).flatten(0, 2)
-    missing = -rows.shape[1] % ALIGNED
+    rows = Windows.apply(x, tall, wide)  # type: ignore[no-untyped-call]
+    missing = -rows.shape[3] % ALIGNED
     rows = F.pad(rows, (0, missing))
     columns = F.pad(weight.permute(0, 2, 3, 1).flatten(1), (0, missing))
-    return (rows @ columns.t()).view(len(x), height, width, -1).permute(0, 3, 1, 2)
+    output: Tensor = rows.flatten(0, 2) @ columns.t()
+    return output.view(*rows.shape[:3], -1).permute(0, 3, 1, 2)
 
 
 class Windows(torch.autograd.Function):
@@ -148,7 +148,6 @@ class Windows(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, None, None]:
         (tall, wide), (cotangent,) = ctx.size, cotangents
-        height, width = cotangent.shape[1:3]
         parts = cotangent.unflatten(3, (tall, wide, -1)).permute(3, 4, 0, 5, 1, 2)
         total = torch.zeros_like(parts[0, 0])
         for row in range(tall):

@@ -11,9 +11,9 @@ x' = (x - m) r, z = w x' + b, and p the mean of max(z, 0) over squares of 2 x 2 
 - `pooled_gradient`, of a cotangent of p, which spread over the pixels and cut by the ReLU is g:
       of x  = w r (g - sum(g) / S - x' sum(g x') / S)
       of w  = sum(g x'),  of b = sum(g)
-- `pooled_product`, of cotangents u, k, l of these three:
+- `pooled_product`, of cotangents u, k, j of these three:
       T     = sum(u g) - sum(u) sum(g) / S - sum(u x') sum(g x') / S
-      of g  = w r (u - sum(u) / S - x' sum(u x') / S) + k x' + l
+      of g  = w r (u - sum(u) / S - x' sum(u x') / S) + k x' + j
       of w  = r T
       of x' = k g - w r / S (u sum(g x') + sum(u x') g) =: v
       of x  = r (v - sum(v) / S - x' sum(v x') / S) - w T r^2 x' / S
@@ -96,8 +96,8 @@ class NormPoolGradient(torch.autograd.Function):
         return of_x, of_weight, of_bias
 
     @staticmethod
-    def backward(ctx: Any, u: Tensor, k: Tensor, l: Tensor) -> Any:
-        of_x, of_weight, of_cotangent = pooled_product(*ctx.saved_tensors, u, k, l)
+    def backward(ctx: Any, u: Tensor, k: Tensor, j: Tensor) -> Any:
+        of_x, of_weight, of_cotangent = pooled_product(*ctx.saved_tensors, u, k, j)
         return of_x, of_weight.sum(0).to(ctx.saved_tensors[1].dtype), None, None, of_cotangent
 
 
@@ -110,7 +110,8 @@ class Plane:
     """x' and the other numbers of each channel, in at least float32."""
 
     def __init__(self, x: Tensor, weight: Tensor, bias: Tensor, moments: Tensor):
-        self.kind, self.count = moments.dtype, x.shape[2] * x.shape[3]
+        self.kind: torch.dtype = moments.dtype
+        self.count = x.shape[2] * x.shape[3]
         mean, self.r = moments[:, :, :, None, None]
         self.x = (x.to(self.kind) - mean) * self.r
         self.w, self.b = self.each(weight), self.each(bias)
@@ -122,7 +123,8 @@ class Plane:
 
     def spread(self, cotangent: Tensor) -> Tensor:
         """Return g, the cotangent of z."""
-        return spread(cotangent.to(self.kind)) * (self.z > 0)
+        spread_out: Tensor = spread(cotangent.to(self.kind)) * (self.z > 0)
+        return spread_out
 
     def share(self, values: Tensor) -> Tensor:
         """Sum over the pixels and divide by their number."""
@@ -153,7 +155,7 @@ def pooled_gradient(
 @torch.library.custom_op("potstill::pooled_product", mutates_args=())
 def pooled_product(
     x: Tensor, weight: Tensor, bias: Tensor, moments: Tensor, cotangent: Tensor, sums: Tensor,
-    u: Tensor, k: Tensor, l: Tensor,
+    u: Tensor, k: Tensor, j: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Compute the cotangents of x, of w for each example, (B, C), and of the cotangent of p.
 
@@ -161,9 +163,9 @@ def pooled_product(
     """
     plane = Plane(x, weight, bias, moments)
     w, r, normed, share = plane.w, plane.r, plane.x, plane.share
-    g, u, k, l = plane.spread(cotangent), u.to(plane.kind), plane.each(k), plane.each(l)
+    g, u, k, j = plane.spread(cotangent), u.to(plane.kind), plane.each(k), plane.each(j)
     mean_g, mean_gx = sums[:, :, :, None, None] / plane.count
-    of_gradient = w * r * (u - share(u) - normed * share(u * normed)) + k * normed + l
+    of_gradient = w * r * (u - share(u) - normed * share(u * normed)) + k * normed + j
     squares = F.avg_pool2d(of_gradient * (plane.z > 0), 2)
     t = share(u * g) - share(u) * mean_g - share(u * normed) * mean_gx
     v = k * g - w * r * (u * mean_gx + share(u * normed) * g)
@@ -210,6 +212,6 @@ def _(
 @pooled_product.register_fake
 def _(
     x: Tensor, weight: Tensor, bias: Tensor, moments: Tensor, cotangent: Tensor, sums: Tensor,
-    u: Tensor, k: Tensor, l: Tensor,
+    u: Tensor, k: Tensor, j: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     return empty_like(x), sums_of(x), empty_like(cotangent)

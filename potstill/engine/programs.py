@@ -11,7 +11,8 @@ What is random is drawn ahead, on the CPU as everywhere. On a CPU the programs a
 `Unrolled` gives the same to the last bit and is what runs there, since it copies less.
 """
 
-from collections.abc import Callable, Hashable, Iterator
+import itertools
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, Protocol
@@ -25,6 +26,10 @@ from potstill.engine.unroll import InnerProblem, Leaves, MetaGradient, Objective
 
 WARM_UP = 2
 """Calls before a recording, in which libraries choose algorithms and reserve memory."""
+
+
+IN_A_ROW = 8
+"""Steps of one variant that are recorded as one program: launching one takes Python's time."""
 
 
 class Runner(Protocol):
@@ -173,26 +178,29 @@ class Programs:
             outer: variant of the outer loss.
         """
         self.zero(weight)
-        for step in range(burn_in + window):
-            name, program = (
-                ("burn-in", self.burn_in_step) if step < burn_in else ("tape", self.taped_step)
-            )
-            self.launch((name, self.problem.variant(step)), partial(program, step))
-            yield
+        last = burn_in + window
+        yield from self.steps("burn-in", range(burn_in), self.burn_in_step)
+        yield from self.steps("tape", range(burn_in, last), self.taped_step)
         for _ in range(parts):
             self.launch(("outer", outer), self.outer_part)
             yield
-        for step in reversed(range(burn_in, burn_in + window)):
-            self.launch(("walk", self.problem.variant(step)), partial(self.walk_step, step))
-            yield
+        yield from self.steps("walk", range(last - 1, burn_in - 1, -1), self.walk_step)
 
     def train(self, first: int, last: int) -> Iterator[None]:
         """Take the steps from `first` up to `last`, without it, and keep nothing of them."""
         if not first:
             self.zero(1.0)
-        for step in range(first, last):
-            self.launch(("burn-in", self.problem.variant(step)), partial(self.burn_in_step, step))
-            yield
+        yield from self.steps("burn-in", range(first, last), self.burn_in_step)
+
+    def steps(self, name: str, numbers: range, program: Callable[[int], None]) -> Iterator[None]:
+        """Run a program at some steps, IN_A_ROW of one variant as one where there are so many."""
+        for variant, same in itertools.groupby(numbers, self.problem.variant):
+            for some in batched(same, IN_A_ROW):
+                whole = len(some) == IN_A_ROW
+                for steps in [some] if whole else [(step,) for step in some]:
+                    key = name, variant, len(steps)
+                    self.launch(key, partial(in_a_row, program, steps))
+                    yield
 
     def launch(self, key: Hashable, program: Callable[[], None]) -> None:
         """Run a program."""
@@ -267,3 +275,15 @@ class Programs:
         self.adjoint[0].add_(of_older)
         for name, of in of_leaves.items():
             self.of_leaves[name] += of
+
+
+def in_a_row(program: Callable[[int], None], steps: Sequence[int]) -> None:
+    """Run a program at one step after another."""
+    for step in steps:
+        program(step)
+
+
+def batched(numbers: Iterator[int], size: int) -> Iterator[tuple[int, ...]]:
+    """Yield `size` numbers at a time, and what is left."""
+    while some := tuple(itertools.islice(numbers, size)):
+        yield some
