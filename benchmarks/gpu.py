@@ -350,9 +350,10 @@ def same(runner: Runner) -> Runner:
 def times_at(programs: Programs, key: Any, program: Callable[[], None], count: int) -> None:
     """Run a program `count` times at the same place."""
     for _ in range(count):
-        programs.counter.fill_(1)
-        programs.at.fill_(1)
-        programs.part.fill_(0)
+        with programs.run_program.context():  # its stream, or the place is set too late
+            programs.counter.fill_(1)
+            programs.at.fill_(1)
+            programs.part.fill_(0)
         programs.launch(key, program)
 
 

@@ -20,6 +20,7 @@ from potstill.distilled.recipes import Recipe
 from potstill.engine.compiled_losses import CompiledNetwork
 from potstill.engine.drawn import Drawn
 from potstill.engine.flat import FlatModel
+from potstill.engine.moves import Moves, directly
 from potstill.engine.optimizers import SGD, Adam
 from potstill.engine.programs import Called
 from potstill.engine.when_to_compile import NetworkFamily
@@ -28,6 +29,7 @@ from potstill.evaluation.on_device import can_be_programs, courses
 from potstill.evaluation.training import SetBatches, train_network
 from potstill.methods import unrolled
 from potstill.methods.base import Examples
+from potstill.methods.one_unroll import Replay
 from potstill.models import fresh, resolve
 from potstill.seeds import generator
 
@@ -270,6 +272,45 @@ def test_what_cannot_be_recorded_is_launched_and_said_once():
         "the steps are launched one by one, since recording them fails (operation not permitted "
         "when stream is capturing)"
     ]
+
+
+@pytest.mark.parametrize("optimizer", [Adam(), SGD(0.9, 1e-3, (2,), 0.5)])
+def test_an_optimisers_step_and_its_way_back_are_the_same_compiled(optimizer):
+    """As a GPU runs them: one or two kernels that change what they are given."""
+    compiled = CompiledNetwork(FlatModel(torch.nn.Linear(3, 2)))
+    found = []
+    for call in (directly, compiled.keyed):
+        rng = generator(0)
+
+        def draw(*shape: int, rng: torch.Generator = rng) -> Tensor:
+            return torch.rand(shape, generator=rng, dtype=torch.float64)
+
+        state = tuple(draw(50) for _ in optimizer.init(torch.zeros(50)))
+        hyper, counter = {"lr": draw()}, torch.tensor(3)
+        moves = Moves(optimizer, call)
+        moves.move(state, draw(50), hyper, counter)
+        tape, adjoint = [draw(5, 50) for _ in (*state, 0)], tuple(draw(50) for _ in state)
+        of_hyper = {"lr": draw()}
+        back = moves.back(tape, torch.tensor(2), hyper, counter, adjoint, of_hyper)
+        found.append([*state, counter, *back, *adjoint, of_hyper["lr"]])
+    assert found[0][len(state)] == 4
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-13, atol=1e-15)
+
+
+def test_steps_of_one_variant_are_one_program_eight_in_a_row():
+    method = captured(even(), unroll=30, window=9)
+    seen = []
+
+    class Counted(Called):
+        def __call__(self, key, program, changed):
+            seen.append(key)
+            program()
+
+    method.on_device(Counted, EXAMPLES, {}, [Replay(0)], [(19, 9)])
+    names = [(key[0], key[-1]) for key in seen if key[0] != "outer"]
+    burn_in = [("burn-in", 1)] + [("burn-in", 8)] * 2 + [("burn-in", 1)] * 2
+    assert names == [*burn_in, *[("tape", 8), ("tape", 1)], *[("walk", 8), ("walk", 1)]]
 
 
 class Recording(Called):
