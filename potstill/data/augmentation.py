@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from potstill.data.splits import Shape, kind_of, require_kind
+from potstill.data.warps import warp
 from potstill.errors import InputError, let_memory_pass
 from potstill.registry import AUGMENTATIONS
 
@@ -189,70 +189,3 @@ def color(images: Tensor, values: Tensor) -> Tensor:
         images = grey + (images - grey) * two * SATURATION
     mean = images.mean((1, 2, 3), keepdim=True)
     return mean + (images - mean) * (three + CONTRAST)
-
-
-def warp(images: Tensor, matrices: Tensor) -> Tensor:
-    """Sample images at the affine grid of `matrices` (B, 2, 3), bilinear, zero outside."""
-    grid = F.affine_grid(matrices, list(images.shape), align_corners=False)
-    if images.device.type == "cuda" and images.requires_grad:
-        repeatable: Tensor = Sampled.apply(images, grid)  # type: ignore[no-untyped-call]
-        return repeatable
-    return sampled(images, grid)
-
-
-def sampled(images: Tensor, grid: Tensor) -> Tensor:
-    """Sample images at the points of `grid` (B, H, W, 2), bilinear, zero outside."""
-    return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-
-
-def spread(cotangent: Tensor, grid: Tensor) -> Tensor:
-    """Apply the transpose of `sampled`: each value goes to the four pixels that it was read from.
-
-    They are added in the same order every time, by a sort. On CUDA torch's own derivative adds
-    in the order in which threads arrive, so that equal seeds gave unequal bytes.
-    """
-    count, channels, height, width = cotangent.shape
-    at = [((1 + grid[..., axis]) * side - 1) / 2 for axis, side in enumerate((width, height))]
-    first = [place.floor() for place in at]
-    batch = torch.arange(count, device=grid.device).view(-1, 1, 1) * (height * width)
-    places, weights = [], []
-    for right in (0, 1):
-        for below in (0, 1):
-            column, row = first[0] + right, first[1] + below
-            inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-            weight = (1 - (at[0] - column).abs()) * (1 - (at[1] - row).abs())
-            weights.append(torch.where(inside, weight, 0))
-            places.append(torch.where(inside, batch + row.long() * width + column.long(), 0))
-    values = cotangent.movedim(1, -1) * torch.stack(weights)[..., None]
-    total = cotangent.new_zeros(count * height * width, channels)
-    index = torch.stack(places).reshape(-1)
-    total = total.index_put_((index,), values.reshape(-1, channels), accumulate=True)
-    return total.view(count, height, width, channels).movedim(-1, 1)
-
-
-class Sampled(torch.autograd.Function):
-    """`sampled` with the derivative `spread`; the grid is constant."""
-
-    @staticmethod
-    def forward(ctx: Any, images: Tensor, grid: Tensor) -> Tensor:
-        ctx.save_for_backward(grid)
-        return sampled(images, grid)
-
-    @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, None]:
-        made: Tensor = Spread.apply(cotangents[0], *ctx.saved_tensors)  # type: ignore[no-untyped-call]
-        return made, None
-
-
-class Spread(torch.autograd.Function):
-    """`spread` with the derivative `sampled`."""
-
-    @staticmethod
-    def forward(ctx: Any, cotangent: Tensor, grid: Tensor) -> Tensor:
-        ctx.save_for_backward(grid)
-        return spread(cotangent, grid)
-
-    @staticmethod
-    def backward(ctx: Any, *images: Tensor) -> tuple[Tensor, None]:
-        made: Tensor = Sampled.apply(images[0], *ctx.saved_tensors)  # type: ignore[no-untyped-call]
-        return made, None
