@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import gpu_tables
 import method_tables
 
 ROOT = Path(__file__).parent.parent
@@ -46,7 +47,7 @@ def table() -> str:
     results = [
         found
         for path in sorted(RESULTS.glob("*.json"))
-        if "evaluation" in (found := json.loads(path.read_text()))
+        if "title" in (found := json.loads(path.read_text()))
     ]
     counts = sorted(
         {line["accuracy"]["n"] for result in results for line in result["evaluation"]["rows"]}
@@ -512,6 +513,7 @@ PLACES = [
             ("trajectories", trajectories),
             ("networks", networks),
             ("threads", threads),
+            ("gpu", gpu_tables.gpu),
         )
     ),
 ]

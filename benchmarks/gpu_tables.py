@@ -1,0 +1,63 @@
+"""The table of a GPU in docs/speed.md; tables.py writes it."""
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+WAYS = {"higher": "`higher` 0.2.1, float32", "launched": "kernel by kernel", "captured": "recorded"}
+
+
+def milliseconds(seconds: list[float]) -> str:
+    """Median and extremes."""
+    known = [1e3 * value for value in (statistics.median(seconds), min(seconds), max(seconds))]
+    return "{:.0f} ({:.0f} to {:.0f})".format(*known)
+
+
+def gpu() -> str:
+    """Times and memory of an outer step by each way, and what each program takes."""
+    found = json.loads((RESULTS / "gpu.json").read_text())
+    lines = ["| an outer step | ms | times as fast | MB beyond the data |\n|---|---|---|---|\n"]
+    missing = []
+    for name, part in parts_of(found).items():
+        if "error" in part:
+            missing.append(name)
+        elif name.startswith("times "):
+            lines += [row(name.removeprefix("times "), way, part) for way in WAYS]
+        elif name.startswith("trajectories "):
+            lines += [
+                f"| {name.removeprefix('trajectories ')}, each of K = {count} | "
+                f"{milliseconds(entry['seconds_a_trajectory'])} | | {entry['memory_mb']:,.0f} |\n"
+                for count, entry in part.items()
+                if count.isdigit()
+            ]
+    timings = min(
+        len(part["seconds"]["captured"]) for part in parts_of(found).values() if "seconds" in part
+    )
+    note = f" Not measured: {', '.join(missing)}." if missing else ""
+    return (
+        f"{''.join(lines)}\n{found['hardware']}, torch {found['versions']['torch']}, "
+        f"{found['date']}; medians, least and most of {timings}. Relative error in float64 "
+        f"{found['exactness']['relative_error']:.0e}; equal bytes for equal seeds: "
+        f"{'yes' if found['bytes']['same_seed'] else 'no'}; compiling from a cold cache "
+        f"{found['compile_seconds']:.0f} s for both settings.{note}\n"
+    )
+
+
+def row(setting: str, way: str, part: dict[str, Any]) -> str:
+    """One way's line."""
+    times = part.get(f"{way}_times_higher")
+    return (
+        f"| {setting}, {WAYS[way]} | {milliseconds(part['seconds'][way])} | "
+        f"{'' if times is None else f'{times:.1f}'} | {part['memory_mb'][way]:,.0f} |\n"
+    )
+
+
+def parts_of(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The benchmark's parts, without what tells of the machine."""
+    return {
+        name: part
+        for name, part in found.items()
+        if isinstance(part, dict) and ("took" in part or "error" in part)
+    }
