@@ -353,7 +353,7 @@ def optimizer_transpose(
     """Apply the transpose of an optimiser step to the cotangent of its new state.
 
     Args:
-        optimizer: the pure optimiser step.
+        optimizer: the pure optimiser step; it may bring its own `transpose`.
         before: the state before the step.
         grad: (P,) the gradient of the step.
         hyper: the hyper-parameters, 0-d tensors.
@@ -362,6 +362,10 @@ def optimizer_transpose(
     Returns:
         The cotangents of the state before, of the gradient and of the hyper-parameters.
     """
+    known = getattr(optimizer, "transpose", None)
+    if known:
+        found: tuple[State, Tensor, dict[str, Tensor]] = known(before, grad, hyper, count, adjoint)
+        return found
     state = tuple(tensor.detach().requires_grad_() for tensor in before)
     grad, rates = grad.detach().requires_grad_(), with_grad(hyper)
     after = optimizer.step(state, grad, rates, count)

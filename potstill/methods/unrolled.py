@@ -26,6 +26,7 @@ from potstill.engine.losses import (
     ExactStart,
     cross_entropy,
 )
+from potstill.engine.moves import compiled_if
 from potstill.engine.programs import Captured, Runner
 from potstill.engine.unroll import InnerProblem, Keep, Leaves, MetaGradient, Unrolled
 from potstill.errors import first_line
@@ -321,7 +322,8 @@ class UnrolledMethod(Method):
             return examples.batch(leaves, *self.synthetic_rows(replay, step))
 
         loss = self.loss(model, "dropout", replay, self.problem.micro_batch, inner=True)
-        return InnerProblem(loss, batch, self.problem.recipe.optimizer)
+        optimizer = compiled_if(self.problem.recipe.optimizer, self.problem.networks.compiled)
+        return InnerProblem(loss, batch, optimizer)
 
     def synthetic_rows(self, replay: Replay, step: int) -> tuple[Tensor, augmentation.Draw]:
         """Draw the indices of an inner step's examples, and how they are augmented."""
