@@ -29,7 +29,7 @@ from potstill.evaluation.on_device import can_be_programs, courses
 from potstill.evaluation.training import SetBatches, train_network
 from potstill.methods import unrolled
 from potstill.methods.base import Examples
-from potstill.methods.one_unroll import Replay
+from potstill.methods.one_unroll import Replay, Start, Unroll
 from potstill.models import fresh, resolve
 from potstill.seeds import generator
 
@@ -307,7 +307,7 @@ def test_steps_of_one_variant_are_one_program_eight_in_a_row():
             seen.append(key)
             program()
 
-    method.on_device(Counted, EXAMPLES, {}, [Replay(0)], [(19, 9)])
+    method.on_device(Counted, EXAMPLES, {}, [Unroll(Replay(0), Start(Replay(0)), 19, 9)])
     names = [(key[0], key[-1]) for key in seen if key[0] != "outer"]
     burn_in = [("burn-in", 1)] + [("burn-in", 8)] * 2 + [("burn-in", 1)] * 2
     assert names == [*burn_in, *[("tape", 8), ("tape", 1)], *[("walk", 8), ("walk", 1)]]

@@ -39,16 +39,18 @@ class Drawn:
             [0] * steps,
         )
 
-    def put(self, rows: Tensor, draws: list[augmentation.Draw], frozen: list[int]) -> None:
-        """Take what was drawn for the first steps, on the CPU."""
-        count, width = len(rows), self.values.shape[2]
+    def put(
+        self, rows: Tensor, draws: list[augmentation.Draw], frozen: list[int], first: int = 0
+    ) -> None:
+        """Take what was drawn for the steps from `first` on, on the CPU."""
+        count, width, last = len(rows), self.values.shape[2], first + len(rows)
         values = torch.zeros(count, rows.shape[1], width)
         for index, one in enumerate(draws):
             values[index, :, : one.values.shape[1]] = one.values
-        self.rows[:count].copy_(sent(rows, self.rows.device))
-        self.values[:count].copy_(sent(values, self.rows.device))
-        self.operations[:count] = [one.operation for one in draws]
-        self.frozen[:count] = frozen
+        self.rows[first:last].copy_(sent(rows, self.rows.device))
+        self.values[first:last].copy_(sent(values, self.rows.device))
+        self.operations[first:last] = [one.operation for one in draws]
+        self.frozen[first:last] = frozen
 
     def at(self, counter: Tensor, step: int) -> tuple[Tensor, augmentation.Draw, int]:
         """Return rows, draw and number of frozen rows of the step that a counter tells.

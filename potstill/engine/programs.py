@@ -166,25 +166,25 @@ class Programs:
                 tensor.copy_(value)
 
     def run(
-        self, burn_in: int, window: int, parts: int, weight: float, outer: Hashable = None
+        self, steps: range, window: int, parts: int, weight: float, outer: Hashable = None
     ) -> Iterator[None]:
         """Take an outer step, program by program; several trajectories' may take turns.
 
         Args:
-            burn_in: steps without a derivative.
-            window: differentiated steps after them.
+            steps: numbers of its inner steps.
+            window: how many of them are differentiated, the last ones.
             parts: parts of the outer loss.
             weight: of each in their sum.
             outer: variant of the outer loss.
         """
-        self.zero(weight)
-        last = burn_in + window
-        yield from self.steps("burn-in", range(burn_in), self.burn_in_step)
-        yield from self.steps("tape", range(burn_in, last), self.taped_step)
+        self.zero(weight, steps.start)
+        before, differentiated = steps[: len(steps) - window], steps[len(steps) - window :]
+        yield from self.steps("burn-in", before, self.burn_in_step)
+        yield from self.steps("tape", differentiated, self.taped_step)
         for _ in range(parts):
             self.launch(("outer", outer), self.outer_part)
             yield
-        yield from self.steps("walk", range(last - 1, burn_in - 1, -1), self.walk_step)
+        yield from self.steps("walk", differentiated[::-1], self.walk_step)
 
     def train(self, first: int, last: int) -> Iterator[None]:
         """Take the steps from `first` up to `last`, without it, and keep nothing of them."""
@@ -221,10 +221,11 @@ class Programs:
             tuple(tensor.clone() for tensor in self.state),
         )
 
-    def zero(self, weight: float) -> None:
-        """Make ready for an outer step."""
+    def zero(self, weight: float, first: int = 0) -> None:
+        """Make ready for an outer step whose first inner step has this number."""
         with self.run_program.context():
-            for tensor in (self.counter, self.at, self.part, self.loss, *self.adjoint):
+            self.counter.fill_(first)
+            for tensor in (self.at, self.part, self.loss, *self.adjoint):
                 tensor.zero_()
             for tensor in (*self.of_leaves.values(), *self.of_hyper.values()):
                 tensor.zero_()

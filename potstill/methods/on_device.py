@@ -16,7 +16,7 @@ from potstill.engine.moves import calls
 from potstill.engine.programs import Programs, Runner
 from potstill.engine.unroll import InnerProblem, Leaves, MetaGradient
 from potstill.methods.base import Examples, Real
-from potstill.methods.one_unroll import Replay, Unrolling
+from potstill.methods.one_unroll import Replay, Unroll, Unrolling
 
 
 @dataclass(frozen=True)
@@ -109,36 +109,35 @@ class Slot:
         images, labels = real.train.take(torch.zeros(1, dtype=torch.int64))
         return images.repeat(count, *[1] * (images.dim() - 1)), labels.repeat(count)
 
-    def run(
-        self, examples: Examples, hyper: Leaves, replay: Replay, burn_in: int, window: int
-    ) -> Iterator[None]:
+    def run(self, examples: Examples, hyper: Leaves, unroll: Unroll) -> Iterator[None]:
         """Take the trajectory of an outer step, program by program.
 
         Args:
             examples: the distilled set.
             hyper: the optimiser's hyper-parameters.
-            replay: decides the draws.
-            burn_in: inner steps before the window.
-            window: inner steps that are differentiated.
+            unroll: the trajectory.
         """
         method, problem = self.method, self.method.problem
-        fresh = problem.networks.flat(problem.network_on_host("start", *replay.numbers))
+        replay, begun = unroll.replay, unroll.start
+        steps = range(begun.first, begun.first + unroll.burn_in + unroll.window)
+        fresh = problem.networks.flat(problem.network_on_host("start", *begun.born.numbers))
         self.runner.begin()
         with self.runner.context():
             self.examples.images.copy_(examples.images)
             self.examples.targets.copy_(examples.targets)
             for name, constant in fresh.constants.items():
                 self.model.constants[name].copy_(sent(constant, problem.device))
-            start = problem.recipe.optimizer.init(sent(fresh.theta, problem.device))
-            steps = [
-                self.examples.ordered(*method.synthetic_rows(replay, step))
-                for step in range(burn_in + window)
-            ]
-            rows, draws, frozen = zip(*steps, strict=True)
-            self.drawn.put(torch.stack(rows), list(draws), list(frozen))
+            start = begun.moments or problem.recipe.optimizer.init(
+                sent(fresh.theta, problem.device)
+            )
+            drawn = [self.examples.ordered(*method.synthetic_rows(replay, step)) for step in steps]
+            rows, draws, frozen = zip(*drawn, strict=True)
+            self.drawn.put(torch.stack(rows), list(draws), list(frozen), begun.first)
             parts, weight = self.put_real(replay)
         self.programs.load(examples.leaves, hyper, start)
-        yield from self.programs.run(burn_in, window, parts, weight, self.real.drawn.operations[0])
+        yield from self.programs.run(
+            steps, unroll.window, parts, weight, self.real.drawn.operations[0]
+        )
         self.runner.end()
 
     def put_real(self, replay: Replay) -> tuple[int, float]:

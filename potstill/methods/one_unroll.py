@@ -10,6 +10,7 @@ from torch import Tensor
 from potstill.data import augmentation
 from potstill.engine.flat import FlatModel
 from potstill.engine.losses import Batch, Differentiable
+from potstill.engine.optimizers import State as Moments
 from potstill.engine.unroll import Leaves, MetaGradient, Unrolled
 from potstill.methods.base import Problem, Real
 
@@ -30,6 +31,40 @@ class Replay:
     def numbers(self) -> tuple[int, ...]:
         """The numbers that a derived seed is made of."""
         return (self.step, self.trajectory) if self.trajectory else (self.step,)
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a trajectory starts.
+
+    Args:
+        born: numbers of the network; its start follows from them.
+        first: inner steps that it has taken.
+        moments: the inner optimiser's state after them; None: the network is fresh.
+    """
+
+    born: Replay
+    first: int = 0
+    moments: Moments | None = None
+
+
+@dataclass(frozen=True)
+class Unroll:
+    """A trajectory before it is taken.
+
+    Args:
+        replay: decides its draws.
+        start: where it starts.
+        burn_in: inner steps before the window.
+        window: inner steps that are differentiated.
+        place: of the network in a pool.
+    """
+
+    replay: Replay
+    start: Start
+    burn_in: int
+    window: int
+    place: int = 0
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from potstill.config.options import option
+from potstill.cache import Cache
 from potstill.data import augmentation
 from potstill.distilled.recipes import Recipe
 from potstill.engine.compiled_losses import CannotCompile
@@ -27,9 +27,10 @@ from potstill.engine.losses import (
     cross_entropy,
 )
 from potstill.engine.moves import compiled_if
+from potstill.engine.optimizers import State as Moments
 from potstill.engine.programs import Captured, Runner
-from potstill.engine.unroll import InnerProblem, Keep, Leaves, MetaGradient, Unrolled
-from potstill.errors import first_line
+from potstill.engine.unroll import InnerProblem, Leaves, MetaGradient, Unrolled
+from potstill.errors import InputError, first_line
 from potstill.methods import windows
 from potstill.methods.base import (
     Estimate,
@@ -43,50 +44,15 @@ from potstill.methods.base import (
     Work,
 )
 from potstill.methods.on_device import Slot
-from potstill.methods.one_unroll import RealLoss, RealPart, Replay, Trajectory
+from potstill.methods.one_unroll import RealLoss, RealPart, Replay, Start, Trajectory, Unroll
+from potstill.methods.unroll_options import UnrollOptions, mean_window
 from potstill.methods.windows import Sampler
-from potstill.seeds import derive, generator
+from potstill.seeds import derive
 
 RATE_LR = 0.01
 """Adam's rate on the logarithm of a learned learning rate: its relative change in an outer step."""
-SAMPLED_DRAWS = 100
-
-
-@dataclass(frozen=True)
-class UnrollOptions(Sampler):
-    """The options that all unrolled methods have beside those of their window sampler."""
-
-    trajectories: int = option(1, "K: unrolls of an outer step, whose mean is taken", low=1)
-    tape: Literal["states", "sqrt", "host", "bfloat16"] = option(
-        "states", "memory against time: states, sqrt, host or bfloat16 (docs/speed.md)"
-    )
-    loss_points: int = option(
-        1, "points of the window, its end among them, at which the real batch is dealt out", low=1
-    )
-    learn_lr: bool = option(False, "learn the inner learning rate too; the recipe takes it over")
-
-    def resolved(self, sizes: Sizes) -> Self:
-        """Return the options with every "auto" replaced for a run of these sizes."""
-        return self.with_steps(sizes.steps)
-
-    def draw(self, state: dict[str, Any], rng: torch.Generator, outer_step: int) -> tuple[int, int]:
-        """Draw (burn_in, window); in `family`, the window sampler provides this."""
-        raise NotImplementedError
-
-    @property
-    def keep(self) -> Keep:
-        """What is kept of the window's forward pass for the way back."""
-        return Keep.named(self.tape)
-
-    @property
-    def longest(self) -> tuple[int, int]:
-        """Most inner steps of a trajectory, and its longest window."""
-        return self.unroll, getattr(self, "window", self.unroll)
-
-    @property
-    def watches(self) -> bool:
-        """Whether the window follows the loss."""
-        return type(self).update is not Sampler.update
+FINAL = "final {}"
+"""Name of a tensor of the inner optimiser's last state, among a trajectory's results."""
 
 
 class UnrolledMethod(Method):
@@ -113,13 +79,27 @@ class UnrolledMethod(Method):
         super().__init__(problem, options)
         self.slots: list[Slot] = []
 
+    def check(self, cache: Cache) -> None:
+        options = self.options
+        if options.pool and not isinstance(options, windows.RandomTruncated):
+            raise InputError(
+                "pool takes windows that begin anywhere, those of method rat-bptt, got "
+                f"pool={options.pool} with others; use --method rat-bptt, or --pool 0"
+            )
+        if 0 < options.pool < options.trajectories:
+            raise InputError(
+                f"pool must be at least trajectories ({options.trajectories}), each of which takes "
+                f"a network of its own, got {options.pool}; raise --pool"
+            )
+
     def start(self) -> tuple[State, Mapping[str, Learnable]]:
         learnables = {}
         if self.options.learn_lr:
             # The logarithm is learned: it keeps the rate positive and its steps proportional.
             value = torch.tensor(self.problem.recipe.lr, device=self.problem.device).log()
             learnables["log_lr"] = Learnable(value, RATE_LR)
-        return {"window": self.options.init()}, learnables
+        waiting = self.options.waiting
+        return {"window": self.options.init()} | (waiting.empty() if waiting else {}), learnables
 
     def recipe(self, recipe: Recipe, learned: Leaves, state: State) -> Recipe:
         if "log_lr" not in learned:
@@ -128,31 +108,33 @@ class UnrolledMethod(Method):
 
     def estimate(self, examples: Examples, learned: Leaves, state: State, step: int) -> Estimate:
         count, ranks = self.options.trajectories, self.problem.ranks
-        replays = [Replay(step, trajectory) for trajectory in range(count)]
-        drawn = [self.window(state, replay) for replay in replays]
-        mine = ranks.share(count)
-        found = self.meta_gradients(
-            examples, learned, [replays[index] for index in mine], [drawn[index] for index in mine]
-        )
+        unrolls = self.drawn(state, [Replay(step, trajectory) for trajectory in range(count)])
+        mine, waiting = ranks.share(count), self.options.waiting
+        found = self.meta_gradients(examples, learned, [unrolls[index] for index in mine])
         own = {
             index: {"loss": result.loss, **result.leaves, **result.hyper}
+            | (
+                {FINAL.format(n): tensor for n, tensor in enumerate(result.final)}
+                if waiting
+                else {}
+            )
             for index, result in zip(mine, found, strict=True)
         }
         results = ranks.gathered(own, count)
         loss = mean([result["loss"] for result in results])
         grads = {name: mean([result[name] for result in results]) for name in examples.leaves}
         norms = grads["images"].flatten(1).norm(dim=1)
-        after = state
+        after = self.put_back(state, unrolls, results)
         if self.options.watches:  # only then is the step waited for
             moved = self.options.update(state["window"], float(loss), float(norms.norm()))
-            after = {"window": moved}
+            after = {**after, "window": moved}
         if "log_lr" in learned:
             lr = learned["log_lr"].exp()
             grads["log_lr"] = lr * mean([result["lr"] for result in results])
-        burn_ins, sizes = zip(*drawn, strict=True)
-        info: dict[str, Any] = {"burn_in": burn_ins, "window": sizes}
+        burn_ins = tuple(unroll.start.first + unroll.burn_in for unroll in unrolls)
+        info: dict[str, Any] = {"burn_in": burn_ins, "window": tuple(u.window for u in unrolls)}
         if count == 1:
-            info = {"burn_in": burn_ins[0], "window": sizes[0]}
+            info = {"burn_in": burn_ins[0], "window": unrolls[0].window}
         touched = (norms > 0).sum().clamp_min(1)
         info["image_grad_norm"] = norms.sum() / touched  # of images that a batch held
         if "log_lr" in learned:
@@ -161,24 +143,46 @@ class UnrolledMethod(Method):
             info["compilations"] = self.problem.networks.compiled.compilations
         return Estimate(loss, grads, after, info)
 
+    def drawn(self, state: State, replays: Sequence[Replay]) -> list[Unroll]:
+        """Draw where the trajectories of an outer step start, and how far they go."""
+        if waiting := self.options.waiting:
+            rng = self.problem.rng("pool", replays[0].step)
+            return waiting.drawn(state, replays, rng)
+        return [Unroll(replay, Start(replay), *self.window(state, replay)) for replay in replays]
+
+    def put_back(
+        self, state: State, unrolls: Sequence[Unroll], results: Sequence[Mapping[str, Tensor]]
+    ) -> State:
+        """Return the state with the networks of a pool as the trajectories left them."""
+        waiting = self.options.waiting
+        for unroll, result in zip(unrolls if waiting else (), results, strict=bool(waiting)):
+            assert waiting
+            before = self.start_of(unroll.start)
+            final = tuple(result[FINAL.format(index)] for index in range(len(before)))
+            state = waiting.after(state, unroll, final, before)
+        return state
+
+    def start_of(self, start: Start) -> Moments:
+        """Return the inner optimiser's state that a trajectory starts from."""
+        if start.moments:
+            return start.moments
+        network = self.problem.network("start", *start.born.numbers)
+        model = self.problem.networks.flat(network)
+        return self.problem.recipe.optimizer.init(model.theta)
+
     def meta_gradients(
-        self,
-        examples: Examples,
-        learned: Leaves,
-        replays: Sequence[Replay],
-        windows: Sequence[tuple[int, int]],
+        self, examples: Examples, learned: Leaves, unrolls: Sequence[Unroll]
     ) -> list[MetaGradient]:
         """Take some trajectories of an outer step, on a GPU at the same time.
 
         Args:
             examples: the distilled set.
             learned: the learnables' values by name.
-            replays: decide the draws of each.
-            windows: (burn_in, window) of each.
+            unrolls: the trajectories.
         """
         if self.make_runner is not None:
             try:
-                return self.on_device(self.make_runner, examples, learned, replays, windows)
+                return self.on_device(self.make_runner, examples, learned, unrolls)
             except (
                 RuntimeError,
                 CannotCompile,
@@ -189,8 +193,10 @@ class UnrolledMethod(Method):
                     f"({first_line(error)})"
                 )
         return [
-            self.trajectory(examples, learned, replay, *drawn).meta_gradient(replay)
-            for replay, drawn in zip(replays, windows, strict=True)
+            self.trajectory(
+                examples, learned, one.replay, one.burn_in, one.window, one.start
+            ).meta_gradient(one.replay)
+            for one in unrolls
         ]
 
     def on_device(
@@ -198,18 +204,16 @@ class UnrolledMethod(Method):
         make: Callable[[], Runner],
         examples: Examples,
         learned: Leaves,
-        replays: Sequence[Replay],
-        windows: Sequence[tuple[int, int]],
+        unrolls: Sequence[Unroll],
     ) -> list[MetaGradient]:
         """Take trajectories by programs that `make` makes runners for, as `meta_gradients` does."""
         hyper = self.hyper(learned)
-        while len(self.slots) < len(replays):
+        while len(self.slots) < len(unrolls):
             longest = self.options.longest
-            self.slots.append(Slot(self, replays[0], examples, hyper, longest, make()))
-        slots = self.slots[: len(replays)]
+            self.slots.append(Slot(self, unrolls[0].replay, examples, hyper, longest, make()))
+        slots = self.slots[: len(unrolls)]
         runs = [
-            slot.run(examples, hyper, replay, *drawn)
-            for slot, replay, drawn in zip(slots, replays, windows, strict=True)
+            slot.run(examples, hyper, unroll) for slot, unroll in zip(slots, unrolls, strict=True)
         ]
         for _ in itertools.zip_longest(*runs):  # they take turns at being told what is next
             pass
@@ -246,9 +250,10 @@ class UnrolledMethod(Method):
         return self.problem.rng(purpose, *replay.numbers, *more)
 
     def trajectory(
-        self, examples: Examples, learned: Leaves, replay: Replay, burn_in: int, window: int
-    ) -> Trajectory:
-        """Train a fresh network on the examples; its draws follow from seed and replay.
+        self, examples: Examples, learned: Leaves, replay: Replay, burn_in: int, window: int,
+        start: Start | None = None,
+    ) -> Trajectory:  # fmt: skip
+        """Train a network on the examples; its draws follow from seed and replay.
 
         Args:
             examples: the distilled set.
@@ -256,18 +261,20 @@ class UnrolledMethod(Method):
             replay: decides the draws.
             burn_in: inner steps before the window.
             window: inner steps that are differentiated.
+            start: where it starts; None: it is fresh.
         """
-        problem = self.problem
-        model = problem.networks.flat(problem.network("start", *replay.numbers))
+        problem, start = self.problem, start or Start(replay)
+        model = problem.networks.flat(problem.network("start", *start.born.numbers))
         whole = couples_batch(model.module)
         real = self.loss(model, "outer dropout", replay, problem.real.micro_batch)
         unrolled = Unrolled(
             self.inner_problem(examples, model, replay),
             examples.leaves,
             self.hyper(learned),
-            problem.recipe.optimizer.init(model.theta),
+            start.moments or problem.recipe.optimizer.init(model.theta),
             burn_in=burn_in,
             window=window,
+            first=start.first,
             keep=self.options.keep,
         )
         return Trajectory(self, unrolled, RealLoss(real, problem.real), whole)
@@ -373,6 +380,8 @@ class UnrolledMethod(Method):
         lines = [("Inner steps", str(options))]
         if options.trajectories > 1:
             lines.append(("Unrolls in a step", f"{options.trajectories:,}, averaged"))
+        if options.pool:
+            lines.append(("Networks that wait", f"{options.pool:,}, partly trained"))
         return lines + [("Inner learning rate", "learned")] * options.learn_lr
 
 
@@ -384,14 +393,6 @@ def mean(tensors: list[Tensor]) -> Tensor:
     for tensor in tensors:
         total += tensor / len(tensors)
     return total
-
-
-def mean_window(sampler: UnrollOptions, steps: int) -> tuple[float, float]:
-    """Average (burn_in, window) over some outer steps; a sampler's state stays the initial one."""
-    chosen = range(0, steps, -(-steps // SAMPLED_DRAWS))
-    state = sampler.init()
-    drawn = [sampler.draw(state, generator(0, "mean window", step), step) for step in chosen]
-    return tuple(sum(column) / len(drawn) for column in zip(*drawn, strict=True))
 
 
 def family(sampler: type[Sampler]) -> type[UnrolledMethod]:
