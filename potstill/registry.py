@@ -262,6 +262,10 @@ OPTIMIZERS = Registry(
         "potstill.engine.optimizers:Adam",
         "Adam; eps after bias correction (torch) or before it (higher 0.2.1)",
     ),
+    adabelief=(
+        "potstill.engine.optimizers:AdaBelief",
+        "Adam whose second moment is that of surprises; for the outer loop",
+    ),
     sgd=(
         "potstill.engine.optimizers:SGD",
         "SGD with momentum, weight decay and step decay of the learning rate",
@@ -423,6 +427,11 @@ STUDIES = Registry(
         "potstill.studies.hardness:Hardness",
         "which real images distilled sets serve, and weighing them by hardness",
         "figures 9 and 17",
+    ),
+    levers=(
+        "potstill.studies.levers:Levers",
+        "what the same time is worth, spent in different ways",
+        "not in the paper",
     ),
     parameterisations=(
         "potstill.studies.parameterisations:Parameterisations",

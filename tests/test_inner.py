@@ -20,7 +20,7 @@ from potstill.engine.losses import (
     cross_entropy,
     derivative_error,
 )
-from potstill.engine.optimizers import SGD, Adam
+from potstill.engine.optimizers import SGD, AdaBelief, Adam
 from potstill.engine.unroll import (
     STATES,
     EagerObjective,
@@ -261,7 +261,13 @@ def test_steps_equal_torchs_optimizers(ours, theirs, milestones):
 
 
 @pytest.mark.parametrize(
-    "ours", [Adam(), Adam(eps=1e-3, eps_placement="higher-0.2.1"), SGD(0.5, 0.1, (2, 4), 0.2)]
+    "ours",
+    [
+        Adam(),
+        Adam(eps=1e-3, eps_placement="higher-0.2.1"),
+        SGD(0.5, 0.1, (2, 4), 0.2),
+        AdaBelief(eps=1e-8),
+    ],
 )
 def test_the_optimizer_in_torchs_form_takes_the_same_steps(ours):
     theta = torch.randn(7, generator=generator(0), dtype=torch.float64)
@@ -284,6 +290,20 @@ def test_eps_before_bias_correction_is_what_higher_does():
         rule = Adam(eps=eps, eps_placement=placement)
         moved = rule.step(rule.init(zero), grad, lr(rate), 0)[0]
         torch.testing.assert_close(moved, -rate * grad / (grad + shift), rtol=1e-9, atol=0)
+
+
+def test_adabelief_is_algorithm_2_of_its_paper():
+    beta1, beta2, eps, rate = 0.9, 0.999, 1e-8, 0.05
+    ours, theta, mean, belief = AdaBelief(eps=eps), 1.5, 0.0, 0.0
+    state = ours.init(torch.tensor([theta], dtype=torch.float64))
+    for step in range(8):
+        grad = math.sin(3 * theta) + step
+        mean = beta1 * mean + (1 - beta1) * grad
+        belief = beta2 * belief + (1 - beta2) * (grad - mean) ** 2 + eps
+        corrected = mean / (1 - beta1 ** (step + 1)), belief / (1 - beta2 ** (step + 1))
+        theta -= rate * corrected[0] / (math.sqrt(corrected[1]) + eps)
+        state = ours.step(state, torch.sin(3 * state[0]) + step, lr(rate), step)
+        assert float(state[0]) == pytest.approx(theta, rel=1e-12)
 
 
 def test_a_parameter_that_never_had_a_gradient_gives_no_nan():

@@ -23,11 +23,11 @@ from potstill.errors import InputError
 from potstill.progress import Listener
 from potstill.registry import STUDIES
 from potstill.reports.plots import Drawing, Series, line_figure
-from potstill.studies import boosting
+from potstill.studies import boosting, levers
 from potstill.studies.boosting import Boosting, Subsets, first_images, only
 from potstill.studies.claims import Claim, Finding, Reading, compared, reading, verdict
 from potstill.studies.pictures import Pictures, nearest, within
-from potstill.studies.results import ACCURACY_BY_SIZE, Measurement, Quantity, Table
+from potstill.studies.results import ACCURACY_BY_SIZE, Measurement, Quantity, Results, Table
 from potstill.studies.runner import (
     Length,
     Point,
@@ -441,3 +441,38 @@ def test_every_registered_study_has_its_presets(capsys):
         assert "data must be given for the preset paper" in capsys.readouterr().err
     assert main(["study", "bosting"]) == 2
     assert "unknown study 'bosting' (did you mean 'boosting'?)" in capsys.readouterr().err
+
+
+def test_levers_change_one_thing_of_the_plain_run():
+    scale = levers.scale_of("small", None)
+    plain = scale.run(levers.PLAIN, 1)
+    assert plain["time_budget"] == "20s"
+    for name in levers.LEVERS:
+        options = scale.run(name, 1)
+        changed_ones = {key for key in options if options[key] != plain.get(key)}
+        assert bool(changed_ones) == (name != levers.PLAIN), name
+        configuration(options)  # every option is one, of the right type
+        assert options["time_budget"] == "20s"
+    assert scale.run("half the window", 0)["window"] == plain["window"] // 2
+    assert scale.run("3 times, then cosine", 0)["outer_lr"] == pytest.approx(3 * plain["outer_lr"])
+
+
+def test_the_study_of_levers_tells_each_beside_the_plain_run(tmp_path, monkeypatch):
+    few = {name: levers.LEVERS[name] for name in (levers.PLAIN, "pool of 10 networks", "AdaBelief")}
+    monkeypatch.setattr(levers, "LEVERS", few)
+    study = levers.Levers()
+    points = study.points("small", None, [0], 2)
+    tiny = {"unroll": 6, "window": 3, "width": 4, "real_batch": 20, "lengths": (5,)}
+    points = [dataclasses.replace(one, options={**one.options, **tiny}) for one in points]
+    place = Workplace(tmp_path / "s", tmp_path / "r", read(DataConfig()), 2, "cpu", 1)
+    assert work(points, place) == 0
+    rows = [
+        Measurement(**row)
+        for point in points
+        for row in json.loads(place.file(point).read_text())["measurements"]
+    ]
+    results = Results(tuple(rows), study.quantities)
+    claims = study.claims(results)
+    assert len(claims) == 2
+    assert set(results[levers.ACCURACY_AFTER].ways()) == {*few, levers.RANDOM}
+    assert all(results[levers.STEPS].cell(way, 0.0) == {0: 2} for way in few)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from potstill.data import augmentation
 from potstill.engine.flat import FlatModel
 from potstill.engine.losses import Batch, Eager
-from potstill.engine.optimizers import SGD, Adam, Optimizer
+from potstill.engine.optimizers import SGD, AdaBelief, Adam, Optimizer
 from potstill.engine.unroll import EagerObjective, InnerProblem, Leaves, MetaGradient, meta_gradient
 from potstill.models.convnet import ConvNet
 from potstill.models.mlp import MLP
@@ -63,12 +63,24 @@ def plain_sgd(
     return theta - lr * memory[0]
 
 
+def plain_adabelief(
+    theta: Tensor, grad: Tensor, memory: list[Tensor], lr: Tensor, count: int, eps: float
+) -> Tensor:
+    """AdaBelief as Algorithm 2 of Zhuang et al. 2020 has it; with its graph."""
+    memory[0] = 0.9 * memory[0] + 0.1 * grad
+    memory[1] = 0.999 * memory[1] + (1 - 0.999) * (grad - memory[0]) ** 2 + eps
+    belief = memory[1] / (1 - 0.999 ** (count + 1))
+    return theta - lr * memory[0] / (1 - 0.9 ** (count + 1)) / (belief**0.5 + eps)
+
+
 def plain_step(
     rule: Optimizer, theta: Tensor, grad: Tensor, memory: list[Tensor], lr: Tensor, count: int
 ) -> Tensor:
     """One step of the rule; `memory` takes the new moments."""
     if isinstance(rule, Adam):
         return plain_adam(theta, grad, memory, lr, count, rule.eps_placement)
+    if isinstance(rule, AdaBelief):
+        return plain_adabelief(theta, grad, memory, lr, count, rule.eps)
     assert isinstance(rule, SGD)
     return plain_sgd(theta, grad, memory, lr, count, rule)
 
@@ -121,6 +133,7 @@ def plain_unroll(
 
 
 OPTIMIZERS: dict[str, Optimizer] = {
+    "adabelief": AdaBelief(eps=1e-8),
     "adam": Adam(),
     "adam-higher": Adam(eps_placement="higher-0.2.1"),
     "sgd": SGD(momentum=0.9),

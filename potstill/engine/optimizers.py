@@ -101,6 +101,68 @@ class Adam:
         return made, after
 
 
+@dataclass(frozen=True)
+class AdaBelief:
+    """AdaBelief (Zhuang et al. 2020, arXiv:2010.07468, Algorithm 2): Adam, whose second moment is
+    that of what the first did not foresee. It takes long steps where gradients agree.
+
+    Args:
+        beta1: decay of the first moment.
+        beta2: decay of the second moment.
+        eps: added to the second moment at each step, and to the denominator.
+    """
+
+    scale_free: ClassVar[bool] = True
+
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-16
+
+    def init(self, theta: Tensor) -> State:
+        return theta, torch.zeros_like(theta), torch.zeros_like(theta)
+
+    def step(self, state: State, grad: Tensor, hyper: Mapping[str, Tensor], count: Count) -> State:
+        theta, mean, square = state
+        mean = self.beta1 * mean + (1 - self.beta1) * grad
+        surprise = (grad - mean).square()
+        square = self.beta2 * square + (1 - self.beta2) * surprise + self.eps
+        mean_now = mean / alike(1 - self.beta1 ** (count + 1), theta)
+        square_now = square / alike(1 - self.beta2 ** (count + 1), theta)
+        return theta - hyper["lr"] * mean_now / (root(square_now) + self.eps), mean, square
+
+    def in_torch(
+        self, parameters: Sequence[nn.Parameter], lr: float
+    ) -> tuple[torch.optim.Optimizer, Callable[[], None]]:
+        return Pure(parameters, lr, self), lambda: None
+
+
+class Pure(torch.optim.Optimizer):
+    """A pure optimiser in torch's form.
+
+    Args:
+        parameters: what it moves.
+        lr: learning rate.
+        rule: the pure optimiser.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter], lr: float, rule: Optimizer):
+        super().__init__(parameters, {"lr": lr})
+        self.rule, self.count = rule, 0
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                moments = self.state[parameter].get("moments") or self.rule.init(parameter)[1:]
+                hyper = {"lr": parameter.new_tensor(group["lr"])}
+                after = self.rule.step((parameter, *moments), parameter.grad, hyper, self.count)
+                parameter.copy_(after[0])
+                self.state[parameter]["moments"] = after[1:]
+        self.count += 1
+
+
 def alike(number: Any, tensor: Tensor) -> Any:
     """Return a number, if it is a tensor in the type of another, as Python's numbers take it."""
     return number.to(tensor.dtype) if isinstance(number, Tensor) else number
