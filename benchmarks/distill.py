@@ -40,8 +40,11 @@ def main() -> None:
         if (out / checkpoints.CONFIG).exists()
         else ["--out", str(out), *options]
     )
-    if not (out / "distilled.safetensors").exists() and potstill(["distill", *words]):
+    began = time.perf_counter()
+    made = (out / "distilled.safetensors").exists()
+    if not made and potstill(["distill", *words]):
         raise SystemExit(2)
+    whole = None if made or words[0] == "--resume" else round(time.perf_counter() - began, 1)
     began = time.perf_counter()
     if potstill(["evaluate", str(out), "--nets", known.nets, "--baseline", "random"]):
         raise SystemExit(2)
@@ -59,6 +62,7 @@ def main() -> None:
         "outer_steps": len(records),
         "seconds_per_outer_step": sorted(record.seconds for record in records)[len(records) // 2],
         "seconds_distilling": round(sum(record.seconds for record in records), 1),
+        "seconds_of_the_command": whole,
         "seconds_evaluating": round(time.perf_counter() - began, 1),
         "peak_memory_mb": max(record.memory_mb for record in records),
         "python": platform.python_version(),

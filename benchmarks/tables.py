@@ -22,6 +22,7 @@ COLUMNS = (
     "as many random real images",
     "outer steps",
     "seconds per step",
+    "minutes",
 )
 HEAD = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|\n"
 
@@ -38,8 +39,14 @@ def row(result: dict[str, Any]) -> str:
         f"| {result['title']} | {result['images_per_class']} | "
         f"**{percent(found['distilled']['accuracy'])}** "
         f"| {percent(found['random']['accuracy'])} | {result['outer_steps']:,} | "
-        f"{result['seconds_per_outer_step']:.2f} |\n"
+        f"{result['seconds_per_outer_step']:.2f} | {minutes(result)} |\n"
     )
+
+
+def minutes(result: dict[str, Any]) -> str:
+    """How long the whole command took; of older results the outer steps alone."""
+    whole = result.get("seconds_of_the_command")
+    return f"{whole / 60:.1f}" if whole else f"{result['seconds_distilling'] / 60:.1f} (steps)"
 
 
 def table() -> str:

@@ -17,8 +17,13 @@ from PIL import Image
 
 import potstill
 from potstill.cli.parser import main
-from potstill.config.config import QUICK as QUICK_OPTIONS
-from potstill.config.config import configuration, options_from_file, options_of_run, quick_options
+from potstill.config.config import (
+    configuration,
+    options_from_file,
+    options_from_preset,
+    options_of_run,
+    quick_options,
+)
 from potstill.config.durations import in_words, seconds_of
 from potstill.config.slots import unused
 from potstill.distillation import checkpoints, forecasts, run_folder
@@ -418,7 +423,7 @@ def test_a_time_that_is_none_or_too_short_is_one_sentence(budget, more, sentence
 
 
 def test_a_quick_run_takes_what_has_an_effect_and_every_option_wins():
-    assert quick_options({}).keys() == QUICK_OPTIONS.keys()
+    assert quick_options({}) == options_from_preset("quick")
     assert "unroll" not in quick_options({"method": "dm"})
     assert quick_options({"method": "dm"})["time_budget"] == "about 1m"
     assert "width" not in quick_options({"width": 64})

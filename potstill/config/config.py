@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Generic, Never, cast
 
 import tomli_w
@@ -392,19 +391,8 @@ def options_from_toml(text: str, source: str, only: str = "") -> dict[str, Any]:
     return options
 
 
-QUICK: Layer = MappingProxyType(
-    {
-        "width": 32,
-        "unroll": 30,
-        "window": 10,
-        "real_batch": 200,
-        "time_budget": "about 1m",
-        "validate_every": 50,
-        "lengths": (100, 300),
-        "validation_nets": 2,
-    }
-)
-"""Options of a first try on one's own data, which takes a minute or so on a laptop."""
+QUICK = "quick"
+"""The preset of a first try."""
 
 
 def quick_options(*layers: Layer) -> dict[str, Any]:
@@ -414,7 +402,7 @@ def quick_options(*layers: Layer) -> dict[str, Any]:
     both = {"time_budget", "steps"} & given.keys()
     return {
         name: value
-        for name, value in QUICK.items()
+        for name, value in options_from_preset(QUICK).items()
         if name in known and name not in given and not (name == "time_budget" and both)
     }
 

@@ -219,7 +219,7 @@ class OuterConfig(Generic[A]):
         "", "plan by time instead, e.g. 10m or 1h30m: as many steps as fit; empty: by steps"
     )
     outer_lr: float | A = option(
-        "auto", "learning rate on the images; auto: 0.001 at norm 1, else to scale",
+        "auto", "learning rate on the images; auto: 0.001 at norm 1, 0.0025 if it falls; to scale",
         low=0, open_low=True, source="paper D.1: 0.001",
     )  # fmt: skip
     label_lr: float | A = option(

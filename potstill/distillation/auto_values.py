@@ -40,6 +40,8 @@ from potstill.workers import threads
 
 AUTO_SYNTHETIC_BATCH, AUTO_STEPS = 100, 400
 PAPER_LR, PAPER_VALUES = 0.001, 3072
+FALLING, CONSTANT = 2.5, "constant"
+"""How many times higher an outer rate that falls to 0 begins."""
 NORM_IMAGES = 1000
 
 
@@ -74,6 +76,9 @@ def resolve_auto(
     # An image of norm 1 has pixels of scale 1 / sqrt(D), and Adam moves each by about its rate
     # (D.1).
     of_norm_1 = PAPER_LR * (PAPER_VALUES / math.prod(real.shape)) ** 0.5
+    # The paper's rate is for 50,000 steps that are all alike; one that falls may begin higher.
+    if config.outer.outer_schedule != CONSTANT:
+        of_norm_1 *= FALLING
     outer_lr = config.outer.outer_lr
     given = None if outer_lr == "auto" else float(outer_lr)
     # Real first images have another norm; of the numbers that others are made of only some follow
