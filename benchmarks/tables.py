@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import gpu_tables
 import method_tables
+import speed_tables
 
 ROOT = Path(__file__).parent.parent
 RESULTS, README = ROOT / "benchmarks" / "results", ROOT / "README.md"
@@ -520,7 +520,8 @@ PLACES = [
             ("trajectories", trajectories),
             ("networks", networks),
             ("threads", threads),
-            ("gpu", gpu_tables.gpu),
+            ("gpu", speed_tables.gpu),
+            ("short runs", speed_tables.short_runs),
         )
     ),
 ]

@@ -29,6 +29,8 @@ def test_the_automatic_learning_rate_follows_the_scale_of_the_first_images():
 
     of_norm_1 = 0.001 * (3072 / 64) ** 0.5  # paper D.1: 0.001 for 3,072 values
     assert rates() == pytest.approx((of_norm_1, of_norm_1))
+    # One that falls to 0 over the run begins higher.
+    assert rates(outer_schedule="cosine") == pytest.approx((2.5 * of_norm_1, 2.5 * of_norm_1))
     real, of_labels = rates(init="real")
     # 64 pixels of these scales.
     assert real == pytest.approx(of_norm_1 * 8 * (41 / 3) ** 0.5, rel=0.05)

@@ -1,4 +1,4 @@
-"""The table of a GPU in docs/speed.md; tables.py writes it."""
+"""Tables of docs/speed.md; tables.py writes them."""
 
 import json
 import statistics
@@ -42,6 +42,21 @@ def gpu() -> str:
         f"{found['exactness']['relative_error']:.0e}; equal bytes for equal seeds: "
         f"{'yes' if found['bytes']['same_seed'] else 'no'}; compiling from a cold cache "
         f"{found['compile_seconds']:.0f} s for both settings.{note}\n"
+    )
+
+
+def short_runs() -> str:
+    """What single changes gave in a minute and a half."""
+    found = json.loads((RESULTS / "short_runs.json").read_text())
+    lines = [
+        f"| {one['change']} | {one['seconds']} | {one['steps']} "
+        f"| {one['mean']:.1f} ± {one['std']:.1f} |\n"
+        for one in found["rows"]
+    ]
+    return (
+        f"| | seconds in all | outer steps | validation accuracy, % |\n|---|---|---|---|\n"
+        f"{''.join(lines)}\n{found['about']}. {found['n']} fresh networks, one distilling seed "
+        f"each. {found['hardware']}; torch {found['torch']}; {found['date']}.\n"
     )
 
 
