@@ -6,7 +6,11 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
-WAYS = {"higher": "`higher` 0.2.1, float32", "launched": "kernel by kernel", "captured": "recorded"}
+WAYS = {
+    "higher": "`higher` 0.2.1, float32",
+    "launched": "bfloat16, kernel by kernel",
+    "captured": "bfloat16, recorded",
+}
 
 
 def milliseconds(seconds: list[float]) -> str:
@@ -38,7 +42,8 @@ def gpu() -> str:
     note = f" Not measured: {', '.join(missing)}." if missing else ""
     return (
         f"{''.join(lines)}\n{found['hardware']}, torch {found['versions']['torch']}, "
-        f"{found['date']}; medians, least and most of {timings}. Relative error in float64 "
+        f"{found['date']}; medians, least and most of {timings}. Uncompiled, "
+        f"relative error in float64 "
         f"{found['exactness']['relative_error']:.0e}; equal bytes for equal seeds: "
         f"{'yes' if found['bytes']['same_seed'] else 'no'}; compiling from a cold cache "
         f"{found['compile_seconds']:.0f} s for both settings.{note}\n"

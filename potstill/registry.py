@@ -264,7 +264,7 @@ OPTIMIZERS = Registry(
     ),
     adabelief=(
         "potstill.engine.optimizers:AdaBelief",
-        "Adam whose second moment is that of surprises; for the outer loop",
+        "Adam whose second moment is that of what the first did not foresee",
     ),
     sgd=(
         "potstill.engine.optimizers:SGD",

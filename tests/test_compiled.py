@@ -160,12 +160,12 @@ def test_group_norm_keeps_its_statistics_in_float32():
 def test_fusible_replaces_the_layers_and_leaves_the_rest():
     seen = []
     module = nn.Sequential(
-        nn.Conv2d(1, 4, 3, padding=1),
+        nn.Conv2d(3, 4, 3, padding=1),
         nn.GroupNorm(2, 4),
         nn.Conv2d(4, 2, 3, padding="same"),
         nn.Flatten(),
     )
-    x = torch.randn(2, 1, 6, 6, generator=generator(0))
+    x = torch.randn(2, 3, 6, 6, generator=generator(0))
     with Fusible():
         found = module(x)
     torch.testing.assert_close(found, module(x))
@@ -176,6 +176,29 @@ def test_fusible_replaces_the_layers_and_leaves_the_rest():
     assert "ConvolutionBackward0" in seen  # padding by name stays torch's
     assert "ContractionBackward" in seen  # the first layer is ours
     assert "NativeGroupNormBackward0" not in seen
+
+
+@pytest.mark.parametrize("height", [6, 5])
+def test_a_convolution_of_grey_images_is_a_product_of_windows(height):
+    x = torch.randn(2, 1, height, 7, generator=generator(0)).double().requires_grad_()
+    for layer in (nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(1, 4, (3, 5), padding=(1, 2))):
+        with Fusible():
+            found = layer.double()(x)
+        expected = layer(x)
+        torch.testing.assert_close(found, expected, rtol=1e-13, atol=1e-14)
+        assert "Convolution" not in str(found.grad_fn.next_functions)
+        along = torch.randn(found.shape, generator=generator(1)).double()
+        for one, other in zip(
+            torch.autograd.grad(found, (x, layer.weight), along),
+            torch.autograd.grad(expected, (x, layer.weight), along),
+            strict=True,
+        ):
+            torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-13)
+    with Fusible():  # not where its windows are another's
+        strided = nn.Conv2d(1, 4, 3, stride=2, padding=1).double()
+        torch.testing.assert_close(
+            strided(x), nn.functional.conv2d(x, strided.weight, strided.bias, 2, 1)
+        )
 
 
 CACHE = """

@@ -9,7 +9,8 @@ from test_runs import QUICK, bytes_of, interrupted_run
 from test_unrolled import EXAMPLES, problem, rat
 
 import potstill
-from potstill.engine.optimizers import SGD
+from potstill.distillation.outer import Carried, OuterState, Rule, Schedule, outer_step
+from potstill.engine.optimizers import SGD, Adam
 from potstill.errors import InputError
 from potstill.methods.one_unroll import Replay
 from potstill.methods.pool import PLACES, Pool
@@ -24,7 +25,7 @@ def moving(step: int):
 
 def test_a_network_goes_on_where_it_was_left():
     """Three outer steps with one network: one unroll of all its steps, on the set as it was."""
-    method = rat(problem(), unroll=10, window=3, pool=1)
+    method = rat(problem(), unroll=11, window=3, pool=1)
     state, trained, age = method.start()[0], None, 0
     for step in range(3):
         found = method.estimate(moving(step), {}, state, step)
@@ -101,21 +102,49 @@ def test_programs_take_them_up_too(optimizer):
     assert len(ages) > 5
 
 
-def test_a_network_that_is_not_finite_is_left_as_it_was():
+def test_a_network_of_a_skipped_step_gives_its_place_to_another():
     method = rat(problem(), unroll=20, window=3, pool=1)
-    first = method.estimate(EXAMPLES, {}, method.start()[0], 0)
-    broken = replace(EXAMPLES, images=EXAMPLES.images * float("nan"))
-    second = method.estimate(broken, {}, first.state, 1)
-    for name, tensor in first.state.items():
-        if isinstance(tensor, torch.Tensor):
-            assert torch.equal(second.state[name], tensor)
-    assert second.state[PLACES][0][0] == first.state[PLACES][0][0] + 3
+    leaves = dict(EXAMPLES.leaves)
+    state = OuterState.start(leaves, method.start()[0], Adam(), Carried(), ())
+    rules = {"images": Rule(0.01, clipped=True)}
+    schedule = Schedule(9, Adam(), 0, 9, 9, 0.0)
+    estimates = Estimating(method)
+    for step in range(3):
+        estimates.broken = step == 1
+        state, _ = outer_step(estimates, schedule, rules, state, 1.0)
+        places = state.method[PLACES]
+        if step == 0:
+            assert places[0]
+            assert places[0][1] == 0
+        if step == 1:
+            assert places == [[]]
+            assert not any(isinstance(value, torch.Tensor) for value in state.method.values())
+    assert places[0][1] == 2  # born in that step
+
+
+class Estimating:
+    """A method on the examples of these tests, whose gradient may not be finite."""
+
+    def __init__(self, method):
+        self.method, self.broken = method, False
+
+    def estimate(self, leaves, state, step):
+        images = leaves["images"] * (float("nan") if self.broken else 1.0)
+        found = self.method.estimate(replace(EXAMPLES, images=images), {}, state, step)
+        return replace(found, grads={"images": found.grads["images"]})
 
 
 def test_a_pool_saves_the_steps_before_the_window():
-    options = rat(problem(), unroll=30, window=3, pool=4).options
-    assert mean_window(options, 100) == (pytest.approx(0.1), 3)
-    assert mean_window(replace(options, pool=0), 100)[0] > 10
+    method = rat(problem(), unroll=30, window=7, pool=1)
+    pool, state, burn_ins = method.options.waiting, method.start()[0], []
+    for step in range(4000):
+        (unroll,) = pool.drawn(state, [Replay(step)], generator(step))
+        burn_ins.append(unroll.burn_in)
+        state = pool.after(state, unroll, (torch.zeros(1),))
+    expected, window = mean_window(method.options, 100)
+    assert window == 7
+    assert sum(burn_ins) / len(burn_ins) == pytest.approx(expected, rel=0.05)
+    assert mean_window(replace(method.options, pool=0), 100)[0] > 4 * expected
 
 
 def test_a_run_with_a_pool_gives_the_same_bytes_after_an_interruption(tmp_path):

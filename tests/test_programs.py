@@ -20,10 +20,11 @@ from potstill.distilled.recipes import Recipe
 from potstill.engine.compiled_losses import CompiledNetwork
 from potstill.engine.drawn import Drawn
 from potstill.engine.flat import FlatModel
-from potstill.engine.moves import Moves, directly
-from potstill.engine.optimizers import SGD, Adam
+from potstill.engine.moves import CompiledOptimizer, Moves, directly
+from potstill.engine.optimizers import SGD, AdaBelief, Adam
 from potstill.engine.programs import Called
-from potstill.engine.when_to_compile import NetworkFamily
+from potstill.engine.unroll import optimizer_transpose
+from potstill.engine.when_to_compile import NetworkFamily, missing_compiler
 from potstill.evaluation import scoring
 from potstill.evaluation.on_device import can_be_programs, courses
 from potstill.evaluation.training import SetBatches, train_network
@@ -274,6 +275,7 @@ def test_what_cannot_be_recorded_is_launched_and_said_once():
     ]
 
 
+@pytest.mark.skipif(missing_compiler(CPU) is not None, reason="there is no C++ compiler")
 @pytest.mark.parametrize("optimizer", [Adam(), SGD(0.9, 1e-3, (2,), 0.5)])
 def test_an_optimisers_step_and_its_way_back_are_the_same_compiled(optimizer):
     """As a GPU runs them: one or two kernels that change what they are given."""
@@ -296,6 +298,57 @@ def test_an_optimisers_step_and_its_way_back_are_the_same_compiled(optimizer):
     assert found[0][len(state)] == 4
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-13, atol=1e-15)
+
+
+@pytest.mark.skipif(missing_compiler(CPU) is not None, reason="there is no C++ compiler")
+@pytest.mark.parametrize("optimizer", [Adam(), SGD(0.9, 1e-3, (2,), 0.5), AdaBelief(eps=1e-8)])
+def test_a_compiled_optimiser_is_the_same(optimizer):
+    fast = CompiledOptimizer(optimizer, CompiledNetwork(FlatModel(torch.nn.Linear(3, 2))))
+    rng = generator(0)
+    state, adjoint = (
+        tuple(
+            torch.rand(50, generator=rng, dtype=torch.float64)
+            for _ in optimizer.init(torch.zeros(1))
+        )
+        for _ in range(2)
+    )
+    grad = torch.rand(50, generator=rng, dtype=torch.float64)
+    hyper = {"lr": torch.tensor(0.1, dtype=torch.float64)}
+    for count in (0, 1, 2, 7):  # one compilation serves all
+        own, expected = (one.step(state, grad, hyper, count) for one in (fast, optimizer))
+        for one, other in zip(own, expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-13, atol=1e-15)
+        own, expected = (
+            optimizer_transpose(one, state, grad, hyper, count, adjoint)
+            for one in (fast, optimizer)
+        )
+        for one, other in zip(
+            (*own[0], own[1], own[2]["lr"]), (*expected[0], expected[1], expected[2]["lr"]),
+            strict=True,
+        ):  # fmt: skip
+            torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
+    assert fast.network.compilations == 2
+
+
+class Halting(SGD):
+    """A user's own that looks at the number of the step, which no trace can follow."""
+
+    __hash__ = None
+
+    def step(self, state, grad, hyper, count):
+        return super().step(state, grad, hyper, count) if [1, 2, 3][count] < 9 else state
+
+
+def test_an_optimiser_that_cannot_be_compiled_is_called_as_it_is():
+    network = CompiledNetwork(FlatModel(torch.nn.Linear(3, 2)), backend="eager")
+    fast, state = CompiledOptimizer(Halting(), network), Halting().init(torch.zeros(4))
+    grad, hyper = torch.ones(4), {"lr": torch.tensor(0.1)}
+    for count in range(3):
+        own, expected = (one.step(state, grad, hyper, count) for one in (fast, Halting()))
+        assert all(map(torch.equal, own, expected))
+        adjoint = (torch.ones(4), torch.ones(4))
+        assert torch.equal(fast.transpose(state, grad, hyper, count, adjoint)[0][0], adjoint[0])
+    assert {name for name, _ in network.refused} == {"step", "transpose"}
 
 
 def test_steps_of_one_variant_are_one_program_eight_in_a_row():

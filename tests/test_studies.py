@@ -249,7 +249,7 @@ def test_every_study_can_be_shortened(name):
     assert study.about("small", None, 7) != study.about("small", None)
     assert Length.of(study, "small", None, None).caution == ""
     own = whole[0].config.outer.steps
-    assert f"7 outer steps in place of {own}" in Length.of(study, "small", None, 7).caution
+    assert f"7 outer steps in place of {own:,}" in Length.of(study, "small", None, 7).caution
 
 
 SHARED = """

@@ -19,7 +19,10 @@ square of 2 x 2 pixels beyond one of 3 x 3: turns by up to 30 degrees, stretches
 
 
 def warp(images: Tensor, matrices: Tensor) -> Tensor:
-    """Sample images (B, C, H, W) at the affine grid of `matrices` (B, 2, 3), 0 outside."""
+    """Sample images (B, C, H, W) at the affine grid of `matrices` (B, 2, 3), 0 outside.
+
+    The maps must be as REACH says, or the derivative on CUDA is not theirs.
+    """
     grid = F.affine_grid(matrices, list(images.shape), align_corners=False)
     if images.device.type == "cuda" and images.requires_grad:
         repeatable: Tensor = Sampled.apply(images, grid, matrices)  # type: ignore[no-untyped-call]

@@ -328,7 +328,12 @@ def outer_step(
     }
     after = replace(
         state, leaves=leaves, averaged=averaged, moments=moments,
-        method=state_after(estimate.state, state.method, finite), step=state.step + 1,
+        method=state_after(
+            estimate.state,
+            state.method if estimate.skipped is None else estimate.skipped,
+            finite,
+        ),
+        step=state.step + 1,
         updates=updates + finite, skipped_in_a_row=skipped,
         clip_average=kept(average, number(state.clip_average)),
     )  # fmt: skip

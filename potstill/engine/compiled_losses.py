@@ -173,6 +173,8 @@ class CompiledNetwork:
         self.whole = couples_batch(model.module)
         self.on_cpu = model.theta.device.type == "cpu"
         self.kernels = model.theta.device.type == "cuda"
+        self.refused: set[Hashable] = set()
+        """Names of functions that turned out not to compile, and are called as they are."""
         self.functions: dict[tuple[Any, ...], Callable[..., Any]] = {}
         prepare_cache()
         if self.kernels:

@@ -10,6 +10,7 @@ written anew: norm, ReLU and pooling in one (norm_pool.py), a convolution of few
 matrix product with its windows as rows, and a small linear layer as a sum.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ NORMS = (F.group_norm, torch.group_norm)
 RELUS = (F.relu, torch.relu, Tensor.relu)
 FEW, ALIGNED = 32, 8
 """Most numbers of a window that stand in a row, and what their number is filled up to."""
+COLOURS = 3
 SMALL_LINEAR = 2**22
 """Most products of a linear layer that is written as sums."""
 
@@ -89,7 +91,8 @@ def conv2d(
 ) -> Tensor:
     """Compute F.conv2d, with the same arguments; padding must be numeric.
 
-    `by_rows`: as `convolution_of_few`, where that pays.
+    Grey images go through `convolution_of_few`: on CPUs convolutions of one channel are up to six
+    times as slow. `by_rows`: so do those of a few more channels.
     """
     stride, padding, dilation = (
         [number] * 2 if isinstance(number, int) else list(number)
@@ -97,7 +100,7 @@ def conv2d(
     )
     kind = autocast_type(input)
     how = (stride, padding, dilation, False, [0, 0], groups)
-    if by_rows and has_few(weight, how):
+    if (by_rows or weight.shape[1] < COLOURS) and has_few(weight, how):
         output = convolution_of_few(input.to(kind), weight.to(kind))
     else:
         output = contraction("y", x=input.to(kind), w=weight.to(kind), y=None, how=how)
@@ -203,6 +206,31 @@ def group_norm(
     return (x * scale + shift).flatten(1, 2).to(input.dtype)
 
 
+@dataclass(frozen=True)
+class Known:
+    """What a group norm gave, or a ReLU behind one.
+
+    Args:
+        result: it, which is kept so that no other tensor has its id.
+        arguments: x, weight, bias and eps of the norm.
+        versions: of result and x: another one was changed in place.
+    """
+
+    result: Tensor
+    arguments: tuple[Any, ...]
+    versions: tuple[int, int]
+
+    @classmethod
+    def of(cls, result: Tensor, arguments: tuple[Any, ...]) -> "Known":
+        """Note a result as it is now."""
+        return cls(result, arguments, (result._version, arguments[0]._version))
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether result and x are what they were."""
+        return self.versions == (self.result._version, self.arguments[0]._version)
+
+
 class Fusible(TorchFunctionMode):
     """A context in which a network's 2-d convolutions and group norms are those of this file.
 
@@ -213,10 +241,10 @@ class Fusible(TorchFunctionMode):
     def __init__(self, *, on_gpu: bool = False):
         super().__init__()
         self.on_gpu = on_gpu
-        self.normed: dict[int, tuple[Tensor, tuple[Any, ...]]] = {}
-        """By its id, what a group norm gave, and the norm's arguments."""
-        self.rectified: dict[int, tuple[Tensor, tuple[Any, ...]]] = {}
-        """By its id, what a ReLU behind it gave, and the norm's arguments."""
+        self.normed: dict[int, Known] = {}
+        """What group norms gave, by its id."""
+        self.rectified: dict[int, Known] = {}
+        """What ReLUs behind them gave."""
 
     def __torch_function__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
@@ -230,17 +258,19 @@ class Fusible(TorchFunctionMode):
             x, weight, bias = (*args, None)[:3]
             if x.dim() == 2 and len(x) * weight.numel() <= SMALL_LINEAR:
                 return linear_by_sums(x, weight, bias)
-        if function is F.avg_pool2d and halves(*args[1:], **kwargs):
+        if function is F.avg_pool2d and args and halves(*args[1:], **kwargs):
             known = self.rectified.get(id(args[0]))
-            if known:
-                return norm_pool(*known[1])  # norm and ReLU by themselves are dead code now
+            if known and known.unchanged:
+                return norm_pool(*known.arguments)  # norm and ReLU are dead code now
         result = self.for_all(function, args, kwargs)
         if function in NORMS:
             x, groups, weight, bias, eps = of_norm(*args, **kwargs)
             if fits(x, groups, weight, bias):
-                self.normed[id(result)] = result, (x, weight, bias, eps)
-        elif function in RELUS and id(args[0]) in self.normed and result is not args[0]:
-            self.rectified[id(result)] = result, self.normed[id(args[0])][1]
+                self.normed[id(result)] = Known.of(result, (x, weight, bias, eps))
+        elif function in RELUS and args and result is not args[0]:
+            before = self.normed.get(id(args[0]))
+            if before and before.unchanged:
+                self.rectified[id(result)] = Known.of(result, before.arguments)
         return result
 
     def for_all(self, function: Any, args: Any, kwargs: Any) -> Any:

@@ -245,7 +245,7 @@ class InMicroBatches:
 
     def gradient(self, theta: Tensor, batch: Batch, step: int) -> tuple[Tensor, Tensor]:
         parts = list(self.parts(batch))
-        if len(parts) == 1 and parts[0][1] == 1:
+        if is_whole(parts, batch):
             return self.whole.gradient(theta, parts[0][0], step)
         loss, grad = theta.new_zeros(()), torch.zeros_like(theta)
         tasks = (partial(self.whole.gradient, theta, part, step) for part, _ in parts)
@@ -257,7 +257,7 @@ class InMicroBatches:
 
     def product(self, theta: Tensor, batch: Batch, step: int, cotangent: Tensor) -> Products:
         parts: list[tuple[Batch, float]] = list(self.parts(batch))
-        if len(parts) == 1 and len(parts[0][0]) == len(batch):
+        if is_whole(parts, batch):
             return self.whole.product(theta, parts[0][0], step, cotangent)
         total, found = torch.zeros_like(theta), []
         tasks = (
@@ -310,6 +310,11 @@ class InMicroBatches:
             for column, tensor in zip(columns, (batch.inputs, batch.targets), strict=True)
         )
         return of_inputs, of_targets
+
+
+def is_whole(parts: Sequence[tuple[Batch, float]], batch: Batch) -> bool:
+    """Return whether the parts of a batch are one, with nothing filled in."""
+    return len(parts) == 1 and len(parts[0][0]) == len(batch)
 
 
 def cross_entropy(model: FlatModel, seed: Callable[[int], int] | None = None) -> Eager:

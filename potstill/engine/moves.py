@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from potstill.engine.compiled_losses import CompiledNetwork
+from potstill.engine.compiled_losses import CannotCompile, CompiledNetwork
 from potstill.engine.optimizers import Count, Optimizer, State
 from potstill.engine.unroll import Leaves, optimizer_transpose
 
@@ -31,15 +31,15 @@ def calls(compiled: CompiledNetwork | None) -> Call:
 
 @dataclass(frozen=True)
 class CompiledOptimizer:
-    """An optimiser whose step and its transpose are compiled.
+    """An optimiser whose step and its transpose are compiled, if they can be.
 
     Args:
         optimizer: the pure optimiser step.
-        call: calls a function of tensors, compiled.
+        network: compiles.
     """
 
     optimizer: Optimizer
-    call: Call
+    network: CompiledNetwork
 
     def init(self, theta: Tensor) -> State:
         return self.optimizer.init(theta)
@@ -52,8 +52,10 @@ class CompiledOptimizer:
             known = dict(zip(names, rates, strict=True))
             return self.optimizer.step(state, grad, known, count)
 
-        key = "step", self.optimizer
-        return tuple(self.call(key, function, *state, grad, *hyper.values(), number(count)))
+        found = self.attempted("step", function, *state, grad, *hyper.values(), number(count))
+        if found is None:
+            return self.optimizer.step(state, grad, hyper, count)
+        return tuple(found)
 
     def transpose(
         self, before: State, grad: Tensor, hyper: Leaves, count: Count, adjoint: State
@@ -70,10 +72,24 @@ class CompiledOptimizer:
             )
             return *older, of_grad, *(of_rates[name] for name in names)
 
-        key = "transpose", self.optimizer
-        found = self.call(key, function, *before, grad, *adjoint, *hyper.values(), number(count))
+        found = self.attempted(
+            "transpose", function, *before, grad, *adjoint, *hyper.values(), number(count)
+        )
+        if found is None:
+            return optimizer_transpose(self.optimizer, before, grad, hyper, count, adjoint)
         older, (of_grad, *of_rates) = tuple(found[:moments]), found[moments:]
         return older, of_grad, dict(zip(names, of_rates, strict=True))
+
+    def attempted(self, name: str, function: Callable[..., Any], *tensors: Tensor) -> Any:
+        """Call a function, compiled; None if it cannot be, as a user's own that looks at values."""
+        key = name, repr(self.optimizer)  # which may have no hash
+        if key in self.network.refused:
+            return None
+        try:
+            return self.network.keyed(key, function, *tensors)
+        except CannotCompile:
+            self.network.refused.add(key)
+            return None
 
     def in_torch(
         self, parameters: Sequence[nn.Parameter], lr: float
@@ -88,7 +104,7 @@ def number(count: Count) -> Tensor:
 
 def compiled_if(optimizer: Optimizer, compiled: CompiledNetwork | None) -> Optimizer:
     """Return an optimiser, compiled if the networks are."""
-    return CompiledOptimizer(optimizer, compiled.keyed) if compiled else optimizer
+    return CompiledOptimizer(optimizer, compiled) if compiled else optimizer
 
 
 @dataclass(frozen=True)
@@ -121,7 +137,7 @@ class Moves:
             for tensor, value in zip(state, after, strict=True):
                 tensor.copy_(value)
 
-        self.call(("move", self.optimizer), function, *state, grad, *hyper.values(), counter)
+        self.call(("move", repr(self.optimizer)), function, *state, grad, *hyper.values(), counter)
         counter.add_(1)  # here, since Inductor loses changes of 0-d tensors (seen with float64)
 
     def back(
@@ -154,7 +170,7 @@ class Moves:
                 tensor.copy_(value)
             return before[0], of_grad, *(of_rates[name] for name in names)
 
-        key = "back", self.optimizer, tape[0].dtype
+        key = "back", repr(self.optimizer), tape[0].dtype
         theta, of_grad, *of_rates = self.call(
             key, function, *tape, at, counter, *adjoint, *hyper.values()
         )

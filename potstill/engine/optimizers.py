@@ -109,7 +109,8 @@ class AdaBelief:
     Args:
         beta1: decay of the first moment.
         beta2: decay of the second moment.
-        eps: added to the second moment at each step, and to the denominator.
+        eps: added to the second moment at each step, in squares of a gradient, and to the
+            denominator. Steps hang on a gradient's scale where that is below some 3e-7.
     """
 
     scale_free: ClassVar[bool] = True

@@ -8,7 +8,8 @@ part of the outer loss, walk step. Recorded once, each is then launched as a who
 outer step needs it; random windows change how often, never what.
 
 What is random is drawn ahead, on the CPU as everywhere. On a CPU the programs are plain functions:
-`Unrolled` gives the same to the last bit and is what runs there, since it copies less.
+`Unrolled` gives the same, to the last bit if its optimiser is not compiled, and is what runs there,
+since it copies less.
 """
 
 import itertools

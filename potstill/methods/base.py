@@ -250,6 +250,8 @@ class Estimate:
         info: plain numbers for the log, such as burn_in and window, or 0-d tensors likewise.
         values: "images" or "targets" -> (n, ...) values that take the place of those given, with
             no gradient step; a method that chooses images says `Needs.pixels`.
+        skipped: the method's state after the step if that is skipped, since its gradient is not
+            finite; None: as it was.
     """
 
     loss: float | Tensor
@@ -257,6 +259,7 @@ class Estimate:
     state: State
     info: Mapping[str, Any] = field(default_factory=dict)
     values: Mapping[str, Tensor] = field(default_factory=dict)
+    skipped: State | None = None
 
 
 @dataclass(frozen=True)

@@ -57,14 +57,14 @@ class Unroll:
         start: where it starts.
         burn_in: inner steps before the window.
         window: inner steps that are differentiated.
-        place: of the network in a pool.
+        place: of the network in a pool; -1 without one.
     """
 
     replay: Replay
     start: Start
     burn_in: int
     window: int
-    place: int = 0
+    place: int = -1
 
 
 @dataclass(frozen=True)

@@ -75,26 +75,25 @@ class Pool:
         names = sorted(name for name in state if name.startswith(prefix))
         return tuple(state[name] for name in names)
 
-    def after(
-        self, state: Mapping[str, Any], unroll: Unroll, final: Moments, before: Moments
-    ) -> dict[str, Any]:
+    def after(self, state: Mapping[str, Any], unroll: Unroll, final: Moments) -> dict[str, Any]:
         """Return the state with a network put back, or its place empty if it is too old.
 
         Args:
             state: the method's.
             unroll: the trajectory that it took.
             final: the inner optimiser's state after it.
-            before: the one that the trajectory started from, kept if the final one is not finite.
         """
-        place, born = unroll.place, unroll.start.born
-        age = unroll.start.first + unroll.burn_in + unroll.window
+        born, age = unroll.start.born, unroll.start.first + unroll.burn_in + unroll.window
+        kept = self.without(state, unroll.place)
+        if age + self.window <= self.lifetime:
+            kept[PLACES][unroll.place] = [age, born.step, born.trajectory]
+            for index, moment in enumerate(final):
+                kept[OF_PLACE.format(place=unroll.place, moment=index)] = moment
+        return kept
+
+    def without(self, state: Mapping[str, Any], place: int) -> dict[str, Any]:
+        """Return the state with nobody at a place: the next one there is fresh."""
         prefix = OF_PLACE.format(place=place, moment="")
         kept = {name: value for name, value in state.items() if not name.startswith(prefix)}
-        stays = age + self.window <= self.lifetime
-        kept[PLACES] = list(state[PLACES])
-        kept[PLACES][place] = [age, born.step, born.trajectory] if stays else []
-        if stays:
-            sound = torch.stack([moment.isfinite().all() for moment in final]).all()
-            for index, (moment, other) in enumerate(zip(final, before, strict=True)):
-                kept[prefix + str(index)] = torch.where(sound, moment, other)
+        kept[PLACES] = [[] if at == place else one for at, one in enumerate(state[PLACES])]
         return kept

@@ -64,7 +64,9 @@ class UnrollOptions(Sampler):
 def mean_window(options: UnrollOptions, steps: int) -> tuple[float, float]:
     """Average (burn_in, window) over some outer steps; a sampler's state stays the initial one."""
     if pool := options.waiting:
-        return (pool.latest - 1) / 2 * pool.window / pool.lifetime, pool.window
+        # A life begins with latest/2 steps or so, and has (T - M + 1) / latest windows.
+        each = (pool.latest - 1) / 2 * pool.latest / (pool.lifetime - pool.window + 1)
+        return each, pool.window
     chosen = range(0, steps, -(-steps // SAMPLED_DRAWS))
     state = options.init()
     drawn = [options.draw(state, generator(0, "mean window", step), step) for step in chosen]

@@ -27,7 +27,6 @@ from potstill.engine.losses import (
     cross_entropy,
 )
 from potstill.engine.moves import compiled_if
-from potstill.engine.optimizers import State as Moments
 from potstill.engine.programs import Captured, Runner
 from potstill.engine.unroll import InnerProblem, Leaves, MetaGradient, Unrolled
 from potstill.errors import InputError, first_line
@@ -51,8 +50,8 @@ from potstill.seeds import derive
 
 RATE_LR = 0.01
 """Adam's rate on the logarithm of a learned learning rate: its relative change in an outer step."""
-FINAL = "final {}"
-"""Name of a tensor of the inner optimiser's last state, among a trajectory's results."""
+FINAL = "final "
+"""Before the number of a tensor of the inner optimiser's last state, among an unroll's results."""
 
 
 class UnrolledMethod(Method):
@@ -113,18 +112,14 @@ class UnrolledMethod(Method):
         found = self.meta_gradients(examples, learned, [unrolls[index] for index in mine])
         own = {
             index: {"loss": result.loss, **result.leaves, **result.hyper}
-            | (
-                {FINAL.format(n): tensor for n, tensor in enumerate(result.final)}
-                if waiting
-                else {}
-            )
+            | ({FINAL + str(n): tensor for n, tensor in enumerate(result.final)} if waiting else {})
             for index, result in zip(mine, found, strict=True)
         }
         results = ranks.gathered(own, count)
         loss = mean([result["loss"] for result in results])
         grads = {name: mean([result[name] for result in results]) for name in examples.leaves}
         norms = grads["images"].flatten(1).norm(dim=1)
-        after = self.put_back(state, unrolls, results)
+        after, skipped = self.put_back(state, unrolls, results)
         if self.options.watches:  # only then is the step waited for
             moved = self.options.update(state["window"], float(loss), float(norms.norm()))
             after = {**after, "window": moved}
@@ -141,7 +136,7 @@ class UnrolledMethod(Method):
             info["inner_lr"] = lr
         if self.problem.networks.compiled:  # it stays as it was, unless shapes of batches change
             info["compilations"] = self.problem.networks.compiled.compilations
-        return Estimate(loss, grads, after, info)
+        return Estimate(loss, grads, after, info, skipped=skipped)
 
     def drawn(self, state: State, replays: Sequence[Replay]) -> list[Unroll]:
         """Draw where the trajectories of an outer step start, and how far they go."""
@@ -152,23 +147,21 @@ class UnrolledMethod(Method):
 
     def put_back(
         self, state: State, unrolls: Sequence[Unroll], results: Sequence[Mapping[str, Tensor]]
-    ) -> State:
-        """Return the state with the networks of a pool as the trajectories left them."""
-        waiting = self.options.waiting
-        for unroll, result in zip(unrolls if waiting else (), results, strict=bool(waiting)):
-            assert waiting
-            before = self.start_of(unroll.start)
-            final = tuple(result[FINAL.format(index)] for index in range(len(before)))
-            state = waiting.after(state, unroll, final, before)
-        return state
+    ) -> tuple[State, State | None]:
+        """Return the state with the networks of a pool as the trajectories left them.
 
-    def start_of(self, start: Start) -> Moments:
-        """Return the inner optimiser's state that a trajectory starts from."""
-        if start.moments:
-            return start.moments
-        network = self.problem.network("start", *start.born.numbers)
-        model = self.problem.networks.flat(network)
-        return self.problem.recipe.optimizer.init(model.theta)
+        The second one is for a step that is skipped: they gave no finite gradient, so that others
+        take their places. None without a pool.
+        """
+        waiting = self.options.waiting
+        if not waiting:
+            return state, None
+        skipped: State = state
+        for unroll, result in zip(unrolls, results, strict=True):
+            final = tuple(result[name] for name in sorted(result) if name.startswith(FINAL))
+            state = waiting.after(state, unroll, final)
+            skipped = waiting.without(skipped, unroll.place)
+        return state, skipped
 
     def meta_gradients(
         self, examples: Examples, learned: Leaves, unrolls: Sequence[Unroll]
@@ -377,7 +370,13 @@ class UnrolledMethod(Method):
 
     @classmethod
     def words(cls, options: UnrollOptions) -> list[tuple[str, str]]:
-        lines = [("Inner steps", str(options))]
+        taken = str(options)
+        if pool := options.waiting:
+            taken = (
+                f"{pool.window:,}, every one differentiated, of networks that have taken up to "
+                f"{pool.lifetime - pool.window:,}"
+            )
+        lines = [("Inner steps", taken)]
         if options.trajectories > 1:
             lines.append(("Unrolls in a step", f"{options.trajectories:,}, averaged"))
         if options.pool:

@@ -45,7 +45,9 @@ LEVERS: dict[str, dict[str, Any]] = {
 """Name -> options; "3x" and "half" are of the plain run's."""
 MOST = 50_000
 """More outer steps than fit."""
-RATE, GROWING = 3, 100
+RATE = 3
+"""How many times the outer rate of "3x" is that of the plain run."""
+GROWING = 100
 """Outer steps over which unrolls grow: under a time budget nobody knows how many there will be."""
 
 
@@ -97,7 +99,7 @@ class Scale:
             f"{known['preprocess']}. Networks train for the length that is best on validation "
             f"data among {', '.join(map(str, known['lengths']))} steps and are measured on test "
             "data. A run's time is that of all of it, from preparing the data to choosing the "
-            "length."
+            f"length. Growing unrolls go to {2 * known['window']} in {GROWING} outer steps."
         )
 
 
