@@ -7,9 +7,10 @@ import torch
 
 from potstill.config.options import option
 from potstill.engine.unroll import Keep
+from potstill.errors import InputError
 from potstill.methods.base import Sizes
 from potstill.methods.pool import Pool
-from potstill.methods.windows import Sampler
+from potstill.methods.windows import RandomTruncated, Sampler
 from potstill.seeds import generator
 
 SAMPLED_DRAWS = 100
@@ -33,7 +34,21 @@ class UnrollOptions(Sampler):
     learn_lr: bool = option(False, "learn the inner learning rate too; the recipe takes it over")
 
     def resolved(self, sizes: Sizes) -> Self:
-        """Return the options with every "auto" replaced for a run of these sizes."""
+        """Return the options with every "auto" replaced for a run of these sizes.
+
+        Raises:
+            InputError: there is a pool that cannot be.
+        """
+        if self.pool and not isinstance(self, RandomTruncated):
+            raise InputError(
+                "pool takes windows that begin anywhere, those of method rat-bptt, got "
+                f"pool={self.pool} with others; use --method rat-bptt, or --pool 0"
+            )
+        if 0 < self.pool < self.trajectories:
+            raise InputError(
+                f"pool must be at least trajectories ({self.trajectories}), each of which takes "
+                f"a network of its own, got {self.pool}; raise --pool"
+            )
         return self.with_steps(sizes.steps)
 
     def draw(self, state: dict[str, Any], rng: torch.Generator, outer_step: int) -> tuple[int, int]:

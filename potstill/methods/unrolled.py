@@ -15,7 +15,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from potstill.cache import Cache
 from potstill.data import augmentation
 from potstill.distilled.recipes import Recipe
 from potstill.engine.compiled_losses import CannotCompile
@@ -29,7 +28,7 @@ from potstill.engine.losses import (
 from potstill.engine.moves import compiled_if
 from potstill.engine.programs import Captured, Runner
 from potstill.engine.unroll import InnerProblem, Leaves, MetaGradient, Unrolled
-from potstill.errors import InputError, first_line
+from potstill.errors import first_line
 from potstill.methods import windows
 from potstill.methods.base import (
     Estimate,
@@ -77,19 +76,6 @@ class UnrolledMethod(Method):
     def __init__(self, problem: Problem, options: UnrollOptions):
         super().__init__(problem, options)
         self.slots: list[Slot] = []
-
-    def check(self, cache: Cache) -> None:
-        options = self.options
-        if options.pool and not isinstance(options, windows.RandomTruncated):
-            raise InputError(
-                "pool takes windows that begin anywhere, those of method rat-bptt, got "
-                f"pool={options.pool} with others; use --method rat-bptt, or --pool 0"
-            )
-        if 0 < options.pool < options.trajectories:
-            raise InputError(
-                f"pool must be at least trajectories ({options.trajectories}), each of which takes "
-                f"a network of its own, got {options.pool}; raise --pool"
-            )
 
     def start(self) -> tuple[State, Mapping[str, Learnable]]:
         learnables = {}
