@@ -68,7 +68,8 @@ def table() -> str:
         "networks trained on one\n"
         "distilled set (random: a new subset for each network); training length and best step were "
         "chosen on\n"
-        "held-out validation images.\n"
+        "held-out validation images. Minutes are those of the whole command, or (steps) of its\n"
+        "outer steps alone.\n"
         f"{'; '.join(machines)}; {', '.join(versions)}. The commands:\n\n{commands}\n"
     )
 

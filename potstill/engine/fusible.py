@@ -28,6 +28,7 @@ RELUS = (F.relu, torch.relu, Tensor.relu)
 FEW, ALIGNED = 32, 8
 """Most numbers of a window that stand in a row, and what their number is filled up to."""
 COLOURS = 3
+"""Channels from which a CPU's library convolves as fast as it multiplies matrices."""
 SMALL_LINEAR = 2**22
 """Most products of a linear layer that is written as sums."""
 
