@@ -122,6 +122,24 @@ def test_a_network_unfit_for_second_derivatives_is_refused_by_name(factory, sent
         check_second_derivative("mine", made, (1, 8, 8), 3)
 
 
+class ZeroBranch(nn.Module):
+    """A residual block whose branch begins at 0, as torchvision's `zero_init_residual` has it."""
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.stem, self.branch = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3, padding=1)
+        self.norm, self.head = nn.GroupNorm(2, 4), nn.Linear(4, num_classes)
+        nn.init.zeros_(self.norm.weight)
+
+    def forward(self, inputs):
+        hidden = self.stem(inputs).relu()
+        return self.head((hidden + self.norm(self.branch(hidden))).relu().mean((2, 3)))
+
+
+def test_a_network_that_begins_at_the_kinks_of_its_relus_is_no_wrong_derivative():
+    check_second_derivative("mine", resolve(ZeroBranch, (1, 8, 8), 3), (1, 8, 8), 3)
+
+
 class SinglePrecision(nn.Module):
     def __init__(self, num_classes):
         super().__init__()

@@ -199,6 +199,20 @@ def test_the_time_left_is_that_of_like_runs_and_shared_by_the_processes():
     assert left.words([({**small, "seed": 2}, True)]) == "about 5 s left"  # only measured
 
 
+def test_the_time_left_of_runs_that_are_planned_by_time_is_what_they_may_still_take():
+    now = [0.0]
+    left = TimeLeft(clock=lambda: now[0])
+    timed = {"time_budget": "2m", "steps": 50_000}
+    left.begin({**timed, "seed": 0})
+    now[0] += 10
+    left.step(1, 50_000)
+    now[0] += 20
+    left.step(2, 50_000)
+    assert left.words([({**timed, "seed": 1}, False)]) == "at least 3 min 30 s left"
+    now[0] += 100  # the last step took longer than was planned
+    assert left.words([]) == "at least 0 s left"
+
+
 def test_a_run_that_was_cut_off_is_not_taken_for_a_whole_one():
     now = [0.0]
     left = TimeLeft(clock=lambda: now[0])

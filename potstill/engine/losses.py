@@ -20,6 +20,9 @@ from potstill.engine.flat import FlatModel
 from potstill.seeds import global_seed
 from potstill.workers import all_threads_at_once, in_order
 
+NEARBY = 0.01
+"""How far from a fresh network its second derivative is checked, standard deviation."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -355,13 +358,18 @@ def derivative_error(
     loss = cross_entropy(model, seed=lambda _: 0)  # the same dropout every time
     batch = Batch(inputs, targets)
 
+    def drawn() -> Tensor:
+        return torch.randn(model.theta.shape, generator=rng, dtype=model.theta.dtype)
+
     errors = []
+    # Beside where it starts: a residual branch whose norm begins at 0 has ReLUs at their kinks.
+    theta = model.theta + NEARBY * drawn()
     # The best of three: a step across a ReLU's kink spoils a difference, which is rare.
     for _ in range(3):
-        along = torch.randn(model.theta.shape, generator=rng, dtype=model.theta.dtype)
+        along = drawn()
         along *= 1e-7 / along.norm()
-        up, down = (loss.gradient(model.theta + sign * along, batch, 0)[1] for sign in (1, -1))
+        up, down = (loss.gradient(theta + sign * along, batch, 0)[1] for sign in (1, -1))
         expected = (up - down) / 2
-        product = loss.product(model.theta, batch, 0, along)[0]
+        product = loss.product(theta, batch, 0, along)[0]
         errors.append(float((product - expected).norm() / expected.norm().clamp_min(1e-300)))
     return min(errors)

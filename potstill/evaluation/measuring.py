@@ -16,7 +16,7 @@ from potstill.engine.compiled_losses import CompiledNetwork
 from potstill.engine.flat import couples_batch
 from potstill.engine.when_to_compile import NetworkFamily, compiled_if_worth, compiled_networks
 from potstill.errors import InputError
-from potstill.evaluation.bench import Bench, FitBench, recipe_under
+from potstill.evaluation.bench import CHOOSING_NETS, Bench, FitBench, recipe_under
 from potstill.evaluation.protocols import VALIDATION, EvaluationOptions, Protocol
 from potstill.evaluation.records import DataSource, EvaluationRecord, Row
 from potstill.evaluation.scoring import Progress, factory_for, score_set
@@ -161,6 +161,13 @@ class Training:
         return tuple(factor * lr for factor in RATES) if chosen and not self.own else ()
 
     @property
+    def count(self) -> int:
+        """How many networks train: for each row, and to choose its learning rate."""
+        nets = self.options.nets
+        rows = 1 + ("random" in self.options.baselines)
+        return rows * (nets + len(self.rates) * min(nets, CHOOSING_NETS))
+
+    @property
     def chooses(self) -> bool:
         """Whether something is chosen on validation data."""
         lengths = () if self.recorded or self.protocol.epochs else self.searched
@@ -212,8 +219,8 @@ def by_networks(
         networks,
         batch_of(recipe, len(distilled)),
         options.compile,
-        options.nets * lengths[-1],
-        options.nets * len(lengths) * len(real.test),
+        training.count * lengths[-1],
+        training.count * len(lengths) * len(real.test),
         say,
         progress,
     )

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from potstill import files
-from potstill.config.durations import in_words
+from potstill.config.durations import in_words, seconds_of
+from potstill.config.sections import ABOUT
 
 Times = dict[str, list[float]]
 """Kind of a run -> seconds, of each that was timed."""
@@ -15,8 +16,9 @@ Times = dict[str, list[float]]
 class TimeLeft:
     """The time that a study still takes, which a process finds out as it works.
 
-    Runs that differ only in their seed are taken to last alike, others as long as the mean of all.
-    Nothing is told before a part of one run was timed.
+    Runs that differ only in their seed are taken to last alike, others as long as the mean of all;
+    one that is planned by time, as long as it may take. Nothing is told before a part of one run
+    was timed.
 
     Args:
         jobs: processes that share the study.
@@ -27,6 +29,7 @@ class TimeLeft:
         self.jobs, self.clock = jobs, clock
         self.making, self.measuring = Times(), Times()
         self.kind, self.whole, self.distilling, self.began = "", True, True, 0.0
+        self.budget = 0.0
         self.first: tuple[int, float] | None = None
         self.pace: float | None = None  # seconds for an outer step
         self.step_now = self.steps = 0
@@ -40,6 +43,7 @@ class TimeLeft:
             made: whether its set is there already, and only measured.
         """
         self.kind, self.whole, self.distilling = kind_of(options), whole, not made
+        self.budget = budget_of(options)
         self.began, self.first, self.pace = self.clock(), None, None
 
     def step(self, step: int, steps: int) -> None:
@@ -72,14 +76,17 @@ class TimeLeft:
             return ""
         here = mean(self.measuring, self.kind)
         if self.distilling:
-            here += (self.steps - self.step_now) * pace or mean(self.making, self.kind)
+            steps_left = (self.steps - self.step_now) * pace or mean(self.making, self.kind)
+            time_left = max(0.0, self.budget - (self.clock() - self.began))
+            here += time_left if self.budget else steps_left
         else:
             here = max(0.0, here - (self.clock() - self.began))
         rest = 0.0
         for options, made in later:
             kind = kind_of(options)
             rest += mean(self.measuring, kind)
-            rest += 0.0 if made else mean(self.making, kind) or self.steps * pace
+            making = budget_of(options) or mean(self.making, kind) or self.steps * pace
+            rest += 0.0 if made else making
         least = "about" if self.measuring else "at least"
         return f"{least} {in_words(here + rest / self.jobs)} left"
 
@@ -87,6 +94,11 @@ class TimeLeft:
 def kind_of(options: Mapping[str, Any]) -> str:
     """Name what runs have in common that differ only in their seed."""
     return files.canonical({**options, "seed": None})
+
+
+def budget_of(options: Mapping[str, Any]) -> float:
+    """Return the seconds that a run may take; 0: it is planned by steps."""
+    return seconds_of("time_budget", options.get("time_budget", "").removeprefix(ABOUT))
 
 
 def mean(times: Times, kind: str) -> float:
