@@ -1,6 +1,7 @@
 """The machine: device, memory, precision, and what a measurement records of them."""
 
 import ctypes
+import math
 import os
 import platform
 import sys
@@ -19,6 +20,12 @@ from potstill.workers import one_thread_a_task, threads
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Parameters of mallopt, from glibc's malloc.h."""
 PRECISIONS, AUTO_PRECISION = ("float32", "bfloat16"), "POTSTILL_AUTO_PRECISION"
+DOTS_PAY = 5e7
+"""Operations of a gradient of one example from which dot products of bfloat16 save time.
+
+Of an outer step with a ConvNet of width 32 (2e7 at 32 pixels) they save nothing, with one of width
+128 (3e8) two fifths.
+"""
 """Precisions of a network's arithmetic; the environment variable that sets what "auto" means."""
 
 
@@ -115,13 +122,16 @@ def on_its_way(tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
     return arrived
 
 
-def auto_precision(device: torch.device) -> str:
-    """Choose the precision that "auto" stands for: bfloat16 where it is much faster, else float32.
+def auto_precision(device: torch.device, operations: float = math.inf) -> str:
+    """Choose the precision that "auto" stands for: bfloat16 where it is faster, else float32.
 
     Whether it costs accuracy at equal outer steps is in docs/speed.md, by window sampler. The
     environment variable POTSTILL_AUTO_PRECISION takes the place of the machine's answer, so that
     one machine can run what another would.
 
+    Args:
+        device: where the run computes.
+        operations: floating-point operations of a gradient of its network, for one example.
     Raises:
         InputError: the variable holds something else.
     """
@@ -130,15 +140,27 @@ def auto_precision(device: torch.device) -> str:
         raise InputError(
             f"{AUTO_PRECISION} must be float32 or bfloat16, got {forced!r}; change it, or unset it"
         )
-    return forced or ("bfloat16" if fast_bfloat16(device) else "float32")
+    return forced or ("bfloat16" if fast_bfloat16(device, operations) else "float32")
 
 
-def fast_bfloat16(device: torch.device) -> bool:
-    """Return whether the hardware multiplies bfloat16 many times faster than float32."""
+def fast_bfloat16(device: torch.device, operations: float = math.inf) -> bool:
+    """Return whether the hardware multiplies bfloat16 faster than float32 in a network.
+
+    CPUs with instructions for dot products of bfloat16 (AVX-512), but no tiles, do so twice as
+    fast, which small networks do not see.
+
+    Args:
+        device: the hardware.
+        operations: floating-point operations of a gradient of the network, for one example.
+    """
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    return device.type == "cpu" and bool(
-        getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+
+    def has(name: str) -> bool:
+        return bool(getattr(torch.cpu, f"_is_{name}_supported", lambda: False)())
+
+    return device.type == "cpu" and (
+        has("amx_tile") or (has("avx512_bf16") and operations >= DOTS_PAY)
     )
 
 

@@ -43,9 +43,16 @@ def test_freed_memory_is_used_again_without_page_faults():
     assert faults["keep"] < 0.2 * faults["plain"]
 
 
-def test_bfloat16_is_fast_where_the_processor_has_tiles():
-    assert fast_bfloat16(CPU) == bool(torch.cpu._is_amx_tile_supported())
+def test_bfloat16_is_fast_with_tiles_and_in_large_networks_with_dot_products(monkeypatch):
     assert not fast_bfloat16(torch.device("mps"))
+    for tiles, dots, small, large in (
+        (True, True, True, True),
+        (False, True, False, True),
+        (False, False, False, False),
+    ):
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda found=tiles: found)
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda found=dots: found)
+        assert (fast_bfloat16(CPU, 2e7), fast_bfloat16(CPU, 3e8)) == (small, large)
 
 
 RESOLVED = """

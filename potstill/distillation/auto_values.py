@@ -22,7 +22,7 @@ from potstill.distillation.option_checks import check_batch
 from potstill.distilled.sets import DistilledSet
 from potstill.engine.compiled_losses import CompiledNetwork
 from potstill.engine.cuts import Cut
-from potstill.engine.flat import couples_batch, cut_of
+from potstill.engine.flat import FlatModel, couples_batch, cut_of, gradient_operations
 from potstill.engine.when_to_compile import (
     FORWARD_COST,
     PRODUCT_COST,
@@ -85,7 +85,9 @@ def resolve_auto(
     # it.
     pixels_only = set(one.speeds.values()) == {1.0}
     norm = first_norm if pixels_only else 1.0
-    cut = cut_of(fresh(factory, 0, device), real.shape, device)
+    model = FlatModel(fresh(factory, 0, device))
+    operations = gradient_operations(model, real.shape)
+    cut = cut_of(model.module, real.shape, device)
     known: dict[str, Any] = {
         "steps": max(1, AUTO_STEPS // blocks),
         "storage": "mapped" if mapped else "memory",
@@ -98,7 +100,7 @@ def resolve_auto(
         "micro_batch": cut.most,
         "device": str(device),
         "threads": threads(),
-        "precision": auto_precision(device),
+        "precision": auto_precision(device, operations),
         "compile": "off",
     }
     flat = config.flat()
