@@ -65,6 +65,33 @@ def short_runs() -> str:
     )
 
 
+def agreement() -> str:
+    """What the meta-gradients of two outer steps have in common, by network."""
+    found = json.loads((RESULTS / "agreement.json").read_text())
+    lines, common = [], found["common"]
+    for title, part in found["data"].items():
+        for one in part["rows"]:
+            known = {**common, **one}
+            how = [f"width {one['width']}"]
+            how += [f"depth {one['depth']}"] * ("depth" in one)
+            how += [f"{one['norm']} norm"] * ("norm" in one)
+            how += [f"inner rate {one['inner_lr']:g}"] * ("inner_lr" in one)
+            lines.append(
+                f"| {title} | `{one['model']}`, {', '.join(how)} | {known['window']} | "
+                f"{one['cosine']:.4f} ± {one['error']:.4f} | "
+                f"{one['norms'][1] / one['norms'][0]:,.0f} |\n"
+            )
+    draws = sorted({part["draws"] for part in found["data"].values()})
+    return (
+        "| data | network | M | cosine | longest over shortest |\n|---|---|---|---|---|\n"
+        f"{''.join(lines)}\nMean cosine of the meta-gradients of two outer steps at ten real "
+        f"images, ± its standard error (jackknife); {' or '.join(map(str, draws))} outer steps, "
+        f"T = {common['unroll']}, real batches of {common['real_batch']}, "
+        f"instance norm unless said otherwise. {found['hardware']}; torch "
+        f"{found['versions']['torch']}.\n"
+    )
+
+
 def row(setting: str, way: str, part: dict[str, Any]) -> str:
     """One way's line."""
     times = part.get(f"{way}_times_higher")

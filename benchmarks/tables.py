@@ -474,7 +474,7 @@ def decoding() -> str:
     )
 
 
-COMPARING = ROOT / "docs" / "comparing.md"
+ARCHITECTURES, COMPARING = ROOT / "docs" / "architectures.md", ROOT / "docs" / "comparing.md"
 SPEED, LABORATORY = ROOT / "docs" / "speed.md", ROOT / "docs" / "laboratory.md"
 PLACES = [
     (README, BEGIN, END, table),
@@ -510,6 +510,12 @@ PLACES = [
             make,
         )
         for name, make in method_tables.made()
+    ),
+    (
+        ARCHITECTURES,
+        "<!-- agreement: made by benchmarks/tables.py -->",
+        "<!-- end of agreement -->",
+        speed_tables.agreement,
     ),
     *(
         (SPEED, f"<!-- {name}: made by benchmarks/tables.py -->", f"<!-- end of {name} -->", make)

@@ -5,6 +5,7 @@ It is resolved once, from data, network and device, and stored with the run.
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -209,6 +210,37 @@ def resolve_compile(
         wanted, networks.device, operations, build, listener.say, functions=work.functions
     )
     return resolved(config, compile="on" if compiled else "off"), compiled
+
+
+def tested_networks(
+    networks: NetworkFamily, factory: Callable[[], nn.Module], batch: int, listener: Listener
+) -> NetworkFamily:
+    """Return the networks that a set is for, compiled if those that it is distilled with are.
+
+    Args:
+        networks: what the set is distilled with.
+        factory: of what it is for.
+        batch: synthetic examples in a training step.
+        listener: is told what is done.
+    """
+    if factory is networks.factory:
+        return networks
+    family = replace(networks, factory=factory, compiled=None)
+    if networks.compiled is None:
+        return family
+
+    def build() -> CompiledNetwork:
+        step, test = [family.cut.size(batch)], [family.cut.most]
+        return compiled_networks(family, step, [], test, listener.say, listener.work)
+
+    coupled = couples_batch(fresh(factory, 0, torch.device("cpu")))
+    obstacle = "batch norm is another function in evaluation than in training" if coupled else None
+    # Whatever is validated trains hundreds of steps: compiling pays where it does for the run.
+    return family.with_compiled(
+        compiled_if_worth(
+            "auto", family.device, lambda: math.inf, build, listener.say, obstacle, functions=2
+        )
+    )
 
 
 def first_norm(config: Given, real: RealData, start: DistilledSet | None) -> float:

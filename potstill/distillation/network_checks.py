@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from potstill.config.config import Given
+from potstill.config.config import Given, changed
 from potstill.engine.flat import FlatModel
 from potstill.engine.losses import Batch, cross_entropy, derivative_error
 from potstill.errors import InputError, first_line, let_memory_pass
@@ -140,6 +140,29 @@ def unused_parameters(model: FlatModel, inputs: torch.Tensor) -> list[str]:
         for name, direct, through in parts
         if direct is not None and bool(direct.any()) and not bool(through.any())
     ]
+
+
+def factories(
+    config: Given, model: ModelSpec | None, shape: Any, classes: int, method: type[Method]
+) -> tuple[Any, Any]:
+    """Return the factories of the networks that a set is for, and of those it is distilled with.
+
+    They are one and the same unless `inner_width` is given; the arguments are as for
+    `checked_factory`.
+
+    Raises:
+        InputError: the model has no width.
+    """
+    width, options = config.inner.inner_width, dataclasses.asdict(config.model.options)
+    tested = checked_factory(config, model, shape, classes, method)
+    if not width:
+        return tested, tested
+    if model is not None or "width" not in options:
+        raise InputError(
+            f"inner_width is for networks that have a --width, model {config.model.name} has none, "
+            f"got {width}; leave it out"
+        )
+    return tested, checked_factory(changed(config, width=width), None, shape, classes, method)
 
 
 def checked_factory(

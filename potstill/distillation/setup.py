@@ -16,9 +16,14 @@ from potstill.data.preparation import RealData, cut_of, prepare
 from potstill.data.preprocessing import ZCA_UP_TO, Preprocess, auto_preprocessing
 from potstill.data.splits import NOUNS, Dataset, kind_of, require_kind
 from potstill.devices import bfloat16_cost, keep_freed_memory, pick_device
-from potstill.distillation.auto_values import first_norm, resolve_auto, resolve_compile
+from potstill.distillation.auto_values import (
+    first_norm,
+    resolve_auto,
+    resolve_compile,
+    tested_networks,
+)
 from potstill.distillation.boosting import LEARNED, Rates, Stage, examples, with_leaves
-from potstill.distillation.network_checks import checked_factory
+from potstill.distillation.network_checks import factories
 from potstill.distillation.option_checks import (
     check_batch,
     check_clamp,
@@ -77,7 +82,8 @@ class Setup:
         blocks: as they are before distillation.
         method: its class.
         sizes: how large the run is.
-        networks: makes the networks that the run trains.
+        networks: makes the networks that the set is distilled with.
+        tested: makes the networks that the set is for, which validation trains; mostly the same.
         device: where it computes.
         cache: keeps what the method prepares.
         listener: receives the progress.
@@ -92,6 +98,7 @@ class Setup:
     method: type[Method]
     sizes: Sizes
     networks: NetworkFamily
+    tested: NetworkFamily
     device: torch.device
     cache: Cache
     listener: Listener
@@ -146,7 +153,7 @@ class Setup:
         real = prepare(dataset, given.data, device, fitted or given.preprocessing)
         for note in (real.words, *real.notes):
             listener.say(note)
-        factory = checked_factory(given, model, real.shape, classes, method)
+        for_tests, factory = factories(given, model, real.shape, classes, method)
         if couples_batch(fresh(factory, 0, torch.device("cpu"))):
             check_coupling(given, method, noun)
             listener.say(
@@ -174,6 +181,7 @@ class Setup:
             config, given.run.compile, method, sizes, networks, listener
         )
         networks = networks.with_compiled(compiled)
+        tested = tested_networks(networks, for_tests, sizes.batches[-1], listener)
         identity = prepared_as(config, real)
         cache = method_cache(config, identity, listener)
         if ranks.count > 1:  # "auto", or what is fitted, may come out otherwise on another machine
@@ -181,8 +189,8 @@ class Setup:
             fit = {"the fitted preprocessing": checksum(state, {})[:12]}
             ranks.require_same({**settings(config, real.identity), **fit})
         made = cls(
-            config, real, blocks, method, sizes, networks, device, cache, listener, ranks, start,
-            identity,
+            config, real, blocks, method, sizes, networks, tested, device, cache, listener, ranks,
+            start, identity,
         )  # fmt: skip
         problem = made.problem(Stage(blocks[:1], made.rates), Carried())
         method(problem, config.method.options).check(cache)
@@ -290,6 +298,8 @@ class Setup:
 
         A method that compiles no gradients leaves none to train by.
         """
+        if self.tested is not self.networks:
+            return self.tested.compiled
         compiled = self.networks.compiled
         if not self.method.work(self.config.method.options, self.sizes).gradient_batches:
             return None
@@ -309,7 +319,7 @@ class Setup:
             both["targets"],
             labels,
             recipe,
-            self.networks.factory,
+            self.tested.factory,
             lengths=lengths,
             splits=(self.real.validation,),
             nets=self.config.evaluation.validation_nets,

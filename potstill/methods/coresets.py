@@ -96,7 +96,9 @@ class Coreset(Method):
 class Random(Coreset):
     """Real examples at random, alike or by the user's weights."""
 
-    needs: ClassVar[Needs] = Needs(targets="classes", pixels=True, unused=(*UNUSED, "real_sampler"))
+    needs: ClassVar[Needs] = Needs(
+        targets="classes", pixels=True, unused=(*UNUSED, "real_sampler", "inner_width")
+    )
 
     def choice(self, cache: Cache) -> tuple[Tensor, float]:
         real, count = self.problem.real, self.per_class

@@ -36,15 +36,18 @@ LEVERS: dict[str, dict[str, Any]] = {
     "balanced real batch": {"real_sampler": "balanced"},
     "half the real batch": {"real_batch": "half"},
     "half the window": {"window": "half", "unroll": "half"},
+    "networks of half the width": {"inner_width": "half"},
     "learned labels": {"learn_labels": True},
     "AdaBelief": {"outer_optimizer": "adabelief"},
     "growing unrolls": {"method": "growing"},
     "from real images": {"init": "real"},
     TOGETHER: {**COSINE, "warm_up": 0.05, "pool": 10, "learn_labels": True},
 }
-"""Name -> options; "3x" and "half" are of the plain run's."""
+"""Name -> options; "3x" and "half" are of the plain run's, of `inner_width` of its width."""
 MOST = 50_000
 """More outer steps than fit."""
+WIDTH = 128
+"""Of the ConvNet where a preset does not give one."""
 RATE = 3
 """How many times the outer rate of "3x" is that of the plain run."""
 GROWING = 100
@@ -72,13 +75,19 @@ class Scale:
             if value == "3x":
                 known[name] = RATE * self.options[name]
             elif value == "half":
-                known[name] = max(1, self.options[name] // 2)
+                known[name] = max(1, self.whole(name) // 2)
             else:
                 known[name] = value
         if known.get("method") == "growing":
             known.pop("window")
             known |= {"unroll": 2 * self.options["window"], "grow_over": GROWING}
         return known
+
+    def whole(self, name: str) -> int:
+        """Return what a lever halves."""
+        return int(
+            self.options.get("width", WIDTH) if name == "inner_width" else self.options[name]
+        )
 
     @property
     def seconds(self) -> float:
