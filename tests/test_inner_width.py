@@ -38,6 +38,9 @@ def test_the_images_are_those_of_the_narrow_networks_and_the_recipe_is_for_the_w
     narrow = potstill.distill(**SMALL, width=4)
     assert torch.equal(wide.images, narrow.images)
     assert (wide.recipe.width, narrow.recipe.width) == (16, 4)
+    wider = potstill.distill(**SMALL, width=4, inner_width=16)
+    assert torch.equal(wider.images, narrow.images)
+    assert wider.metadata.accuracy == narrow.metadata.accuracy
     assert potstill.train(wide).features(wide.images).shape != potstill.train(narrow).features(
         wide.images
     ).shape  # fmt: skip

@@ -205,7 +205,7 @@ class InnerConfig(Generic[A]):
     )
     inner_width: int = option(
         0,
-        "width of the networks that the set is distilled with; 0: --width, as of those it is for",
+        "most channels of networks that the set is distilled with; 0: --width, as those it is for",
         low=0,
     )
     precision: Literal["float32", "bfloat16"] | A = option(

@@ -147,7 +147,7 @@ def factories(
 ) -> tuple[Any, Any]:
     """Return the factories of the networks that a set is for, and of those it is distilled with.
 
-    They are one and the same unless `inner_width` is given; the arguments are as for
+    They are one and the same unless `inner_width` is less than the width; the arguments are as for
     `checked_factory`.
 
     Raises:
@@ -160,8 +160,10 @@ def factories(
     if model is not None or "width" not in options:
         raise InputError(
             f"inner_width is for networks that have a --width, model {config.model.name} has none, "
-            f"got {width}; leave it out"
+            f"got {width}; give --inner-width 0"
         )
+    if width >= options["width"]:
+        return tested, tested
     return tested, checked_factory(changed(config, width=width), None, shape, classes, method)
 
 
