@@ -63,7 +63,7 @@ def changes(found: dict[str, Any]) -> str:
         for one in found["rows"]
     ]
     return (
-        f"| | seconds in all | outer steps | validation accuracy, % |\n|---|---|---|---|\n"
+        f"| | seconds {found['seconds_of']} | outer steps | validation accuracy, % |\n|---|---|---|---|\n"
         f"{''.join(lines)}\n{found['about']}. {found['n']} fresh networks, one distilling seed "
         f"each. {found['hardware']}; torch {found['torch']}; {found['date']}.\n"
     )
