@@ -5,7 +5,7 @@
 
 The set is the same for both: real images, before the first step. Start, window and real batch are
 new. The part of a meta-gradient that other networks share is what an outer step can use; the rest
-is noise to it.
+is noise to it. Networks that the result file holds are not measured again.
 """
 
 import argparse
@@ -32,6 +32,7 @@ COMMON = {
     "compile": "off",
     "precision": "float32",
 }
+MEASURED = ("cosine", "error", "norms")
 NETWORKS: tuple[dict[str, Any], ...] = (
     {"model": "convnet", "width": 8},
     {"model": "convnet", "width": 32},
@@ -69,15 +70,17 @@ def main() -> None:
     parser.add_argument("--data", default="digits", help="default: digits")
     parser.add_argument("--title", default="digits", help="of the data (default: digits)")
     known = parser.parse_args()
-    rows = []
-    for options in NETWORKS if known.data == "digits" else DEPTHS:
-        cosine, error, norms = agreement(options, known.data, known.draws)
-        rows.append({**options, "cosine": cosine, "error": error, "norms": norms})
-        print(f"{options}: {cosine:.4f} ± {error:.4f}, norms {norms[0]:.2g} to {norms[1]:.2g}")
     path = RESULTS / "agreement.json"
     found = json.loads(path.read_text()) if path.exists() else {"data": {}}
-    found["data"][known.title] = {"draws": known.draws, "rows": rows}
-    path.write_text(json.dumps({**found, "common": COMMON, **provenance()}, indent=2) + "\n")
+    part = found["data"].setdefault(known.title, {"draws": known.draws, "rows": []})
+    done = [{name: row[name] for name in row if name not in MEASURED} for row in part["rows"]]
+    for options in NETWORKS if known.data == "digits" else DEPTHS:
+        if options in done:
+            continue
+        cosine, error, norms = agreement(options, known.data, known.draws)
+        part["rows"].append({**options, "cosine": cosine, "error": error, "norms": norms})
+        path.write_text(json.dumps({**found, "common": COMMON, **provenance()}, indent=2) + "\n")
+        print(f"{options}: {cosine:.4f} ± {error:.4f}, norms {norms[0]:.2g} to {norms[1]:.2g}")
 
 
 def agreement(

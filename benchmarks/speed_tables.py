@@ -63,7 +63,8 @@ def changes(found: dict[str, Any]) -> str:
         for one in found["rows"]
     ]
     return (
-        f"| | seconds {found['seconds_of']} | outer steps | validation accuracy, % |\n|---|---|---|---|\n"
+        f"| | seconds {found['seconds_of']} | outer steps | validation accuracy, % |\n"
+        "|---|---|---|---|\n"
         f"{''.join(lines)}\n{found['about']}. {found['n']} fresh networks, one distilling seed "
         f"each. {found['hardware']}; torch {found['torch']}; {found['date']}.\n"
     )
@@ -77,9 +78,8 @@ def agreement() -> str:
         for one in part["rows"]:
             known = {**common, **one}
             how = [f"width {one['width']}"]
-            how += [f"depth {one['depth']}"] * ("depth" in one)
-            how += [f"{one['norm']} norm"] * ("norm" in one)
-            how += [f"inner rate {one['inner_lr']:g}"] * ("inner_lr" in one)
+            forms = {"depth": "depth {}", "norm": "{} norm", "inner_lr": "inner rate {:g}"}
+            how += [form.format(one[name]) for name, form in forms.items() if name in one]
             lines.append(
                 f"| {title} | `{one['model']}`, {', '.join(how)} | {known['window']} | "
                 f"{one['cosine']:.4f} ± {one['error']:.4f} | "
