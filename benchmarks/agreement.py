@@ -5,7 +5,7 @@
 
 The set is the same for both: real images, before the first step. Start, window and real batch are
 new. The part of a meta-gradient that other networks share is what an outer step can use; the rest
-is noise to it. Networks that the result file holds are not measured again.
+is noise to it. What the result file holds of this machine is not measured again.
 """
 
 import argparse
@@ -72,14 +72,17 @@ def main() -> None:
     known = parser.parse_args()
     path = RESULTS / "agreement.json"
     found = json.loads(path.read_text()) if path.exists() else {"data": {}}
-    part = found["data"].setdefault(known.title, {"draws": known.draws, "rows": []})
+    how = {"draws": known.draws, "common": COMMON, **provenance()}
+    part = found["data"].get(known.title, {})
+    if {name: part.get(name) for name in how} != how:
+        part = found["data"][known.title] = {**how, "rows": []}
     done = [{name: row[name] for name in row if name not in MEASURED} for row in part["rows"]]
     for options in NETWORKS if known.data == "digits" else DEPTHS:
         if options in done:
             continue
         cosine, error, norms = agreement(options, known.data, known.draws)
         part["rows"].append({**options, "cosine": cosine, "error": error, "norms": norms})
-        path.write_text(json.dumps({**found, "common": COMMON, **provenance()}, indent=2) + "\n")
+        path.write_text(json.dumps(found, indent=2) + "\n")
         print(f"{options}: {cosine:.4f} ± {error:.4f}, norms {norms[0]:.2g} to {norms[1]:.2g}")
 
 

@@ -73,10 +73,11 @@ def changes(found: dict[str, Any]) -> str:
 def agreement() -> str:
     """What the meta-gradients of two outer steps have in common, by network."""
     found = json.loads((RESULTS / "agreement.json").read_text())
-    lines, common = [], found["common"]
+    lines, parts = [], list(found["data"].values())
+    common = parts[0]["common"]
     for title, part in found["data"].items():
         for one in part["rows"]:
-            known = {**common, **one}
+            known = {**part["common"], **one}
             how = [f"width {one['width']}"]
             forms = {"depth": "depth {}", "norm": "{} norm", "inner_lr": "inner rate {:g}"}
             how += [form.format(one[name]) for name, form in forms.items() if name in one]
@@ -85,14 +86,14 @@ def agreement() -> str:
                 f"{one['cosine']:.4f} ± {one['error']:.4f} | "
                 f"{one['norms'][1] / one['norms'][0]:,.0f} |\n"
             )
-    draws = sorted({part["draws"] for part in found["data"].values()})
+    draws = sorted({part["draws"] for part in parts})
+    machines = sorted({f"{one['hardware']}; torch {one['versions']['torch']}" for one in parts})
     return (
         "| data | network | M | cosine | longest over shortest |\n|---|---|---|---|---|\n"
         f"{''.join(lines)}\nMean cosine of the meta-gradients of two outer steps at ten real "
         f"images, ± its standard error (jackknife); {' or '.join(map(str, draws))} outer steps, "
         f"T = {common['unroll']}, real batches of {common['real_batch']}, "
-        f"instance norm unless said otherwise. {found['hardware']}; torch "
-        f"{found['versions']['torch']}.\n"
+        f"instance norm unless said otherwise. {', '.join(machines)}.\n"
     )
 
 

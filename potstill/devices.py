@@ -20,13 +20,13 @@ from potstill.workers import one_thread_a_task, threads
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Parameters of mallopt, from glibc's malloc.h."""
 PRECISIONS, AUTO_PRECISION = ("float32", "bfloat16"), "POTSTILL_AUTO_PRECISION"
+"""Precisions of a network's arithmetic; the environment variable that sets what "auto" means."""
 DOTS_PAY = 5e7
 """Operations of a gradient of one example from which dot products of bfloat16 save time.
 
-Of an outer step with a ConvNet of width 32 (2e7 at 32 pixels) they save nothing, with one of width
-128 (3e8) two fifths.
+Of an outer step with a ConvNet of width 32 (2e7 at 32 pixels) they save little or nothing, with one
+of width 128 (3e8) two fifths.
 """
-"""Precisions of a network's arithmetic; the environment variable that sets what "auto" means."""
 
 
 @contextmanager

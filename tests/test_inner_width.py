@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 import potstill
-from potstill.config.config import configuration
+from potstill.config.config import configuration, options_from_preset
 from potstill.data.sources import read
 from potstill.distillation import auto_values
 from potstill.distillation.setup import Setup
+from potstill.engine import when_to_compile
 from potstill.engine.compiled_losses import CompiledNetwork
 from potstill.errors import InputError
 from potstill.progress import SILENT
@@ -29,7 +30,6 @@ SMALL: dict[str, Any] = {
     "lengths": (20,),
     "validation_nets": 1,
     "threads": 1,
-    "progress": False,
 }
 
 
@@ -46,10 +46,20 @@ def test_the_images_are_those_of_the_narrow_networks_and_the_recipe_is_for_the_w
     ).shape  # fmt: skip
 
 
+def test_a_preset_leaves_the_inner_width_out_where_it_has_no_effect(tmp_path):
+    preset = options_from_preset("standard")
+    assert configuration(preset).model.options.inner_width == 64
+    assert "inner_width" not in configuration(preset, {"model": f"{__name__}:linear"}).flat()
+    options = {"method": "random", "data": "digits", "lengths": (5,), "validation_nets": 1}
+    potstill.distill(**options, progress=False, out=tmp_path / "run")
+    assert "inner_width" not in (tmp_path / "run" / "config.toml").read_text()
+    with pytest.raises(InputError, match="inner_width has no effect with --method random"):
+        potstill.distill(**options, inner_width=4)
+
+
 def test_validation_trains_the_networks_that_the_set_is_for():
     def scores(**widths: int) -> torch.Tensor:
-        options = {name: value for name, value in SMALL.items() if name != "progress"}
-        config = configuration({**options, **widths})
+        config = configuration({**SMALL, **widths})
         setup = Setup.of(config, read(config.data), None, SILENT)
         return setup.validation_scores(setup.blocks, setup.recipe, (20,))
 
@@ -58,8 +68,7 @@ def test_validation_trains_the_networks_that_the_set_is_for():
 
 
 def test_networks_that_a_set_is_for_are_compiled_with_those_it_is_distilled_with(monkeypatch):
-    options = {name: value for name, value in SMALL.items() if name != "progress"}
-    config = configuration({**options, "width": 16, "inner_width": 4})
+    config = configuration({**SMALL, "width": 16, "inner_width": 4})
     setup = Setup.of(config, read(config.data), None, SILENT)
     assert setup.tested.compiled is None
     built = []
@@ -68,7 +77,7 @@ def test_networks_that_a_set_is_for_are_compiled_with_those_it_is_distilled_with
         built.append((len(family.model(0).theta), gradients, products, logits))
         return CompiledNetwork(family.model(0), backend="eager")
 
-    monkeypatch.setattr(auto_values, "compiled_networks", compiled)
+    monkeypatch.setattr(when_to_compile, "compiled_networks", compiled)
     narrow = setup.networks.with_compiled(CompiledNetwork(setup.networks.model(0), backend="eager"))
     tested = auto_values.tested_networks(narrow, setup.tested.factory, 10, SILENT)
     count = sum(one.numel() for one in setup.tested.factory().parameters())
@@ -83,5 +92,7 @@ def test_a_network_without_a_width_cannot_be_narrower():
     def linear(num_classes: int) -> nn.Module:
         return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))
 
-    with pytest.raises(InputError, match="inner_width is for networks that have a --width, model"):
+    with pytest.raises(
+        InputError, match=r"inner_width has no effect with --model .*linear; it belongs to"
+    ):
         potstill.distill(**SMALL, model=linear, inner_width=4)

@@ -21,7 +21,7 @@ PAPER = (
     "paper: Feng, Vedantam & Kempe, Embarrassingly Simple Dataset Distillation, ICLR 2024, "
     "arXiv:2311.07025"
 )
-SOURCED = f"{PAPER};\n--verbose --help names its sections"
+SOURCED = "--verbose --help names the paper's sections (arXiv:2311.07025)"
 PARTS = (
     "What holds unless it is given stands in [brackets]. Parts have options of their own: "
     "`potstill list` names them,\n"

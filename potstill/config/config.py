@@ -113,6 +113,7 @@ class Config(Generic[A]):
                 own = {
                     name: getattr(value.options, item.name)
                     for name, item, _ in own_options(slot, value.name)
+                    if name not in without
                 }
                 tables[table] = {slot.choice: value.name, **own}
             else:
@@ -170,7 +171,9 @@ def configuration(*layers: Layer, **options: Any) -> Given:
         made[table] = section(**{name: values[name] for name in fields})
     for slot in SLOTS:
         name = values[slot.choice]
-        own = {item.name: values[full] for full, item, _ in own_options(slot, name)}
+        own = {
+            item.name: values[full] for full, item, _ in own_options(slot, name) if full in values
+        }
         made[slot.table] = Chosen(name, own_class(slot, name)(**own))
     return validated(Config(**made))
 

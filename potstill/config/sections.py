@@ -203,11 +203,6 @@ class InnerConfig(Generic[A]):
         "auto",
         f"one a batch: {', '.join(AUGMENTATIONS)}; a+b: both; auto: the method's",
     )
-    inner_width: int = option(
-        0,
-        "most channels of networks that the set is distilled with; 0: --width, as those it is for",
-        low=0,
-    )
     precision: Literal["float32", "bfloat16"] | A = option(
         "auto", "float32 or bfloat16 in the network; auto: what suits the hardware"
     )

@@ -28,6 +28,7 @@ from potstill.engine.when_to_compile import (
     FORWARD_COST,
     PRODUCT_COST,
     NetworkFamily,
+    compiled_for_training,
     compiled_if_worth,
     compiled_networks,
 )
@@ -116,13 +117,15 @@ def resolve_auto(
     coupled = couples_batch(fresh(factory, 0, torch.device("cpu")))
     sizes = sizes_of(known_sizes, real, one, cut.least, coupled)
     options: dict[str, Any] = {}
+    of_run = known_sizes.flat()  # what has no effect with the method is not in it
     for slot in SLOTS:
         chosen = getattr(known_sizes, slot.table)
         if slot.choice == "param":
             chosen = chosen.filled_from(one)
         chosen = chosen.resolved(sizes)
         for name, item, _ in slot.options_of(chosen):
-            options[name] = getattr(chosen.options, item.name)
+            if name in of_run:
+                options[name] = getattr(chosen.options, item.name)
     return resolved(known_sizes, **options), sizes
 
 
@@ -228,18 +231,9 @@ def tested_networks(
     family = replace(networks, factory=factory, compiled=None)
     if networks.compiled is None:
         return family
-
-    def build() -> CompiledNetwork:
-        step, test = [family.cut.size(batch)], [family.cut.most]
-        return compiled_networks(family, step, [], test, listener.say, listener.work)
-
-    coupled = couples_batch(fresh(factory, 0, torch.device("cpu")))
-    obstacle = "batch norm is another function in evaluation than in training" if coupled else None
     # Whatever is validated trains hundreds of steps: compiling pays where it does for the run.
     return family.with_compiled(
-        compiled_if_worth(
-            "auto", family.device, lambda: math.inf, build, listener.say, obstacle, functions=2
-        )
+        compiled_for_training(family, batch, "auto", lambda: math.inf, listener.say, listener.work)
     )
 
 

@@ -151,20 +151,18 @@ def factories(
     `checked_factory`.
 
     Raises:
-        InputError: the model has no width.
+        InputError: networks of that width cannot be, or do not suit the method.
     """
-    width, options = config.inner.inner_width, dataclasses.asdict(config.model.options)
-    tested = checked_factory(config, model, shape, classes, method)
-    if not width:
-        return tested, tested
-    if model is not None or "width" not in options:
-        raise InputError(
-            f"inner_width is for networks that have a --width, model {config.model.name} has none, "
-            f"got {width}; give --inner-width 0"
-        )
-    if width >= options["width"]:
-        return tested, tested
-    return tested, checked_factory(changed(config, width=width), None, shape, classes, method)
+    options = dataclasses.asdict(config.model.options)
+    narrow = options.get("inner_width", 0)
+    if not 0 < narrow < options.get("width", 0):
+        both = checked_factory(config, model, shape, classes, method)
+        return both, both
+    tested = resolve(config.model.name, shape, classes, **options)
+    try:
+        return tested, checked_factory(changed(config, width=narrow), None, shape, classes, method)
+    except InputError as error:
+        raise InputError(f"inner_width of {narrow}: {error}") from error
 
 
 def checked_factory(

@@ -170,6 +170,36 @@ def compiled_networks(
     return network
 
 
+def compiled_for_training(
+    family: NetworkFamily,
+    count: int,
+    wanted: str,
+    work: Callable[[], float],
+    say: Callable[[str], None],
+    progress: Callable[[str, int, int], None],
+) -> CompiledNetwork | None:
+    """Compile what networks take that train on a set and are tested, if it is worth it.
+
+    Args:
+        family: the networks.
+        count: examples in a training step.
+        wanted: "on", "off" or "auto".
+        work: counts floating-point operations.
+        say: hears why not.
+        progress: called as functions are compiled.
+    Raises:
+        InputError: `wanted` is "on" and the network cannot be compiled.
+    """
+
+    def build() -> CompiledNetwork:
+        step, test = [family.cut.size(count)], [family.cut.most]
+        return compiled_networks(family, step, [], test, say, progress)
+
+    coupled = couples_batch(family.model(0).module)
+    obstacle = "batch norm is another function in evaluation than in training" if coupled else None
+    return compiled_if_worth(wanted, family.device, work, build, say, obstacle)
+
+
 Pair = tuple[Tensor, Tensor]
 
 

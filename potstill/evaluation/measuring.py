@@ -13,8 +13,7 @@ from potstill.distilled.recipes import Recipe
 from potstill.distilled.sets import DistilledSet
 from potstill.distributed.ranks import ALONE, Ranks
 from potstill.engine.compiled_losses import CompiledNetwork
-from potstill.engine.flat import couples_batch
-from potstill.engine.when_to_compile import NetworkFamily, compiled_if_worth, compiled_networks
+from potstill.engine.when_to_compile import NetworkFamily, compiled_for_training
 from potstill.errors import InputError
 from potstill.evaluation.bench import CHOOSING_NETS, Bench, FitBench, recipe_under
 from potstill.evaluation.protocols import VALIDATION, EvaluationOptions, Protocol
@@ -314,24 +313,10 @@ def compiled_for(
         progress: called as functions are compiled.
     """
 
-    def build() -> CompiledNetwork:
-        return compiled_networks(
-            networks,
-            [networks.cut.size(count)],
-            [],
-            [networks.cut.most],
-            say,
-            progress or ignore,
-        )
-
     def work() -> float:
         return (count * steps + tested / 3) * networks.operations()
 
-    batch_norm = couples_batch(networks.model(0).module)
-    obstacle = (
-        "batch norm is another function in evaluation than in training" if batch_norm else None
-    )
-    return compiled_if_worth(wanted, networks.device, work, build, say, obstacle)
+    return compiled_for_training(networks, count, wanted, work, say, progress or ignore)
 
 
 @own_torch_state()

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from potstill.config.options import option
 from potstill.data.splits import Shape
-from potstill.models.convnet import Norm, convolution, least_side
+from potstill.models.convnet import INNER_WIDTH, Norm, convolution, least_side
 from potstill.models.vgg import check_small
 
 PLAN = ((5, 2, True), (5, 3, True), (3, 4, False), (3, 3, False), (3, 3, True))
@@ -20,6 +20,7 @@ class AlexNetOptions:
 
     width: int = option(128, "channels of the first convolution", low=1, high=2**20)
     norm: Norm = option("instance", "instance, batch, group, layer or none")
+    inner_width: int = option(0, INNER_WIDTH, low=0)
 
 
 class AlexNet(nn.Module):

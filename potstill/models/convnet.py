@@ -14,6 +14,10 @@ SMALLEST_NORM_SIDE = 4
 Norm = Literal["instance", "batch", "group", "layer", "none"]
 
 
+INNER_WIDTH = "most --width of networks that the set is distilled with; 0: as those it is for"
+"""Of the option that every network with a width has."""
+
+
 @dataclass(frozen=True)
 class ConvNetOptions:
     """Options of the network."""
@@ -21,6 +25,7 @@ class ConvNetOptions:
     width: int = option(128, "channels of the first convolution", low=1, high=2**20)
     depth: int | Auto = option("auto", "blocks; auto: 3, or what the image size allows", low=1)
     norm: Norm = option("instance", "instance, batch, group, layer or none")
+    inner_width: int = option(0, INNER_WIDTH, low=0)
 
     def resolved(self, sizes: Any) -> Self:
         """Replace every "auto" for inputs of `sizes.shape`."""

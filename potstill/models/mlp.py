@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from potstill.config.options import Auto, option
 from potstill.data.splits import Shape
+from potstill.models.convnet import INNER_WIDTH
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,7 @@ class MLPOptions:
 
     width: int = option(128, "units of every hidden layer", low=1, high=2**20)
     depth: int | Auto = option("auto", "hidden layers; auto: 2", low=1, high=1000)
+    inner_width: int = option(0, INNER_WIDTH, low=0)
 
     def resolved(self, sizes: Any) -> Self:
         """Replace "auto" by 2 hidden layers."""

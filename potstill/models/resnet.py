@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from potstill.config.options import option
 from potstill.data.splits import Shape
-from potstill.models.convnet import Norm, convolution, least_side
+from potstill.models.convnet import INNER_WIDTH, Norm, convolution, least_side
 from potstill.models.vgg import check_small
 
 STAGES = ((1, 1), (2, 2), (4, 2), (8, 2))
@@ -39,6 +39,7 @@ class ResNet18Options:
 
     width: int = option(64, "channels of the first convolution", low=1, high=2**20)
     norm: Norm = option("instance", "instance, batch, group, layer or none")
+    inner_width: int = option(0, INNER_WIDTH, low=0)
 
 
 class ResNet18(nn.Module):

@@ -10,6 +10,7 @@ from typing import Any
 
 from potstill.config.config import options_from_preset
 from potstill.config.durations import in_words, seconds_of
+from potstill.models.convnet import ConvNetOptions
 from potstill.reports.plots import Drawing, dot_figure
 from potstill.studies.boosting import RANDOM
 from potstill.studies.claims import Claim, compared
@@ -46,8 +47,6 @@ LEVERS: dict[str, dict[str, Any]] = {
 """Name -> options; "3x" and "half" are of the plain run's, of `inner_width` of its width."""
 MOST = 50_000
 """More outer steps than fit."""
-WIDTH = 128
-"""Of the ConvNet where a preset does not give one."""
 RATE = 3
 """How many times the outer rate of "3x" is that of the plain run."""
 GROWING = 100
@@ -69,13 +68,14 @@ class Scale:
     def run(self, lever: str, seed: int) -> dict[str, Any]:
         """Return the options of a run."""
         known = {**self.options, "seed": seed}
+        plain = {**self.options, "inner_width": self.width}
         if self.budget:
             known["time_budget"] = self.budget
         for name, value in LEVERS[lever].items():
             if value == "3x":
                 known[name] = RATE * self.options[name]
             elif value == "half":
-                known[name] = max(1, self.whole(name) // 2)
+                known[name] = max(1, plain[name] // 2)
             else:
                 known[name] = value
         if known.get("method") == "growing":
@@ -83,11 +83,10 @@ class Scale:
             known |= {"unroll": 2 * self.options["window"], "grow_over": GROWING}
         return known
 
-    def whole(self, name: str) -> int:
-        """Return what a lever halves."""
-        return int(
-            self.options.get("width", WIDTH) if name == "inner_width" else self.options[name]
-        )
+    @property
+    def width(self) -> int:
+        """The channels of the ConvNet."""
+        return int(self.options.get("width", ConvNetOptions().width))
 
     @property
     def seconds(self) -> float:
@@ -104,7 +103,7 @@ class Scale:
         return (
             f"RaT-BPTT, one image a class, {time} for every run, T = {known['unroll']}, "
             f"M = {known['window']}, real batches of {known['real_batch']}, outer rate "
-            f"{known['outer_lr']:g}; ConvNet of width {known.get('width', 128)}, "
+            f"{known['outer_lr']:g}; ConvNet of width {self.width}, "
             f"{known['preprocess']}. Networks train for the length that is best on validation "
             f"data among {', '.join(map(str, known['lengths']))} steps and are measured on test "
             "data. A run's time is that of all of it, from preparing the data to choosing the "

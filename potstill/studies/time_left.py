@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from potstill import files
-from potstill.config.durations import in_words, seconds_of
-from potstill.config.sections import ABOUT
+from potstill.config.durations import in_words
+from potstill.config.sections import OuterConfig
 
 Times = dict[str, list[float]]
 """Kind of a run -> seconds, of each that was timed."""
@@ -98,7 +98,7 @@ def kind_of(options: Mapping[str, Any]) -> str:
 
 def budget_of(options: Mapping[str, Any]) -> float:
     """Return the seconds that a run may take; 0: it is planned by steps."""
-    return seconds_of("time_budget", options.get("time_budget", "").removeprefix(ABOUT))
+    return OuterConfig(time_budget=options.get("time_budget", "")).budget_seconds
 
 
 def mean(times: Times, kind: str) -> float:
