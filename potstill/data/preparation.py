@@ -87,6 +87,19 @@ class RealData:
         """ "image" or "vector"."""
         return kind_of(self.shape)
 
+    def pixel_bounds(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return the least and greatest values of preprocessed pixels, (C, 1, 1).
+
+        They are black and white or, of data on another scale, the values that train images reach.
+        """
+        least, greatest = (value / self.scale for value in self.values)
+        ends = (0.0, 1.0) if least >= 0 and greatest <= 1 else (least, greatest)
+        low, high = (
+            self.preprocess(torch.full((1, *self.shape), end, device=device))[0, :, :1, :1]
+            for end in ends
+        )
+        return low, high
+
     @property
     def record(self) -> DataRecord:
         """What a result file records of the data."""

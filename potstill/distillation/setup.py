@@ -200,7 +200,7 @@ class Setup:
     def rates(self) -> Rates:
         """The outer learning rates."""
         outer = self.config.outer
-        bounds = pixel_bounds(self.real, self.device) if outer.clamp else None
+        bounds = self.real.pixel_bounds(self.device) if outer.clamp else None
         by_scale = getattr(self.config.outer_optimizer.options, "scale_free", False)
         beta = self.config.distilled.boost_beta
         return Rates(outer.outer_lr, outer.label_lr, beta, bounds, by_scale)
@@ -377,20 +377,6 @@ def block_parameterisation(config: Given | Resolved, shape: Any, classes: int) -
     distilled = config.distilled
     budget = Budget(tuple(shape), classes, distilled.ipc_of_block, distilled.learn_labels)
     return chosen.fitting(budget, config.parameterisation.options)
-
-
-def pixel_bounds(real: RealData, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return the least and greatest values of preprocessed pixels, (C, 1, 1).
-
-    They are black and white or, of data on another scale, the values that train images reach.
-    """
-    least, greatest = (value / real.scale for value in real.values)
-    ends = (0.0, 1.0) if least >= 0 and greatest <= 1 else (least, greatest)
-    low, high = (
-        real.preprocess(torch.full((1, *real.shape), end, device=device))[0, :, :1, :1]
-        for end in ends
-    )
-    return low, high
 
 
 def prepared_as(config: Resolved, real: RealData) -> str:
