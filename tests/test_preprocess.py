@@ -148,14 +148,14 @@ def test_the_whitening_of_mtt_equals_its_formula():
     ("shape", "expected"),
     [
         ((3, 32, 32), "zca"),
-        ((1, 1, 3072), "zca"),
-        ((1, 1, 3073), "normalize"),
+        ((2, 1, 1536), "zca"),
+        ((3, 1, 1025), "normalize"),
         ((3, 64, 64), "normalize"),
-        ((1, 8, 8), "zca"),
+        ((1, 28, 28), "normalize"),
         ((8,), "normalize"),
     ],
 )
-def test_auto_is_zca_up_to_3072_values_an_image(shape, expected):
+def test_auto_is_zca_of_colour_images_up_to_3072_values(shape, expected):
     assert auto_preprocessing(shape) == expected
 
 

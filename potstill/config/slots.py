@@ -97,7 +97,7 @@ SLOTS = (
         "preprocess",
         "auto",
         PREPROCESSING,
-        "what is done to values first; auto: zca for images up to 3,072 values, else normalize",
+        "done to values first; auto: zca for colour images up to 3,072 values, else normalize",
         automatic="zca",
     ),
     Slot("parameterisation", "param", "pixels", PARAMETERISATIONS, "how images are stored"),

@@ -26,6 +26,8 @@ SCALE = 1.2
 SHIFT = 0.125
 HOLE = 0.5
 BRIGHTNESS, SATURATION, CONTRAST = 1.0, 2.0, 0.5
+GENTLE = ("rotate", "scale", "crop")
+"""Operations after which an image of anything, letters and digits too, shows what it did."""
 
 
 Operation = Callable[[Tensor, Tensor], Tensor]

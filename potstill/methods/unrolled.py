@@ -61,7 +61,7 @@ class UnrolledMethod(Method):
     """
 
     Options: ClassVar[type[UnrollOptions]] = UnrollOptions
-    needs: ClassVar[Needs] = Needs(second_derivative=True)
+    needs: ClassVar[Needs] = Needs(second_derivative=True, augment=augmentation.GENTLE)
     step_words: ClassVar[str] = (
         "Each outer step trains a network on the synthetic {noun}s, tests it on real training "
         "{noun}s, and changes the synthetic ones so that the next network does better."
