@@ -23,9 +23,10 @@ from potstill.distillation.outer import Carried
 from potstill.distillation.setup import Setup
 from potstill.progress import SILENT
 
-COMMON = {
+COMMON: dict[str, Any] = {
     "preprocess": "normalize",
     "init": "real",
+    "augment": [],
     "real_batch": 200,
     "unroll": 30,
     "window": 5,

@@ -7,72 +7,15 @@ import re
 import statistics
 import sys
 from pathlib import Path
-from typing import Any
 
 import method_tables
+import run_tables
 import speed_tables
+from run_tables import percent
 
 ROOT = Path(__file__).parent.parent
 RESULTS, README = ROOT / "benchmarks" / "results", ROOT / "README.md"
 BEGIN, END = "<!-- results: made by benchmarks/tables.py -->", "<!-- end of results -->"
-COLUMNS = (
-    "data",
-    "images per class",
-    "distilled",
-    "as many random real images",
-    "outer steps",
-    "seconds per step",
-    "minutes",
-)
-HEAD = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|\n"
-
-
-def percent(figure: dict[str, Any]) -> str:
-    """Mean and standard deviation over networks, in percent."""
-    return f"{100 * figure['mean']:.1f} ± {100 * figure['std']:.1f}"
-
-
-def row(result: dict[str, Any]) -> str:
-    """One line of the table."""
-    found = {line["name"]: line for line in result["evaluation"]["rows"]}
-    return (
-        f"| {result['title']} | {result['images_per_class']} | "
-        f"**{percent(found['distilled']['accuracy'])}** "
-        f"| {percent(found['random']['accuracy'])} | {result['outer_steps']:,} | "
-        f"{result['seconds_per_outer_step']:.2f} | {minutes(result)} |\n"
-    )
-
-
-def minutes(result: dict[str, Any]) -> str:
-    """How long the whole command took; of older results the outer steps alone."""
-    whole = result.get("seconds_of_the_command")
-    return f"{whole / 60:.1f}" if whole else f"{result['seconds_distilling'] / 60:.1f} (steps)"
-
-
-def table() -> str:
-    """The table and the sentence under it."""
-    results = [
-        found
-        for path in sorted(RESULTS.glob("*.json"))
-        if "title" in (found := json.loads(path.read_text()))
-    ]
-    counts = sorted(
-        {line["accuracy"]["n"] for result in results for line in result["evaluation"]["rows"]}
-    )
-    machines = sorted({result["evaluation"]["hardware"] for result in results})
-    versions = sorted({f"torch {result['evaluation']['versions']['torch']}" for result in results})
-    commands = "\n".join(f"    {result['command']}" for result in results)
-    return (
-        f"{HEAD}{''.join(map(row, results))}\n"
-        f"Test accuracy in %, mean ± standard deviation over {', '.join(map(str, counts))} fresh "
-        "networks trained on one\n"
-        "distilled set (random: a new subset for each network); training length and best step were "
-        "chosen on\n"
-        "held-out validation images. Minutes are those of the whole command, or (steps) of its\n"
-        "outer steps alone.\n"
-        f"{'; '.join(machines)}; {', '.join(versions)}. The commands:\n\n{commands}\n"
-    )
-
 
 WAYS = {
     "higher": "`higher` 0.2.1, float32",
@@ -477,7 +420,7 @@ def decoding() -> str:
 ARCHITECTURES, COMPARING = ROOT / "docs" / "architectures.md", ROOT / "docs" / "comparing.md"
 SPEED, LABORATORY = ROOT / "docs" / "speed.md", ROOT / "docs" / "laboratory.md"
 PLACES = [
-    (README, BEGIN, END, table),
+    (README, BEGIN, END, run_tables.table),
     (
         ROOT / "docs" / "parameterisations.md",
         "<!-- decoding: made by benchmarks/tables.py -->",

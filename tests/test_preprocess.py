@@ -197,6 +197,15 @@ def test_zca_of_constant_images_alone_is_refused():
         fitted("zca", images)
 
 
+def test_images_that_are_all_alike_cannot_be_normalized():
+    with pytest.raises(
+        InputError,
+        match="preprocess normalize needs train images that differ in a channel, found all alike; "
+        "give other images, or --preprocess none",
+    ):
+        fitted("normalize", torch.full((10, 3, 5, 4), 0.3))
+
+
 @pytest.mark.parametrize("kind", ["none", "normalize"])
 def test_constant_images_alone_stay_finite(kind):
     images = torch.linspace(0, 1, 10).view(-1, 1, 1, 1).expand(10, 3, 5, 4)

@@ -240,9 +240,9 @@ def test_a_run_of_arrays_resumes_with_the_same_arrays_and_refuses_others(tmp_pat
 
 
 def test_a_resumed_run_takes_the_preprocessing_that_was_fitted(tmp_path, monkeypatch):
-    whole = potstill.distill(**QUICK)
-    interrupted_run(tmp_path / "run", after=5)
-    interrupted_run(tmp_path / "changed", after=2)
+    whole = potstill.distill(**QUICK, preprocess="zca")
+    interrupted_run(tmp_path / "run", after=5, preprocess="zca")
+    interrupted_run(tmp_path / "changed", after=2, preprocess="zca")
     # As if it was killed before the first.
     shutil.rmtree(tmp_path / "changed" / checkpoints.CHECKPOINTS)
     config = tmp_path / "changed" / checkpoints.CONFIG

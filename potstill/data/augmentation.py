@@ -28,6 +28,8 @@ HOLE = 0.5
 BRIGHTNESS, SATURATION, CONTRAST = 1.0, 2.0, 0.5
 GENTLE = ("rotate", "scale", "crop")
 """Operations after which an image of anything, letters and digits too, shows what it did."""
+OF_THE_PAPER = ("flip", "rotate")
+"""The paper's, for photographs."""
 
 
 Operation = Callable[[Tensor, Tensor], Tensor]

@@ -41,8 +41,14 @@ def read_npz(path: str, config: DataConfig) -> Dataset:
         if part is None:
             left_out.append(f"array {name} of shape {array.shape}")
         else:
+            known = splits.setdefault(split, {})
+            if part in known:
+                raise InputError(
+                    f"{file} must hold one array of {part} for a split, got a second one for "
+                    f"{split}, {name}; leave one of them out"
+                )
             one_column = part == "labels" and array.ndim == 2 and array.shape[1] == 1
-            splits.setdefault(split, {})[part] = array[:, 0] if one_column else array
+            known[part] = array[:, 0] if one_column else array
     whole = {split: parts for split, parts in splits.items() if len(parts) == 2}
     if "train" not in whole:
         raise InputError(

@@ -216,12 +216,15 @@ class Normalize(Preprocess):
             return standardisation(means)
         mean = means["mean"].view(-1, 1, 1)
         std = (means["square"].view(-1, 1, 1) - mean.square()).clamp_min(0).sqrt()
+        varies = std > SMALLEST_STD * mean.abs().clamp_min(1)
+        if not varies.any():
+            raise InputError(
+                "preprocess normalize needs train images that differ in a channel, found all alike;"
+                " give other images, or --preprocess none"
+            )
         # A constant channel keeps its scale: divided by next to nothing, other images would be
         # blown up in it.
-        return {
-            "mean": mean,
-            "std": torch.where(std > SMALLEST_STD * mean.abs().clamp_min(1), std, 1),
-        }
+        return {"mean": mean, "std": torch.where(varies, std, 1)}
 
     def __call__(self, images: Tensor) -> Tensor:
         return (images - self.tensors["mean"]) / self.tensors["std"]

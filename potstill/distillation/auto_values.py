@@ -15,6 +15,7 @@ from torch import nn
 from potstill.config.config import Given, Resolved, changed, resolved
 from potstill.config.sections import READ_FROM_PATHS, is_weights_file
 from potstill.config.slots import SLOTS
+from potstill.data.mirrored import mirrored_alike
 from potstill.data.preparation import RealData
 from potstill.devices import auto_precision
 from potstill.distillation.boosting import stage_sizes
@@ -33,7 +34,7 @@ from potstill.engine.when_to_compile import (
     compiled_networks,
 )
 from potstill.errors import InputError
-from potstill.methods.base import Method, Sizes
+from potstill.methods.base import Method, Needs, Sizes
 from potstill.models import fresh
 from potstill.parameterisations.base import Parameterisation
 from potstill.progress import Listener
@@ -98,7 +99,7 @@ def resolve_auto(
         "classes_per_batch": classes,
         "outer_lr": given or of_norm_1 * norm,
         "label_lr": given or of_norm_1,
-        "augment": METHODS[config.method.name].needs.augment if real.kind == "image" else (),
+        "augment": auto_augmentation(config, real),
         "micro_batch": cut.most,
         "device": str(device),
         "threads": threads(),
@@ -127,6 +128,16 @@ def resolve_auto(
             if name in of_run:
                 options[name] = getattr(chosen.options, item.name)
     return resolved(known_sizes, **options), sizes
+
+
+def auto_augmentation(config: Given, real: RealData) -> tuple[str, ...]:
+    """Return what the method does to images unless it is told, by whether they may be mirrored."""
+    needs: Needs = METHODS[config.method.name].needs
+    if config.inner.augment != "auto" or real.kind != "image":
+        return ()
+    if needs.mirrored and mirrored_alike(real.train, len(real.class_names)):
+        return needs.mirrored
+    return needs.augment
 
 
 def sizes_of(

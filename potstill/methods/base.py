@@ -210,6 +210,8 @@ class Needs:
         unused: options of potstill that have no effect on the method; `Method.defaults` may give
             them values all the same.
         augment: the default of `augment` for images: operations, one for each batch.
+        mirrored: its default in place of that where mirrored images are of the same class; empty:
+            the same.
         pixels: the set must be stored as pixels, since the method chooses the examples themselves.
         uncoupled: the network must not couple the examples of a batch, as batch norm does.
     """
@@ -220,6 +222,7 @@ class Needs:
     kinds: tuple[str, ...] = ("image", "vector")
     unused: tuple[str, ...] = ()
     augment: tuple[str, ...] = ()
+    mirrored: tuple[str, ...] = ()
     pixels: bool = False
     uncoupled: bool = False
 

@@ -61,7 +61,9 @@ class UnrolledMethod(Method):
     """
 
     Options: ClassVar[type[UnrollOptions]] = UnrollOptions
-    needs: ClassVar[Needs] = Needs(second_derivative=True, augment=augmentation.GENTLE)
+    needs: ClassVar[Needs] = Needs(
+        second_derivative=True, augment=augmentation.GENTLE, mirrored=augmentation.OF_THE_PAPER
+    )
     step_words: ClassVar[str] = (
         "Each outer step trains a network on the synthetic {noun}s, tests it on real training "
         "{noun}s, and changes the synthetic ones so that the next network does better."

@@ -116,7 +116,6 @@ def scale_of(preset: str, data: str | None, method: str = OWN) -> Scale:
         options = {"method": method, **small_options(data), **SMALL_VALUES}
         if method != OWN:
             del options["outer_lr"]  # the method's own suits it better
-            options["augment"] = ()
         has = {option.name for option in options_of_run({"method": method})}
         options = {name: value for name, value in options.items() if name in has}
         return Scale(4, 1, (1, 2, 3, 4), 200, options, how(method, options))

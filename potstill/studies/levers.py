@@ -10,6 +10,7 @@ from typing import Any
 
 from potstill.config.config import options_from_preset
 from potstill.config.durations import in_words, seconds_of
+from potstill.data.augmentation import GENTLE
 from potstill.models.convnet import ConvNetOptions
 from potstill.reports.plots import Drawing, dot_figure
 from potstill.studies.boosting import RANDOM
@@ -42,9 +43,12 @@ LEVERS: dict[str, dict[str, Any]] = {
     "AdaBelief": {"outer_optimizer": "adabelief"},
     "growing unrolls": {"method": "growing"},
     "from real images": {"init": "real"},
-    TOGETHER: {**COSINE, "warm_up": 0.05, "pool": 10, "learn_labels": True},
-}
-"""Name -> options; "3x" and "half" are of the plain run's, of `inner_width` of its width."""
+    "augmentation": {"augment": "more"},
+    TOGETHER: {
+        "augment": "more", "init": "real", "outer_lr": "3x", "window": "half", "unroll": "half",
+    },
+}  # fmt: skip
+"""Name -> options; "3x", "half" and "more" are of what the plain run has, or of its width."""
 MOST = 50_000
 """More outer steps than fit."""
 RATE = 3
@@ -76,6 +80,8 @@ class Scale:
                 known[name] = RATE * self.options[name]
             elif value == "half":
                 known[name] = max(1, plain[name] // 2)
+            elif value == "more":
+                known[name] = tuple(dict.fromkeys((*plain[name], *GENTLE)))
             else:
                 known[name] = value
         if known.get("method") == "growing":
@@ -107,7 +113,9 @@ class Scale:
             f"{known['preprocess']}. Networks train for the length that is best on validation "
             f"data among {', '.join(map(str, known['lengths']))} steps and are measured on test "
             "data. A run's time is that of all of it, from preparing the data to choosing the "
-            f"length. Growing unrolls go to {2 * known['window']} in {GROWING} outer steps."
+            f"length. Growing unrolls go to {2 * known['window']} in {GROWING} outer steps. "
+            f"Augmentation: {', '.join(GENTLE)}, one of them a batch, beside what the plain run "
+            "has of it. Together: that, 3 times the outer rate, half the window, from real images."
         )
 
 

@@ -207,11 +207,12 @@ OFTEN_VALIDATED = {"validate_every": 25, "validation_nets": 2, "lengths": (100, 
 
 
 def small_options(data: str | None) -> dict[str, Any]:
-    """Return the options that small presets share: a narrow network, on small data."""
+    """Return the options that small presets share: a narrow network, on small data as it is."""
     options = {
         "data": data or "digits",
         "preprocess": "normalize",
         "width": 32,
+        "augment": (),
         "real_batch": 200,
         "outer_lr": "auto",
         "compile": "off",
