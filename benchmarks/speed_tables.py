@@ -56,15 +56,16 @@ def short_runs() -> str:
 
 
 def changes(found: dict[str, Any]) -> str:
-    """A table of runs that take about the same time."""
-    lines = [
-        f"| {one['change']} | {one['seconds']} | {one['steps']} "
-        f"| {one['mean']:.1f} ± {one['std']:.1f} |\n"
-        for one in found["rows"]
-    ]
+    """A table of runs that take about the same time, or that have as many outer steps."""
+    timed = "seconds_of" in found
+    names = ["", *([f"seconds {found['seconds_of']}", "outer steps"] if timed else [])]
+    names += ["validation accuracy, %"]
+    lines = [f"| {' | '.join(names)} |\n{'|---' * len(names)}|\n"]
+    for one in found["rows"]:
+        cost = [str(one["seconds"]), str(one["steps"])] if timed else []
+        cells = [one["change"], *cost, f"{one['mean']:.1f} ± {one['std']:.1f}"]
+        lines.append(f"| {' | '.join(cells)} |\n")
     return (
-        f"| | seconds {found['seconds_of']} | outer steps | validation accuracy, % |\n"
-        "|---|---|---|---|\n"
         f"{''.join(lines)}\n{found['about']}. {found['n']} fresh networks, one distilling seed "
         f"each. {found['hardware']}; torch {found['torch']}; {found['date']}.\n"
     )
