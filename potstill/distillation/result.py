@@ -19,6 +19,7 @@ from potstill.distilled.sets import DistilledSet
 from potstill.files import with_prefix
 from potstill.records.metadata import BudgetRecord, ChosenAccuracy, SetMetadata
 from potstill.records.metrics import Figure
+from potstill.registry import LEARNERS
 
 AT_CHANCE = 1.2
 """How many times the accuracy of guessing still counts as guessing."""
@@ -79,11 +80,13 @@ def measured(setup: Setup, blocks: tuple[Block, ...], recipe: Recipe) -> BudgetR
         blocks, recipe, setup.lengths, progress=setup.listener.work, label=label
     )
     index = int(scores.mean(0).argmax())
-    steps = setup.lengths[index]
+    steps, learner = setup.lengths[index], LEARNERS[recipe.learner]
+    what = f"fresh networks, {steps} steps" if learner.trains else learner.words
+    chosen = "outer step and length were" if learner.trains else "the outer step was"
     accuracy = ChosenAccuracy(
         **vars(Figure.of(scores[:, index])),
         split="validation",
-        protocol=f"fresh networks, {steps} steps; outer step and length were chosen on this split",
+        protocol=f"{what}; {chosen} chosen on this split",
         stored_bytes=sum(block.stored_bytes for block in blocks),
     )
     return BudgetRecord(ipc, steps, recipe.lr, accuracy)

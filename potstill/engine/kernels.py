@@ -29,6 +29,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from potstill.errors import InputError
+
 WEIGHTS, BIASES = 2.0, 0.01
 ROUNDING = 16
 """Of a product less another one that are equal, in units of the last place."""
@@ -89,6 +91,10 @@ class InfiniteNetwork(Protocol):
         """Return about what a pair of inputs takes in numbers of `width` bytes while it lasts."""
         ...
 
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Raise an InputError unless it takes inputs of this shape."""
+        ...
+
 
 @dataclass(frozen=True)
 class FullyConnected:
@@ -119,6 +125,9 @@ class FullyConnected:
 
     def pair_bytes(self, shape: tuple[int, ...], width: int) -> int:
         return SAVED * width * (self.depth + 1)
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Take inputs of any shape."""
 
 
 @dataclass(frozen=True)
@@ -155,6 +164,15 @@ class Convolutional:
         height, width_px = shape[1:]
         return SAVED * width * (2 * self.reach + 1) ** 2 * height * width_px
 
+    def check(self, shape: tuple[int, ...]) -> None:
+        if len(shape) != 3 or min(shape[1:]) < 2**self.depth:
+            side = 2**self.depth
+            raise InputError(
+                f"a convolutional kernel of depth {self.depth} needs images of at least {side} x "
+                f"{side} pixels, got {'rows' if len(shape) == 1 else f'{shape[1]} x {shape[2]}'}; "
+                "use --kernel fc"
+            )
+
     @property
     def reach(self) -> int:
         """The most by which positions differ that matter, each way."""
@@ -164,6 +182,13 @@ class Convolutional:
     def pools(self) -> list[bool]:
         """Of each convolution whether a pool follows."""
         return [False] * self.prepended + [True] * self.depth
+
+
+@dataclass(frozen=True)
+class PrependedConvolutional(Convolutional):
+    """The network of most of KIP's results: a convolution and a ReLU come first."""
+
+    prepended: bool = True
 
 
 @dataclass(frozen=True)
