@@ -35,8 +35,14 @@ class KipOptions:
 
     def resolved(self, sizes: Any) -> "KipOptions":
         """Replace every "auto"."""
-        depth = 1 if self.kernel == "fc" else 3
-        return replace(self, kernel_depth=depth) if self.kernel_depth == "auto" else self
+        return replace(self, kernel_depth=self.depth)
+
+    @property
+    def depth(self) -> int:
+        """The depth of the kernel."""
+        if self.kernel_depth != "auto":
+            return self.kernel_depth
+        return 1 if self.kernel == "fc" else 3
 
 
 class Kip(Method):
@@ -67,7 +73,7 @@ class Kip(Method):
     @property
     def network(self) -> InfiniteNetwork:
         """The network whose kernel it is."""
-        made: InfiniteNetwork = KERNELS[self.options.kernel](int(self.options.kernel_depth))
+        made: InfiniteNetwork = KERNELS[self.options.kernel](self.options.depth)
         return made
 
     def check(self, cache: Cache) -> None:
@@ -99,12 +105,10 @@ class Kip(Method):
             recipe,
             learner="krr",
             kernel=self.options.kernel,
-            kernel_depth=int(self.options.kernel_depth),
+            kernel_depth=self.options.depth,
             ridge=self.options.ridge,
         )
 
     @classmethod
     def words(cls, options: KipOptions) -> list[tuple[str, str]]:
-        return [
-            ("Kernel", f"{options.kernel}, depth {options.kernel_depth}, ridge {options.ridge:g}")
-        ]
+        return [("Kernel", f"{options.kernel}, depth {options.depth}, ridge {options.ridge:g}")]
