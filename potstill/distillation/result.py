@@ -75,12 +75,14 @@ def measured(setup: Setup, blocks: tuple[Block, ...], recipe: Recipe) -> BudgetR
     """Choose the training length of a set on validation data and return the record of it."""
     ipc, noun = sum(block.ipc for block in blocks), NOUNS[setup.real.kind]
     nested = len(setup.blocks) > 1
-    label = "choosing the training length" + (f" at {ipc} {noun}s per class" if nested else "")
+    learner = LEARNERS[recipe.learner]
+    task = "choosing the training length" if learner.trains else "measuring the set"
+    label = task + (f" at {ipc} {noun}s per class" if nested else "")
     scores = setup.validation_scores(
         blocks, recipe, setup.lengths, progress=setup.listener.work, label=label
     )
     index = int(scores.mean(0).argmax())
-    steps, learner = setup.lengths[index], LEARNERS[recipe.learner]
+    steps = setup.lengths[index]
     what = f"fresh networks, {steps} steps" if learner.trains else learner.words
     chosen = "outer step and length were" if learner.trains else "the outer step was"
     accuracy = ChosenAccuracy(

@@ -48,12 +48,14 @@ class Learner(Protocol):
             apply.
         random: whether its answers depend on the seed; if not, one fit is enough.
         words: how it learns, for a measured line.
+        subject: several of them, before the examples that they learn from, as in "networks on".
     """
 
     signed: ClassVar[bool]
     trains: ClassVar[bool]
     random: ClassVar[bool]
     words: ClassVar[str]
+    subject: ClassVar[str]
 
     @classmethod
     def of(cls, recipe: Recipe, factory: Callable[[], nn.Module], device: torch.device) -> Self:
@@ -83,6 +85,7 @@ class Network:
     trains: ClassVar[bool] = True
     random: ClassVar[bool] = True
     words: ClassVar[str] = "network"
+    subject: ClassVar[str] = "fresh networks trained on"
     recipe: Recipe
     factory: Callable[[], nn.Module]
     device: torch.device
@@ -142,6 +145,7 @@ class KernelRidge:
     trains: ClassVar[bool] = False
     random: ClassVar[bool] = False
     words: ClassVar[str] = "kernel ridge regression, network of infinite width"
+    subject: ClassVar[str] = "kernel regressions on"
     network: InfiniteNetwork
     ridge: float
     device: torch.device
@@ -189,6 +193,7 @@ class Linear:
     trains: ClassVar[bool] = False
     random: ClassVar[bool] = False
     words: ClassVar[str] = "ridge regression on inputs"
+    subject: ClassVar[str] = "linear regressions on"
     ridge: float
     device: torch.device
 
@@ -223,6 +228,7 @@ class Nearest:
     trains: ClassVar[bool] = False
     random: ClassVar[bool] = False
     words: ClassVar[str] = "the nearest example gives the class"
+    subject: ClassVar[str] = "nearest examples among"
     device: torch.device
 
     @classmethod
