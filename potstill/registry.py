@@ -213,6 +213,10 @@ METHODS = Registry(
         "potstill.methods.haba:HaBa",
         "MTT of bases that are seen through hallucinators, kept apart by an adversary: HaBa",
     ),
+    kip=(
+        "potstill.methods.kip:Kip",
+        "kernel regression, of an infinitely wide network, on the set predicts real images: KIP",
+    ),
     random=("potstill.methods.coresets:Random", "real examples at random; nothing is learned"),
     herding=(
         "potstill.methods.coresets:Herding",
@@ -316,9 +320,34 @@ LEARNERS = Registry(
         "potstill.evaluation.learners:Network",
         "a fresh network trained by the recipe (default)",
     ),
+    network_mse=(
+        "potstill.evaluation.learners:SquaredNetwork",
+        "the same by squared error, on targets less 1 / K",
+    ),
+    krr=(
+        "potstill.evaluation.learners:KernelRidge",
+        "kernel ridge regression with the kernel of the set's recipe, of an infinite network",
+        "Nguyen, Chen & Lee 2021",
+    ),
+    linear=(
+        "potstill.evaluation.learners:Linear",
+        "ridge regression on the networks' inputs, with an intercept",
+    ),
     nearest=(
         "potstill.evaluation.learners:Nearest",
         "the nearest example in the networks' input space gives the class; nothing is trained",
+    ),
+)
+KERNELS = Registry(
+    "kernel",
+    fc=("potstill.engine.kernels:FullyConnected", "dense layers, ReLU between them"),
+    convnet=(
+        "potstill.engine.kernels:Convolutional",
+        "blocks of convolution, ReLU and mean pool, no norm",
+    ),
+    convnet_prepended=(
+        "potstill.engine.kernels:PrependedConvolutional",
+        "the same after a convolution and a ReLU without a pool",
     ),
 )
 EXPORTS = Registry(

@@ -269,7 +269,7 @@ def test_the_meta_gradient_of_stored_numbers_is_how_the_loss_changes(name, learn
 @pytest.mark.parametrize(("name", "method"), PAIRS)
 def test_every_one_goes_with_every_method(name, method):
     """What is stored moves, and by the gradient that the method has at the images, pulled back."""
-    free = METHODS[method].needs.targets == "free"
+    free = METHODS[method].needs.targets != "classes"
     one, wrapped = stage(name, 2, method=method, learn_labels=free)
     state = wrapped.method.start()[0]
     found = wrapped.estimate(one.learned, state, 0)

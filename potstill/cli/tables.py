@@ -17,7 +17,7 @@ from potstill.diagnosis.variance import SOURCES
 from potstill.distilled import artefact, exports
 from potstill.distilled.sets import DistilledSet
 from potstill.evaluation.records import EvaluationRecord
-from potstill.registry import EXPORTS, METHODS
+from potstill.registry import EXPORTS, LEARNERS, METHODS
 
 SPREAD = "± is the standard deviation over networks, not over distilling runs."
 
@@ -33,9 +33,13 @@ def tell(distilled: DistilledSet, out: Path) -> None:
     nested = len(distilled.budgets) > 1
     for part in map(distilled.prefix, distilled.budgets):
         size = f"--ipc {part.ipc}, {part.stored_bytes:,} bytes: " if nested else ""
+        learner = LEARNERS[part.recipe.learner]
+        how, chose = f"by {learner.words}", "the set"
+        if learner.trains:
+            how, chose = f"after {part.recipe.steps:,} training steps", "the set and the steps"
         print(
-            f"validation:    {size}{part.metadata.accuracy} after {part.recipe.steps:,} training "
-            f"steps; these {part.noun}s chose the set and the steps, so this is no test result"
+            f"validation:    {size}{part.metadata.accuracy} {how}; these {part.noun}s chose "
+            f"{chose}, so this is no test result"
         )
     print(f"next:          potstill evaluate {shlex.quote(str(out))}{' --all-budgets' * nested}")
     shown = exports.DEFAULTS[distilled.kind]
@@ -48,7 +52,7 @@ def tell(distilled: DistilledSet, out: Path) -> None:
 def show(records: list[EvaluationRecord], machine: str) -> None:
     """Print evaluations as a table."""
     noun = f"{records[0].noun}s"
-    title = f"Test accuracy on {records[0].test_images} {noun}, fresh networks ({machine})"
+    title = f"Test accuracy on {records[0].test_images} {noun} ({machine})"
     table = Table(title=title, title_justify="left")
     for column in (
         "trained on",

@@ -43,6 +43,7 @@ class Rates:
         bounds: least and greatest values of pixels, (C, 1, 1); None: they have none.
         by_scale: whether the parameterisation's `speeds` hold. They are for an optimizer whose
             steps do not depend on a gradient's scale; in those of others it is contained already.
+        signed: whether learned labels may be any numbers, not weights of classes.
     """
 
     images: float
@@ -50,6 +51,7 @@ class Rates:
     beta: float = 0.0
     bounds: tuple[Tensor, Tensor] | None = None
     by_scale: bool = True
+    signed: bool = False
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,8 @@ class Stage:
             number, _, kind = name.partition(".")
             factor = 1.0 if int(number) == self.number else self.rates.beta
             if kind == "targets":
-                rules[name] = Rule(factor * self.rates.labels, least=0.0)
+                least = None if self.rates.signed else 0.0
+                rules[name] = Rule(factor * self.rates.labels, least=least)
             else:
                 part = self.blocks[int(number)].parameterisation
                 bounds = self.rates.bounds if kind in part.pixels else None

@@ -19,6 +19,7 @@ from potstill.distilled.sets import DistilledSet
 from potstill.files import with_prefix
 from potstill.records.metadata import BudgetRecord, ChosenAccuracy, SetMetadata
 from potstill.records.metrics import Figure
+from potstill.registry import LEARNERS
 
 AT_CHANCE = 1.2
 """How many times the accuracy of guessing still counts as guessing."""
@@ -74,16 +75,20 @@ def measured(setup: Setup, blocks: tuple[Block, ...], recipe: Recipe) -> BudgetR
     """Choose the training length of a set on validation data and return the record of it."""
     ipc, noun = sum(block.ipc for block in blocks), NOUNS[setup.real.kind]
     nested = len(setup.blocks) > 1
-    label = "choosing the training length" + (f" at {ipc} {noun}s per class" if nested else "")
+    learner = LEARNERS[recipe.learner]
+    task = "choosing the training length" if learner.trains else "measuring the set"
+    label = task + (f" at {ipc} {noun}s per class" if nested else "")
     scores = setup.validation_scores(
         blocks, recipe, setup.lengths, progress=setup.listener.work, label=label
     )
     index = int(scores.mean(0).argmax())
     steps = setup.lengths[index]
+    what = f"fresh networks, {steps} steps" if learner.trains else learner.words
+    chosen = "outer step and length were" if learner.trains else "the outer step was"
     accuracy = ChosenAccuracy(
         **vars(Figure.of(scores[:, index])),
         split="validation",
-        protocol=f"fresh networks, {steps} steps; outer step and length were chosen on this split",
+        protocol=f"{what}; {chosen} chosen on this split",
         stored_bytes=sum(block.stored_bytes for block in blocks),
     )
     return BudgetRecord(ipc, steps, recipe.lr, accuracy)

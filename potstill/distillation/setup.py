@@ -43,7 +43,8 @@ from potstill.distributed.ranks import ALONE, Ranks
 from potstill.engine.compiled_losses import CompiledNetwork
 from potstill.engine.flat import couples_batch
 from potstill.engine.when_to_compile import NetworkFamily
-from potstill.evaluation.scoring import score_set
+from potstill.evaluation.learners import Learner, TrainingSet
+from potstill.evaluation.scoring import score_fits, score_set
 from potstill.evaluation.training import TrainedNetwork, set_batches, train_network
 from potstill.files import checksum, with_prefix
 from potstill.methods.base import Method, Problem, Real, Sizes
@@ -56,7 +57,7 @@ from potstill.models import (
 )
 from potstill.parameterisations.base import Budget, Parameterisation
 from potstill.progress import Listener
-from potstill.registry import METHODS, PARAMETERISATIONS
+from potstill.registry import LEARNERS, METHODS, PARAMETERISATIONS
 from potstill.seeds import derive
 from potstill.workers import set_threads
 
@@ -203,7 +204,8 @@ class Setup:
         bounds = self.real.pixel_bounds(self.device) if outer.clamp else None
         by_scale = getattr(self.config.outer_optimizer.options, "scale_free", False)
         beta = self.config.distilled.boost_beta
-        return Rates(outer.outer_lr, outer.label_lr, beta, bounds, by_scale)
+        signed = self.method.needs.targets == "numbers"
+        return Rates(outer.outer_lr, outer.label_lr, beta, bounds, by_scale, signed)
 
     @property
     def schedule(self) -> Schedule:
@@ -314,6 +316,15 @@ class Setup:
             (networks, lengths) accuracies, fractions.
         """
         both, labels = examples(blocks), torch.cat([block.labels for block in blocks])
+        learner: type[Learner] = LEARNERS[recipe.learner]
+        if not learner.trains:
+            nets = self.config.evaluation.validation_nets if learner.random else 1
+            given = TrainingSet(both["images"], both["targets"], labels)
+            found = score_fits(
+                learner.of(recipe, self.tested.factory, self.device), lambda own: given,
+                self.real.validation, nets, derive(self.config.run.seed, "validation"), **how,
+            )  # fmt: skip
+            return found[:, None].expand(-1, len(lengths))
         return score_set(
             both["images"],
             both["targets"],

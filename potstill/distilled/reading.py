@@ -21,7 +21,7 @@ from potstill.files import with_prefix
 from potstill.parameterisations.base import from_plain
 from potstill.records.metadata import SetMetadata
 from potstill.records.plain import Unreadable, parse, parse_fields
-from potstill.registry import AUGMENTATIONS, LEARNERS, MODELS
+from potstill.registry import AUGMENTATIONS, KERNELS, LEARNERS, MODELS
 
 PREPROCESS = "preprocess."
 """How the names of the tensors of the preprocessing begin."""
@@ -79,7 +79,7 @@ def assembled(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Distill
         f"input_shape must be (C, H, W) or (d,), got {shape}",
     )
     recipe = checked_recipe(Recipe.from_plain(header.recipe), classes)
-    blocks = blocks_of(tensors, header)
+    blocks = blocks_of(tensors, header, signed=LEARNERS[recipe.learner].signed)
     fitted = preprocessing_of(with_prefix(tensors, PREPROCESS), header)
     return DistilledSet(
         blocks,
@@ -91,8 +91,16 @@ def assembled(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Distill
     )
 
 
-def blocks_of(tensors: Mapping[str, Tensor], header: Header) -> tuple[Block, ...]:
-    """Return the blocks, each of the tensors that its parameterisation stores."""
+def blocks_of(
+    tensors: Mapping[str, Tensor], header: Header, *, signed: bool = False
+) -> tuple[Block, ...]:
+    """Return the blocks, each of the tensors that its parameterisation stores.
+
+    Args:
+        tensors: what the file holds.
+        header: what it says of them.
+        signed: whether learned labels may be negative.
+    """
     require(len(header.blocks) >= 1, "blocks must describe at least one block")
     size = header.input_shape, len(header.class_names), header.learned_labels
     made, known = [], set()
@@ -111,7 +119,7 @@ def blocks_of(tensors: Mapping[str, Tensor], header: Header) -> tuple[Block, ...
         for name, leaf in leaves.items():
             check_tensor(f"{prefix}{name}", leaf, shapes[name])
         require(
-            not header.learned_labels or bool((leaves["targets"] >= 0).all()),
+            not header.learned_labels or signed or bool((leaves["targets"] >= 0).all()),
             f"block {number}: learned labels must not be negative",
         )
         known |= {prefix + name for name in leaves}
@@ -159,6 +167,7 @@ def checked_recipe(recipe: Recipe, classes: int) -> Recipe:
     """Return a recipe that networks can train by."""
     MODELS.check(recipe.model)
     LEARNERS.check(recipe.learner)
+    KERNELS.check(recipe.kernel)
     for operation in (part for one in recipe.augment for part in one.split("+")):
         AUGMENTATIONS.check(operation)
     require(
@@ -175,9 +184,11 @@ def checked_recipe(recipe: Recipe, classes: int) -> Recipe:
         "steps": (recipe.steps, MOST_STEPS),
         "batch_per_class": (recipe.batch_per_class, MOST_STEPS),
         "classes_per_batch": (recipe.classes_per_batch, classes),
+        "kernel_depth": (recipe.kernel_depth, 1000),
         "batch_size": (1 if recipe.batch_size is None else recipe.batch_size, MOST_STEPS),
     }
     for name, (value, most) in numbers.items():
         require(1 <= value <= most, f"recipe.{name} must be 1 to {most:,}, got {value}")
     require(0 < recipe.lr < math.inf, f"recipe.lr must be above 0 and finite, got {recipe.lr}")
+    require(0 <= recipe.ridge < math.inf, f"recipe.ridge must be 0 or more, got {recipe.ridge}")
     return recipe

@@ -38,6 +38,9 @@ class Recipe:
             above.
         learner: what learns from the set, a name in the registry.
         cutmix: probability that a batch is mixed by CutMix.
+        kernel: of a learner that has one, a name in the registry.
+        kernel_depth: its hidden layers, or blocks.
+        ridge: of a learner that is a regression, relative to the mean of the kernel's diagonal.
     """
 
     model: str = "convnet"
@@ -54,6 +57,9 @@ class Recipe:
     batch_size: int | None = None
     learner: str = "network"
     cutmix: float = 0.0
+    kernel: str = "fc"
+    kernel_depth: int = 1
+    ridge: float = 1e-6
 
     @classmethod
     def of(cls, config: Resolved, steps: int) -> "Recipe":

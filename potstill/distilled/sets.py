@@ -108,7 +108,10 @@ class DistilledSet(Dataset[tuple[Tensor, Tensor]]):
 
     @cached_property
     def targets(self) -> Tensor:
-        """The targets (n, K), as non-negative weights of the classes; one-hot unless learned."""
+        """The targets (n, K): one-hot or, if learned, non-negative weights of the classes.
+
+        Those that were learned for a regression are numbers around 1 / K.
+        """
         return joined([block.targets for block in self.blocks])
 
     @cached_property

@@ -30,6 +30,7 @@ from potstill.evaluation.training import (
 )
 from potstill.parameterisations.base import FLOAT_BYTES
 from potstill.records.metrics import Figure
+from potstill.registry import LEARNERS
 from potstill.seeds import derive, generator
 
 CHOOSING_NETS = 3
@@ -199,7 +200,7 @@ class Bench:
 
     def batches_of(self, distilled: DistilledSet) -> Callable[[int], Batches]:
         """Return a function: seed of a network -> its batches of a distilled set."""
-        return lambda own: self.batches(examples_of(distilled), own)
+        return lambda own: self.batches(examples_of(distilled, self.recipe.learner), own)
 
     def batches_of_all(self) -> Callable[[int], Batches]:
         """Return a function: seed of a network -> its batches of all real train images."""
@@ -309,7 +310,7 @@ class FitBench:
 
     def of_set(self, name: str, distilled: DistilledSet) -> Row:
         """Return the row of a distilled set."""
-        examples = examples_of(distilled)
+        examples = examples_of(distilled, self.model)
         return self.row(
             name, lambda own: examples, len(distilled), distilled.ipc, 1, distilled.stored_bytes
         )
@@ -344,9 +345,16 @@ def recipe_under(protocol: Protocol, recipe: Recipe, examples: int) -> Recipe:
     return dataclasses.replace(recipe, steps=protocol.epochs * each, optimizer=optimizer)
 
 
-def examples_of(distilled: DistilledSet) -> TrainingSet:
-    """Return the examples of a distilled set."""
-    return TrainingSet(distilled.images, distilled.targets, distilled.labels)
+def examples_of(distilled: DistilledSet, learner: str = "network") -> TrainingSet:
+    """Return the examples of a distilled set, as a learner takes them.
+
+    Targets that were learned for a regression are no weights of classes: a learner that is none
+    takes the classes.
+    """
+    targets, own = distilled.targets, LEARNERS[distilled.recipe.learner].signed
+    if own and not LEARNERS[learner].signed:
+        targets = F.one_hot(distilled.labels, len(distilled.class_names)).to(targets)
+    return TrainingSet(distilled.images, targets, distilled.labels)
 
 
 def with_classes(images: Tensor, labels: Tensor, classes: int) -> TrainingSet:

@@ -5,10 +5,14 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, Protocol, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from potstill.distilled.recipes import Recipe
 from potstill.engine.compiled_losses import CompiledNetwork
+from potstill.engine.kernels import InfiniteNetwork, kernel
+from potstill.engine.ridge import centred, coefficients
+from potstill.errors import InputError
 from potstill.evaluation.training import (
     Batches,
     Predict,
@@ -17,9 +21,12 @@ from potstill.evaluation.training import (
     train_network,
 )
 from potstill.models import fresh
+from potstill.registry import KERNELS
 
 AT_ONCE = 2**24
 """Distances that are in memory at the same time."""
+MOST = 20_000
+"""Examples whose kernel matrix is still computed."""
 ROUNDING = 1e-12
 """Squared distances that differ by less, relative to the squared norms, count as equal."""
 
@@ -36,15 +43,19 @@ class Learner(Protocol):
     """Something that learns from a few examples and then classifies others; a registry row.
 
     Attributes:
+        signed: whether it reads targets as numbers around 1 / K, which may be negative.
         trains: whether it trains networks, so that models, steps, learning rates and protocols
             apply.
         random: whether its answers depend on the seed; if not, one fit is enough.
         words: how it learns, for a measured line.
+        subject: several of them, before the examples that they learn from, as in "networks on".
     """
 
+    signed: ClassVar[bool]
     trains: ClassVar[bool]
     random: ClassVar[bool]
     words: ClassVar[str]
+    subject: ClassVar[str]
 
     @classmethod
     def of(cls, recipe: Recipe, factory: Callable[[], nn.Module], device: torch.device) -> Self:
@@ -70,9 +81,11 @@ class Network:
         compiled: the networks' derivatives, if they are compiled.
     """
 
+    signed: ClassVar[bool] = False
     trains: ClassVar[bool] = True
     random: ClassVar[bool] = True
     words: ClassVar[str] = "network"
+    subject: ClassVar[str] = "fresh networks trained on"
     recipe: Recipe
     factory: Callable[[], nn.Module]
     device: torch.device
@@ -92,16 +105,130 @@ class Network:
         module = fresh(self.factory, seed, self.device)
         if self.compiled:
             return train_compiled(self.compiled, module, batches, self.recipe, lengths)
-        return train_network(module, batches, self.recipe, lengths, seed)
+        return train_network(module, batches, self.recipe, lengths, seed, self.loss)
+
+    @staticmethod
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return what training lowers."""
+        return F.cross_entropy(outputs, targets)
+
+
+@dataclass(frozen=True)
+class SquaredNetwork(Network):
+    """A fresh network for each seed, trained by squared error on centred targets.
+
+    Source: as sets of KIP, RFAD, FRePo and RCIG are measured.
+    """
+
+    signed: ClassVar[bool] = True
+    words: ClassVar[str] = "network, squared error"
+
+    @staticmethod
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return half the mean square of an output's error."""
+        return F.mse_loss(outputs, centred(targets)) / 2
+
+
+@dataclass(frozen=True)
+class KernelRidge:
+    """Kernel ridge regression with the tangent kernel of a network of infinite width.
+
+    Source: Nguyen, Chen & Lee 2021, arXiv:2011.00050.
+
+    Args:
+        network: whose kernel.
+        ridge: relative to the mean of the kernel's diagonal.
+        device: where it is computed.
+    """
+
+    signed: ClassVar[bool] = True
+    trains: ClassVar[bool] = False
+    random: ClassVar[bool] = False
+    words: ClassVar[str] = "kernel ridge regression, network of infinite width"
+    subject: ClassVar[str] = "kernel regressions on"
+    network: InfiniteNetwork
+    ridge: float
+    device: torch.device
+
+    @classmethod
+    def of(cls, recipe: Recipe, factory: Callable[[], nn.Module], device: torch.device) -> Self:
+        return cls(KERNELS[recipe.kernel](recipe.kernel_depth), recipe.ridge, device)
+
+    def fit(self, examples: TrainingSet, seed: int) -> Predict:
+        known, targets = (part.to(self.device) for part in examples[:2])
+        self.network.check(tuple(known.shape[1:]))
+        require_room(len(known))
+        with torch.no_grad():
+            gram = kernel(self.network, known, known).ntk
+            weights = coefficients(gram, centred(targets), self.ridge)
+        if not bool(weights.isfinite().all()):
+            raise InputError(
+                "the kernel matrix of the set is singular or not finite with a ridge of "
+                f"{self.ridge:g}; the set may hold an example twice"
+            )
+
+        @torch.no_grad()
+        def predict(inputs: Tensor) -> Tensor:
+            seen = kernel(self.network, inputs.to(self.device), known).ntk
+            return (seen.double() @ weights).float().to(inputs.device)
+
+        return predict
+
+
+def require_room(count: int) -> None:
+    """Raise an InputError if a kernel matrix of so many examples is too large."""
+    if count > MOST:
+        raise InputError(
+            f"kernel ridge regression on {count:,} examples needs a matrix of "
+            f"{8 * count**2 / 1e9:,.0f} GB, and is done on at most {MOST:,}; leave the baseline "
+            "full out"
+        )
+
+
+@dataclass(frozen=True)
+class Linear:
+    """Ridge regression of centred targets on the inputs, with an intercept that is not shrunk."""
+
+    signed: ClassVar[bool] = True
+    trains: ClassVar[bool] = False
+    random: ClassVar[bool] = False
+    words: ClassVar[str] = "ridge regression on inputs"
+    subject: ClassVar[str] = "linear regressions on"
+    ridge: float
+    device: torch.device
+
+    @classmethod
+    def of(cls, recipe: Recipe, factory: Callable[[], nn.Module], device: torch.device) -> Self:
+        # MPS has no float64.
+        return cls(recipe.ridge, torch.device("cpu") if device.type == "mps" else device)
+
+    def fit(self, examples: TrainingSet, seed: int) -> Predict:
+        known = examples.images.to(self.device).flatten(1).double()
+        targets = centred(examples.targets.to(self.device).double())
+        mean, intercept = known.mean(0), targets.mean(0)
+        known, targets = known - mean, targets - intercept
+        # Whichever matrix is smaller; both give the same.
+        if len(known) <= known.shape[1]:
+            weights = known.T @ coefficients(known @ known.T, targets, self.ridge)
+        else:
+            weights = coefficients(known.T @ known, known.T @ targets, self.ridge)
+
+        def predict(inputs: Tensor) -> Tensor:
+            rows = inputs.to(self.device).flatten(1).double() - mean
+            return (rows @ weights + intercept).float().to(inputs.device)
+
+        return predict
 
 
 @dataclass(frozen=True)
 class Nearest:
     """The nearest example's targets, by Euclidean distance of inputs; of a tie, the first."""
 
+    signed: ClassVar[bool] = False
     trains: ClassVar[bool] = False
     random: ClassVar[bool] = False
     words: ClassVar[str] = "the nearest example gives the class"
+    subject: ClassVar[str] = "nearest examples among"
     device: torch.device
 
     @classmethod

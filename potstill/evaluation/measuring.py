@@ -72,7 +72,7 @@ def evaluate(
         )
     name = distilled.recipe.learner if options.learner == "auto" else options.learner
     if LEARNERS[name].trains:
-        training = Training(distilled, options, model, lengths)
+        training = Training(distilled, options, model, lengths, name)
         return by_networks(training, real, progress, say, ranks)
     return by_fits(distilled, real, options, model, name, progress)
 
@@ -121,12 +121,14 @@ class Training:
         options: what is measured, and how.
         model: another network than the recipe's.
         lengths: candidates for a choice on validation data.
+        learner: what trains them.
     """
 
     distilled: DistilledSet
     options: EvaluationOptions
     model: ModelSpec | None
     lengths: Sequence[int]
+    learner: str = "network"
 
     @property
     def protocol(self) -> Protocol:
@@ -143,7 +145,8 @@ class Training:
     def recorded(self) -> bool:
         """Whether the length is the one that was chosen when distilling."""
         automatic = self.options.steps == "auto"
-        return self.own and self.protocol == VALIDATION and automatic
+        as_then = self.own and self.learner == self.distilled.recipe.learner
+        return as_then and self.protocol == VALIDATION and automatic
 
     @property
     def searched(self) -> tuple[int, ...]:
@@ -183,9 +186,9 @@ class Training:
         return self.at_rate(recipe_under(self.protocol, self.distilled.recipe, examples))
 
     def at_rate(self, recipe: Recipe) -> Recipe:
-        """Return a recipe with the learning rate that is given, if one is."""
-        lr = self.options.lr
-        return recipe if lr == "auto" else dataclasses.replace(recipe, lr=lr)
+        """Return a recipe with the learner, and with the learning rate that is given, if one is."""
+        lr = recipe.lr if self.options.lr == "auto" else self.options.lr
+        return dataclasses.replace(recipe, learner=self.learner, lr=lr)
 
     def steps(self, recipe: Recipe) -> tuple[int, ...]:
         """Return the lengths to try under the protocol; `recipe` has the protocol's own."""

@@ -20,7 +20,7 @@ from potstill.engine.compiled_losses import CompiledNetwork
 from potstill.engine.flat import FlatModel, gradient_operations
 from potstill.engine.programs import Captured, Runner
 from potstill.errors import InputError
-from potstill.evaluation.learners import Learner, Network, TrainingSet
+from potstill.evaluation.learners import Learner, Network, SquaredNetwork, TrainingSet
 from potstill.evaluation.on_device import AT_ONCE, can_be_programs, courses
 from potstill.evaluation.training import (
     Batches,
@@ -30,7 +30,7 @@ from potstill.evaluation.training import (
     train_network,
 )
 from potstill.models import ModelSpec, check_model, fresh, model_name, resolve
-from potstill.registry import trust_given
+from potstill.registry import LEARNERS, trust_given
 from potstill.seeds import derive
 from potstill.workers import all_threads_at_once, in_order
 
@@ -78,10 +78,9 @@ def score(
     Returns:
         (nets, lengths, splits) accuracies, fractions.
     """
-    network, scores = (
-        Network(recipe, factory, device, compiled),
-        torch.zeros(nets, len(lengths), len(splits)),
-    )
+    learner: type[Network] = LEARNERS[recipe.learner]
+    network = learner(recipe, factory, device, None if learner.signed else compiled)
+    scores = torch.zeros(nets, len(lengths), len(splits))
 
     def measured(own: int) -> list[list[float]]:
         course = network.course(make_batches(own), lengths, own)
@@ -89,7 +88,7 @@ def score(
 
     share = ranks.share(nets)
     seeds = [derive(seed, "network", net) for net in share]
-    make_runner = runner_for(device)
+    make_runner = None if learner.signed else runner_for(device)
     module = fresh(factory, seed, device)
     tasks = [partial(measured, own) for own in seeds]
     found = side_by_side(tasks, module, make_batches(seed)(0)[0])
@@ -257,8 +256,9 @@ def train(
         part.to(on) for part in (distilled.images, distilled.targets, distilled.labels)
     )
     batches = set_batches(images, targets, labels, recipe, own)
+    loss = SquaredNetwork.loss if LEARNERS[recipe.learner].signed else Network.loss
     with all_threads_at_once():
-        for _ in train_network(module, batches, recipe, (steps or recipe.steps,), own):
+        for _ in train_network(module, batches, recipe, (steps or recipe.steps,), own, loss):
             pass
     return module.eval().cpu()
 

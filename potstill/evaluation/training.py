@@ -136,11 +136,16 @@ def steps_of(split: Split, epochs: int) -> int:
 
 
 def train_network(
-    module: nn.Module, batch: Batches, recipe: Recipe, stops: Sequence[int], seed: int
+    module: nn.Module,
+    batch: Batches,
+    recipe: Recipe,
+    stops: Sequence[int],
+    seed: int,
+    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
 ) -> Iterator[Predict]:
     """Train a network by a recipe and yield what it answers at each stop.
 
-    The loss is cross-entropy; the optimizer is torch's, with the recipe's settings.
+    The optimizer is torch's, with the recipe's settings.
 
     Args:
         module: the network, trained in place.
@@ -148,6 +153,7 @@ def train_network(
         recipe: optimizer, learning rate and precision.
         stops: ascending numbers of steps at which to pause.
         seed: of the network's own draws, such as dropout.
+        loss: (outputs, targets) -> what is lowered.
     """
     module.train()
     parameters = [p for p in module.parameters() if p.requires_grad]
@@ -168,7 +174,7 @@ def train_network(
             for step in range(done, stop):
                 inputs, targets = batch(step) if step else first
                 optimizer.zero_grad()
-                F.cross_entropy(predict(inputs), targets).backward()
+                loss(predict(inputs), targets).backward()
                 optimizer.step()
                 after_step()
         done = stop

@@ -205,7 +205,8 @@ class Needs:
     Args:
         features: the network must have `features(inputs)`.
         second_derivative: the network must be twice differentiable.
-        targets: "free" if labels can be learned, "classes" if every example has a hard label.
+        targets: "free" if labels can be learned, as weights of classes; "numbers" if they can and
+            are numbers around 1 / K, for a regression; "classes" if every example has a hard label.
         kinds: the kinds of data that the method takes.
         unused: options of potstill that have no effect on the method; `Method.defaults` may give
             them values all the same.
@@ -218,7 +219,7 @@ class Needs:
 
     features: bool = False
     second_derivative: bool = False
-    targets: Literal["classes", "free"] = "free"
+    targets: Literal["classes", "free", "numbers"] = "free"
     kinds: tuple[str, ...] = ("image", "vector")
     unused: tuple[str, ...] = ()
     augment: tuple[str, ...] = ()

@@ -18,10 +18,11 @@ from potstill.data.layouts import listed
 from potstill.data.splits import Shape
 from potstill.distillation.checkpoints import CONFIG
 from potstill.distilled.artefact import ARTEFACT, file_words
+from potstill.evaluation.learners import Learner
 from potstill.evaluation.records import worse_than_random
 from potstill.parameterisations.base import FLOAT_BYTES
 from potstill.records.metrics import Figure
-from potstill.registry import METHODS
+from potstill.registry import LEARNERS, METHODS
 from potstill.reports.places import shown_config, shown_data
 from potstill.reports.run_summary import RunSummary
 
@@ -51,7 +52,7 @@ def lede(run: RunSummary) -> str:
     test, random, validation = run.test("distilled"), run.test("random"), run.validation
     if test and run.distilled:
         words = (
-            f"Fresh networks trained on these {len(run.distilled):,} {run.kind} {run.noun}s alone "
+            f"{learning_from(run)} these {len(run.distilled):,} {run.kind} {run.noun}s alone "
             f"({run.distilled.stored_bytes:,} bytes) are right on {percent(test[0])} of "
             f"{test[1].record.test_images:,} test {run.noun}s, which neither they nor the "
             "distillation ever saw."
@@ -67,12 +68,25 @@ def lede(run: RunSummary) -> str:
             words += f" {told[:1].upper()}{told[1:]}." if told else ""
         return words
     if run.finished and validation:
+        chosen = "how long to train" if learner_of(run).trains else "the outer step"
         return (
-            f"Fresh networks trained on these {run.kind} {run.noun}s alone are right on "
+            f"{learning_from(run)} these {run.kind} {run.noun}s alone are right on "
             f"{percent(validation)} of the validation {run.noun}s. Those {run.noun}s also chose "
-            "how long to train, so this is no test result."
+            f"{chosen}, so this is no test result."
         )
     return ""
+
+
+def learner_of(run: RunSummary) -> type[Learner]:
+    """Return what the set of a run was made for."""
+    learner: type[Learner] = LEARNERS[run.distilled.recipe.learner if run.distilled else "network"]
+    return learner
+
+
+def learning_from(run: RunSummary) -> str:
+    """Begin a sentence with what learns from the set of a run."""
+    subject = learner_of(run).subject
+    return subject[:1].upper() + subject[1:]
 
 
 def tiles(run: RunSummary) -> list[Fact]:
@@ -216,7 +230,7 @@ def set_facts(run: RunSummary) -> list[Fact]:
     lines.append(("Network", f"{model.name}, {known}" if known else model.name))
     lr = run.distilled.recipe.lr if run.distilled else inner.inner_lr
     lines.append(("It trains by", f"{run.config.inner_optimizer.name}, learning rate {lr:.3g}"))
-    if run.finished and run.distilled:
+    if run.finished and run.distilled and learner_of(run).trains:
         lines.append(
             ("for", f"{run.distilled.recipe.steps:,} steps, chosen on validation {run.noun}s")
         )

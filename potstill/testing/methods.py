@@ -222,7 +222,7 @@ def estimate_under(trial: Trial, global_seed: int, step: int) -> Estimate:
 
 def check_gradient(trial: Trial) -> None:
     """Check the gradient for hard and learned targets, with some examples frozen and with none."""
-    free = trial.method.needs.targets == "free"
+    free = trial.method.needs.targets != "classes"
     for learn_targets in (False, True) if free else (False,):
         for frozen in (0, CLASSES):
             labels = torch.arange(2 * CLASSES) % CLASSES if frozen else trial.problem.labels
