@@ -201,7 +201,7 @@ class InnerConfig(Generic[A]):
     classes_per_batch: int | A = option("auto", "random classes in a step; auto: all", low=1)
     augment: tuple[str, ...] | A = option(
         "auto",
-        f"one a batch: {', '.join(AUGMENTATIONS)}; a+b: both; auto: by method and data",
+        f"one a batch: {', '.join(AUGMENTATIONS)}; a+b: both; auto: by the data",
     )
     precision: Literal["float32", "bfloat16"] | A = option(
         "auto", "float32 or bfloat16 in the network; auto: what suits the hardware"
