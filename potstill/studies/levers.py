@@ -44,9 +44,10 @@ LEVERS: dict[str, dict[str, Any]] = {
     "growing unrolls": {"method": "growing"},
     "from real images": {"init": "real"},
     "augmentation": {"augment": "more"},
-    TOGETHER: {
+    "augmentation, half the window, 3 times, from real images": {
         "augment": "more", "init": "real", "outer_lr": "3x", "window": "half", "unroll": "half",
     },
+    TOGETHER: {**COSINE, "warm_up": 0.05, "pool": 10, "learn_labels": True},
 }  # fmt: skip
 """Name -> options; "3x", "half" and "more" are of what the plain run has, or of its width."""
 MOST = 50_000
@@ -113,9 +114,7 @@ class Scale:
             f"{known['preprocess']}. Networks train for the length that is best on validation "
             f"data among {', '.join(map(str, known['lengths']))} steps and are measured on test "
             "data. A run's time is that of all of it, from preparing the data to choosing the "
-            f"length. Growing unrolls go to {2 * known['window']} in {GROWING} outer steps. "
-            f"Augmentation: {', '.join(GENTLE)}, one of them a batch, beside what the plain run "
-            "has of it. Together: that, 3 times the outer rate, half the window, from real images."
+            f"length. Growing unrolls go to {2 * known['window']} in {GROWING} outer steps."
         )
 
 
