@@ -62,7 +62,9 @@ def table() -> str:
     counts = sorted({line["accuracy"]["n"] for one in evaluations for line in one["rows"]})
     machines = sorted({one["hardware"] for one in evaluations})
     versions = sorted({f"torch {one['versions']['torch']}" for one in evaluations})
-    commands = "\n".join(f"    {found['command']}" for _, found in sorted(results.items()))
+    commands = "\n".join(
+        f"    {found['command']}  # {found['title']}" for _, found in sorted(results.items())
+    )
     return (
         f"{HEAD}{''.join(lines)}\n"
         f"Test accuracy in %, mean ± standard deviation over {', '.join(map(str, counts))} fresh "
