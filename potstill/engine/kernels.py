@@ -302,6 +302,11 @@ def every_second(values: Tensor, dim: int, start: int, count: int) -> Tensor:
     return values.narrow(dim, start, 2 * count - 1).unfold(dim, 1, 2).squeeze(-1)
 
 
+def in_its_precision(network: InfiniteNetwork, inputs: Tensor) -> Tensor:
+    """Return inputs in the precision of a kernel: float64 of dense layers, which cost so little."""
+    return inputs.double() if isinstance(network, FullyConnected) else inputs
+
+
 def kernel(
     network: InfiniteNetwork, first: Tensor, second: Tensor, *, at_once: int = AT_ONCE
 ) -> Kernel:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from potstill.distilled.recipes import Recipe
 from potstill.engine.compiled_losses import CompiledNetwork
-from potstill.engine.kernels import InfiniteNetwork, kernel
+from potstill.engine.kernels import InfiniteNetwork, in_its_precision, kernel
 from potstill.engine.ridge import centred, coefficients
 from potstill.errors import InputError
 from potstill.evaluation.training import (
@@ -129,8 +129,21 @@ class SquaredNetwork(Network):
         return F.mse_loss(outputs, centred(targets)) / 2
 
 
+def where_exact(device: torch.device) -> torch.device:
+    """Return the device, or the CPU in place of one that has no float64."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
+class Regression:
+    """What regressions in closed form have in common."""
+
+    signed: ClassVar[bool] = True
+    trains: ClassVar[bool] = False
+    random: ClassVar[bool] = False
+
+
 @dataclass(frozen=True)
-class KernelRidge:
+class KernelRidge(Regression):
     """Kernel ridge regression with the tangent kernel of a network of infinite width.
 
     Source: Nguyen, Chen & Lee 2021, arXiv:2011.00050.
@@ -141,9 +154,6 @@ class KernelRidge:
         device: where it is computed.
     """
 
-    signed: ClassVar[bool] = True
-    trains: ClassVar[bool] = False
-    random: ClassVar[bool] = False
     words: ClassVar[str] = "kernel ridge regression, network of infinite width"
     subject: ClassVar[str] = "kernel regressions on"
     network: InfiniteNetwork
@@ -152,12 +162,14 @@ class KernelRidge:
 
     @classmethod
     def of(cls, recipe: Recipe, factory: Callable[[], nn.Module], device: torch.device) -> Self:
-        return cls(KERNELS[recipe.kernel](recipe.kernel_depth), recipe.ridge, device)
+        network = KERNELS[recipe.kernel](recipe.kernel_depth)
+        return cls(network, recipe.ridge, where_exact(device))
 
     def fit(self, examples: TrainingSet, seed: int) -> Predict:
         known, targets = (part.to(self.device) for part in examples[:2])
         self.network.check(tuple(known.shape[1:]))
         require_room(len(known))
+        known = in_its_precision(self.network, known)
         with torch.no_grad():
             gram = kernel(self.network, known, known).ntk
             weights = coefficients(gram, centred(targets), self.ridge)
@@ -169,7 +181,7 @@ class KernelRidge:
 
         @torch.no_grad()
         def predict(inputs: Tensor) -> Tensor:
-            seen = kernel(self.network, inputs.to(self.device), known).ntk
+            seen = kernel(self.network, inputs.to(known), known).ntk
             return (seen.double() @ weights).float().to(inputs.device)
 
         return predict
@@ -186,12 +198,9 @@ def require_room(count: int) -> None:
 
 
 @dataclass(frozen=True)
-class Linear:
+class Linear(Regression):
     """Ridge regression of centred targets on the inputs, with an intercept that is not shrunk."""
 
-    signed: ClassVar[bool] = True
-    trains: ClassVar[bool] = False
-    random: ClassVar[bool] = False
     words: ClassVar[str] = "ridge regression on inputs"
     subject: ClassVar[str] = "linear regressions on"
     ridge: float
@@ -199,8 +208,7 @@ class Linear:
 
     @classmethod
     def of(cls, recipe: Recipe, factory: Callable[[], nn.Module], device: torch.device) -> Self:
-        # MPS has no float64.
-        return cls(recipe.ridge, torch.device("cpu") if device.type == "mps" else device)
+        return cls(recipe.ridge, where_exact(device))
 
     def fit(self, examples: TrainingSet, seed: int) -> Predict:
         known = examples.images.to(self.device).flatten(1).double()
@@ -233,8 +241,7 @@ class Nearest:
 
     @classmethod
     def of(cls, recipe: Recipe, factory: Callable[[], nn.Module], device: torch.device) -> Self:
-        # MPS has no float64.
-        return cls(torch.device("cpu") if device.type == "mps" else device)
+        return cls(where_exact(device))
 
     def fit(self, examples: TrainingSet, seed: int) -> Predict:
         known = examples.images.to(self.device).flatten(1).double()

@@ -220,7 +220,7 @@ def by_networks(
     compiled = compiled_for(
         networks,
         batch_of(recipe, len(distilled)),
-        options.compile,
+        "off" if LEARNERS[training.learner].signed else options.compile,  # of cross-entropy alone
         training.count * lengths[-1],
         training.count * len(lengths) * len(real.test),
         say,

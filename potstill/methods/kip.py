@@ -16,7 +16,7 @@ import torch
 from potstill.cache import Cache
 from potstill.config.options import Auto, option
 from potstill.distilled.recipes import Recipe
-from potstill.engine.kernels import FullyConnected, InfiniteNetwork, kernel
+from potstill.engine.kernels import InfiniteNetwork, in_its_precision, kernel
 from potstill.engine.ridge import centred, coefficients
 from potstill.engine.unroll import Leaves
 from potstill.methods.base import Estimate, Examples, Method, Needs, State
@@ -90,8 +90,7 @@ class Kip(Method):
         leaves = {name: leaf.detach().requires_grad_() for name, leaf in examples.leaves.items()}
         images = leaves["images"]
         targets = leaves.get("targets", examples.targets)
-        # A dense network's kernel is so cheap that it may be exact.
-        exact = images.double() if isinstance(network, FullyConnected) else images
+        exact = in_its_precision(network, images)
         weights = coefficients(
             kernel(network, exact, exact).ntk, centred(targets.double()), self.options.ridge
         )
