@@ -85,6 +85,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if "failed to map segment" not in str(error):
             raise
         return fail(f"{error}: out of memory, or the folder forbids to execute what is in it")
+    except SystemError as error:
+        if "without exception set" not in str(error):
+            raise
+        # Python's words where it imports a module and has no memory even for the error.
+        return fail(f"{error}: out of memory, or a defect in a compiled library")
 
 
 def fail(message: str) -> int:
