@@ -217,6 +217,14 @@ METHODS = Registry(
         "potstill.methods.kip:Kip",
         "kernel regression, of an infinitely wide network, on the set predicts real images: KIP",
     ),
+    frepo=(
+        "potstill.methods.frepo:Frepo",
+        "ridge regression on features of networks that train on the set, a pool of them: FRePo",
+    ),
+    rfad=(
+        "potstill.methods.rfad:Rfad",
+        "the same on features of fresh random networks, several a step: RFAD",
+    ),
     random=("potstill.methods.coresets:Random", "real examples at random; nothing is learned"),
     herding=(
         "potstill.methods.coresets:Herding",
@@ -269,6 +277,10 @@ OPTIMIZERS = Registry(
     adabelief=(
         "potstill.engine.optimizers:AdaBelief",
         "Adam whose second moment is that of what the first did not foresee",
+    ),
+    lamb=(
+        "potstill.engine.optimizers:Lamb",
+        "Adam, whose step is a share of the norm of what it moves; for the set only",
     ),
     sgd=(
         "potstill.engine.optimizers:SGD",

@@ -108,8 +108,8 @@ def test_a_run_folder_from_a_stranger_runs_no_code(words, folder):
     config = folder / "run" / "config.toml"
     config.write_text(config.read_text().replace('model = "mlp"', 'model = "payload:factory"'))
     text = config.read_text()
-    for gone in ("width = 16\n", "inner_width = 0\n", "depth = 1\n", 'norm = "instance"\n'):
-        text = text.replace(gone, "")
+    model = text[text.index("[model]") : text.index("[inner]")]
+    text = text.replace(model, '[model]\nmodel = "payload:factory"\n\n')
     config.write_text(text)
     refused(command(folder, *words, folder / "run"), folder)
 

@@ -285,6 +285,11 @@ def validated(config: Given) -> Given:
         for name in operation.split("+"):
             AUGMENTATIONS.check(name)
     check_data(config.data)
+    if getattr(config.inner_optimizer.options, "outer_only", False):
+        raise InputError(
+            f"inner_optimizer must move a network layer by layer, {config.inner_optimizer.name} is "
+            "for the set only, as --outer-optimizer; take adam or sgd"
+        )
     if not config.evaluation.lengths:
         raise InputError("lengths must hold at least one number of steps, got none")
     if config.run.device.partition(":")[0] not in ("auto", "cpu", "cuda", "mps"):

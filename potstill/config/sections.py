@@ -226,8 +226,9 @@ class OuterConfig(Generic[A]):
         "auto", "learning rate on learned labels; auto: outer_lr, or what auto is at norm 1",
         low=0, open_low=True,
     )  # fmt: skip
-    outer_schedule: Literal["constant", "cosine", "linear"] = option(
-        "constant", "outer rates over the run, by steps or by time: constant, cosine, linear (to 0)"
+    outer_schedule: Literal["constant", "cosine", "cosine-to-tenth", "linear"] = option(
+        "constant",
+        "outer rates, by steps or time: constant, cosine or linear (to 0), cosine-to-tenth",
     )
     warm_up: float = option(
         0.0, "share of the run over which outer rates grow from 0", low=0, high=0.5

@@ -147,22 +147,27 @@ def factories(
 ) -> tuple[Any, Any]:
     """Return the factories of the networks that a set is for, and of those it is distilled with.
 
-    They are one and the same unless `inner_width` is less than the width; the arguments are as for
-    `checked_factory`.
+    They are one and the same unless `inner_width` is less than the width, or `inner_norm` another
+    than the norm; the arguments are as for `checked_factory`.
 
     Raises:
-        InputError: networks of that width cannot be, or do not suit the method.
+        InputError: such networks cannot be, or do not suit the method.
     """
     options = dataclasses.asdict(config.model.options)
-    narrow = options.get("inner_width", 0)
-    if not 0 < narrow < options.get("width", 0):
+    inner = {}
+    if 0 < options.get("inner_width", 0) < options.get("width", 0):
+        inner["width"] = options["inner_width"]
+    if options.get("inner_norm", "same") not in ("same", options.get("norm")):
+        inner["norm"] = options["inner_norm"]
+    if not inner:
         both = checked_factory(config, model, shape, classes, method)
         return both, both
     tested = resolve(config.model.name, shape, classes, **options)
     try:
-        return tested, checked_factory(changed(config, width=narrow), None, shape, classes, method)
+        return tested, checked_factory(changed(config, **inner), None, shape, classes, method)
     except InputError as error:
-        raise InputError(f"inner_width of {narrow}: {error}") from error
+        words = " and ".join(f"inner_{name} of {value}" for name, value in inner.items())
+        raise InputError(f"{words}: {error}") from error
 
 
 def checked_factory(

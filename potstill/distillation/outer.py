@@ -358,7 +358,9 @@ def state_after(new: State, old: State, finite: Tensor) -> State:
     found: dict[str, Any] = {}
     for name, value in new.items():
         held = old.get(name)
-        if isinstance(value, Tensor) and isinstance(held, Tensor):
+        if value is held:
+            found[name] = value
+        elif isinstance(value, Tensor) and isinstance(held, Tensor):
             found[name] = torch.where(finite, value, held)
         else:
             found[name], alike = value, alike and type(value) is type(held) and value == held

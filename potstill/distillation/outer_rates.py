@@ -5,10 +5,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-Shape = Literal["constant", "cosine", "linear"]
+Shape = Literal["constant", "cosine", "cosine-to-tenth", "linear"]
 DECAYS: Mapping[str, Callable[[float], float]] = {
     "constant": lambda share: 1.0,
     "cosine": lambda share: (1 + math.cos(math.pi * share)) / 2,
+    "cosine-to-tenth": lambda share: 0.55 + 0.45 * math.cos(math.pi * share),
     "linear": lambda share: 1 - share,
 }
 
@@ -20,7 +21,7 @@ class Course:
     It grows in a straight line over the warm-up, and then decays.
 
     Args:
-        shape: "constant", "cosine" or "linear", from 1 to 0.
+        shape: "constant"; "cosine" or "linear", from 1 to 0; "cosine-to-tenth", from 1 to 0.1.
         warm_up: share of the run that the warm-up takes.
     """
 

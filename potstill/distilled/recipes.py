@@ -26,7 +26,8 @@ class Recipe:
         model: registered name or "package.module:factory".
         width: channels or units, for registered models.
         depth: blocks or layers, for registered models.
-        norm: normalisation, for the ConvNet.
+        norm: normalisation, for networks that have one.
+        network_init: how parameters start, for registered models.
         optimizer: with its own options.
         lr: its learning rate.
         batch_per_class: synthetic images of a class in a batch.
@@ -47,6 +48,7 @@ class Recipe:
     width: int = 128
     depth: int | str = "auto"
     norm: str = "instance"
+    network_init: str = "pytorch"
     optimizer: Optimizer = Adam()
     lr: float = 0.001
     batch_per_class: int = 1
@@ -70,6 +72,7 @@ class Recipe:
             width=getattr(model, "width", 1),
             depth=getattr(model, "depth", "auto"),
             norm=getattr(model, "norm", "instance"),
+            network_init=getattr(model, "network_init", "pytorch"),
             optimizer=config.inner_optimizer.options,
             lr=inner.inner_lr,
             batch_per_class=inner.batch_per_class,
@@ -119,4 +122,5 @@ class Recipe:
     @property
     def model_options(self) -> dict[str, Any]:
         """The options of the model that `models.resolve` takes."""
-        return {"width": self.width, "depth": self.depth, "norm": self.norm}
+        names = ("width", "depth", "norm", "network_init")
+        return {name: getattr(self, name) for name in names}

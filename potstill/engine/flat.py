@@ -3,6 +3,7 @@
 import copy
 import threading
 from functools import cached_property
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,8 @@ LARGEST_MB = {"cpu": 18, "mps": 250, "cuda": 132}
 """Most MB of one activation of a micro-batch. On a CPU larger ones leave the caches; a GPU gains
 little from more.
 """
+
+Statistics = Literal["ignored", "read", "updated"]
 
 
 class Features(nn.Module):
@@ -56,12 +59,17 @@ class FlatModel:
         module: the network; it is changed as said above.
         precision: "float32" computes in the module's own type, "bfloat16" under autocast.
             Parameters, norms' statistics and outputs keep their type either way.
+        statistics: what batch norm does with the running ones among the constants. "ignored", as
+            above; "read": the module stays in evaluation mode; "updated": in training mode, and
+            those that it is called with are changed.
     """
 
-    def __init__(self, module: nn.Module, precision: str = "float32"):
-        self.module, self.precision = module.train(), precision
+    def __init__(
+        self, module: nn.Module, precision: str = "float32", statistics: Statistics = "ignored"
+    ):
+        self.module, self.precision = module.train(statistics != "read"), precision
         for part in module.modules():
-            if isinstance(part, _NormBase):
+            if isinstance(part, _NormBase) and statistics == "ignored":
                 part.track_running_stats = False
         named = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self.names, self.shapes = list(named), [p.shape for p in named.values()]

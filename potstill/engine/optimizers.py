@@ -137,6 +137,44 @@ class AdaBelief:
         return Pure(parameters, lr, self), lambda: None
 
 
+@dataclass(frozen=True)
+class Lamb:
+    """LAMB (You et al. 2020, arXiv:1904.00962, Algorithm 2, without weight decay): Adam's step, as
+    long as the learning rate's share of the norm of what is moved.
+
+    It is for tensors that are one thing, as a set's images are: a flat vector of all of a network's
+    layers would move as one. Where either norm is 0 the step is Adam's.
+
+    Args:
+        beta1: decay of the first moment.
+        beta2: decay of the second moment.
+        eps: added to the denominator after bias correction.
+    """
+
+    scale_free: ClassVar[bool] = True
+    outer_only: ClassVar[bool] = True
+
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-6
+
+    def init(self, theta: Tensor) -> State:
+        return theta, torch.zeros_like(theta), torch.zeros_like(theta)
+
+    def step(self, state: State, grad: Tensor, hyper: Mapping[str, Tensor], count: Count) -> State:
+        unit = {"lr": torch.ones_like(hyper["lr"])}
+        adam = Adam(self.beta1, self.beta2, self.eps)
+        moved, mean, square = adam.step((torch.zeros_like(grad), *state[1:]), grad, unit, count)
+        theta, length, own = state[0], moved.norm(), state[0].norm()
+        share = torch.where((length > 0) & (own > 0), own / length, 1)
+        return theta + hyper["lr"] * share * moved, mean, square
+
+    def in_torch(
+        self, parameters: Sequence[nn.Parameter], lr: float
+    ) -> tuple[torch.optim.Optimizer, Callable[[], None]]:
+        return Pure(parameters, lr, self), lambda: None
+
+
 class Pure(torch.optim.Optimizer):
     """A pure optimiser in torch's form.
 

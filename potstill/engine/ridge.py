@@ -24,10 +24,15 @@ def coefficients(gram: Tensor, targets: Tensor, ridge: float) -> Tensor:
         targets: (n, K).
         ridge: relative to the mean of the diagonal.
     """
-    exact = gram.double()
+    exact = doubled(gram)
     added = ridge * exact.diagonal().mean()
     factor, failed = torch.linalg.cholesky_ex(
         exact + added * torch.eye(len(exact), dtype=exact.dtype, device=exact.device)
     )
-    solved = torch.cholesky_solve(targets.double(), factor)
+    solved = torch.cholesky_solve(doubled(targets), factor)
     return torch.where(failed > 0, torch.nan, solved)
+
+
+def doubled(tensor: Tensor) -> Tensor:
+    """Return a tensor in float64, on the CPU if its own device has none."""
+    return tensor.cpu().double() if tensor.device.type == "mps" else tensor.double()

@@ -279,10 +279,10 @@ def factory_for(distilled: DistilledSet, model: ModelSpec | None) -> Callable[[]
             f"this set was distilled with the model {spec}, which cannot be imported; give it with "
             "model="
         )
-    # Depth and width are the recipe's own model's; another registered model takes its defaults.
-    options = (
-        recipe.model_options if model is None or model == recipe.model else {"norm": recipe.norm}
-    )
+    options = recipe.model_options
+    if model not in (None, recipe.model):
+        # Depth and width are the recipe's own model's; another registered model takes its defaults.
+        options = {name: options[name] for name in ("norm", "network_init")}
     factory = resolve(spec, distilled.shape, len(distilled.class_names), **options)
     torch.set_default_dtype(torch.float32)  # importing the network may have set another
     check_model(model_name(spec), factory, distilled.shape, len(distilled.class_names))

@@ -13,6 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from potstill.data.splits import Shape, kind_of, require_kind
 from potstill.errors import InputError, first_line, let_memory_pass
+from potstill.models.common import initialised
 from potstill.registry import MODELS
 from potstill.seeds import global_seed
 
@@ -42,7 +43,8 @@ def resolve(spec: ModelSpec, shape: Shape, classes: int, **options: Any) -> Call
         spec: a registered name, "package.module:factory", or a callable that returns an nn.Module.
         shape: (C, H, W) of an input, or (d,).
         classes: number of outputs.
-        options: width, depth and norm, for registered models; unknown options are ignored.
+        options: width, depth, norm and network_init, for registered models; unknown options are
+            ignored.
     Returns:
         The factory. A user's callable gets those of input_shape, in_channels, in_features (the
         numbers of an input) and num_classes that it names (num_classes too if it takes **kwargs).
@@ -64,7 +66,8 @@ def resolve(spec: ModelSpec, shape: Shape, classes: int, **options: Any) -> Call
             name: value for name, value in options.items() if name in taken and value != "auto"
         }
         registered.check(shape, **known)
-        return lambda: registered(shape, classes, **known)
+        rule = options.get("network_init", "pytorch")
+        return lambda: initialised(registered(shape, classes, **known), rule)
     factory = MODELS[spec] if isinstance(spec, str) else spec
     if not callable(factory):
         raise InputError(

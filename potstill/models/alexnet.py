@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from potstill.config.options import option
 from potstill.data.splits import Shape
-from potstill.models.convnet import INNER_WIDTH, Norm, convolution, least_side
+from potstill.models.common import NormedOptions
+from potstill.models.convnet import convolution, least_side
 from potstill.models.vgg import check_small
 
 PLAN = ((5, 2, True), (5, 3, True), (3, 4, False), (3, 3, False), (3, 3, True))
@@ -15,12 +16,10 @@ PLAN = ((5, 2, True), (5, 3, True), (3, 4, False), (3, 3, False), (3, 3, True))
 
 
 @dataclass(frozen=True)
-class AlexNetOptions:
+class AlexNetOptions(NormedOptions):
     """Options of the network."""
 
     width: int = option(128, "channels of the first convolution", low=1, high=2**20)
-    norm: Norm = option("instance", "instance, batch, group, layer or none")
-    inner_width: int = option(0, INNER_WIDTH, low=0)
 
 
 class AlexNet(nn.Module):

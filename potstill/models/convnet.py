@@ -9,23 +9,28 @@ from torch import Tensor, nn
 from potstill.config.options import Auto, option
 from potstill.data.splits import Shape
 from potstill.errors import InputError
+from potstill.models.common import NetworkOptions, Norm
 
 SMALLEST_NORM_SIDE = 4
-Norm = Literal["instance", "batch", "group", "layer", "none"]
-
-
-INNER_WIDTH = "most --width of networks that the set is distilled with; 0: as those it is for"
-"""Of the option that every network with a width has."""
+BETWEEN = "between"
+"""The norm of FRePo's networks: batch norm before every convolution but the first."""
+KEPT = 0.1
+"""Of running statistics, FRePo's networks keep this share at each step."""
 
 
 @dataclass(frozen=True)
-class ConvNetOptions:
+class ConvNetOptions(NetworkOptions):
     """Options of the network."""
 
     width: int = option(128, "channels of the first convolution", low=1, high=2**20)
     depth: int | Auto = option("auto", "blocks; auto: 3, or what the image size allows", low=1)
-    norm: Norm = option("instance", "instance, batch, group, layer or none")
-    inner_width: int = option(0, INNER_WIDTH, low=0)
+    norm: Norm | Literal["between"] = option(
+        "instance",
+        "instance, batch, group, layer, none; between: batch, before blocks 2 on",
+    )
+    inner_norm: Norm | Literal["between", "same"] = option(
+        "same", "--norm while distilling; same: that of networks that the set is for"
+    )
 
     def resolved(self, sizes: Any) -> Self:
         """Replace every "auto" for inputs of `sizes.shape`."""
@@ -41,7 +46,8 @@ class ConvNet(nn.Module):
         classes: number of outputs.
         width: channels of every convolution.
         depth: number of blocks; "auto" is `auto_depth`.
-        norm: "instance" (affine, as in the paper), "batch", "group" (8 groups), "layer" or "none".
+        norm: "instance" (affine, as in the paper), "batch", "group" (8 groups), "layer", "none", or
+            "between", see `BETWEEN`.
     Source: Gidaris & Komodakis 2018; as used in Feng et al. 2024, section 4: width 128, depth 3 for
         32 and 4 for 64 pixels.
     """
@@ -64,6 +70,8 @@ class ConvNet(nn.Module):
         layers: list[nn.Module] = []
         for block in range(auto_depth(shape) if depth == "auto" else int(depth)):
             wide = width * min(2**block, self.widest)
+            if norm == BETWEEN and block:
+                layers.append(nn.BatchNorm2d(channels, momentum=1 - KEPT))
             layers += [*convolution(channels, wide, norm), nn.ReLU(), nn.AvgPool2d(2)]
             channels, height, width_px = wide, height // 2, width_px // 2
         self.blocks = nn.Sequential(*layers)
@@ -78,7 +86,7 @@ class ConvNet(nn.Module):
         Args:
             shape: (C, H, W) of an image.
             depth: number of blocks, or "auto".
-            norm: "instance", "batch", "group", "layer" or "none".
+            norm: "instance", "batch", "group", "layer", "none" or "between".
             width: channels of every convolution.
         """
         side = min(shape[1:])

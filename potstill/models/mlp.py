@@ -9,16 +9,15 @@ from torch import Tensor, nn
 
 from potstill.config.options import Auto, option
 from potstill.data.splits import Shape
-from potstill.models.convnet import INNER_WIDTH
+from potstill.models.common import NetworkOptions
 
 
 @dataclass(frozen=True)
-class MLPOptions:
+class MLPOptions(NetworkOptions):
     """Options of the network."""
 
     width: int = option(128, "units of every hidden layer", low=1, high=2**20)
     depth: int | Auto = option("auto", "hidden layers; auto: 2", low=1, high=1000)
-    inner_width: int = option(0, INNER_WIDTH, low=0)
 
     def resolved(self, sizes: Any) -> Self:
         """Replace "auto" by 2 hidden layers."""

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from potstill.config.options import option
 from potstill.data.splits import Shape
-from potstill.models.convnet import INNER_WIDTH, Norm, convolution, least_side
+from potstill.models.common import NormedOptions
+from potstill.models.convnet import convolution, least_side
 from potstill.models.vgg import check_small
 
 STAGES = ((1, 1), (2, 2), (4, 2), (8, 2))
@@ -34,12 +35,10 @@ class Block(nn.Module):
 
 
 @dataclass(frozen=True)
-class ResNet18Options:
+class ResNet18Options(NormedOptions):
     """Options of the network."""
 
     width: int = option(64, "channels of the first convolution", low=1, high=2**20)
-    norm: Norm = option("instance", "instance, batch, group, layer or none")
-    inner_width: int = option(0, INNER_WIDTH, low=0)
 
 
 class ResNet18(nn.Module):

@@ -8,19 +8,18 @@ from torch import Tensor, nn
 from potstill.config.options import option
 from potstill.data.splits import Shape
 from potstill.errors import InputError
-from potstill.models.convnet import INNER_WIDTH, SMALLEST_NORM_SIDE, Norm, convolution, least_side
+from potstill.models.common import NormedOptions
+from potstill.models.convnet import SMALLEST_NORM_SIDE, convolution, least_side
 
 PLAN = ((1,), (2,), (4, 4), (8, 8), (8, 8))
 """Stages of convolutions: channels in multiples of the width; a 2 x 2 max pool ends each stage."""
 
 
 @dataclass(frozen=True)
-class VGG11Options:
+class VGG11Options(NormedOptions):
     """Options of the network."""
 
     width: int = option(64, "channels of the first convolution", low=1, high=2**20)
-    norm: Norm = option("instance", "instance, batch, group, layer or none")
-    inner_width: int = option(0, INNER_WIDTH, low=0)
 
 
 class VGG11(nn.Module):

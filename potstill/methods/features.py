@@ -1,0 +1,202 @@
+"""Ridge regression on features of networks, which predicts real examples from the distilled ones.
+
+Phi being features of one or several networks, S the distilled examples with targets y,
+
+    P = phi(x_t) phi(S)' (phi(S) phi(S)' + r tr / n I)^(-1) y,
+
+a real batch's loss follows from P. The networks themselves do not learn from it. FRePo and RFAD are
+of this kind; they differ in the networks and in the loss.
+"""
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from potstill.config.options import Auto, option
+from potstill.engine.flat import FlatModel, Statistics
+from potstill.engine.ridge import centred, coefficients, doubled
+from potstill.engine.unroll import Leaves
+from potstill.methods.base import Estimate, Examples, Method, Needs, State
+from potstill.workers import in_order
+
+COLOURS = 3
+"""Channels of images of which "auto" takes mirrored copies."""
+
+
+@dataclass(frozen=True)
+class FeatureOptions:
+    """Options of every regression on features."""
+
+    ridge: float = option(
+        1e-6, "regularisation, relative to the mean of the kernel's diagonal", low=0, open_low=True
+    )
+    mirrored_copies: bool | Auto = option(
+        "auto", "regress on each image and its mirrored copy; auto: of colour images"
+    )
+
+    def resolved(self, sizes: Any) -> Any:
+        """Replace every "auto"."""
+        coloured = len(sizes.shape) > 1 and sizes.shape[0] >= COLOURS
+        mirrored = coloured if self.mirrored_copies == "auto" else self.mirrored_copies
+        return replace(self, mirrored_copies=mirrored)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network's tensors: trainable parameters (P,), and the rest by name."""
+
+    theta: Tensor
+    constants: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class FeatureRegression(Method):
+    """What is common to methods that regress on features."""
+
+    Options: ClassVar[type] = FeatureOptions
+    options: Any
+    needs: ClassVar[Needs] = Needs(features=True, targets="numbers")
+    offset: ClassVar[float] = 0.0
+    """One more feature, the same for all examples; 0: none."""
+    remedy: ClassVar[str] = "raise --ridge or lower --outer-lr"
+
+    @cached_property
+    def model(self) -> FlatModel:
+        """The structure that all networks have, in evaluation mode."""
+        return self.structure("read")
+
+    def structure(self, statistics: Statistics) -> FlatModel:
+        """Make the structure that all networks have."""
+        problem = self.problem
+        return FlatModel(problem.network("structure"), problem.networks.precision, statistics)
+
+    def fresh(self, *replay: int) -> Trained:
+        """Make a network; it follows from the seed and numbers."""
+        made = FlatModel(self.problem.network("network", *replay), statistics="read")
+        return Trained(made.theta, made.constants)
+
+    @abstractmethod
+    def networks(self, examples: Examples, state: State, step: int) -> tuple[list[Trained], State]:
+        """Return the networks of an outer step, and the state after it."""
+
+    @abstractmethod
+    def loss(self, predicted: Tensor, labels: Tensor, learned: Leaves) -> Tensor:
+        """Return the sum of a loss over real examples.
+
+        Args:
+            predicted: (B, K), around 0.
+            labels: (B,).
+            learned: values that are learned beside the set, by name.
+        """
+
+    def beside(self, targets: Tensor) -> Tensor:
+        """Return what the loss has beside the real examples, of targets around 0; 0 by default."""
+        return targets.new_zeros(())
+
+    def scale(self, networks: int, features: int) -> float:
+        """Return the factor on features, of so many networks with so many each; 1 by default."""
+        return 1.0
+
+    def estimate(self, examples: Examples, learned: Leaves, state: State, step: int) -> Estimate:
+        networks, after = self.networks(examples, state, step)
+        images = examples.images.detach()
+        seen = self.with_copies(images)
+        rows = self.features(networks, seen, self.problem.micro_batch).requires_grad_()
+        targets = examples.targets.detach().requires_grad_(examples.learn_targets)
+        own = centred(targets)
+        exact = doubled(rows)
+        copies = len(seen) // len(images)
+        solved = coefficients(exact @ exact.T, own.repeat(copies, 1), self.options.ridge)
+        weights = (exact.T @ solved).to(rows)
+        values = {name: value.detach().requires_grad_() for name, value in learned.items()}
+        loss, of_weights, of_values = self.on_real(networks, weights.detach(), values, step)
+        beside = self.beside(own)
+        asked = [rows, *([targets] if examples.learn_targets else [])]
+        through = (weights * of_weights).sum() + beside
+        of_rows, *of_targets = torch.autograd.grad(through, asked)
+        of_seen = self.pulled(networks, seen, of_rows)
+        grads = {"images": self.from_copies(of_seen, len(images)), **of_values}
+        if of_targets:
+            grads["targets"] = of_targets[0]
+        return Estimate(loss + beside.detach(), grads, after)
+
+    def on_real(
+        self, networks: Sequence[Trained], weights: Tensor, values: Leaves, step: int
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Return the mean loss of a real batch, and its gradients in the weights and the values.
+
+        Args:
+            networks: of the step.
+            weights: (F, K), from features to predictions.
+            values: that are learned beside the set; leaves.
+            step: number of the outer step.
+        """
+        problem, real = self.problem, self.problem.real
+        chosen = real.sampler.draw(real.train, real.batch, problem.rng("real batch", step))
+
+        def of_part(rows: Tensor) -> tuple[Tensor, ...]:
+            images, labels = real.train.take(rows)
+            with torch.no_grad():
+                features = self.together(networks, images.to(weights.dtype))
+            leaf = weights.detach().requires_grad_()
+            loss = self.loss(features @ leaf, labels, values)
+            return loss.detach(), *torch.autograd.grad(loss, [leaf, *values.values()])
+
+        tasks = (partial(of_part, rows) for rows in chosen.split(real.micro_batch))
+        total = [
+            torch.zeros_like(one) for one in (weights.new_zeros(()), weights, *values.values())
+        ]
+        for part in in_order(tasks, problem.device):
+            for sum_, more in zip(total, part, strict=True):
+                sum_ += more
+        loss, of_weights, *rest = (one / len(chosen) for one in total)
+        return loss, of_weights, dict(zip(values, rest, strict=True))
+
+    def features(self, networks: Sequence[Trained], images: Tensor, most: int) -> Tensor:
+        """Compute the features (n, F) of examples, at most so many at once."""
+
+        def of_part(part: Tensor) -> Tensor:
+            with torch.no_grad():
+                return self.together(networks, part)
+
+        tasks = (partial(of_part, part) for part in images.split(most))
+        return torch.cat(list(in_order(tasks, self.problem.device)))
+
+    def together(self, networks: Sequence[Trained], images: Tensor) -> Tensor:
+        """Compute the features of all networks, side by side and to scale."""
+        parts = [self.model.features(one.theta, images, dict(one.constants)) for one in networks]
+        scale = self.scale(len(networks), parts[0].shape[1])
+        if self.offset:
+            parts.append(images.new_full((len(images), 1), self.offset / scale))
+        together = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
+        return together if scale == 1 else scale * together
+
+    def pulled(self, networks: Sequence[Trained], images: Tensor, of_rows: Tensor) -> Tensor:
+        """Return the gradient in images of a loss whose gradient in their features is known.
+
+        The features are computed again, so that few examples' activations are in memory.
+        """
+
+        def of_part(part: Tensor, along: Tensor) -> Tensor:
+            leaf = part.detach().requires_grad_()
+            (grad,) = torch.autograd.grad(self.together(networks, leaf), leaf, along)
+            return grad
+
+        most = self.problem.micro_batch
+        tasks: Iterator[partial[Tensor]] = (
+            partial(of_part, part, along)
+            for part, along in zip(images.split(most), of_rows.split(most), strict=True)
+        )
+        return torch.cat(list(in_order(tasks, self.problem.device)))
+
+    def with_copies(self, images: Tensor) -> Tensor:
+        """Return images, and after them their mirrored copies if the method takes some."""
+        return torch.cat([images, images.flip(-1)]) if self.options.mirrored_copies else images
+
+    def from_copies(self, grad: Tensor, count: int) -> Tensor:
+        """Return the gradient in images of that in them and their copies."""
+        return grad[:count] + grad[count:].flip(-1) if len(grad) > count else grad
