@@ -321,6 +321,15 @@ PROTOCOLS = Registry(
         "potstill.evaluation.protocols:IDC_DIGITS",
         "the same without flip and CutMix, as IDC is evaluated on digits",
     ),
+    frepo=(
+        "potstill.evaluation.protocols:FREPO",
+        "as FRePo is evaluated: squared error, Adam, steps by the set's size, augmented, tested "
+        "once",
+    ),
+    frepo_digits=(
+        "potstill.evaluation.protocols:FREPO_DIGITS",
+        "the same without flip, for digits",
+    ),
     dc_300=(
         "potstill.evaluation.protocols:DC_300",
         "as DC is evaluated: 301 epochs of SGD without augmentation, tested once",
@@ -335,6 +344,11 @@ LEARNERS = Registry(
     network_mse=(
         "potstill.evaluation.learners:SquaredNetwork",
         "the same by squared error, on targets less 1 / K",
+    ),
+    krr_features=(
+        "potstill.evaluation.learners:FeatureRidge",
+        "such a network, and ridge regression on what its last layer reads",
+        "Zhou, Nezhadarya & Ba 2022",
     ),
     krr=(
         "potstill.evaluation.learners:KernelRidge",
@@ -398,6 +412,10 @@ PREPROCESSING = Registry(
     zca_mtt=(
         "potstill.data.whitening:ZcaOfMtt",
         "the other ZCA whitening of the field, of MTT and its kin: images less their mean",
+    ),
+    zca_frepo=(
+        "potstill.data.whitening:ZcaOfFrepo",
+        "the third, of FRePo and RCIG: channels standardised, then images less their mean",
     ),
 )
 AUGMENTATIONS = Registry(

@@ -1,5 +1,6 @@
 """Learners: what all rows promise, and the nearest example against a loop."""
 
+import dataclasses
 import json
 
 import pytest
@@ -11,10 +12,10 @@ import potstill
 from potstill.cli.parser import main
 from potstill.errors import InputError
 from potstill.evaluation.bench import examples_of
-from potstill.evaluation.learners import Nearest, TrainingSet
+from potstill.evaluation.learners import FeatureRidge, Nearest, SquaredNetwork, TrainingSet
 from potstill.evaluation.records import EVALUATION
-from potstill.evaluation.training import accuracy
-from potstill.models import resolve
+from potstill.evaluation.training import accuracy, set_batches, train_network
+from potstill.models import fresh, resolve
 from potstill.registry import LEARNERS
 from potstill.seeds import generator
 
@@ -116,3 +117,31 @@ def test_the_command_and_the_report_show_a_learner(tmp_path, capsys):
     )
     assert main(["report", str(tmp_path / "run")]) == 0
     assert "the nearest example gives the class" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_a_regression_on_features_is_a_direct_solve_on_those_of_the_trained_network():
+    real = blobs()
+    distilled, inputs = set_of(real), real.test.take(torch.arange(7))[0]
+    factory = resolve("mlp", real.shape, 3, width=8, depth=1)
+    recipe = dataclasses.replace(distilled.recipe, steps=20, ridge=1e-2)
+    images, targets, labels = examples_of(distilled)
+    found = FeatureRidge(recipe, factory, CPU).fit(TrainingSet(images, targets, labels), 3)(inputs)
+    network = fresh(factory, 3, CPU)
+    batches = set_batches(images, targets, labels, recipe, 3)
+    for _ in train_network(network, batches, recipe, (20,), 3, SquaredNetwork.loss):
+        pass
+    rows, seen = (network.features(some).detach().double() for some in (images, inputs))
+    gram = rows @ rows.T
+    gram = gram + 1e-2 * gram.trace() / len(gram) * torch.eye(len(gram))
+    expected = seen @ rows.T @ torch.linalg.inv(gram) @ (targets - 1 / 3).double()
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_regression_on_features_says_what_it_cannot_do():
+    real = blobs()
+    distilled = set_of(real)
+    with pytest.raises(InputError, match="leave the baseline full out"):
+        measured(distilled, real, learner="krr-features", baselines=("full",), nets=1)
+    learner = FeatureRidge(distilled.recipe, lambda: torch.nn.Linear(16, 3), CPU)
+    with pytest.raises(InputError, match="needs a network whose features"):
+        learner.fit(examples_of(distilled), 0)

@@ -104,7 +104,7 @@ def test_the_root_of_a_large_matrix_is_that_by_its_eigenvectors(condition):
     assert float((rough - exact).abs().max()) > 1e-4 * float(exact.abs().max())
 
 
-@pytest.mark.parametrize("name", ["zca", "zca-mtt"])
+@pytest.mark.parametrize("name", ["zca", "zca-mtt", "zca-frepo"])
 def test_examples_of_many_numbers_are_whitened_alike(name, monkeypatch):
     images = photos(200, 0)
     small = fitted(name, images)
@@ -142,6 +142,21 @@ def test_the_whitening_of_mtt_equals_its_formula():
     torch.testing.assert_close(preprocess.inverse(preprocess(other)), other, rtol=0, atol=1e-4)
     fine = fitted("zca-mtt", images, zca_constant=1e-6)(images).double().flatten(1)
     torch.testing.assert_close(fine.T @ fine / 200, torch.eye(60).double(), rtol=0, atol=2e-2)
+
+
+def test_the_whitening_of_frepo_equals_its_formula():
+    # Channels standardised, then less the mean image, with a share of the mean eigenvalue.
+    images, other = photos(200, 0), photos(9, 1)
+    channels = images.double().transpose(0, 1).flatten(1)
+    mean, std = (each[:, None, None] for each in (channels.mean(1), channels.std(1, correction=0)))
+    rows = ((images - mean) / std).flatten(1)
+    less = rows - rows.mean(0)
+    values, vectors = torch.linalg.eigh(less.T @ less / len(rows))
+    matrix = (vectors / (values + 0.1 * values.mean()).sqrt()) @ vectors.T
+    expected = ((((other - mean) / std).flatten(1) - rows.mean(0)) @ matrix).reshape(other.shape)
+    preprocess = fitted("zca-frepo", images)
+    torch.testing.assert_close(preprocess(other).double(), expected, rtol=0, atol=5e-3)
+    torch.testing.assert_close(preprocess.inverse(preprocess(other)), other, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Protocols against the published code written out with torch.optim, and what they may look at."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -14,7 +15,13 @@ from potstill.distilled.sets import DistilledSet
 from potstill.engine.optimizers import SGD
 from potstill.errors import InputError
 from potstill.evaluation.bench import recipe_under
-from potstill.evaluation.protocols import DSA_1000, EvaluationOptions, published
+from potstill.evaluation.learners import SquaredNetwork
+from potstill.evaluation.protocols import (
+    DSA_1000,
+    EvaluationOptions,
+    as_in_frepo,
+    published,
+)
 from potstill.evaluation.training import accuracy, set_batches, train_network
 from potstill.models import fresh, resolve
 from potstill.registry import PROTOCOLS
@@ -170,3 +177,66 @@ def test_options_are_read_from_text_and_told_when_they_are_wrong():
     ):
         with pytest.raises(InputError, match=message):
             EvaluationOptions.of(**wrong)
+
+
+def test_frepos_training_is_the_published_one(monkeypatch):
+    """Squared error, Adam, full batches; optax's warm-up from 0 and cosine to a hundredth."""
+    monkeypatch.setattr("potstill.evaluation.protocols.FREPO_UPDATES", ((10, 30), (100, 2000)))
+    protocol = replace(
+        as_in_frepo("p", ("crop", "color")),
+        recipe={**as_in_frepo("p", ("crop", "color")).recipe, "warm_up": 12},
+    )
+    labels = torch.arange(9) % 3
+    images = torch.randn(9, 1, 4, 4, generator=generator(0)) + labels.view(-1, 1, 1, 1)
+    targets = F.one_hot(labels, 3) + 0.1 * torch.randn(9, 3, generator=generator(1))
+    factory = resolve("mlp", (1, 4, 4), 3, width=8, depth=1)
+    recipe = recipe_under(protocol, Recipe(optimizer=SGD(), lr=9.0), 9)
+    assert recipe.steps == 30
+    (own,) = SquaredNetwork(recipe, factory, CPU).course(
+        set_batches(images, targets, labels, recipe, 5), (30,), 5
+    )
+    twin, rng = fresh(factory, 5, CPU), generator(5, "batches")
+    optimizer = torch.optim.Adam(twin.parameters(), 1.0)
+    for step in range(30):
+        share = (
+            step / 12 if step < 12 else 0.01 + 0.99 * (1 + math.cos(math.pi * (step - 12) / 18)) / 2
+        )
+        optimizer.param_groups[0]["lr"] = 3e-4 * share
+        rows = torch.randperm(9, generator=rng)
+        drawn = augmentation.draw(("crop", "color"), 9, rng)
+        loss = (twin(augmentation.apply(images[rows], drawn)) - targets[rows] + 1 / 3).square()
+        optimizer.zero_grad()
+        (loss.mean() / 2).backward()
+        optimizer.step()
+    torch.testing.assert_close(own(images), twin(images), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("examples", "steps"),
+    [
+        (4, 1000),
+        (10, 1000),
+        (100, 2000),
+        (250, 20_000),
+        (500, 5000),
+        (1000, 10_000),
+        (9999, 40_000),
+    ],
+)
+def test_frepo_trains_for_longer_on_larger_sets(examples, steps):
+    assert recipe_under(PROTOCOLS["frepo"], Recipe(), examples).steps == steps
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"steps": 5}, "steps must be auto with the protocol frepo"),
+        (
+            {"learner": "network"},
+            "learner must be auto with the protocol frepo, which is of network-mse",
+        ),
+    ],
+)
+def test_what_frepos_protocol_decides_is_not_given(options, said):
+    with pytest.raises(InputError, match=said):
+        EvaluationOptions(protocol="frepo", **options)

@@ -1,4 +1,4 @@
-"""ZCA whitening, in the two kinds that the field has; sets in one are of no use in the other."""
+"""ZCA whitening, in three kinds that the field has; sets in one are of no use in the others."""
 
 import math
 from collections.abc import Mapping
@@ -189,6 +189,54 @@ class ZcaOfMtt(Zca):
         """Undo the whitening, exactly."""
         plain = (images.flatten(1) @ self.unwhiten.to(images)).view_as(images)
         return plain + self.tensors["mean"]
+
+
+class ZcaOfFrepo(Zca):
+    """The third ZCA whitening of the field, of FRePo and RCIG: standardised by channel first.
+
+    Its tensors are "mean" (C, H, W), "std" (C, 1, 1) and "matrix".
+
+    Source: the code of Zhou, Nezhadarya & Ba 2022, arXiv:2206.00719: each channel standardised,
+        less the mean image, W = U diag(1 / sqrt(S + 0.1 mean(S))) U' with S the eigenvalues of the
+        covariance. (There its constants of channels are fixed, and with fewer images than values
+        the eigenvalues beyond are set to 1; here neither.)
+    """
+
+    kinds = ("image",)
+    words = MappingProxyType(
+        {"image": "ZCA whitening as in FRePo: channels standardised, less the mean image"}
+    )
+
+    @classmethod
+    def statistics(cls, images: Tensor) -> dict[str, Tensor]:
+        return {
+            "mean": images.mean(0),
+            "square": images.square().mean((0, 2, 3)),
+            "gram": gram_of(images.flatten(1)),
+        }
+
+    @classmethod
+    def solve(cls, means: Means, options: Any) -> dict[str, Tensor]:
+        mean = means["mean"]
+        variance = means["square"] - mean.mean((1, 2)).square()
+        if float(variance.max()) < SMALLEST_NORM:
+            raise InputError(
+                "preprocess zca-frepo needs train images that are not constant, found none; give "
+                "--preprocess none"
+            )
+        std = variance.clamp_min(SMALLEST_NORM).sqrt()[:, None, None]
+        flat, scale = mean.flatten(), std.expand_as(mean).flatten()
+        covariance = (means["gram"] - torch.outer(flat, flat)) / torch.outer(scale, scale)
+        matrix = whitening(covariance, options.zca_regularization)
+        return {"mean": mean, "std": std, "matrix": matrix}
+
+    def __call__(self, images: Tensor) -> Tensor:
+        standard = (images - self.tensors["mean"]) / self.tensors["std"]
+        return (standard.flatten(1) @ self.tensors["matrix"]).view_as(images)
+
+    def inverse(self, images: Tensor) -> Tensor:
+        """Undo the whitening, exactly."""
+        return super().inverse(images) * self.tensors["std"] + self.tensors["mean"]
 
 
 def whitening(gram: Tensor, regularization: float = 0.0, constant: float = 0.0) -> Tensor:

@@ -1,5 +1,6 @@
 """How to train on a distilled set."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -34,6 +35,9 @@ class Recipe:
         classes_per_batch: random classes in a batch.
         augment: augmentation operations, one a batch.
         steps: how many steps.
+        warm_up: steps over which the learning rate grows from 0.
+        final_rate: share of the learning rate to which it falls by the last step, in the shape of a
+            cosine; 1: it stays.
         precision: "float32", or "bfloat16" for the arithmetic in the network.
         batch_size: shuffled batches of so many examples, epoch after epoch; None: by class, as
             above.
@@ -55,6 +59,8 @@ class Recipe:
     classes_per_batch: int = 10
     augment: tuple[str, ...] = ()
     steps: int = 300
+    warm_up: int = 0
+    final_rate: float = 1.0
     precision: str = "float32"
     batch_size: int | None = None
     learner: str = "network"
@@ -81,6 +87,19 @@ class Recipe:
             steps=steps,
             precision=inner.precision,
         )
+
+    @property
+    def constant_rate(self) -> bool:
+        """Whether the learning rate is the same at every step."""
+        return self.warm_up == 0 and self.final_rate == 1
+
+    def rate_at(self, step: int) -> float:
+        """Return the learning rate of step number `step`, from 0."""
+        if step < self.warm_up:
+            return self.lr * step / self.warm_up
+        over = min(1.0, (step - self.warm_up) / max(1, self.steps - self.warm_up))
+        fallen = (1 - self.final_rate) * (1 - math.cos(math.pi * over)) / 2
+        return self.lr * (1 - fallen)
 
     def plain(self) -> dict[str, Any]:
         """Return the recipe as plain data."""

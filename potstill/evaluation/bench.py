@@ -337,6 +337,8 @@ class FitBench:
 def recipe_under(protocol: Protocol, recipe: Recipe, examples: int) -> Recipe:
     """Return the recipe with the changes of a protocol, for so many examples."""
     recipe = dataclasses.replace(recipe, **protocol.recipe)
+    if protocol.updates:
+        return dataclasses.replace(recipe, steps=protocol.updates_on(examples))
     if not protocol.epochs:
         return recipe
     each = batches_an_epoch(examples, recipe.batch_size or examples)

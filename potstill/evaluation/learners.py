@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from potstill.distilled.recipes import Recipe
 from potstill.engine.compiled_losses import CompiledNetwork
 from potstill.engine.kernels import InfiniteNetwork, in_its_precision, kernel
-from potstill.engine.ridge import centred, coefficients
+from potstill.engine.ridge import centred, coefficients, doubled
 from potstill.errors import InputError
 from potstill.evaluation.training import (
     Batches,
     Predict,
+    SetBatches,
     set_batches,
     train_compiled,
     train_network,
@@ -23,6 +24,8 @@ from potstill.evaluation.training import (
 from potstill.models import fresh
 from potstill.registry import KERNELS
 
+MICRO = 500
+"""Examples whose features are computed at once."""
 AT_ONCE = 2**24
 """Distances that are in memory at the same time."""
 MOST = 20_000
@@ -127,6 +130,47 @@ class SquaredNetwork(Network):
     def loss(outputs: Tensor, targets: Tensor) -> Tensor:
         """Return half the mean square of an output's error."""
         return F.mse_loss(outputs, centred(targets)) / 2
+
+
+@dataclass(frozen=True)
+class FeatureRidge(SquaredNetwork):
+    """Ridge regression of centred targets on the features of a network trained by squared error.
+
+    Source: the predictor of FRePo, Zhou, Nezhadarya & Ba 2022, arXiv:2206.00719.
+    """
+
+    words: ClassVar[str] = "ridge regression on a trained network's features"
+    subject: ClassVar[str] = "ridge regressions on features of networks trained on"
+
+    def course(self, batches: Batches, lengths: Sequence[int], seed: int) -> Iterator[Predict]:
+        if not isinstance(batches, SetBatches):
+            raise InputError(
+                "the learner krr-features regresses on all examples at once, which all real ones "
+                "are too many for; leave the baseline full out"
+            )
+        network = fresh(self.factory, seed, self.device)
+        if not callable(features := getattr(network, "features", None)):
+            raise InputError(
+                f"the learner krr-features needs a network whose features(inputs) gives a row for "
+                f"each input, model {self.recipe.model} has none; add it, or take another --model"
+            )
+        for _ in train_network(network, batches, self.recipe, lengths, seed, self.loss):
+            yield self.regression(features, batches.images, batches.targets)
+
+    @torch.no_grad()
+    def regression(
+        self, features: Callable[[Tensor], Tensor], images: Tensor, targets: Tensor
+    ) -> Predict:
+        """Return what predicts by a network's features, from examples and their targets."""
+        rows = doubled(torch.cat([features(part).flatten(1) for part in images.split(MICRO)]))
+        weights = rows.T @ coefficients(rows @ rows.T, centred(targets), self.recipe.ridge)
+        known = weights.float().to(images.device)
+
+        @torch.no_grad()
+        def predict(inputs: Tensor) -> Tensor:
+            return features(inputs).flatten(1).float() @ known
+
+        return predict
 
 
 def where_exact(device: torch.device) -> torch.device:

@@ -70,7 +70,10 @@ def evaluate(
             f"the baseline {options.baselines[0]} trains on real {NOUNS[real.kind]}s, all that are "
             "given are tested on; give data with a train and a test split, or leave it out"
         )
-    name = distilled.recipe.learner if options.learner == "auto" else options.learner
+    name = options.learner
+    if name == "auto":
+        protocol: Protocol = PROTOCOLS[options.protocol]
+        name = protocol.recipe.get("learner", distilled.recipe.learner)
     if LEARNERS[name].trains:
         training = Training(distilled, options, model, lengths, name)
         return by_networks(training, real, progress, say, ranks)
@@ -172,7 +175,7 @@ class Training:
     @property
     def chooses(self) -> bool:
         """Whether something is chosen on validation data."""
-        lengths = () if self.recorded or self.protocol.epochs else self.searched
+        lengths = () if self.recorded or self.protocol.fixed else self.searched
         on_validation = self.protocol.chosen_on == "validation"
         return bool(self.rates) or (on_validation and len(lengths) > 1)
 
@@ -192,7 +195,7 @@ class Training:
 
     def steps(self, recipe: Recipe) -> tuple[int, ...]:
         """Return the lengths to try under the protocol; `recipe` has the protocol's own."""
-        return (recipe.steps,) if self.protocol.epochs else self.searched
+        return (recipe.steps,) if self.protocol.fixed else self.searched
 
 
 def by_networks(

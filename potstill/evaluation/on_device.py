@@ -37,6 +37,8 @@ def can_be_programs(module: nn.Module, batches: object, recipe: Recipe) -> bool:
     """
     if not isinstance(batches, SetBatches) or recipe.cutmix or recipe.batch_size:
         return False
+    if not recipe.constant_rate:
+        return False
     inputs = batches.images[:2]
 
     def call() -> None:

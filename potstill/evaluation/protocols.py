@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_type_hints
 
 from potstill.config.options import Auto, checked, convert, option
+from potstill.engine.optimizers import Adam
 from potstill.errors import InputError, near_miss
 from potstill.registry import LEARNERS, PROTOCOLS
 
@@ -29,6 +30,8 @@ class Protocol:
         candidates: numbers of steps to choose from; none: those of the run that made the set, or
             its own choice.
         epochs: passes over the examples, in place of a number of steps; 0: none.
+        updates: ascending (examples, steps): training steps for so many examples or more; () unless
+            the protocol has its own.
         decay_after: with `epochs`: numbers of them after which SGD's learning rate falls.
         decay: factor by which it falls.
         restart: whether the momentum starts again from 0 there.
@@ -39,14 +42,25 @@ class Protocol:
     chosen_on: Literal["validation", "test"] | None = "validation"
     candidates: tuple[int, ...] = ()
     epochs: int = 0
+    updates: tuple[tuple[int, int], ...] = ()
     decay_after: tuple[int, ...] = ()
     decay: float = 0.1
     restart: bool = True
     recipe: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def fixed(self) -> bool:
+        """Whether it has a number of steps, or of epochs, of its own."""
+        return bool(self.epochs or self.updates)
+
+    def updates_on(self, examples: int) -> int:
+        """Return how many steps of `updates` are for so many examples."""
+        known = [steps for number, steps in self.updates if number <= examples]
+        return known[-1] if known else self.updates[0][1]
+
     def choice(self, lengths: Sequence[int]) -> str:
         """Say what chose among these numbers of steps."""
-        if self.epochs:
+        if self.fixed:
             return self.words
         if len(lengths) == 1:
             return "fixed steps"
@@ -127,6 +141,38 @@ def as_in_idc(name: str, rest: Mapping[str, Any], augment: tuple[str, ...]) -> P
     )
 
 
+def as_in_frepo(name: str, augment: tuple[str, ...]) -> Protocol:
+    """Return the evaluation protocol of FRePo.
+
+    A fresh network trains by squared error on targets less 1 / K, with Adam in batches of at most
+    500, and is tested once, at the end. The rate grows for 500 steps and then falls to a hundredth.
+    Networks have the norm and the initialisation of the set's recipe: those of FRePo have no norm,
+    and LeCun's. Ours differs in this: batches of sets of more than 500 images are shuffled, where
+    the published code has them in the order of the file, and the operations are ours (DSA's).
+
+    Source: Zhou, Nezhadarya & Ba 2022, arXiv:2206.00719, and its code.
+
+    Args:
+        name: of the protocol.
+        augment: operations, one for each batch.
+    """
+    return Protocol(
+        f"{name}: squared error, Adam, steps by the number of examples, augmented by one of "
+        f"{', '.join(augment)}; tested once, nothing chosen",
+        None,
+        updates=FREPO_UPDATES,
+        recipe={
+            "lr": 3e-4, "batch_size": 500, "augment": augment, "precision": "float32",
+            "learner": "network-mse", "optimizer": Adam(), "warm_up": 500, "final_rate": 0.01,
+        },
+    )  # fmt: skip
+
+
+FREPO_UPDATES = (
+    (10, 1000), (100, 2000), (200, 20_000), (400, 5000), (1000, 10_000), (2000, 40_000),
+)  # fmt: skip
+FREPO = as_in_frepo("frepo", DSA)
+FREPO_DIGITS = as_in_frepo("frepo-digits", DIGITS)
 MTT = published("mtt", 1000, DSA, lr=None)
 MTT_DIGITS = published("mtt-digits", 1000, DIGITS, lr=None)
 IDC = as_in_idc(
@@ -190,10 +236,18 @@ class EvaluationOptions:
                 raise InputError(
                     f"baseline must be one of {known}; got {name!r}{near_miss(name, BASELINES)}"
                 )
-        if PROTOCOLS[self.protocol].epochs and self.steps != "auto":
+        protocol: Protocol = PROTOCOLS[self.protocol]
+        if protocol.fixed and self.steps != "auto":
+            number = "a number of epochs" if protocol.epochs else "its own number of steps"
             raise InputError(
-                f"steps must be auto with the protocol {self.protocol}, which trains for a number "
-                f"of epochs, got {self.steps}"
+                f"steps must be auto with the protocol {self.protocol}, which trains for {number}, "
+                f"got {self.steps}"
+            )
+        own = protocol.recipe.get("learner", self.learner)
+        if self.learner not in ("auto", own):
+            raise InputError(
+                f"learner must be auto with the protocol {self.protocol}, which is of {own}, got "
+                f"{self.learner}; leave it out"
             )
 
     @classmethod

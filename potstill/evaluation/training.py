@@ -173,6 +173,9 @@ def train_network(
         with global_seed(derive(seed, "dropout", done), device) if draws else nullcontext():
             for step in range(done, stop):
                 inputs, targets = batch(step) if step else first
+                if not recipe.constant_rate:
+                    for group in optimizer.param_groups:
+                        group["lr"] = recipe.rate_at(step)
                 optimizer.zero_grad()
                 loss(predict(inputs), targets).backward()
                 optimizer.step()
@@ -220,6 +223,8 @@ def train_compiled(
             inputs, targets = batch(step)
             loss = InMicroBatches(network, compiled.cut.size(len(inputs)), filled=True)
             grad = loss.gradient(state[0], Batch(inputs, targets), step)[1]
+            if not recipe.constant_rate:
+                hyper["lr"].fill_(recipe.rate_at(step))
             state = optimizer.step(state, grad, hyper, step)
         done = stop
         yield predict
