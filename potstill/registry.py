@@ -350,6 +350,11 @@ LEARNERS = Registry(
         "such a network, and ridge regression on what its last layer reads",
         "Zhou, Nezhadarya & Ba 2022",
     ),
+    krr_random=(
+        "potstill.evaluation.learners:RandomFeatures",
+        "ridge regression on features of 8 fresh random networks",
+        "Loo et al. 2022",
+    ),
     krr=(
         "potstill.evaluation.learners:KernelRidge",
         "kernel ridge regression with the kernel of the set's recipe, of an infinite network",

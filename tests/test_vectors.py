@@ -306,8 +306,8 @@ def test_parts_say_what_they_take():
         ({"data": "sklearn:wines"}, "got 'sklearn:wines' (did you mean 'sklearn:wine'?)"),
         (
             {"zca_regularization": 0.3},
-            "zca_regularization has no effect with --preprocess normalize; it belongs to zca, zca-frepo: "
-            "choose another --preprocess, or leave it out",
+            "zca_regularization has no effect with --preprocess normalize; it belongs to zca, "
+            "zca-frepo: choose another --preprocess, or leave it out",
         ),
         (
             {"norm": "batch"},

@@ -23,9 +23,12 @@ from potstill.evaluation.training import (
 )
 from potstill.models import fresh
 from potstill.registry import KERNELS
+from potstill.seeds import derive
 
 MICRO = 500
 """Examples whose features are computed at once."""
+RANDOM_NETWORKS, BIAS = 8, 0.1
+"""Random networks whose features are together, and the feature that is the same for all."""
 AT_ONCE = 2**24
 """Distances that are in memory at the same time."""
 MOST = 20_000
@@ -149,28 +152,74 @@ class FeatureRidge(SquaredNetwork):
                 "are too many for; leave the baseline full out"
             )
         network = fresh(self.factory, seed, self.device)
-        if not callable(features := getattr(network, "features", None)):
-            raise InputError(
-                f"the learner krr-features needs a network whose features(inputs) gives a row for "
-                f"each input, model {self.recipe.model} has none; add it, or take another --model"
-            )
+        features = features_of(network, "krr-features", self.recipe.model)
         for _ in train_network(network, batches, self.recipe, lengths, seed, self.loss):
-            yield self.regression(features, batches.images, batches.targets)
+            yield regression(features, batches.images, batches.targets, self.recipe.ridge)
+
+
+@dataclass(frozen=True)
+class RandomFeatures(SquaredNetwork):
+    """Ridge regression on features of several fresh random networks, side by side.
+
+    It estimates the covariance kernel of the network of infinite width,
+    k(a, b) = 2 phi(a)' phi(b) / (M d) + 0.01, M networks having d features each.
+
+    Source: RFAD, Loo et al. 2022, arXiv:2210.12067.
+    """
+
+    trains: ClassVar[bool] = False
+    words: ClassVar[str] = "ridge regression on features of 8 random networks"
+    subject: ClassVar[str] = "ridge regressions on random features of"
 
     @torch.no_grad()
-    def regression(
-        self, features: Callable[[Tensor], Tensor], images: Tensor, targets: Tensor
-    ) -> Predict:
-        """Return what predicts by a network's features, from examples and their targets."""
-        rows = doubled(torch.cat([features(part).flatten(1) for part in images.split(MICRO)]))
-        weights = rows.T @ coefficients(rows @ rows.T, centred(targets), self.recipe.ridge)
-        known = weights.float().to(images.device)
+    def fit(self, examples: TrainingSet, seed: int) -> Predict:
+        networks = [
+            fresh(self.factory, derive(seed, "random features", number), self.device).eval()
+            for number in range(RANDOM_NETWORKS)
+        ]
+        each = [features_of(network, "krr-random", self.recipe.model) for network in networks]
 
-        @torch.no_grad()
-        def predict(inputs: Tensor) -> Tensor:
-            return features(inputs).flatten(1).float() @ known
+        def features(inputs: Tensor) -> Tensor:
+            rows = torch.cat([one(inputs).flatten(1).float() for one in each], 1)
+            return torch.cat(
+                [rows * (2 / rows.shape[1]) ** 0.5, rows.new_full((len(rows), 1), BIAS)], 1
+            )
 
-        return predict
+        known, targets = (part.to(self.device) for part in examples[:2])
+        require_room(len(known))
+        return regression(features, known, targets, self.recipe.ridge)
+
+
+def features_of(network: nn.Module, learner: str, model: str) -> Callable[[Tensor], Tensor]:
+    """Return what gives a network's features; raise an InputError if it has none."""
+    features = getattr(network, "features", None)
+    if not callable(features):
+        raise InputError(
+            f"the learner {learner} needs a network whose features(inputs) gives a row for each "
+            f"input, model {model} has none; add it, or take another --model"
+        )
+    return features  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def regression(
+    features: Callable[[Tensor], Tensor], images: Tensor, targets: Tensor, ridge: float
+) -> Predict:
+    """Return what predicts by a ridge regression of centred targets on features of examples."""
+    rows = doubled(torch.cat([features(part).flatten(1) for part in images.split(MICRO)]))
+    solved = coefficients(rows @ rows.T, centred(targets), ridge)
+    if not bool(solved.isfinite().all()):
+        raise InputError(
+            f"the features of the set are all alike or not finite, with a ridge of {ridge:g}; the "
+            "set may hold an example twice"
+        )
+    weights = (rows.T @ solved).float().to(images.device)
+
+    @torch.no_grad()
+    def predict(inputs: Tensor) -> Tensor:
+        return features(inputs).flatten(1).float() @ weights
+
+    return predict
 
 
 def where_exact(device: torch.device) -> torch.device:

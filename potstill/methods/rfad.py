@@ -104,7 +104,7 @@ class Rfad(FeatureRegression):
         return (predicted - wanted).square().sum() / (2 * wanted.shape[1])
 
     def recipe(self, recipe: Recipe, learned: Leaves, state: State) -> Recipe:
-        return replace(recipe, learner="network-mse", ridge=self.options.ridge)
+        return replace(recipe, learner="krr-random", ridge=self.options.ridge)
 
     @classmethod
     def words(cls, options: RfadOptions) -> list[tuple[str, str]]:
