@@ -225,6 +225,10 @@ METHODS = Registry(
         "potstill.methods.rfad:Rfad",
         "the same on features of fresh random networks, several a step: RFAD",
     ),
+    rcig=(
+        "potstill.methods.rcig:Rcig",
+        "implicit gradients of networks that are linear in their parameters around a pool's: RCIG",
+    ),
     random=("potstill.methods.coresets:Random", "real examples at random; nothing is learned"),
     herding=(
         "potstill.methods.coresets:Herding",

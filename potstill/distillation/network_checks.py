@@ -147,8 +147,8 @@ def factories(
 ) -> tuple[Any, Any]:
     """Return the factories of the networks that a set is for, and of those it is distilled with.
 
-    They are one and the same unless `inner_width` is less than the width, or `inner_norm` another
-    than the norm; the arguments are as for `checked_factory`.
+    They are one and the same unless `inner_width` is less than the width, `inner_norm` another than
+    the norm, or `inner_activation` not ReLU; the arguments are as for `checked_factory`.
 
     Raises:
         InputError: such networks cannot be, or do not suit the method.
@@ -159,7 +159,8 @@ def factories(
         inner["width"] = options["inner_width"]
     if options.get("inner_norm", "same") not in ("same", options.get("norm")):
         inner["norm"] = options["inner_norm"]
-    if not inner:
+    smooth = options.pop("inner_activation", "relu") != "relu"
+    if not inner and not smooth:
         both = checked_factory(config, model, shape, classes, method)
         return both, both
     tested = resolve(config.model.name, shape, classes, **options)
@@ -167,7 +168,7 @@ def factories(
         return tested, checked_factory(changed(config, **inner), None, shape, classes, method)
     except InputError as error:
         words = " and ".join(f"inner_{name} of {value}" for name, value in inner.items())
-        raise InputError(f"{words}: {error}") from error
+        raise InputError(f"{words}: {error}" if words else str(error)) from error
 
 
 def checked_factory(

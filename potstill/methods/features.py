@@ -9,8 +9,8 @@ of this kind; they differ in the networks and in the loss.
 """
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, ClassVar
 
@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from potstill.config.options import Auto, option
-from potstill.engine.flat import FlatModel, Statistics
 from potstill.engine.ridge import centred, coefficients, doubled
 from potstill.engine.unroll import Leaves
 from potstill.methods.base import Estimate, Examples, Method, Needs, State
+from potstill.methods.network_pool import Networks, Trained
 from potstill.workers import in_order
 
 COLOURS = 3
@@ -46,14 +46,6 @@ class FeatureOptions:
         return replace(self, mirrored_copies=mirrored)
 
 
-@dataclass(frozen=True)
-class Trained:
-    """A network's tensors: trainable parameters (P,), and the rest by name."""
-
-    theta: Tensor
-    constants: Mapping[str, Tensor] = field(default_factory=dict)
-
-
 class FeatureRegression(Method):
     """What is common to methods that regress on features."""
 
@@ -65,19 +57,9 @@ class FeatureRegression(Method):
     remedy: ClassVar[str] = "raise --ridge or lower --outer-lr"
 
     @cached_property
-    def model(self) -> FlatModel:
-        """The structure that all networks have, in evaluation mode."""
-        return self.structure("read")
-
-    def structure(self, statistics: Statistics) -> FlatModel:
-        """Make the structure that all networks have."""
-        problem = self.problem
-        return FlatModel(problem.network("structure"), problem.networks.precision, statistics)
-
-    def fresh(self, *replay: int) -> Trained:
-        """Make a network; it follows from the seed and numbers."""
-        made = FlatModel(self.problem.network("network", *replay), statistics="read")
-        return Trained(made.theta, made.constants)
+    def of(self) -> Networks:
+        """The networks of the problem."""
+        return Networks(self.problem)
 
     @abstractmethod
     def networks(self, examples: Examples, state: State, step: int) -> tuple[list[Trained], State]:
@@ -168,7 +150,9 @@ class FeatureRegression(Method):
 
     def together(self, networks: Sequence[Trained], images: Tensor) -> Tensor:
         """Compute the features of all networks, side by side and to scale."""
-        parts = [self.model.features(one.theta, images, dict(one.constants)) for one in networks]
+        parts = [
+            self.of.evaluating.features(one.theta, images, dict(one.constants)) for one in networks
+        ]
         scale = self.scale(len(networks), parts[0].shape[1])
         if self.offset:
             parts.append(images.new_full((len(images), 1), self.offset / scale))

@@ -22,17 +22,12 @@ from torch import Tensor
 
 from potstill.config.options import option
 from potstill.distilled.recipes import Recipe
-from potstill.engine.flat import FlatModel
 from potstill.engine.ridge import centred
 from potstill.engine.unroll import Leaves
 from potstill.methods.base import Estimate, Examples, State
-from potstill.methods.features import FeatureOptions, FeatureRegression, Trained
-from potstill.seeds import derive, global_seed
+from potstill.methods.features import FeatureOptions, FeatureRegression
+from potstill.methods.network_pool import PLACES, USED, NetworkPool, Trained
 
-PLACES, USED, OF_PLACE, MOMENT = "networks", "used", "network {place}.", "state "
-"""Names in a method's state: [born, age, steps trained] of each place, the place used last, tensors
-of a place, and those that its optimiser moves.
-"""
 AS_THEY_ARE = 10
 """Classes with which labels start one-hot."""
 MOST = 1000
@@ -79,9 +74,7 @@ class Frepo(FeatureRegression):
     )
 
     def start(self) -> tuple[State, dict[str, Any]]:
-        count, life = self.options.networks, self.options.network_life
-        places = [[-1, place * (life // count), 0] for place in range(count)]
-        return {PLACES: places, USED: -1}, {}
+        return self.pool.start(self.options.network_life // self.options.networks), {}
 
     def estimate(self, examples: Examples, learned: Leaves, state: State, step: int) -> Estimate:
         found = super().estimate(examples, learned, state, step)
@@ -92,96 +85,41 @@ class Frepo(FeatureRegression):
                 found = replace(found, grads=grads, values={"targets": scaled})
         return found
 
-    def networks(self, examples: Examples, state: State, step: int) -> tuple[list[Trained], State]:
-        after = dict(state) if state[USED] < 0 else self.trained(examples, state, step)
-        place = int(
-            torch.randint(self.options.networks, (), generator=self.problem.rng("place", step))
-        )
-        after[USED] = place
-        return [self.at(after, place)[0]], after
-
     @cached_property
-    def in_training(self) -> FlatModel:
-        """The structure of the networks in training, where batch norm takes statistics."""
-        return self.structure("updated")
+    def pool(self) -> NetworkPool:
+        """The pool."""
+        return NetworkPool(self.of, self.options.networks)
 
-    def at(self, state: State, place: int) -> tuple[Trained, tuple[Tensor, ...]]:
-        """Return the network at a place, and its optimiser's moments."""
-        born, _, steps = state[PLACES][place]
-        if not steps:
-            made = self.fresh(place, born + 1)
-            return made, self.problem.recipe.optimizer.init(made.theta)[1:]
-        prefix = OF_PLACE.format(place=place)
-        own = {
-            name.removeprefix(prefix): value
-            for name, value in state.items()
-            if name.startswith(prefix)
-        }
-        theta, *moments = (own.pop(name) for name in sorted(own) if name.startswith(MOMENT))
-        return Trained(theta, own), tuple(moments)
+    def networks(self, examples: Examples, state: State, step: int) -> tuple[list[Trained], State]:
+        after = self.pool.drawn(self.trained(examples, state, step), step)
+        return [self.pool.at(after, after[USED])[0]], after
 
-    def trained(self, examples: Examples, state: State, step: int) -> dict[str, Any]:
+    def trained(self, examples: Examples, state: State, step: int) -> State:
         """Return the state after the network that was used last has trained for a step on the set.
 
         One that is old enough gives way to a fresh one instead.
         """
-        place = state[USED]
-        born, age, steps = state[PLACES][place]
-        prefix = OF_PLACE.format(place=place)
-        if age > self.options.network_life:
-            after = {name: value for name, value in state.items() if not name.startswith(prefix)}
-            return {**after, PLACES: put(state[PLACES], place, [step, 0, 0])}
-        network, moments = self.at(state, place)
-        network, moments = self.one_step(network, moments, steps, examples, step)
-        tensors = dict(network.constants)
-        for number, moment in enumerate((network.theta, *moments)):
-            tensors[f"{MOMENT}{number}"] = moment
-        own = {prefix + name: value for name, value in tensors.items()}
-        return {**state, **own, PLACES: put(state[PLACES], place, [born, age + 1, steps + 1])}
+        if (place := state[USED]) < 0:
+            return state
+        if state[PLACES][place][1] > self.options.network_life:
+            return self.pool.renewed(state, place, step)
 
-    def one_step(
-        self,
-        network: Trained,
-        moments: tuple[Tensor, ...],
-        count: int,
-        examples: Examples,
-        step: int,
-    ) -> tuple[Trained, tuple[Tensor, ...]]:
-        """Train a network for one step on the set, by half the square error, as the recipe says.
-
-        Args:
-            network: as it is.
-            moments: its optimiser's.
-            count: of steps that it has trained.
-            examples: the distilled set.
-            step: number of the outer step.
-        """
-        problem = self.problem
-        images, targets = examples.images.detach(), centred(examples.targets.detach())
-        if len(images) >= MOST:
-            rng = problem.rng("training", step)
+        def batch(number: int) -> tuple[Tensor, Tensor]:
+            images, targets = examples.images.detach(), centred(examples.targets.detach())
+            if len(images) < MOST:
+                return images, targets
+            rng = self.problem.rng("training", step)
             rows = torch.randperm(len(images), generator=rng)[:MOST].to(images.device)
-            images, targets = images[rows], targets[rows]
-        constants = {name: value.clone() for name, value in network.constants.items()}
-        theta = network.theta.detach().requires_grad_()
-        with global_seed(derive(problem.seed, "dropout", step), problem.device):
-            outputs = self.in_training(theta, images, constants)
-        loss = (outputs - targets).square().sum(1).mean() / 2
-        (grad,) = torch.autograd.grad(loss, theta)
-        recipe = problem.recipe
-        lr = {"lr": torch.tensor(recipe.lr, dtype=theta.dtype, device=theta.device)}
-        moved, *rest = recipe.optimizer.step((theta.detach(), *moments), grad, lr, count)
-        return Trained(moved, constants), tuple(rest)
+            return images[rows], targets[rows]
+
+        return self.pool.trained(state, place, step, batch)
 
     def loss(self, predicted: Tensor, labels: Tensor, learned: Leaves) -> Tensor:
         wanted = centred(self.problem.real.one_hot(labels)).to(predicted)
         return (predicted - wanted).square().sum() / 2
 
     def beside(self, targets: Tensor) -> Tensor:
-        if not targets.requires_grad:
-            return targets.new_zeros(())
-        first, second = targets.topk(2, 1).values.unbind(1)
-        return -(first - second).clamp_max(1 / targets.shape[1]).mean()
+        return -ahead(targets, 1 / targets.shape[1])
 
     def recipe(self, recipe: Recipe, learned: Leaves, state: State) -> Recipe:
         return replace(recipe, learner="network-mse")
@@ -206,6 +144,12 @@ def scaled_labels(targets: Tensor) -> Tensor | None:
     return centred(targets) / math.sqrt(count / AS_THEY_ARE) + 1 / count
 
 
-def put(places: list[list[int]], place: int, value: list[int]) -> list[list[int]]:
-    """Return a list with another value at a place."""
-    return [value if index == place else one for index, one in enumerate(places)]
+def ahead(targets: Tensor, most: float) -> Tensor:
+    """Return how far the largest entries of learned targets (n, K) are ahead, up to a bound.
+
+    It is a mean, and 0 of targets that are not learned.
+    """
+    if not targets.requires_grad:
+        return targets.new_zeros(())
+    first, second = targets.topk(2, 1).values.unbind(1)
+    return (first - second).clamp_max(most).mean()

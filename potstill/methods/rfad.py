@@ -28,7 +28,8 @@ from potstill.distilled.recipes import Recipe
 from potstill.engine.ridge import centred
 from potstill.engine.unroll import Leaves
 from potstill.methods.base import Examples, Learnable, State
-from potstill.methods.features import FeatureOptions, FeatureRegression, Trained
+from potstill.methods.features import FeatureOptions, FeatureRegression
+from potstill.methods.network_pool import Trained
 
 WEIGHTS, BIAS = 2.0, 0.1
 """Variance of weights, times fan-in, and standard deviation of biases, of the last layer."""
@@ -90,7 +91,7 @@ class Rfad(FeatureRegression):
         return {}, {PLATT: Learnable(zero, self.options.platt_lr)}
 
     def networks(self, examples: Examples, state: State, step: int) -> tuple[list[Trained], State]:
-        return [self.fresh(step, number) for number in range(self.options.networks)], state
+        return [self.of.fresh(step, number) for number in range(self.options.networks)], state
 
     def scale(self, networks: int, features: int) -> float:
         return math.sqrt(WEIGHTS / (networks * features))

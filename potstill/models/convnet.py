@@ -14,6 +14,8 @@ from potstill.models.common import NetworkOptions, Norm
 SMALLEST_NORM_SIDE = 4
 BETWEEN = "between"
 """The norm of FRePo's networks: batch norm before every convolution but the first."""
+SHARPNESS = 60
+"""Of softplus in place of ReLU."""
 KEPT = 0.1
 """Of running statistics, FRePo's networks keep this share at each step."""
 
@@ -30,6 +32,9 @@ class ConvNetOptions(NetworkOptions):
     )
     inner_norm: Norm | Literal["between", "same"] = option(
         "same", "--norm while distilling; same: that of networks that the set is for"
+    )
+    inner_activation: Literal["relu", "softplus"] = option(
+        "relu", "while distilling: relu, or softplus(60 x) / 60, which is smooth"
     )
 
     def resolved(self, sizes: Any) -> Self:
@@ -48,6 +53,7 @@ class ConvNet(nn.Module):
         depth: number of blocks; "auto" is `auto_depth`.
         norm: "instance" (affine, as in the paper), "batch", "group" (8 groups), "layer", "none", or
             "between", see `BETWEEN`.
+        inner_activation: "relu", or "softplus" with a sharpness of 60, as in RCIG.
     Source: Gidaris & Komodakis 2018; as used in Feng et al. 2024, section 4: width 128, depth 3 for
         32 and 4 for 64 pixels.
     """
@@ -64,6 +70,7 @@ class ConvNet(nn.Module):
         width: int = 128,
         depth: int | str = "auto",
         norm: str = "instance",
+        inner_activation: str = "relu",
     ):
         super().__init__()
         channels, height, width_px = shape
@@ -72,14 +79,20 @@ class ConvNet(nn.Module):
             wide = width * min(2**block, self.widest)
             if norm == BETWEEN and block:
                 layers.append(nn.BatchNorm2d(channels, momentum=1 - KEPT))
-            layers += [*convolution(channels, wide, norm), nn.ReLU(), nn.AvgPool2d(2)]
+            smooth = inner_activation == "softplus"
+            active = nn.Softplus(SHARPNESS) if smooth else nn.ReLU()
+            layers += [*convolution(channels, wide, norm), active, nn.AvgPool2d(2)]
             channels, height, width_px = wide, height // 2, width_px // 2
         self.blocks = nn.Sequential(*layers)
         self.head = nn.Linear(channels * height * width_px, classes)
 
     @staticmethod
     def check(
-        shape: Shape, depth: int | str = "auto", norm: str = "instance", width: int = 128
+        shape: Shape,
+        depth: int | str = "auto",
+        norm: str = "instance",
+        width: int = 128,
+        inner_activation: str = "relu",
     ) -> None:
         """Raise an InputError if the images are too small for the depth.
 
@@ -88,6 +101,7 @@ class ConvNet(nn.Module):
             depth: number of blocks, or "auto".
             norm: "instance", "batch", "group", "layer", "none" or "between".
             width: channels of every convolution.
+            inner_activation: either is good.
         """
         side = min(shape[1:])
         if side < SMALLEST_NORM_SIDE:
