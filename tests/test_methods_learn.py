@@ -12,14 +12,17 @@ import potstill
 
 COMMON = {
     "data": "digits", "preprocess": "normalize", "width": 16, "augment": (), "device": "cpu",
-    "precision": "float32", "compile": "off", "inner_optimizer": "sgd", "inner_momentum": 0.9,
+    "precision": "float32", "compile": "off",
     "lengths": (60,), "validation_nets": 4, "validate_every": 1000,
 }  # fmt: skip
+SGD = {"inner_optimizer": "sgd", "inner_momentum": 0.9}
 EXPERTS = {
+    **SGD,
     "experts": 2, "expert_batch": 32, "expert_lr": 0.05, "expert_epochs": 1, "max_start": 2,
     "student_steps": 15, "student_lr": 0.05, "lr_lr": 0.01,
 }  # fmt: skip
-BY_CLASS = {"real_per_class": 64, "inner_lr": 0.02}
+REGRESSION = {"real_batch": 128, "inner_optimizer": "adam", "inner_lr": 0.003}
+BY_CLASS = {**SGD, "real_per_class": 64, "inner_lr": 0.02}
 CASES: dict[str, dict[str, Any]] = {
     "dc": {"steps": 30, **BY_CLASS},
     "dsa": {"steps": 30, "augment": ("crop", "scale"), **BY_CLASS},
@@ -35,8 +38,12 @@ CASES: dict[str, dict[str, Any]] = {
         "steps": 40, "ipc": 4, "hallucinators": 2, "factor": 2, "outer_optimizer": "adam",
         "outer_lr": 0.03, **EXPERTS,
     },
+    "frepo": {"steps": 40, "outer_lr": 0.02, "networks": 3, **REGRESSION},
+    "rfad": {"steps": 40, "outer_lr": 0.02, "networks": 2, **REGRESSION},
+    "rcig": {"steps": 25, "outer_lr": 0.03, "networks": 3, "average": 0.0, **REGRESSION},
 }  # fmt: skip
 GAINS = {"dc": 30, "dsa": 8, "dm": 7, "idc": 4, "mtt": 6, "tesla": 5, "ftd": 6, "haba": 8}
+GAINS |= {"frepo": 9, "rfad": 10, "rcig": 10}
 """Points of validation accuracy above the start's, in the mean of two seeds."""
 
 
