@@ -40,7 +40,7 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "frepo": {"steps": 40, "outer_lr": 0.02, "networks": 3, **REGRESSION},
     "rfad": {"steps": 40, "outer_lr": 0.02, "networks": 2, **REGRESSION},
-    "rcig": {"steps": 25, "outer_lr": 0.03, "networks": 3, "average": 0.0, **REGRESSION},
+    "rcig": {"steps": 12, "outer_lr": 0.06, "networks": 3, "average": 0.0, **REGRESSION},
 }  # fmt: skip
 GAINS = {"dc": 30, "dsa": 8, "dm": 7, "idc": 4, "mtt": 6, "tesla": 5, "ftd": 6, "haba": 8}
 GAINS |= {"frepo": 9, "rfad": 10, "rcig": 10}

@@ -538,8 +538,8 @@ def for_method(method: str, options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in given.items() if name in known or name == "out"}
 
 
-ELSEWHERE = ("idc", "mtt", "tesla", "ftd", "haba")
-"""Methods that need another problem, see test_methods_learn.py."""
+ELSEWHERE = ("idc", "mtt", "tesla", "ftd", "haba", "frepo", "rcig")
+"""Methods that need another problem, or longer training, see test_methods_learn.py."""
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from potstill.distilled.recipes import Recipe
 from potstill.distilled.sets import DistilledSet
 from potstill.distributed.ranks import ALONE, Ranks
 from potstill.engine.compiled_losses import CompiledNetwork
-from potstill.engine.optimizers import SGD
+from potstill.engine.optimizers import SGD, Adam
 from potstill.evaluation.learners import Learner, TrainingSet
 from potstill.evaluation.protocols import VALIDATION, Protocol
 from potstill.evaluation.records import Row, pixel_bytes
@@ -338,7 +338,8 @@ def recipe_under(protocol: Protocol, recipe: Recipe, examples: int) -> Recipe:
     """Return the recipe with the changes of a protocol, for so many examples."""
     recipe = dataclasses.replace(recipe, **protocol.recipe)
     if protocol.updates:
-        return dataclasses.replace(recipe, steps=protocol.updates_on(examples))
+        steps = protocol.updates_on(examples)
+        return dataclasses.replace(recipe, steps=steps, optimizer=Adam())
     if not protocol.epochs:
         return recipe
     each = batches_an_epoch(examples, recipe.batch_size or examples)

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_type_hints
 
 from potstill.config.options import Auto, checked, convert, option
-from potstill.engine.optimizers import Adam
 from potstill.errors import InputError, near_miss
 from potstill.registry import LEARNERS, PROTOCOLS
 
@@ -30,8 +29,8 @@ class Protocol:
         candidates: numbers of steps to choose from; none: those of the run that made the set, or
             its own choice.
         epochs: passes over the examples, in place of a number of steps; 0: none.
-        updates: ascending (examples, steps): training steps for so many examples or more; () unless
-            the protocol has its own.
+        updates: ascending (examples, steps): training steps of Adam for so many examples or more;
+            () unless the protocol has its own.
         decay_after: with `epochs`: numbers of them after which SGD's learning rate falls.
         decay: factor by which it falls.
         restart: whether the momentum starts again from 0 there.
@@ -163,7 +162,7 @@ def as_in_frepo(name: str, augment: tuple[str, ...]) -> Protocol:
         updates=FREPO_UPDATES,
         recipe={
             "lr": 3e-4, "batch_size": 500, "augment": augment, "precision": "float32",
-            "learner": "network-mse", "optimizer": Adam(), "warm_up": 500, "final_rate": 0.01,
+            "learner": "network-mse", "warm_up": 500, "final_rate": 0.01,
         },
     )  # fmt: skip
 

@@ -220,7 +220,7 @@ class Rcig(Method):
         inner, own = self.inner(linear, examples, leaves)
         moved = tau.detach().requires_grad_()
         weights = inner.features.T @ inner.dual(moved)
-        fixed, platt = weights.detach(), learned[PLATT].detach()
+        fixed, platt = weights.detach(), learned.get(PLATT, tau.new_zeros(())).detach()
 
         def of_part(rows: Tensor) -> tuple[Tensor, ...]:
             images, labels = real.train.take(rows)
@@ -242,7 +242,9 @@ class Rcig(Method):
         beside = -ahead(own, 1 / (2 * own.shape[1]))
         through = (weights * of_weights).sum() + beside
         more, *found = torch.autograd.grad(through, [moved, *leaves.values()])
-        grads = dict(zip(leaves, found, strict=True)) | {PLATT: of_platt}
+        grads = dict(zip(leaves, found, strict=True))
+        if PLATT in learned:
+            grads[PLATT] = of_platt
         return loss + beside.detach(), grads, of_tau + more
 
     def implicit(
