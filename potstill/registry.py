@@ -223,7 +223,7 @@ METHODS = Registry(
     ),
     rfad=(
         "potstill.methods.rfad:Rfad",
-        "the same on features of fresh random networks, several a step: RFAD",
+        "ridge regression on features of fresh random networks, several a step: RFAD",
     ),
     rcig=(
         "potstill.methods.rcig:Rcig",

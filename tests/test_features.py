@@ -53,7 +53,8 @@ def examples(learn: bool = True, seed: int = 0, frozen: int = 0) -> Examples:
 
 def frepo(mirrored: bool = True, **options) -> Frepo:
     return Frepo(
-        in_float64("between"), FrepoOptions(**{**POOL, **options}, mirrored_copies=mirrored)
+        in_float64("between"),
+        FrepoOptions(**{**POOL, **options}, mirrored_copies="on" if mirrored else "off"),
     )
 
 
@@ -312,12 +313,20 @@ def test_any_number_of_threads_gives_the_same_set(threads):
             "no effect with --model",
         ),
         (["--method", "rfad", "--network-init", "xavier"], "network_init must be"),
+        (
+            ["--data", "sklearn:wine", "--method", "rfad", "--mirrored-copies", "on"],
+            "is for images",
+        ),
+        (
+            ["--data", "sklearn:wine", "--method", "rcig", "--mirrored-copies", "true"],
+            "is for imag",
+        ),
         (["--inner-optimizer", "lamb"], "lamb is for the set only"),
         (["--method", "frepo", "--ridge", "0"], "ridge must be above 0"),
     ],
 )
 def test_bad_input_is_one_sentence(words, said, tmp_path, capsys):
     assert main(["distill", "--data", "digits", "--out", str(tmp_path / "r"), *words]) == 2
-    error = capsys.readouterr().err.strip().splitlines()
+    error = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
     assert len(error) == 1
     assert said in error[0]

@@ -37,7 +37,9 @@ def method(mirrored: bool = True, **options) -> Rcig:
     train = TensorSplit(normal(60, *SHAPE, seed=1), torch.arange(60) % CLASSES)
     real = Real(train, CLASSES, 40, micro_batch=15)
     task = Problem(real, networks, LABELS, Recipe(optimizer=Adam(), lr=0.01), 0, CPU, micro_batch=5)
-    return Rcig(task, RcigOptions(**{**OPTIONS, **options}, mirrored_copies=mirrored))
+    return Rcig(
+        task, RcigOptions(**{**OPTIONS, **options}, mirrored_copies="on" if mirrored else "off")
+    )
 
 
 def inner_problem(own: Rcig, given: Examples) -> Inner:

@@ -12,15 +12,17 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from potstill.cache import Cache
 from potstill.config.options import Auto, option
 from potstill.engine.ridge import centred, coefficients, doubled
 from potstill.engine.unroll import Leaves
-from potstill.methods.base import Estimate, Examples, Method, Needs, State
+from potstill.errors import InputError
+from potstill.methods.base import Estimate, Examples, Method, Needs, Problem, State
 from potstill.methods.network_pool import Networks, Trained
 from potstill.workers import in_order
 
@@ -35,15 +37,22 @@ class FeatureOptions:
     ridge: float = option(
         1e-6, "regularisation, relative to the mean of the kernel's diagonal", low=0, open_low=True
     )
-    mirrored_copies: bool | Auto = option(
+    mirrored_copies: Literal["on", "off"] | Auto = option(
         "auto", "regress on each image and its mirrored copy; auto: of colour images"
     )
 
     def resolved(self, sizes: Any) -> Any:
         """Replace every "auto"."""
         coloured = len(sizes.shape) > 1 and sizes.shape[0] >= COLOURS
-        mirrored = coloured if self.mirrored_copies == "auto" else self.mirrored_copies
-        return replace(self, mirrored_copies=mirrored)
+        if self.mirrored_copies != "auto":
+            return self
+        return replace(self, mirrored_copies="on" if coloured else "off")
+
+
+def require_images(problem: Problem, mirrored: str) -> None:
+    """Raise an InputError if examples are to be mirrored that are no images."""
+    if mirrored == "on" and len(problem.networks.shape) == 1:
+        raise InputError("mirrored_copies is for images, the data are rows, got on; leave it out")
 
 
 class FeatureRegression(Method):
@@ -177,9 +186,14 @@ class FeatureRegression(Method):
         )
         return torch.cat(list(in_order(tasks, self.problem.device)))
 
+    def check(self, cache: Cache) -> None:
+        require_images(self.problem, self.options.mirrored_copies)
+
     def with_copies(self, images: Tensor) -> Tensor:
         """Return images, and after them their mirrored copies if the method takes some."""
-        return torch.cat([images, images.flip(-1)]) if self.options.mirrored_copies else images
+        return (
+            torch.cat([images, images.flip(-1)]) if self.options.mirrored_copies == "on" else images
+        )
 
     def from_copies(self, grad: Tensor, count: int) -> Tensor:
         """Return the gradient in images of that in them and their copies."""

@@ -21,7 +21,7 @@ length of the direct one if it is longer.
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +34,7 @@ from potstill.engine.ridge import centred
 from potstill.engine.unroll import Leaves
 from potstill.errors import InputError
 from potstill.methods.base import Estimate, Examples, Learnable, Method, Needs, State
-from potstill.methods.features import COLOURS
+from potstill.methods.features import COLOURS, require_images
 from potstill.methods.frepo import ahead
 from potstill.methods.linear_networks import Inner, Linear, Solution, descend, searched
 from potstill.methods.network_pool import PLACES, USED, NetworkPool, Networks
@@ -65,7 +65,7 @@ class RcigOptions:
     )
     pool_lr: float = option(5e-5, "learning rate with which they train", low=0, open_low=True)
     ridge: float = option(5e-4, "regularisation, for each example", low=0, open_low=True)
-    mirrored_copies: bool | Auto = option(
+    mirrored_copies: Literal["on", "off"] | Auto = option(
         "auto", "train on each image and its mirrored copy; auto: of colour images"
     )
     solver_steps: int = option(20, "Adam's, for the inner problem and for its inverse", low=1)
@@ -74,8 +74,9 @@ class RcigOptions:
     def resolved(self, sizes: Any) -> "RcigOptions":
         """Replace every "auto"."""
         coloured = len(sizes.shape) > 1 and sizes.shape[0] >= COLOURS
-        mirrored = coloured if self.mirrored_copies == "auto" else self.mirrored_copies
-        return replace(self, mirrored_copies=mirrored)
+        if self.mirrored_copies != "auto":
+            return self
+        return replace(self, mirrored_copies="on" if coloured else "off")
 
 
 class Rcig(Method):
@@ -131,6 +132,7 @@ class Rcig(Method):
         return torch.cat(kept).to(model.theta)
 
     def check(self, cache: Cache) -> None:
+        require_images(self.problem, self.options.mirrored_copies)
         if not last_linear(self.of.evaluating.module):
             raise InputError(
                 "method rcig needs a network that ends in a linear layer, this one has none; take "
@@ -266,7 +268,7 @@ class Rcig(Method):
 
     def with_copies(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return examples, and after them their mirrored copies if the method takes some."""
-        if not self.options.mirrored_copies:
+        if self.options.mirrored_copies != "on":
             return images, targets
         return torch.cat([images, images.flip(-1)]), torch.cat([targets, targets])
 

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from potstill.config.options import option
+from potstill.config.options import Auto, option
 from potstill.distilled.recipes import Recipe
 from potstill.engine.ridge import centred
 from potstill.engine.unroll import Leaves
@@ -44,16 +44,14 @@ class RfadOptions(FeatureOptions):
     ridge: float = option(
         5e-3, "regularisation, relative to the mean of the kernel's diagonal", low=0, open_low=True
     )
-    mirrored_copies: bool = option(False, "regress on each image and its mirrored copy")
+    mirrored_copies: Literal["on", "off"] | Auto = option(
+        "off", "regress on each image and its mirrored copy; auto: of colour images"
+    )
     networks: int = option(8, "fresh random networks in a step", low=1)
     regression_loss: Literal["platt", "squares"] = option(
         "platt", "cross-entropy of scaled predictions, or their squared error"
     )
     platt_lr: float = option(0.01, "learning rate of the scale", low=0)
-
-    def resolved(self, sizes: Any) -> Any:
-        """Nothing is "auto"."""
-        return self
 
 
 class Rfad(FeatureRegression):
