@@ -303,6 +303,9 @@ def test_any_number_of_threads_gives_the_same_set(threads):
     assert torch.equal(one.targets, other.targets)
 
 
+MIRRORED = ["--mirrored-copies", "on"]
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -313,14 +316,8 @@ def test_any_number_of_threads_gives_the_same_set(threads):
             "no effect with --model",
         ),
         (["--method", "rfad", "--network-init", "xavier"], "network_init must be"),
-        (
-            ["--data", "sklearn:wine", "--method", "rfad", "--mirrored-copies", "on"],
-            "is for images",
-        ),
-        (
-            ["--data", "sklearn:wine", "--method", "rcig", "--mirrored-copies", "true"],
-            "is for imag",
-        ),
+        (["--data", "sklearn:wine", "--method", "rfad", *MIRRORED], "is for images"),
+        (["--data", "sklearn:wine", "--method", "rcig", *MIRRORED], "is for images"),
         (["--inner-optimizer", "lamb"], "lamb is for the set only"),
         (["--method", "frepo", "--ridge", "0"], "ridge must be above 0"),
     ],
