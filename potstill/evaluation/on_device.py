@@ -35,9 +35,8 @@ def can_be_programs(module: nn.Module, batches: object, recipe: Recipe) -> bool:
         batches: that it trains on.
         recipe: how.
     """
-    if not isinstance(batches, SetBatches) or recipe.cutmix or recipe.batch_size:
-        return False
-    if not recipe.constant_rate:
+    alike = recipe.constant_rate and not recipe.cutmix and not recipe.batch_size
+    if not isinstance(batches, SetBatches) or not alike:
         return False
     inputs = batches.images[:2]
 

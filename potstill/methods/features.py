@@ -12,7 +12,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -31,22 +31,28 @@ COLOURS = 3
 
 
 @dataclass(frozen=True)
-class FeatureOptions:
-    """Options of every regression on features."""
+class MirroredOptions:
+    """The option of methods that may take mirrored copies of the distilled images, too."""
 
-    ridge: float = option(
-        1e-6, "regularisation, relative to the mean of the kernel's diagonal", low=0, open_low=True
-    )
     mirrored_copies: Literal["on", "off"] | Auto = option(
         "auto", "regress on each image and its mirrored copy; auto: of colour images"
     )
 
-    def resolved(self, sizes: Any) -> Any:
+    def resolved(self, sizes: Any) -> Self:
         """Replace every "auto"."""
         coloured = len(sizes.shape) > 1 and sizes.shape[0] >= COLOURS
         if self.mirrored_copies != "auto":
             return self
         return replace(self, mirrored_copies="on" if coloured else "off")
+
+
+@dataclass(frozen=True)
+class FeatureOptions(MirroredOptions):
+    """Options of every regression on features."""
+
+    ridge: float = option(
+        1e-6, "regularisation, relative to the mean of the kernel's diagonal", low=0, open_low=True
+    )
 
 
 def require_images(problem: Problem, mirrored: str) -> None:

@@ -21,20 +21,20 @@ length of the direct one if it is longer.
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from potstill.cache import Cache
-from potstill.config.options import Auto, option
+from potstill.config.options import option
 from potstill.distilled.recipes import Recipe
 from potstill.engine.ridge import centred
 from potstill.engine.unroll import Leaves
 from potstill.errors import InputError
 from potstill.methods.base import Estimate, Examples, Learnable, Method, Needs, State
-from potstill.methods.features import COLOURS, require_images
+from potstill.methods.features import MirroredOptions, require_images
 from potstill.methods.frepo import ahead
 from potstill.methods.linear_networks import Inner, Linear, Solution, descend, searched
 from potstill.methods.network_pool import PLACES, USED, NetworkPool, Networks
@@ -53,7 +53,7 @@ EVERY, MANY_ROSE, MANY_FELL, SLOWER, FASTER = 50, 0.29, 0.7, 0.9, 1.05
 
 
 @dataclass(frozen=True)
-class RcigOptions:
+class RcigOptions(MirroredOptions):
     """Options of RCIG."""
 
     networks: int = option(30, "in the pool", low=1)
@@ -65,18 +65,8 @@ class RcigOptions:
     )
     pool_lr: float = option(5e-5, "learning rate with which they train", low=0, open_low=True)
     ridge: float = option(5e-4, "regularisation, for each example", low=0, open_low=True)
-    mirrored_copies: Literal["on", "off"] | Auto = option(
-        "auto", "train on each image and its mirrored copy; auto: of colour images"
-    )
     solver_steps: int = option(20, "Adam's, for the inner problem and for its inverse", low=1)
     platt_lr: float = option(0.03, "learning rate of the scale of predictions", low=0)
-
-    def resolved(self, sizes: Any) -> "RcigOptions":
-        """Replace every "auto"."""
-        coloured = len(sizes.shape) > 1 and sizes.shape[0] >= COLOURS
-        if self.mirrored_copies != "auto":
-            return self
-        return replace(self, mirrored_copies="on" if coloured else "off")
 
 
 class Rcig(Method):
