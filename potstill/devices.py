@@ -1,5 +1,6 @@
 """The machine: device, memory, precision, and what a measurement records of them."""
 
+import contextlib
 import ctypes
 import math
 import os
@@ -9,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -79,7 +81,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """Return the most memory that this process has used, in MB.
+    """Return the most memory that this process has used since `forget_peak_memory`, in MB.
 
     It is the GPU's memory on CUDA, else the host's; 0 where the system does not tell.
     """
@@ -91,6 +93,19 @@ def peak_memory_mb(device: torch.device) -> float:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+
+
+def forget_peak_memory(device: torch.device) -> None:
+    """Let `peak_memory_mb` tell the most from now on, where the system allows that."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif PEAK.exists():
+        with contextlib.suppress(OSError):
+            PEAK.write_text("5")  # see man 5 proc_pid_clear_refs
+
+
+PEAK = Path("/proc/self/clear_refs")
+"""Where Linux takes the order to forget."""
 
 
 def synchronize(device: torch.device) -> None:

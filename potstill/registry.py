@@ -217,6 +217,10 @@ METHODS = Registry(
         "potstill.methods.kip:Kip",
         "kernel regression, of an infinitely wide network, on the set predicts real images: KIP",
     ),
+    label_solve=(
+        "potstill.methods.kip:LabelSolve",
+        "real examples whose labels, in closed form, let that regression err least: KIP's",
+    ),
     frepo=(
         "potstill.methods.frepo:Frepo",
         "ridge regression on features of networks that train on the set, a pool of them: FRePo",
@@ -308,6 +312,14 @@ PROTOCOLS = Registry(
     dsa_1000_digits=(
         "potstill.evaluation.protocols:DSA_1000_DIGITS",
         "the same without flip, as DSA and DM are evaluated on digits",
+    ),
+    dsa_300=(
+        "potstill.evaluation.protocols:DSA_300",
+        "the same for 301 epochs, for tables that are made on a CPU",
+    ),
+    dsa_300_digits=(
+        "potstill.evaluation.protocols:DSA_300_DIGITS",
+        "that without flip",
     ),
     mtt=(
         "potstill.evaluation.protocols:MTT",
@@ -499,6 +511,11 @@ STUDIES = Registry(
     levers=(
         "potstill.studies.levers:Levers",
         "what the same time is worth, spent in different ways",
+        "not in the paper",
+    ),
+    methods=(
+        "potstill.studies.methods:Methods",
+        "what every method makes of the same time, measured alike",
         "not in the paper",
     ),
     parameterisations=(

@@ -338,6 +338,10 @@ def add_study(commands: Commands) -> None:
         "compare (default: the preset's)",
     )
     study.add_argument(
+        "--time-budget",
+        help="of levers and methods: the time of each run, such as 5m (default: the preset's)",
+    )
+    study.add_argument(
         "--seeds",
         type=at_least(1),
         default=3,

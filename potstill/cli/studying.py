@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import inspect
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from potstill.cli.commands import machine
 from potstill.cli.interrupts import listening
+from potstill.config.durations import seconds_of
 from potstill.data import sources
 from potstill.distillation.outer import Interrupted
 from potstill.errors import InputError
@@ -30,7 +32,7 @@ def study(parsed: argparse.Namespace) -> int:
     asked = parsed.preset, parsed.data
     points = chosen.points(*asked, range(parsed.seeds), parsed.steps)
     config = points[0].config
-    name = f"{parsed.name}-{parsed.method}" if parsed.method else parsed.name
+    name = "-".join(filter(None, (parsed.name, parsed.method, parsed.time_budget)))
     folder = parsed.out / f"{name}-{parsed.preset}-{config.data.name}"
     length = runner.Length.of(chosen, *asked, parsed.steps)
     wanted = parsed.jobs or (min(4, cores()) if device.type == "cpu" else 1)
@@ -80,23 +82,25 @@ def study_of(parsed: argparse.Namespace) -> "runner.Study":
     """Return the study that is asked for.
 
     Raises:
-        InputError: it takes no method and one is given, or there is no such method.
+        InputError: a method or a time is given to a study that takes none, there is no such method,
+            or it is no time.
     """
-    from potstill.studies import boosting  # here: matplotlib takes half a second
-
     kind: Any = STUDIES[parsed.name]
-    made: runner.Study
-    if parsed.method is None:
-        made = kind()
-        return made
-    METHODS.check(parsed.method)
-    if not issubclass(kind, boosting.Nested):
-        takes = ", ".join(name for name in STUDIES if issubclass(STUDIES[name], boosting.Nested))
-        raise InputError(
-            f"method has no effect on the study {parsed.name}; it is for {takes}: leave --method "
-            "out"
-        )
-    made = kind(parsed.method)
+    taken = {name: set(inspect.signature(STUDIES[name]).parameters) for name in STUDIES}
+    given = {"method": parsed.method, "time_budget": parsed.time_budget}
+    given = {name: value for name, value in given.items() if value is not None}
+    for name, value in given.items():
+        takes = [study for study in STUDIES if name in taken[study]]
+        if parsed.name not in takes:
+            raise InputError(
+                f"{name} has no effect on the study {parsed.name}; it is for {', '.join(takes)}: "
+                f"leave --{name.replace('_', '-')} out"
+            )
+        if name == "method":
+            METHODS.check(value)
+        else:
+            seconds_of(name, value)
+    made: runner.Study = kind(**given)
     return made
 
 
@@ -135,6 +139,7 @@ def helper_command(parsed: argparse.Namespace, threads: Any) -> list[str]:
     ]
     words += ["--data", parsed.data] if parsed.data else []
     words += ["--method", parsed.method] if parsed.method else []
+    words += ["--time-budget", parsed.time_budget] if parsed.time_budget else []
     words += ["--steps", parsed.steps] if parsed.steps else []
     words += ["--device", parsed.device] if hasattr(parsed, "device") else []
     return list(map(str, words))

@@ -17,6 +17,7 @@ from potstill.devices import PRECISIONS
 from potstill.distilled.blocks import Block
 from potstill.distilled.recipes import Recipe
 from potstill.distilled.sets import DistilledSet
+from potstill.engine.kernels import Kernel
 from potstill.files import with_prefix
 from potstill.parameterisations.base import from_plain
 from potstill.records.metadata import SetMetadata
@@ -177,6 +178,11 @@ def checked_recipe(recipe: Recipe, classes: int) -> Recipe:
     require(
         recipe.depth == "auto" or isinstance(recipe.depth, int),
         f"recipe.depth must be auto or a number, got {recipe.depth!r}",
+    )
+    require(
+        recipe.kernel_kind in Kernel._fields,
+        f"recipe.kernel_kind must be one of {', '.join(Kernel._fields)}, got "
+        f"{recipe.kernel_kind!r}",
     )
     numbers = {
         "width": (recipe.width, WIDEST),

@@ -45,6 +45,7 @@ class Recipe:
         cutmix: probability that a batch is mixed by CutMix.
         kernel: of a learner that has one, a name in the registry.
         kernel_depth: its hidden layers, or blocks.
+        kernel_kind: "ntk", of its tangents, or "nngp", of its outputs.
         ridge: of a learner that is a regression, relative to the mean of the kernel's diagonal.
     """
 
@@ -67,6 +68,7 @@ class Recipe:
     cutmix: float = 0.0
     kernel: str = "fc"
     kernel_depth: int = 1
+    kernel_kind: str = "ntk"
     ridge: float = 1e-6
 
     @classmethod

@@ -237,7 +237,7 @@ class Regression:
 
 @dataclass(frozen=True)
 class KernelRidge(Regression):
-    """Kernel ridge regression with the tangent kernel of a network of infinite width.
+    """Kernel ridge regression with a kernel of a network of infinite width.
 
     Source: Nguyen, Chen & Lee 2021, arXiv:2011.00050.
 
@@ -245,6 +245,7 @@ class KernelRidge(Regression):
         network: whose kernel.
         ridge: relative to the mean of the kernel's diagonal.
         device: where it is computed.
+        kind: "ntk", of its tangents, or "nngp", of its outputs.
     """
 
     words: ClassVar[str] = "kernel ridge regression, network of infinite width"
@@ -252,11 +253,12 @@ class KernelRidge(Regression):
     network: InfiniteNetwork
     ridge: float
     device: torch.device
+    kind: str = "ntk"
 
     @classmethod
     def of(cls, recipe: Recipe, factory: Callable[[], nn.Module], device: torch.device) -> Self:
         network = KERNELS[recipe.kernel](recipe.kernel_depth)
-        return cls(network, recipe.ridge, where_exact(device))
+        return cls(network, recipe.ridge, where_exact(device), recipe.kernel_kind)
 
     def fit(self, examples: TrainingSet, seed: int) -> Predict:
         known, targets = (part.to(self.device) for part in examples[:2])
@@ -264,7 +266,7 @@ class KernelRidge(Regression):
         require_room(len(known))
         known = in_its_precision(self.network, known)
         with torch.no_grad():
-            gram = kernel(self.network, known, known).ntk
+            gram = self.kernel(known, known)
             weights = coefficients(gram, centred(targets), self.ridge)
         if not bool(weights.isfinite().all()):
             raise InputError(
@@ -274,10 +276,15 @@ class KernelRidge(Regression):
 
         @torch.no_grad()
         def predict(inputs: Tensor) -> Tensor:
-            seen = kernel(self.network, inputs.to(known), known).ntk
+            seen = self.kernel(inputs.to(known), known)
             return (seen.double() @ weights).float().to(inputs.device)
 
         return predict
+
+    def kernel(self, first: Tensor, second: Tensor) -> Tensor:
+        """Return the kernel (n, m) of inputs (n, ...) and (m, ...)."""
+        found: Tensor = getattr(kernel(self.network, first, second), self.kind)
+        return found
 
 
 def require_room(count: int) -> None:

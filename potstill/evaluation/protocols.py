@@ -179,6 +179,8 @@ IDC = as_in_idc(
 )
 IDC_DIGITS = as_in_idc("idc-digits", {}, ("color+crop", "color+scale", "color+rotate"))
 DC_300 = published("dc-300", 300, ())
+DSA_300 = published("dsa-300", 300, DSA)
+DSA_300_DIGITS = published("dsa-300-digits", 300, DIGITS)
 DSA_1000 = published("dsa-1000", 1000, DSA)
 DSA_1000_DIGITS = published("dsa-1000-digits", 1000, DIGITS)
 

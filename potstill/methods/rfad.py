@@ -103,7 +103,15 @@ class Rfad(FeatureRegression):
         return (predicted - wanted).square().sum() / (2 * wanted.shape[1])
 
     def recipe(self, recipe: Recipe, learned: Leaves, state: State) -> Recipe:
-        return replace(recipe, learner="krr-random", ridge=self.options.ridge)
+        images = len(self.problem.networks.shape) > 1
+        return replace(
+            recipe,
+            learner="krr-random",
+            ridge=self.options.ridge,
+            kernel="convnet" if images else "fc",
+            kernel_depth=recipe.depth if isinstance(recipe.depth, int) else 3 if images else 1,
+            kernel_kind="nngp",
+        )
 
     @classmethod
     def words(cls, options: RfadOptions) -> list[tuple[str, str]]:

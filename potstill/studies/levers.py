@@ -5,7 +5,7 @@ chosen on validation data, and told on test data.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from potstill.config.config import options_from_preset
@@ -143,13 +143,24 @@ class Levers:
     title = "What the same time is worth, spent in different ways"
     quantities = (ACCURACY_AFTER, VALIDATION, STEPS)
 
+    def __init__(self, time_budget: str = "") -> None:
+        """`time_budget`: the time of each run, such as 5m; empty: the preset's."""
+        self.time_budget = time_budget
+
+    def scale(self, preset: str, data: str | None, steps: int | None) -> Scale:
+        """Return how large the study is."""
+        scale = scale_of(preset, data)
+        if self.time_budget:
+            scale = replace(scale, budget=self.time_budget)
+        return scale.lasting(steps)
+
     def about(self, preset: str, data: str | None, steps: int | None = None) -> str:
-        return str(scale_of(preset, data).lasting(steps))
+        return str(self.scale(preset, data, steps))
 
     def points(
         self, preset: str, data: str | None, seeds: Sequence[int], steps: int | None = None
     ) -> list[Point]:
-        scale = scale_of(preset, data).lasting(steps)
+        scale = self.scale(preset, data, steps)
         return [
             Point(
                 f"{name.replace(' ', '-').replace(',', '')}-seed{seed}",

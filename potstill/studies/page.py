@@ -1,6 +1,7 @@
 """A study as a page: in Markdown, and as one HTML page that needs no other file."""
 
 import base64
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,10 +13,12 @@ import potstill
 from potstill.reports.plots import Drawing, inline_svg
 from potstill.reports.templates import environment
 from potstill.studies.claims import Claim, Finding, Reading, Throughout, Verdict
-from potstill.studies.results import Table
+from potstill.studies.results import Table, grids
 
 MARK = "potstill study"
 """In the page's <meta name="generator">."""
+SORTING = (Path(__file__).parent / "sorting.js").read_text(encoding="utf-8")
+"""The one script of the page, which its content policy knows by its hash."""
 VERDICTS: dict[Verdict, str] = {
     "holds": "as the paper says, in all {} seeds",
     "against": "against what the paper says, in all {} seeds",
@@ -56,14 +59,12 @@ class Told:
         for drawing in self.drawings:
             file = f"{drawing.name}.{'svg' if drawing.plot else 'png'}"
             lines += ["", f"![{drawing.caption}]({file})", "", f"*{drawing.caption}*"]
-        for table in self.tables:
-            positions = table.shown_positions()
-            corner = f"{table.quantity.name}, by {table.quantity.x_name}"
-            heads = corner, *map(table.quantity.name_of, positions)
+        for table in grids(self.tables):
+            corner = f"{table.name}, by {table.corner}" if table.corner else table.name
+            heads = corner, *table.heads
             lines += ["", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-            for way in table.ways():
-                cells = (way, *(table.words(way, at) for at in positions))
-                lines.append(f"| {' | '.join(cells)} |")
+            for way, cells in table.rows:
+                lines.append(f"| {' | '.join((way, *(words for words, _ in cells)))} |")
         return "\n".join([*lines, "", self.footnote, ""])
 
 
@@ -87,8 +88,10 @@ def study_page(told: Told, folder: Path) -> str:
             drawings=[
                 (each, picture(each, f"figure{number}", folder)) for number, each in numbered
             ],
-            tables=told.tables,
+            tables=grids(told.tables),
             footnote=text(told.footnote),
+            sorting=Markup(SORTING),
+            sorting_hash=base64.b64encode(hashlib.sha256(SORTING.encode()).digest()).decode(),
             generator=f"{MARK} {potstill.__version__}",
             version=potstill.__version__,
         )

@@ -3,7 +3,7 @@
 import csv
 import dataclasses
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +25,8 @@ class Quantity:
         log: whether it spans orders of magnitude.
         where: an x value in words, as a format.
         names: names of x values that are not shown as numbers.
+        together: whether it is a column beside others, in one table at each x value.
+        derived: function of all that was measured -> its measurements; None: it is measured itself.
     """
 
     name: str
@@ -33,6 +35,8 @@ class Quantity:
     log: bool = False
     where: str = "At {:g}"
     names: Mapping[float, str] = dataclasses.field(default_factory=dict)
+    together: bool = False
+    derived: "Callable[[Results], list[Measurement]] | None" = None
 
     def name_of(self, at: float) -> str:
         """Return the name of an x value, for the head of a column."""
@@ -169,11 +173,74 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Grid:
+    """A printed table.
+
+    Args:
+        name: of what is in it.
+        corner: what rows are by; empty: columns have names enough.
+        heads: of the columns.
+        rows: (name, (words, value to sort by or None) for each column).
+        places: number of x values that were measured; 0: all that are shown.
+    """
+
+    name: str
+    corner: str
+    heads: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[tuple[str, float | None], ...]], ...]
+    places: int = 0
+
+    @classmethod
+    def of(cls, table: Table) -> "Grid":
+        """Return the table of one quantity, a column for each x value that is shown."""
+        shown, quantity = table.shown_positions(), table.quantity
+        return cls(
+            quantity.name,
+            quantity.x_name,
+            tuple(map(quantity.name_of, shown)),
+            tuple((way, tuple(sortable(table, way, at) for at in shown)) for way in table.ways()),
+            len({row.at for row in table.rows}),
+        )
+
+    @classmethod
+    def together(cls, tables: Sequence[Table]) -> "Iterator[Grid]":
+        """Yield a table for each x value, a column for each quantity that was measured there."""
+        for at in sorted({row.at for table in tables for row in table.rows}):
+            there = [table for table in tables if any(row.at == at for row in table.rows)]
+            ways = dict.fromkeys(way for table in there for way in table.ways())
+            shown = [way for way in ways if any(table.cell(way, at) for table in there)]
+            yield cls(
+                there[0].quantity.where.format(at),
+                "",
+                tuple(table.quantity.name for table in there),
+                tuple((way, tuple(sortable(table, way, at) for table in there)) for way in shown),
+            )
+
+
+def sortable(table: Table, way: str, at: float) -> tuple[str, float | None]:
+    """Return the words of a cell, and what they are sorted by; None: it is empty."""
+    words = table.words(way, at)
+    return words, table.spread(way, at)[0] if words else None
+
+
+def grids(tables: Sequence[Table]) -> list[Grid]:
+    """Return the printed tables of a study: what stands together first."""
+    beside = [table for table in tables if table.quantity.together]
+    alone = [Grid.of(table) for table in tables if not table.quantity.together]
+    return [*Grid.together(beside), *alone]
+
+
+@dataclass(frozen=True)
 class Results:
     """A study's rows, and its quantities in the order in which they are told."""
 
     rows: tuple[Measurement, ...]
     quantities: tuple[Quantity, ...]
+
+    def completed(self) -> "Results":
+        """Return the results with what follows from them."""
+        more = [row for each in self.quantities if each.derived for row in each.derived(self)]
+        return dataclasses.replace(self, rows=(*self.rows, *more))
 
     def __getitem__(self, quantity: Quantity) -> Table:
         return Table(tuple(row for row in self.rows if row.quantity == quantity.name), quantity)

@@ -21,7 +21,7 @@ import filelock
 from potstill import files
 from potstill.config.config import Given, changed, configuration
 from potstill.data.splits import Dataset
-from potstill.devices import hardware, pick_device, versions
+from potstill.devices import forget_peak_memory, hardware, pick_device, versions
 from potstill.diagnosis.over_a_run import Diagnosis, Noise, diagnose_run
 from potstill.distillation.boosting import made_blocks
 from potstill.distillation.checkpoints import steps_done
@@ -155,6 +155,8 @@ class Workplace:
         """Return the finished set of a point's run: made, resumed, or read."""
         path = self.runs / self.run_name(point)
         folder = RunFolder(path)
+        if not folder.finished:
+            forget_peak_memory(pick_device(self.device))
         if not folder.is_run:
             config = changed(point.config, device=self.device, threads=self.threads)
             return new_run(config, self.dataset, path, listener=self.quiet)
@@ -354,7 +356,7 @@ class Length:
     """How many outer steps the runs of a study have.
 
     Args:
-        steps: of each run, or of each block.
+        steps: of each run, or of each block; 0: as many as the time allows.
         preset: those of the preset.
     """
 
@@ -364,7 +366,7 @@ class Length:
     @classmethod
     def of(cls, study: Study, preset: str, data: str | None, steps: int | None) -> "Length":
         """Return the length of a study; `steps` None: the preset's."""
-        whole = study.points(preset, data, (0,))[0].options["steps"]
+        whole = study.points(preset, data, (0,))[0].options.get("steps", 0)
         return cls(whole if steps is None else steps, whole)
 
     @property
@@ -372,8 +374,9 @@ class Length:
         """What is to be known of figures at another length than the preset's; else ""."""
         if self.steps == self.preset:
             return ""
+        own = f"{self.preset:,}" if self.preset else "the time"
         return (
-            f"Not the study's own length: {self.steps:,} outer steps in place of {self.preset:,} "
+            f"Not the study's own length: {self.steps:,} outer steps in place of {own} "
             "(`--steps`). These figures do not compare with those of the study as it is meant."
         )
 
@@ -428,7 +431,7 @@ def run_study(
     results = Results(
         tuple(row for point in points for row in read_point(workplace.file(point))),
         study.quantities,
-    )
+    ).completed()
     files.write(workplace.folder / TABLE, results.csv())
     claims = study.claims(results)
     files.write(workplace.folder / CLAIMS, files.canonical(as_data(claims)) + "\n")
