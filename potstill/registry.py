@@ -346,6 +346,29 @@ PROTOCOLS = Registry(
         "potstill.evaluation.protocols:FREPO_DIGITS",
         "the same without flip, for digits",
     ),
+    rcig=(
+        "potstill.evaluation.protocols:RCIG",
+        "as RCIG is evaluated: squared error, Adam, mirrored copies beside, not augmented, tested "
+        "once",
+    ),
+    rcig_augmented=(
+        "potstill.evaluation.protocols:RCIG_AUGMENTED",
+        "the same augmented",
+    ),
+    rcig_digits=(
+        "potstill.evaluation.protocols:RCIG_DIGITS",
+        "rcig without mirrored copies, for digits",
+    ),
+    rfad=(
+        "potstill.evaluation.protocols:RFAD",
+        "as RFAD's finite networks are evaluated: less their start, on scaled targets; the length "
+        "by validation images",
+    ),
+    kip=(
+        "potstill.evaluation.protocols:KIP",
+        "as KIP's finite networks are evaluated: squared error, 5,000 steps of SGD at the largest "
+        "stable rate, tested once",
+    ),
     dc_300=(
         "potstill.evaluation.protocols:DC_300",
         "as DC is evaluated: 301 epochs of SGD without augmentation, tested once",
@@ -360,6 +383,16 @@ LEARNERS = Registry(
     network_mse=(
         "potstill.evaluation.learners:SquaredNetwork",
         "the same by squared error, on targets less 1 / K",
+    ),
+    network_centred=(
+        "potstill.evaluation.squared_networks:CentredNetwork",
+        "such a network less its start, on targets times the recipe's label_scale",
+        "Loo et al. 2022",
+    ),
+    network_stable=(
+        "potstill.evaluation.squared_networks:StableNetwork",
+        "such a network at the largest stable rate times the recipe's lr",
+        "Nguyen, Novak, Xiao & Lee 2021",
     ),
     krr_features=(
         "potstill.evaluation.learners:FeatureRidge",

@@ -196,5 +196,9 @@ def checked_recipe(recipe: Recipe, classes: int) -> Recipe:
     for name, (value, most) in numbers.items():
         require(1 <= value <= most, f"recipe.{name} must be 1 to {most:,}, got {value}")
     require(0 < recipe.lr < math.inf, f"recipe.lr must be above 0 and finite, got {recipe.lr}")
+    require(
+        0 < recipe.label_scale < math.inf,
+        f"recipe.label_scale must be above 0 and finite, got {recipe.label_scale}",
+    )
     require(0 <= recipe.ridge < math.inf, f"recipe.ridge must be 0 or more, got {recipe.ridge}")
     return recipe

@@ -43,6 +43,8 @@ class Recipe:
             above.
         learner: what learns from the set, a name in the registry.
         cutmix: probability that a batch is mixed by CutMix.
+        mirrored_copies: whether networks train on the mirrored copy of each image, too.
+        label_scale: of a learner that has one, by how much it multiplies centred targets.
         kernel: of a learner that has one, a name in the registry.
         kernel_depth: its hidden layers, or blocks.
         kernel_kind: "ntk", of its tangents, or "nngp", of its outputs.
@@ -66,6 +68,8 @@ class Recipe:
     batch_size: int | None = None
     learner: str = "network"
     cutmix: float = 0.0
+    mirrored_copies: bool = False
+    label_scale: float = 1.0
     kernel: str = "fc"
     kernel_depth: int = 1
     kernel_kind: str = "ntk"

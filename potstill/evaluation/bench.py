@@ -16,7 +16,7 @@ from potstill.distilled.recipes import Recipe
 from potstill.distilled.sets import DistilledSet
 from potstill.distributed.ranks import ALONE, Ranks
 from potstill.engine.compiled_losses import CompiledNetwork
-from potstill.engine.optimizers import SGD, Adam
+from potstill.engine.optimizers import SGD
 from potstill.evaluation.learners import Learner, TrainingSet
 from potstill.evaluation.protocols import VALIDATION, Protocol
 from potstill.evaluation.records import Row, pixel_bytes
@@ -30,7 +30,7 @@ from potstill.evaluation.training import (
 )
 from potstill.parameterisations.base import FLOAT_BYTES
 from potstill.records.metrics import Figure
-from potstill.registry import LEARNERS
+from potstill.registry import LEARNERS, OPTIMIZERS
 from potstill.seeds import derive, generator
 
 CHOOSING_NETS = 3
@@ -337,9 +337,11 @@ class FitBench:
 def recipe_under(protocol: Protocol, recipe: Recipe, examples: int) -> Recipe:
     """Return the recipe with the changes of a protocol, for so many examples."""
     recipe = dataclasses.replace(recipe, **protocol.recipe)
+    if protocol.optimizer:
+        own = dict(protocol.optimizer)
+        recipe = dataclasses.replace(recipe, optimizer=OPTIMIZERS[own.pop("name")](**own))
     if protocol.updates:
-        steps = protocol.updates_on(examples)
-        return dataclasses.replace(recipe, steps=steps, optimizer=Adam())
+        return dataclasses.replace(recipe, steps=protocol.updates_on(examples))
     if not protocol.epochs:
         return recipe
     each = batches_an_epoch(examples, recipe.batch_size or examples)

@@ -29,8 +29,9 @@ class Protocol:
         candidates: numbers of steps to choose from; none: those of the run that made the set, or
             its own choice.
         epochs: passes over the examples, in place of a number of steps; 0: none.
-        updates: ascending (examples, steps): training steps of Adam for so many examples or more;
-            () unless the protocol has its own.
+        updates: ascending (examples, steps): training steps for so many examples or more; () unless
+            the protocol has its own.
+        optimizer: name and options of the optimizer that it sets; empty: the recipe's.
         decay_after: with `epochs`: numbers of them after which SGD's learning rate falls.
         decay: factor by which it falls.
         restart: whether the momentum starts again from 0 there.
@@ -42,6 +43,7 @@ class Protocol:
     candidates: tuple[int, ...] = ()
     epochs: int = 0
     updates: tuple[tuple[int, int], ...] = ()
+    optimizer: Mapping[str, Any] = field(default_factory=dict)
     decay_after: tuple[int, ...] = ()
     decay: float = 0.1
     restart: bool = True
@@ -160,9 +162,40 @@ def as_in_frepo(name: str, augment: tuple[str, ...]) -> Protocol:
         f"{', '.join(augment)}; tested once, nothing chosen",
         None,
         updates=FREPO_UPDATES,
+        optimizer={"name": "adam"},
         recipe={
             "lr": 3e-4, "batch_size": 500, "augment": augment, "precision": "float32",
             "learner": "network-mse", "warm_up": 500, "final_rate": 0.01,
+        },
+    )  # fmt: skip
+
+
+def as_in_rcig(name: str, augment: tuple[str, ...], *, mirrored: bool) -> Protocol:
+    """Return the evaluation protocol of RCIG.
+
+    As FRePo's, at a third of its rate, in batches of at most 256, for 1,000 steps on 10 examples
+    and 2,000 on more; colour images have their mirrored copies beside them. The published code is run
+    both ways, augmented and not; without, it goes on for 2.5 times as many steps, at a hundredth of
+    the rate. Its operations are one for each image, ours one for each batch.
+
+    Source: Loo et al. 2023, arXiv:2302.06755, and its code.
+
+    Args:
+        name: of the protocol.
+        augment: operations, one for each batch.
+        mirrored: whether mirrored copies stand beside the images.
+    """
+    how = f"augmented by one of {', '.join(augment)}" if augment else "not augmented"
+    beside = "on mirrored copies too, " if mirrored else ""
+    return Protocol(
+        f"{name}: squared error, Adam, {beside}{how}; tested once, nothing chosen",
+        None,
+        updates=((10, 1000), (11, 2000)),
+        optimizer={"name": "adam"},
+        recipe={
+            "lr": 1e-4, "batch_size": 256, "augment": augment, "precision": "float32",
+            "learner": "network-mse", "warm_up": 500, "final_rate": 0.01,
+            "mirrored_copies": mirrored,
         },
     )  # fmt: skip
 
@@ -172,6 +205,31 @@ FREPO_UPDATES = (
 )  # fmt: skip
 FREPO = as_in_frepo("frepo", DSA)
 FREPO_DIGITS = as_in_frepo("frepo-digits", DIGITS)
+RCIG = as_in_rcig("rcig", (), mirrored=True)
+RCIG_AUGMENTED = as_in_rcig("rcig-augmented", DSA, mirrored=True)
+RCIG_DIGITS = as_in_rcig("rcig-digits", (), mirrored=False)
+RFAD = Protocol(
+    "rfad: network less its start, squared error on scaled targets, SGD",
+    candidates=(200, 500, 1000, 2000, 5000, 10_000, 20_000),
+    recipe={
+        "batch_size": 513, "augment": (), "precision": "float32", "learner": "network-centred",
+    },
+    optimizer={"name": "sgd", "momentum": 0.9},
+)  # fmt: skip
+"""Loo et al. 2022, arXiv:2210.12067: full batches, at the rate and label scale of the set; the
+published code stops early, looking every 100 steps, here one of several lengths is chosen."""
+KIP = Protocol(
+    "kip: squared error, 5,000 steps of SGD at the largest stable rate; tested once, nothing "
+    "chosen",
+    None,
+    updates=((1, 5000),),
+    recipe={
+        "lr": 1.0, "batch_size": 100, "augment": (), "precision": "float32",
+        "learner": "network-stable", "final_rate": 0.0,
+    },
+    optimizer={"name": "sgd", "momentum": 0.9, "weight_decay": 1e-3},
+)  # fmt: skip
+"""Nguyen, Novak, Xiao & Lee 2021, arXiv:2107.13034: as its notebook trains finite networks."""
 MTT = published("mtt", 1000, DSA, lr=None)
 MTT_DIGITS = published("mtt-digits", 1000, DIGITS, lr=None)
 IDC = as_in_idc(

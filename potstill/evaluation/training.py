@@ -63,6 +63,9 @@ class SetBatches:
     """
 
     def __init__(self, images: Tensor, targets: Tensor, labels: Tensor, recipe: Recipe, seed: int):
+        if recipe.mirrored_copies:
+            images = torch.cat([images, images.flip(-1)])
+            targets, labels = targets.repeat(2, 1), labels.repeat(2)
         self.images, self.targets, self.recipe = images, targets, recipe
         self.rng = generator(seed, "batches")
         if recipe.batch_size is None:

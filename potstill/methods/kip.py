@@ -189,7 +189,8 @@ class LabelSolve(Kip):
         solution, loss = fit.solved()
         targets = (solution + 1 / problem.real.classes).to(examples.targets)
         both = torch.cat([examples.targets[:first], targets])
-        return Estimate(loss / 2, {}, state, values={"targets": both})
+        chosen = {"images": examples.images, "targets": both}
+        return Estimate(loss / 2, {}, state, values=chosen)
 
     def rows(self) -> Tensor:
         """Return the real examples that the labels are fitted to."""

@@ -263,7 +263,8 @@ class Rcig(Method):
         return torch.cat([images, images.flip(-1)]), torch.cat([targets, targets])
 
     def recipe(self, recipe: Recipe, learned: Leaves, state: State) -> Recipe:
-        return replace(recipe, learner="network-mse")
+        copies = self.options.mirrored_copies == "on"
+        return replace(recipe, learner="network-mse", mirrored_copies=copies)
 
     @classmethod
     def words(cls, options: RcigOptions) -> list[tuple[str, str]]:

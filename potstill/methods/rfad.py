@@ -52,6 +52,12 @@ class RfadOptions(FeatureOptions):
         "platt", "cross-entropy of scaled predictions, or their squared error"
     )
     platt_lr: float = option(0.01, "learning rate of the scale", low=0)
+    label_scale: float = option(
+        8.0,
+        "by which the learner network-centred multiplies targets (published: 8 or 2)",
+        low=0,
+        open_low=True,
+    )
 
 
 class Rfad(FeatureRegression):
@@ -111,6 +117,7 @@ class Rfad(FeatureRegression):
             kernel="convnet" if images else "fc",
             kernel_depth=recipe.depth if isinstance(recipe.depth, int) else 3 if images else 1,
             kernel_kind="nngp",
+            label_scale=self.options.label_scale,
         )
 
     @classmethod

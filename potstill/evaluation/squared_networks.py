@@ -1,0 +1,110 @@
+"""Networks that learn by squared error in ways of their own: less their start, or at a rate of
+their own.
+"""
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from potstill.errors import InputError
+from potstill.evaluation.learners import SquaredNetwork
+from potstill.evaluation.training import Batches, Predict, SetBatches, train_network
+from potstill.models import fresh
+from potstill.seeds import generator
+
+KERNEL_EXAMPLES, ITERATIONS = 50, 50
+"""Examples at which a tangent kernel is taken; steps of the power iteration for its eigenvalue."""
+
+
+class Centred(nn.Module):
+    """What a network answers less what it answered at its start."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+        self.start = copy.deepcopy(network).requires_grad_(False)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return the difference."""
+        difference: Tensor = self.network(inputs) - self.start(inputs)
+        return difference
+
+
+@dataclass(frozen=True)
+class CentredNetwork(SquaredNetwork):
+    """A network less its start, trained by squared error on scaled targets.
+
+    With targets less 1 / K times a scale s it lowers 1/2 mean (f - f_start - s y)^2 / s^2. Small
+    networks that are made for kernels need both; without them such sets give little.
+
+    Source: RFAD, Loo et al. 2022, arXiv:2210.12067, without its weight penalty.
+    """
+
+    words: ClassVar[str] = "network less its start, squared error on scaled targets"
+
+    def course(self, batches: Batches, lengths: Sequence[int], seed: int) -> Iterator[Predict]:
+        scale = self.recipe.label_scale
+
+        def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+            return self.loss(outputs / scale, targets)
+
+        module = Centred(fresh(self.factory, seed, self.device))
+        return train_network(module, batches, self.recipe, lengths, seed, loss)
+
+
+@dataclass(frozen=True)
+class StableNetwork(SquaredNetwork):
+    """A network trained by squared error at a share of the largest stable learning rate.
+
+    That is 2 (1 + m) n K / l for momentum m, l being the largest eigenvalue of the tangent kernel
+    of the fresh network's K outputs at n examples, at most 50; the recipe's rate is the share.
+
+    Source: as KIP's sets are measured, Nguyen, Novak, Xiao & Lee 2021, arXiv:2107.13034.
+    """
+
+    words: ClassVar[str] = "network, squared error at the largest stable rate"
+
+    def course(self, batches: Batches, lengths: Sequence[int], seed: int) -> Iterator[Predict]:
+        if not isinstance(batches, SetBatches):
+            raise InputError(
+                "the learner network-stable finds its rate by the examples of a set; leave the "
+                "baseline full out"
+            )
+        module = fresh(self.factory, seed, self.device)
+        some = batches.images[:KERNEL_EXAMPLES]
+        momentum = getattr(self.recipe.optimizer, "momentum", 0.0)
+        rate = self.recipe.lr * stable_rate(module, some, momentum)
+        recipe = replace(self.recipe, lr=rate)
+        return train_network(module, batches, recipe, lengths, seed, self.loss)
+
+
+def stable_rate(module: nn.Module, inputs: Tensor, momentum: float) -> float:
+    """Return the largest learning rate at which SGD on half the mean square of errors is stable.
+
+    Args:
+        module: a network, as it is.
+        inputs: (n, ...) examples.
+        momentum: of SGD.
+    """
+    parameters = {name: value.detach() for name, value in module.named_parameters()}
+
+    def outputs(values: dict[str, Tensor]) -> Tensor:
+        found: Tensor = torch.func.functional_call(module, values, (inputs,))
+        return found
+
+    training = module.training
+    module.eval()
+    answers, pulled = torch.func.vjp(outputs, parameters)[:2]
+    along = torch.randn(answers.shape, generator=generator(0, "kernel")).to(answers)
+    value = along.new_zeros(())
+    for _ in range(ITERATIONS):
+        along = along / along.norm()
+        along = torch.func.jvp(outputs, (parameters,), pulled(along))[1]
+        value = along.norm()
+    module.train(training)
+    largest = float(value)
+    return 2 * (1 + momentum) * int(answers.numel()) / largest
