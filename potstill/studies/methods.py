@@ -96,7 +96,7 @@ SECONDS = quantity("seconds for an outer step (median)", percent=False)
 MEMORY = quantity("peak memory of the process, MB", percent=False)
 BYTES = quantity("bytes stored", percent=False)
 PRINTED = quantity("accuracy in print")
-KIND, SECOND = "convnet", "vgg11"
+KIND, SECOND = "convnet", "alexnet"
 """The network that all sets are measured with, and the other."""
 NOT_AUGMENTED = "dc-300"
 MOST = 50_000
