@@ -5,6 +5,7 @@ import ctypes
 import math
 import os
 import platform
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -89,6 +90,10 @@ def peak_memory_mb(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 1e6
     if sys.platform == "win32":
         return 0.0
+    if STATUS.exists():  # unlike what getrusage tells, it can be forgotten
+        found = re.search(r"VmHWM:\s*(\d+) kB", STATUS.read_text())
+        if found:
+            return int(found[1]) * 1024 / 1e6
     import resource  # not on Windows
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -104,8 +109,8 @@ def forget_peak_memory(device: torch.device) -> None:
             PEAK.write_text("5")  # see man 5 proc_pid_clear_refs
 
 
-PEAK = Path("/proc/self/clear_refs")
-"""Where Linux takes the order to forget."""
+STATUS, PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+"""Where Linux tells the peak of a process, and takes the order to forget it."""
 
 
 def synchronize(device: torch.device) -> None:

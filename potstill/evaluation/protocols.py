@@ -174,9 +174,9 @@ def as_in_rcig(name: str, augment: tuple[str, ...], *, mirrored: bool) -> Protoc
     """Return the evaluation protocol of RCIG.
 
     As FRePo's, at a third of its rate, in batches of at most 256, for 1,000 steps on 10 examples
-    and 2,000 on more; colour images have their mirrored copies beside them. The published code is run
-    both ways, augmented and not; without, it goes on for 2.5 times as many steps, at a hundredth of
-    the rate. Its operations are one for each image, ours one for each batch.
+    and 2,000 on more; colour images have their mirrored copies beside them. The published code is
+    run both ways, augmented and not; without, it goes on for 2.5 times as many steps, at a
+    hundredth of the rate. Its operations are one for each image, ours one for each batch.
 
     Source: Loo et al. 2023, arXiv:2302.06755, and its code.
 
