@@ -90,21 +90,18 @@ def stable_rate(module: nn.Module, inputs: Tensor, momentum: float) -> float:
         inputs: (n, ...) examples.
         momentum: of SGD.
     """
-    parameters = {name: value.detach() for name, value in module.named_parameters()}
-
-    def outputs(values: dict[str, Tensor]) -> Tensor:
-        found: Tensor = torch.func.functional_call(module, values, (inputs,))
-        return found
-
     training = module.training
     module.eval()
-    answers, pulled = torch.func.vjp(outputs, parameters)[:2]
+    answers: Tensor = module(inputs)
+    module.train(training)
+    parameters = [one for one in module.parameters() if one.requires_grad]
+    # What is pulled back is linear in `any_`, so that its derivative there pushes forward.
+    any_ = torch.zeros_like(answers, requires_grad=True)
+    pulled = torch.autograd.grad(answers, parameters, any_, create_graph=True)
     along = torch.randn(answers.shape, generator=generator(0, "kernel")).to(answers)
-    value = along.new_zeros(())
     for _ in range(ITERATIONS):
         along = along / along.norm()
-        along = torch.func.jvp(outputs, (parameters,), pulled(along))[1]
-        value = along.norm()
-    module.train(training)
-    largest = float(value)
-    return 2 * (1 + momentum) * int(answers.numel()) / largest
+        back = torch.autograd.grad(answers, parameters, along, retain_graph=True)
+        (along,) = torch.autograd.grad(pulled, any_, back, retain_graph=True)
+    largest = float(along.norm())
+    return 2 * (1 + momentum) * answers.numel() / largest
