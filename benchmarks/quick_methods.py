@@ -1,4 +1,4 @@
-"""Every method of the matching family by its quick preset on MNIST: accuracy, seconds, memory.
+"""Every method by its quick preset on MNIST: accuracy, seconds, memory.
 
     python benchmarks/quick_methods.py --data parquet:mnist     # results/quick_methods.json
     python benchmarks/quick_methods.py --data parquet:mnist --only dm,mtt --seeds 1
@@ -31,6 +31,7 @@ from potstill.devices import hardware, versions
 RESULTS = Path(__file__).parent / "results" / "quick_methods.json"
 METHODS = (
     "random", "herding", "k-center", "dc", "dsa", "dm", "idc", "mtt", "tesla", "ftd", "haba",
+    "kip", "frepo", "rfad", "rcig",
 )  # fmt: skip
 NETS = 5
 COMMON = "dsa-1000-digits"
@@ -72,10 +73,15 @@ def peak_of(pid: int) -> float:
 def tested(folder: Path, data: str) -> dict[str, Any]:
     """Train networks on the set of a run and test them."""
     own, common = (
-        potstill.evaluate(folder / "run", data=data, nets=NETS, progress=False, protocol=protocol)[
-            0
-        ]
-        for protocol in ("validation", COMMON)
+        potstill.evaluate(
+            folder / "run",
+            data=data,
+            nets=NETS,
+            progress=False,
+            protocol=protocol,
+            learner=learner,
+        )[0]
+        for protocol, learner in (("validation", "auto"), (COMMON, "network"))
     )
     done = potstill.load(folder / "run")
     return {

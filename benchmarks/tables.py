@@ -8,6 +8,7 @@ import statistics
 import sys
 from pathlib import Path
 
+import measured_methods
 import method_tables
 import run_tables
 import speed_tables
@@ -420,6 +421,12 @@ def decoding() -> str:
 ARCHITECTURES, COMPARING = ROOT / "docs" / "architectures.md", ROOT / "docs" / "comparing.md"
 SPEED, LABORATORY = ROOT / "docs" / "speed.md", ROOT / "docs" / "laboratory.md"
 PLACES = [
+    (
+        README,
+        "<!-- methods: made by benchmarks/tables.py -->",
+        "<!-- end of methods -->",
+        measured_methods.one_table,
+    ),
     (README, BEGIN, END, run_tables.table),
     (
         ROOT / "docs" / "parameterisations.md",
@@ -486,6 +493,11 @@ def main() -> None:
         if "--check" in sys.argv and new != text:
             sys.exit(f"{path.name} is out of date; run: python benchmarks/tables.py")
         path.write_text(new)
+    known = measured_methods.TABLE
+    table = measured_methods.measured()
+    if "--check" in sys.argv and known.read_text() != table:
+        sys.exit(f"{known.name} is out of date; run: python benchmarks/tables.py")
+    known.write_text(table)
 
 
 if __name__ == "__main__":

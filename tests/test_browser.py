@@ -9,6 +9,9 @@ import pytest
 from test_report import ALL, places  # noqa: F401 (a fixture)
 
 from potstill.reports.report import write_report
+from potstill.studies.methods import COMMON, STEPS
+from potstill.studies.page import Told, study_page
+from potstill.studies.results import Measurement, Results
 
 api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 CHROMIUM = next(
@@ -33,6 +36,35 @@ def browser():
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield browser
         browser.close()
+
+
+def test_a_study_s_table_sorts_by_the_column_that_is_clicked(browser, tmp_path):
+    rows = [
+        Measurement(quantity.name, way, 1, 0, value, None, 1, "")
+        for way, value, steps in (("dm", 0.6, 9), ("kip", 0.7, 1), ("dc", 0.5, 12))
+        for quantity, value in ((COMMON, value), (STEPS, steps))
+    ] + [Measurement(STEPS.name, "random", 1, 0, 5, None, 1, "")]
+    tables = Results(tuple(rows), (COMMON, STEPS)).tables
+    path = tmp_path / "study.html"
+    told = Told("A study", "About.", (), (), tables, "Note.")
+    path.write_text(study_page(told, tmp_path), encoding="utf-8")
+    page = browser.new_page()
+    said: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.goto(path.as_uri())
+    names = "[...document.querySelectorAll('tbody th')].map(cell => cell.textContent)"
+    assert page.evaluate(names) == ["dm", "kip", "dc", "random"]
+    accuracy, steps = page.query_selector_all("th button")
+    accuracy.click()
+    assert page.evaluate(names) == ["kip", "dm", "dc", "random"]  # empty cells last
+    accuracy.click()
+    assert page.evaluate(names) == ["dc", "dm", "kip", "random"]
+    steps.press("Enter")
+    assert page.evaluate(names) == ["dc", "dm", "random", "kip"]
+    sorted_by = "[...document.querySelectorAll('[aria-sort]')].map(one => one.textContent)"
+    assert page.evaluate(sorted_by) == ["outer steps"]
+    assert said == []
+    page.close()
 
 
 @pytest.mark.parametrize("width", [390, 1280])

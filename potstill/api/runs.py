@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from potstill.config import choosing
 from potstill.config.config import (
     Given,
     Layer,
@@ -110,13 +111,21 @@ def distill(
                 f"{name} is given twice, as {value!r} and as {options[name]!r}; give it once"
             )
     trust_given([*options.values(), model_name(model) if model else None])
-    layers = ({} if preset is None else options_from_preset(preset), options)
-    config = made(quick_options(*layers) if quick else {}, *layers)
+    layers: list[Layer] = [{} if preset is None else options_from_preset(preset), options]
+    automatic = choosing.asked(*layers)
+    plain = [choosing.of_data(*layers)] if automatic else layers
+    config = made(quick_options(*plain) if quick else {}, *plain)
     dataset = dataset_of(
         config.data, images, labels, test_images, test_labels, class_names, weights, feature_names
     )
+    why = ""
+    if automatic:
+        given, why = choosing.with_method(dataset.shape, *layers)
+        config = made(quick_options(given) if quick else {}, given)
     folder = None if out is None else place("out", out)
     with followed(listener, progress) as told:
+        if why:
+            told.say(why)
         return new_run(
             config,
             dataset,

@@ -13,6 +13,7 @@ from potstill.api import measurements
 from potstill.api.runs import longer
 from potstill.cli.interrupts import listening
 from potstill.cli.tables import show, show_diagnosis, tell
+from potstill.config import choosing
 from potstill.config.config import (
     Given,
     changed,
@@ -43,17 +44,17 @@ from potstill.workers import set_threads
 
 def distill(parsed: argparse.Namespace) -> int:
     """Run `potstill distill`; return the exit code."""
-    config = resumed_config(parsed) if parsed.resume else new_config(parsed)
+    config, why = (resumed_config(parsed), "") if parsed.resume else new_config(parsed)
     out = parsed.resume or parsed.out or default_out(config)
     with joined() as ranks:
-        distilled = distilled_by(ranks, config, out, parsed)
+        distilled = distilled_by(ranks, config, out, parsed, why)
         if ranks.first:
             tell(distilled, out)
     return 0
 
 
 def distilled_by(
-    ranks: Ranks, config: Given, out: Path, parsed: argparse.Namespace
+    ranks: Ranks, config: Given, out: Path, parsed: argparse.Namespace, why: str
 ) -> DistilledSet:
     """Distill as one of several ranks, and show the progress.
 
@@ -62,6 +63,7 @@ def distilled_by(
         config: the options.
         out: the run's folder.
         parsed: the command line.
+        why: the method was chosen, if it was.
     """
     if ranks.first and not (parsed.resume or parsed.overwrite):
         run_folder.RunFolder.check_free(out)  # before the data are read, which may take long
@@ -69,6 +71,8 @@ def distilled_by(
     display = Display(parsed.quiet or not ranks.first)
     try:
         with display, listening(display, ranks) as listener:
+            if why:
+                listener.say(why)
             with ranks.in_turn():
                 dataset = sources.read(config.data)
             if parsed.resume:
@@ -110,13 +114,17 @@ def given_options(parsed: argparse.Namespace) -> dict[str, Any]:
     return {name: known[name] for name in known.get("option_names", ()) if name in known}
 
 
-def new_config(parsed: argparse.Namespace) -> Given:
-    """Return the configuration of a new run.
+def new_config(parsed: argparse.Namespace) -> tuple[Given, str]:
+    """Return the configuration of a new run and, if its method was to be chosen, why it is that.
 
     The command line comes before the file, the file before the preset, the preset before defaults.
     """
-    given = (*layers(parsed.preset, parsed.config), given_options(parsed))
-    return configuration(quick_options(*given) if parsed.quick else {}, *given)
+    given, why = [*layers(parsed.preset, parsed.config), given_options(parsed)], ""
+    if choosing.asked(*given):
+        data = configuration(choosing.of_data(*given)).data
+        one, why = choosing.with_method(sources.read(data).shape, *given)
+        given = [one]
+    return configuration(quick_options(*given) if parsed.quick else {}, *given), why
 
 
 def layers(preset: str | None, config: Path | None) -> list[dict[str, Any]]:

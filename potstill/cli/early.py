@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from potstill.cli.options import Parser, add_options, flag_of, shared_options
+from potstill.config.choosing import AUTO
 from potstill.config.config import (
     Option,
     check_preset,
@@ -52,6 +53,8 @@ def check_distill(arguments: Sequence[str], flags: Iterable[str]) -> str:
         parser.add_argument(flag_of(name), dest=name, default=argparse.SUPPRESS)
     add_options(parser, known)
     given = vars(parser.parse_known_args(list(arguments))[0])
+    if given.get("method") == AUTO:  # chosen once the data are read
+        del given["method"]
     check_names(given)
     own_part = any(":" in given.get(slot.choice, "") for slot in SLOTS) or "config" in given
     unknown = "" if own_part else first_unknown(arguments, flags)

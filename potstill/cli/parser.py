@@ -16,6 +16,7 @@ from pathlib import Path
 from potstill.cli import early
 from potstill.cli.flags import make_parser
 from potstill.cli.options import Parser, flag_of
+from potstill.config.choosing import AUTO
 from potstill.config.config import Option, layered, options_of_run, preset_names
 from potstill.config.slots import SLOTS, owners_of, unused
 from potstill.errors import InputError, near_miss, out_of_memory, visible
@@ -168,6 +169,8 @@ def options_of_chosen(arguments: Sequence[str]) -> list[Option]:
     trust_given(chosen.values())
     if resume:
         return list(options_of_run({}))
+    if chosen.get("method") == AUTO:  # once the data are read
+        del chosen["method"]
     layers = importlib.import_module(COMMANDS).layers
     return list(options_of_run(layered(*layers(preset, config and Path(config)), chosen)))
 
@@ -204,7 +207,10 @@ def list_parts(*, sourced: bool) -> int:
 
     tables = [
         ("data (--data)", rows_of(SOURCES)),
-        ("methods (--method)", rows_of(METHODS)),
+        (
+            "methods (--method)",
+            [*rows_of(METHODS), (AUTO, "the best measured at the nearest size and time")],
+        ),
         ("parameterisations (--param)", rows_of(PARAMETERISATIONS)),
         (
             "models (--model)",

@@ -112,7 +112,13 @@ SLOTS = (
     Slot(
         "inner_optimizer", "inner_optimizer", "adam", OPTIMIZERS, "what trains on the set", "inner_"
     ),
-    Slot("method", "method", "rat-bptt", METHODS, "distillation method"),
+    Slot(
+        "method",
+        "method",
+        "rat-bptt",
+        METHODS,
+        "distillation method; auto: the best measured at the nearest size and time",
+    ),
     Slot("outer_optimizer", "outer_optimizer", "adam", OPTIMIZERS, "what moves the set", "outer_"),
     Slot(
         "real_sampler", "real_sampler", "uniform", REAL_SAMPLERS, "which real images make a batch"

@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from potstill.config.config import options_from_preset, options_of_run, preset_names
+from potstill.config.choosing import options_for
+from potstill.config.config import options_of_run
 from potstill.config.durations import in_words, seconds_of
 from potstill.data.mirrored import mirrored_alike
 from potstill.data.preparation import RealData
@@ -101,7 +102,6 @@ KIND, SECOND = "convnet", "alexnet"
 NOT_AUGMENTED = "dc-300"
 MOST = 50_000
 """More outer steps than fit: tested once, at the end."""
-DROPPED = ("data", "image_size", "steps", "validate_every", "time_budget", "augment", "average")
 
 
 @dataclass(frozen=True)
@@ -132,10 +132,8 @@ class Scale:
         Bases of `haba` are stored beside the networks that show them, for which one image a class
         is too little room: it has two there.
         """
-        preset = f"{method}-quick-mnist"
-        known = options_from_preset(preset if preset in names() else "quick")
-        known = {name: value for name, value in known.items() if name not in DROPPED}
-        known |= {"method": method, "data": self.data, "preprocess": "normalize", "seed": seed}
+        known = options_for(method)
+        known |= {"data": self.data, "preprocess": "normalize", "seed": seed}
         known |= {"ipc": max(2, ipc) if method == "haba" else ipc, "width": self.width}
         known |= {"batch_per_class": "auto", "validate_every": MOST, "compile": "off"}
         known |= {"steps": self.steps} if self.steps else {"time_budget": f"about {self.time}"}
@@ -168,11 +166,6 @@ class Scale:
             "data. The scores are DD-Ranking's, of fractions: 0.27 is no better than random images "
             "or, of the label-robust one, as far from all real images as its gain makes up for."
         )
-
-
-def names() -> set[str]:
-    """Return the names of all presets."""
-    return {name for name, _ in preset_names()}
 
 
 def scale_of(preset: str, data: str | None, time: str = "") -> Scale:
