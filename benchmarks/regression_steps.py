@@ -1,4 +1,4 @@
-"""One outer step of FRePo and RFAD, by potstill and by plain PyTorch, beside its convolutions alone.
+"""One outer step of FRePo and RFAD, by potstill and by plain PyTorch, beside its convolutions only.
 
     python benchmarks/regression_steps.py            # benchmarks/results/regression_steps.json
     python benchmarks/regression_steps.py --quick    # small shapes, to see that it works

@@ -34,8 +34,10 @@ from potstill.errors import InputError
 WEIGHTS, BIASES = 2.0, 0.01
 ROUNDING = 16
 """Of a product less another one that are equal, in units of the last place."""
-SAVED, AT_ONCE = 24, 2**29
-"""Numbers that a pair of positions takes while a tile is differentiated; bytes of a tile."""
+SAVED = 24
+"""Numbers that a pair of positions takes while a tile is differentiated."""
+IN_CACHE, AT_ONCE = 2**26, 2**29
+"""Bytes of a tile on a CPU, whose cache holds what one operation reads, and elsewhere."""
 
 
 class Kernel(NamedTuple):
@@ -57,13 +59,18 @@ def rectified(
         second: of the second likewise.
     """
     both = first * second
-    rest = both - covariance.square()
+    rest = torch.addcmul(both, covariance, covariance, value=-1)
     # Where it is 0 the root's slope is infinite, and what it multiplies is 0; what rounding leaves
     # of it there would have a root 1e8 times as large in float64.
     inside = rest > ROUNDING * torch.finfo(rest.dtype).eps * both
-    root = torch.where(inside, torch.where(inside, rest, 1).sqrt(), 0)
-    obtuse = math.pi - torch.atan2(root, covariance)
-    return (root + obtuse * covariance) / (2 * math.pi), tangent * obtuse / (2 * math.pi)
+    if torch.is_grad_enabled():
+        root = torch.where(inside, torch.where(inside, rest, 1).sqrt(), 0)
+    else:
+        root = torch.where(inside, rest, 0).sqrt()
+    half = covariance.new_full((), 0.5)
+    obtuse = torch.sub(half, torch.atan2(root, covariance), alpha=1 / (2 * math.pi))
+    straight = torch.mul(covariance, obtuse)
+    return torch.add(straight, root, alpha=1 / (2 * math.pi)), tangent * obtuse
 
 
 def dense(covariance: Tensor, tangent: Tensor) -> tuple[Tensor, Tensor]:
@@ -198,7 +205,7 @@ class Planes:
     Args:
         covariance: S, (pairs, D, D, H, W): pairs are (n, m) or (n,), D is twice the reach and one;
             0 where p + d is outside.
-        tangent: T likewise.
+        tangent: T likewise; of inputs, where it is 0 everywhere, a single 0.
     """
 
     covariance: Tensor
@@ -211,9 +218,18 @@ class Planes:
         Args:
             paired: each with the one of its own index, in place of all with all.
         """
-        form = "nchw,ncdehw->ndehw" if paired else "nchw,mcdehw->nmdehw"
-        covariance = torch.einsum(form, first, shifted(second, reach)) / first.shape[1]
-        return cls(covariance, torch.zeros_like(covariance))
+        near, first = shifted(second, reach).contiguous(), first / first.shape[1]
+        # A channel at a time: few channels, many positions.
+        parts = [
+            first[:, channel, None, None] * near[:, channel]
+            if paired
+            else first[:, None, channel, None, None] * near[None, :, channel]
+            for channel in range(first.shape[1])
+        ]
+        covariance = parts[0]
+        for part in parts[1:]:
+            covariance = covariance + part
+        return cls(covariance, covariance.new_zeros(()))
 
     @property
     def reach(self) -> int:
@@ -233,8 +249,11 @@ class Planes:
     def convolved(self) -> "Planes":
         """After a convolution that pads with zeros."""
         inside = self.inside
-        covariance = inside * (WEIGHTS * boxes(self.covariance) + BIASES)
-        return Planes(covariance, inside * (WEIGHTS * boxes(self.tangent)) + covariance)
+        weighted = inside * (WEIGHTS / 9)
+        covariance = torch.addcmul(inside * BIASES, weighted, boxes(self.covariance))
+        if not self.tangent.dim():  # of inputs
+            return Planes(covariance, covariance)
+        return Planes(covariance, torch.addcmul(covariance, weighted, boxes(self.tangent)))
 
     def rectified(self, first: Tensor, second: Tensor) -> "Planes":
         """After a ReLU.
@@ -275,8 +294,16 @@ def shifted(values: Tensor, reach: int) -> Tensor:
 
 
 def boxes(planes: Tensor) -> Tensor:
-    """Return means over 3 x 3 positions, those outside counted as 0."""
-    return F.avg_pool2d(planes.flatten(0, -4), 3, 1, 1).view_as(planes)
+    """Return sums over 3 x 3 positions, those outside counted as 0.
+
+    Sums of shifted planes, one direction after the other, are 10 times as fast as a mean pool.
+    """
+    padded = F.pad(planes, (1, 1, 1, 1))
+    for dim in (-2, -1):
+        size = padded.shape[dim] - 2
+        first, second, third = (padded.narrow(dim, start, size) for start in range(3))
+        padded = first + second + third
+    return padded
 
 
 def halved(planes: Tensor, offsets: int, positions: int) -> Tensor:
@@ -308,7 +335,7 @@ def in_its_precision(network: InfiniteNetwork, inputs: Tensor) -> Tensor:
 
 
 def kernel(
-    network: InfiniteNetwork, first: Tensor, second: Tensor, *, at_once: int = AT_ONCE
+    network: InfiniteNetwork, first: Tensor, second: Tensor, *, at_once: int | None = None
 ) -> Kernel:
     """Return the kernel of (n, ...) and (m, ...) inputs, differentiable in both.
 
@@ -316,8 +343,10 @@ def kernel(
     back, so that memory does not grow with n or m but for the kernel itself.
 
     Args:
-        at_once: bytes that a tile may take, more or less.
+        at_once: bytes that a tile may take, more or less; None: what suits the device.
     """
+    if at_once is None:
+        at_once = IN_CACHE if first.device.type == "cpu" else AT_ONCE
     each = network.pair_bytes(tuple(first.shape[1:]), first.element_size())
     pairs = max(1, at_once // each)
     rows = min(len(first), max(1, math.isqrt(pairs)))
