@@ -103,7 +103,8 @@ def peak_memory_mb(device: torch.device) -> float:
 def forget_peak_memory(device: torch.device) -> None:
     """Let `peak_memory_mb` tell the most from now on, where the system allows that."""
     if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+        if torch.cuda.is_initialized():
+            torch.cuda.reset_peak_memory_stats(device)
     elif PEAK.exists():
         with contextlib.suppress(OSError):
             PEAK.write_text("5")  # see man 5 proc_pid_clear_refs

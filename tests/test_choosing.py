@@ -67,8 +67,24 @@ def test_what_the_user_gives_wins_and_what_has_no_effect_is_refused(known):
     asked = {"method": "auto", "width": 8, "real_per_class": 3}
     given, _ = with_method((1, 8, 8), asked)
     assert (given["width"], given["real_per_class"]) == (8, 3)
-    with pytest.raises(InputError, match="window has no effect with the method that auto chose, d"):
+    with pytest.raises(InputError, match=r"window has no effect with --method dm.*auto that chose"):
         with_method((1, 8, 8), {"method": "auto", "window": 3})
+    for wrong, message in (
+        ({"ipc": 0}, "ipc must be at least 1, got 0"),
+        ({"ipc": "x"}, "ipc must be a whole number"),
+        ({"time_budget": 300}, "time_budget must be"),
+        ({"windwo": 3}, "unknown option 'windwo'"),
+    ):
+        with pytest.raises(InputError, match=message):
+            with_method((1, 8, 8), {"method": "auto", **wrong})
+    other = {"method": "auto", "inner_optimizer": "sgd", "inner_momentum": 0.5}
+    assert with_method((1, 8, 8), other)[0]["inner_momentum"] == 0.5
+    preset = {"unroll": 7, "window": 3, "ipc": 1}  # of the default, which was not chosen
+    given, _ = with_method((1, 8, 8), preset, {"method": "auto"})
+    assert "unroll" not in given
+    assert choosing.asked({"method": "dm"}, {"method": "auto"})
+    assert not choosing.asked({"method": "auto"}, {"method": "dm"})
+    assert not choosing.asked({}, {})
 
 
 def test_it_works_from_python_and_from_the_command_line(known, tmp_path, capsys):
@@ -90,7 +106,9 @@ def test_it_works_from_python_and_from_the_command_line(known, tmp_path, capsys)
     assert "method auto: dm (" in told.err + told.out
     assert 'method = "dm"' in (tmp_path / "two/config.toml").read_text()
     assert main([*words, "--window", "3", "--overwrite"]) == 2
-    assert "window has no effect with the method that auto chose, dm" in capsys.readouterr().err
+    assert "window has no effect with --method dm" in capsys.readouterr().err
+    assert main([*words[:-1], str(tmp_path / "two")]) == 2  # it is there, and nothing is read
+    assert "two" in capsys.readouterr().err
 
 
 def test_the_measured_table_is_of_methods_that_there_are():

@@ -56,8 +56,8 @@ def test_mirrored_copies_have_the_labels_of_their_images():
 
 
 def test_a_centred_network_learns_scaled_targets_from_zero():
-    """Written out: f less f at the start, half the mean square of its error over s squared."""
-    recipe = Recipe(optimizer=SGD(0.9), lr=0.5, batch_size=9, steps=12, label_scale=4.0)
+    """Written out: f less f at the start, the mean square of its error over s squared."""
+    recipe = Recipe(optimizer=SGD(0.9), lr=0.25, batch_size=9, steps=12, label_scale=4.0)
     learner = CentredNetwork(recipe, FACTORY, CPU)
     untrained, trained = [], []
     for lengths, into in (((0,), untrained), ((12,), trained)):
@@ -65,11 +65,11 @@ def test_a_centred_network_learns_scaled_targets_from_zero():
         into.append(told(IMAGES).detach().clone())
     assert not untrained[0].any()
     twin, start = fresh(FACTORY, 3, CPU), fresh(FACTORY, 3, CPU)
-    optimizer = torch.optim.SGD(twin.parameters(), 0.5, 0.9)
+    optimizer = torch.optim.SGD(twin.parameters(), 0.25, 0.9)
     for _ in range(12):
         off = twin(IMAGES) - start(IMAGES).detach() - 4 * (TARGETS - 1 / 3)
         optimizer.zero_grad()
-        (off.square().mean() / 2 / 4**2).backward()
+        (off.square().mean() / 4**2).backward()
         optimizer.step()
     torch.testing.assert_close(trained[0], twin(IMAGES) - start(IMAGES), rtol=1e-4, atol=1e-5)
 
@@ -108,7 +108,17 @@ def test_a_set_is_measured_by_name(name, monkeypatch):
     assert rows[0].accuracy.mean > 0.5
 
 
-def test_rfads_protocol_chooses_the_length_on_validation_data():
+@pytest.mark.parametrize("name", ["dsa-300", "dc-300", "frepo", "kip", "rfad", "rcig-digits"])
+def test_only_its_own_protocols_take_mirrored_copies(name):
+    recipe = Recipe(mirrored_copies=True)
+    assert not recipe_under(PROTOCOLS[name], recipe, 10).mirrored_copies
+    for own in ("validation", "rcig", "rcig-augmented"):
+        assert recipe_under(PROTOCOLS[own], recipe, 10).mirrored_copies
+    with pytest.raises(InputError, match="mirrored copies are of images"):
+        SetBatches(IMAGES.flatten(1), TARGETS, LABELS, recipe, 0)
+
+
+def test_rfads_protocol_chooses_the_length_on_validation_data(monkeypatch):
     protocol = PROTOCOLS["rfad"]
     recipe = recipe_under(protocol, Recipe(lr=0.01, label_scale=8.0), 10)
     assert (recipe.learner, recipe.optimizer, recipe.lr) == ("network-centred", SGD(0.9), 0.01)
@@ -119,6 +129,12 @@ def test_rfads_protocol_chooses_the_length_on_validation_data():
     (row,) = evaluate(set_of(real, lr=0.1), real, options)
     assert row.steps == 20
     assert row.accuracy.mean > 0.5
+    short = dataclasses.replace(protocol, candidates=(2, 20))
+    monkeypatch.setattr("potstill.evaluation.protocols.RFAD", short)
+    options = EvaluationOptions(nets=1, protocol="rfad", compile="off")
+    (row,) = evaluate(set_of(real, lr=0.1), real, options)
+    assert row.protocol.startswith("rfad: network less its start")
+    assert row.protocol.endswith("best of 2, 20 steps on validation data")
 
 
 def test_a_rate_by_examples_is_for_a_set():

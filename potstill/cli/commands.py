@@ -2,10 +2,11 @@
 
 import argparse
 import dataclasses
+import os
 import shlex
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -25,6 +26,7 @@ from potstill.config.config import (
 from potstill.config.sections import EVALUATION_DATA_OPTIONS
 from potstill.data import sources
 from potstill.data.preprocessing import Absent
+from potstill.data.splits import Dataset
 from potstill.devices import hardware, own_torch_state, pick_device
 from potstill.diagnosis.over_a_run import Noise, recorded_diagnoses
 from potstill.distillation import run_folder, runs
@@ -44,37 +46,42 @@ from potstill.workers import set_threads
 
 def distill(parsed: argparse.Namespace) -> int:
     """Run `potstill distill`; return the exit code."""
-    config, why = (resumed_config(parsed), "") if parsed.resume else new_config(parsed)
-    out = parsed.resume or parsed.out or default_out(config)
+    asked = Asked(resumed_config(parsed)) if parsed.resume else new_config(parsed)
+    out = parsed.resume or parsed.out or default_out(asked.config)
     with joined() as ranks:
-        distilled = distilled_by(ranks, config, out, parsed, why)
+        distilled = distilled_by(ranks, asked, out, parsed)
         if ranks.first:
             tell(distilled, out)
     return 0
 
 
-def distilled_by(
-    ranks: Ranks, config: Given, out: Path, parsed: argparse.Namespace, why: str
-) -> DistilledSet:
+class Asked(NamedTuple):
+    """The options of a run and, if its method was chosen, why it is that and the data it is for."""
+
+    config: Given
+    why: str = ""
+    dataset: Dataset | None = None
+
+
+def distilled_by(ranks: Ranks, asked: Asked, out: Path, parsed: argparse.Namespace) -> DistilledSet:
     """Distill as one of several ranks, and show the progress.
 
     Args:
         ranks: the processes that share the run.
-        config: the options.
+        asked: the options.
         out: the run's folder.
         parsed: the command line.
-        why: the method was chosen, if it was.
     """
     if ranks.first and not (parsed.resume or parsed.overwrite):
         run_folder.RunFolder.check_free(out)  # before the data are read, which may take long
-    config = changed(config, device=ranks.device(config.run.device))
+    config = changed(asked.config, device=ranks.device(asked.config.run.device))
     display = Display(parsed.quiet or not ranks.first)
     try:
         with display, listening(display, ranks) as listener:
-            if why:
-                listener.say(why)
+            if asked.why:
+                listener.say(asked.why)
             with ranks.in_turn():
-                dataset = sources.read(config.data)
+                dataset = asked.dataset or sources.read(config.data)
             if parsed.resume:
                 return runs.resumed_run(out, config, dataset, listener=listener, ranks=ranks)
             return runs.new_run(
@@ -114,17 +121,25 @@ def given_options(parsed: argparse.Namespace) -> dict[str, Any]:
     return {name: known[name] for name in known.get("option_names", ()) if name in known}
 
 
-def new_config(parsed: argparse.Namespace) -> tuple[Given, str]:
-    """Return the configuration of a new run and, if its method was to be chosen, why it is that.
+def new_config(parsed: argparse.Namespace) -> Asked:
+    """Return the configuration of a new run.
 
     The command line comes before the file, the file before the preset, the preset before defaults.
     """
-    given, why = [*layers(parsed.preset, parsed.config), given_options(parsed)], ""
-    if choosing.asked(*given):
-        data = configuration(choosing.of_data(*given)).data
-        one, why = choosing.with_method(sources.read(data).shape, *given)
-        given = [one]
-    return configuration(quick_options(*given) if parsed.quick else {}, *given), why
+    given = [*layers(parsed.preset, parsed.config), given_options(parsed)]
+    if not choosing.asked(*given):
+        return Asked(configuration(quick_options(*given) if parsed.quick else {}, *given))
+    if "RANK" in os.environ:
+        raise InputError(
+            "method auto is chosen by one process, this is one of several; give the method that a "
+            "run of one chooses"
+        )
+    if parsed.out and not parsed.overwrite:
+        run_folder.RunFolder.check_free(parsed.out)
+    dataset = sources.read(configuration(choosing.of_data(*given)).data)
+    merged, why = choosing.with_method(dataset.shape, *given)
+    quick = quick_options(merged) if parsed.quick else {}
+    return Asked(configuration(quick, merged), why, dataset)
 
 
 def layers(preset: str | None, config: Path | None) -> list[dict[str, Any]]:

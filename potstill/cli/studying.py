@@ -100,6 +100,10 @@ def study_of(parsed: argparse.Namespace) -> "runner.Study":
             METHODS.check(value)
         else:
             seconds_of(name, value)
+    if parsed.steps and parsed.time_budget:
+        raise InputError(
+            f"time_budget has no effect with --steps, got {parsed.time_budget}; give one of them"
+        )
     made: runner.Study = kind(**given)
     return made
 

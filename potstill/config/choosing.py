@@ -13,19 +13,24 @@ from typing import Any
 
 from potstill.config.config import (
     Layer,
+    configuration,
     layered,
     options_from_preset,
     options_of_run,
     preset_names,
 )
 from potstill.config.durations import in_words
-from potstill.config.sections import DataConfig, OuterConfig
+from potstill.config.sections import DataConfig
 from potstill.config.slots import method_slot
 from potstill.errors import InputError
 
 AUTO = "auto"
+LARGER = ("haba",)
+"""Methods that had more images than the others: bases need the room of the networks beside them."""
 TABLE = "measured_methods.json"
-DROPPED = ("data", "image_size", "steps", "validate_every", "time_budget", "augment", "average")
+DROPPED = (
+    "data", "image_size", "ipc", "steps", "validate_every", "time_budget", "augment", "average",
+)  # fmt: skip
 """Options of presets that are of their data, or of their length."""
 BY_TIME = ((180.0, "quick"), (1800.0, "standard"), (math.inf, "long"))
 """Seconds up to which a preset of the default method is for."""
@@ -95,7 +100,8 @@ def best(setting: Setting) -> tuple[str, str]:
     It is the best one, but the default where that is as good, give or take both deviations.
     """
     default = method_slot.default
-    ranked = sorted(setting.accuracy, key=lambda name: -setting.accuracy[name][0])
+    alike = [name for name in setting.accuracy if name not in LARGER]
+    ranked = sorted(alike, key=lambda name: -setting.accuracy[name][0])
     (mean, std), (usual, of_usual) = (setting.accuracy[name] for name in (ranked[0], default))
     apart = math.hypot(std or 0.0, of_usual or 0.0)
     if ranked[0] == default:
@@ -115,8 +121,9 @@ def percent(fraction: float) -> str:
 
 
 def asked(*layers: Layer) -> bool:
-    """Return whether the method is to be chosen."""
-    return any(layer.get("method") == AUTO for layer in layers)
+    """Return whether the method is to be chosen: the last layer that names one decides."""
+    named = [layer["method"] for layer in layers if "method" in layer]
+    return bool(named) and named[-1] == AUTO
 
 
 def of_data(*layers: Layer) -> dict[str, Any]:
@@ -128,36 +135,37 @@ def of_data(*layers: Layer) -> dict[str, Any]:
 def with_method(shape: tuple[int, ...], *layers: Layer) -> tuple[dict[str, Any], str]:
     """Return the options with a method that suits them, and why it does.
 
+    Its own options come before those of all layers but the last, whose are the user's.
+
     Args:
         shape: of an example of the data.
         *layers: the options that are given, later ones first.
     Raises:
-        InputError: a given option has no effect with that method.
+        InputError: an option is wrong, or has no effect with that method.
     """
-    given: dict[str, Any] = {}
-    for layer in layers:
-        given |= layer
-    del given["method"]
-    ipc = int(given.get("ipc", 1))
-    budget = OuterConfig(time_budget=given.get("time_budget", "")).budget_seconds
-    seconds = budget or None
-    if len(shape) != 3:
-        method, why = method_slot.default, "methods were compared on images, these data are rows"
+    *lower, last = [
+        {name: value for name, value in layer.items() if (name, value) != ("method", AUTO)}
+        for layer in layers
+    ]
+    given = {**layered(*lower), **last}
+    known = configuration({name: given[name] for name in ("ipc", "time_budget") if name in given})
+    ipc, seconds = known.distilled.ipc, known.outer.budget_seconds or None
+    measured = settings()
+    if len(shape) != 3 or not measured:
+        method, own = method_slot.default, {"method": method_slot.default}
+        why = "methods were compared on images, these data are rows"
     else:
-        setting = min(settings(), key=lambda one: one.distance(shape, ipc, seconds))
+        setting = min(measured, key=lambda one: one.distance(shape, ipc, seconds))
         method, figures = best(setting)
+        own = options_for(method, seconds)
         why = (
             f"of {len(setting.accuracy)} methods on {setting.data}, {setting.ipc} of each class "
             f"in {in_words(setting.seconds)}, the measured setting nearest to this one: {figures} "
             "on test"
         )
-    own = options_for(method, seconds) if len(shape) == 3 else {"method": method}
-    known = {option.name for option in options_of_run(own)}
-    for name in given:
-        if name not in known:
-            raise InputError(
-                f"{name} has no effect with the method that auto chose, {method}; leave it out, or "
-                "give another --method"
-            )
-    below = {name: value for name, value in own.items() if name not in given}
-    return layered(below, given), f"method auto: {method} ({why})"
+    merged = layered(*lower, own, last)
+    try:
+        configuration(merged)
+    except InputError as error:
+        raise InputError(f"{error} (it is method auto that chose {method})") from error
+    return merged, f"method auto: {method} ({why})"

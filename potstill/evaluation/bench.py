@@ -336,6 +336,8 @@ class FitBench:
 
 def recipe_under(protocol: Protocol, recipe: Recipe, examples: int) -> Recipe:
     """Return the recipe with the changes of a protocol, for so many examples."""
+    if protocol.recipe:  # a training of its own, on the images alone unless it says otherwise
+        recipe = dataclasses.replace(recipe, mirrored_copies=False)
     recipe = dataclasses.replace(recipe, **protocol.recipe)
     if protocol.optimizer:
         own = dict(protocol.optimizer)

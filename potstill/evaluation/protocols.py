@@ -72,7 +72,8 @@ class Protocol:
             if len(lengths) < 6
             else f"{lengths[0]}, {lengths[1]}, .. {lengths[-1]}"
         )
-        return f"best of {few} steps on validation data"
+        said = f"{self.words}; " if self.words else ""
+        return f"{said}best of {few} steps on validation data"
 
 
 VALIDATION = Protocol()

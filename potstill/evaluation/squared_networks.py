@@ -38,10 +38,11 @@ class Centred(nn.Module):
 class CentredNetwork(SquaredNetwork):
     """A network less its start, trained by squared error on scaled targets.
 
-    With targets less 1 / K times a scale s it lowers 1/2 mean (f - f_start - s y)^2 / s^2. Small
+    With y targets less 1 / K and a scale s it lowers the mean of (f - f_start - s y)^2 / s^2. Small
     networks that are made for kernels need both; without them such sets give little.
 
-    Source: RFAD, Loo et al. 2022, arXiv:2210.12067, without its weight penalty.
+    Source: RFAD, Loo et al. 2022, arXiv:2210.12067, without its weight penalty. Of sets of more
+        than 513 examples its code does not scale the targets, ours does.
     """
 
     words: ClassVar[str] = "network less its start, squared error on scaled targets"
@@ -50,7 +51,7 @@ class CentredNetwork(SquaredNetwork):
         scale = self.recipe.label_scale
 
         def loss(outputs: Tensor, targets: Tensor) -> Tensor:
-            return self.loss(outputs / scale, targets)
+            return 2 * self.loss(outputs / scale, targets)
 
         module = Centred(fresh(self.factory, seed, self.device))
         return train_network(module, batches, self.recipe, lengths, seed, loss)
@@ -75,7 +76,8 @@ class StableNetwork(SquaredNetwork):
                 "baseline full out"
             )
         module = fresh(self.factory, seed, self.device)
-        some = batches.images[:KERNEL_EXAMPLES]
+        chosen = torch.randperm(len(batches.images), generator=generator(seed, "kernel"))
+        some = batches.images[chosen[:KERNEL_EXAMPLES].to(batches.images.device)]
         momentum = getattr(self.recipe.optimizer, "momentum", 0.0)
         rate = self.recipe.lr * stable_rate(module, some, momentum)
         recipe = replace(self.recipe, lr=rate)

@@ -17,6 +17,7 @@ from potstill.distilled.recipes import Recipe
 from potstill.engine.compiled_losses import CompiledNetwork
 from potstill.engine.flat import FlatModel, autocast
 from potstill.engine.losses import Batch, InMicroBatches, filled_up
+from potstill.errors import InputError
 from potstill.seeds import derive, draws_random, generator, global_seed
 
 TEST_BATCH, TEST_VALUES = 512, 512 * 3072
@@ -64,6 +65,11 @@ class SetBatches:
 
     def __init__(self, images: Tensor, targets: Tensor, labels: Tensor, recipe: Recipe, seed: int):
         if recipe.mirrored_copies:
+            if images.dim() != 4:
+                raise InputError(
+                    "mirrored copies are of images, the set holds rows; take the protocol "
+                    "rcig-digits, or another"
+                )
             images = torch.cat([images, images.flip(-1)])
             targets, labels = targets.repeat(2, 1), labels.repeat(2)
         self.images, self.targets, self.recipe = images, targets, recipe

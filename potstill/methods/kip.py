@@ -87,6 +87,8 @@ class Kip(Method):
 
     def check(self, cache: Cache) -> None:
         KERNELS.check(self.options.kernel)
+        if self.problem.device.type == "mps":
+            raise InputError("the kernel regression needs float64, device mps has none; use cpu")
         images, _ = self.problem.real.train.take(torch.zeros(1, dtype=torch.int64))
         self.network.check(tuple(images.shape[1:]))
 

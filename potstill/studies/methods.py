@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from potstill.config.choosing import options_for
+from potstill.config.choosing import LARGER, options_for
 from potstill.config.config import options_of_run
 from potstill.config.durations import in_words, seconds_of
 from potstill.data.mirrored import mirrored_alike
@@ -97,6 +97,8 @@ SECONDS = quantity("seconds for an outer step (median)", percent=False)
 MEMORY = quantity("peak memory of the process, MB", percent=False)
 BYTES = quantity("bytes stored", percent=False)
 PRINTED = quantity("accuracy in print")
+SMALL_EXPERT_BATCH = 32
+"""Of experts on digits: an epoch of them, in batches of 256, is five steps."""
 KIND, SECOND = "convnet", "alexnet"
 """The network that all sets are measured with, and the other."""
 NOT_AUGMENTED = "dc-300"
@@ -133,6 +135,8 @@ class Scale:
         is too little room: it has two there.
         """
         known = options_for(method)
+        if self.data == "digits" and "expert_batch" in known_of(method):
+            known["expert_batch"] = SMALL_EXPERT_BATCH
         known |= {"data": self.data, "preprocess": "normalize", "seed": seed}
         known |= {"ipc": max(2, ipc) if method == "haba" else ipc, "width": self.width}
         known |= {"batch_per_class": "auto", "validate_every": MOST, "compile": "off"}
@@ -155,17 +159,22 @@ class Scale:
         return (
             f"Every method, {' and '.join(map(str, self.budgets))} of each class, {long}. Options "
             "are those of its quick preset, which was tuned on MNIST by hand, and no published "
-            "setting: steps, real batches and experts are a fraction of those, networks have width "
-            f"{self.width}, pixels are standardised and not whitened. `haba` has two images a "
-            "class where others have one. Test accuracy is that of ConvNets with instance norm "
-            f"under the protocol {self.protocol} ({self.protocol}-digits where mirrored images are "
-            "others), on "
+            "setting: steps, real batches and experts are a fraction of those, ConvNets have "
+            f"width {self.width} and AlexNets half, pixels are standardised and not whitened. "
+            "`haba` has two images a class where others have one, and is not ranked there. Test "
+            "accuracy is that of ConvNets with instance norm under the protocol "
+            f"{self.protocol} ({self.protocol}-digits where mirrored images are others), on "
             f"hard labels where a method's targets are no classes; another network is {SECOND}; "
             f"without augmentation is {NOT_AUGMENTED}. All real images: the same ConvNet, by the "
             f"recipe of the set of random ones, the best of {self.epochs} epochs on validation "
             "data. The scores are DD-Ranking's, of fractions: 0.27 is no better than random images "
             "or, of the label-robust one, as far from all real images as its gain makes up for."
         )
+
+
+def known_of(method: str) -> set[str]:
+    """Return the names of the options of a run of a method."""
+    return {option.name for option in options_of_run({"method": method})}
 
 
 def scale_of(preset: str, data: str | None, time: str = "") -> Scale:
@@ -294,7 +303,9 @@ class Methods:
     def ranked(self, results: Results, at: float) -> list[str]:
         """Return the methods at a budget, the best first."""
         table = results[COMMON]
-        methods = [way for way in table.ways() if way not in (RANDOM, ALL) and table.cell(way, at)]
+        methods = [
+            way for way in table.ways() if way not in (RANDOM, ALL, *LARGER) and table.cell(way, at)
+        ]
         return sorted(methods, key=lambda way: -table.spread(way, at)[0])
 
 
@@ -319,7 +330,7 @@ def accuracies(scale: Scale, method: str, ipc: int, subject: Subject) -> Iterato
     own = evaluated(subject, random=True, model=None)
     for quantity, row in zip((OWN, OWN_RANDOM), own, strict=True):
         yield replace(Measurement.of(method, row, seed, ipc), quantity=quantity.name)
-    if value := printed(method, ipc, real.shape, real.class_names):
+    if value := printed(method, ipc, scale.data, real.shape, real.class_names):
         yield single(PRINTED, method, ipc, subject, value, "published")
 
 

@@ -5,6 +5,7 @@ DC (its authors' readme); those of MNIST are each method's own paper's. Networks
 and RCIG are wider than the others'. At "bptt" stands LinBa without its basis.
 """
 
+import re
 from collections.abc import Mapping
 
 CIFAR10_CLASSES = {
@@ -42,16 +43,21 @@ MNIST: Mapping[str, tuple[float, float]] = {
 
 
 def printed(
-    method: str, ipc: int, shape: tuple[int, ...], class_names: tuple[str, ...]
+    method: str, ipc: int, data: str, shape: tuple[int, ...], class_names: tuple[str, ...]
 ) -> float | None:
     """Return what was printed for a method at 1 or 10 images per class of data like these.
 
-    Data are known by the shape of an example and the names of classes.
+    CIFAR-10 is known by its classes; other digits than MNIST's have its classes and shape, so that
+    `data`, as the user names them, must name it.
     """
     table: Mapping[str, tuple[float, float]] = {}
     if shape == (3, 32, 32) and set(class_names) == CIFAR10_CLASSES:
         table = CIFAR10
-    elif shape in MNIST_SHAPES and set(class_names) == set(map(str, range(10))):
+    elif (
+        shape in MNIST_SHAPES
+        and set(class_names) == set(map(str, range(10)))
+        and re.search(r"(?<![a-z_-])mnist(?![a-z])", data.lower())
+    ):
         table = MNIST
     if method not in table or ipc not in (1, 10):
         return None
