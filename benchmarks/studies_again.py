@@ -8,13 +8,16 @@ import re
 import sys
 from pathlib import Path
 
+from matplotlib.figure import Figure
+
 from potstill.registry import STUDIES
+from potstill.reports.plots import Drawing
 from potstill.studies.page import Told
 from potstill.studies.results import Results
 from potstill.studies.runner import SUMMARY, TABLE, Study
 
 STORED = Path(__file__).parent.parent / "docs" / "studies"
-DRAWING = re.compile(r"\n!\[.*\]\(.*\)\n\n\*.*\*\n")
+DRAWING = re.compile(r"\n!\[(.*)\]\((.*)\.(svg|png)\)\n\n\*.*\*\n")
 """A picture with its caption under it."""
 
 
@@ -36,10 +39,11 @@ def again(folder: Path) -> str:
     results = Results.of_csv((folder / TABLE).read_text(encoding="utf-8"), study.quantities)
     footnote = stored.rstrip("\n").rpartition("\n")[2]
     about, claims = study.about(preset, data), study.claims(results)
-    told = Told(study.title, about, claims, (), results.tables, footnote).markdown()
-    # The figures stand before the first table.
-    before, bar, tables = told.partition("\n\n| ")
-    return f"{before}\n{''.join(DRAWING.findall(stored))}{bar[1:]}{tables}"
+    drawings = [
+        Drawing(name, caption, Figure() if kind == "svg" else None)
+        for caption, name, kind in DRAWING.findall(stored)
+    ]
+    return Told(study.title, about, claims, drawings, results.tables, footnote).markdown()
 
 
 def main(check: bool) -> int:

@@ -13,7 +13,7 @@ import potstill
 from potstill.reports.plots import Drawing, inline_svg
 from potstill.reports.templates import environment
 from potstill.studies.claims import Claim, Finding, Reading, Throughout, Verdict
-from potstill.studies.results import Table, grids
+from potstill.studies.results import Grid, Table, grids
 
 MARK = "potstill study"
 """In the page's <meta name="generator">."""
@@ -52,20 +52,35 @@ class Told:
     def markdown(self) -> str:
         """Write the study as a page of Markdown that shows the figures beside it."""
         caution = [f"**{self.caution}**", ""] * bool(self.caution)
-        lines = [f"# {self.title}", "", *caution, self.about, ""]
+        first, rest = in_order(grids(self.tables))
+        lines = [f"# {self.title}", "", *caution, self.about]
+        for grid in first:
+            lines += rows_of(grid)
+        lines.append("")
         for claim in self.claims:
             source = f"{claim.source}: " if claim.source else ""
             lines += [f"- {source}{claim.words}. {sentence(finding)}" for finding in claim.findings]
         for drawing in self.drawings:
             file = f"{drawing.name}.{'svg' if drawing.plot else 'png'}"
             lines += ["", f"![{drawing.caption}]({file})", "", f"*{drawing.caption}*"]
-        for table in grids(self.tables):
-            corner = f"{table.name}, by {table.corner}" if table.corner else table.name
-            heads = corner, *table.heads
-            lines += ["", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-            for way, cells in table.rows:
-                lines.append(f"| {' | '.join((way, *(words for words, _ in cells)))} |")
+        for grid in rest:
+            lines += rows_of(grid)
         return "\n".join([*lines, "", self.footnote, ""])
+
+
+def in_order(tables: Sequence[Grid]) -> tuple[list[Grid], list[Grid]]:
+    """Return the tables that tell all at once, which come first, and those of one quantity."""
+    return [one for one in tables if not one.corner], [one for one in tables if one.corner]
+
+
+def rows_of(grid: Grid) -> list[str]:
+    """Return a table as lines of Markdown, after an empty one."""
+    corner = f"{grid.name}, by {grid.corner}" if grid.corner else grid.name
+    heads = corner, *grid.heads
+    lines = ["", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for way, cells in grid.rows:
+        lines.append(f"| {' | '.join((way, *(words for words, _ in cells)))} |")
+    return lines
 
 
 def study_page(told: Told, folder: Path) -> str:
@@ -75,6 +90,7 @@ def study_page(told: Told, folder: Path) -> str:
         told: the study.
         folder: where the pictures lie that are drawn already.
     """
+    first, rest = in_order(grids(told.tables))
     measured = [claim for claim in told.claims if claim.findings]
     numbered = enumerate(told.drawings)
     return (
@@ -88,7 +104,8 @@ def study_page(told: Told, folder: Path) -> str:
             drawings=[
                 (each, picture(each, f"figure{number}", folder)) for number, each in numbered
             ],
-            tables=grids(told.tables),
+            together=first,
+            tables=rest,
             footnote=text(told.footnote),
             sorting=Markup(SORTING),
             sorting_hash=base64.b64encode(hashlib.sha256(SORTING.encode()).digest()).decode(),
