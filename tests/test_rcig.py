@@ -168,6 +168,21 @@ def test_a_rate_is_the_largest_with_which_the_loss_still_falls_less_a_margin():
     assert descend(gradient, target, 50.0, 20).rose
 
 
+@pytest.mark.parametrize("first", [*range(9), 98, 99, 100, 200])
+def test_the_search_finds_the_first_rate_that_fails(monkeypatch, first):
+    tried: list[float] = []
+
+    def course(gradient, like, rate: float, steps: int) -> Solution:
+        tried.append(rate)
+        losses = [3.0, 2.0, 1.0] if rate < 1.2**first * 0.999 else [3.0, 4.0, 1.0]
+        return Solution(like, torch.tensor(losses))
+
+    monkeypatch.setattr("potstill.methods.linear_networks.descend", course)
+    rate = searched(lambda tau: (tau, tau), torch.zeros(2), 1.0, 2)
+    assert rate == pytest.approx(0.7 * 1.2 ** min(first, 100))
+    assert len(tried) <= first / 4 + 4
+
+
 def test_the_rate_follows_how_solutions_went(monkeypatch):
     own = method(solver_steps=2)
     inner, state = inner_problem(own, examples()), own.start()[0]

@@ -17,7 +17,7 @@ from potstill.methods.network_pool import Trained
 
 GROWTH, BACK = 1.2, 0.7
 """By what a rate grows until a loss rises, and goes back then."""
-SEARCHES = 100
+SEARCHES, STRIDE = 100, 4
 """Most rates that are tried."""
 Gradient = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Values (P,) -> (loss, gradient)."""
@@ -169,9 +169,18 @@ def descend(gradient: Gradient, like: Tensor, rate: float, steps: int) -> Soluti
 
 
 def searched(gradient: Gradient, like: Tensor, rate: float, steps: int) -> float:
-    """Return a learning rate just below those with which a loss rises on the way."""
-    for _ in range(SEARCHES):
-        if not descend(gradient, like, rate, steps).fell:
-            break
-        rate *= GROWTH
-    return rate * BACK
+    """Return a learning rate just below those with which a loss rises on the way.
+
+    It is 0.7 times the first of rate, 1.2 rate, 1.2^2 rate, .. with which it does. Of these every
+    fourth is tried, and then the three before the one that failed.
+    """
+
+    def rises(place: int) -> bool:
+        return not descend(gradient, like, rate * GROWTH**place, steps).fell
+
+    failed = next((place for place in range(STRIDE - 1, SEARCHES, STRIDE) if rises(place)), None)
+    first = SEARCHES
+    if failed is not None:
+        before = range(failed - STRIDE + 1, failed)
+        first = next((place for place in before if rises(place)), failed)
+    return rate * GROWTH**first * BACK

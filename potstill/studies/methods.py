@@ -162,8 +162,8 @@ class Scale:
     def __str__(self) -> str:
         long = (
             f"about {in_words(seconds_of('time_budget', self.time))} for every run, as many outer "
-            "steps as fit; of that time reading, training experts and choosing the training length are part; a run whose "
-            "experts alone take longer is longer"
+            "steps as fit; of that time reading, training experts and choosing the training length "
+            "are part, and a run whose experts alone take longer is longer"
             if self.time
             else f"{self.steps:,} outer steps for every run"
         )
