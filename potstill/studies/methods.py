@@ -94,7 +94,7 @@ def scored(quantity: Quantity, row: Measurement, gain: float) -> Measurement:
 
 
 COMMON = quantity(ACCURACY)
-ABOVE = quantity("above random images", derived=above_random)
+ABOVE = quantity("points above random images", derived=above_random)
 OWN = quantity("accuracy by its own recipe")
 OWN_RANDOM = quantity("accuracy of random images by that recipe")
 OTHER = quantity("accuracy on another network")
