@@ -367,7 +367,7 @@ def costs(method: str, ipc: int, subject: Subject) -> Iterator[Measurement]:
     values = (
         (STEPS, len(records)),
         (SECONDS, statistics.median(record.seconds for record in records)),
-        (MEMORY, max(record.memory_mb for record in records)),
+        (MEMORY, round(max(record.memory_mb for record in records))),
         (BYTES, subject.distilled.stored_bytes),
     )
     for quantity, value in values:
