@@ -242,6 +242,8 @@ def test_a_prefix_of_a_file_is_the_blocks_it_was_with_its_own_length_and_accurac
 def test_any_method_can_be_boosted(method):
     base = for_method(method, {**BOOSTED, "steps": 2, "learn_labels": False})
     base |= {"model": "convnet", "network_examples": 20} if method == "idc" else {}
+    if method == "label-solve":  # which learns labels, and leaves the images as they are
+        base |= {"learn_labels": True, "init": "real"}
     two, one = (
         potstill.distill(**{**base, "ipc": blocks, "boost_blocks": blocks}) for blocks in (2, 1)
     )

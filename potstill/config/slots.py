@@ -117,7 +117,7 @@ SLOTS = (
         "method",
         "rat-bptt",
         METHODS,
-        "distillation method; auto, as a flag: the best measured at the nearest size and time",
+        "distillation method; auto, as a flag: the best as measured (docs)",
     ),
     Slot("outer_optimizer", "outer_optimizer", "adam", OPTIMIZERS, "what moves the set", "outer_"),
     Slot(
