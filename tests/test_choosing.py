@@ -63,7 +63,7 @@ def test_every_method_s_options_make_a_run(method):
     assert configuration(options_for(method)).method.name == method
 
 
-def test_what_the_user_gives_wins_and_what_has_no_effect_is_refused(known):
+def test_what_the_user_gives_wins_and_what_has_no_effect_is_refused(known, monkeypatch):
     asked = {"method": "auto", "width": 8, "real_per_class": 3}
     given, _ = with_method((1, 8, 8), asked)
     assert (given["width"], given["real_per_class"]) == (8, 3)
@@ -77,6 +77,14 @@ def test_what_the_user_gives_wins_and_what_has_no_effect_is_refused(known):
     ):
         with pytest.raises(InputError, match=message):
             with_method((1, 8, 8), {"method": "auto", **wrong})
+    coreset = Setting(
+        "digits", (1, 8, 8), 1, 20.0, {"rat-bptt": (0.5, None), "herding": (0.9, None)}
+    )
+    monkeypatch.setattr(choosing, "settings", lambda: [coreset])
+    asked = {"method": "auto", "time_budget": "20s", "validate_every": 5, "ipc": 3}
+    given, _ = with_method((1, 8, 8), asked)  # which takes one step, whatever the time
+    assert (given["method"], given["ipc"], "time_budget" in given) == ("herding", 3, False)
+    monkeypatch.setattr(choosing, "settings", lambda: KNOWN)
     other = {"method": "auto", "inner_optimizer": "sgd", "inner_momentum": 0.5}
     assert with_method((1, 8, 8), other)[0]["inner_momentum"] == 0.5
     preset = {"unroll": 7, "window": 3, "ipc": 1}  # of the default, which was not chosen

@@ -21,7 +21,7 @@ from potstill.config.config import (
 )
 from potstill.config.durations import in_words
 from potstill.config.sections import DataConfig
-from potstill.config.slots import method_slot
+from potstill.config.slots import method_slot, unused
 from potstill.errors import InputError
 
 AUTO = "auto"
@@ -32,6 +32,8 @@ DROPPED = (
     "data", "image_size", "ipc", "steps", "validate_every", "time_budget", "augment", "average",
 )  # fmt: skip
 """Options of presets that are of their data, or of their length."""
+LASTING = {"steps", "time_budget", "validate_every", "checkpoint_every", "keep_checkpoints"}
+"""What a run that takes one step does not need to be told."""
 BY_TIME = ((180.0, "quick"), (1800.0, "standard"), (math.inf, "long"))
 """Seconds up to which a preset of the default method is for."""
 
@@ -163,6 +165,11 @@ def with_method(shape: tuple[int, ...], *layers: Layer) -> tuple[dict[str, Any],
             f"in {in_words(setting.seconds)}, the measured setting nearest to this one: {figures} "
             "on test"
         )
+    idle = LASTING & {*unused({"method": method})}
+    *lower, last = [
+        {name: value for name, value in layer.items() if name not in idle}
+        for layer in (*lower, last)
+    ]
     merged = layered(*lower, own, last)
     try:
         configuration(merged)
