@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 COMMON = "dsa-1000-digits"
-QUICK, STEPS = "quick_methods.json", "methods.json"
+QUICK, STEPS, REGRESSIONS = "quick_methods.json", "methods.json", "regression_steps.json"
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -51,9 +51,40 @@ def quick() -> str:
 
 def made() -> Iterator[tuple[str, Callable[[], str]]]:
     """Yield (name, function) of every table whose figures there are."""
-    for name, file, make in (("quick", QUICK, quick), ("methods", STEPS, steps)):
+    for name, file, make in (
+        ("quick", QUICK, quick),
+        ("methods", STEPS, steps),
+        ("regressions", REGRESSIONS, regressions),
+    ):
         if (RESULTS / file).exists():
             yield name, make
+
+
+def regressions() -> str:
+    """Seconds and memory of a step of FRePo and RFAD, beside plain PyTorch and convolutions."""
+    known = json.loads((RESULTS / REGRESSIONS).read_text())
+    lines = [
+        "| step | plain PyTorch | potstill | its convolutions alone | times as fast as plain "
+        f"| over its convolutions | plain memory over ours |\n{'|---' * 7}|\n"
+    ]
+    for name, part in known["parts"].items():
+        cells = [
+            f"{statistics.median(part['seconds'][way]):.2g} s, {part['peak_mb'][way]:,.0f} MB"
+            for way in ("plain", "potstill")
+        ]
+        alone = statistics.median(part["seconds"]["convolutions"])
+        ratio = part["over_ours"]
+        memory = part["peak_mb"]["plain"] / part["peak_mb"]["potstill"]
+        lines.append(
+            f"| {name} | {' | '.join(cells)} | {alone:.2g} s | {ratio['plain']:.2f} "
+            f"| {1 / ratio['convolutions']:.2f} | {memory:.2g} |\n"
+        )
+    pairs = sorted({len(part["seconds"]["plain"]) for part in known["parts"].values()})
+    return (
+        f"{''.join(lines)}\nMedian of {', '.join(map(str, pairs))} turns in alternation, in one "
+        "process, uncompiled; 1,024 real images a step; memory is the peak of one step over what "
+        f"was resident before. {known['hardware']}; torch {known['versions']['torch']}.\n"
+    )
 
 
 def steps() -> str:
