@@ -175,6 +175,13 @@ def resident() -> tuple[float, float]:
     return tuple(int(fields[name].split()[0]) * 1024 / 1e6 for name in ("VmRSS", "VmHWM"))  # type: ignore[return-value]
 
 
+def trimmed() -> float:
+    """Give freed memory back, begin to watch the peak, and return the resident set in MB."""
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    return resident()[0]
+
+
 def serve(way: str, work: Work) -> None:
     """Answer requests on standard input, a JSON line each, until it ends."""
     warnings.simplefilter("ignore")
@@ -200,9 +207,7 @@ def answer_requests(run: Run, work: Work, began: float) -> None:
             print(json.dumps({"seconds": time.perf_counter() - began}), flush=True)
             continue
         keep = request.pop("save", None)
-        ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here
-        before, began = resident()[0], time.perf_counter()
+        before, began = trimmed(), time.perf_counter()
         found = run(**request)
         answer = {
             "seconds": time.perf_counter() - began,

@@ -22,7 +22,6 @@ Each way runs in a process of its own: "eager", and potstill "compiled" and "pla
 """
 
 import argparse
-import ctypes
 import json
 import os
 import resource
@@ -34,12 +33,11 @@ import warnings
 from contextlib import ExitStack, closing
 from dataclasses import asdict, replace
 from datetime import date
-from pathlib import Path
 from typing import Any
 
 import torch
 from curves import RESULTS, provenance
-from meta_gradient import fits, resident
+from meta_gradient import fits, resident, trimmed
 from method_checks import check
 from method_steps import Ours, Rival, compiles
 from method_work import NAMES, Part, Work, parts
@@ -90,13 +88,6 @@ def answer(step: Ours | Rival, name: str) -> None:
         if not all(bool(grad.isfinite().all()) for grad in grads.values()):
             raise ArithmeticError(f"{name}: the gradient is not finite at {loss}")
         print(json.dumps(found), flush=True)
-
-
-def trimmed() -> float:
-    """Give freed memory back, begin to watch the peak, and return the resident set in MB."""
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-    return resident()[0]
 
 
 class Worker:

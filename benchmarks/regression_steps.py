@@ -12,7 +12,6 @@ what was resident before. Plain PyTorch takes all images at once, potstill in mi
 """
 
 import argparse
-import ctypes
 import json
 import os
 import statistics
@@ -24,11 +23,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from curves import RESULTS, provenance
-from meta_gradient import resident
+from meta_gradient import resident, trimmed
 from torch import Tensor, nn
 
 from potstill.data.splits import TensorSplit
-from potstill.devices import forget_peak_memory, keep_freed_memory
+from potstill.devices import keep_freed_memory
 from potstill.distilled.recipes import Recipe
 from potstill.engine.flat import cut_of
 from potstill.engine.when_to_compile import NetworkFamily
@@ -176,13 +175,6 @@ class Work:
             for place in range(len(layers))
         ]
         return step
-
-
-def trimmed() -> float:
-    """Give freed memory back, begin to watch the peak, and return the resident set in MB."""
-    ctypes.CDLL(None).malloc_trim(0)
-    forget_peak_memory(CPU)
-    return resident()[0]
 
 
 def measured(work: Work, pairs: int) -> dict[str, Any]:

@@ -86,11 +86,10 @@ def study_of(parsed: argparse.Namespace) -> "runner.Study":
             or it is no time.
     """
     kind: Any = STUDIES[parsed.name]
-    taken = {name: set(inspect.signature(STUDIES[name]).parameters) for name in STUDIES}
     given = {"method": parsed.method, "time_budget": parsed.time_budget}
     given = {name: value for name, value in given.items() if value is not None}
     for name, value in given.items():
-        takes = [study for study in STUDIES if name in taken[study]]
+        takes = [study for study in STUDIES if name in inspect.signature(STUDIES[study]).parameters]
         if parsed.name not in takes:
             raise InputError(
                 f"{name} has no effect on the study {parsed.name}; it is for {', '.join(takes)}: "

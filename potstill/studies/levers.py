@@ -15,7 +15,7 @@ from potstill.models.convnet import ConvNetOptions
 from potstill.reports.plots import Drawing, dot_figure
 from potstill.studies.boosting import RANDOM
 from potstill.studies.claims import Claim, compared
-from potstill.studies.over_time import single
+from potstill.studies.over_time import Timed, single
 from potstill.studies.results import ACCURACY, Measurement, Quantity, Results
 from potstill.studies.runner import Point, Subject, Workplace, paper_data, small_options
 
@@ -137,15 +137,11 @@ def scale_of(preset: str, data: str | None) -> Scale:
     return Scale({**known, **rare, "lengths": (300, 600, 1000)}, "10m")
 
 
-class Levers:
+class Levers(Timed):
     """Each lever alone, and some together, at equal time."""
 
     title = "What the same time is worth, spent in different ways"
     quantities = (ACCURACY_AFTER, VALIDATION, STEPS)
-
-    def __init__(self, time_budget: str = "") -> None:
-        """`time_budget`: the time of each run, such as 5m; empty: the preset's."""
-        self.time_budget = time_budget
 
     def scale(self, preset: str, data: str | None, steps: int | None) -> Scale:
         """Return how large the study is."""
@@ -153,9 +149,6 @@ class Levers:
         if self.time_budget:
             scale = replace(scale, budget=self.time_budget)
         return scale.lasting(steps)
-
-    def about(self, preset: str, data: str | None, steps: int | None = None) -> str:
-        return str(self.scale(preset, data, steps))
 
     def points(
         self, preset: str, data: str | None, seeds: Sequence[int], steps: int | None = None

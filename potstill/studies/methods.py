@@ -29,7 +29,7 @@ from potstill.registry import METHODS
 from potstill.reports.plots import Drawing, dot_figure
 from potstill.studies.boosting import RANDOM
 from potstill.studies.claims import Claim, Finding, Reading, compared
-from potstill.studies.over_time import single
+from potstill.studies.over_time import Timed, single
 from potstill.studies.published import printed
 from potstill.studies.results import ACCURACY, Measurement, Quantity, Results
 from potstill.studies.runner import Point, Subject, Workplace, paper_data
@@ -205,7 +205,7 @@ def scale_of(preset: str, data: str | None, time: str = "") -> Scale:
     return Scale(str(data), (1,), time or "1m", 32, "dsa-300", 5)
 
 
-class Methods:
+class Methods(Timed):
     """Every method of `potstill list`, in one table."""
 
     title = "What every method makes of the same time"
@@ -214,16 +214,9 @@ class Methods:
         MEMORY, BYTES, OWN_RANDOM,
     )  # fmt: skip
 
-    def __init__(self, time_budget: str = "") -> None:
-        """`time_budget`: the time of each run, such as 5m; empty: the preset's."""
-        self.time_budget = time_budget
-
     def scale(self, preset: str, data: str | None, steps: int | None) -> Scale:
         """Return how large the study is."""
         return scale_of(preset, data, self.time_budget).lasting(steps)
-
-    def about(self, preset: str, data: str | None, steps: int | None = None) -> str:
-        return str(self.scale(preset, data, steps))
 
     def points(
         self, preset: str, data: str | None, seeds: Sequence[int], steps: int | None = None

@@ -165,6 +165,25 @@ class Courses:
         ]
 
 
+class Timed:
+    """Common part of the studies whose runs all have the same time.
+
+    Args:
+        time_budget: the time of each run, such as 5m; empty: the preset's.
+    """
+
+    def __init__(self, time_budget: str = "") -> None:
+        self.time_budget = time_budget
+
+    def scale(self, preset: str, data: str | None, steps: int | None) -> Any:
+        """Return how large the study is; its text says what is run."""
+        raise NotImplementedError
+
+    def about(self, preset: str, data: str | None, steps: int | None = None) -> str:
+        """Say what a preset runs."""
+        return str(self.scale(preset, data, steps))
+
+
 def accuracies(way: str, subject: Subject) -> Iterator[Measurement]:
     """Yield the test accuracy at every kept checkpoint."""
     for step, distilled in subject.course():
