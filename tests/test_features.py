@@ -243,6 +243,40 @@ def test_weights_have_the_variance_of_their_rule(model, rule):
         assert 0.97 * bound < float(layers[1].weight.detach().abs().max()) <= bound * 1.0001
 
 
+@pytest.mark.parametrize("norm", ["instance", "batch", "group", "layer", "none"])
+def test_a_resnet_begins_as_its_shortcuts(norm):
+    factory = resolve("resnet18", SHAPE, 3, width=8, norm=norm, network_init="identity")
+    network = fresh(factory, 0, CPU)
+    expected = inputs = torch.randn(5, *SHAPE)
+    for part in network.blocks:
+        expected = part.shortcut(expected).relu() if hasattr(part, "shortcut") else part(expected)
+    expected = network.head(expected.mean((2, 3)))
+    torch.testing.assert_close(network(inputs), expected, rtol=1e-5, atol=1e-6)
+    logits = network(inputs)
+    grads = torch.autograd.grad(logits.square().sum(), list(network.parameters()))
+    assert sum(bool(grad.any()) for grad in grads) > 8 + 8, "every block can begin to learn"
+
+
+@pytest.mark.parametrize("model", ["vgg11", "alexnet", "convnet", "mlp"])
+def test_a_plain_stack_begins_as_the_identity_and_something_random(model):
+    made = [
+        fresh(resolve(model, (3, 32, 32), 10, norm="none", network_init=rule), 0, CPU)
+        for rule in ("identity", "pytorch")
+    ]
+    kinds = nn.Conv2d | nn.Linear
+    layers, random = ([one for one in each.modules() if isinstance(one, kinds)] for each in made)
+    for index, (layer, start) in enumerate(zip(layers, random, strict=True)):
+        if index in (0, len(layers) - 1):
+            assert torch.equal(layer.weight, start.weight), "the first layer and the head"
+            continue
+        inputs = torch.rand(2, layer.weight.shape[1], *([9, 9] if layer.weight.dim() == 4 else []))
+        bias = layer.bias.detach().view(-1, *[1] * (inputs.dim() - 2))
+        repeats = -(-layer.weight.shape[0] // layer.weight.shape[1])
+        passed = inputs.repeat(1, repeats, *[1] * (inputs.dim() - 2))[:, : layer.weight.shape[0]]
+        rest = layer(inputs) - bias - passed
+        torch.testing.assert_close(rest, 0.3 * (start(inputs) - bias), rtol=1e-4, atol=1e-5)
+
+
 def test_the_tangent_parameterisation_is_hes_function_of_parameters_of_variance_1():
     network = fresh(resolve("mlp", SHAPE, 3, width=400, depth=2, network_init="ntk"), 0, CPU)
     plain = fresh(resolve("mlp", SHAPE, 3, width=400, depth=2), 0, CPU)

@@ -1,7 +1,9 @@
 """What registered networks have in common: options, and how their parameters start.
 
 Networks without a norm learn or fail by how they start: under torch's rule a signal falls to a
-sixth of its power at each layer, under "he" it keeps it.
+sixth of its power at each layer, under "he" it keeps it. Deep networks with a norm learn from few
+images by how they start, too: at random their gradients in the images have next to nothing in
+common, from "identity" on they do.
 """
 
 import math
@@ -15,13 +17,15 @@ from torch.nn.utils import parametrize
 from potstill.config.options import option
 
 Norm = Literal["instance", "batch", "group", "layer", "none"]
-Initialisation = Literal["pytorch", "lecun", "he", "ntk"]
+Initialisation = Literal["pytorch", "identity", "lecun", "he", "ntk"]
 CUT = 2.0
 """Standard deviations at which lecun's normal distribution is cut off."""
 LEFT = 0.87962566103423978
 """Standard deviation of what is left of a normal distribution of 1 that is cut off there."""
 BIAS = 0.1
 """Standard deviation of biases with he and ntk."""
+BESIDE = 0.3
+"""Factor on torch's random weights where the identity is added to them."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,8 @@ class NetworkOptions:
 
     network_init: Initialisation = option(
         "pytorch",
-        "weights at the start: pytorch, lecun (variance 1 / fan-in), he (2 / fan-in), ntk",
+        "weights at the start: pytorch, lecun (variance 1 / fan-in), he (2 / fan-in), ntk; "
+        "identity: deep networks begin as shallow ones",
     )
     inner_width: int = option(
         0, "most --width of networks that the set is distilled with; 0: as those it is for", low=0
@@ -45,6 +50,19 @@ class NormedOptions(NetworkOptions):
     inner_norm: Norm | Literal["same"] = option(
         "same", "--norm while distilling; same: that of networks that the set is for"
     )
+
+
+class Residual(nn.Module):
+    """A network's part that adds `path` of its inputs to `shortcut` of them."""
+
+    path: nn.Sequential
+
+    @torch.no_grad()
+    def begin_as_shortcut(self) -> None:
+        """Let the path give 0 by its last layer with weights, a norm's scales if it has one."""
+        last = [layer for layer in self.path if getattr(layer, "weight", None) is not None][-1]
+        for parameter in last.parameters():
+            nn.init.zeros_(parameter)
 
 
 class Times(nn.Module):
@@ -68,14 +86,38 @@ def initialised(network: nn.Module, rule: str) -> nn.Module:
             1 / fan-in that is cut off at two standard deviations, biases 0, as Flax has it. "he":
             weights of variance 2 / fan-in, biases of 0.1^2, as in the kernels of KIP and RFAD.
             "ntk": the function of "he", whose parameters are all of variance 1 and multiplied in
-            the network (Jacot et al. 2018, arXiv:1806.07572).
+            the network (Jacot et al. 2018, arXiv:1806.07572). "identity": torch's, but residual
+            blocks begin as their shortcuts (Goyal et al. 2017, arXiv:1706.02677), and layers after
+            the first of a plain stack as the identity and 0.3 times torch's weights, much like
+            those of Zagoruyko & Komodakis 2017, arXiv:1706.00388.
     Returns:
         The network.
     """
-    for layer in network.modules():
-        if rule != "pytorch" and isinstance(layer, nn.Conv2d | nn.Linear):
-            DRAWN[rule](layer)
+    if rule == "identity":
+        begin_as_identity(network)
+    elif rule != "pytorch":
+        for layer in network.modules():
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                DRAWN[rule](layer)
     return network
+
+
+def begin_as_identity(network: Any) -> None:
+    """Let residual blocks, or the layers of a plain stack after its first, pass inputs on."""
+    for block in network.blocks:
+        if isinstance(block, Residual):
+            block.begin_as_shortcut()
+    stack = [layer for layer in network.blocks if isinstance(layer, nn.Conv2d | nn.Linear)]
+    for layer in stack[1:]:
+        add_identity(layer)
+
+
+def add_identity(layer: nn.Conv2d | nn.Linear) -> None:
+    """Add to a layer's weights those that pass input i on to outputs i, i + inputs and so on."""
+    weight = layer.weight.mul_(BESIDE)
+    outputs = torch.arange(weight.shape[0])
+    middle = weight[..., weight.shape[2] // 2, weight.shape[3] // 2] if weight.dim() > 2 else weight
+    middle[outputs, outputs % weight.shape[1]] += 1
 
 
 def lecun(layer: Any) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from potstill.config.options import option
 from potstill.data.splits import Shape
-from potstill.models.common import NormedOptions
+from potstill.models.common import NormedOptions, Residual
 from potstill.models.convnet import convolution, least_side
 from potstill.models.vgg import check_small
 
@@ -15,7 +15,7 @@ STAGES = ((1, 1), (2, 2), (4, 2), (8, 2))
 """Of each stage of two blocks: channels in multiples of the width, stride of the first block."""
 
 
-class Block(nn.Module):
+class Block(Residual):
     """Two 3 x 3 convolutions with norm, and a shortcut around them (He et al. 2016, figure 2)."""
 
     def __init__(self, channels: int, width: int, stride: int, norm: str):
