@@ -13,7 +13,7 @@ import torch
 from potstill.api import measurements
 from potstill.api.runs import longer
 from potstill.cli.interrupts import listening
-from potstill.cli.tables import show, show_diagnosis, tell
+from potstill.cli.tables import show, show_diagnosis, show_machine, tell
 from potstill.config import choosing
 from potstill.config.config import (
     Given,
@@ -28,6 +28,7 @@ from potstill.data import sources
 from potstill.data.preprocessing import Absent
 from potstill.data.splits import Dataset
 from potstill.devices import hardware, own_torch_state, pick_device
+from potstill.diagnosis.machine import examined
 from potstill.diagnosis.over_a_run import Noise, recorded_diagnoses
 from potstill.distillation import run_folder, runs
 from potstill.distillation.outer import Interrupted
@@ -42,6 +43,13 @@ from potstill.evaluation.records import DIAGNOSIS, EvaluationRecord
 from potstill.progress import SILENT, Display, Listener
 from potstill.registry import EXPORTS
 from potstill.workers import set_threads
+
+
+def doctor(parsed: argparse.Namespace) -> int:
+    """Run `potstill doctor`; return the exit code."""
+    with own_torch_state():
+        show_machine(examined(Path.cwd()))
+    return 0
 
 
 def distill(parsed: argparse.Namespace) -> int:

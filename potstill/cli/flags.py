@@ -59,6 +59,7 @@ NOISE = (
 """Whole numbers that say what `potstill diagnose` measures: name, default, help."""
 
 
+SHELLS = ("bash", "zsh", "fish", "tcsh", "powershell")
 READ_FILES = ("distill", "finish", "evaluate", "export", "report", "diagnose")
 """Commands that read what a stranger may have written."""
 
@@ -130,6 +131,10 @@ def make_parser(
     add_evaluate(commands, sourced=sourced)
     for add in (add_finish, add_export, add_report, add_diagnose, add_study):
         add(commands)
+    commands.add(
+        "doctor", "Say what this machine offers, and what would be slow on it.", "potstill doctor"
+    )
+    add_completion(commands)
     listing = commands.add(
         "list", "List data sources, methods, models, studies, presets.", "potstill list"
     )
@@ -364,6 +369,17 @@ def add_study(commands: Commands) -> None:
     )
     study.add_argument("--helper", action="store_true", help=argparse.SUPPRESS)
     add_options(study, shared_options("device", "threads"))
+
+
+def add_completion(commands: Commands) -> None:
+    """Add the argument of `potstill completion`."""
+    completion = commands.add(
+        "completion",
+        "Print what lets a shell complete commands, flags and names.",
+        'eval "$(potstill completion bash)"',
+        "SHELL",
+    )
+    completion.add_argument("shell", choices=SHELLS, metavar="SHELL", help=", ".join(SHELLS))
 
 
 def add_set(parser: argparse.ArgumentParser) -> None:

@@ -43,9 +43,15 @@ OUT_OF_MEMORY = (
     "out of memory; lower --micro-batch, --width, --real-batch or --ipc, or use --storage mapped"
 )
 SHARED = ("distill", "evaluate")
-COMMANDS, HOMES = "potstill.cli.commands", {"study": "potstill.cli.studying"}
-"""Module of the commands, and of those that have one of their own."""
 """Commands that several ranks can share."""
+COMMANDS, HOMES = (
+    "potstill.cli.commands",
+    {
+        "study": "potstill.cli.studying",
+        "completion": "potstill.cli.completion",
+    },
+)
+"""Module of the commands, and of those that have one of their own."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

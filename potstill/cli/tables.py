@@ -3,6 +3,7 @@
 import shlex
 import statistics
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from rich.console import Console
@@ -12,6 +13,7 @@ from rich.table import Table
 from potstill.config.config import (
     Given,
 )
+from potstill.diagnosis.machine import Finding
 from potstill.diagnosis.over_a_run import Diagnosis
 from potstill.diagnosis.variance import SOURCES
 from potstill.distilled import artefact, exports
@@ -80,6 +82,18 @@ def show(records: list[EvaluationRecord], machine: str) -> None:
     console.print(table)
     if any(row.accuracy.std is not None for record in records for row in record.rows):
         print(SPREAD)
+
+
+def show_machine(findings: Iterable[Finding]) -> None:
+    """Print what was found about the machine, and what to do about it."""
+    advised = []
+    for one in findings:
+        print(f"{one.name + ':':<17}{one.value}")
+        if one.advice:
+            advised.append(one)
+            print(f"{'':<17}-> {one.advice}")
+    if not advised:
+        print("Nothing here would slow a run down.")
 
 
 def show_diagnosis(diagnoses: list[Diagnosis], config: Given) -> None:
