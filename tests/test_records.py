@@ -180,7 +180,7 @@ def files(folder: Path) -> dict[str, bytes]:
         if path.is_file() and path.name != ".lock"
     }
     return {
-        name: b"" if name == run_folder.METRICS else path.read_bytes()
+        name: b"" if name in (run_folder.METRICS, run_folder.CURVES) else path.read_bytes()
         for name, path in found.items()
     }
 

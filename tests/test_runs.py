@@ -268,6 +268,7 @@ def test_a_finished_run_does_not_resume(undisturbed):
 def test_a_run_folder_tells_all(undisturbed):
     assert {path.name for path in undisturbed.iterdir()} == {
         "config.toml",
+        "metrics.csv",
         "metrics.jsonl",
         "checkpoints",
         "distilled.safetensors",

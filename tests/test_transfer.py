@@ -53,4 +53,7 @@ def test_the_study_runs_from_end_to_end(monkeypatch, tmp_path):
 @pytest.mark.parametrize("preset", ["small", "paper"])
 def test_sets_are_distilled_for_the_networks_that_the_paper_names(preset):
     points = Transfer().points(preset, None if preset == "small" else "parquet:cifar10", (0,))
-    assert [point.config.model.name for point in points] == ["alexnet", "resnet18", "convnet"]
+    names = [*(["vgg11"] if preset == "small" else []), "alexnet", "resnet18", "convnet"]
+    assert [point.config.model.name for point in points] == names
+    deep = {getattr(point.config.model.options, "network_init", "") for point in points[:-1]}
+    assert deep == {"identity" if preset == "small" else "pytorch"}

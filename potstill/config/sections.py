@@ -288,3 +288,6 @@ class RunConfig(Generic[A]):
     threads: int | A = option(
         "auto", "CPU threads; any number gives the same set", low=1, high=4096
     )
+    log: Literal["none", "tensorboard"] = option(
+        "none", "curves beside metrics.csv: none, or tensorboard, in the run's folder of that name"
+    )

@@ -28,13 +28,14 @@ MAY_CHANGE = (
     "storage",
     "device",
     "threads",
+    "log",
     "steps",
     "time_budget",
     "checkpoint_every",
     "keep_checkpoints",
 )
-"""Options that a resumed run may have changed: paths of data and weights, hardware, length and
-checkpoints. (What the data and weights hold may not: see `RunFolder.require_data`.)"""
+"""Options that a resumed run may have changed: paths of data and weights, hardware, logs,
+length and checkpoints. (What the data and weights hold may not: see `RunFolder.require_data`.)"""
 
 
 def identity(config: Resolved) -> dict[str, Any]:

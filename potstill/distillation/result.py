@@ -43,7 +43,7 @@ def make_set(
     source = config.data.data if config.data.embedded else config.data.source[0]
     tables["data"] |= {"data": source, "cache_dir": ""}
     tables["data"]["weights"] = Path(config.data.weights).name
-    tables["run"]["threads"] = "auto"  # any number gives the same
+    tables["run"] |= {"threads": "auto", "log": "none"}  # any gives the same
     learned = {
         name: leaf.tolist()
         for name, leaf in with_prefix(best.leaves, LEARNED).items()

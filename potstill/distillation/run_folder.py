@@ -1,7 +1,7 @@
 """A run's folder.
 
-It holds config.toml, metrics.jsonl, checkpoints/, distilled.safetensors, distilled.png or .csv, and
-evaluation.json.
+It holds config.toml, metrics.jsonl and .csv, checkpoints/, distilled.safetensors, distilled.png or
+.csv, and evaluation.json.
 """
 
 import itertools
@@ -33,6 +33,7 @@ from potstill.distillation.checkpoints import (
     refuse_data,
 )
 from potstill.distillation.locks import LOCK, LOCKED, locked_by
+from potstill.distillation.logs import TENSORBOARD, as_csv
 from potstill.distillation.packing import unpack
 from potstill.distillation.prepared import Prepared
 from potstill.distillation.replacing import REPLACED, UNFINISHED, put_back, set_aside, sweep
@@ -47,8 +48,9 @@ from potstill.records.metadata import SetMetadata
 from potstill.records.metrics import StepRecord
 from potstill.records.plain import Unreadable
 
-METRICS, PICTURE, TABLE, REPORT = (
+METRICS, CURVES, PICTURE, TABLE, REPORT = (
     "metrics.jsonl",
+    "metrics.csv",
     "distilled.png",
     "distilled.csv",
     "report.html",
@@ -58,6 +60,8 @@ MARK = "# potstill"
 """How the configuration of a run begins."""
 WRITTEN = (
     METRICS,
+    CURVES,
+    TENSORBOARD,
     CHECKPOINTS,
     PREPARATION,
     artefact.ARTEFACT,
@@ -323,12 +327,22 @@ class RunFolder:
     def log(self, record: StepRecord) -> None:
         """Append one record to metrics.jsonl."""
         line = record.line
+        with self.writing(METRICS), (self.path / METRICS).open("a", encoding="utf-8") as file:
+            file.write(line)
+
+    def write_curves(self) -> None:
+        """Write metrics.csv, what metrics.jsonl holds so far as a table."""
+        with self.writing(CURVES):
+            files.write(self.path / CURVES, as_csv(self.records()))
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[None]:
+        """Turn what the system says against writing a file into a sentence."""
         try:
-            with (self.path / METRICS).open("a", encoding="utf-8") as file:
-                file.write(line)
+            yield
         except OSError as error:
             raise InputError(
-                f"cannot write {self.path / METRICS}: {error.strerror}; go on with --resume "
+                f"cannot write {self.path / name}: {error.strerror}; go on with --resume "
                 f"{self.path}"
             ) from error
 

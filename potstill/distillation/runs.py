@@ -12,6 +12,7 @@ from potstill.devices import own_torch_state
 from potstill.distillation.boosting import OnBlocks, Stage
 from potstill.distillation.checkpoints import steps_done
 from potstill.distillation.forecasts import Forecast
+from potstill.distillation.logs import TENSORBOARD, TensorBoard
 from potstill.distillation.outer import Carried, Hooks, OuterState, optimise
 from potstill.distillation.packing import require_fits
 from potstill.distillation.result import doubts, make_set, write_set
@@ -284,6 +285,8 @@ def run_stage(
         state = setup.begin(stage, current)
     rules = stage.rules(current.start()[1])
     before, ended = stage.number * config.outer.steps, 0
+    wanted = config.run.log == TENSORBOARD
+    board = TensorBoard(folder.path, before + state.step) if folder and wanted else None
     forecast = Forecast(setup.config.all_steps, listener.say)
 
     def validate(state: OuterState) -> Figure:
@@ -299,11 +302,14 @@ def run_stage(
         listener.step(record, setup.config.all_steps)
         if folder:
             folder.log(record)
+        if board:
+            board.add(record)
 
     def save(state: OuterState) -> None:
         if folder:
             own = as_done(config, ended) if ended else config
             folder.checkpoints.save(state, own, setup.real.identity)
+            folder.write_curves()
         setup.ranks.wait()  # none goes on, or says that it stopped, before the state is safe
 
     def refresh(state: OuterState) -> tuple[OuterState, OnBlocks] | None:
@@ -332,5 +338,9 @@ def run_stage(
 
     hooks = Hooks(validate, save, log, stop, enough, share, refresh)
     on_blocks = stage.on_blocks(current, setup.device)
-    state = optimise(on_blocks, setup.schedule, rules, state, setup.device, hooks)
+    try:
+        state = optimise(on_blocks, setup.schedule, rules, state, setup.device, hooks)
+    finally:
+        if board:
+            board.close()
     return current, state

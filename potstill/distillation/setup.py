@@ -23,6 +23,7 @@ from potstill.distillation.auto_values import (
     tested_networks,
 )
 from potstill.distillation.boosting import LEARNED, Rates, Stage, examples, with_leaves
+from potstill.distillation.logs import require_log
 from potstill.distillation.network_checks import factories
 from potstill.distillation.option_checks import (
     check_batch,
@@ -63,8 +64,8 @@ from potstill.workers import set_threads
 
 SLOWER = 1.2
 """From this factor on it is said that an arithmetic is slow."""
-PLACES = ("data", "cache_dir", "expert_folder", "storage", "device", "threads")
-"""Options that may differ between ranks: paths, devices and threads."""
+PLACES = ("data", "cache_dir", "expert_folder", "storage", "device", "threads", "log")
+"""Options that may differ between ranks: paths, devices, threads and logs."""
 
 
 def settings(config: Given | Resolved, identity: str) -> dict[str, Any]:
@@ -128,6 +129,7 @@ class Setup:
             ranks: the processes that share the run.
         """
         device = pick_device(given.run.device)
+        require_log(given.run.log)
         if given.run.threads != "auto":
             set_threads(given.run.threads)
         keep_freed_memory()

@@ -34,8 +34,7 @@ class NetworkOptions:
 
     network_init: Initialisation = option(
         "pytorch",
-        "weights at the start: pytorch, lecun (variance 1 / fan-in), he (2 / fan-in), ntk; "
-        "identity: deep networks begin as shallow ones",
+        "weights at the start: pytorch, identity (of use to deep ones), lecun, he, ntk (docs)",
     )
     inner_width: int = option(
         0, "most --width of networks that the set is distilled with; 0: as those it is for", low=0

@@ -236,7 +236,7 @@ def paper_data(data: str | None) -> str:
 def run_name(config: Given, fingerprint: str) -> str:
     """Name a run's folder: a readable part, and a hash of all that decides its result."""
     known = {**config.flat(), "content": fingerprint}
-    for name in ("data", "cache_dir", "device", "threads"):
+    for name in ("data", "cache_dir", "device", "threads", "log"):
         known.pop(name)
     distilled = config.distilled
     beta = (

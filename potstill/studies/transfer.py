@@ -4,7 +4,7 @@ Source: table 3 and "transfer to wide" in table 1 of Feng, Vedantam & Kempe 2024
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from potstill.config.config import layered, options_from_preset
@@ -19,7 +19,8 @@ from potstill.studies.runner import Point, Subject, Workplace, paper_data, small
 SOURCE, WIDE = "convnet", "convnet-wide"
 MODELS = (SOURCE, WIDE, "vgg11", "alexnet", "resnet18")
 DIRECT = ("alexnet", "resnet18")
-"""Networks that sets are also distilled for."""
+"""Networks that sets are also distilled for, at the least."""
+DEEP = ("vgg11", "alexnet", "resnet18")
 START = {"real": "real images", "gaussian": "noise"}
 
 
@@ -30,14 +31,27 @@ class Scale:
     Args:
         options: of every run.
         widths: of each network; "auto" is its default.
+        direct: networks that sets are also distilled for.
+        start: how the parameters of deep networks start, wherever they train.
+        own: options of runs with one of the networks.
     """
 
     options: Mapping[str, Any]
     widths: Mapping[str, int | str]
+    direct: tuple[str, ...] = DIRECT
+    start: str = "pytorch"
+    own: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def run(self, model: str, seed: int) -> dict[str, Any]:
         """Return the options of a run with this network in its inner loop."""
-        return layered(self.options, {"model": model, **self.width(model), "seed": seed})
+        chosen = {"model": model, **self.width(model), "seed": seed}
+        if self.start_of(model) != "pytorch":
+            chosen["network_init"] = self.start_of(model)
+        return layered(self.options, self.own.get(model, {}), chosen)
+
+    def start_of(self, model: str) -> str:
+        """Return how a network's parameters start."""
+        return self.start if model in DEEP else "pytorch"
 
     def width(self, model: str) -> dict[str, Any]:
         """Return the option that sets a network's width, if it is not the default."""
@@ -53,11 +67,33 @@ class Scale:
         return (
             f"{known['steps']:,} outer steps; {known['ipc']} of each class, from "
             f"{START[known['init']]}; T = {known['unroll']}, M = {known['window']}; "
-            f"{known['preprocess']}, instance norm; widths: {widths}. Networks train for the "
-            f"length that is best on validation data among {', '.join(map(str, known['lengths']))} "
-            "steps; other networks than a set's own also with the learning rate that is, "
-            f"{' or '.join(f'{rate:g}' for rate in RATES)} times 0.001. They are measured on test "
-            "data."
+            f"{known['preprocess']}, instance norm; widths: {widths}.{self.beside} "
+            "Networks train for the length that is best on validation data among "
+            f"{', '.join(map(str, known['lengths']))} steps; {self.others} also with the learning "
+            f"rate that is, {' or '.join(f'{rate:g}' for rate in RATES)} times {self.rates}. They "
+            "are measured on test data."
+        )
+
+    @property
+    def others(self) -> str:
+        """Which networks train with the better of several learning rates."""
+        own = "".join(f" and {model}" for model in self.own)
+        return f"other networks than a set's own{own}"
+
+    @property
+    def rates(self) -> str:
+        """Learning rates that networks train with, or shares of them."""
+        return "0.001" if not self.own else "the inner rate"
+
+    @property
+    def beside(self) -> str:
+        """What of the sizes is not the same for all networks, as sentences."""
+        if self.start == "pytorch":
+            return ""
+        rates = [f"{one['inner_lr']:g} for {model}" for model, one in self.own.items()]
+        return (
+            f" Deep networks start from --network-init {self.start}. Inner rate 0.001, "
+            f"{', '.join(rates)}; the outer rate falls to 0; images are augmented."
         )
 
 
@@ -85,9 +121,16 @@ def scale_of(preset: str, data: str | None) -> Scale:
         }
         shared = small_options(data)
         if shared["data"] == "digits":
+            for name in ("augment", "outer_lr"):
+                shared.pop(name)
+            own |= {"unroll": 60, "steps": 200, "outer_schedule": "cosine"}
             return Scale(
-                {**shared, **own},
+                {**shared, **own, "precision": "float32"},
                 {SOURCE: 32, WIDE: 32, "vgg11": 16, "alexnet": 32, "resnet18": 16},
+                DEEP,
+                "identity",
+                # From the identity a ResNet-18 takes longer to learn anything.
+                {"resnet18": {"inner_lr": 0.003}},
             )
         # Images of 32 pixels take some ten times as long, and so does measuring on ten thousand of
         # them.
@@ -120,19 +163,20 @@ class Transfer:
         points = []
         for seed in seeds:
             points += [
-                Point(f"{model}-seed{seed}", scale.run(model, seed), self.direct(model))
-                for model in DIRECT
+                Point(f"{model}-seed{seed}", scale.run(model, seed), self.direct(model, scale))
+                for model in scale.direct
             ]
             points.append(
                 Point(f"transfer-seed{seed}", scale.run(SOURCE, seed), self.transfer(scale))
             )
         return points
 
-    def direct(self, model: str) -> Callable[[Subject], list[Measurement]]:
+    def direct(self, model: str, scale: Scale) -> Callable[[Subject], list[Measurement]]:
         """Return a function that measures a set on the network that it was distilled for."""
 
         def measured(subject: Subject) -> list[Measurement]:
-            row = subject.bench.of_set(model, subject.distilled, subject.lengths)
+            bench = bench_for(model, scale, subject) if model in scale.own else subject.bench
+            row = bench.of_set(model, subject.distilled, subject.lengths)
             return [Measurement.of(direct(model), row, subject.seed)]
 
         return measured
@@ -179,7 +223,11 @@ class Transfer:
             Claim(
                 "Paper (table 3)",
                 "distilling for a network is better than carrying a set to it",
-                [compared(table, (direct(way), at), (carried(way), at), 1) for way in DIRECT],
+                [
+                    compared(table, (direct(way), at), (carried(way), at), 1)
+                    for way in DEEP
+                    if table.cell(direct(way), at)
+                ],
             ),
             Claim(
                 "Paper (table 1)",
@@ -214,7 +262,9 @@ def bench_for(model: str, scale: Scale, subject: Subject) -> Bench:
         distilled.shape,
         len(distilled.class_names),
         norm=distilled.recipe.norm,
+        network_init=scale.start_of(model),
         **scale.width(model),
     )
-    rates = tuple(factor * distilled.recipe.lr for factor in RATES)
+    rate = scale.own.get(model, {}).get("inner_lr", distilled.recipe.lr)
+    rates = tuple(factor * rate for factor in RATES)
     return replace(bench, factory=factory, model=model, rates=rates)
