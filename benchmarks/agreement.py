@@ -53,6 +53,13 @@ NETWORKS: tuple[dict[str, Any], ...] = (
     {"model": "resnet18", "width": 16, "norm": "batch"},
     {"model": "resnet18", "width": 16, "window": 1},
     {"model": "resnet18", "width": 16, "inner_lr": 0.0003},
+    {"model": "alexnet", "width": 32, "network_init": "identity"},
+    {"model": "vgg11", "width": 16, "network_init": "identity"},
+    {"model": "vgg11", "width": 16, "norm": "batch", "network_init": "identity"},
+    {"model": "resnet18", "width": 16, "network_init": "identity"},
+    {"model": "resnet18", "width": 16, "network_init": "identity", "inner_lr": 0.003},
+    {"model": "resnet18", "width": 16, "norm": "group", "network_init": "identity"},
+    {"model": "resnet18", "width": 16, "norm": "batch", "network_init": "identity"},
 )
 """What is measured on digits."""
 DEPTHS: tuple[dict[str, Any], ...] = (

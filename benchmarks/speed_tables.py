@@ -81,6 +81,7 @@ def agreement() -> str:
             known = {**part["common"], **one}
             how = [f"width {one['width']}"]
             forms = {"depth": "depth {}", "norm": "{} norm", "inner_lr": "inner rate {:g}"}
+            forms["network_init"] = "from the {}"
             how += [form.format(one[name]) for name, form in forms.items() if name in one]
             lines.append(
                 f"| {title} | `{one['model']}`, {', '.join(how)} | {known['window']} | "

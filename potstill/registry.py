@@ -242,6 +242,10 @@ METHODS = Registry(
         "potstill.methods.coresets:KCenter",
         "real examples that leave none far from all of them; nothing is learned",
     ),
+    imported=(
+        "potstill.methods.imported:Imported",
+        "a set that others have distilled, from their file; nothing is learned",
+    ),
 )
 REAL_SAMPLERS = Registry(
     "real sampler",
@@ -446,6 +450,10 @@ EXPORTS = Registry(
         "Hugging Face parquet: pictures, labels, and the exact arrays",
     ),
     npz=("potstill.distilled.exports:NPZ", "NumPy arrays"),
+    tensors=(
+        "potstill.distilled.exports:TENSORS",
+        "images.pt and labels.pt, as MTT's code, DD-Ranking and others read them",
+    ),
     safetensors=(
         "potstill.distilled.exports:SAFETENSORS",
         "a set's own file, of --ipc images per class, or --without-preprocessing",

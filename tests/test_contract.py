@@ -44,11 +44,16 @@ FOREIGN, TRUSTED = "foreign.means:Means", ("--trust", "foreign")
 
 
 @pytest.mark.parametrize("name", [*METHODS, FOREIGN])
-def test_every_method_keeps_to_the_contract(name):
+def test_every_method_keeps_to_the_contract(name, tmp_path):
     potstill.trust("foreign")
     names = {item.name for item, _ in declared(METHODS[name].Options)}
     sizes = {"unroll": 6, "window": 3, "grow_over": 10}
     sizes |= {"experts": 2, "expert_batch": 10, "student_steps": 5, "max_start": 3}
+    if name == "imported":
+        problem = small_problem()
+        shape = (len(problem.labels), *problem.networks.shape)
+        torch.save(torch.zeros(shape), tmp_path / "set.pt")
+        sizes["set_images"] = str(tmp_path / "set.pt")
     small = {key: value for key, value in sizes.items() if key in names}
     options = METHODS[name].Options(**small) if small else None
     problems = {

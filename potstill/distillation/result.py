@@ -21,6 +21,8 @@ from potstill.records.metadata import BudgetRecord, ChosenAccuracy, SetMetadata
 from potstill.records.metrics import Figure
 from potstill.registry import LEARNERS
 
+PLACES = {"set_images", "set_labels", "expert_folder"}
+"""Options of methods that are paths."""
 AT_CHANCE = 1.2
 """How many times the accuracy of guessing still counts as guessing."""
 
@@ -43,6 +45,8 @@ def make_set(
     source = config.data.data if config.data.embedded else config.data.source[0]
     tables["data"] |= {"data": source, "cache_dir": ""}
     tables["data"]["weights"] = Path(config.data.weights).name
+    for name in PLACES & tables["method"].keys():
+        tables["method"][name] = Path(tables["method"][name]).name
     tables["run"] |= {"threads": "auto", "log": "none"}  # any gives the same
     learned = {
         name: leaf.tolist()

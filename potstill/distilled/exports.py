@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from potstill.data.splits import require_kind
@@ -181,6 +182,16 @@ def export_csv(distilled: DistilledSet, path: Path) -> None:
     write(path, text.getvalue())
 
 
+def export_tensors(distilled: DistilledSet, path: Path) -> None:
+    """Write a folder with images.pt and labels.pt: classes (n,) or, if learned, weights (n, K)."""
+    labels = distilled.targets if distilled.learned_labels else distilled.labels
+    for name, tensor in (("images", distilled.images), ("labels", labels)):
+        buffer = io.BytesIO()
+        torch.save(tensor.clone(), buffer)
+        path.mkdir(exist_ok=True)
+        write(path / f"{name}.pt", buffer.getvalue())
+
+
 def export_set(distilled: DistilledSet, path: Path) -> None:
     """Write the file that `potstill.load` reads, of these blocks only."""
     save(distilled, path)
@@ -230,6 +241,7 @@ NPZ = Format(
     },
     exact=True,
 )
+TENSORS = Format(export_tensors, "tensors", dict.fromkeys(("image", "vector"), EXACT), exact=True)
 WHOLE = "exact, all that potstill.load reads"
 SAFETENSORS = Format(
     export_set, "exported.safetensors", {"image": WHOLE, "vector": WHOLE}, exact=True

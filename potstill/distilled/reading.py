@@ -7,7 +7,7 @@ shapes and finiteness are compared with what `artefact.save` writes before anyth
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -19,6 +19,8 @@ from potstill.distilled.recipes import Recipe
 from potstill.distilled.sets import DistilledSet
 from potstill.engine.kernels import Kernel
 from potstill.files import with_prefix
+from potstill.models.common import Initialisation, Norm
+from potstill.models.convnet import BETWEEN
 from potstill.parameterisations.base import from_plain
 from potstill.records.metadata import SetMetadata
 from potstill.records.plain import Unreadable, parse, parse_fields
@@ -28,6 +30,7 @@ PREPROCESS = "preprocess."
 """How the names of the tensors of the preprocessing begin."""
 OF_FILES = ("format_version", "kind")
 """Metadata that the file has as a file."""
+NORMS = (*get_args(Norm), BETWEEN)
 WIDEST, MOST_STEPS = 65_536, 10**9
 
 
@@ -175,6 +178,10 @@ def checked_recipe(recipe: Recipe, classes: int) -> Recipe:
         recipe.precision in PRECISIONS,
         f"recipe.precision must be one of {', '.join(PRECISIONS)}, got {recipe.precision!r}",
     )
+    words = {"network_init": get_args(Initialisation), "norm": NORMS}
+    for name, known in words.items():
+        value = getattr(recipe, name)
+        require(value in known, f"recipe.{name} must be one of {', '.join(known)}, got {value!r}")
     require(
         recipe.depth == "auto" or isinstance(recipe.depth, int),
         f"recipe.depth must be auto or a number, got {recipe.depth!r}",
@@ -193,8 +200,8 @@ def checked_recipe(recipe: Recipe, classes: int) -> Recipe:
         "kernel_depth": (recipe.kernel_depth, 1000),
         "batch_size": (1 if recipe.batch_size is None else recipe.batch_size, MOST_STEPS),
     }
-    for name, (value, most) in numbers.items():
-        require(1 <= value <= most, f"recipe.{name} must be 1 to {most:,}, got {value}")
+    for name, (number, most) in numbers.items():
+        require(1 <= number <= most, f"recipe.{name} must be 1 to {most:,}, got {number}")
     require(0 < recipe.lr < math.inf, f"recipe.lr must be above 0 and finite, got {recipe.lr}")
     require(
         0 < recipe.label_scale < math.inf,

@@ -38,6 +38,8 @@ BUDGET = "images per class of the budget"
 WHERE = "At {:g} a class"
 CHOSEN, ALL = "random", "all real images"
 """The method whose run also tells what random images and all of them are worth."""
+OTHERS = ("imported",)
+"""Methods that need a file, and make nothing."""
 
 
 def quantity(name: str, *, percent: bool = True, **more: Any) -> Quantity:
@@ -230,7 +232,7 @@ class Methods(Timed):
             )
             for seed in seeds
             for ipc in scale.budgets
-            for method in (CHOSEN, *(name for name in METHODS if name != CHOSEN))
+            for method in (CHOSEN, *(name for name in METHODS if name not in (CHOSEN, *OTHERS)))
         ]
 
     def measure(
