@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from potstill.api.runs import configuration, diagnose, distill, finish, resume
     from potstill.distilled.artefact import load, save
     from potstill.distilled.exports import export
+    from potstill.distilled.merging import merge
     from potstill.distilled.sets import DistilledSet
     from potstill.errors import InputError
     from potstill.evaluation.scoring import train
@@ -32,6 +33,7 @@ __all__ = [
     "export",
     "finish",
     "load",
+    "merge",
     "resume",
     "save",
     "train",
@@ -50,6 +52,7 @@ _HOMES = {
     "export": "distilled.exports",
     "finish": "api.runs",
     "load": "distilled.artefact",
+    "merge": "distilled.merging",
     "resume": "api.runs",
     "save": "distilled.artefact",
     "train": "evaluation.scoring",

@@ -32,7 +32,7 @@ from potstill.diagnosis.machine import examined
 from potstill.diagnosis.over_a_run import Noise, recorded_diagnoses
 from potstill.distillation import run_folder, runs
 from potstill.distillation.outer import Interrupted
-from potstill.distilled import artefact, exports
+from potstill.distilled import artefact, exports, merging
 from potstill.distilled.sets import DistilledSet
 from potstill.distributed.link import Lost
 from potstill.distributed.ranks import Ranks, joined
@@ -260,6 +260,24 @@ def format_of(out: Path) -> str:
             "writes any name in the format that it says"
         )
     return SUFFIXES[out.suffix.lower()]
+
+
+def merge(parsed: argparse.Namespace) -> int:
+    """Run `potstill merge`; return the exit code."""
+    out = parsed.out
+    if out.suffix != ".safetensors":
+        raise InputError(f"out must end in .safetensors, got {out.name!r}; the set is one file")
+    if out.exists():
+        raise InputError(f"{out} exists; choose another place with --out, or remove it")
+    merged = merging.merge(*map(artefact.load, parsed.paths))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    artefact.save(merged, out)
+    print(f"written: {out}\n{merged.stored}")
+    print(
+        f"networks train on it as on the first, for {merged.recipe.steps:,} steps; what it is "
+        f"worth is not measured yet: potstill evaluate {shlex.quote(str(out))} --data DATA"
+    )
+    return 0
 
 
 def export(parsed: argparse.Namespace) -> int:

@@ -60,7 +60,7 @@ NOISE = (
 
 
 SHELLS = ("bash", "zsh", "fish", "tcsh", "powershell")
-READ_FILES = ("distill", "finish", "evaluate", "export", "report", "diagnose")
+READ_FILES = ("distill", "finish", "evaluate", "export", "merge", "report", "diagnose")
 """Commands that read what a stranger may have written."""
 
 
@@ -129,7 +129,7 @@ def make_parser(
     commands = Commands(parser)
     add_distill(commands, known, sourced=sourced)
     add_evaluate(commands, sourced=sourced)
-    for add in (add_finish, add_export, add_report, add_diagnose, add_study):
+    for add in (add_finish, add_export, add_merge, add_report, add_diagnose, add_study):
         add(commands)
     commands.add(
         "doctor", "Say what this machine offers, and what would be slow on it.", "potstill doctor"
@@ -264,6 +264,22 @@ def add_export(commands: Commands) -> None:
     )
     add_data(export)
     add_options(export, shared_options("device", "threads"))
+
+
+def add_merge(commands: Commands) -> None:
+    """Add the flags of `potstill merge`."""
+    merge = commands.add(
+        "merge",
+        "Make one set of several, of the same classes or of different ones.",
+        "potstill merge runs/mine runs/theirs --out both.safetensors",
+        "RUN_OR_FILE RUN_OR_FILE [...] [options]",
+    )
+    merge.add_argument(
+        "paths", type=Path, nargs="+", metavar="RUN_OR_FILE", help="folders of runs, or sets' files"
+    )
+    merge.add_argument(
+        "--out", type=Path, required=True, metavar="FILE", help="the .safetensors file to write"
+    )
 
 
 def add_report(commands: Commands) -> None:
