@@ -1,6 +1,7 @@
 # make demo    install into .venv, distill a small data set, test it, show it
 # make test    install what tests need and run them; with PRECISION=bfloat16 as on a machine on which `auto` is that
 # make check   format, lint, types
+# make docs    build the documentation into site/, without a network once it is installed
 # make lowest  the tests with the oldest version of everything that pyproject.toml allows; gigabytes
 # make torture kill it, starve it, lie to it: what was lost (nothing); about 20 minutes
 
@@ -8,7 +9,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test check lowest torture clean
+.PHONY: demo test check docs lowest torture clean
 
 demo: .venv/installed
 	$(BIN)/potstill distill --preset digits-ipc1 --out runs/demo --overwrite
@@ -23,9 +24,14 @@ check: .venv/installed-dev
 	$(BIN)/ruff check
 	$(BIN)/mypy
 
+docs: .venv/installed-docs
+	$(BIN)/zensical build --strict --clean
+	@echo "Open site/index.html"
+
 lowest:
 	$(PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/pip install --quiet --disable-pip-version-check pytest pytest-xdist hypothesis 'pandas<3' \
+	  tensorboard zensical mkdocstrings-python \
 	  $$(sed -n '/^dependencies/,/^]/ s/^ *"\([^"]*\)>=\([^"]*\)".*/\1==\2/p; s/^hf = \["\(.*\)>=\(.*\)"\]/\1==\2/p' pyproject.toml)
 	.venv-lowest/bin/pip install --quiet --disable-pip-version-check --no-deps --editable .
 	.venv-lowest/bin/python -m pytest -n auto -p no:cacheprovider
@@ -34,7 +40,7 @@ torture: .venv/installed-dev
 	$(BIN)/python benchmarks/torture.py
 
 clean:
-	rm -rf .venv .venv-lowest runs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-lowest runs site .pytest_cache .mypy_cache .ruff_cache
 
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else f"potstill needs Python 3.11 or newer, {sys.executable} is {sys.version.split()[0]}; try: make PYTHON=python3.12")'
@@ -46,4 +52,8 @@ clean:
 
 .venv/installed-dev: .venv/installed
 	$(PIP) --editable '.[test,check]'
+	@touch $@
+
+.venv/installed-docs: .venv/installed
+	$(PIP) --editable '.[docs]'
 	@touch $@

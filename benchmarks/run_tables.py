@@ -1,5 +1,7 @@
 """The table of README.md of what whole runs gave, from results of benchmarks/distill.py."""
 
+import csv
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -46,13 +48,57 @@ def row(result: dict[str, Any], plain: dict[str, Any] | None) -> str:
     return f"| {' | '.join(cells)} |\n"
 
 
-def table() -> str:
-    """The table and the sentence under it."""
-    results = {
+def runs() -> dict[str, dict[str, Any]]:
+    """The results of whole runs, by name."""
+    return {
         path.stem: found
-        for path in RESULTS.glob("*.json")
+        for path in sorted(RESULTS.glob("*.json"))
         if "title" in (found := json.loads(path.read_text()))
     }
+
+
+def as_csv() -> str:
+    """What the table tells, a line for each run and training set, as numbers."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(
+        [
+            "name",
+            "data",
+            "images_per_class",
+            "trained_on",
+            "accuracy",
+            "std",
+            "networks",
+            "training_steps",
+            "bytes",
+            "seconds",
+            "outer_steps",
+            "seed",
+            "hardware",
+            "torch",
+            "command",
+        ]
+    )
+    for name, found in runs().items():
+        one = found["evaluation"]
+        for line in one["rows"]:
+            figure = line["accuracy"]
+            writer.writerow(
+                [
+                    name, found["title"], found["images_per_class"], line["name"],
+                    f"{figure['mean']:.4f}", f"{figure['std']:.4f}", figure["n"], line["steps"],
+                    line["stored_bytes"], round(found["seconds_of_the_command"]),
+                    found["outer_steps"], found.get("seed", 0), one["hardware"],
+                    one["versions"]["torch"], found["command"],
+                ]
+            )  # fmt: skip
+    return text.getvalue()
+
+
+def table() -> str:
+    """The table and the sentence under it."""
+    results = runs()
     ours = sorted(
         (name for name in results if not name.endswith(PLAIN)),
         key=lambda name: (results[name]["title"], results[name]["seconds_of_the_command"]),

@@ -419,6 +419,7 @@ def decoding() -> str:
 
 
 ARCHITECTURES, COMPARING = ROOT / "docs" / "architectures.md", ROOT / "docs" / "comparing.md"
+SITE_RESULTS = ROOT / "docs" / "results.md"
 SPEED, LABORATORY = ROOT / "docs" / "speed.md", ROOT / "docs" / "laboratory.md"
 PLACES = [
     (
@@ -428,6 +429,13 @@ PLACES = [
         measured_methods.one_table,
     ),
     (README, BEGIN, END, run_tables.table),
+    (SITE_RESULTS, BEGIN, END, run_tables.table),
+    (
+        SITE_RESULTS,
+        "<!-- methods: made by benchmarks/tables.py -->",
+        "<!-- end of methods -->",
+        lambda: measured_methods.one_table().replace("](docs/", "]("),
+    ),
     (
         ROOT / "docs" / "parameterisations.md",
         "<!-- decoding: made by benchmarks/tables.py -->",
@@ -493,11 +501,13 @@ def main() -> None:
         if "--check" in sys.argv and new != text:
             sys.exit(f"{path.name} is out of date; run: python benchmarks/tables.py")
         path.write_text(new)
-    known = measured_methods.TABLE
-    table = measured_methods.measured()
-    if "--check" in sys.argv and known.read_text() != table:
-        sys.exit(f"{known.name} is out of date; run: python benchmarks/tables.py")
-    known.write_text(table)
+    for known, table in (
+        (measured_methods.TABLE, measured_methods.measured()),
+        (SITE_RESULTS.with_suffix(".csv"), run_tables.as_csv()),
+    ):
+        if "--check" in sys.argv and known.read_text() != table:
+            sys.exit(f"{known.name} is out of date; run: python benchmarks/tables.py")
+        known.write_text(table)
 
 
 if __name__ == "__main__":
