@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from potstill.api.hub import push
     from potstill.api.measurements import evaluate
     from potstill.api.runs import configuration, diagnose, distill, finish, resume
     from potstill.distilled.artefact import load, save
@@ -34,6 +35,7 @@ __all__ = [
     "finish",
     "load",
     "merge",
+    "push",
     "resume",
     "save",
     "train",
@@ -53,6 +55,7 @@ _HOMES = {
     "finish": "api.runs",
     "load": "distilled.artefact",
     "merge": "distilled.merging",
+    "push": "api.hub",
     "resume": "api.runs",
     "save": "distilled.artefact",
     "train": "evaluation.scoring",

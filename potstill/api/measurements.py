@@ -14,6 +14,7 @@ from potstill.data.sources import dataset_of
 from potstill.data.splits import Dataset
 from potstill.distillation.run_folder import RunFolder
 from potstill.distilled.artefact import ARTEFACT, load, recorded_config
+from potstill.distilled.remote import located
 from potstill.distilled.sets import DistilledSet
 from potstill.distributed.ranks import ALONE, Ranks
 from potstill.errors import InputError
@@ -128,6 +129,8 @@ def evaluations(
         name: options.pop(name) for name in ("data", *EVALUATION_DATA_OPTIONS) if name in options
     }
     chosen = EvaluationOptions.of(**options)
+    if not isinstance(subject, DistilledSet):
+        subject = located("distilled", subject)
     distilled, config = opened(subject, ipc, given)
     given_here = images is not None or test_images is not None
     if not given_here and config.data == "arrays" and not isinstance(subject, DistilledSet):

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from potstill.api import measurements
+from potstill.api import hub, measurements
 from potstill.api.runs import longer
 from potstill.cli.interrupts import listening
 from potstill.cli.tables import show, show_diagnosis, show_machine, tell
@@ -277,6 +277,19 @@ def merge(parsed: argparse.Namespace) -> int:
         f"networks train on it as on the first, for {merged.recipe.steps:,} steps; what it is "
         f"worth is not measured yet: potstill evaluate {shlex.quote(str(out))} --data DATA"
     )
+    return 0
+
+
+def push(parsed: argparse.Namespace) -> int:
+    """Run `potstill push`; return the exit code."""
+    where = hub.push(
+        parsed.run,
+        parsed.to,
+        license=parsed.license,
+        private=parsed.private,
+        folder=parsed.dry_run,
+    )
+    print(f"written: {where}" if parsed.dry_run else f"published: {where}")
     return 0
 
 

@@ -1,6 +1,7 @@
 """The flags of the command line: one parser for each command, made without torch."""
 
 import argparse
+import importlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from potstill.cli.options import (
 )
 from potstill.config.config import Option
 from potstill.config.sections import EVALUATION_DATA_OPTIONS
+from potstill.errors import InputError
 from potstill.registry import EXPORTS, STUDIES
 
 PAPER = (
@@ -60,7 +62,7 @@ NOISE = (
 
 
 SHELLS = ("bash", "zsh", "fish", "tcsh", "powershell")
-READ_FILES = ("distill", "finish", "evaluate", "export", "merge", "report", "diagnose")
+READ_FILES = ("distill", "finish", "evaluate", "export", "merge", "push", "report", "diagnose")
 """Commands that read what a stranger may have written."""
 
 
@@ -129,7 +131,7 @@ def make_parser(
     commands = Commands(parser)
     add_distill(commands, known, sourced=sourced)
     add_evaluate(commands, sourced=sourced)
-    for add in (add_finish, add_export, add_merge, add_report, add_diagnose, add_study):
+    for add in (add_finish, add_export, add_merge, add_push, add_report, add_diagnose, add_study):
         add(commands)
     commands.add(
         "doctor", "Say what this machine offers, and what would be slow on it.", "potstill doctor"
@@ -275,10 +277,34 @@ def add_merge(commands: Commands) -> None:
         "RUN_OR_FILE RUN_OR_FILE [...] [options]",
     )
     merge.add_argument(
-        "paths", type=Path, nargs="+", metavar="RUN_OR_FILE", help="folders of runs, or sets' files"
+        "paths",
+        type=set_place,
+        nargs="+",
+        metavar="RUN_OR_FILE",
+        help="folders of runs, sets' files, or hf://user/name",
     )
     merge.add_argument(
         "--out", type=Path, required=True, metavar="FILE", help="the .safetensors file to write"
+    )
+
+
+def add_push(commands: Commands) -> None:
+    """Add the flags of `potstill push`."""
+    push = commands.add(
+        "push",
+        "Publish the set of a run on the Hugging Face Hub, with a card and a table.",
+        "potstill push runs/digits --to user/digits-ipc1",
+        "RUN [options]",
+    )
+    push.add_argument("run", type=Path, metavar="RUN", help="the folder of a finished run")
+    push.add_argument("--to", required=True, metavar="USER/NAME", help="the data set to make")
+    push.add_argument("--license", default="", help="of the set, as the Hub names it, e.g. mit")
+    push.add_argument("--private", action="store_true", help="others cannot see it")
+    push.add_argument(
+        "--dry-run",
+        type=Path,
+        metavar="FOLDER",
+        help="write what would be published to this folder, and publish nothing",
     )
 
 
@@ -401,8 +427,22 @@ def add_completion(commands: Commands) -> None:
 def add_set(parser: argparse.ArgumentParser) -> None:
     """Add the argument that names a distilled set."""
     parser.add_argument(
-        "path", type=Path, metavar="RUN_OR_FILE", help="a run's folder, or a distilled.safetensors"
+        "path",
+        type=set_place,
+        metavar="RUN_OR_FILE",
+        help="a run's folder, a distilled.safetensors, or hf://user/name",
     )
+
+
+def set_place(text: str) -> Path:
+    """Return the place of a set; one of the Hub is fetched."""
+    if not text.startswith("hf://"):
+        return Path(text)
+    try:
+        found: Path = importlib.import_module("potstill.distilled.remote").fetched(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return found
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:

@@ -12,6 +12,7 @@ from potstill.data.preprocessing import Absent
 from potstill.data.splits import Dataset
 from potstill.distilled import artefact
 from potstill.distilled.blocks import Block
+from potstill.distilled.remote import is_remote, located
 from potstill.distilled.sets import DistilledSet
 from potstill.errors import InputError, near_miss
 from potstill.parameterisations.base import Parameterisation
@@ -27,7 +28,7 @@ def start_set(config: Given, dataset: Dataset) -> DistilledSet | None:
     init = config.distilled.init
     if init in STARTS:
         return None
-    path = Path(init).expanduser()
+    path = located("init", init) if is_remote(init) else Path(init).expanduser()
     if not path.exists():
         raise InputError(
             f"init must be {', '.join(STARTS)}, or a run's folder or a set's file to start from, "

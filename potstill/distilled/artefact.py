@@ -11,6 +11,7 @@ from potstill import __version__
 from potstill.config.config import Given, changed, configuration, options_of_run
 from potstill.data.preprocessing import Absent
 from potstill.distilled.reading import PREPROCESS, assembled
+from potstill.distilled.remote import located
 from potstill.distilled.sets import DistilledSet, require_set
 from potstill.errors import InputError, let_memory_pass
 from potstill.files import load_tensors, place, save_tensors
@@ -95,14 +96,15 @@ def load(path: str | os.PathLike[str], ipc: int | None = None) -> DistilledSet:
     """Read a distilled set; nothing else is needed to train on it.
 
     Args:
-        path: a `distilled.safetensors` file, or the run folder that holds it.
+        path: a `distilled.safetensors` file, the run folder that holds it, or "hf://user/name", a
+            set of the Hugging Face Hub.
         ipc: images per class; the prefix of that size of a nested set. None: the whole set.
     Returns:
         The set, on the CPU.
     Raises:
         InputError: no such file, a damaged or foreign one, or a size that the set does not hold.
     """
-    file = place("path", path)
+    file = located("path", path)
     file = file / ARTEFACT if file.is_dir() else file
     tensors, meta = load_tensors(file, "distilled set")
     try:
