@@ -209,7 +209,7 @@ def test_a_boosted_set_shows_its_blocks_and_budgets(places, tmp_path):
 
 def test_an_unfinished_run_says_so_and_how_to_go_on(places, tmp_path):
     page = report(tmp_path / "report.html", places / "going")
-    assert "Unfinished: 6 of 12 steps." in page.text
+    assert "Stopped: 6 of 12 steps." in page.text
     assert "potstill distill --resume going" in page.text
     assert "As of the newest checkpoint." in page.text
     assert len(page.all("img")) == 20
@@ -218,7 +218,7 @@ def test_an_unfinished_run_says_so_and_how_to_go_on(places, tmp_path):
     shutil.rmtree(bare / checkpoints.CHECKPOINTS)
     (bare / run_folder.METRICS).unlink()
     page = report(tmp_path / "report.html", bare)
-    assert "Unfinished: 0 of 12 steps." in page.text
+    assert "Stopped: 0 of 12 steps." in page.text
     assert "the first checkpoint comes after 4 outer steps" in page.text
     assert "No outer step has been logged yet." in page.text
 

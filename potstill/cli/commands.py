@@ -352,6 +352,17 @@ def report(parsed: argparse.Namespace) -> int:
     return 0
 
 
+def watch(parsed: argparse.Namespace) -> int:
+    """Run `potstill watch`; return the exit code."""
+    from potstill.reports.report import watch as kept_up  # here: matplotlib takes half a second
+
+    out = parsed.out or run_folder.RunFolder.open(parsed.runs[0]).path / run_folder.REPORT
+    print(f"open {out} in a browser; Ctrl-C ends watching, not the run", flush=True)
+    kept_up(parsed.runs, out, parsed.every)
+    print(f"no process works on it any more; written: {out}")
+    return 0
+
+
 def diagnose(parsed: argparse.Namespace) -> int:
     """Run `potstill diagnose`; return the exit code."""
     noise = Noise(parsed.samples, parsed.size, parsed.signs, parsed.unrolls, parsed.sources)

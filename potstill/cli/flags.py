@@ -62,7 +62,17 @@ NOISE = (
 
 
 SHELLS = ("bash", "zsh", "fish", "tcsh", "powershell")
-READ_FILES = ("distill", "finish", "evaluate", "export", "merge", "push", "report", "diagnose")
+READ_FILES = (
+    "distill",
+    "finish",
+    "evaluate",
+    "export",
+    "merge",
+    "push",
+    "report",
+    "watch",
+    "diagnose",
+)
 """Commands that read what a stranger may have written."""
 
 
@@ -131,7 +141,16 @@ def make_parser(
     commands = Commands(parser)
     add_distill(commands, known, sourced=sourced)
     add_evaluate(commands, sourced=sourced)
-    for add in (add_finish, add_export, add_merge, add_push, add_report, add_diagnose, add_study):
+    for add in (
+        add_finish,
+        add_export,
+        add_merge,
+        add_push,
+        add_report,
+        add_watch,
+        add_diagnose,
+        add_study,
+    ):
         add(commands)
     commands.add(
         "doctor", "Say what this machine offers, and what would be slow on it.", "potstill doctor"
@@ -327,6 +346,31 @@ def add_report(commands: Commands) -> None:
         "--out",
         type=Path,
         help="the HTML file to write (default: report.html in the first run's folder)",
+    )
+
+
+def add_watch(commands: Commands) -> None:
+    """Add the flags of `potstill watch`."""
+    watch = commands.add(
+        "watch",
+        "Keep a page about runs up to date while they run.",
+        "potstill watch runs/digits",
+        "RUN [RUN ...] [options]",
+    )
+    watch.add_argument(
+        "runs", type=Path, nargs="+", metavar="RUN", help="folders of runs; several are compared"
+    )
+    watch.add_argument(
+        "--out", type=Path,
+        help="the HTML file, which the browser reads again by itself (default: report.html in the "
+        "first run's folder)",
+    )  # fmt: skip
+    watch.add_argument(
+        "--every",
+        type=at_least(1),
+        default=5,
+        metavar="SECONDS",
+        help="between two versions of the page (default: 5)",
     )
 
 

@@ -12,6 +12,21 @@ NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK)
 """What a file system without locks says."""
 
 
+def is_held(run: Path) -> bool:
+    """Return whether another process works on a run, as far as that can be seen from here."""
+    if (run / LOCKED).exists():
+        return True
+    if not (run / LOCK).exists():
+        return False
+    try:
+        with filelock.FileLock(run / LOCK, fallback_to_soft=False).acquire(timeout=0):
+            return False
+    except filelock.Timeout:
+        return True
+    except OSError:  # nothing may be written here, or there are no locks
+        return False
+
+
 def locked_by(run: Path) -> filelock.BaseFileLock:
     """Return the lock of a run's folder, which this process holds from now on.
 

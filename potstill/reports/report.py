@@ -1,12 +1,14 @@
 """The report on runs: one HTML page that needs nothing beside it."""
 
 import shlex
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import potstill
 from potstill.config.config import to_toml
+from potstill.distillation.locks import is_held
 from potstill.errors import InputError
 from potstill.evaluation.records import Row
 from potstill.files import write
@@ -108,12 +110,13 @@ class Comparison:
     charts: list[Chart]
 
 
-def write_report(paths: Sequence[Path], out: Path) -> list[str]:
+def write_report(paths: Sequence[Path], out: Path, refresh: int = 0) -> list[str]:
     """Write a page on one run or several, finished or not.
 
     Args:
         paths: the run folders.
         out: the HTML file; an earlier report is replaced.
+        refresh: seconds after which a browser is to read it again; 0: never.
     Returns:
         What could not be read, a sentence each; the page says it too.
     Raises:
@@ -122,7 +125,7 @@ def write_report(paths: Sequence[Path], out: Path) -> list[str]:
     """
     check_target(out)
     summaries = read_runs(paths)
-    write(out, render(summaries))
+    write(out, render(summaries, refresh))
     return [note for run in summaries for note in run.notes]
 
 
@@ -151,8 +154,27 @@ def check_target(out: Path) -> None:
         )
 
 
-def render(summaries: Sequence[RunSummary]) -> str:
-    """Return the text of the page."""
+def watch(
+    paths: Sequence[Path], out: Path, every: int, wait: Callable[[float], None] = time.sleep
+) -> None:
+    """Write a page that browsers read again and again, until no process works on the runs.
+
+    Args:
+        paths: the run folders.
+        out: the HTML file.
+        every: seconds between two versions.
+        wait: waits for so many seconds.
+    Raises:
+        InputError: as for `write_report`.
+    """
+    while any(is_held(path) for path in paths):
+        write_report(paths, out, every)
+        wait(every)
+    write_report(paths, out)
+
+
+def render(summaries: Sequence[RunSummary], refresh: int = 0) -> str:
+    """Return the text of the page; `refresh` as for `write_report`."""
     templates = environment()
     templates.filters |= {"percent": percent, "progress": progress}
     pages = [run_page(run, f"run{index}") for index, run in enumerate(summaries)]
@@ -164,6 +186,7 @@ def render(summaries: Sequence[RunSummary]) -> str:
         comparison=comparison,
         generator=f"{MARK} {potstill.__version__}",
         version=potstill.__version__,
+        refresh=refresh,
     )
 
 

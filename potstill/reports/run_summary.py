@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from potstill.config.config import Given
 from potstill.distillation import checkpoints, run_folder
+from potstill.distillation.locks import is_held
 from potstill.distillation.run_folder import RunFolder
 from potstill.distilled import artefact
 from potstill.distilled.sets import DistilledSet
@@ -117,6 +118,7 @@ class RunSummary:
         path: its folder, as it was given.
         config: its configuration.
         finished: whether the run has ended.
+        running: whether a process works on it now.
         distilled: the set, of an unfinished run at its newest checkpoint; None if there is none.
         log: its log.
         measured: its evaluations.
@@ -130,6 +132,7 @@ class RunSummary:
     path: Path
     config: Given
     finished: bool
+    running: bool
     distilled: DistilledSet | None
     log: Log
     measured: list[Measured]
@@ -275,6 +278,7 @@ def read_run(path: Path, name: str) -> RunSummary:
         path,
         config,
         folder.finished,
+        is_held(path),
         distilled,
         log,
         read_measured(folder, distilled, notes),
