@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from potstill.api.hub import push
     from potstill.api.measurements import evaluate
-    from potstill.api.runs import configuration, diagnose, distill, finish, resume
+    from potstill.api.runs import configuration, diagnose, distill, extend, finish, resume
     from potstill.distilled.artefact import load, save
     from potstill.distilled.exports import export
     from potstill.distilled.merging import merge
@@ -32,6 +32,7 @@ __all__ = [
     "distill",
     "evaluate",
     "export",
+    "extend",
     "finish",
     "load",
     "merge",
@@ -52,6 +53,7 @@ _HOMES = {
     "distill": "api.runs",
     "evaluate": "api.measurements",
     "export": "distilled.exports",
+    "extend": "api.runs",
     "finish": "api.runs",
     "load": "distilled.artefact",
     "merge": "distilled.merging",

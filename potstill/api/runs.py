@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from potstill.config.config import (
     Given,
     Layer,
     changed,
+    options_from_file,
     options_from_preset,
     quick_options,
 )
@@ -18,6 +19,7 @@ from potstill.config.config import configuration as made
 from potstill.data.sources import dataset_of
 from potstill.devices import own_torch_state
 from potstill.diagnosis.over_a_run import Diagnosis, Noise, recorded_diagnoses
+from potstill.distillation.checkpoints import CONFIG
 from potstill.distillation.run_folder import RunFolder
 from potstill.distillation.runs import finished_early, new_run, resumed_run
 from potstill.distilled.sets import DistilledSet
@@ -135,6 +137,54 @@ def distill(
             listener=told,
             began=began,
         )
+
+
+def extend(
+    run: str | os.PathLike[str],
+    ipc: int,
+    *,
+    out: str | os.PathLike[str],
+    **options: Any,
+) -> DistilledSet:
+    """Add new blocks to the set of a finished run; what it has stays, to the byte.
+
+    The new run has the options of the old one, unless they are given.
+
+    Args:
+        run: the folder of the run.
+        ipc: images per class in the end, a multiple of those in a block of the old set.
+        out: folder of the new run.
+        **options: as for `distill`, arrays too; `extend="gaussian"` starts new blocks from noise in
+            place of real examples.
+    Raises:
+        InputError: the run is not finished, the sizes do not fit, or another method is asked for.
+    """
+    return distill(out=out, **extension(place("run", run), ipc, options))
+
+
+def extension(run: Path, ipc: int, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a run that extends the set of another.
+
+    Args:
+        run: the folder of the other.
+        ipc: images per class in the end.
+        given: options that win over that run's.
+    """
+    folder = RunFolder.open(run)
+    if not folder.finished:
+        raise InputError(
+            f"the run in {run} is not finished; go on with `potstill distill --resume {run}`"
+        )
+    before = folder.config().distilled
+    block = before.ipc_of_block
+    if ipc % block or ipc <= before.ipc:
+        raise InputError(
+            f"ipc must be a multiple of {block}, the images of each class in a block, and above "
+            f"the {before.ipc} that the set has, got {ipc}"
+        )
+    anew = dict.fromkeys(("batch_per_class", "classes_per_batch", "micro_batch"), "auto")
+    own = {"init": str(run), "ipc": ipc, "boost_blocks": ipc // block, "extend": "real"}
+    return {**options_from_file(run / CONFIG), **anew, **own, **given}
 
 
 def resume(

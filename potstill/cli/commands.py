@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from potstill.api import hub, measurements
-from potstill.api.runs import longer
+from potstill.api.runs import extension, longer
 from potstill.cli.interrupts import listening
 from potstill.cli.tables import show, show_diagnosis, show_machine, tell
 from potstill.config import choosing
@@ -35,7 +35,7 @@ from potstill.distillation.outer import Interrupted
 from potstill.distilled import artefact, exports, merging
 from potstill.distilled.sets import DistilledSet
 from potstill.distributed.link import Lost
-from potstill.distributed.ranks import Ranks, joined
+from potstill.distributed.ranks import ALONE, Ranks, joined
 from potstill.errors import InputError
 from potstill.evaluation import measuring
 from potstill.evaluation.protocols import EvaluationOptions
@@ -109,6 +109,15 @@ def distilled_by(ranks: Ranks, asked: Asked, out: Path, parsed: argparse.Namespa
             way_on += f", or take the best set so far with `potstill finish {run}`"
         kind = Lost if isinstance(error, Lost) else KeyboardInterrupt
         raise kind(f"{str(error) or 'interrupted'}; {way_on}") from error
+
+
+def extend(parsed: argparse.Namespace) -> int:
+    """Run `potstill extend`; return the exit code."""
+    options = extension(parsed.run, parsed.ipc, given_options(parsed))
+    parsed.resume = None
+    distilled = distilled_by(ALONE, Asked(configuration(options)), parsed.out, parsed)
+    tell(distilled, parsed.out)
+    return 0
 
 
 def finish(parsed: argparse.Namespace) -> int:

@@ -25,11 +25,9 @@ PAPER = (
 )
 SOURCED = "--verbose --help names the paper's sections (arXiv:2311.07025)"
 PARTS = (
-    "What holds unless it is given stands in [brackets]. Parts have options of their own: "
-    "`potstill list` names them,\n"
-    "`potstill distill --method NAME --help` shows those of another method; likewise --param, "
-    "--model, --real-sampler and the\n"
-    f"optimizers. {SOURCED}"
+    "What holds unless it is given stands in [brackets]. Parts (`potstill list`) have options of "
+    "their own: --method NAME --help\n"
+    f"shows those of another method; likewise --param, --model and others. {SOURCED}"
 )
 LEAST_STEPS = 4
 """Outer steps of a run in a study, so that what changes from step to step has a deviation."""
@@ -64,6 +62,7 @@ NOISE = (
 SHELLS = ("bash", "zsh", "fish", "tcsh", "powershell")
 READ_FILES = (
     "distill",
+    "extend",
     "finish",
     "evaluate",
     "export",
@@ -142,6 +141,7 @@ def make_parser(
     add_distill(commands, known, sourced=sourced)
     add_evaluate(commands, sourced=sourced)
     for add in (
+        add_extend,
         add_finish,
         add_export,
         add_merge,
@@ -204,6 +204,25 @@ def add_distill(commands: Commands, known: Sequence[Option], *, sourced: bool) -
     distill.add_argument("--quiet", action="store_true", help="print the result only")
     add_verbose(distill)
     add_options(distill, known, sourced=sourced)
+
+
+def add_extend(commands: Commands) -> None:
+    """Add the flags of `potstill extend`."""
+    extend = commands.add(
+        "extend",
+        "Add new blocks to a finished set, which stays to the byte.",
+        "potstill extend runs/digits --ipc 3 --out runs/more",
+        "RUN [options]",
+    )
+    extend.add_argument("run", type=Path, metavar="RUN", help="the folder of a finished run")
+    extend.add_argument(
+        "--ipc", type=at_least(1), required=True, help="images per class in the end"
+    )
+    extend.add_argument("--out", type=Path, required=True, help="the new run's folder")
+    extend.add_argument("--overwrite", action="store_true", help="replace the run that --out holds")
+    extend.add_argument("--quiet", action="store_true", help="print the result only")
+    names = ("data", "weights", "cache_dir", "device", "threads", "steps", "seed", "extend")
+    add_options(extend, shared_options(*names), "the run's")
 
 
 def add_finish(commands: Commands) -> None:

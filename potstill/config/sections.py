@@ -182,6 +182,10 @@ class DistilledConfig:
         low=0, high=1,
     )  # fmt: skip
 
+    extend: Literal["no", "gaussian", "normal", "real"] = option(
+        "no", "keep the blocks of --init and add new ones, which start from: gaussian, normal, real"
+    )
+
     @property
     def ipc_of_block(self) -> int:
         """Images per class of a block."""

@@ -282,7 +282,7 @@ def run_stage(
     if state:
         require_fits(state, setup.begin(stage, current))
     else:
-        state = setup.begin(stage, current)
+        state = setup.begin(stage, current, setup.kept_recipes)
     rules = stage.rules(current.start()[1])
     before, ended = stage.number * config.outer.steps, 0
     wanted = config.run.log == TENSORBOARD

@@ -36,7 +36,7 @@ from potstill.distillation.option_checks import (
 from potstill.distillation.outer import Carried, OuterState, Schedule
 from potstill.distillation.outer_rates import Course
 from potstill.distillation.packing import require_alike
-from potstill.distillation.start import blocks_of, start_set
+from potstill.distillation.start import blocks_of, kept_blocks, start_set
 from potstill.distilled.blocks import Block, initial_blocks
 from potstill.distilled.recipes import Recipe
 from potstill.distilled.sets import DistilledSet
@@ -92,6 +92,7 @@ class Setup:
         ranks: the processes that share the run.
         start: the set that the run starts from; None: noise or real examples.
         identity: names the data as networks read them, see `prepared_as`.
+        kept: blocks of the start that the run keeps, and begins after.
     """
 
     config: Resolved
@@ -107,6 +108,14 @@ class Setup:
     ranks: Ranks = ALONE
     start: DistilledSet | None = None
     identity: str = ""
+    kept: int = 0
+
+    @property
+    def kept_recipes(self) -> tuple[Any, ...]:
+        """How networks train on each prefix of the blocks that are kept, as plain data."""
+        if not (self.start and self.kept):
+            return ()
+        return tuple(self.start.prefix(ipc).recipe.plain() for ipc in self.start.budgets)
 
     @classmethod
     def of(
@@ -170,13 +179,14 @@ class Setup:
         name = model_name(given.model.name if model is None else model)
         check_smallest_batch(name, factory, shape, min(*sizes.batches, sizes.real_batch))
         parts = [one] * config.distilled.boost_blocks
-        blocks = (
-            blocks_of(start, parts, device)
-            if start
-            else initial_blocks(
-                config.distilled.init, parts, real.train, config.run.seed, device, real.class_names
+        kept = kept_blocks(config, start)
+        blocks = blocks_of(start, parts[: kept or len(parts)], device) if start else ()
+        if len(blocks) < len(parts):
+            kind = config.distilled.extend if kept else config.distilled.init
+            made_now = initial_blocks(
+                kind, parts, real.train, config.run.seed, device, real.class_names
             )
-        )
+            blocks = (*blocks, *made_now[len(blocks) :])
         if given.inner.precision == "bfloat16":
             warn_of_bfloat16(device, listener.say)
         networks = NetworkFamily(factory, real.shape, classes, device, config.inner.precision)
@@ -193,7 +203,7 @@ class Setup:
             ranks.require_same({**settings(config, real.identity), **fit})
         made = cls(
             config, real, blocks, method, sizes, networks, tested, device, cache, listener, ranks,
-            start, identity,
+            start, identity, kept,
         )  # fmt: skip
         problem = made.problem(Stage(blocks[:1], made.rates), Carried())
         method(problem, config.method.options).check(cache)
@@ -235,7 +245,7 @@ class Setup:
         Without a state it is the first stage.
         """
         if state is None:
-            return Stage(self.blocks[:1], self.rates)
+            return Stage(self.blocks[: self.kept + 1], self.rates)
         known = self.blocks[: state.carried.stage + 1]
         leaves = {**state.carried.earlier, **state.leaves}
         for number, block in enumerate(known):

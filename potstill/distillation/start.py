@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import device
 
-from potstill.config.config import Given
+from potstill.config.config import Given, Resolved
 from potstill.config.sections import STARTS
 from potstill.data.layouts import listed
 from potstill.data.preprocessing import Absent
@@ -94,6 +94,40 @@ def blocks_of(
             leaves["targets"] = block.targets
         made.append(Block(leaves, part).to(on))
     return tuple(made)
+
+
+def kept_blocks(config: Resolved, start: DistilledSet | None) -> int:
+    """Return how many blocks of the set to start from a run keeps and begins after.
+
+    Raises:
+        InputError: there is no such set, it was made by another method or in blocks of other sizes,
+            or is no smaller than the set is to be.
+    """
+    if config.distilled.extend == "no":
+        return 0
+    if start is None:
+        raise InputError(
+            "extend adds blocks to the set that --init names, got --init "
+            f"{config.distilled.init}; give a run's folder or a set's file"
+        )
+    method, made_by = config.method.name, start.metadata.method
+    if made_by not in (None, method):
+        raise InputError(
+            f"a set is extended by the method that made it, {made_by}, got {method}; give --method "
+            f"{made_by}, or start anew"
+        )
+    own, block = [one.ipc for one in start.blocks], config.distilled.ipc_of_block
+    if set(own) != {block}:
+        raise InputError(
+            f"new blocks must have the size of those that are kept, the set has {sizes(own)}, the "
+            f"run asks for blocks of {block}; give an --ipc that is a multiple of {own[0]}"
+        )
+    if len(own) >= config.distilled.boost_blocks:
+        raise InputError(
+            f"ipc must be above the {sum(own)} of the set that is extended, got "
+            f"{config.distilled.ipc}; give more"
+        )
+    return len(own)
 
 
 def sizes(ipcs: Sequence[int]) -> str:
