@@ -23,7 +23,7 @@ def main():
     parser.add_argument("--steps", type=int, default=150, help="outer steps")
     parser.add_argument("--ipc", type=int, default=5)
     parser.add_argument("--nets", type=int, default=3, help="networks for each figure")
-    parser.add_argument("--epochs", type=int, default=5, help="on all data")
+    parser.add_argument("--epochs", type=int, default=40, help="on all data")
     parser.add_argument("--networks", type=int, default=len(GRID))
     given = parser.parse_args()
     distilled = potstill.distill(
