@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from potstill.api.hub import push
-    from potstill.api.measurements import evaluate
+    from potstill.api.measurements import audit, evaluate
     from potstill.api.runs import configuration, diagnose, distill, extend, finish, resume
     from potstill.distilled.artefact import load, save
     from potstill.distilled.exports import export
@@ -27,6 +27,7 @@ __all__ = [
     "DistilledSet",
     "InputError",
     "Listener",
+    "audit",
     "configuration",
     "diagnose",
     "distill",
@@ -45,6 +46,7 @@ __all__ = [
 
 # Imported when first used (PEP 562), so that `potstill --help` does not wait for torch.
 _HOMES = {
+    "audit": "api.measurements",
     "configuration": "api.runs",
     "DistilledSet": "distilled.sets",
     "InputError": "errors",

@@ -12,6 +12,8 @@ from potstill.config.sections import EVALUATION_DATA_OPTIONS, DataConfig, is_wei
 from potstill.data.preparation import RealData
 from potstill.data.sources import dataset_of
 from potstill.data.splits import Dataset
+from potstill.diagnosis.audit import AUDIT, AuditOptions, AuditRecord
+from potstill.diagnosis.audit import audit as audited
 from potstill.distillation.run_folder import RunFolder
 from potstill.distilled.artefact import ARTEFACT, load, recorded_config
 from potstill.distilled.remote import located
@@ -28,7 +30,7 @@ from potstill.evaluation.records import (
     add_record,
     worse_than_random,
 )
-from potstill.evaluation.scoring import factory_for
+from potstill.evaluation.scoring import factory_for, require_positive
 from potstill.files import checksum, place
 from potstill.models import ModelSpec, model_name
 from potstill.progress import SILENT, Listener, followed
@@ -178,6 +180,63 @@ def evaluations(
         if note:
             listener.say(f"note: {note}")
         yield record
+
+
+def audit(
+    distilled: str | os.PathLike[str],
+    images: Any = None,
+    labels: Any = None,
+    *,
+    test_images: Any = None,
+    test_labels: Any = None,
+    nets: int = 5,
+    epochs: int = 20,
+    seed: int = 0,
+    device: str = "auto",
+    listener: Listener | None = None,
+    progress: bool = True,
+    **data: Any,
+) -> AuditRecord:
+    """Measure what a set tells of the single examples that it was distilled from.
+
+    Membership inference on networks that train on it, beside networks that train on all of them and
+    networks that never saw them; and how near its images are to real ones. The result is kept
+    beside the set, in audit.json. Numbers, no guarantees.
+
+    Args:
+        distilled: a run's folder, or a set's file.
+        images: the arrays that it was distilled from, in the same order, if it was.
+        labels: their classes.
+        test_images: as when it was distilled.
+        test_labels: as when it was distilled.
+        nets: networks for each attack.
+        epochs: for which networks train on all training data.
+        seed: of the networks.
+        device: where to train.
+        listener: is told of the progress; None: it is shown in terminals and notebooks.
+        progress: False to show nothing.
+        **data: where the real data are and how they are read, as for `evaluate`.
+    Raises:
+        InputError: other data than the set was distilled from, or a set that no networks train on.
+    """
+    require_positive(nets=nets, epochs=epochs)
+    path = located("distilled", distilled)
+    subject, config = opened(path, None, data)
+    names = subject.class_names if images is not None else None
+    dataset = dataset_of(config, images, labels, test_images, test_labels, names)
+    known = subject.metadata.data
+    if known is None or known.fingerprint != dataset.fingerprint:
+        raise InputError(
+            "an audit needs the very data that the set was distilled from, these are others; give "
+            "those with --data (in Python data=, or the arrays)"
+        )
+    with followed(listener, progress) as told:
+        real = real_of(subject, dataset, config, device, told.say)
+        record = audited(
+            subject, real, AuditOptions(nets, epochs, seed), device=device, progress=told.work
+        )
+    add_record(results_file(path).with_name(AUDIT), record)
+    return record
 
 
 def note_on(record: EvaluationRecord, distilled: DistilledSet) -> str:

@@ -13,7 +13,7 @@ import torch
 from potstill.api import hub, measurements
 from potstill.api.runs import extension, longer
 from potstill.cli.interrupts import listening
-from potstill.cli.tables import show, show_diagnosis, show_machine, tell
+from potstill.cli.tables import show, show_audit, show_diagnosis, show_machine, tell
 from potstill.config import choosing
 from potstill.config.config import (
     Given,
@@ -28,6 +28,7 @@ from potstill.data import sources
 from potstill.data.preprocessing import Absent
 from potstill.data.splits import Dataset
 from potstill.devices import hardware, own_torch_state, pick_device
+from potstill.diagnosis.audit import AUDIT
 from potstill.diagnosis.machine import examined
 from potstill.diagnosis.over_a_run import Noise, recorded_diagnoses
 from potstill.distillation import run_folder, runs
@@ -232,6 +233,22 @@ def evaluate(parsed: argparse.Namespace) -> int:
                 show(records, hardware(device))
         if ranks.first:
             print(f"written: {measurements.results_file(parsed.path)}")
+    return 0
+
+
+def audit(parsed: argparse.Namespace) -> int:
+    """Run `potstill audit`; return the exit code."""
+    device = machine(parsed)
+    record = measurements.audit(
+        parsed.path,
+        nets=parsed.nets,
+        epochs=parsed.epochs,
+        seed=parsed.seed,
+        device=str(device),
+        **data_options(parsed),
+    )
+    show_audit(record)
+    print(f"written: {measurements.results_file(parsed.path).with_name(AUDIT)}")
     return 0
 
 

@@ -65,6 +65,7 @@ READ_FILES = (
     "extend",
     "finish",
     "evaluate",
+    "audit",
     "export",
     "merge",
     "push",
@@ -143,6 +144,7 @@ def make_parser(
     for add in (
         add_extend,
         add_finish,
+        add_audit,
         add_export,
         add_merge,
         add_push,
@@ -366,6 +368,33 @@ def add_report(commands: Commands) -> None:
         type=Path,
         help="the HTML file to write (default: report.html in the first run's folder)",
     )
+
+
+def add_audit(commands: Commands) -> None:
+    """Add the flags of `potstill audit`."""
+    audit = commands.add(
+        "audit",
+        "Measure what a set tells of the single examples that it was distilled from.",
+        "potstill audit runs/digits --nets 5",
+        "RUN_OR_FILE [options]",
+    )
+    add_set(audit)
+    for name, default, text in (
+        ("nets", 5, "networks for each attack"),
+        ("epochs", 20, "for which networks train on all training data"),
+    ):
+        audit.add_argument(
+            f"--{name}",
+            type=at_least(1),
+            default=default,
+            metavar="N",
+            help=f"{text} (default: {default})",
+        )
+    audit.add_argument(
+        "--seed", type=at_least(0), default=0, metavar="N", help="of the networks (default: 0)"
+    )
+    add_data(audit)
+    add_options(audit, shared_options("device", "threads"))
 
 
 def add_watch(commands: Commands) -> None:

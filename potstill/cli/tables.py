@@ -13,6 +13,7 @@ from rich.table import Table
 from potstill.config.config import (
     Given,
 )
+from potstill.diagnosis.audit import AuditRecord
 from potstill.diagnosis.machine import Finding
 from potstill.diagnosis.over_a_run import Diagnosis
 from potstill.diagnosis.variance import SOURCES
@@ -82,6 +83,32 @@ def show(records: list[EvaluationRecord], machine: str) -> None:
     console.print(table)
     if any(row.accuracy.std is not None for record in records for row in record.rows):
         print(SPREAD)
+
+
+def show_audit(record: AuditRecord) -> None:
+    """Print an audit: attacks and distances."""
+    table = Table(
+        title=f"Who was among the {record.members:,} training {record.noun}s? Guessed from a "
+        f"network's loss, beside {record.others:,} test {record.noun}s ({record.hardware})",
+        title_justify="left",
+    )
+    for column in ("networks trained on", "area under the curve", "found at 1 % false alarms"):
+        table.add_column(column)
+    for attack in record.attacks:
+        spread = "" if attack.auc.std is None else f" ± {attack.auc.std:.3f}"
+        table.add_row(
+            attack.trained_on, f"{attack.auc.mean:.3f}{spread} (n = {attack.auc.n})",
+            str(attack.hits),
+        )  # fmt: skip
+    (Console() if sys.stdout.isatty() else Console(width=140)).print(table)
+    near = record.neighbours
+    print("An area of 0.5, and 1 % found, are a guess; held-out data show what splits differ by.")
+    print(
+        f"Distance to the nearest training {record.noun} (0 to 2): of the set's least "
+        f"{near.synthetic[0]:.2f}, median {near.synthetic[1]:.2f}; of test {record.noun}s least "
+        f"{near.real[0]:.2f}, median {near.real[1]:.2f}. {near.nearer} of {near.count} are nearer "
+        f"than 99 % of test {record.noun}s. No guarantee follows from these numbers."
+    )
 
 
 def show_machine(findings: Iterable[Finding]) -> None:
