@@ -80,8 +80,12 @@ def agreement() -> str:
         for one in part["rows"]:
             known = {**part["common"], **one}
             how = [f"width {one['width']}"]
-            forms = {"depth": "depth {}", "norm": "{} norm", "inner_lr": "inner rate {:g}"}
-            forms["network_init"] = "from the {}"
+            forms = {
+                "depth": "depth {}",
+                "norm": "{} norm",
+                "inner_lr": "inner rate {:g}",
+                "network_init": "from the {}",
+            }
             how += [form.format(one[name]) for name, form in forms.items() if name in one]
             lines.append(
                 f"| {title} | `{one['model']}`, {', '.join(how)} | {known['window']} | "

@@ -1,6 +1,7 @@
 """What an audit finds: attacks that find what is there, distances by brute force."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -99,3 +100,15 @@ def test_other_data_and_other_learners_are_refused(leaking, tmp_path):
     with pytest.raises(InputError, match="this set is for the learner"):
         potstill.audit(tmp_path / "run", progress=False)
     assert not (tmp_path / "run" / "audit.json").exists()
+
+
+def test_an_audit_belongs_to_its_file_and_goes_with_its_set(leaking, tmp_path):
+    shutil.copy(leaking / "distilled.safetensors", tmp_path / "mine.safetensors")
+    potstill.audit(tmp_path / "mine.safetensors", nets=1, epochs=1, progress=False)
+    assert {path.name for path in tmp_path.iterdir()} == {"mine.safetensors", "mine.audit.json"}
+    run = tmp_path / "run"
+    potstill.distill(**SMALL, ipc=1, out=run)
+    potstill.audit(run, nets=1, epochs=1, progress=False)
+    assert (run / "audit.json").exists()
+    potstill.distill(**SMALL, ipc=1, seed=1, out=run, overwrite=True)
+    assert not (run / "audit.json").exists(), "it was about another set"

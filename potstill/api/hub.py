@@ -6,9 +6,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from potstill.distilled import artefact
 from potstill.distilled.exports import export
-from potstill.distilled.remote import HUB, NAME, library, why
+from potstill.distilled.remote import HUB, NAME, library, status_of, why
+from potstill.distilled.sets import DistilledSet
 from potstill.errors import InputError, let_memory_pass
 from potstill.files import place, write
 from potstill.reports.card import card, files_of
@@ -49,20 +49,21 @@ def push(
     (summary,) = read_runs([source])
     if not summary.finished:
         raise InputError(f"the run in {source} is not finished; go on with --resume {source}")
-    text = card(summary, name, license)
+    text, distilled = card(summary, name, license), summary.distilled
+    assert distilled is not None  # the card tells of it
     if folder is not None:
         target = place("folder", folder)
         if target.exists():
             raise InputError(f"{target} exists; choose another folder, or remove it")
-        fill(target, source, text)
+        fill(target, summary.path, distilled, text)
         return str(target)
     hub = library(f"{HUB}{name}")
     with tempfile.TemporaryDirectory() as made:
-        fill(Path(made) / "set", source, text)
+        fill(Path(made) / "set", summary.path, distilled, text)
         return published(hub, Path(made) / "set", name, private=private)
 
 
-def fill(target: Path, source: Path, text: str) -> None:
+def fill(target: Path, source: Path, distilled: DistilledSet, text: str) -> None:
     """Write what is published to a new folder."""
     try:
         target.mkdir(parents=True)
@@ -70,7 +71,7 @@ def fill(target: Path, source: Path, text: str) -> None:
             shutil.copyfile(file, target / file.name)
     except OSError as error:
         raise InputError(f"cannot write {target}: {error.strerror}; choose another") from error
-    export(artefact.load(source), "parquet", target / "data.parquet")
+    export(distilled, "parquet", target / "data.parquet")
     write(target / "README.md", text)
 
 
@@ -84,7 +85,7 @@ def published(hub: Any, folder: Path, name: str, *, private: bool) -> str:
         )
     except Exception as error:  # of the library and of the network, in many forms
         let_memory_pass(error)
-        status = getattr(getattr(error, "response", None), "status_code", None)
+        status = status_of(error)
         if status in (401, 403):
             raise InputError(
                 f"the Hub refuses {name} ({status}): log in with `hf auth login`, by a token that "

@@ -12,7 +12,7 @@ from potstill.config.sections import EVALUATION_DATA_OPTIONS, DataConfig, is_wei
 from potstill.data.preparation import RealData
 from potstill.data.sources import dataset_of
 from potstill.data.splits import Dataset
-from potstill.diagnosis.audit import AUDIT, AuditOptions, AuditRecord
+from potstill.diagnosis.audit import AuditOptions, AuditRecord
 from potstill.diagnosis.audit import audit as audited
 from potstill.distillation.run_folder import RunFolder
 from potstill.distilled.artefact import ARTEFACT, load, recorded_config
@@ -24,6 +24,7 @@ from potstill.evaluation import measuring
 from potstill.evaluation.fitting import fitting
 from potstill.evaluation.protocols import EvaluationOptions
 from potstill.evaluation.records import (
+    AUDIT,
     EVALUATION,
     EvaluationRecord,
     Row,
@@ -235,7 +236,7 @@ def audit(
         record = audited(
             subject, real, AuditOptions(nets, epochs, seed), device=device, progress=told.work
         )
-    add_record(results_file(path).with_name(AUDIT), record)
+    add_record(results_file(path, AUDIT), record)
     return record
 
 
@@ -345,15 +346,18 @@ def real_of(
     return real
 
 
-def results_file(path: Path) -> Path:
-    """Return where the evaluations of a run's folder or a set's file are kept.
+def results_file(path: Path, name: str = EVALUATION) -> Path:
+    """Return where what was measured of a run's folder or a set's file is kept.
 
+    Args:
+        path: the folder or the file.
+        name: of the results file in a run's folder.
     Raises:
         InputError: nothing may be written there.
     """
     folder = path if path.is_dir() else path.parent
     in_run = path.is_dir() or path.name == ARTEFACT
-    target = folder / (EVALUATION if in_run else f"{path.stem}.{EVALUATION}")
+    target = folder / (name if in_run else f"{path.stem}.{name}")
     if not os.access(folder, os.W_OK):
         raise InputError(
             f"cannot write {target}: no permission; copy the set to a folder of your own"

@@ -28,7 +28,6 @@ from potstill.data import sources
 from potstill.data.preprocessing import Absent
 from potstill.data.splits import Dataset
 from potstill.devices import hardware, own_torch_state, pick_device
-from potstill.diagnosis.audit import AUDIT
 from potstill.diagnosis.machine import examined
 from potstill.diagnosis.over_a_run import Noise, recorded_diagnoses
 from potstill.distillation import run_folder, runs
@@ -40,7 +39,7 @@ from potstill.distributed.ranks import ALONE, Ranks, joined
 from potstill.errors import InputError
 from potstill.evaluation import measuring
 from potstill.evaluation.protocols import EvaluationOptions
-from potstill.evaluation.records import DIAGNOSIS, EvaluationRecord
+from potstill.evaluation.records import AUDIT, DIAGNOSIS, EvaluationRecord
 from potstill.progress import SILENT, Display, Listener
 from potstill.registry import EXPORTS
 from potstill.workers import set_threads
@@ -248,7 +247,7 @@ def audit(parsed: argparse.Namespace) -> int:
         **data_options(parsed),
     )
     show_audit(record)
-    print(f"written: {measurements.results_file(parsed.path).with_name(AUDIT)}")
+    print(f"written: {measurements.results_file(parsed.path, AUDIT)}")
     return 0
 
 

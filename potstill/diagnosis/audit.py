@@ -42,7 +42,6 @@ from potstill.registry import LEARNERS
 from potstill.seeds import derive, generator
 from potstill.workers import all_threads_at_once
 
-AUDIT = "audit.json"
 FEW = 0.01
 """Share of examples that were no members which an attack may take for some."""
 AT_ONCE = 1000

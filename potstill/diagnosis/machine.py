@@ -57,7 +57,7 @@ def examined(folder: Path) -> Iterator[Finding]:
     yield Finding("potstill", f"{versions()['potstill']}, Python {platform.python_version()}")
     yield Finding("torch", f"{torch.__version__}, numpy {versions()['numpy']}")
     for name, purpose in EXTRAS.items():
-        yield Finding(name, installed(name), "" if find_spec(name) else f"only for {purpose}")
+        yield Finding(name, installed(name) or f"not installed; only for {purpose}")
     yield Finding("system", f"{platform.system()} {platform.machine()}")
     device = pick_device("auto")
     yield accelerator(device)
@@ -73,11 +73,11 @@ def examined(folder: Path) -> Iterator[Finding]:
 
 
 def installed(name: str) -> str:
-    """Return the version of a distribution, or that there is none."""
+    """Return the version of a distribution; "" if there is none."""
     try:
         return version(name)
     except PackageNotFoundError:
-        return "not installed"
+        return ""
 
 
 def accelerator(device: torch.device) -> Finding:

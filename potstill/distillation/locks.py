@@ -14,17 +14,15 @@ NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK)
 
 def is_held(run: Path) -> bool:
     """Return whether another process works on a run, as far as that can be seen from here."""
-    if (run / LOCKED).exists():
-        return True
-    if not (run / LOCK).exists():
+    if not any((run / name).exists() for name in (LOCK, LOCKED)):
         return False
     try:
-        with filelock.FileLock(run / LOCK, fallback_to_soft=False).acquire(timeout=0):
-            return False
-    except filelock.Timeout:
+        locked_by(run).release()
+    except InputError:
         return True
-    except OSError:  # nothing may be written here, or there are no locks
-        return False
+    except OSError:  # nothing may be written here
+        pass
+    return False
 
 
 def locked_by(run: Path) -> filelock.BaseFileLock:

@@ -10,7 +10,7 @@ from potstill.devices import versions
 from potstill.distillation.boosting import LEARNED
 from potstill.distillation.outer import Best
 from potstill.distillation.run_folder import RunFolder
-from potstill.distillation.setup import Setup
+from potstill.distillation.setup import METHOD_PATHS, Setup
 from potstill.distilled import artefact
 from potstill.distilled.blocks import Block
 from potstill.distilled.exports import write_default
@@ -21,8 +21,6 @@ from potstill.records.metadata import BudgetRecord, ChosenAccuracy, SetMetadata
 from potstill.records.metrics import Figure
 from potstill.registry import LEARNERS
 
-PLACES = {"set_images", "set_labels", "expert_folder"}
-"""Options of methods that are paths."""
 AT_CHANCE = 1.2
 """How many times the accuracy of guessing still counts as guessing."""
 
@@ -45,7 +43,7 @@ def make_set(
     source = config.data.data if config.data.embedded else config.data.source[0]
     tables["data"] |= {"data": source, "cache_dir": ""}
     tables["data"]["weights"] = Path(config.data.weights).name
-    for name in PLACES & tables["method"].keys():
+    for name in set(METHOD_PATHS) & tables["method"].keys():
         tables["method"][name] = Path(tables["method"][name]).name
     tables["run"] |= {"threads": "auto", "log": "none"}  # any gives the same
     learned = {

@@ -42,7 +42,7 @@ from potstill.distilled.reading import check_tensor
 from potstill.distilled.recipes import Recipe
 from potstill.distilled.sets import DistilledSet
 from potstill.errors import InputError
-from potstill.evaluation.records import DIAGNOSIS, EVALUATION
+from potstill.evaluation.records import AUDIT, DIAGNOSIS, EVALUATION
 from potstill.parameterisations.base import Parameterisation
 from potstill.records.metadata import SetMetadata
 from potstill.records.metrics import StepRecord
@@ -66,6 +66,7 @@ WRITTEN = (
     PREPARATION,
     artefact.ARTEFACT,
     EVALUATION,
+    AUDIT,
     PICTURE,
     TABLE,
     REPORT,
@@ -319,7 +320,7 @@ class RunFolder:
         aside = self.path / f"set-of-step-{step}"
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir()
-        for name in (artefact.ARTEFACT, EVALUATION, PICTURE, TABLE, REPORT):
+        for name in (artefact.ARTEFACT, EVALUATION, AUDIT, PICTURE, TABLE, REPORT):
             if (self.path / name).exists():
                 (self.path / name).rename(aside / name)
         return aside

@@ -309,7 +309,6 @@ def run_stage(
         if folder:
             own = as_done(config, ended) if ended else config
             folder.checkpoints.save(state, own, setup.real.identity)
-            folder.write_curves()
         setup.ranks.wait()  # none goes on, or says that it stopped, before the state is safe
 
     def refresh(state: OuterState) -> tuple[OuterState, OnBlocks] | None:
@@ -343,4 +342,6 @@ def run_stage(
     finally:
         if board:
             board.close()
+        if folder:
+            folder.write_curves()  # once: at every checkpoint a long run would read a long log
     return current, state

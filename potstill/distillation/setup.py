@@ -64,7 +64,9 @@ from potstill.workers import set_threads
 
 SLOWER = 1.2
 """From this factor on it is said that an arithmetic is slow."""
-PLACES = ("data", "cache_dir", "expert_folder", "storage", "device", "threads", "log")
+METHOD_PATHS = ("set_images", "set_labels", "expert_folder")
+"""Options of methods that are paths."""
+PLACES = ("data", "cache_dir", *METHOD_PATHS, "storage", "device", "threads", "log")
 """Options that may differ between ranks: paths, devices, threads and logs."""
 
 

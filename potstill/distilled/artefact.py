@@ -11,13 +11,13 @@ from potstill import __version__
 from potstill.config.config import Given, changed, configuration, options_of_run
 from potstill.data.preprocessing import Absent
 from potstill.distilled.reading import PREPROCESS, assembled
-from potstill.distilled.remote import located
+from potstill.distilled.remote import FILE, located
 from potstill.distilled.sets import DistilledSet, require_set
 from potstill.errors import InputError, let_memory_pass
 from potstill.files import load_tensors, place, save_tensors
 from potstill.records.plain import Unreadable, dump
 
-ARTEFACT = "distilled.safetensors"
+ARTEFACT = FILE
 FORGED = (
     Unreadable,
     KeyError,

@@ -80,10 +80,16 @@ def library(name: str) -> Any:
     return huggingface_hub
 
 
+def status_of(error: Exception) -> int | None:
+    """Return the status with which the Hub answered; None: it did not."""
+    status: int | None = getattr(getattr(error, "response", None), "status_code", None)
+    return status
+
+
 def why(hub: Any, error: Exception) -> str:
     """Say in a sentence's end why the Hub did not do what it was asked for."""
     errors = hub.errors
-    status = getattr(getattr(error, "response", None), "status_code", None)
+    status = status_of(error)
     if isinstance(error, errors.EntryNotFoundError) and not isinstance(
         error, errors.LocalEntryNotFoundError
     ):

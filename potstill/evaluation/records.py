@@ -12,7 +12,7 @@ from potstill.parameterisations.base import FLOAT_BYTES
 from potstill.records.metrics import Figure
 from potstill.records.plain import Unreadable, dump, parse
 
-EVALUATION, DIAGNOSIS = "evaluation.json", "diagnosis.json"
+EVALUATION, DIAGNOSIS, AUDIT = "evaluation.json", "diagnosis.json", "audit.json"
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,10 @@
 import hashlib
 from pathlib import Path
 
+from potstill.distillation.run_folder import PICTURE, TABLE
 from potstill.distilled.artefact import ARTEFACT
 from potstill.errors import InputError
-from potstill.evaluation.records import Row
+from potstill.evaluation.records import EVALUATION, Row
 from potstill.reports import wording
 from potstill.reports.run_summary import RunSummary
 
@@ -96,5 +97,5 @@ def wording_rows(run: RunSummary) -> list[Row]:
 
 def files_of(run: Path) -> list[Path]:
     """List the files of a run's folder that go with its set."""
-    names = (ARTEFACT, "distilled.png", "distilled.csv", "evaluation.json")
+    names = (ARTEFACT, PICTURE, TABLE, EVALUATION)
     return [run / name for name in names if (run / name).is_file()]
