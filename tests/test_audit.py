@@ -91,6 +91,9 @@ def test_other_data_and_other_learners_are_refused(leaking, tmp_path):
     images = np.random.default_rng(0).random((60, 8, 8))
     with pytest.raises(InputError, match="the very data that the set was distilled from"):
         potstill.audit(leaking, images, np.arange(60) % 10, progress=False)
+    potstill.distill(images, np.arange(60) % 2, **{**SMALL, "data": "arrays"}, out=tmp_path / "own")
+    with pytest.raises(InputError, match="does not tell where its data lie; give them with --data"):
+        potstill.audit(tmp_path / "own", progress=False)
     with pytest.raises(InputError, match="nets must be at least 1"):
         potstill.audit(leaking, nets=0)
     potstill.distill(

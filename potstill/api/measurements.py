@@ -136,11 +136,8 @@ def evaluations(
         subject = located("distilled", subject)
     distilled, config = opened(subject, ipc, given)
     given_here = images is not None or test_images is not None
-    if not given_here and config.data == "arrays" and not isinstance(subject, DistilledSet):
-        raise InputError(
-            f"{os.fspath(subject)} does not tell where its data lie; give them with --data (in "
-            "Python data=, or the arrays)"
-        )
+    if not given_here and not isinstance(subject, DistilledSet):
+        require_source(config, subject)
     target = (
         None if isinstance(subject, DistilledSet) else results_file(place("distilled", subject))
     )
@@ -223,6 +220,8 @@ def audit(
     require_positive(nets=nets, epochs=epochs)
     path = located("distilled", distilled)
     subject, config = opened(path, None, data)
+    if images is None:
+        require_source(config, path)
     names = subject.class_names if images is not None else None
     dataset = dataset_of(config, images, labels, test_images, test_labels, names)
     known = subject.metadata.data
@@ -238,6 +237,15 @@ def audit(
         )
     add_record(results_file(path, AUDIT), record)
     return record
+
+
+def require_source(config: DataConfig, path: str | os.PathLike[str]) -> None:
+    """Raise an InputError if nothing tells where the real data of the set at `path` are."""
+    if config.data == "arrays":
+        raise InputError(
+            f"{os.fspath(path)} does not tell where its data lie; give them with --data (in "
+            "Python data=, or the arrays)"
+        )
 
 
 def note_on(record: EvaluationRecord, distilled: DistilledSet) -> str:

@@ -2,7 +2,7 @@
 
 import argparse
 import importlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from potstill import __version__
@@ -379,20 +379,12 @@ def add_audit(commands: Commands) -> None:
         "RUN_OR_FILE [options]",
     )
     add_set(audit)
-    for name, default, text in (
+    counts = (
         ("nets", 5, "networks for each attack"),
         ("epochs", 20, "for which networks train on all training data"),
-    ):
-        audit.add_argument(
-            f"--{name}",
-            type=at_least(1),
-            default=default,
-            metavar="N",
-            help=f"{text} (default: {default})",
-        )
-    audit.add_argument(
-        "--seed", type=at_least(0), default=0, metavar="N", help="of the networks (default: 0)"
     )
+    add_numbers(audit, counts, least=1)
+    add_numbers(audit, [("seed", 0, "of the networks")])
     add_data(audit)
     add_options(audit, shared_options("device", "threads"))
 
@@ -436,14 +428,7 @@ def add_diagnose(commands: Commands) -> None:
         metavar="RUN",
         help="a run's folder, finished or not: at its start and its checkpoints",
     )
-    for name, default, text in NOISE:
-        diagnose.add_argument(
-            f"--{name}",
-            type=at_least(0),
-            default=default,
-            metavar="N",
-            help=f"{text} (default: {default})",
-        )
+    add_numbers(diagnose, NOISE)
     add_options(
         diagnose, shared_options("data", "weights", "cache_dir", "device", "threads"), "the run's"
     )
@@ -524,6 +509,20 @@ def add_set(parser: argparse.ArgumentParser) -> None:
         metavar="RUN_OR_FILE",
         help="a run's folder, a distilled.safetensors, or hf://user/name",
     )
+
+
+def add_numbers(
+    parser: argparse.ArgumentParser, rows: Iterable[tuple[str, int, str]], least: int = 0
+) -> None:
+    """Add flags that take whole numbers: (name, default, help) of each."""
+    for name, default, text in rows:
+        parser.add_argument(
+            f"--{name}",
+            type=at_least(least),
+            default=default,
+            metavar="N",
+            help=f"{text} (default: {default})",
+        )
 
 
 def set_place(text: str) -> Path:
