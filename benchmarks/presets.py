@@ -23,10 +23,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from curves import RESULTS, provenance
+from curves import RESULTS
 
 import potstill
 from potstill.config.config import options_from_preset, preset_names
+from potstill.devices import versions
+from potstill.diagnosis.machine import processor
 from potstill.progress import Listener
 from potstill.records.metrics import StepRecord
 
@@ -92,7 +94,6 @@ def main() -> None:
         print(json.dumps(measured(given.serve)))
         return
     results = json.loads(OUT.read_text()) if OUT.exists() else {"rows": {}}
-    results |= {"date": str(date.today()), **provenance()}
     for name, _ in preset_names():
         if given.only not in name or (name in results["rows"] and not given.again):
             continue
@@ -107,7 +108,8 @@ def main() -> None:
             )
         except subprocess.TimeoutExpired:
             row = {"error": f"two steps take over {LONGEST} s"}
-        results["rows"][name] = row
+        machine = {"processor": processor().value, "versions": versions()}
+        results["rows"][name] = {**row, **machine, "date": str(date.today())}
         OUT.write_text(json.dumps(results, indent=2) + "\n")
         print(f"{name}: {json.dumps(row)} ({time.perf_counter() - began:.0f} s)", flush=True)
 
