@@ -119,3 +119,30 @@ def parts_of(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
         for name, part in found.items()
         if isinstance(part, dict) and ("took" in part or "error" in part)
     }
+
+
+def presets() -> str:
+    """The first two outer steps of every preset: time and memory."""
+    rows = json.loads((RESULTS / "presets.json").read_text())["rows"]
+    groups: dict[str, list[str]] = {}
+    for name, row in rows.items():
+        line = (
+            f"| `{name}` | {row['error']} | | |\n"
+            if "error" in row
+            else f"| `{name}` | {' and '.join(f'{one:,.3g}' for one in row['seconds'])} "
+            f"| {row['before']:,.0f} | {row['memory_mb']:,} |\n"
+        )
+        machine = f"{row['processor']}; torch {row['versions']['torch']}; {row['date']}"
+        groups.setdefault(machine, []).append(line)
+    head = (
+        "| preset | seconds of the first two outer steps | seconds before them | "
+        "peak memory, MB |\n|---|---|---|---|\n"
+    )
+    most = max((row["memory_mb"], name) for name, row in rows.items() if "error" not in row)
+    tables = "\n".join(f"{head}{''.join(lines)}\n{machine}.\n" for machine, lines in groups.items())
+    return (
+        f"{len(rows)} presets; the most memory, {most[0]:,} MB, takes `{most[1]}`. Data are random "
+        "images of the shape and the classes that a preset is\nfor, at most 20,000 of them (2,000 "
+        "for methods that train experts, of which there is one); the memory is that\nof the "
+        f"process, data included (`benchmarks/presets.py`).\n\n{tables}"
+    )

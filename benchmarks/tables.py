@@ -12,6 +12,7 @@ import measured_methods
 import method_tables
 import run_tables
 import speed_tables
+import zoo_cards
 from run_tables import percent
 
 ROOT = Path(__file__).parent.parent
@@ -487,7 +488,17 @@ PLACES = [
             ("threads", threads),
             ("gpu", speed_tables.gpu),
             ("short runs", speed_tables.short_runs),
+            ("presets", speed_tables.presets),
         )
+    ),
+    *(
+        (
+            ROOT / "docs" / "zoo.md",
+            f"<!-- {name}: made by benchmarks/tables.py -->",
+            f"<!-- end of {name} -->",
+            make,
+        )
+        for name, make in (("zoo", zoo_cards.table), ("cards", zoo_cards.cards))
     ),
 ]
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from potstill.api.hub import push
     from potstill.api.measurements import audit, evaluate
     from potstill.api.runs import configuration, diagnose, distill, extend, finish, resume
+    from potstill.api.zoo import verify, zoo
     from potstill.distilled.artefact import load, save
     from potstill.distilled.exports import export
     from potstill.distilled.merging import merge
@@ -42,6 +43,8 @@ __all__ = [
     "save",
     "train",
     "trust",
+    "verify",
+    "zoo",
 ]
 
 # Imported when first used (PEP 562), so that `potstill --help` does not wait for torch.
@@ -64,6 +67,8 @@ _HOMES = {
     "save": "distilled.artefact",
     "train": "evaluation.scoring",
     "trust": "imports",
+    "verify": "api.zoo",
+    "zoo": "api.zoo",
 }
 
 

@@ -271,6 +271,7 @@ def test_a_run_folder_tells_all(undisturbed):
         "metrics.csv",
         "metrics.jsonl",
         "checkpoints",
+        "frames",
         "distilled.safetensors",
         "distilled.png",
         ".lock",

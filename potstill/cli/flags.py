@@ -1,29 +1,23 @@
 """The flags of the command line: one parser for each command, made without torch."""
 
 import argparse
-import importlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from potstill import __version__
-from potstill.cli.options import (
-    Help,
-    Parser,
-    add_evaluation_options,
-    add_options,
-    at_least,
-    shared_options,
+from potstill.cli.adding import PAPER, SOURCED, Commands, add_numbers, add_verbose
+from potstill.cli.flags_of_sets import (
+    add_audit,
+    add_evaluate,
+    add_export,
+    add_merge,
+    add_push,
+    add_zoo,
 )
+from potstill.cli.options import Help, Parser, add_options, at_least, shared_options
 from potstill.config.config import Option
-from potstill.config.sections import EVALUATION_DATA_OPTIONS
-from potstill.errors import InputError
-from potstill.registry import EXPORTS, STUDIES
+from potstill.registry import STUDIES
 
-PAPER = (
-    "paper: Feng, Vedantam & Kempe, Embarrassingly Simple Dataset Distillation, ICLR 2024, "
-    "arXiv:2311.07025"
-)
-SOURCED = "--verbose --help names the paper's sections (arXiv:2311.07025)"
 PARTS = (
     "What holds unless it is given stands in [brackets]. Parts (`potstill list`) have options of "
     "their own: --method NAME --help\n"
@@ -60,65 +54,6 @@ NOISE = (
 
 
 SHELLS = ("bash", "zsh", "fish", "tcsh", "powershell")
-READ_FILES = (
-    "distill",
-    "extend",
-    "finish",
-    "evaluate",
-    "audit",
-    "export",
-    "merge",
-    "push",
-    "report",
-    "watch",
-    "diagnose",
-)
-"""Commands that read what a stranger may have written."""
-
-
-class Commands:
-    """The commands' parsers by name, as they are added.
-
-    Args:
-        parser: of everything.
-    """
-
-    def __init__(self, parser: Parser):
-        self.parsers: dict[str, Parser] = {}
-        self.added = parser.add_subparsers(
-            dest="command", metavar="COMMAND", required=True, parser_class=Parser
-        )
-
-    def add(
-        self, name: str, line: str, example: str, usage: str = "", epilog: str = PAPER
-    ) -> Parser:
-        """Make the parser of a command.
-
-        Args:
-            name: of the command.
-            line: what it does, in one sentence.
-            example: a command that works.
-            usage: its arguments, in short.
-            epilog: what its help ends with.
-        """
-        made = self.added.add_parser(
-            name,
-            help=line,
-            description=f"{line} Example: {example}",
-            epilog=epilog,
-            formatter_class=Help,
-            allow_abbrev=False,
-            usage=f"potstill {name} {usage}".rstrip(),
-        )
-        if name in READ_FILES:
-            made.add_argument(
-                "--trust",
-                action="append",
-                metavar="PACKAGE",
-                help="let a set, a run or a configuration name code of this package; it is run",
-            )
-        self.parsers[name] = made
-        return made
 
 
 def make_parser(
@@ -148,6 +83,7 @@ def make_parser(
         add_export,
         add_merge,
         add_push,
+        add_zoo,
         add_report,
         add_watch,
         add_diagnose,
@@ -241,113 +177,6 @@ def add_finish(commands: Commands) -> None:
     )
 
 
-def add_verbose(parser: argparse.ArgumentParser) -> None:
-    """Add the flag that makes help longer."""
-    parser.add_argument(
-        "--verbose", action="store_true", help="with --help: say where the paper has an option, too"
-    )
-
-
-def add_evaluate(commands: Commands, *, sourced: bool) -> None:
-    """Add the flags of `potstill evaluate`."""
-    evaluate = commands.add(
-        "evaluate",
-        "Train fresh networks on a set and test them.",
-        "potstill evaluate runs/digits --nets 10",
-        "RUN_OR_FILE [options]",
-        SOURCED,
-    )
-    add_set(evaluate)
-    add_verbose(evaluate)
-    which = evaluate.add_mutually_exclusive_group()
-    which.add_argument(
-        "--ipc",
-        type=at_least(1),
-        help="measure the first blocks of a boosted set that hold so many images per class",
-    )
-    which.add_argument(
-        "--all-budgets", action="store_true", help="measure every set that a boosted set holds"
-    )
-    add_evaluation_options(evaluate, sourced=sourced)
-    add_data(evaluate)
-    add_options(evaluate, shared_options("threads"))
-
-
-def add_export(commands: Commands) -> None:
-    """Add the flags of `potstill export`."""
-    export = commands.add(
-        "export",
-        "Write a set in another format.",
-        "potstill export runs/digits --format folder",
-        "RUN_OR_FILE [options]",
-    )
-    add_set(export)
-    export.add_argument(
-        "--format", choices=list(EXPORTS),
-        help="an annotated grid, one PNG an image in class folders, CSV of vectors, Hugging Face "
-        "parquet, NumPy arrays, a set's own file (default: by the suffix of --out, else png, or "
-        "csv of vectors)",
-    )  # fmt: skip
-    export.add_argument(
-        "--out", type=Path, help="file or folder to write (default: beside the set)"
-    )
-    export.add_argument(
-        "--ipc",
-        type=at_least(1),
-        help="write the first blocks of a boosted set that hold so many images per class",
-    )
-    export.add_argument(
-        "--without-preprocessing",
-        action="store_true",
-        help="write the set's own file without what prepares real examples, mostly the larger part",
-    )
-    export.add_argument(
-        "--no-check", action="store_true", help="do not measure what accuracy a lossy format costs"
-    )
-    add_data(export)
-    add_options(export, shared_options("device", "threads"))
-
-
-def add_merge(commands: Commands) -> None:
-    """Add the flags of `potstill merge`."""
-    merge = commands.add(
-        "merge",
-        "Make one set of several, of the same classes or of different ones.",
-        "potstill merge runs/mine runs/theirs --out both.safetensors",
-        "RUN_OR_FILE RUN_OR_FILE [...] [options]",
-    )
-    merge.add_argument(
-        "paths",
-        type=set_place,
-        nargs="+",
-        metavar="RUN_OR_FILE",
-        help="folders of runs, sets' files, or hf://user/name",
-    )
-    merge.add_argument(
-        "--out", type=Path, required=True, metavar="FILE", help="the .safetensors file to write"
-    )
-
-
-def add_push(commands: Commands) -> None:
-    """Add the flags of `potstill push`."""
-    push = commands.add(
-        "push",
-        "Publish the set of a run on the Hugging Face Hub, with a card and a table.",
-        "potstill push runs/digits --to user/digits-ipc1",
-        "RUN [options]",
-    )
-    push.add_argument("run", type=Path, metavar="RUN", help="the folder of a finished run")
-    push.add_argument("--to", required=True, metavar="USER/NAME", help="the data set to make")
-    push.add_argument("--license", default="", help="of the set, as the Hub names it, e.g. mit")
-    push.add_argument("--private", action="store_true", help="others cannot see it")
-    push.add_argument(
-        "--dry-run",
-        type=Path,
-        metavar="FOLDER",
-        help="write what would be published to this folder, and publish nothing",
-    )
-
-
 def add_report(commands: Commands) -> None:
     """Add the flags of `potstill report`."""
     report = commands.add(
@@ -368,25 +197,6 @@ def add_report(commands: Commands) -> None:
         type=Path,
         help="the HTML file to write (default: report.html in the first run's folder)",
     )
-
-
-def add_audit(commands: Commands) -> None:
-    """Add the flags of `potstill audit`."""
-    audit = commands.add(
-        "audit",
-        "Measure what a set tells of the single examples that it was distilled from.",
-        "potstill audit runs/digits --nets 5",
-        "RUN_OR_FILE [options]",
-    )
-    add_set(audit)
-    counts = (
-        ("nets", 5, "networks for each attack"),
-        ("epochs", 20, "for which networks train on all training data"),
-    )
-    add_numbers(audit, counts, least=1)
-    add_numbers(audit, [("seed", 0, "of the networks")])
-    add_data(audit)
-    add_options(audit, shared_options("device", "threads"))
 
 
 def add_watch(commands: Commands) -> None:
@@ -499,46 +309,3 @@ def add_completion(commands: Commands) -> None:
         "SHELL",
     )
     completion.add_argument("shell", choices=SHELLS, metavar="SHELL", help=", ".join(SHELLS))
-
-
-def add_set(parser: argparse.ArgumentParser) -> None:
-    """Add the argument that names a distilled set."""
-    parser.add_argument(
-        "path",
-        type=set_place,
-        metavar="RUN_OR_FILE",
-        help="a run's folder, a distilled.safetensors, or hf://user/name",
-    )
-
-
-def add_numbers(
-    parser: argparse.ArgumentParser, rows: Iterable[tuple[str, int, str]], least: int = 0
-) -> None:
-    """Add flags that take whole numbers: (name, default, help) of each."""
-    for name, default, text in rows:
-        parser.add_argument(
-            f"--{name}",
-            type=at_least(least),
-            default=default,
-            metavar="N",
-            help=f"{text} (default: {default})",
-        )
-
-
-def set_place(text: str) -> Path:
-    """Return the place of a set; one of the Hub is fetched."""
-    if not text.startswith("hf://"):
-        return Path(text)
-    try:
-        found: Path = importlib.import_module("potstill.distilled.remote").fetched(text)
-    except InputError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-    return found
-
-
-def add_data(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of commands that measure a finished set on real data."""
-    parser.add_argument(
-        "--data", help="real data to measure on (default: what it was distilled from)"
-    )
-    add_options(parser, shared_options(*EVALUATION_DATA_OPTIONS), "as when it was distilled")

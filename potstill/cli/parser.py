@@ -44,14 +44,13 @@ OUT_OF_MEMORY = (
 )
 SHARED = ("distill", "evaluate")
 """Commands that several ranks can share."""
-COMMANDS, HOMES = (
-    "potstill.cli.commands",
-    {
-        "study": "potstill.cli.studying",
-        "completion": "potstill.cli.completion",
-    },
-)
-"""Module of the commands, and of those that have one of their own."""
+COMMANDS, OF_SETS = "potstill.cli.commands", "potstill.cli.sets"
+HOMES = {
+    "study": "potstill.cli.studying",
+    "completion": "potstill.cli.completion",
+    **dict.fromkeys(("evaluate", "audit", "export", "merge", "push", "zoo"), OF_SETS),
+}
+"""Module of each command that is not with the others."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

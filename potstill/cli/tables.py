@@ -19,6 +19,7 @@ from potstill.diagnosis.over_a_run import Diagnosis
 from potstill.diagnosis.variance import SOURCES
 from potstill.distilled import artefact, exports
 from potstill.distilled.sets import DistilledSet
+from potstill.distilled.zoo import ReadySet
 from potstill.evaluation.records import EvaluationRecord
 from potstill.registry import EXPORTS, LEARNERS, METHODS
 
@@ -109,6 +110,26 @@ def show_audit(record: AuditRecord) -> None:
         f"{near.real[0]:.2f}, median {near.real[1]:.2f}. {near.nearer} of {near.count} are nearer "
         f"than 99 % of test {record.noun}s. No guarantee follows from these numbers."
     )
+
+
+def show_zoo(sets: Iterable[ReadySet]) -> None:
+    """Print the ready-made sets as a table."""
+    table = Table(title="Ready-made sets: potstill.load('zoo:NAME')", title_justify="left")
+    for column in ("name", "set", "examples", "accuracy", "random real", "bytes"):
+        right = column in ("examples", "bytes")
+        table.add_column(column, justify="right" if right else "left")
+    for one in sets:
+        figures = [str(one.accuracy[name]) for name in ("distilled", "random")]
+        table.add_row(one.name, one.about, f"{one.examples:,}", *figures, f"{one.size:,}")
+    (Console() if sys.stdout.isatty() else Console(width=140)).print(table)
+    print(f"On test data. {SPREAD} `potstill zoo NAME` shows how a set was made.")
+
+
+def show_card(one: ReadySet) -> None:
+    """Print the card of a ready-made set."""
+    print(f"zoo:{one.name}")
+    for term, value in one.card:
+        print(f"{term + ':':<22}{value}")
 
 
 def show_machine(findings: Iterable[Finding]) -> None:

@@ -1,7 +1,7 @@
 """A run's folder.
 
-It holds config.toml, metrics.jsonl and .csv, checkpoints/, distilled.safetensors, distilled.png or
-.csv, and evaluation.json.
+It holds config.toml, metrics.jsonl and .csv, checkpoints/, frames/, distilled.safetensors,
+distilled.png or .csv, and evaluation.json.
 """
 
 import itertools
@@ -24,7 +24,7 @@ from potstill.config.config import (
 from potstill.config.sections import STARTED, DataConfig
 from potstill.data.preparation import RealData, cut_of
 from potstill.data.preprocessing import Preprocess
-from potstill.distillation import prepared
+from potstill.distillation import frames, prepared
 from potstill.distillation.boosting import made_blocks
 from potstill.distillation.checkpoints import (
     CHECKPOINTS,
@@ -63,6 +63,7 @@ WRITTEN = (
     CURVES,
     TENSORBOARD,
     CHECKPOINTS,
+    frames.FRAMES,
     PREPARATION,
     artefact.ARTEFACT,
     EVALUATION,
@@ -368,7 +369,8 @@ class RunFolder:
         return records, unread
 
     def forget_after(self, step: int) -> None:
-        """Cut the log after `step`, from which a resumed run starts, and drop later checkpoints."""
+        """Cut the log after `step`, from which a resumed run starts, and drop what is of later."""
+        frames.forget_after(self.path, step)
         kept = [record.line for record in self.records() if record.step <= step]
         files.write(self.path / METRICS, "".join(kept))
         self.checkpoints.forget_after(step)

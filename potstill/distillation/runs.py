@@ -9,6 +9,7 @@ from pathlib import Path
 from potstill.config.config import Given, Resolved, resolved
 from potstill.data.splits import Dataset
 from potstill.devices import own_torch_state
+from potstill.distillation import frames
 from potstill.distillation.boosting import OnBlocks, Stage
 from potstill.distillation.checkpoints import steps_done
 from potstill.distillation.forecasts import Forecast
@@ -283,6 +284,7 @@ def run_stage(
         require_fits(state, setup.begin(stage, current))
     else:
         state = setup.begin(stage, current, setup.kept_recipes)
+        keep_frame(setup, stage, folder, state)
     rules = stage.rules(current.start()[1])
     before, ended = stage.number * config.outer.steps, 0
     wanted = config.run.log == TENSORBOARD
@@ -292,6 +294,7 @@ def run_stage(
     def validate(state: OuterState) -> Figure:
         recipe = setup.recipe_at(current, state.leaves, state)
         blocks = stage.with_leaves(state.result)
+        keep_frame(setup, stage, folder, state)
         return Figure.of(setup.validation_scores(blocks, recipe, setup.lengths[:1])[:, 0])
 
     def log(record: StepRecord) -> None:
@@ -345,3 +348,12 @@ def run_stage(
         if folder:
             folder.write_curves()  # once: at every checkpoint a long run would read a long log
     return current, state
+
+
+def keep_frame(setup: Setup, stage: Stage, folder: RunFolder | None, state: OuterState) -> None:
+    """Keep a picture of the set as it is, at some of its validations, unless its images stand."""
+    every = setup.config.outer.validate_every
+    if folder and stage.first_moving == 0 and frames.due(state.step, every):
+        step = stage.number * setup.config.outer.steps + state.step
+        blocks = stage.with_leaves(state.result)
+        frames.keep(folder.path, step, blocks, setup.real.preprocess)

@@ -1,4 +1,4 @@
-"""Sets that are no file here yet: "hf://user/name" of the Hugging Face Hub.
+"""Sets that are no file here yet: "hf://user/name" of the Hugging Face Hub, "zoo:name" of ours.
 
 They are copied to the user's cache folder, from which they are read as any set, and where what is
 measured of them is kept.
@@ -11,6 +11,7 @@ from typing import Any
 
 import platformdirs
 
+from potstill.distilled.zoo import ZOO, unpacked
 from potstill.errors import InputError, first_line, let_memory_pass
 from potstill.files import place
 
@@ -23,7 +24,7 @@ FILE = "distilled.safetensors"
 
 def is_remote(name: str) -> bool:
     """Return whether a name is that of a set which is to be fetched."""
-    return name.startswith(HUB)
+    return name.startswith((HUB, ZOO))
 
 
 def located(name: str, given: Any) -> Path:
@@ -31,7 +32,7 @@ def located(name: str, given: Any) -> Path:
 
     Args:
         name: of the argument, for messages.
-        given: a path, or the name of a set of the Hub.
+        given: a path, or the name of a set of the Hub or of a ready-made one.
     """
     if isinstance(given, str) and is_remote(given):
         return fetched(given)
@@ -39,13 +40,16 @@ def located(name: str, given: Any) -> Path:
 
 
 def fetched(name: str) -> Path:
-    """Return the file of a set of the Hub, after it was downloaded if it is not here yet.
+    """Return the file of a set of the Hub, downloaded if it is not here yet, or a ready-made one.
 
     Args:
-        name: "hf://user/name" or "hf://user/name@revision".
+        name: "hf://user/name", "hf://user/name@revision" or "zoo:name".
     Raises:
         InputError: another form, no such set, no network, or no room.
     """
+    sets = Path(platformdirs.user_cache_dir("potstill")) / "sets"
+    if name.startswith(ZOO):
+        return unpacked(name, sets, FILE)
     found = NAME.fullmatch(name.removeprefix(HUB))
     if found is None:
         raise InputError(f"a set of the Hub is named hf://user/name, got {name!r}; give both")
@@ -59,7 +63,7 @@ def fetched(name: str) -> Path:
     except Exception as error:  # of the library and of the network, in many forms
         let_memory_pass(error)
         raise InputError(f"cannot fetch {name}: {why(hub, error)}") from error
-    kept = Path(platformdirs.user_cache_dir("potstill")) / "sets" / found["repo"].replace("/", "--")
+    kept = sets / found["repo"].replace("/", "--")
     # Snapshots are named after their commit: sets of different commits stay apart.
     target = kept / source.parent.name[:12] / FILE
     if not target.is_file() or target.stat().st_size != source.stat().st_size:

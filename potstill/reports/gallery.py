@@ -23,17 +23,29 @@ BAR_HEIGHT = 10.0
 class Bars:
     """Learned weights of an image as a strip of bars, one for each class, relative to the greatest.
 
+    Negative ones, which targets of regressions have, hang from a line through the middle.
+
     Args:
         own: SVG path of the bar of the image's own class.
         others: SVG path of the other bars.
         classes: the strip's width in its own units; its height is `BAR_HEIGHT`.
         words: the greatest weights, by class.
+        signed: whether some are negative.
     """
 
     own: str
     others: str
     classes: int
     words: str
+    signed: bool
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The first image of each class at some point of a run: when, in words, and a data URI."""
+
+    words: str
+    uri: str
 
 
 @dataclass(frozen=True)
@@ -62,6 +74,12 @@ class Gallery:
     size: tuple[int, int]
     enlarged: bool
     left_out: str
+
+    @property
+    def signed(self) -> bool:
+        """Whether a learned label that is shown has negative weights."""
+        pictures = (one for _, cells in self.rows for cell in cells for one in cell)
+        return any(one.bars.signed for one in pictures if one.bars)
 
 
 @dataclass(frozen=True)
@@ -179,25 +197,34 @@ def data_uri(pixels: Tensor) -> str:
     """Encode pixels (C, H, W) in [0, 1] as the data URI of a PNG of that size."""
     buffer = io.BytesIO()
     to_image(pixels).save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return png_uri(buffer.getvalue())
+
+
+def png_uri(png: bytes) -> str:
+    """Return the data URI of a PNG."""
+    return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
 def label_bars(weights: Tensor, label: int, names: tuple[str, ...]) -> Bars:
     """Draw the strip of an image's learned weights (K,)."""
-    heights = (BAR_HEIGHT * weights / weights.max().clamp_min(1e-12)).tolist()
+    signed = bool((weights < 0).any())
+    room = BAR_HEIGHT / 2 if signed else BAR_HEIGHT
+    heights = (room * weights / weights.abs().max().clamp_min(1e-12)).tolist()
     thick = max(0.8, len(heights) / 40)  # of the own class: seen among hundreds, too
-    own = (
-        f"M{label + 0.4 - thick / 2:.2f} "
-        f"{BAR_HEIGHT:g}v-{heights[label]:.1f}h{thick:.2f}v{heights[label]:.1f}z"
-    )
+    own = bar(label + 0.4 - thick / 2, room, heights[label], thick)
     others = "".join(
-        f"M{index} {BAR_HEIGHT:g}v-{height:.1f}h.8v{height:.1f}z"
+        bar(index, room, height, 0.8)
         for index, height in enumerate(heights)
-        if height >= 0.3 and index != label
+        if abs(height) >= 0.3 and index != label
     )
     top = [index for index in weights.argsort(descending=True).tolist()[:4] if weights[index] > 0]
     words = ", ".join(f"{names[index]} {float(weights[index]):.2f}" for index in top)
-    return Bars(own, others, len(heights), f"learned weights: {words or 'all 0'}")
+    return Bars(own, others, len(heights), f"learned weights: {words or 'none above 0'}", signed)
+
+
+def bar(left: float, zero: float, height: float, thick: float) -> str:
+    """Return the SVG path of a bar that stands on the height `zero`, or hangs from it."""
+    return f"M{left:g} {zero:g}v{-height:.1f}h{thick:g}v{height:.1f}z"
 
 
 def shown_size(distilled: DistilledSet, aim: int | None) -> tuple[tuple[int, int], bool]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import potstill
 from potstill.config.config import to_toml
+from potstill.distillation import frames
 from potstill.distillation.locks import is_held
 from potstill.errors import InputError
 from potstill.evaluation.records import Row
@@ -16,7 +17,14 @@ from potstill.methods.base import Method
 from potstill.registry import METHODS
 from potstill.reports.charts import Chart, budget_chart, log_charts
 from potstill.reports.features import Ranges, RowTable, feature_ranges, row_table
-from potstill.reports.gallery import Gallery, StoredPictures, gallery, stored_pictures
+from potstill.reports.gallery import (
+    Frame,
+    Gallery,
+    StoredPictures,
+    gallery,
+    png_uri,
+    stored_pictures,
+)
 from potstill.reports.places import shown_config
 from potstill.reports.run_summary import Measured, RunSummary, read_runs
 from potstill.reports.templates import environment
@@ -56,6 +64,7 @@ class RunPage:
         rows: its vectors, if it has any.
         ranges: the ranges of their features.
         stored: the stored tensors, if images are decoded from them.
+        course: how its images changed, if that was kept.
         step_words: what an outer step of its method does.
         charts: its curves.
         tables: its evaluations: lines that were measured alike, and how.
@@ -77,6 +86,7 @@ class RunPage:
     rows: RowTable | None
     ranges: Ranges | None
     stored: StoredPictures | None
+    course: list[Frame]
     step_words: str
     charts: list[Chart]
     tables: list[tuple[list[Row], str]]
@@ -205,6 +215,7 @@ def run_page(run: RunSummary, anchor: str) -> RunPage:
         row_table(distilled) if distilled and vectors else None,
         feature_ranges(distilled) if distilled and vectors else None,
         stored_pictures(distilled) if distilled and not vectors else None,
+        course(run),
         METHODS[run.config.method.name].step_words.format(noun=run.noun),
         log_charts({run.name: run.log}, anchor, run.noun, loss_words([run])),
         tables(run.measured, f"{run.noun}s"),
@@ -214,6 +225,22 @@ def run_page(run: RunSummary, anchor: str) -> RunPage:
         to_toml(shown_config(run.config)),
         [note.replace(str(run.path), run.place) for note in run.notes],
     )
+
+
+def course(run: RunSummary) -> list[Frame]:
+    """Return how the set looked after some steps, and last what it is now; [] if little is kept."""
+    try:
+        kept = list(frames.frames(run.path))
+    except OSError:
+        kept = []
+    shown = [Frame(f"{step:,}", png_uri(png)) for step, png in kept]
+    if run.finished and run.distilled and run.distilled.kind == "image":
+        last = run.distilled.metadata.outer_step
+        png = frames.frame(run.distilled.blocks, run.distilled.fitted)
+        if png and (not kept or png != kept[-1][1]):
+            words = "the set" if last is None else f"{last:,}: the set"
+            shown.append(Frame(words, png_uri(png)))
+    return shown if len(shown) > 1 else []
 
 
 def loss_words(runs: Sequence[RunSummary]) -> str:
