@@ -141,33 +141,37 @@ def distill(
 
 def extend(
     run: str | os.PathLike[str],
-    ipc: int,
+    ipc: int | None = None,
     *,
     out: str | os.PathLike[str],
+    new_classes: bool = False,
     **options: Any,
 ) -> DistilledSet:
-    """Add new blocks to the set of a finished run; what it has stays, to the byte.
+    """Add new blocks, or new classes, to the set of a finished run; what it has stays, to the byte.
 
     The new run has the options of the old one, unless they are given.
 
     Args:
         run: the folder of the run.
-        ipc: images per class in the end, a multiple of those in a block of the old set.
+        ipc: images per class in the end, a multiple of those in a block of the old set; None: as
+            many as it has, with new classes.
         out: folder of the new run.
+        new_classes: add images of the classes of the data (`data=`, or arrays) that the set lacks.
         **options: as for `distill`, arrays too; `extend="gaussian"` starts new blocks from noise in
             place of real examples.
     Raises:
         InputError: the run is not finished, the sizes do not fit, or another method is asked for.
     """
-    return distill(out=out, **extension(place("run", run), ipc, options))
+    own = {**options, "new_classes": True} if new_classes else options
+    return distill(out=out, **extension(place("run", run), ipc, own))
 
 
-def extension(run: Path, ipc: int, given: Mapping[str, Any]) -> dict[str, Any]:
+def extension(run: Path, ipc: int | None, given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of a run that extends the set of another.
 
     Args:
         run: the folder of the other.
-        ipc: images per class in the end.
+        ipc: images per class in the end; None: as many as it has.
         given: options that win over that run's.
     """
     folder = RunFolder.open(run)
@@ -177,7 +181,14 @@ def extension(run: Path, ipc: int, given: Mapping[str, Any]) -> dict[str, Any]:
         )
     before = folder.config().distilled
     block = before.ipc_of_block
-    if ipc % block or ipc <= before.ipc:
+    if given.get("new_classes"):
+        if ipc not in (None, before.ipc):
+            raise InputError(
+                f"new classes get as many images as the set has of each, {before.ipc}, got {ipc}; "
+                "leave ipc out, and extend again for more"
+            )
+        ipc = before.ipc
+    elif ipc is None or ipc % block or ipc <= before.ipc:
         raise InputError(
             f"ipc must be a multiple of {block}, the images of each class in a block, and above "
             f"the {before.ipc} that the set has, got {ipc}"

@@ -148,19 +148,19 @@ def add_extend(commands: Commands) -> None:
     """Add the flags of `potstill extend`."""
     extend = commands.add(
         "extend",
-        "Add new blocks to a finished set, which stays to the byte.",
+        "Add new blocks or new classes to a finished set, which stays to the byte.",
         "potstill extend runs/digits --ipc 3 --out runs/more",
         "RUN [options]",
     )
     extend.add_argument("run", type=Path, metavar="RUN", help="the folder of a finished run")
     extend.add_argument(
-        "--ipc", type=at_least(1), required=True, help="images per class in the end"
+        "--ipc", type=at_least(1), help="images per class in the end; not with --new-classes"
     )
     extend.add_argument("--out", type=Path, required=True, help="the new run's folder")
     extend.add_argument("--overwrite", action="store_true", help="replace the run that --out holds")
     extend.add_argument("--quiet", action="store_true", help="print the result only")
-    names = ("data", "weights", "cache_dir", "device", "threads", "steps", "seed", "extend")
-    add_options(extend, shared_options(*names), "the run's")
+    names = ("data", "weights", "cache_dir", "device", "threads", "steps", "seed")
+    add_options(extend, shared_options(*names, "extend", "new_classes"), "the run's")
 
 
 def add_finish(commands: Commands) -> None:

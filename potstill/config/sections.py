@@ -185,6 +185,9 @@ class DistilledConfig:
     extend: Literal["no", "gaussian", "normal", "real"] = option(
         "no", "keep the blocks of --init and add new ones, which start from: gaussian, normal, real"
     )
+    new_classes: bool = option(
+        False, "with --extend: keep --init's images and add those of classes that it lacks"
+    )
 
     @property
     def ipc_of_block(self) -> int:

@@ -44,6 +44,7 @@ class Rates:
         by_scale: whether the parameterisation's `speeds` hold. They are for an optimizer whose
             steps do not depend on a gradient's scale; in those of others it is contained already.
         signed: whether learned labels may be any numbers, not weights of classes.
+        still: (n,) examples that stay as they are, of a set of one block; None: none.
     """
 
     images: float
@@ -52,6 +53,7 @@ class Rates:
     bounds: tuple[Tensor, Tensor] | None = None
     by_scale: bool = True
     signed: bool = False
+    still: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -98,13 +100,13 @@ class Stage:
             factor = 1.0 if int(number) == self.number else self.rates.beta
             if kind == "targets":
                 least = None if self.rates.signed else 0.0
-                rules[name] = Rule(factor * self.rates.labels, least=least)
+                rules[name] = Rule(factor * self.rates.labels, least=least, still=self.rates.still)
             else:
                 part = self.blocks[int(number)].parameterisation
                 bounds = self.rates.bounds if kind in part.pixels else None
                 speed = part.speeds[kind] if self.rates.by_scale else 1.0
                 rate = factor * speed * self.rates.images
-                rules[name] = Rule(rate, clipped=True, bounds=bounds)
+                rules[name] = Rule(rate, clipped=True, bounds=bounds, still=self.rates.still)
         for name, one in learnables.items():
             rules[LEARNED + name] = Rule(one.lr, least=one.least)
         return rules

@@ -47,6 +47,7 @@ class Rule:
         lr: its learning rate.
         clipped: whether its gradient is clipped and counts in the norm that decides on clipping.
         least: lower bound of its values; None: no bound.
+        still: (n,) which of its rows stay as they are, to the byte; None: none.
         bounds: least and greatest values, which broadcast to it; None: no bounds.
     """
 
@@ -54,6 +55,13 @@ class Rule:
     clipped: bool = False
     least: float | None = None
     bounds: tuple[Tensor, Tensor] | None = None
+    still: Tensor | None = None
+
+    def held(self, leaf: Tensor, other: Tensor) -> Tensor:
+        """Return `other`, with the rows of `leaf` that stay as they are."""
+        if self.still is None:
+            return other
+        return torch.where(self.still.view(-1, *[1] * (leaf.ndim - 1)), leaf, other)
 
     def bounded(self, leaf: Tensor) -> Tensor:
         """Return the nearest values within the bounds."""
@@ -290,7 +298,11 @@ def outer_step(
         The state after it, and what it tells the log.
     """
     estimate = method.estimate(state.leaves, state.method, state.step)
-    grads, device = estimate.grads, next(iter(state.leaves.values())).device
+    device = next(iter(state.leaves.values())).device
+    grads = {
+        name: rules[name].held(torch.zeros_like(grad), grad)
+        for name, grad in estimate.grads.items()
+    }
     exact = torch.float32 if device.type == "mps" else torch.float64
 
     def number(value: Any) -> Tensor:
@@ -312,18 +324,19 @@ def outer_step(
 
     leaves, moments = {}, {}
     for name, leaf in state.leaves.items():
-        if name in estimate.values:
-            leaves[name], moments[name] = kept(estimate.values[name], leaf), state.moments[name]
-            continue
         rule = rules[name]
+        if name in estimate.values:
+            chosen = rule.held(leaf, estimate.values[name])
+            leaves[name], moments[name] = kept(chosen, leaf), state.moments[name]
+            continue
         hyper = {"lr": torch.full((), rate * float(rule.lr), device=leaf.device)}
         grad = grads[name] * factor.to(leaf.dtype) if rule.clipped else grads[name]
         before = (leaf, *state.moments[name])
         moved, *rest = schedule.optimizer.step(before, grad, hyper, updates)
-        leaves[name] = kept(rule.bounded(moved), leaf)
+        leaves[name] = kept(rule.held(leaf, rule.bounded(moved)), leaf)
         moments[name] = tuple(map(kept, rest, state.moments[name]))
     averaged = {
-        name: kept(schedule.average * before + (1 - schedule.average) * leaves[name], before)
+        name: kept(rules[name].held(before, averaged_with(before, leaves[name], schedule)), before)
         for name, before in state.averaged.items()
     }
     after = replace(
@@ -347,6 +360,11 @@ def outer_step(
     clipping = schedule.clip != "unit"
     info = {**estimate.info, "outer_rate": rate} if schedule.course.changes else estimate.info
     return after, Unread(after.step, tuple(told), values, info, clipping)
+
+
+def averaged_with(before: Tensor, leaf: Tensor, schedule: Schedule) -> Tensor:
+    """Return the running average of a leaf after a step."""
+    return schedule.average * before + (1 - schedule.average) * leaf
 
 
 def state_after(new: State, old: State, finite: Tensor) -> State:

@@ -36,8 +36,8 @@ from potstill.distillation.option_checks import (
 from potstill.distillation.outer import Carried, OuterState, Schedule
 from potstill.distillation.outer_rates import Course
 from potstill.distillation.packing import require_alike
-from potstill.distillation.start import blocks_of, kept_blocks, start_set
-from potstill.distilled.blocks import Block, initial_blocks
+from potstill.distillation.start import first_blocks, start_set
+from potstill.distilled.blocks import Block
 from potstill.distilled.recipes import Recipe
 from potstill.distilled.sets import DistilledSet
 from potstill.distributed.ranks import ALONE, Ranks
@@ -95,6 +95,7 @@ class Setup:
         start: the set that the run starts from; None: noise or real examples.
         identity: names the data as networks read them, see `prepared_as`.
         kept: blocks of the start that the run keeps, and begins after.
+        still: (n,) which examples of the one block are the start's, and stay; None: none.
     """
 
     config: Resolved
@@ -111,6 +112,7 @@ class Setup:
     start: DistilledSet | None = None
     identity: str = ""
     kept: int = 0
+    still: Tensor | None = None
 
     @property
     def kept_recipes(self) -> tuple[Any, ...]:
@@ -181,14 +183,7 @@ class Setup:
         name = model_name(given.model.name if model is None else model)
         check_smallest_batch(name, factory, shape, min(*sizes.batches, sizes.real_batch))
         parts = [one] * config.distilled.boost_blocks
-        kept = kept_blocks(config, start)
-        blocks = blocks_of(start, parts[: kept or len(parts)], device) if start else ()
-        if len(blocks) < len(parts):
-            kind = config.distilled.extend if kept else config.distilled.init
-            made_now = initial_blocks(
-                kind, parts, real.train, config.run.seed, device, real.class_names
-            )
-            blocks = (*blocks, *made_now[len(blocks) :])
+        blocks, kept, still = first_blocks(config, start, parts, real, device)
         if given.inner.precision == "bfloat16":
             warn_of_bfloat16(device, listener.say)
         networks = NetworkFamily(factory, real.shape, classes, device, config.inner.precision)
@@ -205,7 +200,7 @@ class Setup:
             ranks.require_same({**settings(config, real.identity), **fit})
         made = cls(
             config, real, blocks, method, sizes, networks, tested, device, cache, listener, ranks,
-            start, identity, kept,
+            start, identity, kept, still,
         )  # fmt: skip
         problem = made.problem(Stage(blocks[:1], made.rates), Carried())
         method(problem, config.method.options).check(cache)
@@ -219,7 +214,7 @@ class Setup:
         by_scale = getattr(self.config.outer_optimizer.options, "scale_free", False)
         beta = self.config.distilled.boost_beta
         signed = self.method.needs.targets == "numbers"
-        return Rates(outer.outer_lr, outer.label_lr, beta, bounds, by_scale, signed)
+        return Rates(outer.outer_lr, outer.label_lr, beta, bounds, by_scale, signed, self.still)
 
     @property
     def schedule(self) -> Schedule:

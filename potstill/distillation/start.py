@@ -3,19 +3,22 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from torch import device
+import torch
+from torch import Tensor, device
 
 from potstill.config.config import Given, Resolved
 from potstill.config.sections import STARTS
 from potstill.data.layouts import listed
+from potstill.data.preparation import RealData
 from potstill.data.preprocessing import Absent
 from potstill.data.splits import Dataset
 from potstill.distilled import artefact
-from potstill.distilled.blocks import Block
+from potstill.distilled.blocks import Block, initial_blocks
 from potstill.distilled.remote import is_remote, located
 from potstill.distilled.sets import DistilledSet
 from potstill.errors import InputError, near_miss
 from potstill.parameterisations.base import Parameterisation
+from potstill.registry import LEARNERS
 
 
 def start_set(config: Given, dataset: Dataset) -> DistilledSet | None:
@@ -43,7 +46,9 @@ def start_set(config: Given, dataset: Dataset) -> DistilledSet | None:
             f"preprocess must be that of the set in {init}, {start.fitted.name}, got {asked}; give "
             f"--preprocess {start.fitted.name}"
         )
-    if start.class_names != dataset.class_names:
+    if config.distilled.new_classes:
+        require_more_classes(start, dataset.class_names)
+    elif start.class_names != dataset.class_names:
         raise InputError(
             "the set to start from must have the classes of the data, "
             f"{listed(dataset.class_names)}, in their order; got {listed(start.class_names)}"
@@ -54,6 +59,113 @@ def start_set(config: Given, dataset: Dataset) -> DistilledSet | None:
             f"{dataset.shape}; see --image-size"
         )
     return start
+
+
+def first_blocks(
+    config: Resolved,
+    start: DistilledSet | None,
+    parts: Sequence[Parameterisation],
+    real: RealData,
+    on: device,
+) -> tuple[tuple[Block, ...], int, Tensor | None]:
+    """Return the blocks as they are before distillation.
+
+    Args:
+        config: of the run.
+        start: the set that the run starts from, if it does.
+        parts: the parameterisation of each block.
+        real: the data.
+        on: where the blocks live.
+    Returns:
+        The blocks; how many of them the run keeps and begins after; and (n,) which examples of a
+        single block stay as they are, or None.
+    Raises:
+        InputError: the set and the run do not fit each other.
+    """
+    kept, adding = kept_blocks(config, start), config.distilled.new_classes
+    blocks: tuple[Block, ...] = ()
+    if start and not adding:
+        blocks = blocks_of(start, parts[: kept or len(parts)], on)
+    if len(blocks) < len(parts):
+        kind = config.distilled.extend if kept or adding else config.distilled.init
+        made = initial_blocks(kind, parts, real.train, config.run.seed, on, real.class_names)
+        blocks = (*blocks, *made[len(blocks) :])
+    if not (start and adding):
+        return blocks, kept, None
+    grown, still = with_new_classes(start, blocks[0], config, real.class_names)
+    return (grown, *blocks[1:]), kept, still
+
+
+def require_more_classes(start: DistilledSet, names: Sequence[str]) -> None:
+    """Raise an InputError unless the data have the classes of a set, and others."""
+    gone = [name for name in start.class_names if name not in names]
+    if gone:
+        raise InputError(
+            "with --new-classes the data must have all classes of the set, and more: they lack "
+            f"{listed(gone)}; give data that have them, with --data"
+        )
+    if len(names) == len(start.class_names):
+        raise InputError(
+            f"with --new-classes the data must have more classes than the set, both have "
+            f"{listed(names)}; leave it out, and give a higher --ipc"
+        )
+
+
+def with_new_classes(
+    start: DistilledSet, fresh: Block, config: Resolved, names: Sequence[str]
+) -> tuple[Block, Tensor]:
+    """Return a block of the images of a set, and of new ones of the classes that it lacks.
+
+    Args:
+        start: the set.
+        fresh: a block of all classes, from which the new ones are taken.
+        config: of the run.
+        names: the classes of the data, which hold those of the set.
+    Returns:
+        The block, and (n,) which of its examples are the set's.
+    Raises:
+        InputError: the set is nested, decoded, of another size or method, or its labels are
+            targets of a regression.
+    """
+    require_method(start, config)
+    (block, *others), part = start.blocks, fresh.parameterisation
+    plain = block.parameterisation.plain()["kind"]
+    for good, rule, found in (
+        (not others, "have one block", f"{len(start.blocks)} blocks"),
+        (block.ipc == part.budget.ipc, f"have {part.budget.ipc} of each class", f"{block.ipc}"),
+        (plain == part.plain()["kind"] == "pixels", "store pixels", plain),
+        (
+            not LEARNERS[start.recipe.learner].signed,
+            "have labels that are weights of classes",
+            "targets of a regression",
+        ),
+    ):
+        if not good:
+            raise InputError(
+                f"a set that is to get new classes must {rule}, got {found}; distill the new "
+                "classes alone, and use potstill merge"
+            )
+    order = torch.tensor([names.index(name) for name in start.class_names])
+    known = torch.isin(fresh.labels, order.to(fresh.labels.device))
+    # Class by class, as the data have them.
+    rows = torch.cat([torch.nonzero(block.labels == label)[:, 0] for label in order.argsort()])
+    leaves = {name: leaf.clone() for name, leaf in fresh.leaves.items()}
+    leaves["images"][known] = block.images[rows].to(leaves["images"])
+    if "targets" in leaves:
+        wide = torch.zeros(len(rows), len(names))
+        wide[:, order] = block.targets[rows].cpu()
+        leaves["targets"][known] = wide.to(leaves["targets"])
+    return Block(leaves, part), known
+
+
+def require_method(start: DistilledSet, config: Resolved) -> None:
+    """Raise an InputError if a set that is extended was made by another method than the run's."""
+    method, made_by = config.method.name, start.metadata.method
+    if made_by not in (None, method):
+        raise InputError(
+            f"a set is extended by the method that made it, {made_by}, got {method}; give --method "
+            f"{made_by}, or start anew"
+        )
 
 
 def blocks_of(
@@ -104,18 +216,20 @@ def kept_blocks(config: Resolved, start: DistilledSet | None) -> int:
             or is no smaller than the set is to be.
     """
     if config.distilled.extend == "no":
+        if config.distilled.new_classes:
+            raise InputError(
+                "new_classes needs what the new images start from; give --extend gaussian, normal "
+                "or real"
+            )
         return 0
     if start is None:
         raise InputError(
             "extend adds blocks to the set that --init names, got --init "
             f"{config.distilled.init}; give a run's folder or a set's file"
         )
-    method, made_by = config.method.name, start.metadata.method
-    if made_by not in (None, method):
-        raise InputError(
-            f"a set is extended by the method that made it, {made_by}, got {method}; give --method "
-            f"{made_by}, or start anew"
-        )
+    if config.distilled.new_classes:
+        return 0
+    require_method(start, config)
     own, block = [one.ipc for one in start.blocks], config.distilled.ipc_of_block
     if set(own) != {block}:
         raise InputError(
