@@ -10,9 +10,7 @@ def table() -> str:
         "|---|---|---|---|---|---|---|\n"
     ]
     for one in potstill.zoo():
-        figures = [
-            str(one.accuracy[name]).replace(" %", "") for name in ("distilled", "random")
-        ]
+        figures = [str(one.accuracy[name]).replace(" %", "") for name in ("distilled", "random")]
         lines.append(
             f"| `{one.name}` | {one.about} | {one.examples} | {one.size:,} | "
             f"{' | '.join(figures)} | [card](#{one.name}) |\n"

@@ -105,6 +105,29 @@ def test_other_data_and_other_learners_are_refused(leaking, tmp_path):
     assert not (tmp_path / "run" / "audit.json").exists()
 
 
+def test_a_card_and_a_report_tell_of_it(leaking, tmp_path):
+    run = shutil.copytree(leaking, tmp_path / "run")
+    record = potstill.audit(run, nets=2, epochs=1, progress=False)
+    potstill.evaluate(run, nets=1, progress=False)
+    areas = [
+        f"{one.auc.mean:.3f} ± {one.auc.std:.3f} on {one.trained_on}" for one in record.attacks
+    ]
+    assert main(["push", str(run), "--to", "me/set", "--dry-run", str(tmp_path / "card")]) == 0
+    card = (tmp_path / "card" / "README.md").read_text()
+    assert "## What it tells of single images" in card
+    assert main(["report", str(run)]) == 0
+    page = (run / "report.html").read_text()
+    assert "What they tell of single images" in page
+    for text in (card, page):
+        assert all(area in text for area in areas)
+        near = record.neighbours
+        assert f"{near.nearer} of {near.count} of the chosen real images are nearer" in text
+    assert (tmp_path / "card" / "audit.json").exists()
+    (run / "audit.json").write_text("{}")
+    assert main(["report", str(run)]) == 0
+    assert "The audit cannot be shown" in (run / "report.html").read_text()
+
+
 def test_an_audit_belongs_to_its_file_and_goes_with_its_set(leaking, tmp_path):
     shutil.copy(leaking / "distilled.safetensors", tmp_path / "mine.safetensors")
     potstill.audit(tmp_path / "mine.safetensors", nets=1, epochs=1, progress=False)

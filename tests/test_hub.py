@@ -158,6 +158,7 @@ def test_the_card_tells_figures_and_where_they_end(run, tmp_path, capsys):
     digest = hashlib.sha256((run / "distilled.safetensors").read_bytes()).hexdigest()
     for told in (digest, 'potstill.load("hf://me/digits")', "## Not good for", "| random | 10 |"):
         assert told in card
+    assert "was not measured (`potstill audit`)" in card
     assert main(words) == 2
     assert "exists; choose another folder" in capsys.readouterr().err
 

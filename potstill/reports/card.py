@@ -6,7 +6,7 @@ from pathlib import Path
 from potstill.distillation.run_folder import PICTURE, TABLE
 from potstill.distilled.artefact import ARTEFACT
 from potstill.errors import InputError
-from potstill.evaluation.records import EVALUATION, Row
+from potstill.evaluation.records import AUDIT, EVALUATION, Row
 from potstill.reports import wording
 from potstill.reports.run_summary import RunSummary
 
@@ -78,6 +78,7 @@ def card(run: RunSummary, name: str, license: str = "") -> str:
             "```",
             f"\n`{ARTEFACT}` holds the {noun}s, their preprocessing and the recipe "
             f"(sha256 `{digest}`); `data.parquet` holds the {noun}s as a table.",
+            *told_of_single(run),
             "\n## Not good for\n",
             *(f"- {sentence.format(noun=noun)}" for sentence in NOT_GOOD_FOR),
             "\n## How it was made\n",
@@ -86,6 +87,14 @@ def card(run: RunSummary, name: str, license: str = "") -> str:
             "\nThe license of the real data holds for what was made of them.\n",
         ]
     )
+
+
+def told_of_single(run: RunSummary) -> list[str]:
+    """Return what an audit has found, under a heading; where to find out if there was none."""
+    found = wording.audited(run)
+    if found:
+        return [f"\n## What it tells of single {run.noun}s\n", " ".join(found)]
+    return [f"\nWhat it tells of single real {run.noun}s was not measured (`potstill audit`)."]
 
 
 def wording_rows(run: RunSummary) -> list[Row]:
@@ -97,5 +106,5 @@ def wording_rows(run: RunSummary) -> list[Row]:
 
 def files_of(run: Path) -> list[Path]:
     """List the files of a run's folder that go with its set."""
-    names = (ARTEFACT, PICTURE, TABLE, EVALUATION)
+    names = (ARTEFACT, PICTURE, TABLE, EVALUATION, AUDIT)
     return [run / name for name in names if (run / name).is_file()]

@@ -32,6 +32,7 @@ from potstill.reports.wording import (
     Cell,
     Difference,
     Fact,
+    audited,
     commands,
     differences,
     facts,
@@ -68,6 +69,7 @@ class RunPage:
         step_words: what an outer step of its method does.
         charts: its curves.
         tables: its evaluations: lines that were measured alike, and how.
+        audit: what an audit has found, in sentences.
         budgets: accuracy against images per class, if it was measured at several.
         facts: heading -> terms.
         commands: (purpose, command).
@@ -90,6 +92,7 @@ class RunPage:
     step_words: str
     charts: list[Chart]
     tables: list[tuple[list[Row], str]]
+    audit: list[str]
     budgets: Chart | None
     facts: dict[str, list[Fact]]
     commands: list[Fact]
@@ -219,6 +222,7 @@ def run_page(run: RunSummary, anchor: str) -> RunPage:
         METHODS[run.config.method.name].step_words.format(noun=run.noun),
         log_charts({run.name: run.log}, anchor, run.noun, loss_words([run])),
         tables(run.measured, f"{run.noun}s"),
+        audited(run),
         budget_chart(run.measured, f"{anchor}-budgets", run.noun),
         facts(run),
         commands(run),

@@ -9,13 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from potstill.config.config import Given
+from potstill.diagnosis.audit import AuditRecord
 from potstill.distillation import checkpoints, run_folder
 from potstill.distillation.locks import is_held
 from potstill.distillation.run_folder import RunFolder
 from potstill.distilled import artefact
 from potstill.distilled.sets import DistilledSet
 from potstill.errors import InputError
-from potstill.evaluation.records import EVALUATION, EvaluationRecord, Row, read_records
+from potstill.evaluation.records import AUDIT, EVALUATION, EvaluationRecord, Row, read_records
 from potstill.records.metadata import DataRecord
 from potstill.records.metrics import Figure, StepRecord, hardness_share
 from potstill.registry import METHODS
@@ -122,6 +123,7 @@ class RunSummary:
         distilled: the set, of an unfinished run at its newest checkpoint; None if there is none.
         log: its log.
         measured: its evaluations.
+        audit: the newest audit of its set; None: there is none.
         notes: what could not be read, one sentence each.
         begun: the date of config.toml.
         changed: the date of distilled.safetensors, or of the last line logged; None before the
@@ -136,6 +138,7 @@ class RunSummary:
     distilled: DistilledSet | None
     log: Log
     measured: list[Measured]
+    audit: AuditRecord | None
     notes: list[str]
     begun: datetime
     changed: datetime | None
@@ -282,6 +285,7 @@ def read_run(path: Path, name: str) -> RunSummary:
         distilled,
         log,
         read_measured(folder, distilled, notes),
+        read_audit(folder, notes),
         notes,
         date(path / checkpoints.CONFIG),
         date(newest) if newest.exists() else None,
@@ -333,3 +337,14 @@ def read_measured(
         )
     known = distilled.metadata.data.fingerprint if distilled and distilled.metadata.data else None
     return [Measured(record, known in (None, record.data.fingerprint)) for record in records]
+
+
+def read_audit(folder: RunFolder, notes: list[str]) -> AuditRecord | None:
+    """Read the newest audit; a damaged file is named."""
+    path = folder.path / AUDIT
+    records, unreadable = read_records(path, AuditRecord)
+    if unreadable or (path.exists() and not records):
+        notes.append(
+            f"The audit cannot be shown: {path} is damaged; measure again with `potstill audit`."
+        )
+    return records[-1] if records else None
