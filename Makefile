@@ -3,13 +3,14 @@
 # make check   format, lint, types
 # make docs    build the documentation into site/, without a network once it is installed
 # make lowest  the tests with the oldest version of everything that pyproject.toml allows; gigabytes
+# make release-check  build wheel and sdist, and use them where nothing else is; about three minutes
 # make torture kill it, starve it, lie to it: what was lost (nothing); about 20 minutes
 
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test check docs lowest torture clean
+.PHONY: demo test check docs lowest release-check torture clean
 
 demo: .venv/installed
 	$(BIN)/potstill distill --preset digits-ipc1 --out runs/demo --overwrite
@@ -36,11 +37,15 @@ lowest:
 	.venv-lowest/bin/pip install --quiet --disable-pip-version-check --no-deps --editable .
 	.venv-lowest/bin/python -m pytest -n auto -p no:cacheprovider
 
+release-check: .venv/installed-dev
+	$(PIP) build twine
+	$(BIN)/python benchmarks/release.py
+
 torture: .venv/installed-dev
 	$(BIN)/python benchmarks/torture.py
 
 clean:
-	rm -rf .venv .venv-lowest runs site .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-lowest runs site dist .pytest_cache .mypy_cache .ruff_cache
 
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else f"potstill needs Python 3.11 or newer, {sys.executable} is {sys.version.split()[0]}; try: make PYTHON=python3.12")'

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from potstill.imports import trust
     from potstill.progress import Listener
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "DistilledSet",
     "InputError",

@@ -1,6 +1,6 @@
 """Tables of named parts. A part is imported only when it is asked for."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from potstill.errors import InputError, near_miss
@@ -12,16 +12,24 @@ class Registry:
 
     An unknown name raises an error that tells the nearest registered one.
 
-    A name with a colon is a user's own part, "package.module:name", and is imported from there.
+    A name with a colon is a user's own part, "package.module:name", and is imported from there;
+    unless it is of a family, such as "timm:resnet18", whose function finds the part by its name.
 
     Args:
         kind: what the parts are, for messages.
+        families: family -> (the function, one line of description).
         rows: name -> ("module:object", one line of description) and, as a third, where a paper
             describes it; an underscore in a name reads as a hyphen.
     """
 
-    def __init__(self, kind: str, **rows: tuple[str, str] | tuple[str, str, str]):
+    def __init__(
+        self,
+        kind: str,
+        families: Mapping[str, tuple[str, str]] | None = None,
+        **rows: tuple[str, str] | tuple[str, str, str],
+    ):
         self.kind = kind
+        self.families = families or {}
         self.rows = {name.replace("_", "-"): row for name, row in rows.items()}
 
     def __iter__(self) -> Iterator[str]:
@@ -44,6 +52,9 @@ class Registry:
         self.check(name)
         if ":" not in name:
             return import_object(self.rows[name][0])
+        family, _, rest = name.partition(":")
+        if family in self.families:
+            return import_object(self.families[family][0])(rest)
         if not trusted(name):
             package = name.partition(":")[0]
             raise InputError(
@@ -71,7 +82,7 @@ class Registry:
         return [
             (name, with_source(row[1], row[2] if sourced and len(row) == 3 else ""))
             for name, row in self.rows.items()
-        ]
+        ] + [(f"{family}:NAME", line) for family, (_, line) in self.families.items()]
 
 
 def with_source(line: str, source: str) -> str:
@@ -125,6 +136,12 @@ SOURCES = Registry(
 )
 MODELS = Registry(
     "model",
+    {
+        "timm": (
+            "potstill.models.timm_networks:network",
+            "a network of timm for images, such as timm:resnet18 (pip install 'potstill[timm]')",
+        )
+    },
     convnet=(
         "potstill.models.convnet:ConvNet",
         "the paper's ConvNet: 3 x 3 convolution, norm, ReLU, average pool, repeated",
