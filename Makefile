@@ -3,7 +3,7 @@
 # make check   format, lint, types
 # make docs    build the documentation into site/, without a network once it is installed
 # make lowest  the tests with the oldest version of everything that pyproject.toml allows; gigabytes
-# make release-check  build wheel and sdist, and use them where nothing else is; about three minutes
+# make release-check  build wheel and sdist, and use them where nothing else is; some minutes
 # make torture kill it, starve it, lie to it: what was lost (nothing); about 20 minutes
 
 PYTHON ?= python3

@@ -1,6 +1,6 @@
 """Would a release be right? Builds wheel and sdist, and uses them where nothing else is.
 
-    make release-check      # about three minutes; dist/ then holds what was checked
+    make release-check      # some minutes; dist/ then holds what was checked
 
 The version must be in CHANGELOG.md and CITATION.cff. The wheel must hold every file of the package
 that is under version control, and no other. Both files are installed in a fresh environment, torch

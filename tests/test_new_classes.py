@@ -127,7 +127,7 @@ def test_the_command(tmp_path, capsys):
     assert main([*words, str(tmp_path / "more"), "--new-classes"]) == 0
     assert "10 images" in capsys.readouterr().out
     assert main([*words, str(tmp_path / "other")]) == 2
-    assert "ipc must be a multiple of 2" in capsys.readouterr().err
+    assert "give --ipc, or --new-classes" in capsys.readouterr().err
 
 
 def test_what_does_not_fit_gets_a_sentence(first, tmp_path):

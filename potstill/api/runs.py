@@ -188,7 +188,9 @@ def extension(run: Path, ipc: int | None, given: Mapping[str, Any]) -> dict[str,
                 "leave ipc out, and extend again for more"
             )
         ipc = before.ipc
-    elif ipc is None or ipc % block or ipc <= before.ipc:
+    elif ipc is None:
+        raise InputError("extending needs what is to be added; give --ipc, or --new-classes")
+    elif ipc % block or ipc <= before.ipc:
         raise InputError(
             f"ipc must be a multiple of {block}, the images of each class in a block, and above "
             f"the {before.ipc} that the set has, got {ipc}"

@@ -69,7 +69,8 @@ def require_alike(first: DistilledSet, other: DistilledSet) -> None:
     if first.shape != other.shape:
         raise InputError(
             f"sets to merge must hold {first.noun}s of one shape, got {first.shape} and "
-            f"{other.shape}; distill with the same --image-size"
+            f"{other.shape}; distill "
+            + ("with the same --image-size" if len(first.shape) > 1 else "the same features")
         )
     if first.fitted.name != other.fitted.name:
         raise InputError(
