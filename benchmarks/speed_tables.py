@@ -133,6 +133,7 @@ def presets() -> str:
             f"| {row['before']:,.0f} | {row['memory_mb']:,} |\n"
         )
         machine = f"{row['processor']}; torch {row['versions']['torch']}; {row['date']}"
+        machine += f"; beside {row['beside']}" if "beside" in row else ""
         groups.setdefault(machine, []).append(line)
     head = (
         "| preset | seconds of the first two outer steps | seconds before them | "
