@@ -129,11 +129,11 @@ def presets() -> str:
         line = (
             f"| `{name}` | {row['error']} | | |\n"
             if "error" in row
-            else f"| `{name}` | {' and '.join(f'{one:,.3g}' for one in row['seconds'])} "
-            f"| {row['before']:,.0f} | {row['memory_mb']:,} |\n"
+            else f"| `{name}` | {seconds_of(row)} | {row['memory_mb']:,} |\n"
         )
         machine = f"{row['processor']}; torch {row['versions']['torch']}; {row['date']}"
-        machine += f"; beside {row['beside']}" if "beside" in row else ""
+        if "beside" in row:
+            machine += f"; seconds mean nothing, for they ran beside {row['beside']}"
         groups.setdefault(machine, []).append(line)
     head = (
         "| preset | seconds of the first two outer steps | seconds before them | "
@@ -147,3 +147,10 @@ def presets() -> str:
         "for methods that train experts, of which there is one); the memory is that\nof the "
         f"process, data included (`benchmarks/presets.py`).\n\n{tables}"
     )
+
+
+def seconds_of(row: dict[str, Any]) -> str:
+    """The seconds of a preset's first outer steps, and before them, if they were its own."""
+    if "beside" in row:
+        return " | "
+    return f"{' and '.join(f'{one:,.3g}' for one in row['seconds'])} | {row['before']:,.0f}"
