@@ -23,7 +23,7 @@ def cards() -> str:
     parts = []
     for one in potstill.zoo():
         rows = "".join(f"| {term} | {shown(term, value)} |\n" for term, value in one.card)
-        parts.append(f"### {one.name}\n\n| | |\n|---|---|\n{rows}")
+        parts.append(f"### {one.name}\n\n| `zoo:{one.name}` | |\n|---|---|\n{rows}")
     return "\n".join(parts)
 
 
