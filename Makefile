@@ -32,8 +32,7 @@ docs: .venv/installed-docs
 lowest:
 	$(PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/pip install --quiet --disable-pip-version-check pytest pytest-xdist hypothesis 'pandas<3' \
-	  tensorboard zensical mkdocstrings-python \
-	  $$(sed -n '/^dependencies/,/^]/ s/^ *"\([^"]*\)>=\([^"]*\)".*/\1==\2/p; s/^hf = \["\(.*\)>=\(.*\)"\]/\1==\2/p' pyproject.toml)
+	  zensical mkdocstrings-python $$($(PYTHON) benchmarks/lowest.py)
 	.venv-lowest/bin/pip install --quiet --disable-pip-version-check --no-deps --editable .
 	.venv-lowest/bin/python -m pytest -n auto -p no:cacheprovider
 

@@ -20,12 +20,12 @@ from curves import flag
 
 import potstill
 from potstill.cli.parser import main as command
-from potstill.devices import hardware, pick_device
 from potstill.diagnosis.machine import processor
 from potstill.distillation import checkpoints
 from potstill.distilled.artefact import load, save, without_preprocessing
 from potstill.distilled.zoo import CATALOGUE, ReadySet
 from potstill.evaluation.records import EVALUATION, EvaluationRecord, read_records
+from potstill.files import write
 from potstill.records.plain import dump
 
 READY = Path(potstill.__file__).parent / "distilled" / "ready"
@@ -99,7 +99,7 @@ SETS: dict[str, tuple[Source, dict[str, Any]]] = {
 """Name -> the data, and the options of the run."""
 
 
-def words_of(source: Source, options: dict[str, Any], data: str) -> list[str]:
+def words_of(options: dict[str, Any], data: str) -> list[str]:
     """Return the arguments of `potstill distill`."""
     given = {"preset": options["preset"], "data": data, **options}
     return [word for name, value in given.items() for word in flag(name.replace("_", "-"), value)]
@@ -120,44 +120,52 @@ def made(name: str, work: Path, data: str) -> ReadySet:
     data = source.data or data
     if not data:
         raise SystemExit(f"{name} needs --data: {source.words}")
-    out, seed = work / name, 0
+    out = work / name
     if not (out / "distilled.safetensors").exists():
         going = (out / checkpoints.CONFIG).exists()
-        words = ["--resume", str(out)] if going else words_of(source, options, data)
+        words = ["--resume", str(out)] if going else words_of(options, data)
         if command(["distill", *words, *([] if going else ["--out", str(out)])]):
             raise SystemExit(2)
     distilled = load(out)
     if sum(tensor.nbytes for tensor in distilled.fitted.state().values()) > LARGE:
         distilled = without_preprocessing(distilled)
-    file = READY / f"{name}.safetensors"
-    save(distilled, file)
     measured = work / f"{name}.safetensors"  # what is shipped is measured, not the run's own file
     save(distilled, measured)
+    content = measured.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
     evaluation = work / f"{name}.{EVALUATION}"
+    of_file = work / f"{name}.sha256"  # of which the evaluation is
+    same = of_file.exists() and of_file.read_text() == digest
+    if not same:
+        evaluation.unlink(missing_ok=True)
+        of_file.write_text(digest)
     if not evaluation.exists() and command(
         ["evaluate", str(measured), "--data", data, "--nets", str(NETS), "--baseline", "random"]
     ):
         raise SystemExit(2)
-    rows = {row.name: row for row in read_records(evaluation, EvaluationRecord)[0][-1].rows}
+    record = read_records(evaluation, EvaluationRecord)[0][-1]
+    rows = {row.name: row for row in record.rows}
     own = rows["distilled"]
+    seed = distilled.metadata.seed
+    assert seed is not None
+    write(READY / f"{name}.safetensors", content)
     shown = source.data or "DATA"
-    content = file.read_bytes()
     return ReadySet(
         name,
         about(source, distilled),
         source.data,
         source.words,
         source.license,
-        shlex.join(["potstill", "distill", *words_of(source, options, shown)]),
+        shlex.join(["potstill", "distill", *words_of(options, shown)]),
         seed,
         len(distilled),
         {key: rows[key].accuracy for key in ("distilled", "random")},
         own.protocol,
         own.tested,
-        f"{hardware(pick_device('auto'))}, {processor().value}",
+        f"{record.hardware}, {processor().value}",
         distilled.metadata.versions,
         len(content),
-        hashlib.sha256(content).hexdigest(),
+        digest,
         (*own.cautions, OTHERS, COPIES),
     )
 
@@ -179,7 +187,7 @@ def main() -> None:
         entry = dump(made(name, given.work, given.data))
         known = {**entries_now(), name: entry}  # read again: another may have been made beside it
         ordered = [known[one] for one in SETS if one in known]
-        (READY / CATALOGUE).write_text(json.dumps({"sets": ordered}, indent=2) + "\n")
+        write(READY / CATALOGUE, json.dumps({"sets": ordered}, indent=2) + "\n")
 
 
 def entries_now() -> dict[str, Any]:

@@ -110,7 +110,8 @@ def test_a_card_and_a_report_tell_of_it(leaking, tmp_path):
     record = potstill.audit(run, nets=2, epochs=1, progress=False)
     potstill.evaluate(run, nets=1, progress=False)
     areas = [
-        f"{one.auc.mean:.3f} ± {one.auc.std:.3f} on {one.trained_on}" for one in record.attacks
+        f"{one.auc.mean:.3f} ± {one.auc.std:.3f} for networks trained on {one.trained_on}"
+        for one in record.attacks
     ]
     assert main(["push", str(run), "--to", "me/set", "--dry-run", str(tmp_path / "card")]) == 0
     card = (tmp_path / "card" / "README.md").read_text()
@@ -123,9 +124,13 @@ def test_a_card_and_a_report_tell_of_it(leaking, tmp_path):
         near = record.neighbours
         assert f"{near.nearer} of {near.count} of the chosen real images are nearer" in text
     assert (tmp_path / "card" / "audit.json").exists()
-    (run / "audit.json").write_text("{}")
-    assert main(["report", str(run)]) == 0
-    assert "The audit cannot be shown" in (run / "report.html").read_text()
+    entry = json.loads((run / "audit.json").read_text())["audits"][0]
+    near = {**entry["neighbours"], "synthetic": []}
+    for damaged in ({}, {**entry, "attacks": []}, {**entry, "neighbours": near}):
+        kept = {"audits": [damaged]} if damaged else {}
+        (run / "audit.json").write_text(json.dumps(kept))
+        assert main(["report", str(run)]) == 0
+        assert "The audit cannot be shown" in (run / "report.html").read_text()
 
 
 def test_an_audit_belongs_to_its_file_and_goes_with_its_set(leaking, tmp_path):

@@ -99,7 +99,9 @@ def test_they_stay_whatever_moves_the_others(tmp_path, options):
         assert torch.equal(weights[:, columns], old.targets[old.labels == theirs])
         rest = [index for index in range(5) if index not in columns]
         assert not weights[:, rest].any()
-    assert not torch.equal(of_class(more, "5"), of_class(more, "9"))
+    one = grown(tmp_path / "old", tmp_path / "one", steps=1)
+    for name in ("5", "9"):
+        assert not torch.equal(of_class(more, name), of_class(one, name)), "they learned"
 
 
 def test_a_killed_run_goes_on_to_the_same_bytes(first, tmp_path):
@@ -130,6 +132,13 @@ def test_the_command(tmp_path, capsys):
     assert "give --ipc, or --new-classes" in capsys.readouterr().err
 
 
+def test_what_has_got_classes_can_get_images(first, tmp_path):
+    wide = grown(first, tmp_path / "wide")
+    more = potstill.extend(tmp_path / "wide", 4, out=tmp_path / "more", progress=False, **of(ALL))
+    assert torch.equal(more.prefix(2).images, wide.images)
+    assert more.per_class == 4
+
+
 def test_what_does_not_fit_gets_a_sentence(first, tmp_path):
     out = tmp_path / "run"
 
@@ -145,6 +154,10 @@ def test_what_does_not_fit_gets_a_sentence(first, tmp_path):
     refused("new classes get as many images as the set has of each, 2, got 3", ipc=3)
     refused("by the method that made it, rat-bptt, got t-bptt", method="t-bptt")
     refused("give --extend gaussian, normal or real", extend="no")
+    refused("a set of one block, got --boost-blocks 2", boost_blocks=2)
+    soft = tmp_path / "soft"
+    made(soft, learn_labels=True)
+    refused("has learned labels; give --learn-labels, too", run=soft, learn_labels=False)
     nested = tmp_path / "nested"
     made(nested, boost_blocks=2)
     refused("must have one block, got 2 blocks", run=nested, boost_blocks=1)

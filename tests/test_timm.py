@@ -44,7 +44,6 @@ def timm(monkeypatch):
     module = types.ModuleType("timm")
     module.__version__ = "1.0"
     module.list_models = lambda: ["small", "small_vit"]
-    module.is_model = lambda name: name in module.list_models()
     module.get_pretrained_cfg = lambda name: types.SimpleNamespace(
         fixed_input_size=name == "small_vit"
     )
@@ -74,6 +73,8 @@ def test_a_run_and_an_evaluation_take_them(timm, tmp_path, capsys):
 def test_bad_input_gets_one_sentence(timm, monkeypatch, capsys):
     with pytest.raises(InputError, match=r"timm 1\.0 has no network 'smal' \(did you mean 'small'"):
         resolve("timm:smal", (1, 8, 8), 2)
+    with pytest.raises(InputError, match="weights are fresh"):
+        resolve("timm:small.a1_in1k", (1, 8, 8), 2)
     with pytest.raises(InputError, match="use --model mlp"):
         resolve("timm:small", (5,), 2)
     tiny = np.arange(240, dtype=np.uint8).reshape(60, 2, 2), np.arange(60) % 2

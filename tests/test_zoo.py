@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import re
 import zlib
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from potstill.records.metrics import Figure
 
 SETS = {one.name: one for one in potstill.zoo()}
 MOST_BYTES = 2_000_000
+ROOT = Path(__file__).parent.parent
+DOCS = [f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))]
 SMALL = "iris-ipc1"
 
 
@@ -69,7 +72,7 @@ def test_networks_train_on_them():
 
 
 def test_what_is_measured_is_kept_in_the_cache_and_not_in_the_package(cache, capsys):
-    assert main(["evaluate", f"zoo:{SMALL}", "--nets", "2", "--threads", "1"]) == 0
+    assert main(["evaluate", f"zoo:{SMALL}", "--nets", "3", "--threads", "1"]) == 0
     kept = cache / "sets" / f"zoo--{SMALL}" / SETS[SMALL].sha256[:12]
     assert {path.name for path in kept.iterdir()} == {"distilled.safetensors", "evaluation.json"}
     assert str(kept / "evaluation.json") in capsys.readouterr().out
@@ -111,7 +114,7 @@ def with_entry(monkeypatch, **changes):
 def test_a_card_that_says_too_much_is_told(monkeypatch, capsys):
     better = {"distilled": Figure(0.999, 0.001, 10), "random": Figure(0.5, 0.01, 10)}
     with_entry(monkeypatch, accuracy=better)
-    assert main(["zoo", "verify", "--nets", "2", "--threads", "1"]) == 1
+    assert main(["zoo", "verify", "--nets", "3", "--threads", "1"]) == 1
     assert "DIFFERS from the catalogue's 99.9" in capsys.readouterr().out
 
 
@@ -119,14 +122,16 @@ def test_without_data_only_the_checksum_is_compared(monkeypatch, capsys):
     with_entry(monkeypatch, data="")
     assert main(["zoo", "verify", SMALL, "--threads", "1"]) == 0
     assert "was not measured: give its data with --data" in capsys.readouterr().out
-    words = ["zoo", "verify", SMALL, "--data", "sklearn:iris", "--nets", "2", "--threads", "1"]
+    words = ["zoo", "verify", SMALL, "--data", "sklearn:iris", "--nets", "3", "--threads", "1"]
     assert main(words) == 0
     assert "agrees" in capsys.readouterr().out
 
 
 def test_a_file_that_is_another_is_refused(monkeypatch, capsys, tmp_path):
     with_entry(monkeypatch, sha256="0" * 64)
-    for words in (["zoo", "verify"], ["evaluate", f"zoo:{SMALL}"], ["merge", f"zoo:{SMALL}", "x"]):
+    assert main(["zoo", "verify", "--threads", "1"]) == 1
+    assert "is not that of the catalogue: its sha256 is" in capsys.readouterr().out
+    for words in (["evaluate", f"zoo:{SMALL}"], ["merge", f"zoo:{SMALL}", "x"]):
         if words[0] == "merge":
             words += ["--out", tmp_path / "both.safetensors"]
         assert "is not that of the catalogue: its sha256 is" in told(capsys, *words)
@@ -150,9 +155,11 @@ def test_a_damaged_copy_in_the_cache_is_replaced(cache):
         (["evaluate", "zoo:"], "there is no ready-made set ''"),
         (["evaluate", "zoo:../x"], "there is no ready-made set '../x'"),
         (["zoo", SMALL, "digits"], "zoo takes one name to show its card"),
-        (["zoo", "--data", "digits"], "--data is for verify"),
+        (["zoo", "--data", "digits"], "--data is for potstill zoo verify; leave it out"),
+        (["zoo", SMALL, "--nets", "5"], "--nets is for potstill zoo verify; leave it out"),
+        (["zoo", "--device", "cpu"], "--device is for potstill zoo verify; leave it out"),
         (["zoo", "verify", "--data", "digits"], "must be that of the sets that are named"),
-        (["zoo", "verify", SMALL, "--nets", "1"], "at least 2"),
+        (["zoo", "verify", SMALL, "--nets", "2"], "at least 3"),
         (["zoo", "verify", SMALL, "--data", "digits"], "the data must have 4 features"),
     ],
 )
@@ -164,10 +171,19 @@ def test_in_python_a_wrong_name_is_an_input_error():
     for call in (potstill.load, lambda name: potstill.verify(name.removeprefix("zoo:"))):
         with pytest.raises(InputError, match="there is no ready-made set 'none-such'"):
             call("zoo:none-such")
-    with pytest.raises(InputError, match="nets must be at least 2"):
+    with pytest.raises(InputError, match="nets must be at least 3"):
         potstill.verify(SMALL, nets=1)
 
 
 def test_the_catalogue_is_sorted_data_and_nothing_else():
     text = (zoo.folder() / zoo.CATALOGUE).read_text("utf-8")
     assert json.loads(text).keys() == {"sets"}
+
+
+@pytest.mark.parametrize("file", ["README.md", "CHANGELOG.md", *DOCS])
+def test_what_is_written_names_sets_that_there_are(file):
+    text = (ROOT / file).read_text(encoding="utf-8")
+    named = re.findall(
+        r"zoo:([a-z][a-z0-9-]*\d)|potstill zoo (?:verify )?([a-z][a-z0-9-]*\d)", text
+    )
+    assert {one or other for one, other in named} <= set(SETS)

@@ -197,6 +197,7 @@ def extension(run: Path, ipc: int | None, given: Mapping[str, Any]) -> dict[str,
         )
     anew = dict.fromkeys(("batch_per_class", "classes_per_batch", "micro_batch"), "auto")
     own = {"init": str(run), "ipc": ipc, "boost_blocks": ipc // block, "extend": "real"}
+    own["new_classes"] = False  # that of the run that is extended is over
     return {**options_from_file(run / CONFIG), **anew, **own, **given}
 
 

@@ -12,6 +12,8 @@ from potstill.records.metrics import Figure
 ERRORS, ALLOWANCE = 3.0, 0.005
 """Standard errors of the difference, and accuracy beside them, by which figures may differ: other
 machines compute in another precision."""
+LEAST = 3
+"""Networks, of whose accuracies a deviation is taken."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,8 @@ def verify(
     Raises:
         InputError: no such set, another file than the catalogue's, or data that do not fit.
     """
-    if type(nets) is not int or nets < 2:
-        raise InputError(f"nets must be at least 2, for their deviation, got {nets!r}")
+    if type(nets) is not int or nets < LEAST:
+        raise InputError(f"nets must be at least {LEAST}, for their deviation, got {nets!r}")
     one = ready_set(name)
     content(one)
     source = data or one.data

@@ -1,5 +1,6 @@
 """The flags of commands on finished sets."""
 
+import argparse
 from pathlib import Path
 
 from potstill.cli.adding import (
@@ -149,6 +150,16 @@ def add_zoo(commands: Commands) -> None:
         help="a set, to see its card; or verify, and sets (default: all), to compare checksum and "
         "accuracy with the card",
     )
-    zoo.add_argument("--data", help="of verify: the real data of the sets that are named")
-    add_numbers(zoo, [("nets", 10, "of verify: networks for each accuracy")], least=2)
+    zoo.add_argument(
+        "--data",
+        default=argparse.SUPPRESS,
+        help="of verify: the real data of the sets that are named",
+    )
+    zoo.add_argument(
+        "--nets",
+        type=at_least(3),
+        default=argparse.SUPPRESS,
+        metavar="N",
+        help="of verify: networks for each accuracy (default: 10)",
+    )
     add_options(zoo, shared_options("device", "threads"))

@@ -15,7 +15,7 @@ from potstill.data import sources
 from potstill.data.preprocessing import Absent
 from potstill.devices import hardware
 from potstill.distilled import artefact, exports, merging
-from potstill.distilled.zoo import catalogue, ready_set
+from potstill.distilled.zoo import OtherFile, catalogue, ready_set
 from potstill.distributed.ranks import joined
 from potstill.errors import InputError
 from potstill.evaluation import measuring
@@ -194,10 +194,13 @@ def zoo(parsed: argparse.Namespace) -> int:
     words: list[str] = parsed.words
     if words[:1] == ["verify"]:
         return verified(parsed, words[1:])
-    if parsed.data or len(words) > 1:
+    idle = [f"--{name}" for name in ("data", "nets", "device", "threads") if hasattr(parsed, name)]
+    if idle:
+        raise InputError(f"{idle[0]} is for potstill zoo verify; leave it out")
+    if len(words) > 1:
         raise InputError(
-            f"zoo takes one name to show its card, or verify and names, got {' '.join(words)!r}"
-            + "; --data is for verify" * bool(parsed.data)
+            f"zoo takes one name to show its card, got {' '.join(words)!r}; to measure sets "
+            "again: potstill zoo verify NAME NAME"
         )
     if words:
         show_card(ready_set(words[0]))
@@ -208,7 +211,8 @@ def zoo(parsed: argparse.Namespace) -> int:
 
 def verified(parsed: argparse.Namespace, names: list[str]) -> int:
     """Run `potstill zoo verify`; return the exit code."""
-    if parsed.data and not names:
+    given = {name: getattr(parsed, name) for name in ("data", "nets") if hasattr(parsed, name)}
+    if "data" in given and not names:
         raise InputError(
             f"--data {parsed.data} must be that of the sets that are named, got no names; name them"
         )
@@ -217,9 +221,12 @@ def verified(parsed: argparse.Namespace, names: list[str]) -> int:
     for name in chosen:
         with Display() as display:
             listener = Listener(display.say, work=display.work)
-            found = zoos.verify(
-                name, data=parsed.data, nets=parsed.nets, device=device, listener=listener
-            )
+            try:
+                found = zoos.verify(name, **given, device=device, listener=listener)
+            except OtherFile as error:  # the others may be whole
+                print(error, flush=True)
+                good = False
+                continue
         print(found, flush=True)
         good = good and found.agrees
     return 0 if good else 1

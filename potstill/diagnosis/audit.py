@@ -46,6 +46,7 @@ FEW = 0.01
 """Share of examples that were no members which an attack may take for some."""
 AT_ONCE = 1000
 SMALLEST = 1e-8
+PAIR = 2
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,12 @@ class AuditRecord:
     neighbours: Neighbours
     hardware: str
     versions: Any
+
+    @property
+    def whole(self) -> bool:
+        """Whether it holds all that a reader takes from it; a file may be forged."""
+        near = self.neighbours
+        return bool(self.attacks) and len(near.synthetic) == len(near.real) == PAIR
 
 
 @own_torch_state()

@@ -14,6 +14,7 @@ import torch
 from potstill.data.preprocessing import Preprocess
 from potstill.distilled.blocks import Block
 from potstill.distilled.picture import to_image
+from potstill.errors import InputError
 from potstill.files import write
 
 FRAMES = "frames"
@@ -21,7 +22,8 @@ MOST_CLASSES, LARGEST_SIDE = 10, 128
 NAME = re.compile(r"(\d{8})\.png")
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 """How a PNG begins."""
-MOST_BYTES = 1_000_000
+MOST, MOST_BYTES = 60, 1_000_000
+"""Frames that are read, and the bytes of one: a folder may be a stranger's."""
 
 
 def due(step: int, every: int) -> bool:
@@ -49,7 +51,12 @@ def keep(run: Path, step: int, blocks: Sequence[Block], fitted: Preprocess) -> N
     """
     picture = frame(blocks, fitted)
     if picture:
-        (run / FRAMES).mkdir(exist_ok=True)
+        try:
+            (run / FRAMES).mkdir(exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"cannot make {run / FRAMES}: {error.strerror}; go on with --resume {run}"
+            ) from error
         write(run / FRAMES / f"{step:08d}.png", picture)
 
 
@@ -73,7 +80,7 @@ def frames(run: Path) -> Iterator[tuple[int, bytes]]:
     """Yield the frames of a run: outer steps done, and a PNG; what is none is left out."""
     if not (run / FRAMES).is_dir():
         return
-    for path in sorted((run / FRAMES).iterdir()):
+    for path in sorted((run / FRAMES).glob("*.png"))[:MOST]:
         found = NAME.fullmatch(path.name)
         if found and path.is_file() and path.stat().st_size <= MOST_BYTES:
             content = path.read_bytes()
@@ -83,6 +90,7 @@ def frames(run: Path) -> Iterator[tuple[int, bytes]]:
 
 def forget_after(run: Path, step: int) -> None:
     """Remove the frames of later steps."""
-    for later, _ in list(frames(run)):
-        if later > step:
-            (run / FRAMES / f"{later:08d}.png").unlink(missing_ok=True)
+    for path in (run / FRAMES).glob("*.png"):
+        found = NAME.fullmatch(path.name)
+        if found and int(found[1]) > step:
+            path.unlink(missing_ok=True)

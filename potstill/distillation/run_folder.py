@@ -197,7 +197,7 @@ class RunFolder:
             say: receives a sentence if a damaged set is moved away.
         """
         (self.path / CHECKPOINTS).mkdir(exist_ok=True)
-        for folder in (self.path, self.path / CHECKPOINTS):
+        for folder in (self.path, self.path / CHECKPOINTS, self.path / frames.FRAMES):
             sweep(folder)
         if not self.finished:
             return

@@ -130,6 +130,12 @@ def with_new_classes(
     require_method(start, config)
     (block, *others), part = start.blocks, fresh.parameterisation
     plain = block.parameterisation.plain()["kind"]
+    if config.distilled.boost_blocks > 1:
+        raise InputError(
+            "new classes come into a set of one block, got --boost-blocks "
+            f"{config.distilled.boost_blocks}; leave it out, and extend again for more blocks"
+        )
+    require_labels(start, fresh.parameterisation)
     for good, rule, found in (
         (not others, "have one block", f"{len(start.blocks)} blocks"),
         (block.ipc == part.budget.ipc, f"have {part.budget.ipc} of each class", f"{block.ipc}"),
@@ -200,8 +206,7 @@ def blocks_of(
                 f" ({', '.join(differing)} differ); give the --param and options it was made with"
             )
         leaves = dict(block.leaves)
-        if start.learned_labels and not part.budget.learn_labels:
-            raise InputError("the set to start from has learned labels; give --learn-labels, too")
+        require_labels(start, part)
         if part.budget.learn_labels and "targets" not in leaves:
             leaves["targets"] = block.targets
         made.append(Block(leaves, part).to(on))
@@ -242,6 +247,12 @@ def kept_blocks(config: Resolved, start: DistilledSet | None) -> int:
             f"{config.distilled.ipc}; give more"
         )
     return len(own)
+
+
+def require_labels(start: DistilledSet, part: Parameterisation) -> None:
+    """Raise an InputError if a run would lose the labels that a set has learned."""
+    if start.learned_labels and not part.budget.learn_labels:
+        raise InputError("the set to start from has learned labels; give --learn-labels, too")
 
 
 def sizes(ipcs: Sequence[int]) -> str:

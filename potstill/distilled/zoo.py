@@ -24,6 +24,10 @@ ZOO = "zoo:"
 CATALOGUE = "catalogue.json"
 
 
+class OtherFile(InputError):
+    """The file of a ready-made set is not that of the catalogue."""
+
+
 @dataclass(frozen=True)
 class ReadySet:
     """A ready-made set: what it is, what it is worth, and how it was made.
@@ -116,12 +120,18 @@ def content(one: ReadySet) -> bytes:
     """Return the file of a ready-made set.
 
     Raises:
-        InputError: it is not the file that the catalogue tells of.
+        InputError: it cannot be read.
+        OtherFile: it is not the file that the catalogue tells of.
     """
-    held = (folder() / f"{one.name}.safetensors").read_bytes()
+    try:
+        held = (folder() / f"{one.name}.safetensors").read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"the file of {ZOO}{one.name} cannot be read: {error.strerror}; install potstill anew"
+        ) from error
     found = hashlib.sha256(held).hexdigest()
     if found != one.sha256:
-        raise InputError(
+        raise OtherFile(
             f"the file of {ZOO}{one.name} is not that of the catalogue: its sha256 is "
             f"{found[:12]}..., not {one.sha256[:12]}...; install potstill anew"
         )
@@ -145,6 +155,9 @@ def unpacked(name: str, cache_folder: Path, file: str) -> Path:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(f"cannot make {target.parent}: {error.strerror}; make room") from error
+            raise InputError(
+                f"cannot make {target.parent}: {error.strerror}; make room, or let the "
+                "environment variable XDG_CACHE_HOME name a folder that can be written"
+            ) from error
         write(target, held)
     return target

@@ -39,9 +39,11 @@ def network(name: str) -> Callable[..., nn.Module]:
         InputError: there is no timm, or no such network.
     """
     timm = library()
-    if not timm.is_model(name):
+    known = timm.list_models()  # `is_model` overlooks what names weights after a dot
+    if name not in known:
         raise InputError(
-            f"timm {timm.__version__} has no network {name!r}{near_miss(name, timm.list_models())}"
+            f"timm {timm.__version__} has no network {name!r}{near_miss(name, known)}; weights are "
+            "fresh, so that none are named after a dot"
         )
     fixed = getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False)
 

@@ -42,9 +42,16 @@ class Bars:
 
 @dataclass(frozen=True)
 class Frame:
-    """The first image of each class at some point of a run: when, in words, and a data URI."""
+    """The first image of each class at some point of a run.
+
+    Args:
+        words: when, in short.
+        alternative: when, for the alternative text.
+        uri: the picture, as a data URI.
+    """
 
     words: str
+    alternative: str
     uri: str
 
 

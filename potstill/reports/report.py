@@ -237,13 +237,13 @@ def course(run: RunSummary) -> list[Frame]:
         kept = list(frames.frames(run.path))
     except OSError:
         kept = []
-    shown = [Frame(f"{step:,}", png_uri(png)) for step, png in kept]
+    shown = [Frame(f"{step:,}", f"after {step:,} steps", png_uri(png)) for step, png in kept]
     if run.finished and run.distilled and run.distilled.kind == "image":
-        last = run.distilled.metadata.outer_step
+        last = run.distilled.metadata.outer_step if len(run.distilled.blocks) == 1 else None
         png = frames.frame(run.distilled.blocks, run.distilled.fitted)
         if png and (not kept or png != kept[-1][1]):
             words = "the set" if last is None else f"{last:,}: the set"
-            shown.append(Frame(words, png_uri(png)))
+            shown.append(Frame(words, "the set", png_uri(png)))
     return shown if len(shown) > 1 else []
 
 

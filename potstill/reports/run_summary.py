@@ -343,6 +343,7 @@ def read_audit(folder: RunFolder, notes: list[str]) -> AuditRecord | None:
     """Read the newest audit; a damaged file is named."""
     path = folder.path / AUDIT
     records, unreadable = read_records(path, AuditRecord)
+    records = [one for one in records if one.whole]
     if unreadable or (path.exists() and not records):
         notes.append(
             f"The audit cannot be shown: {path} is damaged; measure again with `potstill audit`."

@@ -85,14 +85,14 @@ def audited(run: RunSummary) -> list[str]:
     areas = ", ".join(
         f"{one.auc.mean:.3f}"
         + (f" ± {one.auc.std:.3f}" if one.auc.std is not None else "")
-        + f" on {one.trained_on}"
+        + f" for networks trained on {one.trained_on}"
         for one in record.attacks
     )
     count = record.attacks[0].auc.n
     return [
         f"Whether a real {record.noun} was among the {record.members:,} that were distilled is "
-        "guessed from the loss of a network. The area under the curve of that attack, for "
-        f"networks trained {areas}; 0.5 is a guess (n = {count} networks each).",
+        "guessed from the loss of a network. The area under the curve of that attack is "
+        f"{areas}; 0.5 is a guess (n = {count} networks each).",
         f"{near.nearer} of {near.count} of the {run.kind} {record.noun}s are nearer to a real "
         f"training {record.noun} than 99 % of test {record.noun}s are (distance "
         f"{near.synthetic[0]:.2f} at the least, {near.real[0]:.2f} of test {record.noun}s). No "
