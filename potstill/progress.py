@@ -45,7 +45,8 @@ class Listener:
 
     Args:
         say: takes a sentence that the user should see.
-        step: takes (`StepRecord` of the outer step, number of outer steps of the run).
+        step: takes (`StepRecord` of the outer step, number of outer steps of the run); with a time
+            budget that number is foreseen, and moves.
         work: takes (name of the work, done, total) outside the outer loop.
         stop: returns whether to stop after this outer step; the run can then be resumed.
         run: takes (number of the run, number of runs, the time left in words, or "" before it is

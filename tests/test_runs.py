@@ -391,12 +391,17 @@ def test_a_run_that_is_planned_by_time_is_repeated_by_its_steps(tmp_path):
     del options["steps"]
     out, again = tmp_path / "run", tmp_path / "again"
     began = time.perf_counter()
-    potstill.distill(**options, time_budget="4s", out=out, listener=Listener(say=said.append))
+    told: list[tuple[int, int]] = []
+    listener = Listener(said.append, lambda record, steps: told.append((record.step, steps)))
+    potstill.distill(**options, time_budget="4s", out=out, listener=listener)
     taken = time.perf_counter() - began
     assert 2 < taken < 8, "loose: this machine is shared; the figure is in the closing measurement"
     config = run_folder.RunFolder(out).config()
     steps = config.outer.steps
     assert f"the time allowed {steps} outer steps" in said
+    assert told[-1] == (steps, steps)
+    assert all(step < foreseen for step, foreseen in told[:-1])
+    assert told[steps // 2][1] < 3 * steps, "by the pace so far, not by what was planned"
     assert any(sentence.startswith("planned by time: ") for sentence in said)
     assert config.outer.time_budget == ""
     assert len(run_folder.RunFolder(out).records()) == steps > 3

@@ -290,6 +290,7 @@ def run_stage(
     wanted = config.run.log == TENSORBOARD
     board = TensorBoard(folder.path, before + state.step) if folder and wanted else None
     forecast = Forecast(setup.config.all_steps, listener.say)
+    first, since = state.step, budget.gone if budget else 0.0
 
     def validate(state: OuterState) -> Figure:
         recipe = setup.recipe_at(current, state.leaves, state)
@@ -302,11 +303,17 @@ def run_stage(
         if not budget:
             forecast.see(record.step, record.seconds or 0.0)
         # Shown first: who sees the log grow and presses Ctrl-C is then stopped after a step.
-        listener.step(record, setup.config.all_steps)
+        listener.step(record, expected(record.step))
         if folder:
             folder.log(record)
         if board:
             board.add(record)
+
+    def expected(step: int) -> int:
+        if not budget:
+            return setup.config.all_steps
+        foreseen = budget.expected_steps(step, step - first, since)
+        return ended or min(foreseen, setup.config.all_steps)
 
     def save(state: OuterState) -> None:
         if folder:

@@ -86,6 +86,18 @@ class TimeBudget:
         """Return the share of the time for reading, preparing and outer steps that is over."""
         return self.gone / (self.seconds - self.reserve)
 
+    def expected_steps(self, done: int, taken: int, since: float) -> int:
+        """Return about how many outer steps the run will have in all.
+
+        Args:
+            done: those of the run so far.
+            taken: those of them since `since`.
+            since: the value of `gone` when the first of these began.
+        """
+        left = max(0.0, self.seconds - self.reserve - self.gone)
+        pace = (self.gone - since) / taken
+        return done + max(1, int(left / pace))
+
     def over(self, step_seconds: float) -> bool:
         """Return whether another step of so many seconds would be too much."""
         return self.gone + step_seconds + self.reserve >= self.seconds
