@@ -27,20 +27,17 @@ from potstill.reports.gallery import (
 )
 from potstill.reports.places import shown_config
 from potstill.reports.run_summary import Measured, RunSummary, read_runs
+from potstill.reports.side_by_side import Cell, Difference, differences, reached
 from potstill.reports.templates import environment
 from potstill.reports.wording import (
-    Cell,
-    Difference,
     Fact,
     audited,
     commands,
-    differences,
     facts,
     headline,
     lede,
     percent,
     progress,
-    reached,
     tiles,
 )
 
