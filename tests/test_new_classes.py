@@ -155,6 +155,10 @@ def test_what_does_not_fit_gets_a_sentence(first, tmp_path):
     refused("by the method that made it, rat-bptt, got t-bptt", method="t-bptt")
     refused("give --extend gaussian, normal or real", extend="no")
     refused("a set of one block, got --boost-blocks 2", boost_blocks=2)
+    targets = tmp_path / "targets"
+    options = {"steps": 1, "real_batch": 30, "lengths": (5,), "validation_nets": 1, "width": 8}
+    potstill.distill(method="frepo", **of(SOME), **options, progress=False, out=targets)
+    refused("centred over all classes", run=targets)
     soft = tmp_path / "soft"
     made(soft, learn_labels=True)
     refused("has learned labels; give --learn-labels, too", run=soft, learn_labels=False)

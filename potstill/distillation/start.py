@@ -93,7 +93,7 @@ def first_blocks(
     if not (start and adding):
         return blocks, kept, None
     grown, still = with_new_classes(start, blocks[0], config, real.class_names)
-    return (grown, *blocks[1:]), kept, still
+    return (grown,), kept, still
 
 
 def require_more_classes(start: DistilledSet, names: Sequence[str]) -> None:
@@ -135,16 +135,16 @@ def with_new_classes(
             "new classes come into a set of one block, got --boost-blocks "
             f"{config.distilled.boost_blocks}; leave it out, and extend again for more blocks"
         )
-    require_labels(start, fresh.parameterisation)
+    require_labels(start, part)
+    if LEARNERS[start.recipe.learner].signed:
+        raise InputError(
+            "labels that are targets of a regression are centred over all classes, so that a set "
+            "of them cannot get new ones; start anew with all classes"
+        )
     for good, rule, found in (
         (not others, "have one block", f"{len(start.blocks)} blocks"),
         (block.ipc == part.budget.ipc, f"have {part.budget.ipc} of each class", f"{block.ipc}"),
         (plain == part.plain()["kind"] == "pixels", "store pixels", plain),
-        (
-            not LEARNERS[start.recipe.learner].signed,
-            "have labels that are weights of classes",
-            "targets of a regression",
-        ),
     ):
         if not good:
             raise InputError(
