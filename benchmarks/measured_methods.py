@@ -8,7 +8,7 @@ from potstill.config.choosing import LARGER
 from potstill.config.durations import in_words, seconds_of
 from potstill.registry import METHODS
 from potstill.studies.boosting import RANDOM
-from potstill.studies.methods import ALL, COMMON, Methods, scale_of
+from potstill.studies.methods import ALL, COMMON, STEPS, Methods, scale_of
 from potstill.studies.results import Results, Table
 
 ROOT = Path(__file__).parent.parent
@@ -27,6 +27,20 @@ def tables() -> Iterator[tuple[str, float, Table]]:
             time = scale_of("small", None if data == "digits" else data).time
             results = Results.of_csv(path.read_text(encoding="utf-8"), Methods.quantities)
             yield data, seconds_of("time_budget", time), results[COMMON]
+
+
+def steps_taken() -> str:
+    """Say how many outer steps RaT-BPTT took in each setting."""
+    parts = []
+    for data in DATA:
+        path = STORED / f"methods-small-{data}" / "results.csv"
+        if path.exists():
+            results = Results.of_csv(path.read_text(encoding="utf-8"), Methods.quantities)
+            parts += [
+                f"{results[STEPS].spread('rat-bptt', at)[0]:.0f} ({TITLES[data]}, {at:g} a class)"
+                for at in results[STEPS].positions("rat-bptt")
+            ]
+    return ", ".join(parts)
 
 
 def columns() -> list[tuple[str, float, Table, float]]:
@@ -91,6 +105,7 @@ def one_table() -> str:
         "deviation where there are several. Every run had about the time of its column, experts "
         "and the choice of a training length included, on one CPU core, other programs at times "
         "beside; options are those of quick presets, so nothing here is a published setting. "
-        "`haba` has two images a class where others have one. All that was measured, with "
-        f"pictures, a second network, scores, seconds and memory: {pages}.\n"
+        "`haba` has two images a class where others have one. How much fits depends on the core "
+        f"and on what else it does: `rat-bptt` took so many outer steps: {steps_taken()}. All that "
+        f"was measured, with pictures, a second network, scores, seconds and memory: {pages}.\n"
     )
