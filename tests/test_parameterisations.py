@@ -453,7 +453,9 @@ def test_the_report_shows_what_is_stored_and_what_it_decodes_to(name, tmp_path):
         "multi-formation": 20,
         "factorised": len(made.blocks[0].leaves.get("bases", ())),
     }[name]
-    assert page.count("data:image/png") == shown + len(made)
+    frames = page.count('alt="The first image of each class: ')
+    assert frames >= 2
+    assert page.count("data:image/png") == shown + len(made) + frames
     assert "On 2 real images of each class, picked at random" in page
     potstill.distill(**{**SMALL, "steps": 3, "preprocess": "normalize"}, out=tmp_path / "plain")
     assert main(["report", str(tmp_path / "plain"), "--out", str(tmp_path / "page.html")]) == 0
