@@ -19,28 +19,29 @@ DATA = {"digits": (1, 8, 8), "mnist": (1, 32, 32), "cifar10": (3, 32, 32)}
 TITLES = {"digits": "digits", "mnist": "MNIST", "cifar10": "CIFAR-10"}
 
 
-def tables() -> Iterator[tuple[str, float, Table]]:
-    """Yield (data, seconds of a run, test accuracies) of every stored study."""
+def stored() -> Iterator[tuple[str, Results]]:
+    """Yield (data, results) of every stored study."""
     for data in DATA:
         path = STORED / f"methods-small-{data}" / "results.csv"
         if path.exists():
-            time = scale_of("small", None if data == "digits" else data).time
-            results = Results.of_csv(path.read_text(encoding="utf-8"), Methods.quantities)
-            yield data, seconds_of("time_budget", time), results[COMMON]
+            text = path.read_text(encoding="utf-8")
+            yield data, Results.of_csv(text, Methods.quantities)
+
+
+def tables() -> Iterator[tuple[str, float, Table]]:
+    """Yield (data, seconds of a run, test accuracies) of every stored study."""
+    for data, results in stored():
+        time = scale_of("small", None if data == "digits" else data).time
+        yield data, seconds_of("time_budget", time), results[COMMON]
 
 
 def steps_taken() -> str:
     """Say how many outer steps RaT-BPTT took in each setting."""
-    parts = []
-    for data in DATA:
-        path = STORED / f"methods-small-{data}" / "results.csv"
-        if path.exists():
-            results = Results.of_csv(path.read_text(encoding="utf-8"), Methods.quantities)
-            parts += [
-                f"{results[STEPS].spread('rat-bptt', at)[0]:.0f} ({TITLES[data]}, {at:g} a class)"
-                for at in results[STEPS].positions("rat-bptt")
-            ]
-    return ", ".join(parts)
+    return ", ".join(
+        f"{results[STEPS].spread('rat-bptt', at)[0]:.0f} ({TITLES[data]}, {at:g} a class)"
+        for data, results in stored()
+        for at in results[STEPS].positions("rat-bptt")
+    )
 
 
 def columns() -> list[tuple[str, float, Table, float]]:

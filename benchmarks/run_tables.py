@@ -122,19 +122,3 @@ def table() -> str:
         "rates and real batches, for as long.\n"
         f"{'; '.join(machines)}; {', '.join(versions)}. The commands:\n\n{commands}\n"
     )
-
-
-def growing() -> str:
-    """Sets that grew or were merged, beside starting over in the same time."""
-    found = json.loads((RESULTS / "growing.json").read_text())
-    lines, seconds = ["| digits | test accuracy, % |\n|---|---|\n"], found["seconds"]
-    for part in ("extended", "classes", "merged"):
-        lines += [f"| {name} | {percent(value)} |\n" for name, value in found[part].items()]
-    first = next(iter(found["merged"].values()))
-    return (
-        f"{''.join(lines)}\nMean ± standard deviation over {first['n']} distilling seeds, "
-        f"{found['nets']} networks for each. Every step of growing took {found['steps']} outer "
-        f"steps: {seconds['extension']['mean']:.0f} s to\nextend, {seconds['classes']['mean']:.0f} "
-        f"s for the classes, {seconds['owners']['mean']:.0f} s for both owners. "
-        f"{found['processor']}; torch {found['versions']['torch']}; {found['date']}.\n"
-    )

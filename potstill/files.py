@@ -48,6 +48,19 @@ def place(name: str, given: Any) -> Path:
     return Path(given)
 
 
+def make_folder(path: Path, way_out: str) -> None:
+    """Make a folder, and those it is in; one that is there is left alone.
+
+    Args:
+        path: the folder.
+        way_out: what the user can do if it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the folder {path}: {error.strerror}; {way_out}") from error
+
+
 def write(path: Path, content: bytes | str) -> None:
     """Write a file whole or not at all.
 

@@ -9,12 +9,12 @@ import torch
 from test_runs import QUICK, bytes_of
 
 import potstill
+from potstill.distillation.leaf_rules import Rule
 from potstill.distillation.outer import (
     Carried,
     Hooks,
     Interrupted,
     OuterState,
-    Rule,
     Schedule,
     optimise,
     outer_step,

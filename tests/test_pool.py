@@ -9,7 +9,8 @@ from test_runs import QUICK, bytes_of, interrupted_run
 from test_unrolled import EXAMPLES, problem, rat
 
 import potstill
-from potstill.distillation.outer import Carried, OuterState, Rule, Schedule, outer_step
+from potstill.distillation.leaf_rules import Rule
+from potstill.distillation.outer import Carried, OuterState, Schedule, outer_step
 from potstill.engine.optimizers import SGD, Adam
 from potstill.errors import InputError
 from potstill.methods.one_unroll import Replay

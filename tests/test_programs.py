@@ -14,7 +14,8 @@ from twins import CPU
 
 from potstill.data import augmentation
 from potstill.data.splits import TensorSplit
-from potstill.distillation.outer import Carried, OuterState, Rule, Schedule, outer_step
+from potstill.distillation.leaf_rules import Rule
+from potstill.distillation.outer import Carried, OuterState, Schedule, outer_step
 from potstill.distillation.step_log import Reader
 from potstill.distilled.recipes import Recipe
 from potstill.engine.compiled_losses import CompiledNetwork

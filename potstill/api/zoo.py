@@ -82,10 +82,11 @@ def verify(
     if type(nets) is not int or nets < LEAST:
         raise InputError(f"nets must be at least {LEAST}, for their deviation, got {nets!r}")
     one = ready_set(name)
-    content(one)
     source = data or one.data
     found = None
-    if source:
+    if not source:
+        content(one)  # evaluating reads the file, and compares the checksum, too
+    else:
         rows = evaluate(
             f"{ZOO}{one.name}",
             data=source,

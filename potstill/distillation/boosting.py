@@ -20,7 +20,7 @@ from torch import Tensor
 
 from potstill.data.layouts import listed
 from potstill.devices import synchronize
-from potstill.distillation.outer import Rule
+from potstill.distillation.leaf_rules import Rule
 from potstill.distilled.blocks import Block, joined
 from potstill.engine.unroll import with_grad
 from potstill.errors import InputError

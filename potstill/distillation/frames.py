@@ -14,8 +14,7 @@ import torch
 from potstill.data.preprocessing import Preprocess
 from potstill.distilled.blocks import Block
 from potstill.distilled.picture import to_image
-from potstill.errors import InputError
-from potstill.files import write
+from potstill.files import make_folder, write
 
 FRAMES = "frames"
 MOST_CLASSES, LARGEST_SIDE = 10, 128
@@ -51,12 +50,7 @@ def keep(run: Path, step: int, blocks: Sequence[Block], fitted: Preprocess) -> N
     """
     picture = frame(blocks, fitted)
     if picture:
-        try:
-            (run / FRAMES).mkdir(exist_ok=True)
-        except OSError as error:
-            raise InputError(
-                f"cannot make {run / FRAMES}: {error.strerror}; go on with --resume {run}"
-            ) from error
+        make_folder(run / FRAMES, f"go on with --resume {run}")
         write(run / FRAMES / f"{step:08d}.png", picture)
 
 

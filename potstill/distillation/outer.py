@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from potstill.devices import on_its_way
+from potstill.distillation.leaf_rules import Rule
 from potstill.distillation.outer_rates import Course
 from potstill.distillation.step_log import INFO, LATE, Reader, Unread
 from potstill.engine.optimizers import Adam, Optimizer
@@ -37,37 +38,6 @@ class Estimator(Protocol):
     def estimate(self, leaves: Mapping[str, Tensor], state: State, step: int) -> Estimate:
         """Estimate the gradient in every leaf."""
         ...
-
-
-@dataclass(frozen=True)
-class Rule:
-    """How the outer optimiser treats a leaf.
-
-    Args:
-        lr: its learning rate.
-        clipped: whether its gradient is clipped and counts in the norm that decides on clipping.
-        least: lower bound of its values; None: no bound.
-        still: (n,) which of its rows stay as they are, to the byte; None: none.
-        bounds: least and greatest values, which broadcast to it; None: no bounds.
-    """
-
-    lr: float
-    clipped: bool = False
-    least: float | None = None
-    bounds: tuple[Tensor, Tensor] | None = None
-    still: Tensor | None = None
-
-    def held(self, leaf: Tensor, other: Tensor) -> Tensor:
-        """Return `other`, with the rows of `leaf` that stay as they are."""
-        if self.still is None:
-            return other
-        return torch.where(self.still.view(-1, *[1] * (leaf.ndim - 1)), leaf, other)
-
-    def bounded(self, leaf: Tensor) -> Tensor:
-        """Return the nearest values within the bounds."""
-        if self.bounds:
-            leaf = leaf.clamp(*self.bounds)
-        return leaf if self.least is None else leaf.clamp_min(self.least)
 
 
 @dataclass(frozen=True)
@@ -299,10 +269,7 @@ def outer_step(
     """
     estimate = method.estimate(state.leaves, state.method, state.step)
     device = next(iter(state.leaves.values())).device
-    grads = {
-        name: rules[name].held(torch.zeros_like(grad), grad)
-        for name, grad in estimate.grads.items()
-    }
+    grads = {name: rules[name].free(grad) for name, grad in estimate.grads.items()}
     exact = torch.float32 if device.type == "mps" else torch.float64
 
     def number(value: Any) -> Tensor:

@@ -21,6 +21,7 @@ from potstill.distillation.run_folder import METRICS, RunFolder
 from potstill.distillation.setup import Setup, settings
 from potstill.distillation.time_budget import TimeBudget, with_steps_to_plan
 from potstill.distilled import artefact
+from potstill.distilled.blocks import Block
 from potstill.distilled.exports import write_default
 from potstill.distilled.recipes import Recipe
 from potstill.distilled.sets import DistilledSet
@@ -284,7 +285,7 @@ def run_stage(
         require_fits(state, setup.begin(stage, current))
     else:
         state = setup.begin(stage, current, setup.kept_recipes)
-        keep_frame(setup, stage, folder, state)
+        keep_frame(setup, stage, folder, state.step, stage.with_leaves(state.result))
     rules = stage.rules(current.start()[1])
     before, ended = stage.number * config.outer.steps, 0
     wanted = config.run.log == TENSORBOARD
@@ -295,7 +296,7 @@ def run_stage(
     def validate(state: OuterState) -> Figure:
         recipe = setup.recipe_at(current, state.leaves, state)
         blocks = stage.with_leaves(state.result)
-        keep_frame(setup, stage, folder, state)
+        keep_frame(setup, stage, folder, state.step, blocks)
         return Figure.of(setup.validation_scores(blocks, recipe, setup.lengths[:1])[:, 0])
 
     def log(record: StepRecord) -> None:
@@ -357,10 +358,19 @@ def run_stage(
     return current, state
 
 
-def keep_frame(setup: Setup, stage: Stage, folder: RunFolder | None, state: OuterState) -> None:
-    """Keep a picture of the set as it is, at some of its validations, unless its images stand."""
-    every = setup.config.outer.validate_every
-    if folder and stage.first_moving == 0 and frames.due(state.step, every):
-        step = stage.number * setup.config.outer.steps + state.step
-        blocks = stage.with_leaves(state.result)
-        frames.keep(folder.path, step, blocks, setup.real.preprocess)
+def keep_frame(
+    setup: Setup, stage: Stage, folder: RunFolder | None, step: int, blocks: tuple[Block, ...]
+) -> None:
+    """Keep a picture of the set as it is, at some of its validations, unless its images stand.
+
+    Args:
+        setup: of the run.
+        stage: the stage.
+        folder: where to keep it; None: nowhere.
+        step: outer steps of the stage.
+        blocks: the set.
+    """
+    outer = setup.config.outer
+    if folder and stage.first_moving == 0 and frames.due(step, outer.validate_every):
+        whole = stage.number * outer.steps + step
+        frames.keep(folder.path, whole, blocks, setup.real.preprocess)

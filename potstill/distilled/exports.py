@@ -22,7 +22,7 @@ from potstill.distilled.artefact import save
 from potstill.distilled.picture import to_bytes, to_image, write_grid
 from potstill.distilled.sets import DistilledSet, require_set
 from potstill.errors import InputError
-from potstill.files import place, write
+from potstill.files import make_folder, place, write
 from potstill.registry import EXPORTS
 
 WINDOWS_DEVICES = r"con|prn|aux|nul|com\d|lpt\d"
@@ -275,13 +275,7 @@ def export(
     target = place("path", path)
     if target.exists() and not overwrite:
         raise InputError(f"{target} exists; choose another place with --out, or remove it")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"cannot make the folder {target.parent}: {error.strerror}; choose another place with "
-            "--out"
-        ) from error
+    make_folder(target.parent, "choose another place with --out")
     chosen.write(distilled, target)
     return chosen.told[distilled.kind]
 

@@ -1,4 +1,4 @@
-"""Ready-made sets that come with potstill: "zoo:mnist-ipc1".
+"""Ready-made sets that come with potstill: "zoo:digits-ipc1".
 
 `distilled/ready/` holds a file for each, as `artefact.save` writes it, and catalogue.json, which
 says of each what it is worth and how it was made; `benchmarks/zoo.py` makes both. A set is copied
@@ -15,7 +15,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 
 from potstill.errors import InputError, near_miss
-from potstill.files import write
+from potstill.files import make_folder, write
 from potstill.records.metrics import Figure
 from potstill.records.plain import parse
 
@@ -152,12 +152,10 @@ def unpacked(name: str, cache_folder: Path, file: str) -> Path:
     held = content(one)
     target = cache_folder / f"zoo--{one.name}" / one.sha256[:12] / file
     if not target.is_file() or target.read_bytes() != held:
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(
-                f"cannot make {target.parent}: {error.strerror}; make room, or let the "
-                "environment variable XDG_CACHE_HOME name a folder that can be written"
-            ) from error
+        make_folder(
+            target.parent,
+            "make room, or let the environment variable XDG_CACHE_HOME name a folder that can be "
+            "written",
+        )
         write(target, held)
     return target

@@ -16,7 +16,8 @@ from potstill.cache import Cache
 from potstill.config.config import configuration
 from potstill.config.options import declared, may_be_auto, options_class
 from potstill.distillation.boosting import LEARNED, OnBlocks, Rates, Stage
-from potstill.distillation.outer import Carried, Hooks, OuterState, Rule, Schedule, optimise
+from potstill.distillation.leaf_rules import Rule
+from potstill.distillation.outer import Carried, Hooks, OuterState, Schedule, optimise
 from potstill.distillation.packing import pack, unpack
 from potstill.distilled.blocks import Block
 from potstill.distilled.recipes import Recipe
