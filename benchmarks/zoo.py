@@ -78,23 +78,27 @@ CANCER = table_of("breast_cancer", "breast cancer Wisconsin (diagnostic), 30 fea
 IRIS = table_of("iris", "iris, 4 features, 3 classes")
 REAL = {"init": "real"}
 TABLE: dict[str, Any] = {"preset": "standard", "time_budget": "3m"}
-NESTED: dict[str, Any] = {"ipc": 10, "boost_blocks": 10, **REAL}
+NESTED: dict[str, Any] = {"ipc": 5, "boost_blocks": 5, **REAL}
+IMAGES: dict[str, Any] = {"preset": "standard", "time_budget": "15m", **REAL}
+COLOUR: dict[str, Any] = {
+    "preset": "long",
+    "time_budget": "45m",
+    "preprocess": "normalize",  # ZCA's matrix has 38 MB: a set without it can be shown nowhere
+    **REAL,
+}
 SETS: dict[str, tuple[Source, dict[str, Any]]] = {
     "digits-ipc1": (DIGITS, {"preset": "standard", "ipc": 1, **REAL}),
-    "digits-ipc10": (DIGITS, {"preset": "standard", "ipc": 10, **REAL}),
-    "digits-nested": (DIGITS, {"preset": "digits-ipc1", "steps": 150, **NESTED}),
+    "digits-ipc10": (DIGITS, {"preset": "standard", "ipc": 10, "learn_labels": True, **REAL}),
+    "digits-nested": (DIGITS, {"preset": "digits-ipc1", "steps": 100, **NESTED}),
     "iris-ipc1": (IRIS, {**TABLE, "ipc": 1}),
     "wine-ipc1": (WINE, {**TABLE, "ipc": 1}),
     "breast-cancer-ipc1": (CANCER, {**TABLE, "ipc": 1}),
-    "mnist-ipc1": (MNIST, {"preset": "standard", "time_budget": "30m", "ipc": 1, **REAL}),
-    "mnist-ipc10": (MNIST, {"preset": "standard", "time_budget": "30m", "ipc": 10, **REAL}),
-    "fashion-mnist-ipc1": (FASHION, {"preset": "standard", "time_budget": "30m", "ipc": 1, **REAL}),
-    "fashion-mnist-ipc10": (
-        FASHION,
-        {"preset": "standard", "time_budget": "30m", "ipc": 10, **REAL},
-    ),
-    "cifar10-ipc1": (CIFAR10, {"preset": "long", "ipc": 1}),
-    "cifar10-ipc10": (CIFAR10, {"preset": "long", "ipc": 10, **REAL}),
+    "mnist-ipc1": (MNIST, {**IMAGES, "ipc": 1}),
+    "mnist-ipc10": (MNIST, {**IMAGES, "ipc": 10}),
+    "fashion-mnist-ipc1": (FASHION, {**IMAGES, "ipc": 1}),
+    "fashion-mnist-ipc10": (FASHION, {**IMAGES, "ipc": 10}),
+    "cifar10-ipc1": (CIFAR10, {**COLOUR, "ipc": 1}),
+    "cifar10-ipc10": (CIFAR10, {**COLOUR, "ipc": 10}),
 }
 """Name -> the data, and the options of the run."""
 
