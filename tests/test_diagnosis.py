@@ -13,7 +13,8 @@ from potstill.cli.parser import main
 from potstill.config.sections import DataConfig
 from potstill.data.sources import read
 from potstill.diagnosis.over_a_run import DiagnosisRecord
-from potstill.diagnosis.variance import noise_sources, real_variance
+from potstill.diagnosis.real_batch import best_size
+from potstill.diagnosis.variance import Variance, noise_sources, real_variance
 from potstill.distillation import run_folder
 from potstill.distillation.setup import Setup
 from potstill.errors import InputError
@@ -76,6 +77,48 @@ def test_the_command_prints_a_table_and_writes_what_it_measured(run, capsys):
     assert main(["diagnose", str(run), "--samples", "5"]) == 0
     records, unreadable = read_records(run / DIAGNOSIS, DiagnosisRecord)
     assert ([record.settings.signs for record in records[-2:]], unreadable) == ([3, 0], 0)
+
+
+def noise(real, others, size):
+    """Sources of which a real image has the variance `real`, and all else `others`."""
+    both = {"real": real / size, "all": others + real / size}
+    return {name: Variance(value, 1.0, 1.0, 10, 4) for name, value in both.items()}
+
+
+@pytest.mark.parametrize(
+    ("real", "others", "fixed", "each"), [(50, 1, 2.0, 0.01), (900, 3, 0.7, 0.02), (1, 9, 1.0, 0.5)]
+)
+def test_the_best_real_batch_is_that_of_least_noise_in_a_given_time(real, others, fixed, each):
+    def in_time(size):
+        return (others + real / size) * (fixed + each * size)
+
+    found = best_size(noise(real, others, 40), 40, fixed, each, 1000)
+    assert in_time(found.best) == min(map(in_time, range(1, 1001)))
+    assert found.gain == pytest.approx(in_time(40) / in_time(found.best))
+    # If start and window make no noise, or images cost nothing: all there are.
+    assert best_size(noise(real, 0, 40), 40, fixed, each, 1000).best == 1000
+    assert best_size(noise(real, others, 40), 40, fixed, 0.0, 1000).best == 1000
+
+
+def test_the_best_real_batch_is_measured_with_the_sources(tmp_path, capsys):
+    out = tmp_path / "run"
+    # So many that twice as many take longer on any machine.
+    potstill.distill(**{**QUICK, "steps": 2, "real_batch": 640}, keep_checkpoints=0, out=out)
+    found = potstill.diagnose(out, samples=0, sources=2)
+    told = [one.real_batch for one in found if one.real_batch]
+    assert told
+    assert all(1 <= one.best <= 1295 and one.gain > 0.99 and one.present == 640 for one in told)
+    records, _ = read_records(out / DIAGNOSIS, DiagnosisRecord)
+    assert records[-1].places == tuple(found)
+    assert potstill.diagnose(out, samples=5)[0].real_batch is None
+    assert main(["diagnose", str(out), "--samples", "0", "--sources", "2"]) == 0
+    assert "to the same noise the run's 640 take" in capsys.readouterr().out
+
+
+def test_too_few_real_images_tell_no_best_batch(tmp_path):
+    out = tmp_path / "run"
+    potstill.distill(**{**QUICK, "steps": 1, "real_batch": 700}, out=out)  # of 1,295
+    assert potstill.diagnose(out, samples=0, sources=2)[0].real_batch is None
 
 
 @pytest.mark.parametrize(

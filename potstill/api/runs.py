@@ -349,8 +349,9 @@ def diagnose(
         listener: is told of the progress; None: it is shown in terminals and notebooks.
         progress: False to show nothing.
     Returns:
-        One diagnosis for each place: its step, `real` (a `Variance` for each unroll) and `sources`
-        (name -> `Variance`).
+        One diagnosis for each place: its step, `real` (a `Variance` for each unroll), `sources`
+        (name -> `Variance`) and, with these, `real_batch` (a `RealBatch`: how many real images
+        would make the most of the time).
     Raises:
         InputError: no run, other data than it was started with, or an argument out of its range.
     """

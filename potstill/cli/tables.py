@@ -156,6 +156,8 @@ def show_diagnosis(diagnoses: list[Diagnosis], config: Given) -> None:
     columns = ["step"]
     columns += ["norm", "normalised variance", "noise of a sample"] if first.real else []
     columns += [f"noise with {SOURCES[name]}" for name in first.sources or ()]
+    sized = [one.real_batch for one in diagnoses if one.real_batch]
+    columns += ["best real batch"] if sized else []
     for column in columns:
         table.add_column(column, justify="right")
     for one in diagnoses:
@@ -168,8 +170,16 @@ def show_diagnosis(diagnoses: list[Diagnosis], config: Given) -> None:
             )
             cells = [f"{norm:.3g}", f"{normalised:.3g}", in_percent(share)]
         cells += [in_percent(variance.share) for variance in (one.sources or {}).values()]
+        cells += [f"{one.real_batch.best:,}"] if one.real_batch else []
         table.add_row(f"{one.step:,}", *cells)
     (Console() if sys.stdout.isatty() else Console(width=140)).print(table)
+    if sized:
+        gains = [one.gain for one in sized]
+        print(
+            "The best real batch has the least noise for the time on this machine; to the same "
+            f"noise the run's {sized[0].present:,} take {min(gains):.2f} to {max(gains):.2f} times "
+            "as long."
+        )
 
 
 def in_percent(share: float) -> str:

@@ -10,6 +10,7 @@ from potstill.config.config import Given
 from potstill.config.options import convert
 from potstill.data.splits import Dataset
 from potstill.devices import hardware, pick_device, versions
+from potstill.diagnosis.real_batch import RealBatch, real_batch
 from potstill.diagnosis.variance import Variance, noise_sources, real_variance
 from potstill.distillation.checkpoints import steps_done
 from potstill.distillation.outer import Carried
@@ -75,11 +76,14 @@ class Diagnosis:
         step: outer steps done, over all blocks.
         real: the variance over real samples, for each unroll; see `variance.real_variance`.
         sources: the variance by source; see `variance.noise_sources`; None if not measured.
+        real_batch: the real batch that suits these sources and this machine; None if they were not
+            measured, or do not tell.
     """
 
     step: int
     real: tuple[Variance, ...]
     sources: Mapping[str, Variance] | None
+    real_batch: RealBatch | None = None
 
 
 @dataclass(frozen=True)
@@ -163,8 +167,9 @@ def diagnose_run(
             if noise.sources and done % sources_every == 0
             else None
         )
+        sized = real_batch(*at, state.step, sources) if sources else None
         listener.work("places", done + 1, places)
-        yield Diagnosis(steps_done(state, setup.config), real, sources)
+        yield Diagnosis(steps_done(state, setup.config), real, sources, sized)
 
 
 def recorded_diagnoses(
