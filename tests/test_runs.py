@@ -411,6 +411,53 @@ def test_a_run_that_is_planned_by_time_is_repeated_by_its_steps(tmp_path):
         potstill.resume(out)
 
 
+def test_a_nested_run_that_is_planned_by_time_takes_equal_steps_for_each_block(tmp_path):
+    said: list[str] = []
+    options = {**QUICK, "ipc": 3, "boost_blocks": 3, "lengths": (3,), "checkpoint_every": 1}
+    del options["steps"]
+    out, again = tmp_path / "run", tmp_path / "again"
+    told: list[tuple[int, int]] = []
+    began = time.perf_counter()
+
+    def stop() -> bool:
+        return len(told) == 3
+
+    def note(record, steps):
+        told.append((record.step, steps))
+
+    listener = Listener(said.append, note, stop=stop)
+    with pytest.raises(Interrupted):
+        potstill.distill(**options, time_budget="about 6s", out=out, listener=listener)
+    assert run_folder.RunFolder(out).config().outer.time_budget == "about 6s"
+    potstill.resume(out, listener=Listener(said.append, note))
+    assert time.perf_counter() - began < 60, "loose: the machine may be shared"
+    config = run_folder.RunFolder(out).config()
+    steps = config.outer.steps
+    assert config.outer.time_budget == ""
+    assert f"the time allowed {steps} outer steps of each block" in said
+    assert [record.block for record in run_folder.RunFolder(out).records()] == [
+        block for block in (1, 2, 3) for _ in range(steps)
+    ]
+    assert told[-1] == (3 * steps, 3 * steps)
+    assert all(step < foreseen for step, foreseen in told[:-1])
+    (first, second) = (sentence for sentence in said if sentence.startswith("planned by time: "))
+    assert "for outer steps of 3 blocks, " in first
+    assert "for outer steps of 3 blocks, " in second
+    potstill.distill(**{**options, "steps": steps}, out=again)
+    assert bytes_of(out) == bytes_of(again)
+
+
+def test_time_is_no_measure_where_blocks_are_added(tmp_path):
+    potstill.distill(**{**QUICK, "steps": 2}, out=tmp_path / "run")
+    with pytest.raises(InputError, match="time_budget has no effect where blocks are added"):
+        potstill.distill(
+            **{**QUICK, "steps": "auto", "ipc": 4, "init": str(tmp_path / "run")},
+            time_budget="1m",
+            boost_blocks=2,
+            extend="gaussian",
+        )
+
+
 @pytest.mark.parametrize(
     ("budget", "more", "sentence"),
     [
@@ -421,7 +468,6 @@ def test_a_run_that_is_planned_by_time_is_repeated_by_its_steps(tmp_path):
             {},
             "time_budget must leave time for outer steps: reading, preparing, compiling and",
         ),
-        ("1m", {"ipc": 2, "boost_blocks": 2}, "time_budget has no effect on a nested run"),
     ],
 )
 def test_a_time_that_is_none_or_too_short_is_one_sentence(budget, more, sentence):

@@ -124,7 +124,8 @@ def resumed_run(
             f"{config.outer.steps}; give more, or take the best set that was "
             f"validated so far by `potstill finish {path}`"
         )
-    began = time.perf_counter() - sum(record.seconds or 0.0 for record in folder.records())
+    stepped = sum(record.seconds or 0.0 for record in folder.records())
+    began = time.perf_counter() - stepped
     ranks.require_same(settings(config, dataset.identity))
     with folder.locked() if ranks.first else nullcontext():
         folder.require_data(dataset.identity)
@@ -156,7 +157,7 @@ def resumed_run(
             if setup.config.outer.steps != planned.outer.steps:
                 folder.write_config(setup.config)
         listener.say(f"going on after outer step {done} of {setup.config.all_steps}")
-        budget = TimeBudget.of(setup, began)
+        budget = TimeBudget.of(setup, began, stepped)
         return finish(setup, folder if ranks.first else None, state, budget)
 
 
@@ -229,7 +230,7 @@ def finish(
         setup: of the run.
         folder: where to keep it; None: nowhere.
         state: where to begin; None: at the beginning.
-        budget: how long it may take; None: as many steps as are configured.
+        budget: how long it, or its first block, may take; None: as many steps as are configured.
     """
     stage = setup.stage(state)
     while True:
@@ -238,7 +239,9 @@ def finish(
             setup = dataclasses.replace(setup, config=as_done(setup.config, state.step))
             if folder:
                 folder.write_config(setup.config)
-            setup.listener.say(f"the time allowed {state.step} outer steps")
+            each = " of each block" if len(setup.blocks) > 1 else ""
+            setup.listener.say(f"the time allowed {state.step} outer steps{each}")
+            budget = None  # other blocks take as many steps
         assert state.best is not None  # the last step validates
         blocks = stage.with_leaves(state.best.leaves)
         recipe = setup.recipe_at(method, state.best.leaves, state)
@@ -313,8 +316,8 @@ def run_stage(
     def expected(step: int) -> int:
         if not budget:
             return setup.config.all_steps
-        foreseen = budget.expected_steps(step, step - first, since)
-        return ended or min(foreseen, setup.config.all_steps)
+        foreseen = ended or budget.expected_steps(step, step - first, since)
+        return min(foreseen * len(setup.blocks), setup.config.all_steps)
 
     def save(state: OuterState) -> None:
         if folder:

@@ -7,6 +7,7 @@ from potstill.config.config import Given, changed
 from potstill.config.durations import in_words
 from potstill.data.preprocessing import Preprocess
 from potstill.data.splits import Dataset
+from potstill.distillation.boosting import Stage
 from potstill.distillation.forecasts import MEASURED_STEPS
 from potstill.distillation.outer import Carried
 from potstill.distillation.setup import Setup
@@ -28,12 +29,15 @@ PROBES = (5, 10, 40)
 
 @dataclass(frozen=True)
 class TimeBudget:
-    """How long a run may take.
+    """How long a run may take; of a nested run, how long its first block may.
+
+    The other blocks of a nested run take as many steps as the first one took.
 
     Args:
         seconds: from the run's begin to its end.
         began: when it began, by `time.perf_counter`.
-        reserve: seconds that the last validation and the choice of the training length take.
+        reserve: seconds of them that the last validation and the choice of the training length
+            take.
     """
 
     seconds: float
@@ -41,21 +45,25 @@ class TimeBudget:
     reserve: float
 
     @classmethod
-    def of(cls, setup: Setup, began: float) -> "TimeBudget | None":
+    def of(cls, setup: Setup, began: float, stepped: float = 0.0) -> "TimeBudget | None":
         """Measure what a run keeps time for; None if it is planned by steps.
 
+        Args:
+            setup: of the run.
+            began: when it began, by `time.perf_counter`.
+            stepped: seconds since then that were outer steps of the first block.
         Raises:
-            InputError: the budget leaves no time for outer steps, or a nested run has one.
+            InputError: the budget leaves no time for outer steps, or blocks are added to a set.
         """
         seconds = setup.config.outer.budget_seconds
         if not seconds:
             return None
-        if len(setup.blocks) > 1:
+        if setup.kept:
             raise InputError(
-                f"time_budget has no effect on a nested run, whose blocks take equally many steps, "
-                f"got {setup.config.outer.time_budget}; give --steps"
+                "time_budget has no effect where blocks are added to a set, got "
+                f"{setup.config.outer.time_budget}; give --steps"
             )
-        reserve = expected(setup)
+        reserve = to_keep(setup)
         left = seconds - (time.perf_counter() - began) - reserve
         least = LEAST_SHARE * seconds
         if setup.config.outer.budget_about and left < least:
@@ -71,11 +79,18 @@ class TimeBudget:
                 f"{setup.config.outer.time_budget}; give more, or fewer --lengths or "
                 "--validation-nets"
             )
+        kept = f"{in_words(reserve)} are kept for choosing the training length"
+        if len(setup.blocks) == 1:
+            setup.listener.say(f"planned by time: {in_words(left)} for outer steps, {kept}")
+            return cls(seconds, began, reserve)
+        whole = left + stepped
+        first = max(0.0, share_of_first(setup) * whole - stepped)
         setup.listener.say(
-            f"planned by time: {in_words(left)} for outer steps, {in_words(reserve)} are kept for "
-            "choosing the training length"
+            f"planned by time: {in_words(whole)} for outer steps of {len(setup.blocks)} blocks, "
+            f"{in_words(first + stepped)} of them for the first one; the others take as many "
+            f"steps, and {kept}"
         )
-        return cls(seconds, began, reserve)
+        return cls(time.perf_counter() - began + first, began, 0.0)
 
     @property
     def gone(self) -> float:
@@ -103,9 +118,29 @@ class TimeBudget:
         return self.gone + step_seconds + self.reserve >= self.seconds
 
 
-def expected(setup: Setup) -> float:
+def to_keep(setup: Setup) -> float:
+    """Return about how many seconds the choices of a length take, one for each block."""
+    whole = expected(setup, setup.blocks)
+    if len(setup.blocks) == 1:
+        return whole
+    return len(setup.blocks) * (expected(setup, setup.blocks[:1]) + whole) / 2
+
+
+def share_of_first(setup: Setup) -> float:
+    """Return the share of a nested run's outer steps that the first block takes, by measurement.
+
+    From the first block to the last, the time of a step is taken to grow by the same each.
+    """
+    first, last = (
+        seconds_of_step(setup, Stage(blocks, setup.rates))
+        for blocks in (setup.blocks[:1], setup.blocks)
+    )
+    return first / (len(setup.blocks) * (first + last) / 2)
+
+
+def expected(setup: Setup, blocks: tuple[Block, ...]) -> float:
     """Return about how many seconds the last validation and the choice of a length will take."""
-    blocks, recipe = setup.blocks, setup.recipe
+    recipe = setup.recipe
     times = [timed(setup, blocks, recipe, steps) for steps in PROBES]
     each = max(0.0, (times[2] - times[1]) / (PROBES[2] - PROBES[1]))
     once = max(0.0, times[1] - PROBES[1] * each)
@@ -138,22 +173,21 @@ def with_steps_to_plan(
         The configuration, and the preprocessing if it was fitted for the measurement.
     """
     seconds = config.outer.budget_seconds
-    if not seconds or config.outer.steps != "auto" or config.distilled.boost_blocks > 1:
+    if not seconds or config.outer.steps != "auto":
         return config, None
     listener.say("planning by time: measuring a step")
     plain = changed(config, steps=1, compile="off", time_budget="")
     setup = Setup.of(plain, dataset, model, SILENT)
     setup.cache.listener = listener  # experts may take long
-    steps = max(1, int(MARGIN * seconds / seconds_of_step(setup)))
+    steps = max(1, int(MARGIN * seconds / seconds_of_step(setup, setup.stage(None))))
     # Compiling takes about a minute, which a short run has better uses for.
     short = config.run.compile == "auto" and seconds < COMPILES_FROM
     planned = changed(config, steps=steps, compile="off" if short else config.run.compile)
     return planned, setup.real.preprocess
 
 
-def seconds_of_step(setup: Setup) -> float:
-    """Measure an outer step: the mean of some, after one that warms up."""
-    stage = setup.stage(None)
+def seconds_of_step(setup: Setup, stage: Stage) -> float:
+    """Measure an outer step of a stage: the mean of some, after one that warms up."""
     method = setup.make_method(stage, Carried())
     state, on_blocks = setup.begin(stage, method), stage.on_blocks(method, setup.device)
     times = []
