@@ -1,524 +1,75 @@
-"""Write the tables of README.md from benchmarks/results/*.json; with --check, say whether they are
-up to date.
+"""Write the tables of README.md and docs/ from benchmarks/results/*.json; with --check, say whether
+they are up to date.
 """
 
-import json
-import re
-import statistics
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import data_tables
+import engine_tables
 import measured_methods
 import method_tables
 import run_tables
 import speed_tables
 import zoo_cards
-from run_tables import percent
 
 ROOT = Path(__file__).parent.parent
-RESULTS, README = ROOT / "benchmarks" / "results", ROOT / "README.md"
-BEGIN, END = "<!-- results: made by benchmarks/tables.py -->", "<!-- end of results -->"
-
-WAYS = {
-    "higher": "`higher` 0.2.1, float32",
-    "eager": "potstill, not compiled",
-    "float32": "potstill",
-    "bfloat16": "potstill, `--precision bfloat16`",
-    "sqrt": "potstill, `--tape sqrt`",
-    "states-bfloat16": "potstill, `--tape bfloat16`",
-    "graphs": "potstill, not compiled, graphs of 5 steps kept",
+DOCS = ROOT / "docs"
+PLACES: Mapping[Path, Mapping[str, Callable[[], str]]] = {
+    ROOT / "README.md": {"methods": measured_methods.one_table, "results": run_tables.table},
+    DOCS / "results.md": {
+        "methods": lambda: measured_methods.one_table().replace("](docs/", "]("),
+        "results": run_tables.table,
+    },
+    DOCS / "parameterisations.md": {"decoding": data_tables.decoding},
+    DOCS / "data.md": {"vectors": data_tables.vectors, "large": data_tables.large},
+    DOCS / "laboratory.md": {"variance": engine_tables.variance},
+    DOCS / "comparing.md": dict(method_tables.made()),
+    DOCS / "architectures.md": {"agreement": speed_tables.agreement},
+    DOCS / "speed.md": {
+        "measured": engine_tables.speed,
+        "precision": engine_tables.precision,
+        "precision by sampler": engine_tables.by_sampler,
+        "sources": engine_tables.sources,
+        "trajectories": engine_tables.trajectories,
+        "networks": engine_tables.networks,
+        "threads": engine_tables.threads,
+        "gpu": speed_tables.gpu,
+        "short runs": speed_tables.short_runs,
+        "presets": speed_tables.presets,
+    },
+    DOCS / "zoo.md": {"zoo": zoo_cards.table, "cards": zoo_cards.cards},
 }
-"""Each that the result has; "graphs" only older ones."""
-
-
-def speed() -> str:
-    """The tables of docs/speed.md."""
-    result = json.loads((RESULTS / "meta_gradient.json").read_text())
-    memory, cosine, limit, timing = (
-        result[name] for name in ("memory", "cosine", "convolution_limit", "timing")
-    )
-
-    def cell(way: str, window: str, name: str, form: str) -> str:
-        found = memory[way].get(window)
-        return (
-            ""
-            if found is None
-            else ("≈ " if "extrapolated" in found else "") + format(found[name], form)
-        )
-
-    windows = [name for name in memory["higher"] if name.isdigit()]
-    lines = [
-        f"| | {' | '.join(f'M = {window}' for window in windows)} | cosine to float64 "
-        f"|\n{'|---' * (len(windows) + 2)}|\n"
-    ]
-    for way, label in WAYS.items():
-        if way not in memory:
-            continue
-        cells = [
-            f"{cell(way, window, 'seconds', '.1f')} s, {cell(way, window, 'peak_mb', ',.0f')} MB"
-            for window in windows
-        ]
-        shown = ["" if entry.startswith(" s") else entry for entry in cells]
-        lines.append(
-            f"| {label} | {' | '.join(shown)} | "
-            f"{format(cosine[way], '.4f') if way in cosine else ''} |\n"
-        )
-    work, machine = result["work"], result["machine"]
-    pairs, threads = len(timing["seconds"]["higher"]), machine["threads"]
-    large = memory["float32"]["10, real batch 5000"]["peak_mb"] / memory["float32"]["10"]["peak_mb"]
-    speedups = "".join(
-        f"- {way}: {value:.1f} times as fast as `higher`; a Hessian product takes "
-        f"{limit[way]['multiple']:.2f} times what its "
-        "convolutions alone take.\n"
-        for way, value in timing["speedup"].items()
-    )
-    return (
-        f"One meta-gradient of the ConvNet (width {work['width']}, depth 3, instance norm): "
-        f"{work['synthetic']} synthetic images\n"
-        f"of 3 x {work['side']} x {work['side']} a step, {work['burn_in']} steps of burn-in, "
-        f"{work['real']} real images. "
-        "Time and peak memory of single runs,\neach in a process of its own (≈: extrapolated from "
-        "smaller windows):\n\n"
-        f"{''.join(lines)}\n"
-        f"In alternation with the rival at M = {timing['window']} (median ratio of {pairs} "
-        f"pairs):\n\n{speedups}\n"
-        f"A real batch of 5,000 takes {large:.2f} times the memory of one of 500.\n\n"
-        f"{threads} threads of a {machine['processor']} CPU with "
-        f"{', '.join(machine['capabilities'])}; "
-        f"torch {result['versions']['torch']}.\n"
-    )
-
-
-def precision() -> str:
-    """bfloat16 against float32 at equal steps."""
-    result = json.loads((RESULTS / "precision.json").read_text())
-    steps = list(result["accuracy"]["float32"])
-    rows = [f"| outer steps | {' | '.join(steps)} | seconds |\n{'|---' * (len(steps) + 2)}|\n"]
-    for name, found in result["accuracy"].items():
-        seconds = [run[-1]["seconds"] for run in result["curves"][name]]
-        rows.append(
-            f"| {name} | {' | '.join(percent(found[step]) for step in steps)} | "
-            f"{sum(seconds) / len(seconds):.0f} |\n"
-        )
-    difference = result["bfloat16_minus_float32"]
-    rows.append(
-        f"| difference, same seed | {' | '.join(percent(difference[step]) for step in steps)} | |\n"
-    )
-    return (
-        f"{''.join(rows)}\n{result['data']}, one image a class; accuracy in % on validation images "
-        f"({result['protocol']}, n = "
-        f"{difference[steps[0]]['n']}).\nSeconds are those in outer steps. "
-        f"{result['hardware']}; torch {result['versions']['torch']}.\n"
-    )
-
-
-def by_sampler() -> str:
-    """Accuracy in float32 and in bfloat16 for every window sampler at equal steps."""
-    result = json.loads((RESULTS / "precision_by_sampler.json").read_text())
-    found: dict[tuple[str, str, str], dict[int, float]] = {}
-    for row in result["rows"]:
-        key = row["setting"], row["method"], row["precision"]
-        found.setdefault(key, {})[row["seed"]] = row["accuracy"]["mean"]
-    settings, methods = (list(dict.fromkeys(key[part] for key in found)) for part in (0, 1))
-
-    def cell(setting: str, method: str, precision: str) -> str:
-        """Both means and the difference, over the seeds of which both are measured."""
-        other, single = (found.get((setting, method, kind), {}) for kind in (precision, "float32"))
-        pairs = [(single[seed], value) for seed, value in other.items() if seed in single]
-        if not pairs:
-            return ""
-        before, after = (100 * statistics.fmean(values) for values in zip(*pairs, strict=True))
-        differences = [100 * (rounded - exact) for exact, rounded in pairs]
-        spread = f" ± {statistics.stdev(differences):.1f}" if len(pairs) > 1 else ""
-        mean = round(after - before, 1) + 0.0  # no -0.0
-        return f"{before:.1f} → {after:.1f} ({mean:+.1f}{spread}, n = {len(pairs)})"
-
-    def lines(precision: str) -> str:
-        rows = [
-            (method, [cell(setting, method, precision) for setting in settings])
-            for method in methods
-        ]
-        head = f"| | {' | '.join(settings)} |\n{'|---' * (len(settings) + 1)}|\n"
-        return head + "".join(
-            f"| `{name}` | {' | '.join(own)} |\n" for name, own in rows if any(own)
-        )
-
-    steps = ", ".join(
-        f"{own['steps']} ({name})" for name, own in result["settings"].items() if name in settings
-    )
-    return (
-        f"{lines('bfloat16')}\nThe same with the first inner step rounded too, which `--precision "
-        "bfloat16` does not "
-        f"do:\n\n{lines('bfloat16 throughout')}\n"
-        "Test accuracy in %, float32 → bfloat16, and the difference from the same seed: mean ± "
-        "deviation over n distilling\n"
-        f"seeds. {result['nets']} test networks for each set, trained in float32 for a fixed "
-        "number of steps; nothing was "
-        f"chosen on test data.\nOuter steps: {steps}. Blobs: three blobs of 16 numbers,\nan MLP of "
-        "width 16, inner learning "
-        "rate 0.01, T = 20, M = 8. The others: the ConvNet of width 32 with Adam,\nT = 30, M = 10; "
-        "of "
-        "MNIST the first 10,000 training and 2,000 test images.\n`fixed` is `t-bptt` at its "
-        "defaults.\n"
-        f"{result['hardware']}; torch {result['versions']['torch']}.\n"
-    )
-
-
-WHERE = {
-    "0": {},
-    "1": {"burn_in": 1},
-    "2": {"burn_in": 2},
-    "5": {"burn_in": 5},
-    "20": {"burn_in": 20},
-    "60": {"burn_in": 60},
-    "0, M = 1": {"window": 1},
-    "0, M = 5": {"window": 5},
-    "0, M = 60": {"window": 60},
-    "0, width 8": {"width": 8},
-    "0, width 128": {"width": 128},
+"""Page -> name of a place in it -> what stands there."""
+FILES: Mapping[Path, Callable[[], str]] = {
+    measured_methods.TABLE: measured_methods.measured,
+    DOCS / "results.csv": run_tables.as_csv,
 }
-"""Burn-in, and what else a row of the table of sources changes, beside Gaussian images, width 32
-and M = 20.
-"""
-CASES = {
-    "digits, ConvNet, Adam": ({"problem": "digits", "optimizer": "adam"}, list(WHERE)),
-    "digits, ConvNet, SGD": (
-        {"problem": "digits", "optimizer": "sgd"},
-        ["0", "60", "0, M = 1", "0, width 128"],
-    ),
-    "blobs, MLP, Adam": (
-        {"problem": "blobs", "optimizer": "adam"},
-        ["0", "1", "0, M = 1", "0, width 128"],
-    ),
-}
+"""Files that are made as a whole."""
 
 
-def sources() -> str:
-    """Which part of the arithmetic spoils a meta-gradient when it is rounded."""
-    result = json.loads((RESULTS / "precision_sources.json").read_text())
-    common = {"images": "gaussian", "width": 32, "burn_in": 0, "window": 20}
-    ways, lines = list(result["ways"]), []
-    for title, (own, labels) in CASES.items():
-        for label in labels:
-            for row in result["rows"]:
-                if {**common, **own, **WHERE[label]}.items() <= row.items():
-                    cells = [
-                        f"{way['cosine']:.3f} ({way['least_cosine']:.2f})"
-                        for way in row["ways"].values()
-                    ]
-                    lines.append(f"| {title}, {label} | {' | '.join(cells)} |\n")
-    starts = ", ".join(sorted({str(row["starts"]) for row in result["rows"]}))
-    return (
-        f"| steps before the window | {' | '.join(ways)} "
-        f"|\n{'|---' * (len(ways) + 1)}|\n{''.join(lines)}\n"
-        f"Cosine of the meta-gradient to that in float64, median (least) of {starts} starts; width "
-        "32, M = 20 and Gaussian\n"
-        f"images unless said otherwise. {result['hardware']}; torch "
-        f"{result['versions']['torch']}.\n"
-    )
-
-
-def trajectories() -> str:
-    """Accuracy against seconds for numbers of trajectories and sizes of the real batch."""
-    result = json.loads((RESULTS / "trajectories.json").read_text())
-    rows = ["| | after a part of the time | in the end |\n|---|---|---|\n"]
-    for name, points in result["curves"].items():
-        cells = [
-            f"{100 * point['accuracy']:.1f} ({point['step']} steps, {point['seconds']:.0f} s)"
-            for point in points
-        ]
-        rows.append(f"| {name} | {', '.join(cells[:-1])} | {cells[-1]} |\n")
-    return (
-        f"{''.join(rows)}\n{result['data']}, one image a class, {result['precision']}; accuracy in "
-        "% on validation images "
-        f"({result['protocol']}).\n{result['hardware']}; torch {result['versions']['torch']}.\n"
-    )
-
-
-def threads() -> str:
-    """Both ways to use threads, by kind of CPU."""
-    known = json.loads((RESULTS / "threads.json").read_text())
-    lines = []
-    for kind, result in known.items():
-        lines.append(
-            f"\n{kind}; {result['hardware']}, torch {result['versions']['torch']}:\n\n"
-            "| milliseconds | alone: operations | tasks | one thread | beside a busy process: "
-            "operations | tasks | one thread |\n|---|---|---|---|---|---|---|\n"
-        )
-        for name, row in result["rows"].items():
-            cells = [
-                f"{row[situation][way]:,.0f}" if row[situation][way] >= 100
-                else f"{row[situation][way]:.1f}"
-                for situation in ("alone", "busy")
-                for way in ("operations", "tasks", "one")
-            ]  # fmt: skip
-            lines.append(f"| {name} | {' | '.join(cells)} |\n")
-    return (
-        "A gradient and a Hessian product of the ConvNet (width 128) on batches of 10 and 100 "
-        'digits and images of 3 x 32 x 32.\n"Operations": threads share each operation, as torch '
-        'has it; "tasks": potstill; "one thread": the same parts\nby one. The busy process '
-        "multiplies matrices on one thread. Medians, in turns (`benchmarks/threads.py`).\n"
-        + "".join(lines)
-    )
-
-
-def networks() -> str:
-    """Memory and time of the paper's networks."""
-    result = json.loads((RESULTS / "networks.json").read_text())
-    rows = "".join(
-        f"| `--model {name}` | {run['parameters'] / 1e6:.1f} M | {run['peak_memory_mb']:,.0f} MB | "
-        f"{run['seconds']:.0f} s |\n"
-        for name, run in result["runs"].items()
-    )
-    return (
-        f"| | parameters | peak of the process | one outer step |\n|---|---|---|---|\n{rows}\n"
-        f"Instance norm unless said otherwise; CIFAR-10, M = {result['window']}, "
-        f"{result['synthetic']} synthetic images a step, "
-        "500 real ones\n(100 with batch norm, which takes batches whole); single runs, not "
-        "compiled unless said, the data in "
-        "memory included.\n"
-        f"{result['hardware']}; torch {result['versions']['torch']}.\n"
-    )
-
-
-def variance() -> str:
-    """What the variance of a meta-gradient costs."""
-    result = json.loads((RESULTS / "variance.json").read_text())
-    ratio, single, k = result["ratio"], result["single_sign_over_exact"], result["signs"]
-    rows = [
-        f"| {label} | {products} | {ratio[way]:.1f} |\n"
-        for way, label, products in (
-            ("brute force", "an unroll for each sample", "n (N + M)"),
-            ("exact", "`--samples 100`: one unroll, n ways back", "N + n M"),
-            ("signs", f"`--samples 100 --signs {k}`: one unroll, k + 1 ways back", "N + (k + 1) M"),
-        )
-    ]
-    return (
-        f"| | inner steps and products | times as fast |\n|---|---|---|\n{''.join(rows)}\n"
-        f"Digits, one image a class, N = {result['unroll']}, M = {result['window']}, n = "
-        f"{result['samples']}; median of "
-        f"{len(result['seconds']['exact'])} turns; an unroll for each sample was timed for "
-        f"{result['brute_force_timed']} of them\n"
-        f"and multiplied. One combination of signs gives {single['mean']:.2f} ± "
-        f"{single['std']:.2f} times the exact variance "
-        f"({single['n']} combinations), k of them 1 / sqrt(k) of that spread.\n"
-        f"{result['hardware']}; torch {result['versions']['torch']}.\n"
-    )
-
-
-def large() -> str:
-    """What a data set of ImageNet's size costs."""
-    result = json.loads((RESULTS / "large_data.json").read_text())
-    first, again, drawn, run = (result[name] for name in ("first", "again", "batches", "run"))
-    count = result["train"] + result["test"]
-    rows = [
-        (
-            "reading the folder for the first time",
-            f"{first['seconds']:,.0f} s",
-            f"{first['own_memory_mb']:,.0f} MB",
-        ),
-        ("again", f"{again['seconds']:,.0f} s", f"{again['own_memory_mb']:,.0f} MB"),
-        (
-            "mean and deviation of the channels",
-            f"{drawn['preprocessing_seconds']:,.0f} s",
-            f"{drawn['own_memory_mb']:,.0f} MB",
-        ),
-        ("drawing 1,500 images, uniformly", f"{drawn['uniform_draw_seconds']:.3f} s", ""),
-        ("by weight", f"{drawn['weighted_draw_seconds']:.3f} s", ""),
-        (
-            "reading them, where the system holds the file in its cache",
-            f"{drawn['warm_seconds']:.2f} s",
-            "",
-        ),
-        ("reading them from the disk", f"{result['cold']['seconds']:.2f} s", ""),
-        (
-            f"an outer step of `imagenet-ipc1` with T = {run['options']['unroll']}, M = "
-            f"{run['options']['window']}",
-            f"{run['seconds']:.0f} s",
-            f"{run['own_memory_mb']:,.0f} MB",
-        ),
-    ]
-    lines = "".join(f"| {' | '.join(row)} |\n" for row in rows)
-    return (
-        f"| | time | memory |\n|---|---|---|\n{lines}\n{count:,} JPEG files of {result['pixels']} "
-        f"pixels in {result['classes']:,} "
-        "classes; photographs of ImageNet's own size take longer to decode. Memory is the "
-        "process's own;\npages of mapped files, "
-        f"which the system takes back when it needs them, are not in it. {result['hardware']}; "
-        "torch "
-        f"{result['versions']['torch']}.\n"
-    )
-
-
-def vectors() -> str:
-    """Distilled rows of tables beside random real ones and a logistic regression on all."""
-    result = json.loads((RESULTS / "vectors.json").read_text())
-    methods = list(dict.fromkeys(row["method"] for row in result["rows"]))
-    heads = [
-        "",
-        "rows per class",
-        *(f"`{method}`" for method in methods),
-        "as many random real rows",
-        "logistic regression on all",
-    ]
-    lines = [f"| {' | '.join(heads)} |\n{'|---' * len(heads)}|\n"]
-    for name, ipc in dict.fromkeys((row["data"], row["ipc"]) for row in result["rows"]):
-        own = {
-            row["method"]: row for row in result["rows"] if (row["data"], row["ipc"]) == (name, ipc)
-        }
-        whole = result["all_rows"][name]
-        cells = [
-            name,
-            str(ipc),
-            *(
-                f"**{percent(own[method]['distilled'])}**" if method in own else ""
-                for method in methods
-            ),
-        ]
-        cells += [
-            percent(next(iter(own.values()))["random"]),
-            f"{100 * whole['accuracy']:.1f} ({whole['train']} rows)",
-        ]
-        lines.append(f"| {' | '.join(cells)} |\n")
-    sizes = "; ".join(
-        f"{name}: {whole['shape'][0]} features, {whole['classes']} classes, {whole['validation']} "
-        f"validation and {whole['test']} test rows"
-        for name, whole in result["all_rows"].items()
-    )
-    count = result["rows"][0]["distilled"]["n"]
-    return (
-        f"{''.join(lines)}\nTest accuracy in %, mean ± standard deviation, n = {count} "
-        f"({result['protocol']}).\n{sizes}. "
-        f"{result['hardware']}; torch {result['versions']['torch']}, scikit-learn "
-        f"{result['versions']['scikit-learn']}.\n"
-    )
-
-
-def decoding() -> str:
-    """Which share of an outer step decoding takes."""
-    result = json.loads((RESULTS / "decoding.json").read_text())
-    rows, params = result["rows"], list(dict.fromkeys(row["param"] for row in result["rows"]))
-    lines = [
-        f"| | {' | '.join(f'`{param}`' for param in params)} |\n{'|---' * (len(params) + 1)}|\n"
-    ]
-    for setting in dict.fromkeys(row["setting"] for row in rows):
-        own = {row["param"]: row for row in rows if row["setting"] == setting}
-        cells = [
-            f"{100 * own[param]['share']:.2g} % of {own[param]['seconds']:.2g} s"
-            for param in params
-        ]
-        lines.append(f"| {setting} | {' | '.join(cells)} |\n")
-        counts = [f"{own[param]['images']:,}, {own[param]['bytes']:,}" for param in params]
-        lines.append(f"| images, bytes | {' | '.join(counts)} |\n")
-    return (
-        f"{''.join(lines)}\nShare of an outer step that decoding and the way back through it take "
-        f"(T = {result['unroll']}, M = "
-        f"{result['window']}, up to 100 images a batch,\n10 classes, budget 1 unless said "
-        "otherwise); medians of "
-        f"{rows[0]['steps']} steps. {result['hardware']}; torch {result['versions']['torch']}.\n"
-    )
-
-
-ARCHITECTURES, COMPARING = ROOT / "docs" / "architectures.md", ROOT / "docs" / "comparing.md"
-SITE_RESULTS = ROOT / "docs" / "results.md"
-SPEED, LABORATORY = ROOT / "docs" / "speed.md", ROOT / "docs" / "laboratory.md"
-PLACES = [
-    (
-        README,
-        "<!-- methods: made by benchmarks/tables.py -->",
-        "<!-- end of methods -->",
-        measured_methods.one_table,
-    ),
-    (README, BEGIN, END, run_tables.table),
-    (SITE_RESULTS, BEGIN, END, run_tables.table),
-    (
-        SITE_RESULTS,
-        "<!-- methods: made by benchmarks/tables.py -->",
-        "<!-- end of methods -->",
-        lambda: measured_methods.one_table().replace("](docs/", "]("),
-    ),
-    (
-        ROOT / "docs" / "parameterisations.md",
-        "<!-- decoding: made by benchmarks/tables.py -->",
-        "<!-- end of decoding -->",
-        decoding,
-    ),
-    (
-        ROOT / "docs" / "data.md",
-        "<!-- vectors: made by benchmarks/tables.py -->",
-        "<!-- end of vectors -->",
-        vectors,
-    ),
-    (
-        ROOT / "docs" / "data.md",
-        "<!-- large: made by benchmarks/tables.py -->",
-        "<!-- end of large -->",
-        large,
-    ),
-    (
-        LABORATORY,
-        "<!-- variance: made by benchmarks/tables.py -->",
-        "<!-- end of variance -->",
-        variance,
-    ),
-    *(
-        (
-            COMPARING,
-            f"<!-- {name}: made by benchmarks/tables.py -->",
-            f"<!-- end of {name} -->",
-            make,
-        )
-        for name, make in method_tables.made()
-    ),
-    (
-        ARCHITECTURES,
-        "<!-- agreement: made by benchmarks/tables.py -->",
-        "<!-- end of agreement -->",
-        speed_tables.agreement,
-    ),
-    *(
-        (SPEED, f"<!-- {name}: made by benchmarks/tables.py -->", f"<!-- end of {name} -->", make)
-        for name, make in (
-            ("measured", speed),
-            ("precision", precision),
-            ("precision by sampler", by_sampler),
-            ("sources", sources),
-            ("trajectories", trajectories),
-            ("networks", networks),
-            ("threads", threads),
-            ("gpu", speed_tables.gpu),
-            ("short runs", speed_tables.short_runs),
-            ("presets", speed_tables.presets),
-        )
-    ),
-    *(
-        (
-            ROOT / "docs" / "zoo.md",
-            f"<!-- {name}: made by benchmarks/tables.py -->",
-            f"<!-- end of {name} -->",
-            make,
-        )
-        for name, make in (("zoo", zoo_cards.table), ("cards", zoo_cards.cards))
-    ),
-]
+def with_tables(text: str, tables: Mapping[str, Callable[[], str]]) -> str:
+    """Return a page with its tables made anew."""
+    for name, make in tables.items():
+        begin, end = f"<!-- {name}: made by benchmarks/tables.py -->", f"<!-- end of {name} -->"
+        before, found, rest = text.partition(begin)
+        _, closed, after = rest.partition(end)
+        if not (found and closed):
+            sys.exit(f"no place for the table {name}: {begin} ... {end}")
+        text = f"{before}{begin}\n{make()}{end}{after}"
+    return text
 
 
 def main() -> None:
-    for path, begin, end, make in PLACES:
-        text = path.read_text()
-        whole = f"{begin}\n{make()}{end}"
-        pattern = re.escape(begin) + ".*?" + re.escape(end)
-        new = re.sub(pattern, lambda _: whole, text, flags=re.DOTALL)  # noqa: B023
-        if "--check" in sys.argv and new != text:
+    made = {path: with_tables(path.read_text(), tables) for path, tables in PLACES.items()}
+    made |= {path: make() for path, make in FILES.items()}
+    for path, text in made.items():
+        if path.read_text() == text:
+            continue
+        if "--check" in sys.argv:
             sys.exit(f"{path.name} is out of date; run: python benchmarks/tables.py")
-        path.write_text(new)
-    for known, table in (
-        (measured_methods.TABLE, measured_methods.measured()),
-        (SITE_RESULTS.with_suffix(".csv"), run_tables.as_csv()),
-    ):
-        if "--check" in sys.argv and known.read_text() != table:
-            sys.exit(f"{known.name} is out of date; run: python benchmarks/tables.py")
-        known.write_text(table)
+        path.write_text(text)
 
 
 if __name__ == "__main__":
