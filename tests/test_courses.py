@@ -25,7 +25,7 @@ from potstill.studies.claims import Finding, Reading, Throughout, compared
 from potstill.studies.over_time import COURSE, Setting, later, setting_of, throughout
 from potstill.studies.page import sentence
 from potstill.studies.results import Measurement, Results, Table
-from potstill.studies.runner import Workplace, read_point, run_name, run_study
+from potstill.studies.runner import run_study
 from potstill.studies.stability import NOISE, NORM, Stability, change, decrease, dominant
 from potstill.studies.windows import (
     BEFORE,
@@ -37,6 +37,7 @@ from potstill.studies.windows import (
     cost,
     moves,
 )
+from potstill.studies.workplace import Workplace, read_point, run_name
 
 NAMES = ("stability", "windows", "unroll", "window-size", "stabilising", "inner-optimizer")
 OPTIONS = {

@@ -7,7 +7,8 @@ from potstill.data.sources import read
 from potstill.registry import PARAMETERISATIONS
 from potstill.studies import parameterisations
 from potstill.studies.results import Results
-from potstill.studies.runner import Workplace, read_point, run_study
+from potstill.studies.runner import run_study
+from potstill.studies.workplace import Workplace, read_point
 
 
 def test_the_study_of_table_2_runs_from_end_to_end(monkeypatch, tmp_path):

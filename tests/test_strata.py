@@ -23,7 +23,8 @@ from potstill.studies.hardness import (
 )
 from potstill.studies.page import sentence
 from potstill.studies.results import ACCURACY_BY_SIZE, Measurement, Results, Table
-from potstill.studies.runner import Workplace, read_point, run_study
+from potstill.studies.runner import run_study
+from potstill.studies.workplace import Workplace, read_point
 
 
 def test_strata_hold_every_example_once_and_leave_out_empty_ones():

@@ -28,17 +28,9 @@ from potstill.studies.boosting import Boosting, Subsets, first_images, only
 from potstill.studies.claims import Claim, Finding, Reading, compared, reading, verdict
 from potstill.studies.pictures import Pictures, nearest, within
 from potstill.studies.results import ACCURACY_BY_SIZE, Measurement, Quantity, Results, Table
-from potstill.studies.runner import (
-    Length,
-    Point,
-    Subject,
-    Workplace,
-    locked,
-    run_name,
-    run_study,
-    work,
-)
+from potstill.studies.runner import Length, locked, run_study, work
 from potstill.studies.time_left import TimeLeft, kind_of
+from potstill.studies.workplace import Point, Subject, Workplace, run_name
 
 TINY = {name: value for name, value in {**QUICK, "steps": 4}.items() if name != "threads"}
 

@@ -37,7 +37,8 @@ from potstill.studies.methods import (
 from potstill.studies.page import Told
 from potstill.studies.published import CIFAR10, CIFAR10_CLASSES, MNIST, printed
 from potstill.studies.results import Measurement, Quantity, Results, grids
-from potstill.studies.runner import Workplace, run_study
+from potstill.studies.runner import run_study
+from potstill.studies.workplace import Workplace
 
 E = math.e
 

@@ -7,8 +7,9 @@ from potstill.config.sections import DataConfig
 from potstill.data.sources import read
 from potstill.studies import transfer
 from potstill.studies.results import ACCURACY_BY_SIZE, Results
-from potstill.studies.runner import Workplace, read_point, run_study
+from potstill.studies.runner import run_study
 from potstill.studies.transfer import DIRECT, MODELS, Scale, Transfer, carried, direct
+from potstill.studies.workplace import Workplace, read_point
 
 
 def test_the_study_runs_from_end_to_end(monkeypatch, tmp_path):

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 def study(parsed: argparse.Namespace) -> int:
     """Run `potstill study`; return the exit code."""
     from potstill.studies import runner  # here: matplotlib takes half a second
+    from potstill.studies.workplace import Workplace
 
     device = machine(parsed)
     chosen = study_of(parsed)
@@ -46,7 +47,7 @@ def study(parsed: argparse.Namespace) -> int:
         with display, listening(display) as listener:
             if parsed.helper:
                 listener = dataclasses.replace(listener, stop=orphaned(listener.stop))
-            workplace = runner.Workplace(
+            workplace = Workplace(
                 folder,
                 parsed.out / runner.RUNS,
                 sources.read(config.data),

@@ -21,7 +21,7 @@ from potstill.registry import METHODS
 from potstill.reports.plots import Drawing, Series, dot_figure, line_figure
 from potstill.studies.claims import Claim, compared
 from potstill.studies.results import ACCURACY_BY_SIZE, Measurement, Quantity, Results, Table
-from potstill.studies.runner import Point, Subject, Workplace, paper_data, small_options
+from potstill.studies.workplace import Point, Subject, Workplace, paper_data, small_options
 
 WEAK = 0.1
 """The paper's beta of weak boosting."""

@@ -27,7 +27,7 @@ from potstill.studies.results import (
     Results,
     Table,
 )
-from potstill.studies.runner import (
+from potstill.studies.workplace import (
     OFTEN_VALIDATED,
     Point,
     Subject,

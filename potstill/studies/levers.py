@@ -17,7 +17,7 @@ from potstill.studies.boosting import RANDOM
 from potstill.studies.claims import Claim, compared
 from potstill.studies.over_time import Timed, single
 from potstill.studies.results import ACCURACY, Measurement, Quantity, Results
-from potstill.studies.runner import Point, Subject, Workplace, paper_data, small_options
+from potstill.studies.workplace import Point, Subject, Workplace, paper_data, small_options
 
 PLAIN, TOGETHER = "plain", "together"
 WHERE = "After {:g} s"

@@ -32,7 +32,7 @@ from potstill.studies.claims import Claim, Finding, Reading, compared
 from potstill.studies.over_time import Timed, single
 from potstill.studies.published import printed
 from potstill.studies.results import ACCURACY, Measurement, Quantity, Results
-from potstill.studies.runner import Point, Subject, Workplace, paper_data
+from potstill.studies.workplace import Point, Subject, Workplace, paper_data
 
 BUDGET = "images per class of the budget"
 WHERE = "At {:g} a class"

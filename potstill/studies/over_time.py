@@ -18,7 +18,7 @@ from potstill.diagnosis.over_a_run import Noise
 from potstill.reports.plots import Drawing, Series, line_figure
 from potstill.studies.claims import Throughout
 from potstill.studies.results import ACCURACY, Measurement, Quantity, Results, Table
-from potstill.studies.runner import Point, Subject, Workplace, paper_data, small_options
+from potstill.studies.workplace import Point, Subject, Workplace, paper_data, small_options
 
 STEP = "outer step"
 AFTER = "After {:g} outer steps"

@@ -18,7 +18,7 @@ from potstill.studies.boosting import RANDOM, lines
 from potstill.studies.claims import Claim, Finding, Reading, compared
 from potstill.studies.over_time import STEP, curves, single
 from potstill.studies.results import ACCURACY, Measurement, Quantity, Results, Table
-from potstill.studies.runner import (
+from potstill.studies.workplace import (
     OFTEN_VALIDATED,
     Point,
     Subject,

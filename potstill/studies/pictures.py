@@ -15,7 +15,7 @@ from potstill.reports.plots import Drawing
 from potstill.studies.boosting import WEAK, Nested
 from potstill.studies.claims import Claim, Finding, compared
 from potstill.studies.results import Measurement, Quantity, Results
-from potstill.studies.runner import Point, Subject, Workplace
+from potstill.studies.workplace import Point, Subject, Workplace
 
 COSINE = Quantity("cosine", "images per class", where="At {:g} a class")
 SIMILARITY, NEAREST = "similarity within a class", "similarity to the nearest real image"

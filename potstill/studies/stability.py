@@ -28,7 +28,7 @@ from potstill.studies.over_time import (
     throughout,
 )
 from potstill.studies.results import Measurement, Quantity, Results, Table
-from potstill.studies.runner import Point, Subject, Workplace
+from potstill.studies.workplace import Point, Subject, Workplace
 
 NORM = Quantity("meta-gradient norm", STEP, log=True, where=AFTER)
 IMAGE_NORM = Quantity("mean norm of an image's meta-gradient", STEP, log=True, where=AFTER)

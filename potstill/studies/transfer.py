@@ -14,7 +14,7 @@ from potstill.models import resolve
 from potstill.reports.plots import Drawing, dot_figure
 from potstill.studies.claims import Claim, compared
 from potstill.studies.results import ACCURACY_BY_SIZE, Measurement, Results
-from potstill.studies.runner import Point, Subject, Workplace, paper_data, small_options
+from potstill.studies.workplace import Point, Subject, Workplace, paper_data, small_options
 
 SOURCE, WIDE = "convnet", "convnet-wide"
 MODELS = (SOURCE, WIDE, "vgg11", "alexnet", "resnet18")

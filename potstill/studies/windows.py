@@ -24,7 +24,7 @@ from potstill.studies.over_time import (
     throughout,
 )
 from potstill.studies.results import Measurement, Quantity, Results, Table
-from potstill.studies.runner import Point, Subject, Workplace
+from potstill.studies.workplace import Point, Subject, Workplace
 
 BEFORE = Quantity("inner steps before the window", STEP, where="At outer step {:g}")
 SECONDS = Quantity("seconds for an outer step (median)", STEP, where="Over {:g} outer steps")
