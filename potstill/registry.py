@@ -40,7 +40,11 @@ class Registry:
 
         Nothing is imported: a configuration can be read where a part that it names is not at hand.
         """
-        if ":" in name:
+        family, colon, rest = name.partition(":")
+        if colon and family in self.families:
+            if not rest:
+                raise InputError(f"{self.kind} {name} lacks a name; give one, {name}NAME")
+        elif colon:
             split_path(name)
         elif name not in self.rows:
             known = ", ".join(sorted(self.rows))

@@ -96,3 +96,8 @@ def test_a_torchvision_that_does_not_fit_is_told(monkeypatch, tmp_path):
 def test_they_are_listed(capsys):
     assert main(["list"]) == 0
     assert "timm:NAME" in capsys.readouterr().out
+
+
+def test_a_family_without_a_name_is_told():
+    with pytest.raises(InputError, match="model timm: lacks a name; give one, timm:NAME"):
+        MODELS.check("timm:")
