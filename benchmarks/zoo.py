@@ -53,12 +53,14 @@ DIGITS = Source(
     "CC BY 4.0",
 )
 MNIST = Source(
-    "", "MNIST (LeCun, Cortes & Burges), 28 x 28 grey; hf:ylecun/mnist or idx:PATH", "CC BY-SA 3.0"
+    "",
+    "MNIST (LeCun, Cortes & Burges), 28 x 28 grey, padded to 32 x 32; hf:ylecun/mnist or idx:PATH",
+    "CC BY-SA 3.0",
 )
 FASHION = Source(
     "",
-    "Fashion-MNIST (Xiao, Rasul & Vollgraf), 28 x 28 grey; hf:zalando-datasets/fashion_mnist or "
-    "idx:PATH",
+    "Fashion-MNIST (Xiao, Rasul & Vollgraf), 28 x 28 grey, padded to 32 x 32; "
+    "hf:zalando-datasets/fashion_mnist or idx:PATH",
     "MIT",
 )
 CIFAR10 = Source(

@@ -1,4 +1,4 @@
-"""Architecture search by proxy: which of twelve networks is best, asked of ten images a class.
+"""Architecture search by proxy: which of twelve networks is best, asked of five images a class.
 
     python examples/architecture_search.py
 
