@@ -106,7 +106,8 @@ def one_table() -> str:
         "deviation where there are several. Every run had about the time of its column, experts "
         "and the choice of a training length included, on one CPU core, other programs at times "
         "beside; options are those of quick presets, so nothing here is a published setting. "
-        "`haba` has two images a class where others have one; MNIST is padded to 32 x 32. How much fits depends on the core "
+        "`haba` has two images a class where others have one; MNIST is padded to "
+        "32 x 32. How much fits depends on the core "
         f"and on what else it does: `rat-bptt` took so many outer steps: {steps_taken()}. All that "
         f"was measured, with pictures, a second network, scores, seconds and memory: {pages}.\n"
     )

@@ -144,7 +144,8 @@ def presets() -> str:
     most = max((row["memory_mb"], name) for name, row in rows.items() if "error" not in row)
     tables = "\n".join(f"{head}{''.join(lines)}\n{machine}.\n" for machine, lines in groups.items())
     return (
-        f"{len(rows)} of the {len(preset_names())} presets; the most memory, {most[0]:,} MB, takes `{most[1]}`. Data are random "
+        f"{len(rows)} of the {len(preset_names())} presets; the most memory, {most[0]:,} MB, takes "
+        f"`{most[1]}`. Data are random "
         "images of the shape and the classes that a preset is\nfor, at most 20,000 of them (2,000 "
         "for methods that train experts, of which there is one); the memory is that\nof the "
         f"process, data included (`benchmarks/presets.py`).\n\n{tables}"
