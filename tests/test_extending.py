@@ -91,4 +91,8 @@ def test_what_does_not_fit_gets_a_sentence(first, tmp_path):
         potstill.distill(**{**SMALL, "extend": "real"}, out=tmp_path / "run")
     with pytest.raises(InputError, match="holds no run"):
         potstill.extend(tmp_path / "none", 2, out=tmp_path / "run")
+    with pytest.raises(InputError, match=r"takes the folder of a run, .* --extend real --ipc N"):
+        potstill.extend(first / "distilled.safetensors", 2, out=tmp_path / "run")
+    with pytest.raises(InputError, match="extend must be real, gaussian or normal"):
+        potstill.extend(first, 2, out=tmp_path / "run", extend="no")
     assert not (tmp_path / "run").exists()

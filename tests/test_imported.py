@@ -161,6 +161,18 @@ def test_what_cannot_be_read_gets_a_sentence(tmp_path, name, content, said):
         read_tensors(tmp_path / f"the-{name}")
 
 
+def test_a_folder_is_no_file(tmp_path):
+    with pytest.raises(InputError, match="is a folder; give a file of tensors in it"):
+        read_tensors(tmp_path)
+
+
+def test_no_examples_are_no_advice(capsys, tmp_path):
+    torch.save(torch.zeros(0, 1, 8, 8), tmp_path / "none.pt")
+    words = ["--data", "digits", "--set-images", str(tmp_path / "none.pt")]
+    assert main(["distill", "--method", "imported", *words, "--out", str(tmp_path / "run")]) == 2
+    assert "holds 0; take another file" in capsys.readouterr().err
+
+
 def test_an_import_needs_a_file(capsys, tmp_path):
     assert main(["distill", "--method", "imported", "--out", str(tmp_path / "run")]) == 2
     assert "give it with --set-images" in capsys.readouterr().err

@@ -104,7 +104,10 @@ def test_the_command_writes_a_file_and_evaluates(tmp_path, capsys):
     files = [str(tmp_path / f"{name}.safetensors") for name in "ab"]
     out = tmp_path / "new" / "both.safetensors"
     assert main(["merge", *files, "--out", str(out)]) == 0
-    assert "for 40 steps" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "as on" in told
+    assert "steps" not in told
+    assert "the same" not in told
     before = out.read_bytes()
     assert main(["merge", *files, "--out", str(out)]) == 2
     assert "exists" in capsys.readouterr().err
@@ -129,5 +132,62 @@ def test_what_does_not_fit_gets_a_sentence(tmp_path):
     with pytest.raises(InputError, match="must be a DistilledSet"):
         potstill.merge(one, "two")
     vectors = potstill.distill(IMAGES[low].flatten(1), LABELS[low], **{**OPTIONS, "model": "mlp"})
-    with pytest.raises(InputError, match="of one shape"):
+    with pytest.raises(InputError, match="of one kind, got images and rows"):
         potstill.merge(one, vectors)
+    with pytest.raises(InputError, match="of one shape"):
+        potstill.merge(vectors, potstill.load("zoo:iris-ipc1"))
+
+
+def test_what_comes_twice_and_the_longest_training_are_said(tmp_path, capsys):
+    low = LABELS < 3
+    for name, steps in (("a", 40), ("b", 60)):
+        potstill.save(chosen(low, lengths=(steps,)), tmp_path / f"{name}.safetensors")
+    words = ["merge", str(tmp_path / "a.safetensors"), "--out", str(tmp_path / "both.safetensors")]
+    assert main([*words, str(tmp_path / "b.safetensors")]) == 0  # a name behind a flag, too
+    told = capsys.readouterr().out
+    assert "a.safetensors, but for 60 steps, the most of any" in told
+    assert "are the same, so that their examples come twice" in told
+
+
+def table(names, classes=(0, 1, 2)):
+    rows = torch.randn(90, 2, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(90) % len(classes)
+    own = [f"class {label}" for label in classes]
+    data = {"feature_names": names, "class_names": own}
+    return rows, labels, data
+
+
+def test_features_keep_their_names_and_others_are_refused(tmp_path):
+    def made(names, classes=(0, 1, 2)):
+        rows, labels, data = table(names, classes)
+        return potstill.distill(rows, labels, **data, **OPTIONS)
+
+    first = made(["a", "b"])
+    for other in (first, made(["a", "b"], (3, 4)), made(None)):
+        both = potstill.merge(first, other)
+        potstill.save(both, tmp_path / "both.safetensors")
+        assert potstill.load(tmp_path / "both.safetensors").feature_names == ("a", "b")
+    potstill.save(potstill.merge(first, first), tmp_path / "both.safetensors")
+    rows, labels, _ = table(["a", "b"])
+    lines = [f"{a},{b},class {label}" for (a, b), label in zip(rows.tolist(), labels, strict=True)]
+    (tmp_path / "table.csv").write_text("\n".join(["a,b,label", *lines]) + "\n")
+    file, data = str(tmp_path / "both.safetensors"), str(tmp_path / "table.csv")
+    assert main(["evaluate", file, "--data", data, "--nets", "2"]) == 0
+    with pytest.raises(InputError, match="the first that differs is 'b' in place of 'a'"):
+        potstill.merge(first, made(["b", "a"]))
+    rows, labels, data = table(["b", "a"])
+    start = {"init": str(tmp_path / "both.safetensors"), "ipc": 4, "boost_blocks": 2}
+    with pytest.raises(InputError, match="'b' in place of 'a'; rename or reorder columns"):
+        potstill.distill(rows, labels, **data, **{**OPTIONS, "method": "rat-bptt", **start})
+
+
+def test_a_merged_set_claims_no_data_and_no_choice(tmp_path, capsys):
+    names = [str(number) for number in range(10)]
+    potstill.save(potstill.merge(*owners(names=names)), tmp_path / "both.safetensors")
+    file = str(tmp_path / "both.safetensors")
+    assert main(["evaluate", file, "--data", "digits", "--nets", "2"]) == 0
+    shown = capsys.readouterr()
+    assert "the set does not say what data it was distilled from" in shown.out + shown.err
+    assert "the set's steps" in shown.out
+    assert main(["audit", file, "--data", "digits"]) == 2
+    assert "audit its parts one by one" in capsys.readouterr().err

@@ -328,7 +328,7 @@ def test_an_occupied_folder_is_left_alone_unless_told(undisturbed, tmp_path):
     before = bytes_of(undisturbed)
     with pytest.raises(
         InputError,
-        match=r"already holds a run; go on with --resume .*, or replace it with --overwrite",
+        match=r"already holds a run; go on with `potstill distill --resume .*`, or replace it ",
     ):
         potstill.distill(**QUICK, out=undisturbed)
     (tmp_path / "notes").mkdir()
@@ -548,6 +548,9 @@ def test_a_stopped_run_gives_its_best_set_and_goes_on_all_the_same(tmp_path, cap
     assert main(["finish", str(run)]) == 0
     output = capsys.readouterr().out
     assert f"go on:         potstill distill --resume {run}" in output
+    done = run_folder.RunFolder(run).checkpoints.newest_step
+    assert main(["distill", "--resume", str(run), "--steps", str(done)]) == 2
+    assert f"steps must be above the {done} done" in capsys.readouterr().err
     early = potstill.load(run)
     assert early.metadata.outer_step in (2, 4)
     assert early.metadata.accuracy is not None

@@ -137,6 +137,26 @@ def test_a_file_that_is_another_is_refused(monkeypatch, capsys, tmp_path):
         assert "is not that of the catalogue: its sha256 is" in told(capsys, *words)
 
 
+def test_a_missing_file_keeps_no_other_from_being_measured(monkeypatch, capsys):
+    with_entry(monkeypatch, name="gone-ipc1")
+    assert main(["zoo", "verify", "--threads", "1"]) == 1
+    shown = capsys.readouterr().out
+    assert "the file of zoo:gone-ipc1 cannot be read" in shown
+    assert "install potstill anew" in shown
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"sets": [{}]}', None])
+def test_a_damaged_catalogue_is_told(monkeypatch, capsys, tmp_path, text):
+    if text is not None:
+        (tmp_path / "catalogue.json").write_text(text)
+    monkeypatch.setattr(zoo, "folder", lambda: tmp_path)
+    zoo.catalogue.cache_clear()
+    try:
+        assert "the catalogue of ready-made sets" in told(capsys, "zoo")
+    finally:
+        zoo.catalogue.cache_clear()
+
+
 def test_a_damaged_copy_in_the_cache_is_replaced(cache):
     file = artefact.located("path", f"zoo:{SMALL}")
     whole = file.read_bytes()
@@ -160,6 +180,8 @@ def test_a_damaged_copy_in_the_cache_is_replaced(cache):
         (["zoo", "--device", "cpu"], "--device is for potstill zoo verify; leave it out"),
         (["zoo", "verify", "--data", "digits"], "must be that of the sets that are named"),
         (["zoo", "verify", SMALL, "--nets", "2"], "at least 3"),
+        (["zoo", "verify", "--nets", "3", SMALL, "nothing"], "no ready-made set 'nothing'"),
+        (["zoo", "verify", "--net", "3", SMALL], "unknown argument '--net'"),
         (["zoo", "verify", SMALL, "--data", "digits"], "the data must have 4 features"),
     ],
 )

@@ -225,7 +225,12 @@ def audit(
     names = subject.class_names if images is not None else None
     dataset = dataset_of(config, images, labels, test_images, test_labels, names)
     known = subject.metadata.data
-    if known is None or known.fingerprint != dataset.fingerprint:
+    if known is None:
+        raise InputError(
+            "an audit needs the very data that the set was distilled from, and this set does not "
+            "say which they were, as one that was merged; audit its parts one by one"
+        )
+    if known.fingerprint != dataset.fingerprint:
         raise InputError(
             "an audit needs the very data that the set was distilled from, these are others; give "
             "those with --data (in Python data=, or the arrays)"
@@ -345,10 +350,12 @@ def real_of(
     """
     real, known = fitting(distilled, dataset, config, device), distilled.metadata.data
     if known is None or dataset.fingerprint != known.fingerprint:
-        say(
-            f"these are not the data that the set was distilled from; tested on {len(real.test):,} "
-            f"{distilled.noun}s ({real.origins['test']})"
+        told = (
+            "the set does not say what data it was distilled from"
+            if known is None
+            else "these are not the data that the set was distilled from"
         )
+        say(f"{told}; tested on {len(real.test):,} {distilled.noun}s ({real.origins['test']})")
     for caution in real.cautions:
         say(f"note: {caution}")
     return real

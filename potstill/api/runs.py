@@ -174,6 +174,17 @@ def extension(run: Path, ipc: int | None, given: Mapping[str, Any]) -> dict[str,
         ipc: images per class in the end; None: as many as it has.
         given: options that win over that run's.
     """
+    if run.is_file() or str(run).startswith(("zoo:", "hf:")):
+        raise InputError(
+            f"extending takes the folder of a run, which knows how it was made, got the set {run}; "
+            f"start a new run from it with `potstill distill --init {run} --extend real --ipc N "
+            "--boost-blocks BLOCKS`"
+        )
+    if given.get("extend") == "no":
+        raise InputError(
+            "extend must be real, gaussian or normal, what new examples start from, got no; leave "
+            "it out"
+        )
     folder = RunFolder.open(run)
     if not folder.finished:
         raise InputError(

@@ -160,7 +160,8 @@ def add_extend(commands: Commands) -> None:
     extend.add_argument("--overwrite", action="store_true", help="replace the run that --out holds")
     extend.add_argument("--quiet", action="store_true", help="print the result only")
     names = ("data", "weights", "cache_dir", "device", "threads", "steps", "seed")
-    add_options(extend, shared_options(*names, "extend", "new_classes"), "the run's")
+    own = shared_options(*names, "extend", "new_classes")
+    add_options(extend, own, "the run's", but={"extend": "real", "new_classes": "no"})
 
 
 def add_finish(commands: Commands) -> None:

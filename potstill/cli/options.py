@@ -2,7 +2,8 @@
 
 import argparse
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NoReturn, get_args
 
 from potstill.config.config import SECTIONS, Option, own_section_options
@@ -48,6 +49,7 @@ def add_options(
     default: str | None = None,
     *,
     sourced: bool = False,
+    but: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Add a flag for each option, in groups by table. A flag that is not given sets nothing.
 
@@ -56,6 +58,7 @@ def add_options(
         options: the options.
         default: what holds then, if it is not the option's own default.
         sourced: whether help says where a paper has an option.
+        but: what holds for some options by name, in place of `default`.
     """
     groups: dict[str, Any] = {}
     slots = {slot.table: slot for slot in SLOTS}
@@ -72,7 +75,8 @@ def add_options(
         own = option.default
         own = ",".join(map(str, own)) if isinstance(own, tuple) else "no" if own is False else own
         told = help_text(option.help, option.field, sourced=sourced)
-        text = f"{told} [{default or (own if own != '' else 'none')}]".replace("%", "%%")
+        own = but.get(option.name) or default or (own if own != "" else "none")
+        text = f"{told} [{own}]".replace("%", "%%")
         known = {"dest": option.name, "default": argparse.SUPPRESS, "help": text}
         flag = flag_of(option.name)
         if option.hint is bool:

@@ -122,6 +122,7 @@ def dispatch(arguments: list[str]) -> int:
         known = options_of_chosen(arguments[1:])
     parser, commands = make_parser(known or (), sourced="--verbose" in arguments)
     parsed, unknown = parser.parse_known_args(arguments)
+    unknown = with_later_names(parsed, commands[parsed.command], unknown) if unknown else []
     if unknown:
         name = unknown[0].partition("=")[0]
         flags = flags_of(commands[parsed.command])
@@ -150,6 +151,28 @@ def check_distill(arguments: Sequence[str]) -> None:
     if unknown:
         every = [*flags, *map(flag_of, early.names_of_options())]
         raise InputError(unknown_argument("distill", unknown, every, ()))
+
+
+def with_later_names(
+    parsed: argparse.Namespace, parser: Parser, unknown: Sequence[str]
+) -> list[str]:
+    """Add names that stand behind flags to those before them, which argparse ends a list with.
+
+    Args:
+        parsed: what is known.
+        parser: of the command.
+        unknown: what argparse did not take.
+    Returns:
+        What is unknown, flags first.
+    """
+    several = [one for one in parser._actions if not one.option_strings and one.nargs in ("+", "*")]
+    flags = [text for text in unknown if text.startswith("-")]
+    if flags or not several:
+        return [*flags, *unknown]
+    (action,) = several
+    read = action.type if callable(action.type) else str
+    setattr(parsed, action.dest, [*getattr(parsed, action.dest), *map(read, unknown)])
+    return []
 
 
 def flags_of(parser: Parser) -> list[str]:

@@ -117,14 +117,19 @@ def merge(parsed: argparse.Namespace) -> int:
         raise InputError(f"out must end in .safetensors, got {out.name!r}; the set is one file")
     if out.exists():
         raise InputError(f"{out} exists; choose another place with --out, or remove it")
-    merged = merging.merge(*map(artefact.load, parsed.paths))
+    parts = [artefact.load(path) for path in parsed.paths]
+    merged = merging.merge(*parts)
     out.parent.mkdir(parents=True, exist_ok=True)
     artefact.save(merged, out)
     print(f"written: {out}\n{merged.stored}")
+    own, longest = parts[0].recipe.steps, merged.recipe.steps
+    length = "" if own == longest else f", but for {longest:,} steps, the most of any"
     print(
-        f"networks train on it as on the first, for {merged.recipe.steps:,} steps; what it is "
-        f"worth is not measured yet: potstill evaluate {shlex.quote(str(out))} --data DATA"
+        f"networks train on it as on {parsed.paths[0]}{length}; what it is worth is not measured "
+        f"yet: potstill evaluate {shlex.quote(str(out))} --data DATA"
     )
+    if len({part.images.numpy().tobytes() for part in parts}) < len(parts):
+        print("note: some of these sets are the same, so that their examples come twice")
     return 0
 
 

@@ -34,6 +34,8 @@ def read_tensors(path: Path) -> tuple[Tensor, Tensor | None]:
     Raises:
         InputError: no such file, another format, pickled code, or nothing that looks like images.
     """
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; give a file of tensors in it")
     if not path.is_file():
         raise InputError(f"{path} does not exist{near_miss(path.name, siblings(path))}")
     if path.suffix.lower() not in SUFFIXES:

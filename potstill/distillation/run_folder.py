@@ -138,8 +138,8 @@ class RunFolder:
             )
         if occupied and not overwrite:
             raise InputError(
-                f"{path} already holds a run; go on with --resume {path}, or replace it with "
-                "--overwrite"
+                f"{path} already holds a run; go on with `potstill distill --resume {path}`, or "
+                "replace it with --overwrite"
             )
 
     @classmethod

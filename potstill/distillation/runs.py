@@ -110,7 +110,7 @@ def resumed_run(
         with folder.locked():
             folder.ready(listener.say)
     ranks.require_same({"the run": "is ready"})
-    if folder.complete(config):
+    if folder.complete(planned) and folder.complete(config):
         if ranks.first:
             write_default(artefact.load(path), path, missing=True)
         raise InputError(

@@ -15,7 +15,7 @@ from potstill.data.splits import Dataset
 from potstill.distilled import artefact
 from potstill.distilled.blocks import Block, initial_blocks
 from potstill.distilled.remote import is_remote, located
-from potstill.distilled.sets import DistilledSet
+from potstill.distilled.sets import DistilledSet, require_features
 from potstill.errors import InputError, near_miss
 from potstill.parameterisations.base import Parameterisation
 from potstill.registry import LEARNERS
@@ -54,10 +54,17 @@ def start_set(config: Given, dataset: Dataset) -> DistilledSet | None:
             f"{listed(dataset.class_names)}, in their order; got {listed(start.class_names)}"
         )
     if start.shape != dataset.shape:
+        way_out = "see --image-size" if len(start.shape) > 1 else "give data of the same features"
         raise InputError(
             f"the set to start from has {start.noun}s of shape {start.shape}, the data of "
-            f"{dataset.shape}; see --image-size"
+            f"{dataset.shape}; {way_out}"
         )
+    require_features(
+        "the data must have the features of the set to start from",
+        dataset.feature_names,
+        start.known_features,
+        "rename or reorder columns",
+    )
     return start
 
 

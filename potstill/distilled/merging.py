@@ -10,8 +10,9 @@ from potstill.data.layouts import listed
 from potstill.data.preprocessing import Absent, Preprocess
 from potstill.distilled.blocks import Block
 from potstill.distilled.recipes import Recipe
-from potstill.distilled.sets import DistilledSet, require_set
+from potstill.distilled.sets import DistilledSet, require_features, require_set
 from potstill.errors import InputError
+from potstill.records.metadata import SetMetadata
 from potstill.registry import LEARNERS
 
 TWO = 2
@@ -29,7 +30,7 @@ def merge(*sets: DistilledSet) -> DistilledSet:
     Args:
         *sets: at least two.
     Returns:
-        The set; its metadata say nothing of a run.
+        The set; its metadata say nothing of a run, but name the features of vectors.
     Raises:
         InputError: the sets' shapes, preprocessing or learners differ, or their classes are neither
             the same nor all different.
@@ -58,7 +59,15 @@ def merge(*sets: DistilledSet) -> DistilledSet:
         )
     per_class = sum(block.parameterisation.per_class for block in blocks)
     recipe = recipe_of([one.recipe for one in sets], len(first.class_names), per_class, classes)
-    return DistilledSet(blocks, classes, first.fitted, recipe, learned_labels=learned)
+    features = next((one.known_features for one in sets if one.known_features), ())
+    return DistilledSet(
+        blocks,
+        classes,
+        first.fitted,
+        recipe,
+        learned_labels=learned,
+        metadata=SetMetadata(features=features),
+    )
 
 
 def require_alike(first: DistilledSet, other: DistilledSet) -> None:
@@ -66,12 +75,23 @@ def require_alike(first: DistilledSet, other: DistilledSet) -> None:
     for one in (first, other):
         if isinstance(one.fitted, Absent):
             raise InputError(f"{one.fitted.missing}; merging needs the whole sets")
+    if first.kind != other.kind:
+        raise InputError(
+            f"sets to merge must hold examples of one kind, got {first.noun}s and {other.noun}s; "
+            "merge those of one kind"
+        )
     if first.shape != other.shape:
         raise InputError(
             f"sets to merge must hold {first.noun}s of one shape, got {first.shape} and "
             f"{other.shape}; distill "
             + ("with the same --image-size" if len(first.shape) > 1 else "the same features")
         )
+    require_features(
+        "sets to merge must have the same features, those of the first",
+        other.known_features,
+        first.known_features,
+        "distill one of them again, with its columns renamed or reordered",
+    )
     if first.fitted.name != other.fitted.name:
         raise InputError(
             f"sets to merge must have the same preprocessing, got {first.fitted.name} and "
@@ -95,7 +115,7 @@ def prepared_as(fitted: Preprocess, one: DistilledSet) -> Tensor:
     """Return a set's images as a preprocessing would have prepared what they stand for."""
     ours, theirs = fitted.state(), one.fitted.state()
     if ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours):
-        return one.images
+        return one.images.clone()  # a file holds no tensor twice, and a set may be given twice
     return fitted(one.fitted.inverse(one.images))
 
 

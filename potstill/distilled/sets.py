@@ -52,6 +52,25 @@ def as_tensor(real: Any) -> Tensor:
         ) from error
 
 
+def require_features(
+    rule: str, got: tuple[str, ...], wanted: tuple[str, ...], way_out: str
+) -> None:
+    """Raise an InputError if features have other names, or the same ones in another order.
+
+    Args:
+        rule: what must hold.
+        got: their names; () if they have none, which fits.
+        wanted: the names that they should have; () likewise.
+        way_out: what to do.
+    """
+    if got and wanted and got != wanted:
+        other, first = next(pair for pair in zip(got, wanted, strict=True) if pair[0] != pair[1])
+        raise InputError(
+            f"{rule}, in its order; the first that differs is {other!r} in place of {first!r}; "
+            f"{way_out}"
+        )
+
+
 def require_set(given: Any) -> None:
     """Raise an InputError unless a set was given."""
     if not isinstance(given, DistilledSet):
@@ -192,8 +211,14 @@ class DistilledSet(Dataset[tuple[Tensor, Tensor]]):
     @property
     def feature_names(self) -> tuple[str, ...]:
         """The name of each feature of vectors; "feature 1", ... if the data have no names."""
-        known = self.meta.get("data", {}).get("features")
-        return tuple(known or (f"feature {number}" for number in range(1, self.shape[0] + 1)))
+        made = (f"feature {number}" for number in range(1, self.shape[0] + 1))
+        return self.known_features or tuple(made)
+
+    @property
+    def known_features(self) -> tuple[str, ...]:
+        """The name of each feature, where the real data had names; else ()."""
+        data = self.metadata.data
+        return (data.features if data else ()) or self.metadata.features
 
     def __len__(self) -> int:
         return self.per_class * len(self.class_names)

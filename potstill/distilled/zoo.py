@@ -14,7 +14,7 @@ from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
-from potstill.errors import InputError, near_miss
+from potstill.errors import InputError, first_line, near_miss
 from potstill.files import make_folder, write
 from potstill.records.metrics import Figure
 from potstill.records.plain import parse
@@ -25,7 +25,7 @@ CATALOGUE = "catalogue.json"
 
 
 class OtherFile(InputError):
-    """The file of a ready-made set is not that of the catalogue."""
+    """The file of a ready-made set is missing, or not that of the catalogue."""
 
 
 @dataclass(frozen=True)
@@ -95,9 +95,20 @@ def folder() -> Traversable:
 
 @cache
 def catalogue() -> tuple[ReadySet, ...]:
-    """Return the ready-made sets, in the catalogue's order."""
-    text = (folder() / CATALOGUE).read_text("utf-8")
-    return tuple(parse(ReadySet, entry, "catalogue") for entry in json.loads(text)["sets"])
+    """Return the ready-made sets, in the catalogue's order.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    path = folder() / CATALOGUE
+    try:
+        entries = json.loads(path.read_text("utf-8"))["sets"]
+        return tuple(parse(ReadySet, entry, "catalogue") for entry in entries)
+    except (OSError, ValueError, KeyError, TypeError, InputError) as error:
+        raise InputError(
+            f"the catalogue of ready-made sets, {path}, cannot be read "
+            f"({first_line(error)}); install potstill anew"
+        ) from error
 
 
 def ready_set(name: str) -> ReadySet:
@@ -126,7 +137,7 @@ def content(one: ReadySet) -> bytes:
     try:
         held = (folder() / f"{one.name}.safetensors").read_bytes()
     except OSError as error:
-        raise InputError(
+        raise OtherFile(
             f"the file of {ZOO}{one.name} cannot be read: {error.strerror}; install potstill anew"
         ) from error
     found = hashlib.sha256(held).hexdigest()

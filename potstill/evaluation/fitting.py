@@ -14,7 +14,7 @@ from potstill.data.preparation import CutPart, RealData, all_for_tests, cut_spli
 from potstill.data.preprocessing import Absent, Preprocess
 from potstill.data.splits import NOUNS, Arrays, Dataset
 from potstill.devices import pick_device
-from potstill.distilled.sets import DistilledSet, other_scale
+from potstill.distilled.sets import DistilledSet, other_scale, require_features
 from potstill.errors import InputError
 from potstill.records.metadata import DataRecord
 
@@ -35,13 +35,12 @@ def fitting(distilled: DistilledSet, dataset: Dataset, config: DataConfig, devic
     """
     require_shape(distilled, dataset)
     dataset = in_order(dataset, distilled.class_names)
-    named, own = dataset.feature_names, distilled.feature_names
-    if named and own and named != own:
-        got, first = next(pair for pair in zip(named, own, strict=True) if pair[0] != pair[1])
-        raise InputError(
-            "the data must have the features of the distilled set, in its order; the first that "
-            f"differs is {got!r} in place of {first!r}"
-        )
+    require_features(
+        "the data must have the features of the distilled set",
+        dataset.feature_names,
+        distilled.known_features,
+        "rename or reorder columns",
+    )
     known = distilled.metadata.data
     whole = known is not None and known.fingerprint != dataset.fingerprint and not dataset.test
     cut = all_for_tests(dataset) if whole else cut_splits(dataset, config)

@@ -245,7 +245,9 @@ def by_networks(
     )
     row = bench.of_set("distilled", distilled, lengths)
     if training.recorded:
-        row = dataclasses.replace(row, protocol="steps chosen on validation data when distilling")
+        chosen = distilled.metadata.accuracy is not None
+        words = "steps chosen on validation data when distilling" if chosen else "the set's steps"
+        row = dataclasses.replace(row, protocol=words)
     rows = [row]
     if "random" in options.baselines:
         under = training.recipe(distilled.ipc * classes)

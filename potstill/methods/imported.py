@@ -71,7 +71,8 @@ class Imported(Coreset):
         images = in_shape(images, shape, path)
         count = len(problem.labels)
         if len(images) != count:
-            right = f"; give --ipc {len(images) // classes}" if not len(images) % classes else ""
+            each, rest = divmod(len(images), classes)
+            right = f"; give --ipc {each}" if each and not rest else "; take another file"
             raise InputError(
                 f"set_images must hold {count} examples, {count // classes} of each of {classes} "
                 f"classes, {path} holds {len(images)}{right}"
@@ -120,7 +121,9 @@ def in_shape(images: Tensor, shape: Shape, path: str) -> Tensor:
         )
     images = images.float().contiguous()
     if not images.isfinite().all():
-        raise InputError(f"set_images must hold finite numbers, {path} holds NaN or infinity")
+        raise InputError(
+            f"set_images must hold finite numbers, {path} holds NaN or infinity; take another file"
+        )
     return images
 
 

@@ -91,6 +91,7 @@ class SetMetadata:
         accuracy: on validation data.
         budgets: of a nested set, for each prefix of its blocks.
         learned: what the method learned beside the set, as plain data.
+        features: of vectors whose data are not recorded, the name of each feature.
     """
 
     method: str | None = None
@@ -102,6 +103,7 @@ class SetMetadata:
     accuracy: ChosenAccuracy | None = None
     budgets: tuple[BudgetRecord, ...] = ()
     learned: Mapping[str, Any] = field(default_factory=dict)
+    features: tuple[str, ...] = ()
 
     def option(self, name: str) -> Any:
         """Return the value of a run's option; None if it is not recorded."""
