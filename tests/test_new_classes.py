@@ -153,7 +153,7 @@ def test_what_does_not_fit_gets_a_sentence(first, tmp_path):
     refused("the data must have more classes than the set, both have", data=of(SOME))
     refused("new classes get as many images as the set has of each, 2, got 3", ipc=3)
     refused("by the method that made it, rat-bptt, got t-bptt", method="t-bptt")
-    refused("give --extend gaussian, normal or real", extend="no")
+    refused("extend must be real, gaussian or normal", extend="no")
     refused("a set of one block, got --boost-blocks 2", boost_blocks=2)
     targets = tmp_path / "targets"
     options = {"steps": 1, "real_batch": 30, "lengths": (5,), "validation_nets": 1, "width": 8}
@@ -167,5 +167,5 @@ def test_what_does_not_fit_gets_a_sentence(first, tmp_path):
     refused("must have one block, got 2 blocks", run=nested, boost_blocks=1)
     with pytest.raises(InputError, match="extend adds blocks to the set that --init names"):
         potstill.distill(**SMALL, **of(ALL), extend="real", new_classes=True, out=out)
-    with pytest.raises(InputError, match="give --extend gaussian, normal or real"):
+    with pytest.raises(InputError, match="extend must be real, gaussian or normal"):
         potstill.distill(**SMALL, **of(ALL), new_classes=True, out=out)

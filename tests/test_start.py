@@ -1,6 +1,7 @@
 """A run that starts from a set."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from potstill.config.sections import STARTED
 from potstill.data.sources import read
 from potstill.distillation.run_folder import RunFolder
 from potstill.distillation.setup import Setup
-from potstill.progress import SILENT
+from potstill.progress import SILENT, Listener
 
 OPTIONS = {**QUICK, "preprocess": "zca", "augment": ()}
 
@@ -137,3 +138,16 @@ def test_a_set_without_its_preprocessing_is_no_start(first, tmp_path):
     assert main(["export", str(first), "--without-preprocessing", "--out", str(small)]) == 0
     with pytest.raises(potstill.InputError, match=r"--init needs the whole set"):
         started(small)
+
+
+def test_data_on_another_scale_are_noted(first):
+    said: list[str] = []
+    dataset = read(configuration({}).data)
+    brighter = replace(dataset.train, images=dataset.train.images.astype("float32") * 100)
+    known = configuration({**OPTIONS, "init": str(first)})
+    other = replace(dataset, train=brighter, test=None, fingerprint="another")
+    Setup.of(known, other, None, Listener(say=said.append))
+    assert any("note: values of these images reach more than those" in one for one in said)
+    said.clear()
+    Setup.of(known, dataset, None, Listener(say=said.append))
+    assert not any(one.startswith("note: ") for one in said)

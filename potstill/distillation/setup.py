@@ -36,7 +36,7 @@ from potstill.distillation.option_checks import (
 from potstill.distillation.outer import Carried, OuterState, Schedule
 from potstill.distillation.outer_rates import Course
 from potstill.distillation.packing import require_alike
-from potstill.distillation.start import first_blocks, start_set
+from potstill.distillation.start import cautions_on_start, first_blocks, start_set
 from potstill.distilled.blocks import Block
 from potstill.distilled.recipes import Recipe
 from potstill.distilled.sets import DistilledSet
@@ -154,6 +154,8 @@ class Setup:
         if start:
             fitted = fitted or start.fitted
             own = start.metadata.config.get("preprocessing", {"preprocess": fitted.name})
+            for caution in cautions_on_start(start, dataset, given.data):
+                listener.say(f"note: {caution}")
             given = changed(given, **own, init=STARTED)
         if given.preprocessing.name == "auto":
             given = decided(given, preprocess=auto_preprocessing(dataset.shape))

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, device
 
 from potstill.config.config import Given, Resolved
-from potstill.config.sections import STARTS
+from potstill.config.sections import STARTS, DataConfig
 from potstill.data.layouts import listed
-from potstill.data.preparation import RealData
+from potstill.data.preparation import RealData, cut_splits
 from potstill.data.preprocessing import Absent
 from potstill.data.splits import Dataset
 from potstill.distilled import artefact
@@ -17,6 +17,7 @@ from potstill.distilled.blocks import Block, initial_blocks
 from potstill.distilled.remote import is_remote, located
 from potstill.distilled.sets import DistilledSet, require_features
 from potstill.errors import InputError, near_miss
+from potstill.evaluation.fitting import cautions
 from potstill.parameterisations.base import Parameterisation
 from potstill.registry import LEARNERS
 
@@ -66,6 +67,20 @@ def start_set(config: Given, dataset: Dataset) -> DistilledSet | None:
         "rename or reorder columns",
     )
     return start
+
+
+def cautions_on_start(start: DistilledSet, dataset: Dataset, config: DataConfig) -> tuple[str, ...]:
+    """Return sentences on data that are others than those of the set that a run starts from.
+
+    Args:
+        start: the set.
+        dataset: the real data, raw.
+        config: how they are split.
+    """
+    known = start.metadata.data
+    if known is None or known.fingerprint == dataset.fingerprint:
+        return ()
+    return cautions(known, cut_splits(dataset, config)["test"], dataset.kind)
 
 
 def first_blocks(
