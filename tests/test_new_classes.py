@@ -167,5 +167,5 @@ def test_what_does_not_fit_gets_a_sentence(first, tmp_path):
     refused("must have one block, got 2 blocks", run=nested, boost_blocks=1)
     with pytest.raises(InputError, match="extend adds blocks to the set that --init names"):
         potstill.distill(**SMALL, **of(ALL), extend="real", new_classes=True, out=out)
-    with pytest.raises(InputError, match="extend must be real, gaussian or normal"):
+    with pytest.raises(InputError, match="give --extend gaussian, normal or real"):
         potstill.distill(**SMALL, **of(ALL), new_classes=True, out=out)
