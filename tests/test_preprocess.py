@@ -455,3 +455,9 @@ def test_data_too_few_to_hold_any_out_are_refused(per_class, test):
     )
     with pytest.raises(InputError, match=message):
         prepare(numbered(per_class, test=test), DataConfig(), CPU, choice("zca"))
+
+
+def test_labels_that_are_almost_all_different_are_told():
+    measured = from_arrays(photos(20).numpy(), np.arange(20))
+    with pytest.raises(InputError, match="almost all different are no classes: sort them into"):
+        prepare(measured, DataConfig(), CPU, choice("zca"))

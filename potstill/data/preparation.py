@@ -236,10 +236,16 @@ def cut_splits(dataset: Dataset, config: DataConfig) -> dict[str, CutPart]:
     if not all(len(part.rows) for part in parts.values()):
         noun = NOUNS[dataset.kind]
         held_out = [name for name in ("validation", "test") if parts[name].arrays is train]
+        differ = 2 * len(dataset.class_names) > len(train.labels)
+        way_out = (
+            "labels that are almost all different are no classes: sort them into a few"
+            if differ
+            else f"add {noun}s"
+        )
         raise InputError(
             f"some class must have at least {1 + len(held_out)} training {noun}s, so that "
             f"{' and '.join(held_out)} data can be held out, found at most "
-            f"{np.bincount(train.labels).max()} in a class; add {noun}s"
+            f"{np.bincount(train.labels).max()} in a class; {way_out}"
         )
     return {
         "train": CutPart(train, rest, source or "the rest"),

@@ -46,6 +46,7 @@ def locked_by(run: Path) -> filelock.BaseFileLock:
         lasting = isinstance(lock, filelock.SoftFileLock)
         hint = f", or remove {lock.lock_file} if it was killed" if lasting else ""
         raise InputError(
-            f"another process works on the run in {run}; wait for it or choose another --out{hint}"
+            f"another process works on the run in {run}; wait for it, stop it, or choose another "
+            f"folder{hint}"
         ) from error
     return lock
