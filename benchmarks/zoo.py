@@ -82,7 +82,7 @@ REAL = {"init": "real"}
 TABLE: dict[str, Any] = {"preset": "standard", "time_budget": "3m"}
 NESTED: dict[str, Any] = {"ipc": 5, "boost_blocks": 5, **REAL}
 IMAGES: dict[str, Any] = {"preset": "standard", "time_budget": "15m", **REAL}
-SHORT: dict[str, Any] = {"lengths": (100, 200, 300)}
+SHORT: dict[str, Any] = {"lengths": "100,200,300"}
 COLOUR: dict[str, Any] = {
     "preset": "long",
     "time_budget": "45m",
