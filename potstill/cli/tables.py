@@ -174,11 +174,11 @@ def show_diagnosis(diagnoses: list[Diagnosis], config: Given) -> None:
         table.add_row(f"{one.step:,}", *cells)
     (Console() if sys.stdout.isatty() else Console(width=140)).print(table)
     if sized:
-        gains = [one.gain for one in sized]
+        known = sorted(one.gain for one in sized)
+        gains = " to ".join(dict.fromkeys(f"{gain:.2f}" for gain in (known[0], known[-1])))
         print(
             "The best real batch has the least noise for the time on this machine; to the same "
-            f"noise the run's {sized[0].present:,} take {min(gains):.2f} to {max(gains):.2f} times "
-            "as long."
+            f"noise the run's {sized[0].present:,} take {gains} times as long."
         )
 
 

@@ -11,7 +11,7 @@ from potstill.methods.base import Examples, State
 from potstill.methods.one_unroll import Replay
 from potstill.methods.unrolled import UnrolledMethod
 
-TURNS = 3
+TURNS = 5
 """How often each size is timed; the least counts, for other programs only ever add."""
 
 
