@@ -44,7 +44,7 @@ def operations(model: str) -> float:
     network = fresh(resolve(model, SHAPE, CLASSES), 0, torch.device("cpu"))
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(torch.zeros(4, *SHAPE))
-    return counter.get_total_flops() / 4
+    return float(counter.get_total_flops() / 4)
 
 
 def measured(model: str, made: Path, test: dict[str, Any], threads: int) -> dict[str, Any]:
